@@ -1,0 +1,56 @@
+"""What can go wrong, in the user's words.
+
+::
+
+    HesnrError
+    ├── SettingsError   a setting is unknown or has a value that cannot be used
+    ├── DataError       a trajectory file cannot be read, or holds nothing to score
+    └── ScoringError    the model, tokenizer or server cannot give the numbers asked for
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+
+__all__ = ["DataError", "HesnrError", "ScoringError", "SettingsError", "nearest", "show_without_traceback"]
+
+
+class HesnrError(Exception):
+    """Something a user can mend; the message says what, where and how."""
+
+
+class SettingsError(HesnrError):
+    """A setting is unknown or has a value that cannot be used."""
+
+
+class DataError(HesnrError):
+    """A trajectory file cannot be read, or holds nothing to score."""
+
+
+class ScoringError(HesnrError):
+    """The model, tokenizer or server cannot give the numbers asked for."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'X'?"` for the known name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def show_without_traceback() -> None:
+    """Make an uncaught `HesnrError` end the process with its message alone (other exceptions: as before)."""
+    previous = sys.excepthook
+    if getattr(previous, "_hesnr", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, HesnrError):
+            print(f"\nhesnr-tasks: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, trace)
+
+    hook._hesnr = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

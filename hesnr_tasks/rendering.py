@@ -1,0 +1,176 @@
+"""From a trajectory to the one text a model reads, every character still labelled.
+
+Three renderings:
+
+- `transcript` (default): plain role headers, no special tokens assumed, so base and chat checkpoints read the same text;
+- `chatml`: `<|im_start|>role`, content, `<|im_end|>`;
+- `template`: the model's own chat template, through lm-eval's `--apply_chat_template`.
+
+Labels survive because the text is only ever *concatenated* from labelled pieces. A chat template is opaque, so it is
+run on place-holders to learn the pieces between the messages, and the concatenation is checked against what the
+template makes of the real messages: equal to the character, or an error.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+
+__all__ = ["RENDERINGS", "ChatTemplate", "Rendered", "Span", "render"]
+
+ChatTemplate = Callable[[list[dict[str, str]]], Any]
+RENDERINGS = ("transcript", "chatml", "template")
+
+
+class Span(NamedTuple):
+    """Characters `start` to `end` of the text. `control`: special-token strings in it are meant as control tokens."""
+
+    start: int
+    end: int
+    kind: Kind
+    turn: int  # 1 + number of messages the agent wrote before; a turn is (observation, thought, action)
+    control: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A text and the spans that cover it exactly once, in order."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+class _Piece(NamedTuple):
+    text: str
+    kind: Kind
+    turn: int
+    control: bool
+
+
+def render(trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | None = None) -> Rendered:
+    """Render `trajectory`; `template` maps chat messages to text and is needed by the rendering of that name."""
+    if rendering == "transcript":
+        pieces = _plain(trajectory, lambda role: f"{role.capitalize()}:\n", "\n\n", control=False)
+    elif rendering == "chatml":
+        pieces = _plain(trajectory, lambda role: f"<|im_start|>{role}\n", "<|im_end|>\n", control=True)
+    elif rendering == "template":
+        if template is None:
+            raise SettingsError("render=template needs lm-eval's --apply_chat_template")
+        pieces = _templated(trajectory, template)
+    else:
+        raise SettingsError(
+            f"render is {rendering!r}; it must be one of {', '.join(RENDERINGS)}.{nearest(rendering, RENDERINGS)}"
+        )
+    return _join(pieces)
+
+
+def _join(pieces: Iterator[_Piece]) -> Rendered:
+    kept = [piece for piece in pieces if piece.text]
+    ends = list(itertools.accumulate(len(piece.text) for piece in kept))
+    spans = (Span(end - len(p.text), end, p.kind, p.turn, p.control) for end, p in zip(ends, kept, strict=True))
+    return Rendered("".join(piece.text for piece in kept), tuple(spans))
+
+
+def _turns(messages: Sequence[Message]) -> list[int]:
+    return list(itertools.accumulate((m.generated for m in messages[:-1]), initial=1))
+
+
+def _plain(trajectory: Trajectory, header: Callable[[str], str], end: str, *, control: bool) -> Iterator[_Piece]:
+    for message, turn in zip(trajectory.messages, _turns(trajectory.messages), strict=True):
+        yield _Piece(header(message.role), Kind.SCAFFOLD, turn, control)
+        for segment in message.segments:
+            yield _Piece(segment.text, segment.kind, turn, False)
+        yield _Piece(end, Kind.SCAFFOLD, turn, control)
+
+
+# --- chat templates -------------------------------------------------------------------------------------------------
+
+_STRIPS: tuple[Callable[[str], str], ...] = (lambda s: s, str.strip, str.rstrip, str.lstrip)
+
+
+def _templated(trajectory: Trajectory, template: ChatTemplate) -> Iterator[_Piece]:
+    """Pieces of the template's text, tried with the roles as they are, then with those every template knows."""
+    problems = []
+    for adapt in (lambda messages: messages, _tools_as_users, _only_users_and_assistants):
+        messages = adapt(list(trajectory.messages))
+        try:
+            return iter(_match(messages, template))
+        except DataError as error:
+            problems.append(str(error))
+        except Exception as error:  # a Jinja template raises what it likes; the last word goes to the user
+            problems.append(f"{type(error).__name__}: {error}")
+    raise DataError(
+        f"the model's chat template cannot render trajectory {trajectory.id!r} without changing its text "
+        f"({problems[-1]}). Use --metadata render=chatml or render=transcript, without --apply_chat_template."
+    )
+
+
+def _match(messages: list[Message], template: ChatTemplate) -> list[_Piece]:
+    text = _apply(template, messages, [m.text for m in messages])
+    marks = [f"HESNR{i:06d}MARK" for i in range(len(messages))]
+    if any(mark in text for mark in marks):
+        raise DataError("the text contains one of our place-holders")
+    gaps = _gaps(_apply(template, messages, marks), marks, messages)
+    for strip in _STRIPS:
+        pieces = list(_interleave(gaps, messages, strip))
+        if "".join(piece.text for piece in pieces) == text:
+            return pieces
+    raise DataError("it rewrites the content of messages, for instance by dropping earlier reasoning")
+
+
+def _apply(template: ChatTemplate, messages: list[Message], contents: list[str]) -> str:
+    text = template([{"role": m.role, "content": c} for m, c in zip(messages, contents, strict=True)])
+    if not isinstance(text, str) or type(text).__name__ == "JsonChatStr":
+        raise DataError("this backend has no chat template of its own")
+    return text
+
+
+def _gaps(skeleton: str, marks: list[str], messages: list[Message]) -> list[str]:
+    gaps, rest = [], skeleton
+    for mark, message in zip(marks, messages, strict=True):
+        if rest.count(mark) != 1:
+            raise DataError(f"it drops or repeats a message of role {message.role!r}")
+        gap, rest = rest.split(mark)
+        gaps.append(gap)
+    return [*gaps, rest]
+
+
+def _interleave(gaps: list[str], messages: list[Message], strip: Callable[[str], str]) -> Iterator[_Piece]:
+    turns = _turns(messages)
+    for gap, message, turn in zip(gaps, messages, turns, strict=False):
+        yield _Piece(gap, Kind.SCAFFOLD, turn, True)
+        kept = strip(message.text)
+        start = message.text.find(kept)
+        yield from _clip(message, start, start + len(kept), turn)
+    yield _Piece(gaps[-1], Kind.SCAFFOLD, turns[-1], True)
+
+
+def _clip(message: Message, start: int, end: int, turn: int) -> Iterator[_Piece]:
+    at = 0
+    for segment in message.segments:
+        text = segment.text[max(0, start - at) : max(0, end - at)]
+        at += len(segment.text)
+        yield _Piece(text, segment.kind, turn, False)
+
+
+def _tools_as_users(messages: list[Message]) -> list[Message]:
+    return [Message("user", m.segments) if m.role == "tool" else m for m in messages]
+
+
+def _only_users_and_assistants(messages: list[Message]) -> list[Message]:
+    """System text joins the first user message and neighbours of one role are joined by a blank line."""
+    merged: list[Message] = []
+    for message in _tools_as_users(messages):
+        role = "user" if message.role == "system" else message.role
+        if merged and merged[-1].role == role:
+            last = merged[-1].segments
+            joint = Segment(last[-1].kind if last else Kind.CONTEXT, "\n\n")
+            merged[-1] = Message(role, (*last, joint, *message.segments))
+        else:
+            merged.append(Message(role, message.segments))
+    return merged

@@ -1,0 +1,151 @@
+"""A trajectory: what an agent saw, thought and did, every character with exactly one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hesnr_tasks.errors import DataError
+
+__all__ = ["FORMAT", "Fidelity", "Kind", "Message", "Segment", "Trajectory", "clean"]
+
+FORMAT = "hesnr-trajectory-1"
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Kind(str, Enum):
+    """What a character is. `thought` and `action` are the model's own; the others were given to it."""
+
+    CONTEXT = "context"  # system prompt, task, demonstrations
+    OBSERVATION = "observation"  # what the environment answered
+    THOUGHT = "thought"  # free reasoning text of the agent
+    ACTION = "action"  # the executable call, delimiters included
+    SCAFFOLD = "scaffold"  # role headers and end-of-message markers; only rendering makes these
+
+
+class Fidelity(str, Enum):
+    """How close the stored text is to what the model wrote."""
+
+    EXACT = "exact"  # the model's own text was stored
+    RENDERED = "rendered"  # a structure (tool call) was rendered by us
+    SYNTHETIC = "synthetic"  # rewritten by whoever produced the file
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of characters of one kind."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; its text is the exact concatenation of its segments."""
+
+    role: str  # system | user | assistant | tool
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        """The message as one string."""
+        return "".join(segment.text for segment in self.segments)
+
+    @property
+    def generated(self) -> bool:
+        """Whether the model wrote (part of) it."""
+        return any(segment.kind in (Kind.THOUGHT, Kind.ACTION) for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One run of an agent. `resolved` is None when the outcome is unknown."""
+
+    id: str
+    messages: tuple[Message, ...]
+    instance_id: str | None = None
+    resolved: bool | None = None
+    source: str = ""  # format name of the file it was read from
+    fidelity: Fidelity = Fidelity.EXACT
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The normalised record: one line of a `hesnr-trajectory-1` file."""
+        return {
+            "format": FORMAT,
+            "id": self.id,
+            "instance_id": self.instance_id,
+            "resolved": self.resolved,
+            "source": self.source,
+            "fidelity": self.fidelity.value,
+            "messages": [
+                {"role": m.role, "segments": [{"kind": s.kind.value, "text": s.text} for s in m.segments]}
+                for m in self.messages
+            ],
+            "meta": dict(self.meta),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Trajectory:
+        """Build from a normalised record; `DataError` names the first field that is wrong."""
+        messages = _expect(record, "messages", list, "messages")
+        return cls(
+            id=_expect(record, "id", str, "id"),
+            messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
+            instance_id=_expect(record, "instance_id", (str, type(None)), "instance_id", None),
+            resolved=_expect(record, "resolved", (bool, type(None)), "resolved", None),
+            source=_expect(record, "source", str, "source", ""),
+            fidelity=_choice(Fidelity, record.get("fidelity", "exact"), "fidelity"),
+            meta=_expect(record, "meta", dict, "meta", {}),
+        )
+
+
+def clean(text: str) -> str:
+    """Replace lone surrogates (a cut emoji) by U+FFFD: they cannot be encoded; offsets stay as they were."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+    return text
+
+
+def _message(record: Any, where: str) -> Message:
+    if not isinstance(record, dict):
+        raise DataError(f"{where} must be an object with 'role' and 'segments', not {type(record).__name__}")
+    role = _expect(record, "role", str, f"{where}.role")
+    if role not in ROLES:
+        raise DataError(f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}")
+    segments = _expect(record, "segments", list, f"{where}.segments")
+    return Message(role, tuple(_segment(s, f"{where}.segments[{i}]") for i, s in enumerate(segments)))
+
+
+def _segment(record: Any, where: str) -> Segment:
+    if not isinstance(record, dict):
+        raise DataError(f"{where} must be an object with 'kind' and 'text', not {type(record).__name__}")
+    kind = _choice(Kind, record.get("kind"), f"{where}.kind")
+    if kind is Kind.SCAFFOLD:
+        raise DataError(f"{where}.kind is 'scaffold'; that kind is made by rendering and never stored")
+    return Segment(kind, clean(_expect(record, "text", str, f"{where}.text")))
+
+
+_REQUIRED = object()
+
+
+def _expect(record: Mapping[str, Any], key: str, types: Any, where: str, default: Any = _REQUIRED) -> Any:
+    value = record.get(key, default)
+    if value is _REQUIRED:
+        raise DataError(f"{where} is missing")
+    if not isinstance(value, types):
+        names = [t.__name__ for t in (types if isinstance(types, tuple) else (types,))]
+        wanted = " or ".join("null" if n == "NoneType" else n for n in names)
+        raise DataError(f"{where} must be {wanted}, not {type(value).__name__}")
+    return value
+
+
+def _choice(enum: Any, value: Any, where: str) -> Any:
+    try:
+        return enum(value)
+    except ValueError:
+        raise DataError(f"{where} is {value!r}; it must be one of {', '.join(e.value for e in enum)}") from None
