@@ -2,7 +2,7 @@
 
 Three renderings:
 
-- `transcript` (default): plain role headers, no special tokens assumed, so base and chat checkpoints read the same text;
+- `transcript` (default): plain role headers, no special tokens assumed: base and chat checkpoints read the same text;
 - `chatml`: `<|im_start|>role`, content, `<|im_end|>`;
 - `template`: the model's own chat template, through lm-eval's `--apply_chat_template`.
 

@@ -1,0 +1,256 @@
+"""From labelled characters to labelled tokens.
+
+A token's characters are found by its *bytes*: the bytes of all tokens, joined, must equal the text's UTF-8 exactly, so
+the alignment proves itself on every text, works alike for fast and slow tokenizers, and does not suffer from offsets
+that some fast tokenizers trim. Where a tokenizer rewrites text (lower-casing, Unicode normalisation) the joined bytes
+differ and its own offsets are used.
+
+Text is tokenised once, as a whole, so that no token is cut at a segment's border. A special-token string in content
+(`<|im_end|>` in a log, say) must not become a control token: the text is cut inside such a string, where the
+tokenizer can no longer see it. Only spans marked `control` (ChatML and template markers) keep theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.rendering import Rendered
+
+__all__ = ["Encoded", "Encoder", "token_labels", "token_turns"]
+
+IntArray = npt.NDArray[np.int32]
+
+
+class Encoded(NamedTuple):
+    """Token ids, shape (n,), and for each the characters `start` to `end` it covers (equal: none, such as BOS)."""
+
+    ids: IntArray
+    start: IntArray
+    end: IntArray
+    lost: int  # characters the tokenizer cannot represent (under an unknown token, or under none)
+
+
+class Encoder:
+    """Tokenises rendered texts for one tokenizer (Hugging Face interface, fast or slow).
+
+    `bos`: True or False to force or forbid a beginning-of-sequence token, None for what the tokenizer itself does.
+    """
+
+    def __init__(self, tokenizer: Any, bos: bool | None = None) -> None:
+        self.tokenizer = tokenizer
+        self._bos = bos
+
+    def encode(self, rendered: Rendered) -> Encoded:
+        """Tokenise; raises `ScoringError` where characters cannot be told apart in the tokens."""
+        parts, prefix, at = [], self.prefix, 0
+        if prefix and self._starts_with_bos(rendered):
+            prefix = ()
+        for piece in self._pieces(rendered):
+            ids, start, end, lost = self._encode_piece(piece)
+            parts.append(Encoded(ids, start + np.int32(at), end + np.int32(at), lost))
+            at += len(piece)
+        encoded = _concatenate(parts, prefix)
+        self._refuse_injected_control(rendered, encoded)
+        return encoded
+
+    @cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids put before every text (usually BOS or nothing)."""
+        if self._bos is False:
+            return ()
+        bare = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        full = list(self.tokenizer("a")["input_ids"])
+        found = next((full[:i] for i in range(len(full)) if full[i : i + len(bare)] == bare), [])
+        if self._bos and not found:
+            if self.tokenizer.bos_token_id is None:
+                raise ScoringError("add_bos_token=True, but this tokenizer has no BOS token; leave the setting out")
+            found = [self.tokenizer.bos_token_id]
+        return tuple(found)
+
+    # --- special tokens ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _specials(self) -> dict[str, int]:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        found = {str(token): index for index, token in added.items() if getattr(token, "special", True)}
+        names = [str(t) for t in self.tokenizer.all_special_tokens]
+        return {**dict(zip(names, self.tokenizer.all_special_ids, strict=True)), **found}
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str] | None:
+        names = sorted((s for s in self._specials if s), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names))) if names else None
+
+    def _starts_with_bos(self, rendered: Rendered) -> bool:
+        bos = self.tokenizer.bos_token
+        return bool(bos and rendered.spans and rendered.spans[0].control and rendered.text.startswith(str(bos)))
+
+    def _pieces(self, rendered: Rendered) -> Iterator[str]:
+        text, at = rendered.text, 0
+        for cut in self._cuts(rendered):
+            yield text[at:cut]
+            at = cut
+        if at < len(text):
+            yield text[at:]
+
+    def _cuts(self, rendered: Rendered) -> Iterator[int]:
+        """Positions inside special-token strings that are content (or straddle content and markers)."""
+        if self._special_pattern is None:
+            return
+        control = [(span.start, span.end) for span in rendered.spans if span.control]
+        starts = np.array([start for start, _ in control], dtype=np.int64)
+        at = 0
+        while match := self._special_pattern.search(rendered.text, at):
+            index = int(np.searchsorted(starts, match.start(), side="right")) - 1
+            if index >= 0 and match.end() <= control[index][1]:
+                at = match.end()
+            else:
+                at = match.start() + 1
+                yield at
+
+    def _refuse_injected_control(self, rendered: Rendered, encoded: Encoded) -> None:
+        special = np.isin(encoded.ids, list(self._specials.values()))
+        special &= encoded.end > encoded.start
+        unknown = self.tokenizer.unk_token_id
+        if unknown is not None:
+            special &= encoded.ids != unknown
+        for index in np.flatnonzero(special):
+            start, end = int(encoded.start[index]), int(encoded.end[index])
+            if not any(s.control and s.start <= start and end <= s.end for s in rendered.spans):
+                raise ScoringError(
+                    f"the tokenizer turned {rendered.text[start:end]!r} at character {start} of the text into the "
+                    f"control token {int(encoded.ids[index])}; content must never do that. Use a fast tokenizer."
+                )
+
+    # --- characters of tokens ---------------------------------------------------------------------------------------
+
+    def _encode_piece(self, text: str) -> Encoded:
+        fast = bool(getattr(self.tokenizer, "is_fast", False))
+        kwargs = {"return_offsets_mapping": True} if fast and self._scheme == "offsets" else {}
+        batch = self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False, **kwargs)
+        ids = np.asarray(batch["input_ids"], dtype=np.int32)
+        if self._scheme != "offsets":
+            spans = self._byte_spans(text, ids)
+            if spans is not None:
+                return Encoded(ids, *spans, 0)
+            if not fast:
+                raise ScoringError(
+                    f"{type(self.tokenizer).__name__} does not reproduce the text it is given, and has no offsets: its "
+                    "tokens cannot be matched to characters. Load a fast tokenizer (tokenizer=... in --model_args)."
+                )
+            batch = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return self._offset_spans(text, ids, np.asarray(batch["offset_mapping"], dtype=np.int32).reshape(-1, 2))
+
+    @cached_property
+    def _scheme(self) -> str:
+        """`bytes` unless a short probe shows that this tokenizer rewrites text."""
+        probe = "def f(x):\n    return x\t# Ünï – 😀\r\n"
+        ids = np.asarray(self.tokenizer(probe, add_special_tokens=False)["input_ids"], dtype=np.int32)
+        fast = bool(getattr(self.tokenizer, "is_fast", False))
+        return "offsets" if fast and self._byte_spans(probe, ids) is None else "bytes"
+
+    @cached_property
+    def _tables(self) -> list[list[bytes | None]]:
+        """Bytes of every token id, under each of the ways tokenizers write bytes down."""
+        size = len(self.tokenizer)
+        tokens = self.tokenizer.convert_ids_to_tokens(list(range(size)))
+        added = {i: str(t).encode() for i, t in getattr(self.tokenizer, "added_tokens_decoder", {}).items()}
+        decoders: tuple[Callable[[Any], bytes | None], ...] = (_byte_level, _sentencepiece)
+        return [[added[i] if i in added else decode(t) for i, t in enumerate(tokens)] for decode in decoders]
+
+    def _byte_spans(self, text: str, ids: IntArray) -> tuple[IntArray, IntArray] | None:
+        data = text.encode()
+        for table in self._tables:
+            parts = [table[i] if i < len(table) else None for i in ids.tolist()]
+            if None in parts:
+                continue
+            joined = b"".join(parts)  # type: ignore[arg-type]
+            if joined == data or joined == b" " + data:  # SentencePiece puts a space before the text
+                lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))  # type: ignore[arg-type]
+                return _char_spans(data, lengths, shift=len(joined) - len(data))
+        return None
+
+    def _offset_spans(self, text: str, ids: IntArray, offsets: IntArray) -> Encoded:
+        if not len(ids):
+            return Encoded(ids, ids, ids, len(text))
+        end = np.maximum.accumulate(offsets[:, 1])
+        before = np.concatenate([[0], end[:-1]]).astype(np.int32)
+        start = np.minimum(offsets[:, 0], before)  # white space that was trimmed belongs to the token after it
+        unknown = (
+            ids == self.tokenizer.unk_token_id if self.tokenizer.unk_token_id is not None else np.zeros(len(ids), bool)
+        )
+        lost = int((end - start)[unknown].sum()) + len(text[int(end[-1]) :].strip())
+        return Encoded(ids, start, end.astype(np.int32), lost)
+
+
+def _char_spans(data: bytes, lengths: npt.NDArray[np.int64], shift: int) -> tuple[IntArray, IntArray]:
+    """Character spans from byte lengths; the bytes of one character may lie in several tokens, each then covers it."""
+    stop = np.clip(np.cumsum(lengths) - shift, 0, len(data))
+    begin = np.concatenate([[0], stop[:-1]])
+    first_bytes = (np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80
+    char = np.concatenate([np.cumsum(first_bytes) - 1, [first_bytes.sum()]])
+    end = np.where(stop > begin, char[np.maximum(stop - 1, 0)] + 1, char[begin])
+    return char[begin].astype(np.int32), end.astype(np.int32)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019, `bytes_to_unicode`)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _byte_level(token: Any) -> bytes | None:
+    if isinstance(token, bytes):  # tiktoken-style tokenizers hand out raw bytes
+        return token
+    try:
+        return bytes(_ALPHABET[c] for c in token)
+    except (KeyError, TypeError):
+        return None
+
+
+def _sentencepiece(token: Any) -> bytes | None:
+    if not isinstance(token, str):
+        return None
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode(errors="replace")
+
+
+def _concatenate(parts: Sequence[Encoded], prefix: Sequence[int]) -> Encoded:
+    lead = np.zeros(len(prefix), dtype=np.int32)
+    return Encoded(
+        np.concatenate([np.asarray(prefix, dtype=np.int32), *(p.ids for p in parts)]),
+        np.concatenate([lead, *(p.start for p in parts)]),
+        np.concatenate([lead, *(p.end for p in parts)]),
+        sum(p.lost for p in parts),
+    )
+
+
+def token_labels(encoded: Encoded, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """The set of character codes each token covers, one bit each; shape (n,). `codes`: per character (labels.py)."""
+    if not len(encoded.ids):
+        return np.zeros(0, dtype=np.uint64)
+    bits = np.left_shift(np.uint64(1), np.append(codes, 0).astype(np.uint64))
+    borders = np.column_stack([encoded.start, encoded.end]).ravel()
+    union = np.bitwise_or.reduceat(bits, borders)[::2]
+    return np.where(encoded.end > encoded.start, union, np.uint64(0))
+
+
+def token_turns(encoded: Encoded, rendered: Rendered) -> IntArray:
+    """The turn of each token's last character, shape (n,); 0 for tokens that cover none."""
+    ends = np.array([span.end for span in rendered.spans], dtype=np.int64)
+    turns = np.array([span.turn for span in rendered.spans] or [0], dtype=np.int32)
+    index = np.searchsorted(ends, np.maximum(encoded.end - 1, 0), side="right")
+    found = turns[np.minimum(index, len(turns) - 1)]
+    return np.where(encoded.end > encoded.start, found, 0).astype(np.int32)

@@ -1,0 +1,205 @@
+"""The request type `topk_loglikelihood`: from labelled texts to `TokenScores`, whatever the backend.
+
+This room knows tokenizers and backends; it knows neither files nor metrics nor lm-eval's tasks. Requests of several
+tasks on one text are merged, the text is tokenised once, and only the tokens some task wants become targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from hesnr_tasks.alignment import Encoded, Encoder, token_labels, token_turns
+from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scoring.types import Backend, Passage, Scores, ScoringRequest, TokenScores
+
+__all__ = ["REQUEST_TYPE", "backend_for", "labelled_key", "score_requests"]
+
+REQUEST_TYPE = "topk_loglikelihood"
+_BACKENDS = {
+    "VLLM": "hesnr_tasks.scoring.vllm",
+    "TemplateAPI": "hesnr_tasks.scoring.api",
+    "HFLM": "hesnr_tasks.scoring.huggingface",
+}
+_log = logging.getLogger("hesnr_tasks")
+
+
+def backend_for(lm: Any) -> Backend:
+    """The backend for an lm-eval model, by the names of its classes, so that nothing uninstalled is imported."""
+    names = [cls.__name__ for cls in type(lm).__mro__]
+    for name, module in _BACKENDS.items():
+        if name in names:
+            return importlib.import_module(module).make(lm)  # type: ignore[no-any-return]
+    raise ScoringError(
+        f"--model {type(lm).__name__} cannot return top-k log-likelihoods of given text. "
+        "Use hf, vllm, or local-completions (an OpenAI-style server that echoes prompt log-probabilities)."
+    )
+
+
+class _Job(NamedTuple):
+    request: ScoringRequest
+    encoded: Encoded
+    labels: npt.NDArray[np.uint64]
+    targets: npt.NDArray[np.int64]  # all wanted positions
+    fits: int  # how many of them lie within the context
+
+
+@dataclass
+class _Tally:
+    """What happened to the texts, for one closing line instead of one per trajectory."""
+
+    texts: int = 0
+    too_long: int = 0
+    tokens_cut: int = 0
+    characters: int = 0
+    lost: int = 0
+    first_lost: str = ""
+
+
+def score_requests(lm: Any, requests: Sequence[ScoringRequest]) -> list[TokenScores]:
+    """Score every request; one pass over each distinct text, answers in the order of the requests."""
+    backend = backend_for(lm)
+    encoder = Encoder(backend.tokenizer, backend.bos)
+    merged = _merge(requests)
+    tally = _Tally()
+    jobs = [_prepare(request, encoder, backend.max_length, tally) for request in merged.values()]
+    _report(tally, backend)
+    run = {**backend.describe(), "bos": list(encoder.prefix), "max_length": backend.max_length}
+    k = max((request.k for request in merged.values()), default=0)
+    done = {job.request.key: result for job, result in _score(backend, jobs, k, run, quiet=_rank(lm) != 0)}
+    return [done[request.key] for request in requests]
+
+
+def labelled_key(request_text: str, codes: npt.NDArray[np.uint8]) -> str:
+    """Hash of a labelled text: what makes two requests the same reading."""
+    digest = hashlib.sha256(request_text.encode())
+    digest.update(codes.tobytes())
+    return digest.hexdigest()
+
+
+def _rank(lm: Any) -> int:
+    return int(getattr(lm, "rank", 0) or 0)
+
+
+def _merge(requests: Sequence[ScoringRequest]) -> dict[str, ScoringRequest]:
+    merged: dict[str, ScoringRequest] = {}
+    for request in requests:
+        seen = merged.get(request.key)
+        if seen is None:
+            merged[request.key] = request
+        elif seen.overflow != request.overflow:
+            raise ScoringError("tasks of one run must share one overflow policy; give it once, in --metadata")
+        else:
+            merged[request.key] = replace(seen, mask=seen.mask | request.mask, k=max(seen.k, request.k))
+    return merged
+
+
+def _prepare(request: ScoringRequest, encoder: Encoder, max_length: int, tally: _Tally) -> _Job:
+    encoded = encoder.encode(request.rendered)
+    labels = token_labels(encoded, request.codes)
+    wanted = np.flatnonzero((labels & request.mask) != 0)
+    wanted = wanted[wanted > 0]  # nothing precedes the first token
+    fits = int(np.searchsorted(wanted, max_length))
+    cut = len(wanted) - fits
+    if cut and request.overflow == "error":
+        raise ScoringError(
+            f"trajectory {request.name!r} has {len(encoded.ids)} tokens, the model reads {max_length} (--model_args "
+            "max_length=…); set overflow to 'right' to score the part that fits or 'skip' to leave it out"
+        )
+    if cut and request.overflow == "skip":
+        fits, cut = 0, len(wanted)
+    _count(tally, request, encoded, cut)
+    return _Job(request, encoded, labels, wanted, fits)
+
+
+def _count(tally: _Tally, request: ScoringRequest, encoded: Encoded, cut: int) -> None:
+    tally.texts += 1
+    tally.too_long += cut > 0
+    tally.tokens_cut += cut
+    tally.characters += len(request.rendered.text)
+    tally.lost += encoded.lost
+    if encoded.lost and not tally.first_lost:
+        tally.first_lost = request.name
+
+
+def _report(tally: _Tally, backend: Backend) -> None:
+    if tally.too_long:
+        _log.warning(
+            "%d of %d trajectories are longer than the model's context of %d tokens; %d tokens that count were not "
+            "scored (they are in the results as tokens_cut). Raise max_length in --model_args if the model can read "
+            "more.", tally.too_long, tally.texts, backend.max_length, tally.tokens_cut,
+        )  # fmt: skip
+    if tally.lost > 0.05 * tally.characters:
+        raise ScoringError(
+            f"the tokenizer {type(backend.tokenizer).__name__} cannot represent {tally.lost} of {tally.characters} "
+            f"characters (first in trajectory {tally.first_lost!r}): its likelihoods would not be those of the text. "
+            "Check that the tokenizer belongs to the model."
+        )
+    if tally.lost:
+        _log.warning(
+            "the tokenizer cannot represent %d of %d characters (unknown tokens; first in trajectory %r); they are "
+            "scored as what it makes of them", tally.lost, tally.characters, tally.first_lost,
+        )  # fmt: skip
+
+
+def _score(
+    backend: Backend, jobs: Sequence[_Job], k: int, run: Mapping[str, Any], *, quiet: bool
+) -> Iterator[tuple[_Job, TokenScores]]:
+    todo = [job for job in jobs if job.fits]
+    passages = [_passage(job) for job in todo]
+    total = sum(len(passage.ids) for passage in passages)
+    with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", disable=True if quiet else None) as bar:
+        for index, scores in backend.score(passages, k, bar.update):
+            bar.set_postfix_str(passages[index].name[:40], refresh=False)
+            _refuse_non_finite(passages[index], scores)
+            yield todo[index], _token_scores(todo[index], scores, run)
+    for job in jobs:
+        if not job.fits:
+            yield job, _token_scores(job, _no_scores(k), run)
+
+
+def _passage(job: _Job) -> Passage:
+    targets = job.targets[: job.fits].astype(np.int32)
+    return Passage(job.request.name, job.encoded.ids[: int(targets[-1]) + 1], targets)
+
+
+def _no_scores(k: int) -> Scores:
+    return Scores(
+        np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
+    )
+
+
+def _token_scores(job: _Job, scores: Scores, run: Mapping[str, Any]) -> TokenScores:
+    at = job.targets[: job.fits]
+    return TokenScores(
+        key=job.request.key,
+        position=at.astype(np.int32),
+        token_id=job.encoded.ids[at],
+        turn=token_turns(job.encoded, job.request.rendered)[at],
+        label=job.labels[at],
+        char_start=job.encoded.start[at],
+        char_end=job.encoded.end[at],
+        scores=scores,
+        tokens_total=len(job.encoded.ids),
+        labels_cut=job.labels[job.targets[job.fits :]],
+        run=run,
+    )
+
+
+def _refuse_non_finite(passage: Passage, scores: Scores) -> None:
+    good = np.isfinite(scores.logprob) & np.isfinite(scores.topk_logprobs).all(axis=1)
+    if not good.all():
+        first = int(np.argmin(good))
+        raise ScoringError(
+            f"the model gave NaN or infinite values at token {int(passage.targets[first])} of trajectory "
+            f"{passage.name!r} ({int((~good).sum())} of {len(good)} scored tokens). Has this checkpoint diverged? "
+            "If it was trained in bfloat16, try dtype=bfloat16 or float32 in --model_args instead of float16."
+        )
