@@ -37,7 +37,7 @@ def backend_for(lm: Any) -> Backend:
     names = [cls.__name__ for cls in type(lm).__mro__]
     for name, module in _BACKENDS.items():
         if name in names:
-            return importlib.import_module(module).make(lm)  # type: ignore[no-any-return]
+            return importlib.import_module(module).make(lm)
     raise ScoringError(
         f"--model {type(lm).__name__} cannot return top-k log-likelihoods of given text. "
         "Use hf, vllm, or local-completions (an OpenAI-style server that echoes prompt log-probabilities)."
@@ -72,7 +72,12 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest]) -> list[TokenSco
     tally = _Tally()
     jobs = [_prepare(request, encoder, backend.max_length, tally) for request in merged.values()]
     _report(tally, backend)
-    run = {**backend.describe(), "bos": list(encoder.prefix), "max_length": backend.max_length}
+    run = {
+        **backend.describe(),
+        "tokenizer": _tokenizer_identity(backend.tokenizer),
+        "bos": list(encoder.prefix),
+        "max_length": backend.max_length,
+    }
     k = max((request.k for request in merged.values()), default=0)
     done = {job.request.key: result for job, result in _score(backend, jobs, k, run, quiet=_rank(lm) != 0)}
     return [done[request.key] for request in requests]
@@ -83,6 +88,13 @@ def labelled_key(request_text: str, codes: npt.NDArray[np.uint8]) -> str:
     digest = hashlib.sha256(request_text.encode())
     digest.update(codes.tobytes())
     return digest.hexdigest()
+
+
+def _tokenizer_identity(tokenizer: Any) -> str:
+    """A hash of the vocabulary: the same for every checkpoint of a ladder, whatever folder it lies in."""
+    vocabulary = sorted((index, str(token)) for token, index in tokenizer.get_vocab().items())
+    digest = hashlib.sha256(repr(vocabulary).encode(errors="replace")).hexdigest()
+    return f"{len(vocabulary)} tokens {digest[:12]}"
 
 
 def _rank(lm: Any) -> int:

@@ -1,0 +1,52 @@
+"""`hesnr demo`: the real `lm_eval` command on each checkpoint of the shipped ladder, then the leaderboard."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+from hesnr_tasks import demo
+from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.registration import tasks_path
+from hesnr_tasks.report import leaderboard
+
+__all__ = ["add_arguments", "run"]
+
+_TASKS = "hesnr_swe,hesnr_swe_unfiltered"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hesnr demo`."""
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("results"), help="where results go (default: results)"
+    )
+    parser.add_argument("--tasks", default=_TASKS, help=f"default: {_TASKS}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the ladder and print its leaderboard."""
+    for needed in ("lm_eval", "torch", "transformers"):
+        if importlib.util.find_spec(needed) is None:
+            raise HesnrError(f"the demo needs {needed}. Install it with: pip install 'hesnr-tasks[hf]'")
+    folders = []
+    for name, checkpoint in demo.ladder_paths():
+        folders.append(args.output / "runs" / name)
+        _evaluate(name, checkpoint, args.tasks, folders[-1])
+    rows = leaderboard.read_results(str(folder) for folder in folders)
+    text = leaderboard.markdown(rows)
+    leaderboard.write(rows, text, args.output)
+    print(f"\n{text}\n\nSaved: {args.output / 'leaderboard.md'}, leaderboard.csv, and lm-eval's own files in runs/")
+    return 0
+
+
+def _evaluate(name: str, checkpoint: Path, tasks: str, output: Path) -> None:
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
+    command += ["--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", tasks]
+    command += ["--include_path", str(tasks_path()), "--output_path", str(output)]
+    print(f"{name}: lm_eval {' '.join(command[3:])}", flush=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise HesnrError(f"lm_eval failed on {name}. Its last words:\n{(done.stdout + done.stderr)[-2000:]}")

@@ -1,0 +1,178 @@
+"""What a user can set, in a task's YAML (`metadata:` block) or on the command line (`--metadata`, which wins)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.metrics import EPSILON
+from hesnr_tasks.rendering import RENDERINGS
+from hesnr_tasks.scoring.types import OVERFLOW
+from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.trajectory import Kind
+
+__all__ = ["Settings"]
+
+_FROM_LM_EVAL = {"version", "config_source"}  # lm-eval puts these, and all of --model_args, beside our settings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one task, checked."""
+
+    trajectories: tuple[str, ...] = ()
+    """Files, globs, folders or a hub id; none: the demo trajectories."""
+    split: str | None = None
+    """Split of a hub data set."""
+    only_resolved: bool = False
+    """Keep only trajectories whose outcome is known to be a success."""
+    limit: int | None = None
+    """Read at most this many trajectories (lm-eval's --limit cuts later, after reading)."""
+    on_error: str = "fail"
+    """What a record that cannot be read does: "fail" (list all of them and stop) or "skip" (count them)."""
+    render: str = "transcript"
+    """Text form: "transcript" or "chatml"; --apply_chat_template sets "template"."""
+    kinds: tuple[Kind, ...] = (Kind.ACTION,)
+    """Which characters count: action, thought, observation, context."""
+    filters: tuple[str, ...] = tuple(FILTERS)
+    """What is removed from actions: xml, format, comments."""
+    epsilon: float = EPSILON
+    """Entropy threshold of the High-Entropy Decision Set, in nats."""
+    k: int = 10
+    """Candidates per token: H_topk, and the target must be among them."""
+    overflow: str = "right"
+    """Beyond the model's context: "right" scores what fits, "error" stops, "skip" leaves the trajectory out."""
+    resamples: int = RESAMPLES
+    """Bootstrap resamples for standard errors."""
+    bootstrap_seed: int = SEED
+    """Seed of the bootstrap."""
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> Settings:
+        """Settings from lm-eval's metadata; `fixed` ones define the task and cannot be overridden."""
+        names = [f.name for f in fields(cls)]
+        _refuse_unknown(metadata, names)
+        clash = sorted(set(fixed or {}) & set(metadata))
+        if clash:
+            raise SettingsError(
+                f"{', '.join(clash)} cannot be set for this task: it is what the task measures. "
+                "Use hesnr_swe with --metadata to measure something else."
+            )
+        given = {**{n: metadata[n] for n in names if n in metadata}, **(fixed or {})}
+        return cls(**{name: _PARSERS[name](name, value) for name, value in given.items()})._checked()
+
+    def _checked(self) -> Settings:
+        if not 0 <= self.epsilon < math.log(self.k):
+            raise SettingsError(
+                f"epsilon={self.epsilon:g} must lie in [0, ln k): with k={self.k} no entropy exceeds "
+                f"{math.log(self.k):.4f} nats"
+            )
+        if Kind.SCAFFOLD in self.kinds or not self.kinds:
+            raise SettingsError(f"kinds must name some of {', '.join(k.value for k in Kind if k is not Kind.SCAFFOLD)}")
+        # one canonical order, so that signatures do not depend on how a list was typed
+        return replace(
+            self,
+            kinds=tuple(k for k in Kind if k in self.kinds),
+            filters=tuple(f for f in FILTERS if f in self.filters),
+        )
+
+
+def _refuse_unknown(metadata: Mapping[str, Any], names: list[str]) -> None:
+    """lm-eval mixes all --model_args into the metadata, so only names *close to* a setting can be called typos."""
+    for key in metadata:
+        if key in names or key in _FROM_LM_EVAL:
+            continue
+        hint = nearest(key, [n for n in names if abs(len(n) - len(key)) <= 3 and n[0] == key[0]])
+        if hint and len(key) > 3:
+            raise SettingsError(f"unknown setting {key!r} in --metadata.{hint} Known: {', '.join(names)}")
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} must be text, not {value!r}")
+    return value
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    """A list, or text such as `thought+action`; `none` is the empty list."""
+    if value is None or value in ("none", ""):
+        return ()
+    parts = value.replace(",", "+").split("+") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(p, str) for p in parts):
+        raise SettingsError(f"{name} must be a list of words, not {value!r}")
+    return tuple(p.strip() for p in parts)
+
+
+def _one_of(options: tuple[str, ...]) -> Callable[[str, Any], str]:
+    def parse(name: str, value: Any) -> str:
+        if value not in options:
+            raise SettingsError(
+                f"{name} is {value!r}; it must be one of {', '.join(options)}.{nearest(str(value), options)}"
+            )
+        return str(value)
+
+    return parse
+
+
+def _some_of(options: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
+    def parse(name: str, value: Any) -> tuple[str, ...]:
+        return tuple(_one_of(options)(name, word) for word in _words(name, value))
+
+    return parse
+
+
+def _number(low: float, kind: type = int) -> Callable[[str, Any], Any]:
+    def parse(name: str, value: Any) -> Any:
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            number = None
+        if isinstance(value, bool) or number is None or number < low or (kind is int and number != float(value)):
+            raise SettingsError(f"{name} must be a number of at least {low:g}, not {value!r}")
+        return number
+
+    return parse
+
+
+def _flag(name: str, value: Any) -> bool:
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if str(value).lower() not in known:
+        raise SettingsError(f"{name} must be true or false, not {value!r}")
+    return known[str(value).lower()]
+
+
+def _paths(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) and value.startswith("["):
+        value = json.loads(value)
+    paths = (value,) if isinstance(value, str) else tuple(value or ())
+    return tuple(_text(name, path) for path in paths)
+
+
+def _kinds(name: str, value: Any) -> tuple[Kind, ...]:
+    return tuple(Kind(word) for word in _some_of(tuple(k.value for k in Kind))(name, value))
+
+
+def _optional(parse: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else parse(name, value)
+
+
+_PARSERS: dict[str, Callable[[str, Any], Any]] = {
+    "trajectories": _paths,
+    "split": _optional(_text),
+    "only_resolved": _flag,
+    "limit": _optional(_number(1)),
+    "on_error": _one_of(("fail", "skip")),
+    "render": _one_of(RENDERINGS[:2]),
+    "kinds": _kinds,
+    "filters": _some_of(tuple(FILTERS)),
+    "epsilon": _number(0, float),
+    "k": _number(5),
+    "overflow": _one_of(OVERFLOW),
+    "resamples": _number(100),
+    "bootstrap_seed": _number(0),
+}

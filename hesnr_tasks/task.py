@@ -1,0 +1,218 @@
+"""The lm-eval task: trajectories become documents, documents become requests, answers become sums, sums become metrics.
+
+This is the only room that knows lm-eval's `Task`. Facts about lm-eval 0.4.13 that shape it: metrics' standard errors
+travel as metrics named `<metric>_stderr` that come *after* their metric; whatever an aggregation needs must be in the
+per-document values, because documents are spread over ranks; `args` is what the sample log keeps of a request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.config.task import TaskConfig
+from lm_eval.filters import build_filter_ensemble
+
+from hesnr_tasks.corpus import open_corpus
+from hesnr_tasks.errors import SettingsError, show_without_traceback
+from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.labels import label_mask
+from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
+from hesnr_tasks.results import Item, aggregate, aggregate_error
+from hesnr_tasks.scoring import REQUEST_TYPE, score_requests
+from hesnr_tasks.scoring.types import ScoringRequest, TokenScores
+from hesnr_tasks.settings import Settings
+from hesnr_tasks.signature import describe, signature
+
+__all__ = ["HesnrTask", "topk_loglikelihood"]
+
+_log = logging.getLogger("hesnr_tasks")
+
+
+def topk_loglikelihood(lm: Any, requests: list[Instance], **_: Any) -> list[TokenScores]:
+    """lm-eval's entry for our request type; one answer per request, one pass per distinct text."""
+    if getattr(getattr(lm, "cache_hook", None), "dbdict", None) is not None:
+        _log.warning("--use_cache does not cover %s requests: they are computed again", REQUEST_TYPE)
+    return score_requests(lm, [request.arguments[1] for request in requests])
+
+
+LM.topk_loglikelihood = topk_loglikelihood  # evaluate() calls getattr(lm, request_type); no other type is touched
+
+
+class _Request(Instance):
+    """An Instance whose text stays out of the sample log and of cache keys."""
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """What identifies the request, in a few bytes."""
+        _, request = self.arguments
+        return (request.key, len(request.rendered.text), int(request.mask), request.k)
+
+
+class HesnrTask(Task):
+    """HE-SNR, HE-PPL, PPL and their kin over the tokens a YAML file (and --metadata) says count.
+
+    Raises `SettingsError` for settings that cannot be used and `DataError` for trajectories that cannot be read.
+    """
+
+    VERSION = 1
+    OUTPUT_TYPE = REQUEST_TYPE
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        show_without_traceback()
+        self._config = _task_config(dict(config or {}))
+        self.settings = Settings.read(self._config.metadata, (config or {}).get("fixed"))
+        self.corpus = open_corpus(self.settings)
+        self._mask = label_mask(self.settings.kinds, self.settings.filters, tuple(FILTERS))
+        self._filters = [build_filter_ensemble("none", [["take_first", None]])]
+        self._instances = None
+        self._rendering = self.settings.render
+        self._empty: list[str] = []
+        self._run: Mapping[str, Any] = {}
+        self.fewshot_rnd = None
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+
+    def has_training_docs(self) -> bool:
+        """No few-shot examples are ever used."""
+        return False
+
+    def has_validation_docs(self) -> bool:
+        """See `has_training_docs`."""
+        return False
+
+    def has_test_docs(self) -> bool:
+        """Every trajectory is a test document."""
+        return True
+
+    def test_docs(self) -> list[dict[str, Any]]:
+        """One small document a trajectory; the text stays in the corpus, out of the sample log."""
+        return [
+            {"index": i, "id": t.id, "instance_id": t.instance_id, "resolved": t.resolved}
+            for i, t in enumerate(self.corpus.trajectories)
+        ]
+
+    def doc_to_text(self, doc: dict[str, Any]) -> str:
+        """The trajectory's id: the text itself is too long to be of use where lm-eval shows this."""
+        return str(doc["id"])
+
+    def doc_to_target(self, doc: dict[str, Any]) -> str:
+        """There is no target beside the text itself."""
+        return ""
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **_: Any) -> str:
+        """No context: the trajectory is everything the model reads."""
+        return ""
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def build_all_requests(self, *, samples: list[int] | None = None, **kwargs: Any) -> None:
+        """As lm-eval's, with two of its traps closed: stale request caches and unsorted `--samples`."""
+        if kwargs.pop("cache_requests", False):
+            _log.warning("--cache_requests is ignored: lm-eval's key lacks the data, so it can pair old texts with new")
+        kwargs.pop("rewrite_requests_cache", None)
+        if samples is not None:
+            samples.sort()  # in place: lm-eval numbers the documents by this very list
+            if samples and not 0 <= samples[0] <= samples[-1] < len(self.corpus.trajectories):
+                raise SettingsError(f"--samples names documents outside 0…{len(self.corpus.trajectories) - 1}")
+        if kwargs.get("system_instruction"):
+            _log.warning("--system_instruction is ignored: a trajectory brings its own system prompt")
+        super().build_all_requests(samples=samples, **kwargs)
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
+        """One request: the labelled text and which of its tokens count."""
+        template = self._template(kwargs.pop("chat_template", None), kwargs.pop("apply_chat_template", False))
+        labelled = self.corpus.labelled(doc["index"], self._rendering, template)
+        request = ScoringRequest(
+            name=doc["id"],
+            rendered=labelled.rendered,
+            codes=labelled.codes,
+            mask=self._mask,
+            k=self.settings.k,
+            overflow=self.settings.overflow,
+            key=labelled.key,
+        )
+        return _Request(
+            request_type=REQUEST_TYPE, doc=doc, arguments=(labelled.rendered.text, request), idx=0, **kwargs
+        )
+
+    def _template(self, chat_template: Callable[..., Any] | None, wanted: bool) -> Callable[..., Any] | None:
+        if not wanted or chat_template is None:
+            return None
+        if self.settings.render != "transcript":
+            raise SettingsError(f"--apply_chat_template and render={self.settings.render} exclude each other")
+        self._rendering = "template"
+        # without a generation prompt lm-eval strips the last message's end marker
+        return partial(chat_template, add_generation_prompt=True)
+
+    # --- results ------------------------------------------------------------------------------------------------------
+
+    def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Item]:
+        """Every metric's numerator and denominator for one trajectory, then the same for its standard error."""
+        found = results[0]
+        self._run = found.run
+        counted = found.where(self._mask)
+        sums = statistics_of(found.scores, counted, self.settings.epsilon, self.settings.k)
+        cut = int(((found.labels_cut & self._mask) != 0).sum())
+        if not counted.any():
+            self._empty.append(doc["id"])
+        if cut and self.settings.overflow == "skip":
+            return {}
+        by_name = dict(zip(SUMS, sums.tolist(), strict=True))
+        items = {
+            name: Item(found.key, by_name[m.numerator], by_name.get(m.denominator or "", 1.0), cut)
+            for name, m in METRICS.items()
+        }
+        # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
+        return items | {f"{name}_stderr": item for name, item in items.items()}
+
+    def aggregation(self) -> dict[str, Callable[[Iterable[Item]], Any]]:
+        """Pooled values and cluster-bootstrap errors from the per-trajectory sums."""
+        values = {name: partial(self._value, name) for name in METRICS}
+        errors = {f"{name}_stderr": partial(self._error, name) for name in METRICS}
+        return values | errors
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """The direction of every metric that has one."""
+        return {n: m.higher_is_better for n, m in METRICS.items() if m.higher_is_better is not None}
+
+    def _value(self, name: str, items: Iterable[Item]) -> float:
+        items = [Item(*item) for item in items]
+        if name == "he_snr":
+            self._sign(items)
+        value = aggregate(METRICS[name], items)
+        if name == "he_snr" and value != value:
+            _log.warning(
+                "%s: no token has H_top%d > %.4f with the target among its candidates: he_snr and he_ppl are NaN",
+                self.config.task, self.settings.k, self.settings.epsilon,
+            )  # fmt: skip
+        return value
+
+    def _error(self, name: str, items: Iterable[Item]) -> float | str:
+        return aggregate_error(
+            METRICS[name], [Item(*item) for item in items], self.settings.resamples, self.settings.bootstrap_seed
+        )
+
+    def _sign(self, items: list[Item]) -> None:
+        """Put the numbers' signature into the configuration that lm-eval saves with the results."""
+        if self._empty:
+            _log.warning(
+                "%s: no token counts in %d of %d trajectories (nothing left after filters, or all of it beyond the "
+                "context): %s", self.config.task, len(self._empty), len(items), ", ".join(self._empty[:5]),
+            )  # fmt: skip
+        made = signature(self.settings, self._rendering, items, self._run)
+        self._config.metadata["signature"] = made
+        _log.info("%s: %s", self.config.task, describe(made))
+
+
+def _task_config(config: dict[str, Any]) -> TaskConfig:
+    known = {f.name for f in fields(TaskConfig)}
+    own = {name: value for name, value in config.items() if name in known}
+    own |= {"output_type": REQUEST_TYPE, "num_fewshot": 0, "metadata": dict(config.get("metadata") or {})}
+    return TaskConfig(**own)
