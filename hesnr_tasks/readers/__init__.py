@@ -1,0 +1,92 @@
+"""Trajectories from whatever agent wrote them: files, globs, folders, `.gz`, hub ids; the format is found by content.
+
+One module per format, each with `NAME`, `RULE`, `detect(record)` and `read(record, where)`, pure functions of decoded
+JSON. `registry` lists them in the order in which they are tried.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.readers import hub
+from hesnr_tasks.readers.files import find, is_hub_id
+from hesnr_tasks.readers.pipeline import Reading
+from hesnr_tasks.readers.report import ReadReport
+from hesnr_tasks.trajectory import Trajectory
+
+__all__ = ["ReadReport", "load", "read_trajectories"]
+
+_LOG = logging.getLogger("hesnr_tasks")
+
+
+def read_trajectories(
+    source: str | Sequence[str],
+    *,
+    split: str | None = None,
+    on_error: str = "fail",
+    format: str | None = None,
+    report: ReadReport | None = None,
+) -> Iterator[Trajectory]:
+    """Every trajectory of `source`, in a fixed order (named order; sorted paths inside globs and folders), streaming.
+
+    `on_error="fail"`: `DataError` once everything is read, listing the bad records (20 at most); `"skip"`: they are
+    counted in `report`. `format` forces a reader by name. `split` chooses a split of a hub data set.
+    """
+    if on_error not in ("fail", "skip"):
+        raise SettingsError(f"on_error is {on_error!r}; it must be fail or skip")
+    reading = Reading(report if report is not None else ReadReport(), on_error, format)
+    return _read(source, split, reading)
+
+
+def _read(source: str | Sequence[str], split: str | None, reading: Reading) -> Iterator[Trajectory]:
+    for path, was_named in find(source):
+        if is_hub_id(path):
+            yield from reading.rows(path, hub.rows(path, split))
+        else:
+            yield from reading.file(path, was_named)
+    reading.close()
+
+
+def load(
+    source: str | Sequence[str],
+    *,
+    split: str | None = None,
+    only_resolved: bool = False,
+    limit: int | None = None,
+    on_error: str = "fail",
+) -> list[Trajectory]:
+    """The trajectories of `source` for a task: the first `limit`, of solved runs only if `only_resolved`.
+
+    `DataError` if nothing is left. What was skipped or odd is logged as warnings.
+    """
+    report = ReadReport()
+    outcomes: Counter[bool | None] = Counter()
+    kept = _counted(read_trajectories(source, split=split, on_error=on_error, report=report), only_resolved, outcomes)
+    loaded = list(itertools.islice(kept, limit))
+    for line in report.lines():
+        _LOG.warning("%s: %s", source, line)
+    if not loaded:
+        raise DataError(_nothing(source, only_resolved, outcomes, report))
+    return loaded
+
+
+def _counted(found: Iterator[Trajectory], only: bool, outcomes: Counter[bool | None]) -> Iterator[Trajectory]:
+    for trajectory in found:
+        outcomes[trajectory.resolved] += 1
+        if trajectory.resolved or not only:
+            yield trajectory
+
+
+def _nothing(source: object, only_resolved: bool, outcomes: Counter[bool | None], report: ReadReport) -> str:
+    if only_resolved and outcomes:
+        return (
+            f"no resolved trajectory is left in {source!r}: {outcomes[True]} are resolved, {outcomes[False]} are not, "
+            f"{outcomes[None]} have no known outcome. Join the evaluation reports with "
+            f"`hesnr convert --outcomes report.json`, or set only_resolved=false."
+        )
+    why = " ".join(line.rstrip(".") + "." for line in report.lines())
+    return f"no trajectory was found in {source!r}. {why}".rstrip()

@@ -1,0 +1,40 @@
+"""Chat rows with `<function=…><parameter=…>` in the assistant text: SWE-smith, SWE-Gym SFT, R2E-Gym SFT, Scale-SWE.
+
+The text was written again by whoever made the rows (from tool calls or from parsed calls), so fidelity is synthetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hesnr_tasks.readers import chat, text
+from hesnr_tasks.readers.draft import Draft
+from hesnr_tasks.readers.fields import Where
+from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
+
+__all__ = ["NAME", "RULE", "detect", "read"]
+
+NAME = "chat-xml"
+RULE = "messages whose assistant text has <function=…> and no tool calls"
+
+# SWE-smith writes this in the place of SWE-agent's "Exit due to cost limit" (swesmith/train/traj_mgr/utils.py).
+_REWRITTEN = (
+    "Since we have successfully fixed the issue and verified it works, let's submit the changes:\n\n"
+    "<function=submit>\n</function>"
+)
+
+
+def detect(record: Any) -> float:
+    """1 when some assistant text calls a function in XML."""
+    return float(any("<function=" in text for text in chat.assistant_texts(chat.peek(record))))
+
+
+def read(record: Any, where: Where) -> Trajectory:
+    """Read one row."""
+    draft = Draft(NAME, where)
+    chat.label_messages(chat.messages(record), draft, _turn)
+    return chat.row_names(record, draft, Fidelity.SYNTHETIC)
+
+
+def _turn(message: chat.Item, content: str) -> tuple[Segment, ...] | None:
+    return None if content == _REWRITTEN else text.split(content, "function")

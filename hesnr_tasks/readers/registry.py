@@ -1,0 +1,73 @@
+"""All formats, in the order in which they are tried: the first that is sure wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.readers import chat_xml, normalised, sweagent
+from hesnr_tasks.readers.fields import Where, as_list
+from hesnr_tasks.readers.report import Found
+from hesnr_tasks.trajectory import Trajectory
+
+__all__ = ["READERS", "Reader", "choose", "describe", "named", "read_with"]
+
+
+class Reader(Protocol):
+    """A format: a module with a name and the rule it is known by."""
+
+    NAME: str
+    RULE: str
+
+    def detect(self, record: Any) -> float:
+        """How sure the module is that it can read the record, 0 to 1; never raises."""
+
+    def read(self, record: Any, where: Where) -> Trajectory:
+        """The trajectory; `DataError` says what is wrong with the record."""
+
+
+READERS: tuple[Reader, ...] = (normalised, sweagent, chat_xml)
+_SURE = 0.5
+
+
+def choose(record: Any) -> tuple[Reader, Found] | None:
+    """The first reader that is sure of the record, and the rule it went by."""
+    for reader in READERS:
+        confidence = reader.detect(record)
+        if confidence >= _SURE:
+            return reader, Found(reader.NAME, reader.RULE, confidence)
+    return None
+
+
+def named(name: str) -> Reader:
+    """The reader of a format; `SettingsError` for an unknown one."""
+    for reader in READERS:
+        if name == reader.NAME:
+            return reader
+    names = [reader.NAME for reader in READERS]
+    raise SettingsError(f"there is no format {name!r}.{nearest(name, names)} Known formats: {', '.join(names)}")
+
+
+def describe(record: Any) -> str:
+    """What a record of no known format looks like, and what would be known."""
+    listed = as_list(record)
+    if isinstance(record, Mapping):
+        seen = f"an object with the keys {', '.join(map(repr, list(record)[:12]))}" if record else "an empty object"
+    elif listed is not None:
+        seen = f"a list of {len(listed)} items"
+    else:
+        seen = f"a {type(record).__name__}"
+    return f"no known format: {seen}. Supported: {', '.join(reader.NAME for reader in READERS)}"
+
+
+def read_with(reader: Reader, record: Any, where: Where) -> Trajectory:
+    """`reader.read`, with what a malformed record may do to it turned into `DataError`."""
+    try:
+        return reader.read(record, where)
+    except DataError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"the record does not have the shape of {reader.NAME} ({type(error).__name__}: {error})"
+        ) from error
