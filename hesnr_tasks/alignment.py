@@ -157,22 +157,22 @@ class Encoder:
         return "offsets" if fast and self._byte_spans(probe, ids) is None else "bytes"
 
     @cached_property
-    def _tables(self) -> list[list[bytes | None]]:
+    def _tables(self) -> list[tuple[_Writing, list[bytes | None]]]:
         """Bytes of every token id, under each of the ways tokenizers write bytes down."""
-        size = len(self.tokenizer)
-        tokens = self.tokenizer.convert_ids_to_tokens(list(range(size)))
-        added = {i: str(t).encode() for i, t in getattr(self.tokenizer, "added_tokens_decoder", {}).items()}
-        decoders: tuple[Callable[[Any], bytes | None], ...] = (_byte_level, _sentencepiece)
-        return [[added[i] if i in added else decode(t) for i, t in enumerate(tokens)] for decode in decoders]
+        tokens = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+        added = {index: str(token) for index, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items()}
+        return [
+            (way, [way.text(added[i]).encode() if i in added else way.token(t) for i, t in enumerate(tokens)])
+            for way in _WRITINGS
+        ]
 
     def _byte_spans(self, text: str, ids: IntArray) -> tuple[IntArray, IntArray] | None:
-        data = text.encode()
-        for table in self._tables:
+        for way, table in self._tables:
             parts = [table[i] if i < len(table) else None for i in ids.tolist()]
             if None in parts:
                 continue
-            joined = b"".join(parts)  # type: ignore[arg-type]
-            if joined == data or joined == b" " + data:  # SentencePiece puts a space before the text
+            data, joined = way.text(text).encode(), b"".join(parts)  # type: ignore[arg-type]
+            if joined in (data, way.lead + data):
                 lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))  # type: ignore[arg-type]
                 return _char_spans(data, lengths, shift=len(joined) - len(data))
         return None
@@ -224,7 +224,22 @@ def _sentencepiece(token: Any) -> bytes | None:
         return None
     if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
         return bytes([int(token[3:5], 16)])
-    return token.replace("▁", " ").encode(errors="replace")
+    return token.encode(errors="replace")
+
+
+class _Writing(NamedTuple):
+    """How a family of tokenizers writes bytes down. `text` gives, character by character, what tokens spell."""
+
+    token: Callable[[Any], bytes | None]
+    text: Callable[[str], str]
+    lead: bytes  # what the family may put before a text
+
+
+_WRITINGS = (
+    _Writing(_byte_level, str, b" "),
+    # a space and a literal U+2581 are the same to SentencePiece
+    _Writing(_sentencepiece, lambda text: text.replace(" ", "▁"), "▁".encode()),
+)
 
 
 def _concatenate(parts: Sequence[Encoded], prefix: Sequence[int]) -> Encoded:

@@ -168,9 +168,8 @@ def _only_users_and_assistants(messages: list[Message]) -> list[Message]:
     for message in _tools_as_users(messages):
         role = "user" if message.role == "system" else message.role
         if merged and merged[-1].role == role:
-            last = merged[-1].segments
-            joint = Segment(last[-1].kind if last else Kind.CONTEXT, "\n\n")
-            merged[-1] = Message(role, (*last, joint, *message.segments))
+            joint = Segment(Kind.SCAFFOLD, "\n\n")
+            merged[-1] = Message(role, (*merged[-1].segments, joint, *message.segments))
         else:
             merged.append(Message(role, message.segments))
     return merged

@@ -1,0 +1,164 @@
+"""Labelled characters to labelled tokens, for every family of tokenizers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hesnr_tasks.alignment import Encoder, token_labels, token_turns
+from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.rendering import Rendered, Span, render
+from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+from tests import tiny
+
+TEXTS = [
+    "def f(x):\n    return x  # done\n",
+    "emoji 😀😀 family 👨‍👩‍👧 cjk 漢字かな é e\u0301 ü",
+    "crlf\r\nbare\rcr\ttab  two   three    four\n\n\n  end  ",
+    "nul\x00byte \x1b[31mred\x1b[0m \u2028 \u0085 \ufffd \ufeff",
+    " leading space",
+    "\n\nleading newlines",
+    "</s> and <|im_end|> and <|endoftext|> and <s> in a log",
+    "▁ already ▁▁ there <0x0A>",
+    "x",
+]
+
+
+def plain(text: str) -> Rendered:
+    return Rendered(text, (Span(0, len(text), Kind.ACTION, 1, False),) if text else ())
+
+
+def covered(encoded, text):
+    """The text put together again from the tokens' characters, each token adding what is new."""
+    out, at = [], 0
+    for start, end in zip(encoded.start.tolist(), encoded.end.tolist()):
+        assert start <= at or start == end, (start, at)
+        out.append(text[max(at, start) : end])
+        at = max(at, end)
+    return "".join(out)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokens_cover_the_text_exactly(family, text):
+    encoder = Encoder(tiny.FAMILIES[family]())
+    encoded = encoder.encode(plain(text))
+    assert covered(encoded, text) == text
+    assert encoded.lost == 0
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_any_text_is_covered(family, text):
+    encoded = Encoder(tiny.FAMILIES[family]()).encode(plain(text))
+    assert covered(encoded, text) == text
+
+
+@pytest.mark.parametrize("family", ["byte-level", "byte-level, llama-3 splitting, bos", "sentencepiece, fast"])
+@pytest.mark.parametrize("text", TEXTS[:6])
+def test_bytes_and_offsets_agree(family, text):
+    """Two ways, one answer: where a fast tokenizer does not trim, its own offsets are what the bytes say."""
+    tokenizer = tiny.FAMILIES[family]()
+    encoded = Encoder(tokenizer, bos=False).encode(plain(text))
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    own = [(s, e) for s, e in zip(encoded.start.tolist(), encoded.end.tolist())]
+    # SentencePiece's own space before the text: its offset claims the first character, its bytes cover none
+    assert [o for o in own if o != (0, 0)] == [tuple(o) for o, mine in zip(offsets, own) if mine != (0, 0)]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_ids_are_what_the_tokenizer_gives_for_the_whole_text(family):
+    """No token is cut at a segment's border."""
+    tokenizer = tiny.FAMILIES[family]()
+    pieces = ["The bug is in foo", "\n\n<function=bash>", "\nls -la</function>"]
+    spans, at = [], 0
+    for piece, kind in zip(pieces, (Kind.THOUGHT, Kind.ACTION, Kind.ACTION)):
+        spans.append(Span(at, at + len(piece), kind, 1, False))
+        at += len(piece)
+    encoded = Encoder(tokenizer).encode(Rendered("".join(pieces), tuple(spans)))
+    assert encoded.ids.tolist() == list(tokenizer("".join(pieces))["input_ids"])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_special_strings_in_content_stay_text(family):
+    tokenizer = tiny.FAMILIES[family]()
+    for special in {*tiny.SPECIALS, *map(str, tokenizer.all_special_tokens)} - {"<unk>"}:
+        text = f"cat log\n{special}\n{special}{special}end"
+        encoded = Encoder(tokenizer, bos=False).encode(plain(text))
+        assert not set(encoded.ids.tolist()) & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}), special
+        assert covered(encoded, text) == text
+
+
+def test_special_strings_in_markers_are_control_tokens():
+    tokenizer = tiny.byte_level()
+    trajectory = Trajectory("t", (Message("assistant", (Segment(Kind.ACTION, "echo '<|im_end|>'"),)),))
+    encoded = Encoder(tokenizer).encode(render(trajectory, "chatml"))
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert encoded.ids.tolist().count(start) == 1
+    assert encoded.ids.tolist().count(end) == 1
+
+
+def test_a_marker_that_straddles_content_is_not_a_control_token():
+    text = "a<|im_end|>b"
+    spans = (Span(0, 5, Kind.ACTION, 1, False), Span(5, len(text), Kind.SCAFFOLD, 1, True))
+    encoded = Encoder(tiny.byte_level()).encode(Rendered(text, spans))
+    assert not set(encoded.ids.tolist()) & set(tiny.byte_level().all_special_ids)
+
+
+def test_bos_is_what_the_tokenizer_does_unless_told():
+    adds, does_not = tiny.byte_level(tiny.LLAMA3, bos=True), tiny.byte_level()
+    assert Encoder(adds).encode(plain("x")).ids[0] == adds.bos_token_id
+    assert Encoder(adds, bos=False).prefix == ()
+    assert Encoder(does_not).prefix == ()
+    with pytest.raises(ScoringError, match="no BOS token"):
+        Encoder(does_not, bos=True).encode(plain("x"))
+
+
+def test_a_template_that_writes_bos_gets_no_second_one():
+    tokenizer = tiny.byte_level(tiny.LLAMA3, bos=True)
+    text = "<s>hello"
+    spans = (Span(0, 3, Kind.SCAFFOLD, 1, True), Span(3, 8, Kind.ACTION, 1, False))
+    assert Encoder(tokenizer).encode(Rendered(text, spans)).ids.tolist().count(tokenizer.bos_token_id) == 1
+
+
+def test_a_token_counts_for_every_character_it_covers():
+    """Against a loop: the label of a token is the union of its characters' codes."""
+    text = "Let me look.\n\n<function=bash>\n<parameter=command>ls 😀</parameter>\n</function>"
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 12, len(text)).astype(np.uint8)
+    for make in tiny.FAMILIES.values():
+        encoded = Encoder(make()).encode(plain(text))
+        labels = token_labels(encoded, codes)
+        for start, end, label in zip(encoded.start, encoded.end, labels.tolist()):
+            assert label == sum(1 << int(c) for c in set(codes[start:end].tolist()))
+
+
+def test_the_turn_of_a_token_is_that_of_its_last_character():
+    text = "ab" * 20
+    spans = (Span(0, 20, Kind.ACTION, 1, False), Span(20, 40, Kind.ACTION, 2, False))
+    encoded = Encoder(tiny.byte_level(tiny.LLAMA3, bos=True)).encode(Rendered(text, spans))
+    expected = [0 if s == e else (1 if e <= 20 else 2) for s, e in zip(encoded.start, encoded.end)]
+    assert token_turns(encoded, Rendered(text, spans)).tolist() == expected
+
+
+def test_a_tokenizer_that_cannot_represent_the_text_says_how_much():
+    encoded = Encoder(tiny.lower_casing()).encode(plain("def F : Zürich"))
+    assert encoded.lost == len(" Zürich")
+    assert covered(encoded, "def F : Zürich") == "def F : Zürich"
+
+
+def test_a_slow_tokenizer_that_rewrites_text_is_refused():
+    tokenizer = tiny.tiktoken_style()
+
+    class Lossy(type(tokenizer)):
+        def _tokenize(self, text, **kwargs):
+            return super()._tokenize(text.lower())
+
+    with pytest.raises(ScoringError, match="does not reproduce"):
+        Encoder(Lossy(tokenizer.encoding)).encode(plain("ABC"))
+
+
+def test_empty_text_has_no_tokens():
+    encoded = Encoder(tiny.byte_level()).encode(plain(""))
+    assert token_labels(encoded, np.zeros(0, np.uint8)).tolist() == []
