@@ -10,7 +10,7 @@ demo: $(READY)  ## score the shipped ladder with the real lm_eval and print its 
 	$(BIN)/hesnr demo --output results
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

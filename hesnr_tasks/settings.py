@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -147,9 +146,9 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _paths(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) and value.startswith("["):
-        value = json.loads(value)
-    paths = (value,) if isinstance(value, str) else tuple(value or ())
+    paths = [value] if isinstance(value, str) else value or []
+    if not isinstance(paths, (list, tuple)):
+        raise SettingsError(f"{name} must be a path, glob, folder or hub id, or a list of them, not {value!r}")
     return tuple(_text(name, path) for path in paths)
 
 

@@ -102,13 +102,15 @@ def test_a_template_that_knows_only_users_and_assistants_gets_merged_messages(so
 
 
 def test_a_template_that_rewrites_content_is_refused():
-    thinking = Trajectory("t", (message("user", (Kind.CONTEXT, "hi")), message("assistant", (Kind.ACTION, "a</think>b"))))
+    thinking = Trajectory(
+        "t", (message("user", (Kind.CONTEXT, "hi")), message("assistant", (Kind.ACTION, "a</think>b")))
+    )
     with pytest.raises(DataError, match=r"'t'.*rewrites.*render=chatml"):
         render(thinking, "template", template(DROPS_THINKING))
 
 
 def test_turns_count_the_messages_the_agent_wrote():
-    turns = {rendered_turn for rendered_turn in ((s.turn, s.kind) for s in render(RUN).spans)}
+    turns = {(span.turn, span.kind) for span in render(RUN).spans}
     assert (1, Kind.CONTEXT) in turns
     assert (2, Kind.OBSERVATION) in turns
     assert (3, Kind.OBSERVATION) in turns

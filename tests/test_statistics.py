@@ -25,7 +25,7 @@ def test_the_error_of_a_mean_is_the_textbook_one():
 
 
 def test_errors_cover_clustered_tokens_where_the_naive_one_does_not():
-    """Tokens share their trajectory's level: the cluster bootstrap sees it, sd / sqrt(tokens) is several times too small."""
+    """Tokens share their trajectory's level: the cluster bootstrap sees it, sd / sqrt(tokens) does not."""
     rng = np.random.default_rng(4)
     covered = naive = 0
     for trial in range(200):

@@ -15,7 +15,8 @@ from transformers import BertGenerationTokenizer, PreTrainedTokenizer, PreTraine
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>"]
 LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -150,7 +151,9 @@ def tiktoken_style():
 @lru_cache
 def lower_casing():
     """A tokenizer that rewrites text and has unknown words: it cannot round-trip."""
-    tokenizer = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "def": 1, "f": 2, "return": 3, "x": 4, ":": 5}, unk_token="[UNK]"))
+    tokenizer = tokenizers.Tokenizer(
+        models.WordPiece({"[UNK]": 0, "def": 1, "f": 2, "return": 3, "x": 4, ":": 5}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")

@@ -30,11 +30,11 @@ def metrics(tokens, epsilon, k=10):
     return found
 
 
-def bootstrap(per_trajectory, metric_name, resamples, draws, epsilon, k=10):
-    """Standard errors by a plain loop: `draws()` gives the indices of one resample; pools tokens, then evaluates."""
+def bootstrap(per_trajectory, metric_name, draws, epsilon, k=10):
+    """Standard error by a plain loop over resamples (lists of indices): pools the tokens, then evaluates."""
     values = []
-    for _ in range(resamples):
-        pooled = [t for index in draws() for t in per_trajectory[index]]
+    for resample in draws:
+        pooled = [t for index in resample for t in per_trajectory[index]]
         values.append(metrics(pooled, epsilon, k)[metric_name])
     values = [v for v in values if math.isfinite(v)]
     mean = math.fsum(values) / len(values)
