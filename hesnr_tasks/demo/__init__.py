@@ -1,0 +1,31 @@
+"""The shipped demo: trajectories of a scripted agent and a ladder of tiny checkpoints (README.md says how they were made)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hesnr_tasks.errors import DataError
+
+__all__ = ["ladder_paths", "trajectories_path"]
+
+HERE = Path(__file__).resolve().parent
+NAME = re.compile(r"step(\d+)-(\d+)k")  # optimiser steps, context in units of 1024 tokens
+
+
+def trajectories_path() -> Path:
+    """The demo trajectories, a `hesnr-trajectory-1` file."""
+    return _existing(HERE / "trajectories.jsonl")
+
+
+def ladder_paths() -> list[tuple[str, Path]]:
+    """Name and folder of each checkpoint, in the order of training."""
+    found = [(match, path) for path in _existing(HERE / "ladder").iterdir() if (match := NAME.fullmatch(path.name))]
+    found.sort(key=lambda item: (int(item[0][1]), int(item[0][2])))
+    return [(path.name, path) for _, path in found]
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(f"{path} is missing: this copy of hesnr-tasks has no demo files. Install it again.")
+    return path
