@@ -1,0 +1,54 @@
+"""Filters: which characters of an action are form, not logic.
+
+A filter is a function from the text of one action to the spans of characters it drops. Its bit in a label is its place
+in `FILTERS`, which is stored with every score; so a new filter goes at the end, and needs one module and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.filters.comments import comments
+from hesnr_tasks.filters.format import format
+from hesnr_tasks.filters.xml import xml
+from hesnr_tasks.labels import action_code, kind_code
+from hesnr_tasks.rendering import Rendered, Span
+from hesnr_tasks.trajectory import Kind
+
+__all__ = ["FILTERS", "Filter", "char_codes", "filter_bits"]
+
+Filter = Callable[[str], list[tuple[int, int]]]  # spans may overlap and come in any order
+
+FILTERS: dict[str, Filter] = {"xml": xml, "format": format, "comments": comments}
+
+
+def filter_bits(action_text: str) -> npt.NDArray[np.uint8]:
+    """For each character of one action, bit i set iff the i-th of `FILTERS` drops it; shape (len(action_text),)."""
+    bits = np.zeros(len(action_text), np.uint8)
+    for i, drop in enumerate(FILTERS.values()):
+        for start, end in drop(action_text):
+            bits[start:end] |= np.uint8(1 << i)
+    return bits
+
+
+def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
+    """The label code (`hesnr_tasks.labels`) of each character; shape (len(rendered.text),)."""
+    codes = np.empty(len(rendered.text), np.uint8)
+    for start, end, kind in _runs(rendered.spans):
+        if kind is Kind.ACTION:
+            codes[start:end] = action_code(filter_bits(rendered.text[start:end]))
+        else:
+            codes[start:end] = kind_code(kind)
+    return codes
+
+
+def _runs(spans: tuple[Span, ...]) -> Iterator[tuple[int, int, Kind]]:
+    """Start, end and kind of the maximal runs of spans of one kind in one turn."""
+    start = 0
+    for span, following in zip(spans, (*spans[1:], None), strict=True):
+        if following is None or (following.kind, following.turn) != (span.kind, span.turn):
+            yield start, span.end, span.kind
+            start = span.end

@@ -1,0 +1,87 @@
+"""The filter `format`: white space, decoration, code fences, and markdown where the text is markdown.
+
+Everywhere in an action:
+
+- white space (every character that `str.isspace` names; in JSON values also the escapes `\\n`, `\\t`, `\\r`);
+- runs of four or more of one of `- = * _ ~ #` (rules, underlines, banners, also in strings such as `print("=====")`);
+- the lines that open and close a fenced block around the command.
+
+Only in prose and markup, that is values and here-documents for files ending in .md, .markdown, .rst, .txt (not
+requirements.txt or CMakeLists.txt) and prose parameters (`message`, `summary`, `thought`, the text of finish-like
+tools), and there not in fenced code: heading marks (`#`, underlines), emphasis (`*`, `_`, `~~`), backquotes, bullets
+and numbers of list items, block-quote marks, rules of three signs, the ruler row of a table, fence lines, `::` and `..`
+of reStructuredText.
+
+So `**kwargs`, `a*b`, `- ` of YAML and of patches and `# comment` of a program are not markdown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from hesnr_tasks.actions import parse_action
+from hesnr_tasks.filters.regions import Region, regions
+from hesnr_tasks.filters.views import CharSpan
+
+__all__ = ["format"]
+
+_EVERYWHERE = re.compile(r"\s+|([-=*_~#])\1{3,}")
+_ESCAPED_SPACE = re.compile(r"\s+")
+
+
+def format(text: str) -> list[CharSpan]:
+    """Spans of form in one action's text. Never raises."""
+    found = [m.span() for m in _EVERYWHERE.finditer(text)]
+    for call in parse_action(text):
+        found += call.fences
+    for region in regions(text):
+        if region.language in _MARKUP:
+            found += region.view.back(_marks(region))
+        if len(region.view.text) != region.view.at[-1] - region.view.at[0]:
+            found += _decoded_space(region)
+    return found
+
+
+def _decoded_space(region: Region) -> Iterator[CharSpan]:
+    """White space that is written as an escape sequence."""
+    for m in _ESCAPED_SPACE.finditer(region.view.text):
+        for i in range(*m.span()):
+            yield region.view.at[i], region.view.at[i + 1]
+
+
+_MARKUP = ("markdown", "rst", "text", "prose")
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
+_LINE_MARKS = re.compile(
+    r"""^[ \t]{0,3}\#{1,6}(?=[ \t]|$)            # heading
+    |[ \t]\#{1,6}[ \t]*$                          # closing marks of a heading
+    |^[ \t]*(?:>[ \t]?)+                          # block quote
+    |^[ \t]*(?:[-*+]|\d{1,9}[.)])(?=[ \t])        # list item
+    |^[ \t]*([-=*_~^"'`+])(?:[ \t]*\1){2,}[ \t]*$ # rule, underline
+    |^[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?[ \t]*)?$  # ruler row of a table
+    |^[ \t]*\.\.(?=[ \t])|::$                     # reStructuredText
+    |`+
+    |\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}
+    |(?<![\w_])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w_])
+    |~~""",
+    re.VERBOSE | re.MULTILINE,
+)
+
+
+def _marks(region: Region) -> Iterator[CharSpan]:
+    """Marks outside fenced code, and the fences."""
+    text, position, closing = region.view.text, 0, ""
+    for fence in _FENCE.finditer(text):
+        if closing and not (fence[1].startswith(closing) and fence[0].strip() == fence[1]):
+            continue
+        if not closing:
+            yield from _prose_marks(text, position, fence.start())
+        closing = "" if closing else fence[1]
+        yield fence.span()
+        position = fence.end()
+    if not closing:
+        yield from _prose_marks(text, position, len(text))
+
+
+def _prose_marks(text: str, start: int, end: int) -> Iterator[CharSpan]:
+    return (m.span() for m in _LINE_MARKS.finditer(text, start, end))
