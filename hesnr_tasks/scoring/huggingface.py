@@ -1,0 +1,133 @@
+"""lm-eval's `--model hf` as a scoring backend: any Hugging Face causal language model, run in this process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scoring.hf_check import TEXT
+from hesnr_tasks.scoring.hf_engine import Engine
+from hesnr_tasks.scoring.hf_net import Net
+from hesnr_tasks.scoring.types import Backend, Passage, Scores
+
+__all__ = ["HuggingFace", "make"]
+
+
+def make(lm: Any) -> Backend:
+    """The backend for an lm-eval `HFLM`; raises `ScoringError` for models that cannot be scored."""
+    if getattr(lm, "backend", "causal") != "causal":
+        raise ScoringError(
+            f"this is an encoder-decoder model (backend {lm.backend!r}); log-likelihoods of a text given all the text "
+            "before it need a decoder-only model (causal language model)."
+        )
+    if lm.tokenizer is None:
+        raise ScoringError("this model has no tokenizer; name one with tokenizer=… in --model_args")
+    return HuggingFace(lm)
+
+
+class HuggingFace(Backend):
+    """Runs the model of an lm-eval `HFLM`."""
+
+    def __init__(self, lm: Any) -> None:
+        self._lm = lm
+        self._net = Net(lm.model, lm.device, getattr(lm, "mixed_precision_dtype", None))
+        self._engine: Engine | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that lm-eval loaded."""
+        return self._lm.tokenizer
+
+    @property
+    def bos(self) -> bool | None:
+        """`add_bos_token` of --model_args."""
+        return self._lm.add_bos_token
+
+    @property
+    def max_length(self) -> int:
+        """`max_length` of --model_args, else what the model's configuration says."""
+        return int(self._lm.max_length)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; it checks itself on the model when it is first used."""
+        if self._engine is None:
+            sample = self.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+            self._engine = Engine(self._net, sample)
+        return self._engine
+
+    def describe(self) -> dict[str, Any]:
+        """Identity of model, adapters and software; `weights` is a hash of a sample of every tensor."""
+        config = self._net.config
+        return {
+            "backend": "hf",
+            "model": _path(self._lm.pretrained),
+            "revision": str(getattr(self._lm, "revision", None)),
+            "peft": getattr(self._lm, "peft", None),
+            "delta": getattr(self._lm, "delta", None),
+            "architecture": type(self._net.wrapper).__name__,
+            "dtype": str(self._net.dtype).removeprefix("torch."),
+            "autocast": str(self._net.autocast).removeprefix("torch.") if self._net.autocast else None,
+            "attention": getattr(config, "_attn_implementation", None),
+            "parameters": sum(p.numel() for p in self._net.outer.parameters()),
+            "weights": _fingerprint(self._net.outer),
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+        }
+
+    def score(
+        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None]
+    ) -> Iterator[tuple[int, Scores]]:
+        """See `Backend.score`; one passage after the other."""
+        for passage in passages:
+            self._refuse(passage, k)
+        for index, passage in enumerate(passages):
+            yield index, self.engine.score(passage, k, progress)
+
+    def _refuse(self, passage: Passage, k: int) -> None:
+        size = self._net.vocabulary
+        if k > size:
+            raise ScoringError(f"top {k} asked for, but the model's vocabulary has {size} entries")
+        if len(passage.ids) and int(passage.ids.max()) >= size:
+            raise ScoringError(
+                f"trajectory {passage.name!r} has token id {int(passage.ids.max())}, the model knows {size} ids. "
+                "The tokenizer does not belong to this model; name the right one with tokenizer=… in --model_args."
+            )
+
+
+def _path(pretrained: Any) -> str:
+    if isinstance(pretrained, str):
+        return pretrained
+    return str(getattr(pretrained, "name_or_path", "") or type(pretrained).__name__)
+
+
+def _fingerprint(model: torch.nn.Module, samples: int = 16) -> str:
+    """SHA-256 over the configuration and, of every weight, its name, type, shape and `samples` evenly spaced values.
+
+    Cheap (no full read), exact on any device, and different for two checkpoints of one training run.
+    """
+    digest = hashlib.sha256(_config_text(getattr(model, "config", None)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if isinstance(tensor, torch.Tensor) and tensor.numel() and tensor.device.type != "meta":
+            digest.update(_sample_bytes(tensor, samples))
+    return digest.hexdigest()
+
+
+def _config_text(config: Any) -> str:
+    """The configuration as JSON, without the place it was loaded from."""
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    return json.dumps({key: values[key] for key in values if key != "_name_or_path"}, sort_keys=True, default=str)
+
+
+def _sample_bytes(tensor: torch.Tensor, samples: int) -> bytes:
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    flat = local.detach().reshape(-1)
+    step = max(1, flat.numel() // samples)
+    return bytes(flat[::step][:samples].cpu().contiguous().view(torch.uint8).numpy().tobytes())
