@@ -6,6 +6,7 @@ JSON. `registry` lists them in the order in which they are tried.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections import Counter
@@ -43,9 +44,9 @@ def read_trajectories(
 
 
 def _read(source: str | Sequence[str], split: str | None, reading: Reading) -> Iterator[Trajectory]:
-    for path, was_named in find(source):
+    for path, was_named in find(source, reading.report):
         if is_hub_id(path):
-            yield from reading.rows(path, hub.rows(path, split))
+            yield from reading.rows(path, functools.partial(hub.rows, path, split))
         else:
             yield from reading.file(path, was_named)
     reading.close()

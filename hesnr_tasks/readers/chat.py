@@ -15,7 +15,17 @@ from hesnr_tasks.readers.outcome import outcome
 from hesnr_tasks.readers.roles import role_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
-__all__ = ["Item", "assistant_texts", "content_text", "label_messages", "messages", "peek", "row", "row_names"]
+__all__ = [
+    "Item",
+    "assistant_texts",
+    "content_text",
+    "key_of",
+    "label_messages",
+    "messages",
+    "peek",
+    "row",
+    "row_names",
+]
 
 Item = Mapping[str, Any]
 Turn = Callable[[Item, str], "Sequence[Segment] | None"]

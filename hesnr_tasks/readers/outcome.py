@@ -11,7 +11,7 @@ __all__ = ["outcome", "outcome_meta", "resolved_of"]
 
 _TRUE = ("true", "resolved", "success", "c", "pass", "passed", "yes")
 _FALSE = ("false", "unresolved", "fail", "failed", "i", "no")
-_KEYS = ("resolved", "target", "reward", "success")
+_KEYS = ("resolved", "reward")
 
 
 def resolved_of(value: Any) -> bool | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.readers import registry
-from hesnr_tasks.readers.fields import as_list
+from hesnr_tasks.readers import atif, episodes, inspect_ai, registry, siblings
+from hesnr_tasks.readers.fields import Where, as_list
 from hesnr_tasks.readers.records import Record, records
 from hesnr_tasks.readers.report import Problem, ReadReport
 from hesnr_tasks.trajectory import Trajectory
@@ -16,13 +17,16 @@ from hesnr_tasks.trajectory import Trajectory
 __all__ = ["MAX_PROBLEMS", "Reading"]
 
 MAX_PROBLEMS = 20
+_SNIFFED = 16  # lines looked at to see whether a file is one session
+
+Items = Iterable["Record | Problem"]
 
 
 class Reading:
     """The state of one reading: its report, the problems found so far, and the ids given out."""
 
     def __init__(self, report: ReadReport, on_error: str, format: str | None) -> None:
-        self._report = report
+        self.report = report
         self._skip = on_error == "skip"
         self._forced = registry.named(format) if format else None
         self._problems: list[Problem] = []
@@ -30,15 +34,14 @@ class Reading:
 
     def file(self, path: str, was_named: bool) -> Iterator[Trajectory]:
         """The trajectories of one file; a file found in a folder that is of no known format is only counted."""
-        return self.rows(path, records(path), was_named)
+        return self.rows(path, lambda: records(path), was_named)
 
-    def rows(self, path: str, found: Iterable[Record | Problem], was_named: bool = True) -> Iterator[Trajectory]:
-        """The trajectories among decoded records."""
-        for record in found:
-            for item in _rows_of(record):
-                trajectory = self._one(path, item, was_named)
-                if trajectory is not None and not self._problems:
-                    yield trajectory
+    def rows(self, path: str, source: Callable[[], Items], was_named: bool = True) -> Iterator[Trajectory]:
+        """The trajectories among decoded records, which `source` gives anew at each call."""
+        for record in self._units(path, source):
+            trajectory = self._one(path, record, was_named)
+            if trajectory is not None and not self._problems:
+                yield trajectory
 
     def close(self) -> None:
         """Raise what was collected."""
@@ -52,47 +55,88 @@ class Reading:
             f"Mend or remove them, or leave them out, counted, with --on-error skip."
         )
 
+    # --- units: what one trajectory is read from ---
+
+    def _units(self, path: str, source: Callable[[], Items]) -> Iterator[Record | Problem]:
+        found = iter(source())
+        first = list(itertools.islice(found, _SNIFFED))
+        lines = [r.value for r in first if isinstance(r, Record) and r.is_line]
+        rest = itertools.chain(first, found)
+        if self._is_session(lines):
+            yield from self._session(path, rest)
+        elif lines and episodes.is_episode(lines[0]):
+            last = episodes.last_episodes(source())
+            yield from episodes.without_prefixes(rest, last, self.report)
+        else:
+            for record in rest:
+                yield from _expanded(record)
+
+    def _is_session(self, lines: list[object]) -> bool:
+        if self._forced:
+            return bool(lines) and getattr(self._forced, "SESSION", False) and not self._forced.detect(lines[0])
+        return registry.choose_session(lines) is not None
+
+    def _session(self, path: str, found: Items) -> Iterator[Record | Problem]:
+        """All lines of a file as one record; a half-written last line is only warned about."""
+        values, problems = [], []
+        for record in found:
+            if isinstance(record, Record):
+                values.append(record.value)
+            elif record.reason != "blank line":
+                problems.append((len(values), record))
+        for place, problem in problems:
+            if place == len(values) and problem is problems[-1][1]:
+                self.report.warn(f"a session's last line is cut off and is left out ({problem.where})")
+            else:
+                yield problem
+        yield Record(values, Where(path), False)
+
+    # --- one record ---
+
     def _one(self, path: str, record: Record | Problem, was_named: bool) -> Trajectory | None:
         if isinstance(record, Problem):
             self._bad(record)
             return None
-        chosen = (self._forced, None) if self._forced else registry.choose(record.value)
+        value = registry.unpacked(record.value)
+        chosen = (self._forced, None) if self._forced else registry.choose(value)
         if chosen is None:
             self._unknown(record, was_named)
             return None
         reader, found = chosen
         if found:
-            self._report.formats.setdefault(path, found)
-        self._report.read += 1
+            self.report.formats.setdefault(path, found)
         try:
-            return self._kept(registry.read_with(reader, record.value, record.where), record)
+            trajectory = registry.read_with(reader, value, record.where)
         except DataError as error:
-            self._report.read -= 1
             self._bad(Problem(record.where, "malformed record", str(error)))
             return None
+        if reader.NAME == atif.NAME:
+            trajectory = siblings.with_trial(trajectory, record.where.path)
+        return self._kept(trajectory, record.where)
 
-    def _kept(self, trajectory: Trajectory, record: Record) -> Trajectory | None:
+    def _kept(self, trajectory: Trajectory, where: Where) -> Trajectory | None:
+        self.report.read += 1
         if not any(message.generated for message in trajectory.messages):
             text = f"trajectory {trajectory.id!r} has no assistant turn: there is nothing to score"
-            self._report.skip(Problem(record.where, "no assistant turn", text))
+            self.report.skip(Problem(where, "no assistant turn", text))
             return None
-        self._report.kept += 1
+        self.report.kept += 1
         for warning in trajectory.meta.get("warnings", ()):
-            self._report.warn(f"trajectories with the warning: {warning.split(' (')[0]}")
+            self.report.warn(f"trajectories with the warning: {_uncounted(str(warning))}")
         self._ids[trajectory.id] += 1
         count = self._ids[trajectory.id]
         if count == 1:
             return trajectory
-        self._report.warn(f"an id occurs more than once and gets a suffix (first: {trajectory.id!r})")
+        self.report.warn("an id occurs more than once; the later ones get the suffix #2, #3, …")
         return replace(trajectory, id=f"{trajectory.id}#{count}")
 
     def _bad(self, problem: Problem) -> None:
         if problem.reason == "blank line":
-            self._report.warn("a blank line is ignored")
+            self.report.warn("a blank line is passed over")
             return
-        self._report.read += 1
+        self.report.read += 1
         if self._skip:
-            self._report.skip(problem)
+            self.report.skip(problem)
             return
         self._problems.append(problem)
         if len(self._problems) >= MAX_PROBLEMS:
@@ -103,15 +147,30 @@ class Reading:
         if was_named or record.is_line:
             self._bad(problem)
         else:
-            self._report.read += 1
-            self._report.skip(problem)
+            self.report.read += 1
+            self.report.skip(problem)
 
 
-def _rows_of(record: Record | Problem) -> Iterable[Record | Problem]:
-    """A JSON list that is no trajectory itself is a list of rows."""
-    if isinstance(record, Problem) or record.is_line or registry.choose(record.value):
-        return (record,)
-    listed = as_list(record.value)
-    if not listed:
-        return (record,)
-    return (record._replace(value=value, where=replace(record.where, line=i)) for i, value in enumerate(listed, 1))
+def _uncounted(warning: str) -> str:
+    head, _, tail = warning.rpartition(" (")
+    return head if tail.endswith(" times)") else warning
+
+
+def _expanded(record: Record | Problem) -> Iterator[Record | Problem]:
+    """A JSON list that is no trajectory itself is a list of rows; a whole inspect_ai log is a list of samples."""
+    if isinstance(record, Problem):
+        yield record
+        return
+    values = inspect_ai.samples(record.value)
+    if values is None:
+        listed = None if record.is_line or registry.choose(record.value) else as_list(record.value)
+        values = iter(listed) if listed else None
+    if values is None:
+        yield record
+        return
+    empty = True
+    for i, value in enumerate(values, 1):
+        empty = False
+        yield record._replace(value=value, where=replace(record.where, line=i))
+    if empty:
+        yield record

@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 import jsonlines
 
 from hesnr_tasks.errors import DataError
+from hesnr_tasks.readers import archives
 from hesnr_tasks.readers.fields import Where
 from hesnr_tasks.readers.report import Problem
 
@@ -35,6 +36,9 @@ class Record(NamedTuple):
 def records(path: str) -> Iterator[Record | Problem]:
     """Every record of the file, or what is wrong with it; files that cannot be read at all give one problem."""
     where = Where(path)
+    if Path(path).is_dir():
+        yield _event_folder(Path(path))
+        return
     try:
         with _opened(path) as file:
             start = file.read(4096)
@@ -44,6 +48,18 @@ def records(path: str) -> Iterator[Record | Problem]:
         yield Problem(where, "unreadable file", f"the file cannot be read ({error}); copy or download it again")
     except DataError as error:
         yield Problem(where, "unreadable file", str(error))
+
+
+def _event_folder(folder: Path) -> Record | Problem:
+    """The events of a run, one file each, in the order of their names."""
+    where = Where(str(folder.parent))
+    events = []
+    for path in sorted(folder.glob("event-*.json")):
+        try:
+            events.append(json.loads(path.read_bytes()))
+        except (OSError, ValueError, RecursionError) as error:
+            return Problem(Where(str(path)), "invalid JSON", f"not valid JSON ({error}); the file may be cut off")
+    return Record(events, where, False)
 
 
 def _opened(path: str) -> IO[bytes]:
@@ -57,6 +73,9 @@ def _by_start(start: bytes, file: IO[bytes], where: Where) -> Iterator[Record | 
         yield Problem(where, "empty file", "the file is empty; convert or download it again")
     elif start.startswith(_LFS):
         yield Problem(where, "Git LFS pointer", "a Git LFS pointer lies here instead of the data; run `git lfs pull`")
+    elif start.startswith(b"PK"):
+        found = archives.eval_samples(where.path)
+        yield from (item if isinstance(item, Problem) else Record(item[0], item[1], False) for item in found)
     elif start.startswith(b"PAR1"):
         yield from _parquet(where)
     elif start.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -6,12 +6,29 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.readers import chat_xml, normalised, sweagent
-from hesnr_tasks.readers.fields import Where, as_list
+from hesnr_tasks.readers import (
+    atif,
+    chat_fenced,
+    chat_tools,
+    chat_xml,
+    claude_code,
+    codex,
+    completions,
+    inspect_ai,
+    mini,
+    nebius,
+    normalised,
+    openhands,
+    openhands_sdk,
+    plain,
+    r2e,
+    sweagent,
+)
+from hesnr_tasks.readers.fields import Where, as_list, decoded
 from hesnr_tasks.readers.report import Found
 from hesnr_tasks.trajectory import Trajectory
 
-__all__ = ["READERS", "Reader", "choose", "describe", "named", "read_with"]
+__all__ = ["READERS", "Reader", "choose", "choose_session", "describe", "named", "read_with", "unpacked"]
 
 
 class Reader(Protocol):
@@ -27,8 +44,26 @@ class Reader(Protocol):
         """The trajectory; `DataError` says what is wrong with the record."""
 
 
-READERS: tuple[Reader, ...] = (normalised, sweagent, chat_xml)
+READERS: tuple[Reader, ...] = (
+    normalised,
+    atif,
+    mini,
+    sweagent,
+    r2e,
+    openhands_sdk,
+    openhands,
+    inspect_ai,
+    codex,
+    claude_code,
+    nebius,
+    completions,
+    chat_tools,
+    chat_xml,
+    chat_fenced,
+    plain,
+)
 _SURE = 0.5
+_PACKED = ("messages", "trajectory", "conversations", "messages_json", "history", "trajectory_steps", "replay_config")
 
 
 def choose(record: Any) -> tuple[Reader, Found] | None:
@@ -38,6 +73,22 @@ def choose(record: Any) -> tuple[Reader, Found] | None:
         if confidence >= _SURE:
             return reader, Found(reader.NAME, reader.RULE, confidence)
     return None
+
+
+def choose_session(values: list[Any]) -> tuple[Reader, Found] | None:
+    """The reader whose unit is a whole file of lines, given the first of them; None if each line is a record."""
+    if not values or choose(values[0]):
+        return None
+    found = choose(values)
+    return found if found and getattr(found[0], "SESSION", False) else None
+
+
+def unpacked(record: Any) -> Any:
+    """A row whose list of messages is JSON text, with the list instead: decoded once, not by every reader."""
+    if not isinstance(record, Mapping):
+        return record
+    changed = {key: decoded(record[key]) for key in _PACKED if isinstance(record.get(key), str)}
+    return {**record, **changed} if changed else record
 
 
 def named(name: str) -> Reader:

@@ -18,7 +18,7 @@ from hesnr_tasks.readers.fields import Where, deep, items, mapping, messages_of,
 from hesnr_tasks.readers.roles import is_generated, role_of
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
 
-__all__ = ["NAME", "RULE", "detect", "read"]
+__all__ = ["EXIT", "NAME", "RULE", "detect", "read"]
 
 NAME = "swe-agent"
 RULE = "'trajectory' steps with action, observation and response, or 'attempts', or a 'history' of SWE-agent messages"
@@ -37,7 +37,7 @@ _STYLES = {
     "function_calling": "none",
 }
 _NOT_AN_INSTANCE = ("", "main", "swe_main")
-_EXIT = re.compile(r"exit(?:ing|ed)? due to ", re.IGNORECASE)
+EXIT = re.compile(r"exit(?:ing|ed)? due to ", re.IGNORECASE)
 
 Item = Mapping[str, Any]
 
@@ -167,7 +167,7 @@ def _message(item: Item, style: str, draft: Draft) -> bool:
 
 def _turn(item: Item, content: str, style: str, draft: Draft) -> bool:
     calls = canonical.openai_calls(item.get("tool_calls"))
-    if not calls and _EXIT.match(content) and string(item, "action") in ("", *_exits(item)):
+    if not calls and EXIT.match(content) and string(item, "action") in ("", *_exits(item)):
         draft.not_generated(content)
         return False
     reasoning = "\n".join(string(block, "thinking") for block in items(item, "thinking_blocks"))

@@ -30,7 +30,7 @@ PROMPT = [message("system", "Use ```\nls\n``` fences"), message("user", "Fix it"
     [
         ("thought_action", "I look.\n```\nls\n```", "I look.", "\n```\nls\n```"),
         ("thought_action", "See\n```py\nx\n```\nthen\n```\nls\n```\n", "See\n```py\nx\n```\nthen", "\n```\nls\n```\n"),
-        ("xml_thought_action", "A <command> q\n<command>\nls\n</command>", "A <command> q", "\n<command>\nls\n</command>"),
+        ("xml_thought_action", "A <command>\n<command>ls</command>", "A <command>", "\n<command>ls</command>"),
         ("xml_function_calling", "A\n<function=bash>\n</function>", "A", "\n<function=bash>\n</function>"),
         ("single_bash_code_block", "A ```x``` b\n```bash\nls\n```", "A ```x``` b", "\n```bash\nls\n```"),
         ("json", '{"thought": "I \\"look\\"", "command": {"name": "ls"}}', 'I \\"look\\"', None),

@@ -1,0 +1,76 @@
+"""Chat rows with OpenAI tool calls: SWE-Gym, nebius OpenHands, Open-SWE-Traces, CoderForge, SWE-smith `tool`, ….
+
+Arguments may be JSON text, objects or Python text; lists may be JSON text or arrays from parquet; keys may be null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hesnr_tasks.readers import canonical, chat
+from hesnr_tasks.readers.draft import Draft
+from hesnr_tasks.readers.fields import Where, as_list, decoded, string
+from hesnr_tasks.readers.parts import Turn
+from hesnr_tasks.readers.roles import role_of
+from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
+
+__all__ = ["NAME", "RULE", "detect", "read"]
+
+NAME = "chat-tools"
+RULE = "messages of which some have tool calls or the role tool"
+
+
+def detect(record: Any) -> float:
+    """1 for tool calls, 0.9 for the role tool alone."""
+    messages = chat.peek(record)
+    if any(_calls(message) or _tool_parts(message) for message in messages):
+        return 1.0
+    return 0.9 * any(role_of(message) == "tool" for message in messages)
+
+
+def read(record: Any, where: Where) -> Trajectory:
+    """Read one row."""
+    draft = Draft(NAME, where)
+    messages = chat.messages(record)
+
+    def turn(message: chat.Item, content: str) -> Sequence[Segment]:
+        return _turn(message, content, draft)
+
+    chat.label_messages([_plain_results(message) for message in messages], draft, turn)
+    thinks = any(call.name == "think" for message in messages for call in _calls(message))
+    return chat.row_names(record, draft, Fidelity.RENDERED, think_tool="action" if thinks else None)
+
+
+def _calls(message: chat.Item) -> list[canonical.Call]:
+    calls = canonical.openai_calls(decoded(message.get("tool_calls")))
+    single = message.get("function_call")
+    return calls or canonical.openai_calls([single] if single else [])
+
+
+def _turn(message: chat.Item, content: str, draft: Draft) -> Sequence[Segment]:
+    reasoning = string(message, "reasoning_content") or string(message, "reasoning")
+    if not _tool_parts(message):
+        return canonical.generated(content, _calls(message), reasoning)
+    turn = Turn(reasoning=[reasoning] if reasoning else [])
+    turn.add_all(message.get("content"), draft)
+    turn.calls.extend(_calls(message))
+    return turn.segments()
+
+
+def _tool_parts(message: chat.Item) -> bool:
+    """Whether the content has Anthropic parts rather than text."""
+    parts = as_list(message.get("content")) or []
+    return any(string(part, "type") in ("tool_use", "tool_result", "thinking", "redacted_thinking") for part in parts)
+
+
+def _plain_results(message: chat.Item) -> chat.Item:
+    """A user message of Anthropic `tool_result` parts as a message of the role tool."""
+    parts = as_list(message.get("content")) or []
+    if role_of(message) != "user" or not any(string(part, "type") == "tool_result" for part in parts):
+        return message
+    flat: list[Any] = []
+    for part in parts:
+        content = part.get("content") if string(part, "type") == "tool_result" else [part]
+        flat.extend([content] if isinstance(content, str) else as_list(content) or [])
+    return {"role": "tool", "content": flat}
