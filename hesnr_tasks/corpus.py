@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -10,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks import demo
-from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import char_codes
 from hesnr_tasks.readers import load
 from hesnr_tasks.rendering import ChatTemplate, Rendered, render
@@ -19,8 +17,6 @@ from hesnr_tasks.settings import Settings
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["Corpus", "Labelled", "open_corpus"]
-
-_log = logging.getLogger("hesnr_tasks")
 
 
 class Labelled(NamedTuple):
@@ -58,28 +54,8 @@ def open_corpus(settings: Settings) -> Corpus:
     if corpus is None:
         sources = s.trajectories or (str(demo.trajectories_path()),)
         found = load(sources, split=s.split, only_resolved=s.only_resolved, limit=s.limit, on_error=s.on_error)
-        corpus = _open[key] = Corpus(_with_agent_text(found, sources))
+        corpus = _open[key] = Corpus(found)
     return corpus
-
-
-def _with_agent_text(trajectories: list[Trajectory], sources: tuple[str, ...]) -> list[Trajectory]:
-    kept = [t for t in trajectories if any(m.generated for m in t.messages)]
-    silent = [t.id for t in trajectories if not any(m.generated for m in t.messages)]
-    if silent:
-        _log.warning(
-            "%d of %d trajectories have no assistant turn and are left out: %s",
-            len(silent), len(trajectories), _some(silent),
-        )  # fmt: skip
-    if not kept:
-        raise DataError(
-            f"no trajectory in {', '.join(sources)} has an assistant turn, so there is nothing to score. "
-            "Were only prompts stored? `hesnr inspect FILE` shows what was read."
-        )
-    return kept
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _label(trajectory: Trajectory, rendering: str, template: ChatTemplate | None) -> Labelled:

@@ -10,8 +10,15 @@ from tempfile import mkdtemp
 import sentencepiece
 import tiktoken
 import tokenizers
+import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertGenerationTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    BertGenerationTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>"]
 LLAMA3 = (
@@ -167,3 +174,38 @@ FAMILIES = {
     "sentencepiece, slow": sentencepiece_slow,
     "tiktoken, slow": tiktoken_style,
 }
+
+
+@lru_cache
+def llama(folder: str, *, seed: int = 0, steps: int = 0, max_length: int = 32768, tokenizer=byte_level) -> str:
+    """A Llama with `tokenizer`, saved to `folder`: random, or after a few `steps` on Python source, so that it hesitates."""
+    torch.manual_seed(seed)
+    made = tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(made),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=max_length,
+        initializer_range=0.05 if steps else 0.3,
+        tie_word_embeddings=True,
+        bos_token_id=made.bos_token_id,
+        eos_token_id=made.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    _train(model, torch.tensor(made(sample_text(), verbose=False)["input_ids"]), steps)
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def _train(model, ids, steps):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        at = torch.randint(0, len(ids) - 129, (8,))
+        batch = torch.stack([ids[i : i + 128] for i in at.tolist()])
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()

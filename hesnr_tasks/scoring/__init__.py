@@ -72,6 +72,11 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest]) -> list[TokenSco
     tally = _Tally()
     jobs = [_prepare(request, encoder, backend.max_length, tally) for request in merged.values()]
     _report(tally, backend)
+    if jobs and not any(job.fits for job in jobs) and tally.too_long == len(jobs):
+        raise ScoringError(
+            f"every trajectory is longer than the model's context of {backend.max_length} tokens, and no token that "
+            "counts lies within it. Raise max_length in --model_args, or score shorter trajectories."
+        )
     run = {
         **backend.describe(),
         "tokenizer": _tokenizer_identity(backend.tokenizer),
