@@ -284,7 +284,7 @@ def test_no_action_tokens_is_nan_and_said(checkpoint, tmp_path, caplog):
     assert "he_snr and he_ppl are NaN" in caplog.text
 
 
-def test_overflow_policies(checkpoint, small, caplog):
+def test_overflow_policies(checkpoint, small, tmp_path, caplog):
     args = "dtype=float32,max_length=60"
     whole = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})
     right = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small}, args)
@@ -299,11 +299,13 @@ def test_overflow_policies(checkpoint, small, caplog):
     )
     with pytest.raises(ScoringError, match=r"'one' has \d+ tokens, the model reads 60"):
         evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "overflow": "error"}, args)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    lengths = sorted(len(tokenizer(render(t).text)["input_ids"]) for t in SMALL)
-    args = f"dtype=float32,max_length={lengths[0]}"
-    skipped = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "overflow": "skip"}, args)
-    assert skipped["n-samples"]["hesnr_swe"]["effective"] in (1, 2)
+    long = run("long", *[("Again.", call(f"cat src/{i}.py"), "x = 1\n" * 9) for i in range(9)])
+    mixed = write(tmp_path / "mixed.jsonl", [*SMALL, long])
+    skipped = evaluate(
+        checkpoint, ["hesnr_swe"], {"trajectories": mixed, "overflow": "skip"}, "dtype=float32,max_length=300"
+    )
+    assert skipped["n-samples"]["hesnr_swe"]["effective"] == 3
+    assert values(skipped, "hesnr_swe") == values(whole, "hesnr_swe")
 
 
 def test_all_trajectories_skipped_is_an_error_not_an_empty_table(checkpoint, small):
