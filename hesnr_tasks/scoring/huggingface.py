@@ -16,7 +16,7 @@ from hesnr_tasks.scoring.hf_engine import Engine
 from hesnr_tasks.scoring.hf_net import Net
 from hesnr_tasks.scoring.types import Backend, Passage, Scores
 
-__all__ = ["HuggingFace", "make"]
+__all__ = ["HuggingFaceBackend", "make"]
 
 
 def make(lm: Any) -> Backend:
@@ -28,10 +28,10 @@ def make(lm: Any) -> Backend:
         )
     if lm.tokenizer is None:
         raise ScoringError("this model has no tokenizer; name one with tokenizer=… in --model_args")
-    return HuggingFace(lm)
+    return HuggingFaceBackend(lm)
 
 
-class HuggingFace(Backend):
+class HuggingFaceBackend(Backend):
     """Runs the model of an lm-eval `HFLM`."""
 
     def __init__(self, lm: Any) -> None:
