@@ -8,9 +8,10 @@ __all__ = ["by_file_name", "by_interpreter", "by_look", "by_tag"]
 
 _EXTENSIONS = {
     "python": "py pyi pyw pyx pxd pyt wsgi bzl star",
-    "javascript": "js jsx mjs cjs es6 json5 jsonc vue svelte",
+    "javascript": "js jsx mjs cjs es6 json5 jsonc",
     "typescript": "ts tsx mts cts",
-    "java": "java groovy gradle",
+    "java": "java",
+    "groovy": "groovy gradle",
     "go": "go",
     "rust": "rs",
     "c": "c h",
@@ -29,7 +30,7 @@ _EXTENSIONS = {
     "sql": "sql ddl dml psql mysql",
     "dockerfile": "dockerfile containerfile",
     "make": "mk mak make",
-    "html": "html htm xhtml xml svg xsd xsl xslt rss atom plist csproj vbproj",
+    "html": "html htm vue svelte erb jsp jinja j2 xhtml xml svg xsd xsl xslt rss atom plist csproj vbproj",
     "css": "css",
     "scss": "scss sass less",
     "markdown": "md markdown mdx mkd mdown rmd qmd",
@@ -56,7 +57,7 @@ _NAMES = (
     (re.compile(r".*(?:requirements|constraints).*\.(?:txt|in)", re.IGNORECASE), "requirements"),
     (re.compile(r"robots\.txt", re.IGNORECASE), "requirements"),
     (re.compile(r"(?:Gem|Rake|Vagrant|Brew|Guard|Pod|Fast|Cap|Danger)file|config\.ru|\.irbrc|\.pryrc"), "ruby"),
-    (re.compile(r"Jenkinsfile(?:\..*)?"), "java"),
+    (re.compile(r"Jenkinsfile(?:\..*)?"), "groovy"),
     (
         re.compile(r"SCons(?:truct|cript)|BUILD(?:\.bazel)?|WORKSPACE(?:\.bazel)?|Snakefile|wscript|\.pythonrc"),
         "python",

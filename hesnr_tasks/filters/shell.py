@@ -9,9 +9,9 @@ editor) is a here-document.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from hesnr_tasks.filters.lexing import LineIndex
 from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["Command", "HereDocument", "Script", "Word", "lex_shell"]
@@ -103,7 +103,7 @@ class _Lexer:
         self.text, self.position, self.script = text, 0, Script()
         self.stack = [_Context("code")]
         self.pending: list[HereDocument] = []
-        self.lines: dict[str, list[int]] | None = None
+        self.lines = LineIndex(text)
 
     def run(self) -> Script:
         size = len(self.text)
@@ -273,26 +273,6 @@ class _Lexer:
 
     def _delimiter_line(self, document: HereDocument) -> int:
         """Where the line that ends `document` begins, or -1. First as the shell reads it, then with loose ends."""
-        if self.lines is None:
-            self.lines = _index_lines(self.text)
         exact = ("\t" if document.tabs else "") + document.delimiter
-        for key in (exact, "~" + document.delimiter):
-            starts = self.lines.get(key, [])
-            at = bisect_left(starts, self.position)
-            if at < len(starts):
-                return starts[at]
-        return -1
-
-
-def _index_lines(text: str) -> dict[str, list[int]]:
-    """Where each short line begins, by the line; also by tab + the line without tabs, by ~ + the line stripped."""
-    found: dict[str, list[int]] = {}
-    start = 0
-    for line in text.split("\n"):
-        if len(line) <= 100:
-            plain = line.removesuffix("\r")
-            keys = {plain, "\t" + plain.lstrip("\t"), "~" + plain.strip().rstrip(")\"';`")}
-            for key in keys:
-                found.setdefault(key, []).append(start)
-        start += len(line) + 1
-    return found
+        line = self.lines.find(exact, self.position)
+        return line if line >= 0 else self.lines.find("~" + document.delimiter, self.position)

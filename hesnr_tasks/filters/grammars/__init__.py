@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 
-from hesnr_tasks.filters.grammars import python
+from hesnr_tasks.filters.grammars import other, python, ruby
+from hesnr_tasks.filters.grammars.clike import CLIKE
+from hesnr_tasks.filters.grammars.config import CONFIG
 from hesnr_tasks.filters.shell import lex_shell
 from hesnr_tasks.filters.views import CharSpan
 
@@ -14,11 +18,30 @@ Grammar = Callable[[str], list[CharSpan]]
 
 
 def _shell(text: str) -> list[CharSpan]:
-    found = lex_shell(text).comments if "#" in text else []
+    if "#" not in text:
+        return []
+    start = _rest_of_document(text)
+    found = ((a + start, b + start) for a, b in lex_shell(text[start:]).comments)
     return [span for span in found if not (span[0] == 0 and text.startswith("#!"))]
 
 
-GRAMMARS: dict[str, Grammar] = {"python": python.comments, "shell": _shell}
+_DELIMITER = re.compile(r"^(?:[A-Z_]*EO[A-Z]+|END|[A-Z]+_EOF|HEREDOC)$", re.MULTILINE)
+
+
+def _rest_of_document(text: str) -> int:
+    """Where the code begins in a fragment that begins inside a here-document: after a delimiter nothing opened."""
+    delimiter = _DELIMITER.search(text)
+    return delimiter.end() if delimiter and "<<" not in text[: delimiter.start()] else 0
+
+
+GRAMMARS: dict[str, Grammar] = {
+    "python": python.comments,
+    "ruby": ruby.comments,
+    "shell": _shell,
+    **CLIKE,
+    **CONFIG,
+    **{language: partial(other.comments, language=language) for language in other.MARKS},
+}
 
 
 def comments_of(text: str, language: str) -> list[CharSpan]:

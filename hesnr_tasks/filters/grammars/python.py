@@ -67,8 +67,6 @@ _LEXER = Lexer(
         "string_s": _f_string(r"'|(?=[\r\n])", "expression_short"),
         "string_long_d": _f_string('"""', "expression_long"),
         "string_long_s": _f_string("'''", "expression_long"),
-        "inside_d": [("skip", _ESCAPE), ("pop", '"""')],
-        "inside_s": [("skip", _ESCAPE), ("pop", "'''")],
         **_expression([]),
         **_expression([_COMMENT]),
     }
@@ -85,12 +83,16 @@ def comments(text: str) -> list[CharSpan]:
 
 def _best(text: str) -> Scan:
     plain = _LEXER.scan(text)
+    if _BEGINS_IN_CODE.match(text):
+        return plain
     first = _TRIPLE.search(text)
     end = first.end() if first else len(text)
-    if not _may_be_doc(text, plain, end):
+    doubt = _misread(text, plain)
+    if not doubt:
         return plain
     other = _scan_inside(text, end)
-    return other if _misread(text, other) < _misread(text, plain) else plain
+    gain = doubt - _misread(text, other)
+    return other if gain > (0 if _may_be_doc(text, plain, end) else 2) else plain
 
 
 def _may_be_doc(text: str, plain: Scan, end: int) -> bool:
@@ -102,15 +104,22 @@ def _may_be_doc(text: str, plain: Scan, end: int) -> bool:
 
 def _scan_inside(text: str, end: int) -> Scan:
     """Lex a text that begins inside a docstring, which ends at `end`."""
-    rest = _LEXER.scan(text[end:])
-    strings = [(0, end), *((a + end, b + end) for a, b in rest.strings)]
-    return Scan([(a + end, b + end) for a, b in rest.comments], strings)
+    scan = _LEXER.scan(text, position=end)
+    scan.strings.insert(0, (0, end))
+    return scan
 
 
+_BEGINS_IN_CODE = re.compile(
+    r"""(?:[ \t]*(?:\#[^\n]*)?\r?\n)*(?:import[ ]\w|from[ ][\w.]+[ ]import[ ]|(?:async[ ])?def[ ]\w+\(|class[ ]\w+[(:]|@\w"""
+    r"""|[rR]?(?:\"{3}|'{3})\S)""",
+    re.VERBOSE,
+)
 _TRIPLE = re.compile(r'"""|\'\'\'')
 _PROSE = re.compile(
     r"^[ \t]*(?:[-*:]\s)?[A-Za-z]['\w-]*,?(?: [a-z`'\"(][\w`'\")-]*[,:;.]?){3,}[^=\[\]{}#]*$", re.MULTILINE
 )
+_OPENS = re.compile(r"""(?:[=(\[{,+%]|:[ \t]|\b(?:return|yield|in))[ \t]*[rRbBuUfFtT]{0,2}(?:\"{3}|'{3})\Z""")
+_CLOSES = re.compile(r"""(?:\"{3}|'{3})[)\],]""")
 _DOC = re.compile(r"^[ \t]*(?:>>> |([-=~^])\1{3,}[ \t]*$|:\w+[^:\n]*: \w|\w+ : \w+)", re.MULTILINE)
 _WORDS = re.compile(
     r"^[ \t]*(?:(?:async )?(?:for|if|elif|while|with|def)\b.*:|(?:from|import|return|yield|assert|raise|del|print"
@@ -131,14 +140,12 @@ def _doc_lines(text: str) -> int:
 
 
 def _misread(text: str, scan: Scan) -> int:
-    """How many lines look wrong where they are: documentation in code, code in triple-quoted strings, no end quotes."""
+    """How much looks wrong where it is: prose in code, code in long strings, quotes that open but should close."""
     long = [text[a:b] for a, b in scan.strings if b - a > 6 and (a == 0 or _TRIPLE.search(text, a, a + 5))]
-    open_end = sum(not _TRIPLE.match(string, len(string) - 3) for string in long[-1:])
-    return (
-        _doc_lines(_blanked(text, [*scan.strings, *scan.comments]))
-        + open_end
-        + sum(len(_CODE.findall(s)) for s in long)
-    )
+    ends = sum(2 if _OPENS.search(s, len(s) - 40) else not s.endswith(('"""', "'''")) for s in long)
+    starts = sum(2 for s in long if _CLOSES.match(s))
+    code = sum(len(_CODE.findall(s)) for s in long)
+    return _doc_lines(_blanked(text, [*scan.strings, *scan.comments])) + ends + starts + code
 
 
 def _blanked(text: str, spans: list[CharSpan]) -> str:

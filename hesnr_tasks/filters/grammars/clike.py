@@ -1,0 +1,244 @@
+"""Languages with `//` and `/* … */`: C, C++, C#, Dart, Go, Groovy, Java, JavaScript, Kotlin, PHP, Rust, Scala, Swift,
+CSS.
+
+A fragment may begin inside a block comment (an `old_str` that starts at ` * @param`): then everything up to the first
+`*/` is comment. It does so if that `*/` stands where code cannot have it and no `/*` comes before it, or if the
+fragment is nothing but lines that begin with `* `.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from hesnr_tasks.filters.lexing import Lexer, Rule
+from hesnr_tasks.filters.views import CharSpan
+
+__all__ = ["CLIKE"]
+
+_ANY = r"\\(?:\r\n|[\s\S])"  # an escape
+
+
+def one_line(quote: str) -> str:
+    """A string that ends at its quote or at the end of the line."""
+    plain = rf"[^{quote}\\\r\n]*"
+    return rf"{quote}{plain}(?:{_ANY}{plain})*(?:{quote}|\\?\Z|(?=[\r\n]))"
+
+
+def many_lines(quote: str) -> str:
+    """A string that ends at its quote or at the end of the text."""
+    plain = rf"[^{quote}\\]*"
+    return rf"{quote}{plain}(?:{_ANY}{plain})*(?:{quote}|\\?\Z)"
+
+
+def raw(opening: str, closing: str) -> str:
+    """A string without escapes."""
+    return rf"{opening}[\s\S]*?(?:{closing}|\Z)"
+
+
+LINE: Rule = ("comment", r"//[^\r\n]*")
+LINE_CONTINUED: Rule = ("comment", r"//[^\\\r\n]*(?:\\(?:\r?\n)?[^\\\r\n]*)*")
+BLOCK: Rule = ("comment", r"/\*[^*]*(?:\*(?!/)[^*]*)*(?:\*/|\Z)")
+NESTED: Rule = ("push comment", r"/\*")
+DOUBLE: Rule = ("string", one_line('"'))
+SINGLE: Rule = ("string", one_line("'"))
+CHARACTER: Rule = ("string", r"'(?:[^'\\\r\n]{1,4}|\\[^\r\n][^'\r\n]{0,8})'")
+LONG: Rule = ("string", r'"""[^"\\]*(?:(?:\\[\s\S]|"(?!""))[^"\\]*)*(?:"""|\\?\Z)')
+BACKTICKS: Rule = ("string", raw("`", "`"))
+
+_COMMENT_MODE = {"comment": [("push comment", r"/\*"), ("pop", r"\*/")]}
+
+
+def _nesting(mode: str, opening: str, closing: str, rules: list[Rule]) -> dict[str, list[Rule]]:
+    """The inside of an interpolation: code up to the bracket that closes it."""
+    return {mode: [*rules, (f"push {mode}", opening), ("pop", closing)]}
+
+
+def _interpolated(rules: list[Rule], hole: str, *strings: tuple[str, str]) -> dict[str, list[Rule]]:
+    """Modes for code with `strings` (opening, closing) that may hold code after `hole`, such as `${`."""
+    modes: dict[str, list[Rule]] = {}
+    openers: list[Rule] = []
+    for i, (opening, closing) in enumerate(strings):
+        openers.append((f"push string_{i}", opening))
+        escape = r"\\\\|\\[^({]" if hole == r"\\\(" else _ANY
+        modes[f"string_{i}"] = [("push nest", hole), ("skip", escape), ("pop", closing)]
+    code = [*openers, *rules]
+    brackets = (r"\(", r"\)") if hole == r"\\\(" else (r"\{", r"\}")
+    return {"code": code, **modes, **_nesting("nest", *brackets, code)}
+
+
+_END = r'"|(?=[\r\n])'  # of a string on one line
+
+_C = Lexer({"code": [LINE_CONTINUED, BLOCK, DOUBLE, CHARACTER]})
+_CPP = Lexer(
+    {"code": [LINE_CONTINUED, BLOCK, ("string", raw(r'R"(?P<d>[^()\\\s"]{0,16})\(', r'\)(?P=d)"')), DOUBLE, CHARACTER]}
+)
+_JAVA = Lexer({"code": [LINE, BLOCK, LONG, DOUBLE, CHARACTER]})
+_GO = Lexer({"code": [LINE, BLOCK, BACKTICKS, DOUBLE, CHARACTER]})
+_GROOVY = Lexer(
+    {"code": [LINE, BLOCK, LONG, ("string", LONG[1].replace('"', "'")), DOUBLE, SINGLE]},
+)
+_DART = Lexer(
+    {"code": [LINE, NESTED, LONG, ("string", LONG[1].replace('"', "'")), DOUBLE, SINGLE], **_COMMENT_MODE},
+)
+_RUST = Lexer(
+    {
+        "code": [
+            LINE,
+            NESTED,
+            ("string", r'\b[bc]?r(?P<h>#*)"[^"]*(?:"(?!(?P=h))[^"]*)*(?:"(?P=h)|\Z)'),
+            ("string", many_lines('"')),
+            ("string", r"'(?:[^'\\\r\n]|\\(?:u\{[^}\r\n]*\}|[^\r\n][^'\r\n]?))'|'[^'\\\s]{2,4}'(?!\w)"),
+        ],
+        **_COMMENT_MODE,
+    }
+)
+_KOTLIN = Lexer({**_interpolated([LINE, NESTED, CHARACTER], r"\$\{", ('"""', '"""+'), ('"', _END)), **_COMMENT_MODE})
+_SCALA = Lexer({**_interpolated([LINE, NESTED, CHARACTER], r"\$\{", ('"""', '"""+'), ('"', _END)), **_COMMENT_MODE})
+_SWIFT_RAW: Rule = ("string", r'(?P<h>#+)(?:"""[\s\S]*?(?:"""(?P=h)|\Z)|"[^\r\n]*?(?:"(?P=h)|(?=[\r\n])|\Z))')
+_SWIFT = Lexer({**_interpolated([LINE, NESTED, _SWIFT_RAW], r"\\\(", ('"""', '"""'), ('"', _END)), **_COMMENT_MODE})
+
+_CSHARP_CODE: list[Rule] = [
+    LINE,
+    BLOCK,
+    ("string", raw('\\$*(?P<q>"{3,})', "(?P=q)")),
+    ("push string_verbatim", r'\$@"|@\$"'),
+    ("string", r'@"[^"]*(?:""[^"]*)*(?:"|\Z)'),
+    ("push string_plain", r'\$"'),
+    DOUBLE,
+    CHARACTER,
+]
+_CSHARP = Lexer(
+    {
+        "code": _CSHARP_CODE,
+        "string_verbatim": [("skip", r'""|\{\{'), ("push nest", r"\{"), ("pop", '"')],
+        "string_plain": [("skip", r"\\.|\{\{"), ("push nest", r"\{"), ("pop", _END)],
+        **_nesting("nest", r"\{", r"\}", _CSHARP_CODE),
+    }
+)
+_CSS = Lexer({"code": [BLOCK, DOUBLE, SINGLE]})
+_SCSS = Lexer({"code": [("skip", r"\burl\([^)\r\n]*\)?|\w:(?=//)"), LINE, BLOCK, DOUBLE, SINGLE]})
+
+
+# --- PHP ------------------------------------------------------------------------------------------------------------
+
+_PHP_CODE: list[Rule] = [
+    ("comment", r"(?://|#(?!\[))[^\r\n?]*(?:\?(?!>)[^\r\n?]*)*"),
+    BLOCK,
+    ("string", r"<<<[ \t]*(?P<q>[\"']?)(?P<label>[A-Za-z_]\w*)(?P=q)\r?\n[\s\S]*?(?:^[ \t]*(?P=label)\b|\Z)"),
+    ("string", many_lines("'")),
+    ("push string_d", '"'),
+]
+_PHP = Lexer(
+    {
+        "html": [("push code", r"<\?(?:php\b|=)?"), ("comment", r"<!--[\s\S]*?-->")],
+        "code": [*_PHP_CODE, ("pop", r"\?>")],
+        "string_d": [("skip", _ANY), ("push nest", r"\{(?=\$)"), ("pop", '"')],
+        **_nesting("nest", r"\{", r"\}", _PHP_CODE),
+    }
+)
+
+
+def _php(text: str, position: int) -> list[CharSpan]:
+    """A file begins as HTML; a fragment begins in code unless its first PHP tag is an opening one."""
+    opening, closing = text.find("<?"), text.find("?>")
+    inside = opening < 0 or 0 <= closing < opening
+    return _PHP.scan(text, *(("html", "code") if inside else ("html",)), position=position).comments
+
+
+# --- JavaScript, TypeScript -----------------------------------------------------------------------------------------
+
+_JS_CODE: list[Rule] = [
+    ("skip", r"//(?:(?<=\bhttps://)|(?<=\bhttp://)|(?<=\bfile://)|(?<=\bftp://)|(?<=\bwss://)|(?<=\bws://))"),
+    LINE,
+    BLOCK,
+    ("maybe", r"/(?![*/])(?:[^/\\\[\r\n]|\\[^\r\n]|\[(?:[^\]\\\r\n]|\\[^\r\n]){0,200}\]){1,400}/\w{0,8}"),
+    DOUBLE,
+    ("maybe", one_line("'")),
+    ("push string_template", "`"),
+]
+_OPERAND = re.compile(r"[\w$)\]}\"'`]\Z")
+_KEYWORD = re.compile(
+    r"(?<![\w$.])(?:return|typeof|case|in|of|delete|void|throw|new|else|do|yield|await|instanceof|from|import|default)\Z"
+)
+
+
+def _js_check(text: str, match: re.Match[str]) -> bool:
+    """Whether `/` begins a regular expression, and `'` is no apostrophe in the text of JSX."""
+    before = text[max(0, match.start() - 120) : match.start()]
+    token = match[0]
+    if token[0] == "'":
+        return not (before[-1:].isalpha() and token[1:2].isalpha() and not _KEYWORD.search(before))
+    code = before.rstrip(" \t\r\n")
+    if before.endswith("<"):
+        return False
+    return not _OPERAND.search(code) or bool(_KEYWORD.search(code))
+
+
+_JS = Lexer(
+    {
+        "code": _JS_CODE,
+        "string_template": [("skip", _ANY), ("push nest", r"\$\{"), ("pop", "`")],
+        **_nesting("nest", r"\{", r"\}", _JS_CODE),
+    },
+    check=_js_check,
+)
+
+
+# --- fragments ------------------------------------------------------------------------------------------------------
+
+_STARS = re.compile(r"\s*\*(?:[ \t\r\n]|\Z)")
+_CLOSING = re.compile(r"[ \t]*(?:\*(?:[ \t][^\n]*)?)?\Z")
+
+
+def _commented_until(text: str) -> int:
+    """The length of the part that a comment opened before the fragment takes up."""
+    end = text.find("*/")
+    opening = text.find("/*")
+    if end < 0:
+        lines = [line for line in text.split("\n") if line.strip()]
+        return len(text) if lines and opening < 0 and all(map(_STARS.match, lines)) else 0
+    if 0 <= opening < end:
+        return 0
+    line = text[text.rfind("\n", 0, end) + 1 : end]
+    quotes = any(line.count(quote) % 2 for quote in "\"'`")
+    return end + 2 if _CLOSING.match(line) or not quotes else 0
+
+
+def _with_fragments(
+    scan: Callable[[str, int], list[CharSpan]], marks: tuple[str, ...]
+) -> Callable[[str], list[CharSpan]]:
+    """Comments of a text that may begin inside one; none without looking if no comment mark is there."""
+
+    def comments(text: str) -> list[CharSpan]:
+        if not any(mark in text for mark in marks):
+            return []
+        start = _commented_until(text)
+        found = scan(text, start)
+        return [(0, start), *found] if start else found
+
+    return comments
+
+
+def _plain(lexer: Lexer) -> Callable[[str], list[CharSpan]]:
+    return _with_fragments(lambda text, start: lexer.scan(text, position=start).comments, ("//", "/*", "*/", "* "))
+
+
+CLIKE: dict[str, Callable[[str], list[CharSpan]]] = {
+    "c": _plain(_C),
+    "cpp": _plain(_CPP),
+    "csharp": _plain(_CSHARP),
+    "css": _plain(_CSS),
+    "dart": _plain(_DART),
+    "go": _plain(_GO),
+    "groovy": _plain(_GROOVY),
+    "java": _plain(_JAVA),
+    "javascript": _plain(_JS),
+    "kotlin": _plain(_KOTLIN),
+    "php": _with_fragments(_php, ("//", "/*", "*/", "* ", "#", "<!--")),
+    "rust": _plain(_RUST),
+    "scala": _plain(_SCALA),
+    "scss": _plain(_SCSS),
+    "swift": _plain(_SWIFT),
+    "typescript": _plain(_JS),
+}
