@@ -123,7 +123,16 @@ class HesnrTask(Task):
                 raise SettingsError(f"--samples names documents outside 0…{len(self.corpus.trajectories) - 1}")
         if kwargs.get("system_instruction"):
             _log.warning("--system_instruction is ignored: a trajectory brings its own system prompt")
+        self._refuse_idle_ranks(samples, kwargs.get("limit"), kwargs.get("world_size", 1))
         super().build_all_requests(samples=samples, **kwargs)
+
+    def _refuse_idle_ranks(self, samples: list[int] | None, limit: int | None, world_size: int) -> None:
+        """lm-eval dies on a process without documents while the others wait for it; all of them must stop alike."""
+        documents = sum(1 for _ in self.doc_iterator(limit=limit, samples=samples))
+        if 0 < documents < world_size:
+            raise SettingsError(
+                f"{documents} trajectories cannot be split over {world_size} processes; start at most {documents}"
+            )
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
         """One request: the labelled text and which of its tokens count."""
