@@ -69,7 +69,7 @@ def with_reasoning(content: str, reasoning: str) -> str:
     """`content` after `reasoning`, which is not repeated where the content has it already."""
     if not reasoning.strip() or reasoning.strip() in content:
         return content
-    return f"<think>\n{reasoning}\n</think>\n\n{content}"
+    return f"<think>\n{reasoning}\n</think>" + (f"\n\n{content}" if content else "")
 
 
 def arguments_of(value: Any) -> Mapping[str, Any] | str:

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Item = Mapping[str, Any]
-Turn = Callable[[Item, str], "Sequence[Segment] | None"]
+Turn = Callable[[Item], "Sequence[Segment] | None"]
 _KEYS = ("messages", "trajectory", "conversations", "messages_json")
 _PEEK = 64  # messages looked at to recognise a row
 
@@ -78,23 +78,28 @@ def assistant_texts(items: Sequence[Item]) -> Iterator[str]:
     return (content_text(item) for item in items if role_of(item) == "assistant")
 
 
+def message_text(message: Item, draft: Draft) -> str:
+    """The text of a message, its content of any shape."""
+    return draft.text(message.get("content", message.get("value")))
+
+
 def label_messages(items: Sequence[Item], draft: Draft, turn: Turn) -> None:
-    """Add `items` to `draft`; `turn(message, text)`: an assistant message's segments (None: not the model's)."""
+    """Add `items` to `draft`; `turn(message)` gives an assistant message's segments (None: not the model's)."""
     for item in items:
-        role, text = role_of(item), draft.text(item.get("content", item.get("value")))
-        if role == "system":
-            draft.context(role, text)
-        elif role == "assistant":
-            segments = turn(item, text)
+        role = role_of(item)
+        if role == "assistant":
+            segments = turn(item)
             if segments is None:
-                draft.not_generated(text)
+                draft.not_generated(message_text(item, draft))
             else:
                 draft.generated(segments)
+        elif role == "system":
+            draft.context(role, message_text(item, draft))
         elif role is None:
             draft.warn(f"a message of the unknown role {item.get('role')!r} is labelled observation")
-            draft.observation("user", text)
+            draft.observation("user", message_text(item, draft))
         else:
-            draft.given(role, text)
+            draft.given(role, message_text(item, draft))
 
 
 def row_names(record: Any, draft: Draft, fidelity: Fidelity, **meta: Any) -> Trajectory:

@@ -41,7 +41,8 @@ def read(record: Any, where: Where) -> Trajectory:
     if style == "none":
         draft.warn("no call was found in any assistant text: all of it is thought")
 
-    def turn(message: chat.Item, content: str) -> Sequence[Segment]:
+    def turn(message: chat.Item) -> Sequence[Segment]:
+        content = chat.message_text(message, draft)
         return text.split(canonical.with_reasoning(content, string(message, "reasoning_content")), style)
 
     chat.label_messages(messages, draft, turn)

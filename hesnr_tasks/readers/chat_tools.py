@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hesnr_tasks.readers import canonical, chat
+from hesnr_tasks.readers import canonical, chat, text
 from hesnr_tasks.readers.draft import Draft
 from hesnr_tasks.readers.fields import Where, as_list, decoded, string
 from hesnr_tasks.readers.parts import Turn
@@ -22,11 +22,12 @@ RULE = "messages of which some have tool calls or the role tool"
 
 
 def detect(record: Any) -> float:
-    """1 for tool calls, 0.9 for the role tool alone."""
+    """1 for tool calls, 0.9 for the role tool where no text holds a call."""
     messages = chat.peek(record)
     if any(_calls(message) or _tool_parts(message) for message in messages):
         return 1.0
-    return 0.9 * any(role_of(message) == "tool" for message in messages)
+    answered = any(role_of(message) == "tool" for message in messages)
+    return 0.9 * (answered and text.guess_style(chat.assistant_texts(messages)) == "none")
 
 
 def read(record: Any, where: Where) -> Trajectory:
@@ -34,8 +35,8 @@ def read(record: Any, where: Where) -> Trajectory:
     draft = Draft(NAME, where)
     messages = chat.messages(record)
 
-    def turn(message: chat.Item, content: str) -> Sequence[Segment]:
-        return _turn(message, content, draft)
+    def turn(message: chat.Item) -> Sequence[Segment]:
+        return _turn(message, draft)
 
     chat.label_messages([_plain_results(message) for message in messages], draft, turn)
     thinks = any(call.name == "think" for message in messages for call in _calls(message))
@@ -48,10 +49,10 @@ def _calls(message: chat.Item) -> list[canonical.Call]:
     return calls or canonical.openai_calls([single] if single else [])
 
 
-def _turn(message: chat.Item, content: str, draft: Draft) -> Sequence[Segment]:
+def _turn(message: chat.Item, draft: Draft) -> Sequence[Segment]:
     reasoning = string(message, "reasoning_content") or string(message, "reasoning")
     if not _tool_parts(message):
-        return canonical.generated(content, _calls(message), reasoning)
+        return canonical.generated(chat.message_text(message, draft), _calls(message), reasoning)
     turn = Turn(reasoning=[reasoning] if reasoning else [])
     turn.add_all(message.get("content"), draft)
     turn.calls.extend(_calls(message))

@@ -5,6 +5,7 @@ The text was written again by whoever made the rows (from tool calls or from par
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hesnr_tasks.readers import chat, text
@@ -32,9 +33,10 @@ def detect(record: Any) -> float:
 def read(record: Any, where: Where) -> Trajectory:
     """Read one row."""
     draft = Draft(NAME, where)
-    chat.label_messages(chat.messages(record), draft, _turn)
+
+    def turn(message: chat.Item) -> Sequence[Segment] | None:
+        content = chat.message_text(message, draft)
+        return None if content == _REWRITTEN else text.split(content, "function")
+
+    chat.label_messages(chat.messages(record), draft, turn)
     return chat.row_names(record, draft, Fidelity.SYNTHETIC)
-
-
-def _turn(message: chat.Item, content: str) -> tuple[Segment, ...] | None:
-    return None if content == _REWRITTEN else text.split(content, "function")

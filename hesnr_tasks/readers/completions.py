@@ -37,22 +37,29 @@ def detect(record: Any) -> float:
 def read(record: Any, where: Where) -> Trajectory:
     """Read one log file."""
     draft = Draft(NAME, where)
-    raw = deep(record, "raw_response", "choices", 0, "message")
-    last = raw if isinstance(raw, Mapping) else deep(record, "response", "choices", 0, "message")
-    messages = [*messages_of(record, "messages"), {**last, "role": "assistant"}]
-    native = any(canonical.openai_calls(message.get("tool_calls")) for message in messages)
-
-    def turn(message: chat.Item, content: str) -> Sequence[Segment]:
-        reasoning = string(message, "reasoning_content")
-        if native:
-            return canonical.generated(content, canonical.openai_calls(message.get("tool_calls")), reasoning)
-        return text.split(canonical.with_reasoning(content, reasoning), "function")
-
-    chat.label_messages(messages, draft, turn)
+    messages = [*messages_of(record, "messages"), _last(record)]
+    chat.label_messages(messages, draft, lambda message: _turn(message, draft))
     if not any(role_of(message) == "assistant" for message in messages[:-1]):
         draft.warn("the log holds one turn only; the last log of a run holds all of them")
+    written = any("<function=" in content for content in chat.assistant_texts(messages))
     return draft.build(
         id=_run_id(where),
-        fidelity=Fidelity.RENDERED if native else Fidelity.SYNTHETIC,
+        fidelity=Fidelity.SYNTHETIC if written else Fidelity.RENDERED,
         model=scalar_text(deep(record, "response", "model")),
     )
+
+
+def _last(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The response's message; the model's own text where the log also has it and it holds the call."""
+    raw = deep(record, "raw_response", "choices", 0, "message")
+    if isinstance(raw, Mapping) and "<function=" in chat.content_text(raw):
+        return {"role": "assistant", "content": raw.get("content")}
+    return {**deep(record, "response", "choices", 0, "message"), "role": "assistant"}
+
+
+def _turn(message: chat.Item, draft: Draft) -> Sequence[Segment]:
+    content = chat.message_text(message, draft)
+    calls, reasoning = canonical.openai_calls(message.get("tool_calls")), string(message, "reasoning_content")
+    if calls:
+        return canonical.generated(content, calls, reasoning)
+    return text.split(canonical.with_reasoning(content, reasoning), "function")

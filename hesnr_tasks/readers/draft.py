@@ -108,7 +108,7 @@ class Draft:
     ) -> Trajectory:
         """The finished trajectory. `meta` entries that are None are left out."""
         instance = scalar_text(instance_id)
-        known = {key: value for key, value in meta.items() if value is not None}
+        known = {key: clean(v) if isinstance(v, str) else v for key, v in meta.items() if v is not None}
         if fidelity is Fidelity.RENDERED:
             known["rendering"] = canonical.VERSION
         known["warnings"] = [text if n == 1 else f"{text} ({n} times)" for text, n in self._warnings.items()]

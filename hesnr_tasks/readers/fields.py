@@ -49,6 +49,11 @@ class Where:
         return name
 
     @property
+    def is_lines(self) -> bool:
+        """Whether the name says that every line is a record."""
+        return self.path.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+
+    @property
     def identity(self) -> str:
         """An id for a record that has none of its own."""
         return self.stem if self.line is None else f"{self.stem}:{self.line}"

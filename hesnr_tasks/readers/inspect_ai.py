@@ -45,7 +45,7 @@ def read(record: Any, where: Where) -> Trajectory:
     draft = Draft(NAME, where)
     attachments = mapping(sample, "attachments")
 
-    def turn(message: chat.Item, content: str) -> Sequence[Segment]:
+    def turn(message: chat.Item) -> Sequence[Segment]:
         written = Turn()
         written.add_all(message.get("content"), draft)
         written.calls.extend(canonical.openai_calls(items(message, "tool_calls")))

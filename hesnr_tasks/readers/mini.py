@@ -78,7 +78,8 @@ def _message(message: Mapping[str, Any], style: str, draft: Draft) -> bool:
         draft.warn("an output that mini-swe-agent rejected is in no later prompt and is left out")
     rendered = []
 
-    def turn_of(item: chat.Item, content: str) -> Sequence[Segment]:
+    def turn_of(item: chat.Item) -> Sequence[Segment]:
+        content = chat.message_text(item, draft)
         calls = canonical.openai_calls(item.get("tool_calls"))
         reasoning = string(item, "reasoning_content")
         rendered.append(bool(calls or reasoning.strip()))

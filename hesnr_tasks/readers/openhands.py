@@ -24,9 +24,13 @@ NAME = "openhands-v0"
 RULE = "events with 'action' or 'observation' and 'args', 'extras' or 'content'"
 
 _TOOLS = {"run": "execute_bash", "run_ipython": "execute_ipython_cell", "edit": "str_replace_editor"}
+_KNOWN = (
+    *("run", "run_ipython", "read", "write", "edit", "browse", "browse_interactive", "think", "finish", "reject"),
+    *("call_tool_mcp", "mcp", "delegate", "message", "task_tracking", "add_task", "modify_task"),
+)
 _NOT_ARGUMENTS = (
     *("thought", "is_confirmed", "confirmation_state", "keep_prompt", "action_risk", "security_risk", "blocking"),
-    *("hidden", "is_static", "cwd", "wait_for_response", "impl_source", "is_input", "translated_ipython_code"),
+    *("hidden", "is_static", "cwd", "wait_for_response", "impl_source", "is_input", "kernel_init_code"),
 )
 _EVENT_KEYS = (
     *("id", "timestamp", "source", "message", "action", "observation", "cause", "args", "extras", "content", "thought"),
@@ -141,7 +145,12 @@ def _turn(event: Mapping[str, Any], kind: str, arguments: Mapping[str, Any], dra
             seen.update([identity] if identity else [])
             draft.generated(_from_response(message, draft))
         return
+    if kind not in _KNOWN:
+        draft.warn(f"an action of the unknown kind {kind!r} is left out")
+        return
     thought = string(arguments, "thought") or string(event, "thought")
+    if kind == "think":  # its argument holds what was said before the call, too
+        thought = ""
     if kind == "message":
         draft.generated(canonical.generated(string(arguments, "content") or string(event, "content"), []))
     else:

@@ -85,12 +85,12 @@ def _by_start(start: bytes, file: IO[bytes], where: Where) -> Iterator[Record | 
 
 
 def _json_or_lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
-    """JSON Lines when the first line is a whole value and others follow, or when some line is; else one JSON text."""
+    """JSON Lines when the first line is a whole value and others follow (or the name says so), or when some line is."""
     first = next((line for line in file if line.strip()), b"")
     alone = _decodes(first)
-    more = any(line.strip() for line in file) if alone else True
+    more = alone and (where.is_lines or any(line.strip() for line in file))
     file.seek(0)
-    if alone and more:
+    if more:
         yield from _lines(file, where)
         return
     whole = _whole(file.read(), where)
