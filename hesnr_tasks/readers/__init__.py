@@ -16,7 +16,7 @@ from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.readers import hub
 from hesnr_tasks.readers.files import find, is_hub_id
 from hesnr_tasks.readers.pipeline import Reading
-from hesnr_tasks.readers.report import ReadReport
+from hesnr_tasks.readers.report import ReadReport, nothing_left
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["ReadReport", "load", "read_trajectories"]
@@ -71,7 +71,7 @@ def load(
     for line in report.lines():
         _LOG.warning("%s: %s", source, line)
     if not loaded:
-        raise DataError(_nothing(source, only_resolved, outcomes, report))
+        raise DataError(nothing_left(source, only_resolved, outcomes, report))
     return loaded
 
 
@@ -80,14 +80,3 @@ def _counted(found: Iterator[Trajectory], only: bool, outcomes: Counter[bool | N
         outcomes[trajectory.resolved] += 1
         if trajectory.resolved or not only:
             yield trajectory
-
-
-def _nothing(source: object, only_resolved: bool, outcomes: Counter[bool | None], report: ReadReport) -> str:
-    if only_resolved and outcomes:
-        return (
-            f"no resolved trajectory is left in {source!r}: {outcomes[True]} are resolved, {outcomes[False]} are not, "
-            f"{outcomes[None]} have no known outcome. Join the evaluation reports with "
-            f"`hesnr convert --outcomes report.json`, or set only_resolved=false."
-        )
-    why = " ".join(line.rstrip(".") + "." for line in report.lines())
-    return f"no trajectory was found in {source!r}. {why}".rstrip()

@@ -122,7 +122,7 @@ class Reading:
             return None
         self.report.kept += 1
         for warning in trajectory.meta.get("warnings", ()):
-            self.report.warn(f"trajectories with the warning: {_uncounted(str(warning))}")
+            self.report.warn(_uncounted(str(warning)))
         self._ids[trajectory.id] += 1
         count = self._ids[trajectory.id]
         if count == 1:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hesnr_tasks.readers.fields import Where
 
-__all__ = ["EXAMPLES", "Found", "Problem", "ReadReport", "Skipped"]
+__all__ = ["EXAMPLES", "Found", "Problem", "ReadReport", "Skipped", "nothing_left"]
 
 EXAMPLES = 5  # places named per reason
 
@@ -67,3 +68,15 @@ class ReadReport:
             for reason, s in self.skipped.items()
         ]
         return skipped + [f"{text} ({count} times)" if count > 1 else text for text, count in self.warnings.items()]
+
+
+def nothing_left(source: object, only_resolved: bool, outcomes: Counter[bool | None], report: ReadReport) -> str:
+    """What to tell a user when no trajectory is left; `outcomes` counts those that were read well."""
+    if only_resolved and outcomes:
+        return (
+            f"no resolved trajectory is left in {source!r}: {outcomes[True]} are resolved, {outcomes[False]} are not, "
+            f"{outcomes[None]} have no known outcome. Join the evaluation reports with "
+            f"`hesnr convert --outcomes report.json`, or set only_resolved=false."
+        )
+    why = " ".join(line.rstrip(".") + "." for line in report.lines())
+    return f"no trajectory was found in {source!r}. {why}".rstrip()
