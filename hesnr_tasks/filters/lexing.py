@@ -22,7 +22,7 @@ Rule = tuple[str, str]
 - `comment`, `string`, `skip`: pass over it, and note it as what it is;
 - `push MODE`, `pop`: enter a mode, leave it (modes named `string…` and `comment…` are noted as such when left);
 - `hole`: ask the lexer's `hole` for a later stretch of text to pass over (the body of a here-document);
-- `maybe`: a string iff the lexer's `check` agrees.
+- `maybe`, `maybe MODE`: a string, or the beginning of one, iff the lexer's `check` agrees.
 """
 
 
@@ -61,6 +61,8 @@ class Lexer:
                 position = max(position, result.holes.pop()[1])
                 continue
             position = stop if stop > start else stop + 1
+            if action == "maybe" and target and self._check and self._check(text, match):
+                action = "push"
             if action in ("push", "pop"):
                 if _move(result, match, target):
                     position = stop  # a token of no width may end a mode: the stack is shorter, so this ends
@@ -69,7 +71,7 @@ class Lexer:
                 result.comments.append((start, stop))
             elif action == "string":
                 result.strings.append((start, stop))
-            elif action != "skip" and not self._special(lines, match, action, result):
+            elif action != "skip" and (target or not self._special(lines, match, action, result)):
                 position = start + 1
         _finish(result, limit)
         return result

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
 
-from hesnr_tasks.filters.grammars import other, python, ruby
+from hesnr_tasks.filters.grammars import python, ruby
 from hesnr_tasks.filters.grammars.clike import CLIKE
 from hesnr_tasks.filters.grammars.config import CONFIG
+from hesnr_tasks.filters.grammars.other import OTHER
 from hesnr_tasks.filters.shell import lex_shell
 from hesnr_tasks.filters.views import CharSpan
 
@@ -40,7 +40,7 @@ GRAMMARS: dict[str, Grammar] = {
     "shell": _shell,
     **CLIKE,
     **CONFIG,
-    **{language: partial(other.comments, language=language) for language in other.MARKS},
+    **OTHER,
 }
 
 

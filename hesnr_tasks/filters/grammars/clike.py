@@ -93,9 +93,19 @@ _RUST = Lexer(
         **_COMMENT_MODE,
     }
 )
-_KOTLIN = Lexer({**_interpolated([LINE, NESTED, CHARACTER], r"\$\{", ('"""', '"""+'), ('"', _END)), **_COMMENT_MODE})
-_SCALA = Lexer({**_interpolated([LINE, NESTED, CHARACTER], r"\$\{", ('"""', '"""+'), ('"', _END)), **_COMMENT_MODE})
-_SWIFT_RAW: Rule = ("string", r'(?P<h>#+)(?:"""[\s\S]*?(?:"""(?P=h)|\Z)|"[^\r\n]*?(?:"(?P=h)|(?=[\r\n])|\Z))')
+_KOTLIN = Lexer(
+    {
+        **_interpolated([LINE, NESTED, CHARACTER, ("string", r"`[^`\r\n]*`")], r"\$\{", ('"""', '"""+'), ('"', _END)),
+        **_COMMENT_MODE,
+    }
+)
+_SCALA = Lexer(
+    {
+        **_interpolated([LINE, NESTED, CHARACTER, ("string", r"`[^`\r\n]*`")], r"\$\{", ('"""', '"""+'), ('"', _END)),
+        **_COMMENT_MODE,
+    }
+)
+_SWIFT_RAW: Rule = ("string", r'(?<!#)(?P<h>#{1,9})(?:"""[\s\S]*?(?:"""(?P=h)|\Z)|"[^\r\n]*?(?:"(?P=h)|(?=[\r\n])|\Z))')
 _SWIFT = Lexer({**_interpolated([LINE, NESTED, _SWIFT_RAW], r"\\\(", ('"""', '"""'), ('"', _END)), **_COMMENT_MODE})
 
 _CSHARP_CODE: list[Rule] = [
@@ -157,7 +167,7 @@ _JS_CODE: list[Rule] = [
     ("maybe", one_line("'")),
     ("push string_template", "`"),
 ]
-_OPERAND = re.compile(r"[\w$)\]}\"'`]\Z")
+_OPERAND = re.compile(r"(?:[\w$)\]}\"'`]|[\w$)\]](?:!|\+\+|--))\Z")
 _KEYWORD = re.compile(
     r"(?<![\w$.])(?:return|typeof|case|in|of|delete|void|throw|new|else|do|yield|await|instanceof|from|import|default)\Z"
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from hesnr_tasks.filters.grammars.clike import CLIKE, many_lines, one_line
+from hesnr_tasks.filters.grammars.clike import CLIKE, one_line
 from hesnr_tasks.filters.lexing import Lexer, LineIndex
 from hesnr_tasks.filters.shell import lex_shell
 from hesnr_tasks.filters.views import CharSpan
@@ -16,13 +16,14 @@ Grammar = Callable[[str], list[CharSpan]]
 
 # --- YAML -----------------------------------------------------------------------------------------------------------
 
-_VALUE = re.compile(r"(?:^|[:,\[{?]|(?:^|\s)-|[!&]\S*)\s*\Z")
-
 
 def _starts_value(text: str, match: re.Match[str]) -> bool:
     """A quote opens a string only where a value begins; elsewhere it is part of a plain one."""
     line = text.rfind("\n", max(0, match.start() - 300), match.start()) + 1
-    return bool(_VALUE.search(text[max(line, match.start() - 300) : match.start()]))
+    before = text[max(line, match.start() - 300) : match.start()].rstrip()
+    if not before or before[-1] in ":,[{?":
+        return True
+    return before.rpartition(" ")[2] == "-" or before.rpartition(" ")[2][0] in "!&"
 
 
 def _block(lines: LineIndex, match: re.Match[str]) -> CharSpan | None:
@@ -44,9 +45,11 @@ _YAML = Lexer(
         "code": [
             ("comment", r"#(?<![^\s]#)[^\r\n]*"),
             ("hole", r"[|>](?<=\s.)[+-]?\d?[+-]?(?=[ \t]*(?:\s#[^\r\n]*)?\r?$)"),
-            ("maybe", many_lines('"')),
-            ("maybe", r"'[^']*(?:'|\Z)"),
-        ]
+            ("maybe string_d", '"'),
+            ("maybe string_s", "'"),
+        ],
+        "string_d": [("skip", r"\\[\s\S]"), ("pop", '"')],
+        "string_s": [("pop", "'")],
     },
     check=_starts_value,
     hole=_block,

@@ -110,13 +110,14 @@ def _scan_inside(text: str, end: int) -> Scan:
 
 
 _BEGINS_IN_CODE = re.compile(
-    r"""(?:[ \t]*(?:\#[^\n]*)?\r?\n)*(?:import[ ]\w|from[ ][\w.]+[ ]import[ ]|(?:async[ ])?def[ ]\w+\(|class[ ]\w+[(:]|@\w"""
-    r"""|[rR]?(?:\"{3}|'{3})\S)""",
+    r"""(?:[ \t]*(?:\#[^\n]*)?\r?\n)*(?:import[ ]\w|from[ ][\w.]+[ ]import[ ]|(?:async[ ])?def[ ]\w+\(|class[ ]\w+"""
+    r"""[(:]|@\w|[rR]?(?:\"{3}|'{3})[A-Z])""",
     re.VERBOSE,
 )
 _TRIPLE = re.compile(r'"""|\'\'\'')
 _PROSE = re.compile(
-    r"^[ \t]*(?:[-*:]\s)?[A-Za-z]['\w-]*,?(?: [a-z`'\"(][\w`'\")-]*[,:;.]?){3,}[^=\[\]{}#]*$", re.MULTILINE
+    r"^[ \t]*(?:[-*:]\s)?[A-Za-z]['\w-]*,?(?: [a-z`'\"(][\w`'\")-]*[,:;.]?){3}(?![^\s,:;.])[^=\[\]{}#\n]*$",
+    re.MULTILINE,
 )
 _OPENS = re.compile(r"""(?:[=(\[{,+%]|:[ \t]|\b(?:return|yield|in))[ \t]*[rRbBuUfFtT]{0,2}(?:\"{3}|'{3})\Z""")
 _CLOSES = re.compile(r"""(?:\"{3}|'{3})[)\],]""")
