@@ -31,10 +31,14 @@ def run(args: argparse.Namespace) -> int:
     for needed in ("lm_eval", "torch", "transformers"):
         if importlib.util.find_spec(needed) is None:
             raise HesnrError(f"the demo needs {needed}. Install it with: pip install 'hesnr-tasks[hf]'")
-    folders = []
-    for name, checkpoint in demo.ladder_paths():
-        folders.append(args.output / "runs" / name)
-        _evaluate(name, checkpoint, args.tasks, folders[-1])
+    ladder = demo.ladder_paths()
+    folders = [args.output / "runs" / name for name, _ in ladder]
+    for number, ((name, checkpoint), folder) in enumerate(zip(ladder, folders, strict=True), 1):
+        command = _command(checkpoint, args.tasks, folder)
+        if number == 1:
+            print("$ " + " ".join(["lm_eval", *command[3:]]) + "   (and so on for each checkpoint)")
+        print(f"[{number}/{len(ladder)}] {name}", flush=True)
+        _run(name, command)
     rows = leaderboard.read_results(str(folder) for folder in folders)
     text = leaderboard.markdown(rows)
     leaderboard.write(rows, text, args.output)
@@ -42,11 +46,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(name: str, checkpoint: Path, tasks: str, output: Path) -> None:
+def _command(checkpoint: Path, tasks: str, output: Path) -> list[str]:
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
     command += ["--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", tasks]
-    command += ["--include_path", str(tasks_path()), "--output_path", str(output)]
-    print(f"{name}: lm_eval {' '.join(command[3:])}", flush=True)
+    return command + ["--include_path", str(tasks_path()), "--output_path", str(output)]
+
+
+def _run(name: str, command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise HesnrError(f"lm_eval failed on {name}. Its last words:\n{(done.stdout + done.stderr)[-2000:]}")
