@@ -48,8 +48,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _command(checkpoint: Path, tasks: str, output: Path) -> list[str]:
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
-    command += ["--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", tasks]
-    return command + ["--include_path", str(tasks_path()), "--output_path", str(output)]
+    command += ["--model_args", f"pretrained={_short(checkpoint)},dtype=float32", "--tasks", tasks]
+    return [*command, "--include_path", str(_short(tasks_path())), "--output_path", str(output)]
+
+
+def _short(path: Path) -> Path:
+    """Relative where that is shorter to read: in a clone."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _run(name: str, command: list[str]) -> None:

@@ -177,7 +177,7 @@ def _csv(rows: Sequence[Row]) -> str:
     writer.writerow(["checkpoint", "task", *(c for name in _COLUMNS for c in (name, f"{name}_stderr")), "signature"])
     for row in rows:
         numbers = [x for name in _COLUMNS for x in row.values[name]]
-        writer.writerow([row.model, row.task, *("" if x is None else repr(x) for x in numbers), row.comparable])
+        writer.writerow([row.model, row.task, *("" if x is None else f"{x:.6g}" for x in numbers), row.comparable])
     return out.getvalue()
 
 
