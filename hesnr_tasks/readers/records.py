@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -44,7 +45,7 @@ def records(path: str) -> Iterator[Record | Problem]:
             start = file.read(4096)
             file.seek(0)
             yield from _by_start(start, file, where)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         yield Problem(where, "unreadable file", f"the file cannot be read ({error}); copy or download it again")
     except DataError as error:
         yield Problem(where, "unreadable file", str(error))

@@ -102,23 +102,21 @@ def named(name: str) -> Reader:
 
 def describe(record: Any) -> str:
     """What a record of no known format looks like, and what would be known."""
+    return f"no known format: {_seen(record)}. Supported: {', '.join(reader.NAME for reader in READERS)}"
+
+
+def _seen(record: Any) -> str:
     listed = as_list(record)
     if isinstance(record, Mapping):
-        seen = f"an object with the keys {', '.join(map(repr, list(record)[:12]))}" if record else "an empty object"
-    elif listed is not None:
-        seen = f"a list of {len(listed)} items"
-    else:
-        seen = f"a {type(record).__name__}"
-    return f"no known format: {seen}. Supported: {', '.join(reader.NAME for reader in READERS)}"
+        return f"an object with the keys {', '.join(map(repr, list(record)[:12]))}" if record else "an empty object"
+    return f"a list of {len(listed)} items" if listed is not None else f"a {type(record).__name__}"
 
 
 def read_with(reader: Reader, record: Any, where: Where) -> Trajectory:
-    """`reader.read`, with what a malformed record may do to it turned into `DataError`."""
+    """`reader.read`, with what a record of another shape may do to it turned into `DataError`."""
     try:
         return reader.read(record, where)
     except DataError:
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"the record does not have the shape of {reader.NAME} ({type(error).__name__}: {error})"
-        ) from error
+        raise DataError(f"this is {_seen(record)}, not a record of {reader.NAME} ({reader.RULE})") from error

@@ -207,7 +207,7 @@ def _outside_history(run: Item, history: Sequence[Item], draft: Draft) -> list[I
     executed = [step for step in late if string(step, "action").strip()]
     rejected += len(late) - len(executed)
     if rejected:
-        draft.warn("an output that SWE-agent rejected is in no later prompt and is left out", rejected)
+        draft.warn("an output that SWE-agent rejected or replaced is in no later prompt and is left out", rejected)
     return executed
 
 

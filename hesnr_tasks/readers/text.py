@@ -49,28 +49,26 @@ def split(text: str, style: str) -> tuple[Segment, ...]:
 
 def label(text: str, calls: Iterable[Span]) -> tuple[Segment, ...]:
     """Segments of `text` whose action is `calls` (ordered, not overlapping) and the white space around them."""
-    segments: list[Segment] = []
+    parts: list[tuple[Kind, int]] = []  # kind and end
     at = 0
     for start, end in calls:
-        thought = text[at:start].rstrip()
-        stop = _end(_SPACE.match(text, end), end)
-        _append(segments, Kind.THOUGHT, thought)
-        _append(segments, Kind.ACTION, text[at + len(thought) : stop])
-        at = stop
-    _append(segments, Kind.THOUGHT, text[at:])
-    return tuple(segments)
+        thought_end = at + len(text[at:start].rstrip())
+        space = _SPACE.match(text, end)
+        at = space.end() if space else end
+        _extend(parts, Kind.THOUGHT, thought_end)
+        _extend(parts, Kind.ACTION, at)
+    _extend(parts, Kind.THOUGHT, len(text))
+    starts = [0, *(end for _, end in parts)]
+    return tuple(Segment(kind, text[start:end]) for start, (kind, end) in zip(starts, parts, strict=False))
 
 
-def _end(match: re.Match[str] | None, default: int) -> int:
-    return match.end() if match else default
-
-
-def _append(segments: list[Segment], kind: Kind, text: str) -> None:
-    if not text:
+def _extend(parts: list[tuple[Kind, int]], kind: Kind, end: int) -> None:
+    """Let the last part, or a new one, reach to `end`; neighbours of one kind are one part."""
+    if end == (parts[-1][1] if parts else 0):
         return
-    if segments and segments[-1].kind is kind:
-        text = segments.pop().text + text
-    segments.append(Segment(kind, text))
+    if parts and parts[-1][0] is kind:
+        parts.pop()
+    parts.append((kind, end))
 
 
 def guess_style(texts: Iterable[str], styles: Sequence[str] = GUESSED) -> str:

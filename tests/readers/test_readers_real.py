@@ -67,3 +67,65 @@ def test_what_is_read_survives_the_normalised_file(real, tmp_path):
     path.write_text("".join(json.dumps(t.to_json()) + "\n" for t in first), encoding="utf-8")
     assert [Trajectory.from_json(t.to_json()) for t in first] == first
     assert list(read_trajectories(str(path))) == first
+
+
+def test_a_mini_swe_agent_run_concatenates_to_the_stored_text_and_each_turn_ends_in_its_command(real):
+    path = real / "mini_swe_agent_v1_messages.traj.json"
+    stored = json.loads(path.read_bytes())
+    (trajectory,) = load(str(path))
+    assert trajectory.fidelity is Fidelity.EXACT
+    assert [m.text for m in trajectory.messages] == [m["content"] for m in stored]
+    for message in (m for m in trajectory.messages if m.role == "assistant"):
+        assert [s.kind for s in message.segments] == [Kind.THOUGHT, Kind.ACTION]
+        assert message.segments[1].text.strip().startswith("```mswea_bash_command\n")
+
+
+def test_openhands_turns_are_the_stored_responses_once_each(real):
+    path = real / "openhands_events_output.jsonl"
+    for row, trajectory in zip(_lines(path), load(str(path)), strict=True):
+        responses = {}
+        for event in row["history"]:
+            response = (event.get("tool_call_metadata") or {}).get("model_response")
+            if response and "action" in event:
+                responses[response["id"]] = response["choices"][0]["message"]
+        turns = [m for m in trajectory.messages if m.generated]
+        assert len(turns) == len(responses)
+        for message, turn in zip(responses.values(), turns, strict=True):
+            thought = "".join(s.text for s in turn.segments if s.kind is Kind.THOUGHT)
+            action = "".join(s.text for s in turn.segments if s.kind is Kind.ACTION)
+            assert thought == (message["content"] or "").rstrip()
+            assert action.count("<function=") >= len(message["tool_calls"])
+            for call in message["tool_calls"]:
+                for key, value in json.loads(call["function"]["arguments"]).items():
+                    assert f"<parameter={key}>" in action
+                    assert (value if isinstance(value, str) else json.dumps(value)) in action
+
+
+def test_openhands_observations_are_the_stored_ones(real):
+    path = real / "openhands_events_output.jsonl"
+    hidden = ("recall", "agent_state_changed", "null")
+    for row, trajectory in zip(_lines(path), load(str(path)), strict=True):
+        stored = [e["content"] for e in row["history"] if e.get("observation") not in (None, *hidden)]
+        read = [m.text for m in trajectory.messages if m.role == "tool"]
+        assert read == stored
+
+
+def test_the_old_resolver_row_gives_its_thoughts_and_leaves_the_outcome_open(real, own):
+    path = real / "openhands_legacy_resolver_output.jsonl"
+    (row,) = _lines(path)
+    (trajectory,) = load(str(path))
+    thoughts = [event["thought"] for event in row["history"] if event.get("thought")]
+    assert [text for kind, text in own(trajectory) if kind == "thought"] == thoughts
+    assert trajectory.resolved is None
+    assert row["success"] is True
+
+
+def test_convert_of_all_real_files_counts_what_is_there(real, tmp_path):
+    from hesnr_tasks.convert import convert
+
+    files = [str(real / name) for name in sorted(p.name for p in real.iterdir() if p.suffix != ".md")]
+    totals = convert(files, str(tmp_path / "all.jsonl"))
+    kept = load(str(tmp_path / "all.jsonl"))
+    assert totals.written == len(kept) == 8
+    assert totals.turns == sum(m.role == "assistant" for t in kept for m in t.messages)
+    assert sum(totals.characters.values()) == sum(len(m.text) for t in kept for m in t.messages)

@@ -83,7 +83,7 @@ def test_rejected_outputs_are_left_out_and_counted():
     read = sweagent.read(run(history, steps, parser="thought_action"), WHERE)
     assert sum(m.generated for m in read.messages) == 1
     assert read.meta["warnings"] == [
-        "an output that SWE-agent rejected is in no later prompt and is left out (2 times)"
+        "an output that SWE-agent rejected or replaced is in no later prompt and is left out (2 times)"
     ]
 
 
