@@ -21,7 +21,7 @@ from tqdm import tqdm
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.readers import ReadReport, read_trajectories
 from hesnr_tasks.readers.evaluations import read_outcomes
-from hesnr_tasks.readers.report import nothing_left
+from hesnr_tasks.readers.report import named, nothing_left
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["Totals", "add_arguments", "convert", "run"]
@@ -169,7 +169,7 @@ def _check(
 ) -> None:
     if outcomes is not None and totals.seen and not totals.joined:
         raise DataError(
-            f"no instance of the evaluation reports ({_first(outcomes)}, …) occurs in {source!r}; "
+            f"no instance of the evaluation reports ({_first(outcomes)}, …) occurs in {named(source)}; "
             f"check that report and runs belong together"
         )
     if not totals.written:

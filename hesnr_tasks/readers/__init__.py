@@ -16,7 +16,7 @@ from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.readers import hub
 from hesnr_tasks.readers.files import find, is_hub_id
 from hesnr_tasks.readers.pipeline import Reading
-from hesnr_tasks.readers.report import ReadReport, nothing_left
+from hesnr_tasks.readers.report import ReadReport, named, nothing_left
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["ReadReport", "load", "read_trajectories"]
@@ -69,7 +69,7 @@ def load(
     kept = _counted(read_trajectories(source, split=split, on_error=on_error, report=report), only_resolved, outcomes)
     loaded = list(itertools.islice(kept, limit))
     for line in report.lines():
-        _LOG.warning("%s: %s", source, line)
+        _LOG.warning("%s: %s", named(source), line)
     if not loaded:
         raise DataError(nothing_left(source, only_resolved, outcomes, report))
     return loaded

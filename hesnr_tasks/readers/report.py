@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hesnr_tasks.readers.fields import Where
 
-__all__ = ["EXAMPLES", "Found", "Problem", "ReadReport", "Skipped", "nothing_left"]
+__all__ = ["EXAMPLES", "Found", "Problem", "ReadReport", "Skipped", "named", "nothing_left"]
 
 EXAMPLES = 5  # places named per reason
 
@@ -70,13 +71,21 @@ class ReadReport:
         return skipped + [f"{text} ({count} times)" if count > 1 else text for text, count in self.warnings.items()]
 
 
-def nothing_left(source: object, only_resolved: bool, outcomes: Counter[bool | None], report: ReadReport) -> str:
+def named(source: str | Sequence[str]) -> str:
+    """What the user named, for a message."""
+    names = [source] if isinstance(source, str) else list(source)
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def nothing_left(
+    source: str | Sequence[str], only_resolved: bool, outcomes: Counter[bool | None], report: ReadReport
+) -> str:
     """What to tell a user when no trajectory is left; `outcomes` counts those that were read well."""
     if only_resolved and outcomes:
         return (
-            f"no resolved trajectory is left in {source!r}: {outcomes[True]} are resolved, {outcomes[False]} are not, "
-            f"{outcomes[None]} have no known outcome. Join the evaluation reports with "
+            f"no resolved trajectory is left in {named(source)}: {outcomes[True]} are resolved, "
+            f"{outcomes[False]} are not, {outcomes[None]} have no known outcome. Join the evaluation reports with "
             f"`hesnr convert --outcomes report.json`, or set only_resolved=false."
         )
     why = " ".join(line.rstrip(".") + "." for line in report.lines())
-    return f"no trajectory was found in {source!r}. {why}".rstrip()
+    return f"no trajectory was found in {named(source)}. {why}".rstrip()
