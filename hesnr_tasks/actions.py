@@ -13,7 +13,8 @@ Forms, tried in this order at the first character that is not white space:
 Values are stored unescaped, so a value may contain the very tags that end it. The rules: ``</parameter>`` ends a value
 iff nothing but white space separates it from the next tag of the call or the end of the text; a ``</function>`` or
 ``<parameter=`` at the start of a line ends a value whose closer is missing; a complete ``<function=…> … </function>``
-whose opener starts a line inside a value is part of that value. One newline at each end of a value belongs to the
+whose opener starts a line inside a value is part of that value. Text in a call that is in no parameter is a parameter
+without a name. One newline at each end of a value belongs to the
 syntax. Nothing here raises, whatever the text, and time is linear in its length.
 """
 
@@ -162,18 +163,31 @@ class _FunctionReader:
         if opener.end > opener.start:
             tags.append((opener.start, opener.end))
             self.at += 1
-        parameters: list[Parameter] = []
+        parameters = self.raw_body(opener.end)
         end = self.body(tags, parameters)
         if end == len(self.text) and self.limit < end:
             tags.append((self.limit, len(self.text.rstrip())))
         return Call(opener.name, start, end, tuple(parameters), tuple(tags), form="function")
+
+    def raw_body(self, start: int) -> list[Parameter]:
+        """What stands between the opener and the first parameter: arguments that were stored as plain text."""
+        at = self.at
+        if (
+            at < len(self.marks)
+            and self.marks[at].kind == "parameter"
+            and _blank(self.text, start, self.marks[at].start)
+        ):
+            return []
+        end = self.value_end(start)
+        return [Parameter("", *_trim(self.text, start, end))] if self.text[start:end].strip() else []
 
     def body(self, tags: list[PairSpan], parameters: list[Parameter]) -> int:
         """Read parameters up to the end of the call; its end."""
         while self.at < len(self.marks):
             mark = self.marks[self.at]
             if mark.kind in ("function", "wrap", "/wrap"):
-                return tags[-1][1] if tags else mark.start
+                ends = [tag[1] for tag in tags[-1:]] + [p.value_end for p in parameters[-1:]]
+                return max(ends, default=mark.start)
             self.at += 1
             tags.append((mark.start, mark.end))
             if mark.kind == "/function":

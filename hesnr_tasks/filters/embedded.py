@@ -110,6 +110,8 @@ def _inline(command: Command) -> Iterator[tuple[Word, str]]:
     option: re.Pattern[str] | None = None
     words = command.words
     for word, following in pairwise(words):
+        if word.text == "apply_patch" and following.quote:
+            yield following, "patch"
         named = by_interpreter(word.text) if not word.text.startswith("-") else None
         if named in _OPTIONS:
             language, option = named, _OPTIONS[named]

@@ -7,7 +7,7 @@ import re
 __all__ = ["by_file_name", "by_interpreter", "by_look", "by_tag"]
 
 _EXTENSIONS = {
-    "python": "py pyi pyw pyx pxd pyt wsgi bzl star",
+    "python": "ipynb py pyi pyw pyx pxd pyt wsgi bzl star",
     "javascript": "js jsx mjs cjs es6 json5 jsonc",
     "typescript": "ts tsx mts cts",
     "java": "java",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from hesnr_tasks.actions import Call, Parameter, parse_action
 from hesnr_tasks.filters.embedded import embedded
-from hesnr_tasks.filters.languages import by_file_name, by_look, by_tag
+from hesnr_tasks.filters.languages import by_file_name, by_interpreter, by_look, by_tag
 from hesnr_tasks.filters.views import View, unescape
 
 __all__ = ["Region", "regions"]
@@ -46,16 +46,8 @@ def _opened(region: Region) -> Iterator[Region]:
         level = [Region(view, language) for outer in level for view, language in embedded(outer.view, outer.language)]
 
 
-_PATHS = (
-    "path",
-    "file_path",
-    "filename",
-    "filepath",
-    "file",
-    "file_name",
-    "target_file",
-    "relative_path",
-    "notebook_path",
+_PATHS = frozenset(
+    ("path", "file", "filepath", "filename", "targetfile", "targetpath", "absolutepath", "relativepath", "notebookpath")
 )
 _CONTENTS = re.compile(
     r"(?:(?:old|new|file|insert)_)?(?:str|string|code|text|source|contents?|insert)|replacement|search|replace|to_replace|code_edit"
@@ -101,12 +93,20 @@ _TEXTS = ("content", "text", "result", "answer", "output", "command", "response"
 
 
 def _call(text: str, call: Call) -> Iterator[Region]:
-    path = call.value(text, *_PATHS)
+    path = next((_value(text, p) for p in call.parameters if p.name.replace("_", "").lower() in _PATHS), None)
     for parameter in call.parameters:
         view = _view(text, parameter)
         language = _language(call, parameter.name, view, path)
         if language:
-            yield Region(view, language)
+            yield from (
+                _arguments(view) if language == "shell" and view.text.startswith("[") else [Region(view, language)]
+            )
+        elif path is not None and view.text[:1] in ("[", "{"):
+            yield from _edits(view, path)
+
+
+def _value(text: str, parameter: Parameter) -> str:
+    return text[parameter.value_start : parameter.value_end]
 
 
 def _language(call: Call, name: str, view: View, path: str | None) -> str | None:
@@ -116,16 +116,22 @@ def _language(call: Call, name: str, view: View, path: str | None) -> str | None
     if name in _PROSE or (name in _TEXTS and _PROSE_TOOLS.fullmatch(call.name)):
         return "prose"
     if path is not None:
-        return (by_file_name(path) or by_look(view.text)) if _CONTENTS.fullmatch(name) else None
-    if name in _COMMANDS and _SHELL_TOOLS.fullmatch(call.name):
-        return "shell"
-    if name in _COMMANDS and _PYTHON_TOOLS.fullmatch(call.name):
-        return "python"
+        return _of_file(path, view.text) if _CONTENTS.fullmatch(name) else None
+    if name in _COMMANDS or not (name or view.text.startswith("{")):
+        if _SHELL_TOOLS.fullmatch(call.name):
+            return "shell"
+        if _PYTHON_TOOLS.fullmatch(call.name):
+            return "python"
     if call.form == "fence":
         return by_tag(call.name)
     if _CONTENTS.fullmatch(name) and _EDITORS.fullmatch(call.name):
         return by_look(view.text)
     return "shell" if name in ("command", "cmd") else None
+
+
+def _of_file(path: str, text: str) -> str | None:
+    """By the file's name; a name that says nothing leaves the shebang."""
+    return by_file_name(path) or (by_look(text) if text.lstrip().startswith("#!") else None)
 
 
 _JSON_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[\s\S])")
@@ -134,7 +140,11 @@ _JSON_VALUES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\b": "\b", "\\f": "\f"}
 
 def _view(text: str, parameter: Parameter) -> View:
     view = View.of(text, parameter.value_start, parameter.value_end)
-    return unescape(view, _JSON_ESCAPE, _json_character) if parameter.encoded else view
+    return _decoded(view) if parameter.encoded else view
+
+
+def _decoded(view: View) -> View:
+    return unescape(view, _JSON_ESCAPE, _json_character)
 
 
 def _json_character(escape: str) -> str:
@@ -143,3 +153,27 @@ def _json_character(escape: str) -> str:
         if escape.startswith("\\u") and len(escape) == 6
         else _JSON_VALUES.get(escape, escape[1:])
     )
+
+
+# --- values that are JSON -------------------------------------------------------------------------------------------
+
+_STRING = r'"([^"\\]*(?:\\[\s\S][^"\\]*)*)"'
+_ARGUMENT = re.compile(_STRING)
+_EDIT = re.compile(rf'"(\w+)"\s*:\s*{_STRING}')
+
+
+def _arguments(view: View) -> Iterator[Region]:
+    """A command given as the list of its words: `["bash", "-lc", "…"]`."""
+    words = list(_ARGUMENT.finditer(view.text))
+    if len(words) == 3 and by_interpreter(words[0][1]) == "shell" and re.fullmatch(r"-\w*c", words[1][1]):
+        yield Region(_decoded(view.cut(*words[2].span(1))), "shell")
+    elif len(words) == 2 and words[0][1] == "apply_patch":
+        yield Region(_decoded(view.cut(*words[1].span(1))), "patch")
+
+
+def _edits(view: View, path: str) -> Iterator[Region]:
+    """Several edits of one file: `[{"old_string": "…", "new_string": "…"}, …]`."""
+    for match in _EDIT.finditer(view.text):
+        language = _of_file(path, match[2]) if _CONTENTS.fullmatch(match[1]) else None
+        if language:
+            yield Region(_decoded(view.cut(*match.span(2))), language)
