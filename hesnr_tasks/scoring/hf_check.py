@@ -8,26 +8,31 @@ pass, and the best one that agrees is used.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scoring.hf_heads import usable_heads
 from hesnr_tasks.scoring.hf_memory import is_out_of_memory
 from hesnr_tasks.scoring.hf_net import Net
-from hesnr_tasks.scoring.hf_read import Way, read
+from hesnr_tasks.scoring.hf_read import Text, Way, copy_cache, join, read
 from hesnr_tasks.scoring.types import Scores
 
 __all__ = ["TEXT", "choose_way"]
 
 _log = logging.getLogger("hesnr_tasks")
-_K = 10
+_TOP = 10
 _POSITIONS = 96  # compared at most
 _LONGEST_WINDOW = 1024  # sliding windows up to here are straddled by the text
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2}  # nats, on the mean: in half precision
+_TOLERANCE_ELSE = 5e-2  # single values differ by a rounding of the logits, or by an expert chosen otherwise
 
 TEXT = '''I'll look at the failing test first, then at the function it calls.
 <function=bash><parameter=command>cd /testbed && python -m pytest tests/test_core.py -x -q</parameter></function>
@@ -45,29 +50,42 @@ def merge(left: list[int], right: list[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A short text and what a plain forward pass makes of it."""
+    """A short text, and another that is shorter, with what a plain forward pass makes of them."""
 
-    ids: torch.Tensor  # (n,)
-    targets: torch.Tensor  # (m,)
-    scores: Scores
+    text: Text
+    other: Text
+    scores: tuple[Scores, Scores]
+
+    @property
+    def length(self) -> int:
+        """Of the first text, without its last token, which is only predicted."""
+        return len(self.text.ids) - 1
+
+    @property
+    def k(self) -> int:
+        """How many of the most likely tokens are compared."""
+        return self.scores[0].topk_ids.shape[1]
 
 
-def choose_way(net: Net, ids: Sequence[int]) -> Way:
+def choose_way(net: Net, ids: Sequence[int], *, rows: bool) -> Way:
     """The best way of reading that agrees with the plain forward pass; `ids`: some tokens of real text.
 
-    Every way given up is logged with the reason. Raises `ScoringError` if the model does not agree with itself.
+    `rows`: whether reading several texts at once is wanted. Every way given up is logged with the reason. Raises
+    `ScoringError` if the model does not agree with itself.
     """
     probe = _probe(net, ids)
     way = _choose_head(net, probe)
-    return _choose_cache(net, way, probe)
+    if rows:
+        way = _try_rows(net, way, probe)
+    return _try_sharing(net, _try_chunks(net, way, probe), probe)
 
 
 def _choose_head(net: Net, probe: _Probe) -> Way:
-    heads = usable_heads(net)
-    for head in heads:
-        reason = _disagreement(net, Way(head), probe, [0, len(probe.ids)])
+    for head in usable_heads(net):
+        way = Way(head)
+        reason = _disagreement(net, probe, partial(_at_once, net, way, probe))
         if not reason:
-            return Way(head)
+            return way
         _log.warning("%s: logits at selected positions by %r do not work here (%s)", _name(net), head, reason)
     raise ScoringError(
         f"{_name(net)} gives other numbers for the same text when it is read twice ({reason}); it cannot be scored. "
@@ -75,13 +93,25 @@ def _choose_head(net: Net, probe: _Probe) -> Way:
     )
 
 
-def _choose_cache(net: Net, way: Way, probe: _Probe) -> Way:
-    n, reason = len(probe.ids), "its forward takes no cache"
-    for positions in (True, False) if net.cache_name else ():
+def _try_rows(net: Net, way: Way, probe: _Probe) -> Way:
+    if way.head != "stub":
+        reason = "its logits at selected positions need one text at a time"
+    else:
+        reason = _disagreement(net, probe, partial(_side_by_side, net, way, probe))
+    if not reason:
+        return replace(way, rows=True)
+    _log.warning("%s: texts are read one at a time, whatever --batch_size says (%s)", _name(net), reason)
+    return way
+
+
+def _try_chunks(net: Net, way: Way, probe: _Probe) -> Way:
+    reason = "its forward takes no cache"
+    kinds = product((True, False), (True, False)) if net.cache_name else ()
+    for unmasked, positions in kinds:
         if positions and "position_ids" not in net.takes:
             continue
-        chunked = replace(way, cached=True, positions=positions)
-        reason = _disagreement(net, chunked, probe, [0, n * 3 // 7, n * 4 // 5, n])
+        chunked = replace(way, cached=True, positions=positions, unmasked=unmasked)
+        reason = _disagreement(net, probe, partial(_in_chunks, net, chunked, probe))
         if not reason:
             return chunked
     _log.warning(
@@ -91,23 +121,96 @@ def _choose_cache(net: Net, way: Way, probe: _Probe) -> Way:
     return way
 
 
+def _try_sharing(net: Net, way: Way, probe: _Probe) -> Way:
+    if not way.cached:
+        return way
+    reason = _disagreement(net, probe, partial(_after_copies, net, way, probe))
+    if reason:
+        _log.warning("%s: prefixes that texts share are read again for each (%s)", _name(net), reason)
+        return way
+    together = way.rows and not _disagreement(net, probe, partial(_rows_after_copies, net, way, probe))
+    return replace(way, shared=True, shared_rows=together)
+
+
+# --- the ways, on the short text -------------------------------------------------------------------------------------
+
+
+def _at_once(net: Net, way: Way, probe: _Probe) -> list[Scores]:
+    return read(net, way, [probe.text], probe.k, [0, probe.length])[0]
+
+
+def _side_by_side(net: Net, way: Way, probe: _Probe) -> list[Scores]:
+    return read(net, way, [probe.text, probe.other], probe.k, [0, probe.length])[0]
+
+
+def _in_chunks(net: Net, way: Way, probe: _Probe) -> list[Scores]:
+    n = probe.length
+    return read(net, way, [probe.text], probe.k, [0, n * 3 // 7, n * 4 // 5, n])[0]
+
+
+def _after_copies(net: Net, way: Way, probe: _Probe) -> list[Scores]:
+    """Read the first part, continue a copy of its cache with something else, then another copy with the rest."""
+    before, cache = _first_part(net, way, probe)
+    middle, n = _middle(probe), probe.length
+    read(net, way, [_continued(probe)], probe.k, [middle, n], copy_cache(cache))
+    after, _ = read(net, way, [probe.text.within(middle, n)], probe.k, [middle, n], copy_cache(cache))
+    return [join([before, after[0]])]
+
+
+def _rows_after_copies(net: Net, way: Way, probe: _Probe) -> list[Scores]:
+    before, cache = _first_part(net, way, probe)
+    middle, n = _middle(probe), probe.length
+    texts = [_continued(probe), probe.text.within(middle, n)]
+    after, _ = read(net, way, texts, probe.k, [middle, n], copy_cache(cache, rows=2))
+    return [join([before, after[1]])]
+
+
+def _first_part(net: Net, way: Way, probe: _Probe) -> tuple[Scores, Any]:
+    middle = _middle(probe)
+    found, cache = read(net, way, [probe.text.within(0, middle)], probe.k, [0, middle], keep_cache=True)
+    return found[0], cache
+
+
+def _middle(probe: _Probe) -> int:
+    return probe.length // 2
+
+
+def _continued(probe: _Probe) -> Text:
+    """The first half of the text, then something else, of another length."""
+    middle = _middle(probe)
+    ids = np.concatenate([probe.text.ids[:middle], probe.other.ids[: middle // 2]])
+    return Text(ids, np.array([len(ids) - 1], dtype=np.int32))
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------
+
+
 def _name(net: Net) -> str:
     return type(net.wrapper).__name__
 
 
 def _probe(net: Net, ids: Sequence[int]) -> _Probe:
     length = _length(net)
-    text = torch.tensor(list(ids), device=net.device).repeat(-(-length // len(ids)))[:length]
-    targets = torch.linspace(1, length - 1, min(length - 1, _POSITIONS)).long().to(net.device)
+    line = np.resize(np.asarray(ids, dtype=np.int32), length)
+    other = line[::-1][: length * 2 // 3]
+    text, shorter = (Text(part, _spread(len(part))) for part in (line, np.ascontiguousarray(other)))
+    return _Probe(text, shorter, (_plain_scores(net, text), _plain_scores(net, shorter)))
+
+
+def _spread(n: int) -> npt.NDArray[np.int32]:
+    return np.unique(np.append(np.linspace(1, n - 1, min(n - 1, _POSITIONS)), n - 1).astype(np.int32))
+
+
+def _plain_scores(net: Net, text: Text) -> Scores:
+    """By a plain forward pass, full log-softmax and full sort; shares nothing with the fast ways."""
+    ids = torch.from_numpy(text.ids).to(net.device, torch.int64)
     with torch.inference_mode():
-        logits = net.plain(text[None])[0]
-        rows = logits[(targets - 1).to(logits.device)].float().log_softmax(dim=1)
-    k = min(_K, rows.shape[1])
-    top, best = rows.sort(dim=1, descending=True)
-    logprob = rows.gather(1, text[targets].to(rows.device)[:, None])
-    rank = (rows > logprob).sum(1) + 1
-    arrays = (logprob[:, 0], rank, top[:, :k], best[:, :k])
-    return _Probe(text, targets, Scores(*(array.cpu().numpy() for array in arrays)))
+        logits = net.plain(ids[None])[0]
+        rows = logits[torch.from_numpy(text.targets - 1).to(logits.device, torch.int64)].float().log_softmax(dim=1)
+    logprob = rows.gather(1, ids[text.targets].to(rows.device)[:, None])
+    best, order = rows.sort(dim=1, descending=True)
+    arrays = (logprob[:, 0], (rows > logprob).sum(1) + 1, best[:, :_TOP], order[:, :_TOP])
+    return Scores(*(array.cpu().numpy() for array in arrays))
 
 
 def _length(net: Net) -> int:
@@ -117,22 +220,25 @@ def _length(net: Net) -> int:
     return min(max([0, *small]) + _POSITIONS, int(getattr(net.config, "max_position_embeddings", 0) or 1 << 30))
 
 
-def _disagreement(net: Net, way: Way, probe: _Probe, edges: Sequence[int]) -> str:
-    """Why `way` cannot be trusted; empty if it can."""
+def _disagreement(net: Net, probe: _Probe, attempt: Callable[[], list[Scores]]) -> str:
+    """Why what `attempt` finds for the text (and the other one) cannot be trusted; empty if it can."""
     try:
-        found = read(net, way, probe.ids, probe.targets, probe.scores.topk_ids.shape[1], edges)
+        found = attempt()
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    return _difference(net, found, probe.scores)
+        return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+    reasons = [_difference(net, *pair) for pair in zip(found, probe.scores, strict=False)]
+    return next(filter(None, reasons), "")
 
 
 def _difference(net: Net, found: Scores, expected: Scores) -> str:
     ours = np.column_stack([found.logprob, found.topk_logprobs])
     plain = np.column_stack([expected.logprob, expected.topk_logprobs])
-    apart = np.where(np.isnan(ours) & np.isnan(plain), 0.0, np.abs(ours - plain))  # a diverged model: not our fault
-    worst = float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
-    if worst <= _TOLERANCE.get(net.autocast or net.dtype, 1e-1):
+    same = (ours == plain) | (np.isnan(ours) & np.isnan(plain))  # NaN in both: a diverged model, refused later
+    with np.errstate(invalid="ignore"):
+        apart = np.where(same, 0.0, np.abs(ours - plain))
+    mean = float(np.nan_to_num(apart, nan=np.inf).mean())
+    if mean <= _TOLERANCE.get(net.autocast or net.dtype, _TOLERANCE_ELSE):
         return ""
-    return f"log-probabilities differ from the plain forward pass by up to {worst:.2g}"
+    return f"log-probabilities differ from the plain forward pass by {mean:.2g} on average, up to {apart.max():.2g}"

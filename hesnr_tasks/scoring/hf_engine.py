@@ -1,117 +1,165 @@
-"""The engine: decides how much is read at a time, and goes on with less when memory runs out."""
+"""The engine: walks through the plan of what is read together, and goes on with less when memory runs out."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
-from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scoring.hf_check import choose_way
-from hesnr_tasks.scoring.hf_memory import Needs, free_bytes, is_out_of_memory, measure
+from hesnr_tasks.scoring.hf_limits import Limits
+from hesnr_tasks.scoring.hf_memory import is_out_of_memory
 from hesnr_tasks.scoring.hf_net import Net
-from hesnr_tasks.scoring.hf_read import Way, head_rows, read, split
+from hesnr_tasks.scoring.hf_plan import Group, Outline, outline, plan, side_by_side
+from hesnr_tasks.scoring.hf_read import Text, Way, copy_cache, join, read, select, split
 from hesnr_tasks.scoring.types import Passage, Scores
 
 __all__ = ["Engine"]
 
-_log = logging.getLogger("hesnr_tasks")
-T = TypeVar("T")
-
-_SURELY_FITS = 1024  # tokens that are read in one pass without asking
-_SMALLEST = 128  # tokens; with chunks shorter than this, out of memory is final
-_SHARE = 0.8  # of the free memory of a GPU
-_HOST_SHARE = 0.5  # of the free memory of the host …
-_HOST_MOST = 1 << 31  # … but at most this: beyond it, one pass is no faster
+Gather = Callable[[list[Outline]], list[Outline]]
 
 
 class Engine:
-    """Scores passages with one model; `sample`: ids of some text, for the self-check."""
+    """Scores passages with one model.
 
-    def __init__(self, net: Net, sample: Sequence[int]) -> None:
+    `sample`: ids of some text, for the self-check. `batch`: the most texts to read side by side, 0 for as many as pay.
+    `gather`: joins the lists of all processes, so that a prefix is shared or not whatever process a text is in.
+    """
+
+    def __init__(self, net: Net, sample: Sequence[int], batch: int = 1, gather: Gather = list) -> None:
         self.net = net
-        self.way: Way = choose_way(net, sample)
-        self._sample = torch.tensor([list(sample)], device=net.device)
-        self._longest = 1 << 62  # chunk length that memory allowed so far
+        self.way: Way = choose_way(net, sample, rows=batch != 1)
+        self.limits = Limits(net, self.way, torch.tensor([list(sample)], device=net.device))
+        self._batch = (batch or 1 << 30) if self.way.rows else 1
+        self._gather = gather
 
-    def score(self, passage: Passage, k: int, progress: Callable[[int], object]) -> Scores:
-        """Scores of one passage; `progress` gets numbers of tokens that sum to the passage's length."""
-        ids = torch.from_numpy(passage.ids).to(self.net.device, torch.int64)
-        targets = torch.from_numpy(passage.targets).to(self.net.device, torch.int64)
-        n = int(passage.targets[-1])  # the last target is not read, it is only predicted
-        bar = _Steady(progress)
+    def score(
+        self, passages: Sequence[Passage], k: int, progress: Callable[[int], object] = int
+    ) -> Iterator[tuple[int, Scores]]:
+        """Yield (index, scores); `progress` gets numbers of tokens that sum to the passages' lengths."""
+        yield from _Run(self, passages, k, progress).walk(self._plan(passages), None)
 
-        def attempt(chunk: int) -> Scores:
-            bar.restart()
-            return read(self.net, self.way, ids, targets, k, split(n, chunk), bar.step)
+    def batches(self, texts: Sequence[int], lengths: Sequence[int], *, cached: bool) -> list[list[int]]:
+        """Which texts to read side by side; `lengths`: what is left to read of each."""
+        if self._batch == 1 or (cached and not self.way.shared_rows):
+            return [[text] for text in texts]
+        return side_by_side(texts, lengths, self._batch, self.limits.side_by_side())
 
-        scores = self._with_less(attempt, self.chunk_length(n), passage.name)
-        bar.finish(len(ids))
-        return scores
+    def _plan(self, passages: Sequence[Passage]) -> Group:
+        """A plan for the texts of all processes, cut to those of this one."""
+        own = [outline(passage.ids, _length(passage)) for passage in passages]
+        everyone = list(dict.fromkeys(self._gather(own)))
+        if not self.way.shared:
+            return Group(0, 0, list(range(len(passages))))
+        numbers: dict[Outline, list[int]] = {}
+        for number, text in enumerate(own):
+            numbers.setdefault(text, []).append(number)
+        return plan(everyone).of({i: numbers.get(text, []) for i, text in enumerate(everyone)})
 
-    def chunk_length(self, n: int) -> int:
-        """How many of `n` tokens to read at a time."""
-        if not self.way.cached:
-            return n
-        most = self._longest if self.way.head == "stub" else min(self._longest, head_rows(self.net))
-        if n > _SURELY_FITS and self._needs.one_pass(n) > self._budget(n):
-            per_token = self._needs.chunk(1, n)
-            most = min(most, max(_SURELY_FITS, int(self._budget(n) / per_token)))
-        return max(1, min(n, most))
 
-    @cached_property
-    def _needs(self) -> Needs:
-        with torch.inference_mode():
-            return measure(self.net, self._sample, self.way.cached)
+def _length(passage: Passage) -> int:
+    """Tokens to read: the last target is only predicted."""
+    return int(passage.targets[-1])
 
-    def _budget(self, n: int) -> float:
-        free = free_bytes(self.net.device) - self._needs.cached_token * n
-        return _SHARE * free if self.net.device.type == "cuda" else min(_HOST_SHARE * free, _HOST_MOST)
 
-    def _with_less(self, attempt: Callable[[int], T], chunk: int, name: str) -> T:
-        """`attempt(chunk)`, with half the chunk whenever memory runs out."""
+@dataclass
+class _Job:
+    """The tokens `start` to `stop` of some texts, to be read side by side after what is in `cache`."""
+
+    names: list[str]
+    texts: list[Text]
+    start: int
+    stop: int
+    cache: Any
+    keep_cache: bool = False
+
+    def one_by_one(self) -> Iterator[_Job]:
+        """The same, text by text."""
+        for name, text in zip(self.names, self.texts, strict=True):
+            yield _Job([name], [text], self.start, int(text.targets[-1]), self.cache)
+
+
+class _Run:
+    """One walk through a plan; the scores of a text gather from the prefixes it shares to its own end."""
+
+    def __init__(self, engine: Engine, passages: Sequence[Passage], k: int, progress: Callable[[int], object]) -> None:
+        self._engine, self._passages, self._k, self._progress = engine, passages, k, progress
+        self._texts = [Text(passage.ids, passage.targets) for passage in passages]
+        self._parts: list[list[Scores]] = [[] for _ in passages]
+
+    def walk(self, group: Group, cache: Any) -> Iterator[tuple[int, Scores]]:
+        """Yield (index, scores) of all texts below `group`, whose prefix is in `cache`."""
+        lengths = [_length(self._passages[index]) - group.stop for index in group.members]
+        for batch in self._engine.batches(group.members, lengths, cached=cache is not None):
+            yield from self._finish(batch, group.stop, cache)
+        for inner in group.groups:
+            yield from self.walk(inner, self._read_prefix(inner, cache))
+
+    def _read_prefix(self, group: Group, cache: Any) -> Any:
+        """Read what the group's texts share, score it for all of them, and give the cache."""
+        everyone = list(group.everyone())
+        wanted = [self._texts[index].within(group.start, group.stop).targets for index in everyone]
+        text = Text(self._texts[everyone[0]].ids, np.unique(np.concatenate(wanted)))
+        job = _Job([self._passages[everyone[0]].name], [text], group.start, group.stop, cache, keep_cache=True)
+        (found,), made = self._read(job, _Steady(int, 0))
+        for index, targets in zip(everyone, wanted, strict=True):
+            self._parts[index].append(select(found, np.searchsorted(text.targets, targets)))
+        return made
+
+    def _finish(self, batch: list[int], start: int, cache: Any) -> Iterator[tuple[int, Scores]]:
+        passages = [self._passages[index] for index in batch]
+        stop = max(map(_length, passages))
+        texts = [self._texts[index].within(start, stop) for index in batch]
+        bar = _Steady(self._progress, sum(len(passage.ids) for passage in passages))
+        found, _ = self._read(_Job([passage.name for passage in passages], texts, start, stop, cache), bar)
+        bar.finish()
+        for index, scores in zip(batch, found, strict=True):
+            yield index, join([*self._parts[index], scores])
+            self._parts[index] = []
+
+    def _read(self, job: _Job, bar: _Steady) -> tuple[list[Scores], Any]:
+        """Read in chunks that fit; when memory runs out, go on text by text, then with shorter chunks."""
+        several = len(job.texts) > 1
+        chunk = job.stop - job.start if several else self._engine.limits.chunk(job.start, job.stop)
         while True:
             try:
-                return attempt(chunk)
+                return self._attempt(job, chunk, bar)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).strip().splitlines()[0]
-            if self.net.device.type == "cuda":
+                reason = str(error).strip().split("\n")[0]
+            if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            chunk = self._halve(chunk, name, reason)
+            if several:
+                return [self._read(single, bar)[0][0] for single in job.one_by_one()], None
+            chunk = self._engine.limits.halve(chunk, job.names[0], reason)
 
-    def _halve(self, chunk: int, name: str, reason: str) -> int:
-        if not self.way.cached or chunk // 2 < _SMALLEST:
-            raise ScoringError(
-                f"trajectory {name!r} does not fit into memory ({reason})"
-                + ("" if self.way.cached else ", and this model cannot be read in chunks")
-                + ". Free some memory, load the model with dtype=bfloat16, spread it with parallelize=True, or set a "
-                "smaller max_length in --model_args."
-            )
-        self._longest = chunk // 2
-        _log.warning("out of memory with %d tokens at a time (%s); going on with %d", chunk, reason, self._longest)
-        return self._longest
+    def _attempt(self, job: _Job, chunk: int, bar: _Steady) -> tuple[list[Scores], Any]:
+        bar.restart()
+        edges, cache = split(job.start, job.stop, chunk), copy_cache(job.cache, len(job.texts))
+        net, way = self._engine.net, self._engine.way
+        return read(net, way, job.texts, self._k, edges, cache, keep_cache=job.keep_cache, progress=bar.step)
 
 
 class _Steady:
-    """Passes progress on; after a restart, only what goes beyond the point already reported."""
+    """Passes progress on, at most `total`; after a restart, only what goes beyond the point already reported."""
 
-    def __init__(self, progress: Callable[[int], object]) -> None:
-        self._progress = progress
+    def __init__(self, progress: Callable[[int], object], total: int) -> None:
+        self._progress, self._total = progress, total
         self._at = self._told = 0
 
     def restart(self) -> None:
         self._at = 0
 
     def step(self, tokens: int) -> None:
-        self._at += tokens
+        self._at = min(self._at + tokens, self._total)
         if self._at > self._told:
             self._progress(self._at - self._told)
             self._told = self._at
 
-    def finish(self, total: int) -> None:
-        self._progress(total - self._told)
+    def finish(self) -> None:
+        self._at = 0
+        self.step(self._total)

@@ -7,7 +7,7 @@ import torch
 
 from hesnr_tasks.scoring.types import Scores
 
-__all__ = ["Collector", "reduce_logits"]
+__all__ = ["Collector", "no_scores", "reduce_logits"]
 
 _BLOCK = 64  # vocabulary entries per block of the two-stage top-k
 _CACHE_BYTES = 1 << 21  # float32 logits worked on at a time on a CPU: they stay in its cache through all passes
@@ -35,9 +35,17 @@ class Collector:
         """The numbers as arrays; all targets must have come."""
         if self._at != len(self._targets):
             raise RuntimeError(f"{self._at} of {len(self._targets)} positions were read")
+        if not self._parts:
+            return no_scores(self._k)
         columns = [torch.cat([part.cpu() for part in column]).numpy() for column in zip(*self._parts, strict=True)]
         logprob, rank, values, ids = columns
         return Scores(logprob, rank.astype(np.int32), values, ids.astype(np.int32))
+
+
+def no_scores(k: int) -> Scores:
+    """The scores of no targets."""
+    flat, wide = np.zeros(0, np.float32), np.zeros((0, k), np.float32)
+    return Scores(flat, flat.astype(np.int32), wide, wide.astype(np.int32))
 
 
 def reduce_logits(

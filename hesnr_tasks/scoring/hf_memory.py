@@ -80,7 +80,7 @@ class Needs:
         return (self.per_token + max(self.per_pair, self.per_cached_pair) * total) * n
 
 
-def measure(net: Net, ids: torch.Tensor, cached: bool) -> Needs:
+def measure(net: Net, ids: torch.Tensor, *, cached: bool, unmasked: bool) -> Needs:
     """Run the body on two short lengths and see what is allocated; masks follow from the configuration.
 
     `ids`: (1, n) valid ids, repeated as needed. Tensor sizes are polynomials of the length, so that two short lengths
@@ -88,7 +88,7 @@ def measure(net: Net, ids: torch.Tensor, cached: bool) -> Needs:
     """
     peaks = [_peak(net, _of_length(ids, n)) for n in _LENGTHS]
     slope = (peaks[1] - peaks[0]) / (_LENGTHS[1] - _LENGTHS[0])
-    pair, cached_pair = _per_pair(net)
+    pair, cached_pair = _per_pair(net, unmasked=unmasked)
     kept = _cache_bytes(net, _of_length(ids, _LENGTHS[0])) / _LENGTHS[0] if cached else 0.0
     return Needs(max(slope, 1.0), pair, cached_pair, kept)
 
@@ -103,7 +103,7 @@ def _peak(net: Net, ids: torch.Tensor) -> int:
     return tracker.peak
 
 
-def _per_pair(net: Net) -> tuple[float, float]:
+def _per_pair(net: Net, *, unmasked: bool) -> tuple[float, float]:
     config, width = net.config, torch.empty(0, dtype=net.autocast or net.dtype).element_size()
     kind = str(getattr(config, "_attn_implementation", None) or "eager")
     if kind.startswith("flash") or kind.startswith("kernels"):
@@ -113,7 +113,7 @@ def _per_pair(net: Net) -> tuple[float, float]:
         return scores, scores
     mask = 1.0 + width  # boolean, and as numbers within the attention kernel
     windows = any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return (mask if windows else 0.0), mask
+    return (mask if windows else 0.0), (1.0 if unmasked and not windows else mask)
 
 
 def _cache_bytes(net: Net, ids: torch.Tensor) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -13,10 +13,13 @@ import transformers
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scoring.hf_check import TEXT
 from hesnr_tasks.scoring.hf_engine import Engine
+from hesnr_tasks.scoring.hf_logits import no_scores
 from hesnr_tasks.scoring.hf_net import Net
 from hesnr_tasks.scoring.types import Backend, Passage, Scores
 
 __all__ = ["HuggingFaceBackend", "make"]
+
+T = TypeVar("T")
 
 
 def make(lm: Any) -> Backend:
@@ -59,7 +62,7 @@ class HuggingFaceBackend(Backend):
         """The engine; it checks itself on the model when it is first used."""
         if self._engine is None:
             sample = self.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-            self._engine = Engine(self._net, sample)
+            self._engine = Engine(self._net, sample, _batch_size(self._lm), _gather(self._lm))
         return self._engine
 
     def describe(self) -> dict[str, Any]:
@@ -84,11 +87,15 @@ class HuggingFaceBackend(Backend):
     def score(
         self, passages: Sequence[Passage], k: int, progress: Callable[[int], None]
     ) -> Iterator[tuple[int, Scores]]:
-        """See `Backend.score`; one passage after the other."""
+        """See `Backend.score`; prefixes that passages share are read once."""
         for passage in passages:
             self._refuse(passage, k)
-        for index, passage in enumerate(passages):
-            yield index, self.engine.score(passage, k, progress)
+        wanted = [index for index, passage in enumerate(passages) if len(passage.targets)]
+        for index in sorted(set(range(len(passages))) - set(wanted)):
+            progress(len(passages[index].ids))
+            yield index, no_scores(k)
+        for index, scores in self.engine.score([passages[index] for index in wanted], k, progress):
+            yield wanted[index], scores
 
     def _refuse(self, passage: Passage, k: int) -> None:
         size = self._net.vocabulary
@@ -99,6 +106,25 @@ class HuggingFaceBackend(Backend):
                 f"trajectory {passage.name!r} has token id {int(passage.ids.max())}, the model knows {size} ids. "
                 "The tokenizer does not belong to this model; name the right one with tokenizer=… in --model_args."
             )
+
+
+def _batch_size(lm: Any) -> int:
+    """`--batch_size`: the most texts side by side; 0 for `auto`."""
+    size = str(getattr(lm, "batch_size", 1))
+    return int(size) if size.isdigit() else 0
+
+
+def _gather(lm: Any) -> Callable[[list[T]], list[T]]:
+    """A function that joins the lists of all processes among which lm-eval has split the documents."""
+    if int(getattr(lm, "world_size", 1) or 1) == 1 or not torch.distributed.is_initialized():
+        return list
+
+    def gather(own: list[T]) -> list[T]:
+        lists: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(lists, own)
+        return [item for part in lists for item in part]
+
+    return gather
 
 
 def _path(pretrained: Any) -> str:

@@ -1,0 +1,71 @@
+"""How much is read at a time: by an estimate of memory, and by what happened when it was wrong."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+
+import torch
+
+from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scoring.hf_memory import Needs, free_bytes, measure
+from hesnr_tasks.scoring.hf_net import Net
+from hesnr_tasks.scoring.hf_read import Way, head_rows
+
+__all__ = ["Limits"]
+
+_log = logging.getLogger("hesnr_tasks")
+
+_SURELY_FITS = 1024  # tokens that are read at once without asking
+_SMALLEST = 128  # tokens; with chunks shorter than this, out of memory is final
+_SHARE = 0.8  # of the free memory of a GPU
+_HOST_SHARE = 0.5  # of the free memory of the host …
+_HOST_MOST = 1 << 31  # … but at most this: beyond it, one pass is no faster
+_ENOUGH = {"cpu": 4096}  # tokens side by side; more at a time are not faster
+_ENOUGH_GPU = 16384
+
+
+class Limits:
+    """Of one model, read in one way. `sample`: (1, n) ids of some text, to measure memory with."""
+
+    def __init__(self, net: Net, way: Way, sample: torch.Tensor) -> None:
+        self._net, self._way, self._sample = net, way, sample
+        self.longest = 1 << 62  # chunk length that memory has allowed so far
+
+    def chunk(self, start: int, stop: int) -> int:
+        """How many of the tokens `start` to `stop` to read at a time, the first `start` being in a cache."""
+        n = stop - start
+        if not self._way.cached:
+            return n
+        most = self.longest if self._way.head == "stub" else min(self.longest, head_rows(self._net))
+        if stop > _SURELY_FITS and (start or self._needs.one_pass(n) > self._budget(stop)):
+            most = min(most, max(_SURELY_FITS, int(self._budget(stop) / self._needs.chunk(1, stop))))
+        return max(1, min(n, most))
+
+    def side_by_side(self) -> int:
+        """How many tokens of several texts to read at once."""
+        enough = _ENOUGH.get(self._net.device.type, _ENOUGH_GPU)
+        return min(enough, self.longest, max(_SURELY_FITS, int(self._budget(enough) / self._needs.chunk(1, enough))))
+
+    def halve(self, chunk: int, name: str, reason: str) -> int:
+        """A shorter chunk after memory ran out; raises `ScoringError` where there is none."""
+        if not self._way.cached or chunk // 2 < _SMALLEST:
+            raise ScoringError(
+                f"trajectory {name!r} does not fit into memory ({reason})"
+                + ("" if self._way.cached else ", and this model cannot be read in chunks")
+                + ". Free some memory, load the model with dtype=bfloat16, spread it with parallelize=True, or set a "
+                "smaller max_length in --model_args."
+            )
+        self.longest = chunk // 2
+        _log.warning("out of memory with %d tokens at a time (%s); going on with %d", chunk, reason, self.longest)
+        return self.longest
+
+    @cached_property
+    def _needs(self) -> Needs:
+        with torch.inference_mode():
+            return measure(self._net, self._sample, cached=self._way.cached, unmasked=self._way.unmasked)
+
+    def _budget(self, n: int) -> float:
+        """Bytes for activations when `n` tokens are in the cache."""
+        free = free_bytes(self._net.device) - self._needs.cached_token * n
+        return _SHARE * free if self._net.device.type == "cuda" else min(_HOST_SHARE * free, _HOST_MOST)
