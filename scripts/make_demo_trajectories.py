@@ -28,7 +28,7 @@ SHIPPED = HERE.parent / "hesnr_tasks" / "demo" / "trajectories.jsonl"
 SEEDS = {
     "exchange": 6,
     "folders": 6,
-    "invoice": 0,
+    "invoice": 3,
     "labels": 3,
     "meetings": 6,
     "pager": 5,

@@ -1,4 +1,4 @@
-"""The shipped demo: trajectories of a scripted agent and a ladder of tiny checkpoints (README.md says how they were made)."""
+"""The shipped demo: trajectories of a scripted agent and a ladder of tiny checkpoints (made as README.md says)."""
 
 from __future__ import annotations
 
