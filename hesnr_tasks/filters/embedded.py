@@ -30,7 +30,7 @@ def embedded(view: View, language: str) -> Iterator[Piece]:
 
 
 def _in_shell(view: View) -> Iterator[Piece]:
-    if "<<" not in view.text and " -" not in view.text and "edit" not in view.text:
+    if not any(mark in view.text for mark in ("<<", " -", "edit ", "apply_patch")):
         return
     script = lex_shell(view.text)
     for document in script.documents:
