@@ -86,9 +86,9 @@ def statistics_of(scores: Scores, counted: npt.NDArray[np.bool_], epsilon: float
     return np.array(parts, dtype=np.float64)
 
 
-def evaluate(metric: Metric, numerator: FloatArray, denominator: FloatArray | None) -> FloatArray:
+def evaluate(metric: Metric, numerator: FloatArray | np.float64, denominator: FloatArray | np.float64) -> FloatArray:
     """The metric's value for (arrays of) sums; NaN where nothing was counted, never 0."""
-    if metric.denominator is None or denominator is None:
+    if metric.denominator is None:
         return np.asarray(numerator, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.asarray(numerator, dtype=np.float64) / np.asarray(denominator, dtype=np.float64)

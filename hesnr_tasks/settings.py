@@ -32,6 +32,10 @@ class Settings:
     """Keep only trajectories whose outcome is known to be a success."""
     limit: int | None = None
     """Read at most this many trajectories (lm-eval's --limit cuts later, after reading)."""
+    sample: int | None = None
+    """Of what was read, keep a seeded sample of this size; new rows change few choices."""
+    sample_seed: int = SEED
+    """Seed of the sample."""
     on_error: str = "fail"
     """What a record that cannot be read does: "fail" (list all of them and stop) or "skip" (count them)."""
     render: str = "transcript"
@@ -165,6 +169,8 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "split": _optional(_text),
     "only_resolved": _flag,
     "limit": _optional(_number(1)),
+    "sample": _optional(_number(1)),
+    "sample_seed": _number(0),
     "on_error": _one_of(("fail", "skip")),
     "render": _one_of(RENDERINGS[:2]),
     "kinds": _kinds,

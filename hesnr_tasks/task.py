@@ -184,8 +184,7 @@ class HesnrTask(Task):
     def aggregation(self) -> dict[str, Callable[[Iterable[Item]], Any]]:
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums."""
         values = {name: partial(self._value, name) for name in METRICS}
-        errors = {f"{name}_stderr": partial(self._error, name) for name in METRICS}
-        return values | errors
+        return {**values, **{f"{name}_stderr": partial(self._error, name) for name in METRICS}}
 
     def higher_is_better(self) -> dict[str, bool]:
         """The direction of every metric that has one."""

@@ -178,7 +178,7 @@ FAMILIES = {
 
 @lru_cache
 def llama(folder: str, *, seed: int = 0, steps: int = 0, max_length: int = 32768, tokenizer=byte_level) -> str:
-    """A Llama with `tokenizer`, saved to `folder`: random, or after a few `steps` on Python source, so that it hesitates."""
+    """A Llama with `tokenizer`, saved to `folder`: random, or after a few `steps` on Python source."""
     torch.manual_seed(seed)
     made = tokenizer()
     config = LlamaConfig(

@@ -17,6 +17,7 @@ from hesnr_tasks.readers import hub
 from hesnr_tasks.readers.files import find, is_hub_id
 from hesnr_tasks.readers.pipeline import Reading
 from hesnr_tasks.readers.report import ReadReport, named, nothing_left
+from hesnr_tasks.sampling import identity, sampled
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["ReadReport", "load", "read_trajectories"]
@@ -58,16 +59,20 @@ def load(
     split: str | None = None,
     only_resolved: bool = False,
     limit: int | None = None,
+    sample: int | None = None,
+    sample_seed: int = 0,
     on_error: str = "fail",
 ) -> list[Trajectory]:
-    """The trajectories of `source` for a task: the first `limit`, of solved runs only if `only_resolved`.
+    """The trajectories of `source` for a task, of solved runs only if `only_resolved`.
 
+    At most the first `limit`; of these a seeded `sample` (sampling.py), without holding more than that in memory.
     `DataError` if nothing is left. What was skipped or odd is logged as warnings.
     """
     report = ReadReport()
     outcomes: Counter[bool | None] = Counter()
     kept = _counted(read_trajectories(source, split=split, on_error=on_error, report=report), only_resolved, outcomes)
-    loaded = list(itertools.islice(kept, limit))
+    first = itertools.islice(kept, limit)
+    loaded = list(first) if sample is None else sampled(first, sample, sample_seed, key=identity)
     for line in report.lines():
         _LOG.warning("%s: %s", named(source), line)
     if not loaded:
