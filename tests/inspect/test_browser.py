@@ -134,6 +134,13 @@ def test_control_and_direction_characters_show_as_signs(show):
     tab = show([examples.strange()])
     signs = tab.evaluate("[...document.querySelectorAll('.k-context .control')].map((e) => e.dataset.c)")
     assert signs == ["U+202E", "U+202C", "U+200B", "␛", "␛", "␀", "␇", "U+009B", "U+FEFF"]
+    # and the text after U+202E still reads from left to right
+    places = tab.evaluate(
+        "(() => { const node = [...document.querySelectorAll('.k-context .chunk')][0].childNodes[2];"
+        "return [...node.data].map((_, i) => { const r = new Range(); r.setStart(node, i); r.setEnd(node, i + 1);"
+        "return [node.data[i], r.getBoundingClientRect().left] }) })()"
+    )
+    assert "".join(char for char, _ in sorted(places, key=lambda place: place[1])) == "evil"
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
