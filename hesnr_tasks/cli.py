@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from hesnr_tasks import convert, demo_run
+    from hesnr_tasks import convert, demo_run, inspect
     from hesnr_tasks.report import leaderboard
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
@@ -49,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     converter = commands.add_parser("convert", help="any supported trajectory format to one clean file")
     convert.add_arguments(converter)
     converter.set_defaults(run=convert.run)
+
+    inspector = commands.add_parser("inspect", help="see what was read and what counts, in the terminal or as a page")
+    inspect.add_arguments(inspector)
+    inspector.set_defaults(run=inspect.run)
 
     report = commands.add_parser("report", help="leaderboard of lm-eval results")
     leaderboard.add_arguments(report)

@@ -37,8 +37,8 @@ def test_checkpoints_are_in_natural_order_with_errors(tmp_path):
         result(tmp_path, name, snr)
     lines = markdown(read_results([str(tmp_path)])).splitlines()
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| step800", "| step1600", "| step1600-8k"]
-    assert "0.2000 ± 0.0100" in lines[4]
-    assert "| 3.0000 |" in lines[4]
+    assert "| 0.200 ± 0.010 |" in lines[4]
+    assert "| 3 |" in lines[4]
 
 
 def test_the_newest_result_of_a_checkpoint_counts(tmp_path):

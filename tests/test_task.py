@@ -182,13 +182,13 @@ def test_the_ablation_reads_each_trajectory_once(checkpoint, small, monkeypatch)
     from hesnr_tasks.scoring import huggingface
 
     read = []
-    score = huggingface.HuggingFace.score
+    score = huggingface.HuggingFaceBackend.score
 
     def counting(self, passages, k, progress):
         read.extend(p.name for p in passages)
         return score(self, passages, k, progress)
 
-    monkeypatch.setattr(huggingface.HuggingFace, "score", counting)
+    monkeypatch.setattr(huggingface.HuggingFaceBackend, "score", counting)
     result = evaluate(checkpoint, ["hesnr_swe_ablation", "hesnr_swe"], {"trajectories": small})
     assert sorted(read) == ["one", "three", "two"]
     full = values(result, "hesnr_ablation_action_xml_format_comments")

@@ -27,8 +27,8 @@ _COLUMNS = {
     "ppl": "PPL ↓",
     "top1_acc": "Top-1 ↑",
     "entropy": "H_top10",
-    "he_tokens": "|𝓗|",
-    "tokens": "|M|",
+    "he_tokens": "𝓗 tokens",
+    "tokens": "tokens",
 }
 
 
@@ -168,7 +168,10 @@ def _cell(name: str, value: float, error: float | None) -> str:
         return "–"
     if name in ("he_tokens", "tokens"):
         return f"{value:.0f}"
-    return f"{value:.4f}" if error is None or math.isnan(error) else f"{value:.4f} ± {error:.4f}"
+    if error is None or not error > 0:
+        return f"{value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))  # two significant digits of the error
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def _csv(rows: Sequence[Row]) -> str:
