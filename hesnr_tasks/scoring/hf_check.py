@@ -29,7 +29,9 @@ __all__ = ["TEXT", "choose_way"]
 
 _log = logging.getLogger("hesnr_tasks")
 _TOP = 10
-_POSITIONS = 96  # compared at most
+_LENGTH = 96
+_POSITIONS = 80  # compared at most, not all in a row: some models look at neighbours in the output
+_ROWS = 20  # logits made at a time, so that several slices are tried
 _LONGEST_WINDOW = 1024  # sliding windows up to here are straddled by the text
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2}  # nats, on the mean: in half precision
 _TOLERANCE_ELSE = 5e-2  # single values differ by a rounding of the logits, or by an expert chosen otherwise
@@ -88,8 +90,8 @@ def _choose_head(net: Net, probe: _Probe) -> Way:
             return way
         _log.warning("%s: logits at selected positions by %r do not work here (%s)", _name(net), head, reason)
     raise ScoringError(
-        f"{_name(net)} gives other numbers for the same text when it is read twice ({reason}); it cannot be scored. "
-        "Is dropout on, or does the model draw random numbers?"
+        f"{_name(net)} gives other numbers for the same tokens when it is run again without the last token ({reason}); "
+        "it cannot be scored. Does it draw random numbers (is dropout on?), or look ahead in the text?"
     )
 
 
@@ -136,24 +138,24 @@ def _try_sharing(net: Net, way: Way, probe: _Probe) -> Way:
 
 
 def _at_once(net: Net, way: Way, probe: _Probe) -> list[Scores]:
-    return read(net, way, [probe.text], probe.k, [0, probe.length])[0]
+    return read(net, way, [probe.text], probe.k, [0, probe.length], rows=_ROWS)[0]
 
 
 def _side_by_side(net: Net, way: Way, probe: _Probe) -> list[Scores]:
-    return read(net, way, [probe.text, probe.other], probe.k, [0, probe.length])[0]
+    return read(net, way, [probe.text, probe.other], probe.k, [0, probe.length], rows=_ROWS)[0]
 
 
 def _in_chunks(net: Net, way: Way, probe: _Probe) -> list[Scores]:
     n = probe.length
-    return read(net, way, [probe.text], probe.k, [0, n * 3 // 7, n * 4 // 5, n])[0]
+    return read(net, way, [probe.text], probe.k, [0, n * 3 // 7, n * 4 // 5, n], rows=_ROWS)[0]
 
 
 def _after_copies(net: Net, way: Way, probe: _Probe) -> list[Scores]:
     """Read the first part, continue a copy of its cache with something else, then another copy with the rest."""
     before, cache = _first_part(net, way, probe)
     middle, n = _middle(probe), probe.length
-    read(net, way, [_continued(probe)], probe.k, [middle, n], copy_cache(cache))
-    after, _ = read(net, way, [probe.text.within(middle, n)], probe.k, [middle, n], copy_cache(cache))
+    read(net, way, [_continued(probe)], probe.k, [middle, n], copy_cache(cache), rows=_ROWS)
+    after, _ = read(net, way, [probe.text.within(middle, n)], probe.k, [middle, n], copy_cache(cache), rows=_ROWS)
     return [join([before, after[0]])]
 
 
@@ -161,13 +163,13 @@ def _rows_after_copies(net: Net, way: Way, probe: _Probe) -> list[Scores]:
     before, cache = _first_part(net, way, probe)
     middle, n = _middle(probe), probe.length
     texts = [_continued(probe), probe.text.within(middle, n)]
-    after, _ = read(net, way, texts, probe.k, [middle, n], copy_cache(cache, rows=2))
+    after, _ = read(net, way, texts, probe.k, [middle, n], copy_cache(cache, 2), rows=_ROWS)
     return [join([before, after[1]])]
 
 
 def _first_part(net: Net, way: Way, probe: _Probe) -> tuple[Scores, Any]:
     middle = _middle(probe)
-    found, cache = read(net, way, [probe.text.within(0, middle)], probe.k, [0, middle], keep_cache=True)
+    found, cache = read(net, way, [probe.text.within(0, middle)], probe.k, [0, middle], keep_cache=True, rows=_ROWS)
     return found[0], cache
 
 
@@ -198,7 +200,7 @@ def _probe(net: Net, ids: Sequence[int]) -> _Probe:
 
 
 def _spread(n: int) -> npt.NDArray[np.int32]:
-    return np.unique(np.append(np.linspace(1, n - 1, min(n - 1, _POSITIONS)), n - 1).astype(np.int32))
+    return np.unique(np.append(np.linspace(1, n - 1, min(n * 5 // 6, _POSITIONS)), n - 1).astype(np.int32))
 
 
 def _plain_scores(net: Net, text: Text) -> Scores:
@@ -217,7 +219,7 @@ def _length(net: Net) -> int:
     """Long enough to leave a sliding window behind where that is cheap."""
     windows = [getattr(net.config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size")]
     small = [window for window in windows if 0 < window <= _LONGEST_WINDOW]
-    return min(max([0, *small]) + _POSITIONS, int(getattr(net.config, "max_position_embeddings", 0) or 1 << 30))
+    return min(max([0, *small]) + _LENGTH, int(getattr(net.config, "max_position_embeddings", 0) or 1 << 30))
 
 
 def _disagreement(net: Net, probe: _Probe, attempt: Callable[[], list[Scores]]) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.scoring.hf_memory import Needs, free_bytes, measure
+from hesnr_tasks.scoring.hf_memory import Needs, free_bytes, is_out_of_memory, measure
 from hesnr_tasks.scoring.hf_net import Net
 from hesnr_tasks.scoring.hf_read import Way, head_rows
 
@@ -23,6 +23,10 @@ _HOST_SHARE = 0.5  # of the free memory of the host …
 _HOST_MOST = 1 << 31  # … but at most this: beyond it, one pass is no faster
 _ENOUGH = {"cpu": 4096}  # tokens side by side; more at a time are not faster
 _ENOUGH_GPU = 16384
+_ADVICE = (
+    "Free some memory, load the model with dtype=bfloat16, spread it with parallelize=True, or set a smaller "
+    "max_length in --model_args."
+)
 
 
 class Limits:
@@ -50,20 +54,21 @@ class Limits:
     def halve(self, chunk: int, name: str, reason: str) -> int:
         """A shorter chunk after memory ran out; raises `ScoringError` where there is none."""
         if not self._way.cached or chunk // 2 < _SMALLEST:
-            raise ScoringError(
-                f"trajectory {name!r} does not fit into memory ({reason})"
-                + ("" if self._way.cached else ", and this model cannot be read in chunks")
-                + ". Free some memory, load the model with dtype=bfloat16, spread it with parallelize=True, or set a "
-                "smaller max_length in --model_args."
-            )
+            more = "" if self._way.cached else ", and this model cannot be read in chunks"
+            raise ScoringError(f"trajectory {name!r} does not fit into memory ({reason}){more}. {_ADVICE}")
         self.longest = chunk // 2
         _log.warning("out of memory with %d tokens at a time (%s); going on with %d", chunk, reason, self.longest)
         return self.longest
 
     @cached_property
     def _needs(self) -> Needs:
-        with torch.inference_mode():
-            return measure(self._net, self._sample, cached=self._way.cached, unmasked=self._way.unmasked)
+        try:
+            with torch.inference_mode():
+                return measure(self._net, self._sample, cached=self._way.cached, unmasked=self._way.unmasked)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise ScoringError(f"not even a short text fits into memory beside the model. {_ADVICE}") from error
+            raise
 
     def _budget(self, n: int) -> float:
         """Bytes for activations when `n` tokens are in the cache."""

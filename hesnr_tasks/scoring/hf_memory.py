@@ -98,8 +98,9 @@ def _of_length(ids: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def _peak(net: Net, ids: torch.Tensor) -> int:
+    settings = {"use_cache": False} if "use_cache" in net.takes else {}
     with _Tracker() as tracker, net.precision():
-        (net.body or net.wrapper)(input_ids=ids)
+        (net.body or net.wrapper)(input_ids=ids, **settings)
     return tracker.peak
 
 

@@ -7,8 +7,7 @@ It depends on the texts only, not on how they are spread over processes, so that
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,36 +67,49 @@ class Group:
 
 def plan(outlines: Sequence[Outline]) -> Group:
     """The tree of prefixes worth sharing. The root shares nothing."""
-    return _grow(outlines, range(len(outlines)), 0, 0)
+    return Group(0, 0, *_place(outlines, range(len(outlines)), 0, 0))
 
 
-def _grow(outlines: Sequence[Outline], texts: Sequence[int], start: int, stop: int) -> Group:
-    saved = _savings(outlines, texts, stop)
-    chosen: dict[int, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
+def _place(outlines: Sequence[Outline], texts: Sequence[int], start: int, at: int) -> tuple[list[int], list[Group]]:
+    """Members and groups after the prefix `start`, of texts that are known to be equal up to `at`."""
+    members: list[int] = []
+    groups: list[Group] = []
+    for alike in _by_next_step(outlines, texts, at):
+        if len(alike) == 1:
+            members += alike
+            continue
+        stop = _common(outlines, alike, at)
+        if _saved(outlines, alike, start, stop) > 0:
+            groups.append(Group(start, stop, *_place(outlines, alike, stop, stop)))
+        else:
+            alone, inner = _place(outlines, alike, start, stop)
+            members += alone
+            groups += inner
+    return sorted(members), groups
+
+
+def _by_next_step(outlines: Sequence[Outline], texts: Sequence[int], at: int) -> Iterable[list[int]]:
+    """The texts in lots that go on alike for one more step; one that ends before is a lot of its own."""
+    lots: dict[bytes, list[int]] = {}
     for text in texts:
         prefixes = outlines[text].prefixes
-        best = max(range(stop // _STEP, len(prefixes)), key=lambda i: saved[prefixes[i]], default=None)
-        if best is not None and saved[prefixes[best]] > 0:
-            chosen[best][prefixes[best]].append(text)
-    found = [(best, together) for best in chosen for together in chosen[best].values() if len(together) > 1]
-    groups = [_grow(outlines, together, stop, (best + 1) * _STEP) for best, together in found]
-    grouped = {text for _, together in found for text in together}
-    return Group(start, stop, [text for text in texts if text not in grouped], groups)
+        key = prefixes[at // _STEP] if at // _STEP < len(prefixes) else b"end %d" % text
+        lots.setdefault(key, []).append(text)
+    return lots.values()
 
 
-def _savings(outlines: Sequence[Outline], texts: Sequence[int], start: int) -> dict[bytes, float]:
-    """For each prefix, how many tokens less are read if it is read once, after what it costs to go on from it."""
-    count: Counter[bytes] = Counter()
-    rest: Counter[bytes] = Counter()
-    length: dict[bytes, int] = {}
-    for text in texts:
-        total, _, prefixes = outlines[text]
-        for step in range(start // _STEP, len(prefixes)):
-            name, stop = prefixes[step], (step + 1) * _STEP
-            count[name] += 1
-            rest[name] += total - stop
-            length[name] = stop - start
-    return {name: (count[name] - 1) * length[name] - _OVERHEAD * rest[name] for name in count}
+def _common(outlines: Sequence[Outline], texts: Sequence[int], at: int) -> int:
+    """Up to where all texts are equal, in whole steps; at least one step beyond `at`."""
+    step, chains = at // _STEP + 1, [outlines[text].prefixes for text in texts]
+    while all(step < len(chain) and chain[step] == chains[0][step] for chain in chains):
+        step += 1
+    return step * _STEP
+
+
+def _saved(outlines: Sequence[Outline], texts: Sequence[int], start: int, stop: int) -> float:
+    """How many tokens less are read when `start` to `stop` is read once, after what it costs to go on from it."""
+    rest = sum(outlines[text].length - stop for text in texts)
+    return (len(texts) - 1) * (stop - start) - _OVERHEAD * rest
 
 
 def side_by_side(texts: Sequence[int], lengths: Sequence[int], most: int, tokens: int) -> list[list[int]]:

@@ -71,22 +71,25 @@ def read(
     cache: Any = None,
     *,
     keep_cache: bool = False,
+    rows: int = 0,
     progress: Callable[[int], object] = int,
 ) -> tuple[list[Scores], Any]:
     """Read `texts` side by side from `edges[0]`, which `cache` has reached, to `edges[-1]`, chunk by chunk.
 
     Targets must lie in that range (see `Text.within`). Gives the scores of each text, and the cache if there is one.
-    `progress` gets the number of tokens read, padding included.
+    `rows`: positions whose logits are made at a time (0: as many as memory is set aside for). `progress` gets the
+    number of tokens read, padding included.
     """
     chunks = list(pairwise(edges))
     want_cache = keep_cache or cache is not None or len(chunks) > 1
     ids, wanted = _pack(texts, edges[0], edges[-1]).to(net.device), _Wanted(texts, chunks)
+    rows = rows or head_rows(net)
     collector = Collector(wanted.ids.to(net.device), k)
     with torch.inference_mode(), CausalChunks() if way.unmasked else nullcontext():
         for (start, stop), indices in zip(chunks, wanted.indices, strict=True):
             part = ids[:, start - edges[0] : stop - edges[0]]
             feed = Feed(part, start, cache, want_cache, positions=want_cache and way.positions)
-            cache = HEADS[way.head](net, feed, indices.to(net.device), head_rows(net), collector)
+            cache = HEADS[way.head](net, feed, indices.to(net.device), rows, collector)
             if want_cache and cache is None:
                 raise RuntimeError("the model returned no cache")
             progress(part.numel())

@@ -20,6 +20,7 @@ from hesnr_tasks.scoring.types import Backend, Passage, Scores
 __all__ = ["HuggingFaceBackend", "make"]
 
 T = TypeVar("T")
+_VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def make(lm: Any) -> Backend:
@@ -147,9 +148,9 @@ def _fingerprint(model: torch.nn.Module, samples: int = 16) -> str:
 
 
 def _config_text(config: Any) -> str:
-    """The configuration as JSON, without the place it was loaded from."""
+    """The configuration as JSON, without what saving and loading change in it."""
     values = config.to_dict() if hasattr(config, "to_dict") else {}
-    return json.dumps({key: values[key] for key in values if key != "_name_or_path"}, sort_keys=True, default=str)
+    return json.dumps({key: values[key] for key in values if key not in _VOLATILE}, sort_keys=True, default=str)
 
 
 def _sample_bytes(tensor: torch.Tensor, samples: int) -> bytes:
