@@ -77,7 +77,7 @@ def _join(pieces: Iterator[_Piece]) -> Rendered:
 
 
 def _turns(messages: Sequence[Message]) -> list[int]:
-    return list(itertools.accumulate((m.generated for m in messages[:-1]), initial=1))
+    return list(itertools.accumulate((m.generated for m in messages), initial=1))[: len(messages)]
 
 
 def _plain(trajectory: Trajectory, header: Callable[[str], str], end: str, *, control: bool) -> Iterator[_Piece]:
@@ -147,7 +147,7 @@ def _interleave(gaps: list[str], messages: list[Message], strip: Callable[[str],
         kept = strip(message.text)
         start = message.text.find(kept)
         yield from _clip(message, start, start + len(kept), turn)
-    yield _Piece(gaps[-1], Kind.SCAFFOLD, turns[-1], True)
+    yield _Piece(gaps[-1], Kind.SCAFFOLD, turns[-1] if turns else 1, True)
 
 
 def _clip(message: Message, start: int, end: int, turn: int) -> Iterator[_Piece]:
