@@ -47,7 +47,6 @@ _EXTENSIONS = {
     "powershell": "ps1 psm1",
     "terraform": "tf tfvars hcl",
     "cmake": "cmake",
-    "ponylang": "pony",
 }
 _BY_EXTENSION = {extension: language for language, all_ in _EXTENSIONS.items() for extension in all_.split()}
 _NAMES = (

@@ -190,7 +190,15 @@ WORDS = (
     "x: '",
     '{"a":',
 )
-REPEATED = (*SIGNS, *WORDS, "<function=a>\n", "<parameter=b>", "</parameter>", "</function>\n")
+REPEATED = (
+    *SIGNS,
+    *WORDS,
+    "<function=a>\n",
+    "<parameter=b>",
+    "</parameter>",
+    "</function>\n",
+    '<tool_call>{"a": </tool_call>',
+)
 
 
 def seconds(function, *arguments):
@@ -199,11 +207,17 @@ def seconds(function, *arguments):
     return time.process_time() - start
 
 
+def takes_less_than(limit, function, text, *rest):
+    """Whether `function` takes less than `limit` seconds of processor time, at the second try if not at the first."""
+    return any(seconds(function, text + " " * i, *rest) < limit for i in range(2))
+
+
 @pytest.mark.parametrize("language", sorted(GRAMMARS))
 def test_grammars_take_linear_time_on_repetitions(language):
-    """10 KB of any token take milliseconds (a quadratic step would take seconds); # // -- /* defeat the pre-checks."""
-    texts = [(unit * (10_000 // len(unit))) + "\n# // -- /* %" for unit in REPEATED]
-    assert max(min(seconds(comments_of, text, language) for _ in range(2)) for text in texts) < 0.3
+    """8 KB of any token take milliseconds (a quadratic step would take seconds); # // -- /* defeat the pre-checks."""
+    for unit in REPEATED:
+        text = unit * (8_000 // len(unit)) + "\n# // -- /* %"
+        assert takes_less_than(0.25, comments_of, text, language), unit
 
 
 WRAPPERS = (
@@ -218,8 +232,8 @@ WRAPPERS = (
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_filters_take_linear_time_on_repetitions(wrapper):
     for unit in REPEATED:
-        text = wrapper.format(unit * (10_000 // len(unit)))
-        assert min(seconds(filter_bits, text + "x" * i) for i in range(2)) < 0.4, unit
+        text = wrapper.format(unit * (8_000 // len(unit)))
+        assert takes_less_than(0.4, filter_bits, text), unit
 
 
 def test_two_hundred_kilobytes_take_about_ten_times_as_long_as_twenty():
