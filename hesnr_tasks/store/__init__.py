@@ -1,0 +1,21 @@
+"""Score files: what a model made of each trajectory, kept so that everything after needs no model (README.md).
+
+Imports neither torch nor lm-eval, and pyarrow only when a store is opened.
+"""
+
+from hesnr_tasks.store.files import StoreError
+from hesnr_tasks.store.runs import Difference, differences, scoring_signature
+from hesnr_tasks.store.schema import COLUMNS, Entry, Source, Text
+from hesnr_tasks.store.store import ScoreStore
+
+__all__ = [
+    "COLUMNS",
+    "Difference",
+    "Entry",
+    "ScoreStore",
+    "Source",
+    "StoreError",
+    "Text",
+    "differences",
+    "scoring_signature",
+]
