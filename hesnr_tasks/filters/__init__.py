@@ -29,9 +29,15 @@ def filter_bits(action_text: str) -> npt.NDArray[np.uint8]:
     """For each character of one action, bit i set iff the i-th of `FILTERS` drops it; shape (len(action_text),)."""
     bits = np.zeros(len(action_text), np.uint8)
     for i, drop in enumerate(FILTERS.values()):
-        for start, end in drop(action_text):
-            bits[start:end] |= np.uint8(1 << i)
+        bits |= _covered(drop(action_text), len(action_text)).astype(np.uint8) << np.uint8(i)
     return bits
+
+
+def _covered(spans: list[tuple[int, int]], length: int) -> npt.NDArray[np.bool_]:
+    """Which of `length` characters lie in one of `spans`: where more spans have begun than ended."""
+    ends = np.array(spans, np.int64).reshape(-1, 2)
+    begun, ended = (np.bincount(ends[:, side], minlength=length + 1) for side in (0, 1))
+    return np.cumsum(begun - ended)[:length] > 0
 
 
 def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:

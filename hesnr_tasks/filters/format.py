@@ -8,11 +8,11 @@ Everywhere in an action:
 
 Only in prose and markup, that is values and here-documents for files ending in .md, .markdown, .rst, .txt (not
 requirements.txt or CMakeLists.txt) and prose parameters (`message`, `summary`, `thought`, the text of finish-like
-tools), and there not in fenced code: heading marks (`#`, underlines), emphasis (`*`, `_`, `~~`), backquotes, bullets
-and numbers of list items, block-quote marks, rules of three signs, the ruler row of a table, fence lines, `::` and `..`
-of reStructuredText.
+tools), and there not in fenced code: heading marks (`#`, underlines), emphasis (`*`, `_`, `~~`, each with its partner
+on the line), backquotes, bullets and numbers of list items, block-quote marks, rules of three signs, the ruler row of a
+table, fence lines, `::` and `..` of reStructuredText.
 
-So `**kwargs`, `a*b`, `- ` of YAML and of patches and `# comment` of a program are not markdown.
+So `**kwargs`, `a*b`, `__init__`, `_name`, `- ` of YAML and of patches and `# comment` of a program are not markdown.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ _LINE_MARKS = re.compile(
     |^[ \t]*(?:\|[ \t]*)?:?-+:?(?:[ \t]*\|[ \t]*:?-+:?)+[ \t]*\|?[ \t]*$  # ruler row of a table
     |^[ \t]*\.\.(?=[ \t])|::$                     # reStructuredText
     |`+
-    |\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}
-    |(?<![\w_])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w_])
-    |~~""",
+    |(?<![\w*~])(?!__\w+__(?!\w))(?P<open>\*{1,3}|_{1,3}|~~)(?=[^\s*_~](?:[^\n]{0,300}?[^\s*_~])??(?P<close>(?P=open))(?![\w*~]))""",
     re.VERBOSE | re.MULTILINE,
 )
 
@@ -84,4 +82,7 @@ def _marks(region: Region) -> Iterator[CharSpan]:
 
 
 def _prose_marks(text: str, start: int, end: int) -> Iterator[CharSpan]:
-    return (m.span() for m in _LINE_MARKS.finditer(text, start, end))
+    for m in _LINE_MARKS.finditer(text, start, end):
+        yield m.span()
+        if m["close"]:
+            yield m.span("close")

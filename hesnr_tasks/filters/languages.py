@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 __all__ = ["by_file_name", "by_interpreter", "by_look", "by_tag"]
 
@@ -86,6 +87,7 @@ _NAMES = (
 )
 
 
+@lru_cache(maxsize=4096)
 def by_file_name(path: str) -> str | None:
     """The language of a file of that name, or None."""
     name = re.split(r"[/\\]", path.strip().strip("'\""))[-1]

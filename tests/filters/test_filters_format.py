@@ -50,6 +50,8 @@ MARKDOWN = """\
 ⟦##⟧ Section ⟦##⟧
 
 Some ⟦**⟧bold⟦**⟧, ⟦*⟧soft⟦*⟧, ⟦_⟧under⟦_⟧ and ⟦~~⟧gone⟦~~⟧ text with ⟦`⟧code⟦`⟧ and snake_case_name, 2 * 3.
+_private, *args, **kwargs, f(*a)*b, __init__ but ⟦***⟧all ⟦`⟧x⟦`⟧ three⟦***⟧.
+class_ and __all__
 
 ⟦-⟧ one
   ⟦*⟧ two
