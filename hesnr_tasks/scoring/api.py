@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -74,16 +74,15 @@ class _API(Backend):
             "backend": "api",
             "model": str(self._lm.model),
             "engine": self._card.get("owned_by"),
-            "tokenizer": str(getattr(self.tokenizer, "name_or_path", "")),
         }
 
     def score(
-        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None]
+        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
-        if not passages:
+        order = sorted(set(range(len(passages))) - set(skip), key=lambda i: -len(passages[i].ids))
+        if not order:
             return
-        form = self._find_form(passages[0], k)
-        order = sorted(range(len(passages)), key=lambda i: -len(passages[i].ids))
+        form = self._find_form(passages[order[-1]], k)
         self._server.stop.clear()
         try:
             for index, scores in _in_parallel(order, lambda i: self._read(form, passages[i], k), self._lm._concurrent):
@@ -114,22 +113,23 @@ class _API(Backend):
     def _find_form(self, passage: Passage, k: int) -> Form:
         ids = passage.ids[:_PROBE]
         probe = Passage("a first short request", ids, np.array([len(ids) - 1], dtype=np.int32))
-        failed = []
+        failed: dict[str, list[str]] = {}
         for form in FORMS:
             try:
                 to_scores(probe, self._ask(form, probe, k, probe.name), str(self._server))
             except Refused as error:
                 self._refuse_for_good(error)
-                failed.append(f"{form.name}: {error}")
+                failed.setdefault(str(error), []).append(form.name)
             except _MALFORMED as error:
-                failed.append(f"{form.name}: {error}")
+                failed.setdefault(str(error), []).append(form.name)
             else:
                 _log.info("%s returns %s", self._server, form.name)
                 return form
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in failed.items())
         raise ScoringError(
-            f"{self._server} does not return the k={k} most likely tokens at each position of a prompt ("
-            f"{'; '.join(failed)}). It must take token ids as prompt and have prompt_logprobs, or echo with logprobs, "
-            f"of at least {k}: `vllm serve` does, with --max-logprobs {max(k, 20)}. Otherwise use --model hf or vllm."
+            f"{self._server} does not return the k={k} most likely tokens at each position of a prompt ({reasons}). It "
+            f"must take token ids as prompt, have prompt_logprobs, or echo with logprobs, of at least {k}, and name "
+            f"tokens by id: `vllm serve` does, with --max-logprobs {max(k, 20)}. Otherwise use --model hf or vllm."
         )
 
     def _refuse_for_good(self, error: Refused) -> None:

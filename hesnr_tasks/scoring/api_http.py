@@ -26,7 +26,7 @@ class Refused(Exception):
     """The server said no to this request and will say it again."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"HTTP {status}: {message}")
+        super().__init__(f"HTTP {status}: {message.rstrip('.')}")
         self.status = status
 
 
@@ -63,7 +63,9 @@ class Server:
         Raises `ScoringError` where there is no server.
         """
         try:
-            answer = self._ask("GET", self.url.rsplit("/completions", 1)[0].rstrip("/") + "/models", None, "asking")
+            answer = self._ask(
+                "GET", self.url.rsplit("/completions", 1)[0].rstrip("/") + "/models", None, "its list of models"
+            )
         except Refused:
             return []
         cards = answer.get("data")
@@ -92,7 +94,7 @@ class Server:
                 if self.stop.wait(pause):
                     break
         raise ScoringError(
-            f"{self} failed on {what}, {self._attempts} attempts: {reason}. Check that the server runs and has "
+            f"{self} failed on {what} (attempts: {self._attempts}): {reason}. Check that the server runs and has "
             "not run out of memory (its log); max_retries, timeout (seconds) and num_concurrent are set in "
             "--model_args."
         )

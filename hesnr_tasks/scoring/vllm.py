@@ -7,7 +7,7 @@ are wanted never reads the prefix cache (positions read from it would have none)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,7 +20,7 @@ from hesnr_tasks.scoring.vllm_memory import check_memory, warn_of_unknown_memory
 
 __all__ = ["make"]
 
-_AT_ONCE = 1 << 17  # tokens in one call of the engine; its answer takes about 1.3 KB of host memory per token (k = 10)
+_AT_ONCE = 1 << 17  # tokens in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
 _AT_ONCE_REPLICAS = 1 << 22  # with data parallelism, where lm-eval starts the engines anew for every call
 
 
@@ -69,16 +69,17 @@ class _VLLM(Backend):
             "dtype": str(dtype).removeprefix("torch."),
             "quantization": args["quantization"],
             "adapter": lora.lora_path if lora else None,
-            "tokenizer": str(getattr(self.tokenizer, "name_or_path", args["tokenizer"])),
         }
 
     def score(
-        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None]
+        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
         self._refuse_small_k(k)
-        for batch in _batches(passages, _AT_ONCE_REPLICAS if self._replicas > 1 else _AT_ONCE):
-            answers = self._read([passages[i] for i in batch], k)
-            for index, answer in zip(batch, answers, strict=True):
+        numbers = [index for index in range(len(passages)) if index not in skip]
+        wanted = [passages[index] for index in numbers]
+        for batch in _batches(wanted, _AT_ONCE_REPLICAS if self._replicas > 1 else _AT_ONCE):
+            answers = self._read([wanted[i] for i in batch], k)
+            for index, answer in zip([numbers[i] for i in batch], answers, strict=True):
                 yield index, _scores(passages[index], answer, k)
                 progress(len(passages[index].ids))
 

@@ -157,7 +157,7 @@ def test_a_wait_that_the_server_asks_for_is_kept(server):
 def test_failures_that_stay_name_the_trajectory_and_the_reason(server):
     server.spoil = lambda choice: server.fail.extend([500] * 3)  # after the first short request
     told = error_of(server, num_concurrent=1)
-    assert "failed on trajectory 't-1' (30 tokens), 3 attempts: HTTP 500: try later" in told
+    assert "failed on trajectory 't-1' (30 tokens) (attempts: 3): HTTP 500: try later" in told
 
 
 SPOILS = {
