@@ -1,0 +1,292 @@
+"""What scoring costs, beside what it must cost and what it costs today: `python -m benchmarks.scoring`.
+
+One trajectory of 22,773 tokens, of which 5,303 in 37 assistant turns are scored, read by a small and a large-vocabulary
+model with random weights, in four ways:
+
+* `bare`: the decoder once, and its head on the wanted positions, nothing more: the physical limit.
+* `ours`: the engine: log-probability, rank and top 10 of every wanted position.
+* `lm-eval`: `loglikelihood`, one request per assistant turn.
+* `full`: all logits, log-softmax, then select.
+
+Every run is a process of its own, so that memory is its own; ways take turns, and the median is told. Then the time
+and memory of long texts, and of many texts that share a prefix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+TOKENS, WANTED, TURNS, K = 22_773, 5_303, 37, 10
+MODELS = {
+    "small": {"vocab_size": 8_192, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4},
+    "large": {"vocab_size": 151_936, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4},
+}
+WAYS = ("bare", "ours", "lm-eval", "full")
+LONG = (8, 16, 32, 64, 128)
+LIMIT_GB = 16  # no run may take more, so that the machine stays usable
+
+
+# --- what is read ---------------------------------------------------------------------------------------------------
+
+
+def build(name: str):
+    """A Llama with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **MODELS[name], num_attention_heads=4, max_position_embeddings=1 << 18, tie_word_embeddings=True
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def trajectory(vocabulary: int, tokens: int = TOKENS, wanted: int = WANTED, turns: int = TURNS, seed: int = 0):
+    """Random ids, and the wanted positions: `turns` blocks of about equal length, at about equal distances."""
+    ids = np.random.default_rng(seed).integers(3, vocabulary, tokens).astype(np.int32)
+    ends = np.linspace(tokens / turns, tokens - 1, turns).astype(int)
+    sizes = np.diff(np.linspace(0, wanted, turns + 1).astype(int))
+    blocks = [np.arange(end - size + 1, end + 1) for end, size in zip(ends, sizes, strict=True)]
+    return ids, np.concatenate(blocks).astype(np.int32)
+
+
+# --- the ways -------------------------------------------------------------------------------------------------------
+
+
+def bare(model, ids, targets):
+    """Nobody can be faster with this model; logits are made in slices and thrown away."""
+    import torch
+
+    rows = max(16, (1 << 27) // (4 * model.config.vocab_size))
+    text, source = torch.from_numpy(ids[: targets[-1]]).long()[None], torch.from_numpy(targets).long() - 1
+
+    def run():
+        with torch.inference_mode():
+            hidden = model.model(input_ids=text, use_cache=False).last_hidden_state[0, source]
+            for part in hidden.split(rows):
+                model.lm_head(part)
+
+    return run
+
+
+def ours(model, ids, targets):
+    """The engine, its self-check and memory estimate behind it."""
+    from hesnr_tasks.scoring.types import Passage
+
+    engine = engine_for(model)
+    passages = [Passage("t", ids, targets)]
+    return lambda: list(engine.score(passages, K))
+
+
+def full(model, ids, targets):
+    """All logits, as scripts of papers do it."""
+    import torch
+
+    text, at = torch.from_numpy(ids).long()[None], torch.from_numpy(targets).long()
+
+    def run():
+        with torch.inference_mode():
+            logprobs = model(text, use_cache=False).logits[0].float().log_softmax(-1)[at - 1]
+            return logprobs.gather(1, text[0, at][:, None]), logprobs.topk(K)
+
+    return run
+
+
+def lm_eval(model, ids, targets):
+    """`loglikelihood` as lm-eval calls it, tokenised: for each turn, all before it and the turn."""
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=model, tokenizer=tokenizer(), max_length=1 << 18)
+    starts = targets[np.flatnonzero(np.diff(targets, prepend=-2) != 1)]
+    ends = targets[np.flatnonzero(np.diff(targets, append=1 << 30) != 1)] + 1
+    text = ids.tolist()
+    requests = [((str(a), str(b)), text[:a], text[a:b]) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+    return lambda: lm._loglikelihood_tokens(requests, disable_tqdm=True)
+
+
+def engine_for(model):
+    """The engine on a model, checked and measured."""
+    import torch
+
+    from hesnr_tasks.scoring.hf_engine import Engine
+    from hesnr_tasks.scoring.hf_net import Net
+
+    sample = np.random.default_rng(9).integers(3, model.config.vocab_size, 200).tolist()
+    return Engine(Net(model, torch.device("cpu")), sample)
+
+
+def tokenizer():
+    """lm-eval wants one; it is not used."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), unk_token="<unk>", eos_token="</s>")
+
+
+# --- one run, in a process of its own -------------------------------------------------------------------------------
+
+
+def measured(run, warm=True):
+    """Seconds of `run()` and the most memory (MB) beyond what the loaded process had."""
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    start = time.perf_counter()
+    run()
+    return {"seconds": time.perf_counter() - start, "megabytes": memory("VmHWM") - before}
+
+
+def memory(name: str) -> float:
+    """A line of /proc/self/status, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def child(way: str, model_name: str, tokens: int):
+    """Run one way once and print what it took."""
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_GB << 30, LIMIT_GB << 30))
+    logging.disable(logging.WARNING)
+    model = build(model_name)
+    vocabulary = model.config.vocab_size
+    if way.startswith("prefix"):
+        run = prefixes(model, shared=way == "prefix-shared")
+    else:
+        make = {"bare": bare, "ours": ours, "lm-eval": lm_eval, "full": full}[way]
+        make(model, *trajectory(vocabulary, 600, 140, 4))()  # the first call of everything is slower
+        run = make(model, *trajectory(vocabulary, tokens, WANTED * tokens // TOKENS, TURNS))
+    try:
+        print(json.dumps(measured(run)))
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error):
+            raise
+        print(json.dumps({"failed": f"needs more than {LIMIT_GB} GB"}))
+
+
+def prefixes(model, *, shared: bool):
+    """100 texts of 400 to 600 tokens after the same 2,048."""
+    from hesnr_tasks.scoring.types import Passage
+
+    engine = engine_for(model)
+    engine.way = replace(engine.way, shared=shared)
+    start = trajectory(model.config.vocab_size, 2048)[0]
+    texts = []
+    for i in range(100):
+        rest, wanted = trajectory(model.config.vocab_size, 400 + 2 * i, 150, 3, seed=i + 1)
+        texts.append(Passage(str(i), np.concatenate([start, rest]), wanted + len(start)))
+    list(engine.score(texts[:1], K))
+    return lambda: list(engine.score(texts, K))
+
+
+# --- the tables -----------------------------------------------------------------------------------------------------
+
+
+def spawn(*arguments) -> dict:
+    """One run; what it printed last."""
+    command = [sys.executable, "-m", "benchmarks.scoring", "--child", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": f"killed ({done.returncode}): {done.stderr[-300:]}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def medians(runs: list[dict]) -> dict:
+    """Of the runs of one way."""
+    if any("failed" in run for run in runs):
+        return runs[0]
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
+def interleaved(cases: list[tuple], repeats: int) -> dict[tuple, dict]:
+    """Every case `repeats` times, taking turns; a case that failed is not run again, lm-eval's is run once."""
+    runs: dict[tuple, list[dict]] = {case: [] for case in cases}
+    for turn in range(repeats):
+        for case, done in runs.items():
+            once = case[0] == "lm-eval" or any("failed" in run for run in done)
+            if turn == 0 or not once:
+                done.append(spawn(*case))
+                print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return {case: medians(done) for case, done in runs.items()}
+
+
+def row(*cells) -> str:
+    """Of a Markdown table."""
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def table_of_ways(names, repeats):
+    """The four ways on the same trajectory."""
+    yield row("model", "way", "seconds", "of bare", "peak memory over the model, MB")
+    yield row("---", "---", "---:", "---:", "---:")
+    for name in names:
+        found = interleaved([(way, name, TOKENS) for way in WAYS], repeats)
+        limit = found["bare", name, TOKENS]
+        for (way, _, _), run in found.items():
+            if "failed" in run:
+                yield row(name, way, "–", "–", run["failed"])
+            else:
+                ratio = f"{run['seconds'] / limit['seconds']:.2f}"
+                yield row(name, way, f"{run['seconds']:.2f}", ratio, f"{run['megabytes']:.0f}")
+
+
+def table_of_lengths(name, repeats):
+    """Ours on texts of up to 128 K tokens; the cache of 4 layers is 8 KB a token."""
+    yield row("tokens", "seconds", "bare, seconds", "peak memory over the model, MB", "bare, MB")
+    yield row("---:", "---:", "---:", "---:", "---:")
+    for thousand in LONG:
+        some = repeats if thousand < 32 else 1
+        found = interleaved([(way, name, thousand * 1024) for way in ("ours", "bare")], some)
+        run, limit = found.values()
+        yield row(
+            f"{thousand} K", f"{run['seconds']:.1f}", f"{limit['seconds']:.1f}", f"{run['megabytes']:.0f}",
+            f"{limit['megabytes']:.0f}",
+        )  # fmt: skip
+
+
+def table_of_prefixes(name, repeats):
+    """100 texts with 2 K tokens in common."""
+    found = interleaved([(way, name, 0) for way in ("prefix-alone", "prefix-shared")], repeats)
+    alone, shared = (run["seconds"] for run in found.values())
+    yield row("100 texts of 2.4 to 2.6 K tokens, the first 2 K in common", "seconds")
+    yield row("---", "---:")
+    yield row("each read whole", f"{alone:.1f}")
+    yield row("the prefix read once", f"{shared:.1f}")
+    yield row("ratio", f"{alone / shared:.2f}")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--child", nargs=3, metavar=("WAY", "MODEL", "TOKENS"), help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=["ways", "lengths", "prefixes"])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    settings = parser.parse_args()
+    if settings.child:
+        child(settings.child[0], settings.child[1], int(settings.child[2]))
+        return
+    tables = {
+        "ways": lambda: table_of_ways(settings.models, settings.repeats),
+        "lengths": lambda: table_of_lengths("small", settings.repeats),
+        "prefixes": lambda: table_of_prefixes("small", settings.repeats),
+    }
+    for name, table in tables.items():
+        if settings.only in (None, name):
+            for line in table():
+                print(line, flush=True)
+            print()
+
+
+if __name__ == "__main__":
+    main()
