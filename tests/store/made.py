@@ -35,7 +35,7 @@ def text_of(seed, turns=4):
 
 
 def scores_of(seed, mask=BOTH, k=10, run=None, cut=5):
-    """Scores of the tokens of `text_of(seed)` that `mask` wants; the text's last `cut` tokens are beyond the context."""
+    """Scores of the tokens of `text_of(seed)` that `mask` wants; its last `cut` tokens are beyond the context."""
     text = text_of(seed)
     rng = np.random.default_rng([seed, 2])
     n = len(text.ids)
