@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +37,17 @@ class Engine:
         self._gather = gather
 
     def score(
-        self, passages: Sequence[Passage], k: int, progress: Callable[[int], object] = int
+        self,
+        passages: Sequence[Passage],
+        k: int,
+        progress: Callable[[int], object] = int,
+        skip: Collection[int] = (),
     ) -> Iterator[tuple[int, Scores]]:
-        """Yield (index, scores); `progress` gets numbers of tokens that sum to the passages' lengths."""
-        yield from _Run(self, passages, k, progress).walk(self._plan(passages), None)
+        """Yield (index, scores) of all passages but those in `skip`, which count only in what is read together.
+
+        `progress` gets numbers of tokens that sum to the lengths of the passages scored.
+        """
+        yield from _Run(self, passages, k, progress, skip).walk(self._plan(passages), None)
 
     def batches(self, texts: Sequence[int], lengths: Sequence[int], *, cached: bool) -> list[list[int]]:
         """Which texts to read side by side; `lengths`: what is left to read of each."""
@@ -85,8 +92,16 @@ class _Job:
 class _Run:
     """One walk through a plan; the scores of a text gather from the prefixes it shares to its own end."""
 
-    def __init__(self, engine: Engine, passages: Sequence[Passage], k: int, progress: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        passages: Sequence[Passage],
+        k: int,
+        progress: Callable[[int], object],
+        skip: Collection[int],
+    ) -> None:
         self._engine, self._passages, self._k, self._progress = engine, passages, k, progress
+        self._skip = frozenset(skip)
         self._texts = [Text(passage.ids, passage.targets) for passage in passages]
         self._parts: list[list[Scores]] = [[] for _ in passages]
 
@@ -94,9 +109,11 @@ class _Run:
         """Yield (index, scores) of all texts below `group`, whose prefix is in `cache`."""
         lengths = [_length(self._passages[index]) - group.stop for index in group.members]
         for batch in self._engine.batches(group.members, lengths, cached=cache is not None):
-            yield from self._finish(batch, group.stop, cache)
+            if not self._skip.issuperset(batch):
+                yield from self._finish(batch, group.stop, cache)
         for inner in group.groups:
-            yield from self.walk(inner, self._read_prefix(inner, cache))
+            if not self._skip.issuperset(inner.everyone()):
+                yield from self.walk(inner, self._read_prefix(inner, cache))
 
     def _read_prefix(self, group: Group, cache: Any) -> Any:
         """Read what the group's texts share, score it for all of them, and give the cache."""
@@ -113,11 +130,13 @@ class _Run:
         passages = [self._passages[index] for index in batch]
         stop = max(map(_length, passages))
         texts = [self._texts[index].within(start, stop) for index in batch]
-        bar = _Steady(self._progress, sum(len(passage.ids) for passage in passages))
+        tokens = [len(self._passages[index].ids) for index in batch if index not in self._skip]
+        bar = _Steady(self._progress, sum(tokens))
         found, _ = self._read(_Job([passage.name for passage in passages], texts, start, stop, cache), bar)
         bar.finish()
         for index, scores in zip(batch, found, strict=True):
-            yield index, join([*self._parts[index], scores])
+            if index not in self._skip:
+                yield index, join([*self._parts[index], scores])
             self._parts[index] = []
 
     def _read(self, job: _Job, bar: _Steady) -> tuple[list[Scores], Any]:

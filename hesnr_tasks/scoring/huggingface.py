@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -86,17 +86,18 @@ class HuggingFaceBackend(Backend):
         }
 
     def score(
-        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None]
+        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
         """See `Backend.score`; prefixes that passages share are read once."""
         for passage in passages:
             self._refuse(passage, k)
         wanted = [index for index, passage in enumerate(passages) if len(passage.targets)]
-        for index in sorted(set(range(len(passages))) - set(wanted)):
+        for index in sorted(set(range(len(passages))) - {*wanted, *skip}):
             progress(len(passages[index].ids))
             yield index, no_scores(k)
-        for index, scores in self.engine.score([passages[index] for index in wanted], k, progress):
-            yield wanted[index], scores
+        skipped = {number for number, index in enumerate(wanted) if index in skip}
+        for number, scores in self.engine.score([passages[index] for index in wanted], k, progress, skipped):
+            yield wanted[number], scores
 
     def _refuse(self, passage: Passage, k: int) -> None:
         size = self._net.vocabulary

@@ -189,6 +189,27 @@ def test_numbers_do_not_depend_on_which_process_has_which_text():
         assert all(same(a, b) for a, b in zip(found, alone[part], strict=True))
 
 
+@pytest.mark.parametrize("batch", [1, 3, 0])
+def test_numbers_do_not_depend_on_what_an_earlier_run_finished(batch):
+    """Bit for bit: passages to skip are not answered and not counted, but shape what is read together."""
+    model, texts, told = llama(), tree(), []
+    alone = scores_of(engine_for(model, batch), texts)
+    found = dict(engine_for(model, batch).score(texts, K, told.append, skip={0, 1, 2, 4, 6}))
+    assert sorted(found) == [3, 5, 7]
+    assert all(same(found[i], alone[i]) for i in found)
+    assert sum(told) == sum(len(texts[i].ids) for i in found)
+
+
+def test_nothing_is_read_for_texts_that_are_skipped():
+    """Neither they nor a prefix that only they share."""
+    model, texts, read = llama(), tree(), []
+    engine = engine_for(model)
+    model.model.register_forward_pre_hook(lambda _, __, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
+    assert dict(engine.score(texts, K, skip=range(8))) == {}
+    assert list(dict(engine.score(texts, K, skip=range(7)))) == [7]
+    assert sum(read) == texts[7].targets[-1]
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
