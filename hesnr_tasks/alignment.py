@@ -74,6 +74,16 @@ class Encoder:
             found = [self.tokenizer.bos_token_id]
         return tuple(found)
 
+    def spellings(self) -> list[bytes | None]:
+        """What each token id spells, in UTF-8 (a token may be part of a character); None where that is not known."""
+        probe = "def f(x):\n    return x"
+        ids = np.asarray(self.tokenizer(probe, add_special_tokens=False)["input_ids"], dtype=np.int32)
+        for way, table in self._tables:
+            if self._spans_by(way, table, probe, ids) is not None:
+                space = way.text(" ").encode()
+                return [None if token is None else token.replace(space, b" ") for token in table]
+        return [self.tokenizer.decode([i]).encode() for i in range(len(self.tokenizer))]
+
     # --- special tokens ---------------------------------------------------------------------------------------------
 
     @cached_property
@@ -167,15 +177,20 @@ class Encoder:
         ]
 
     def _byte_spans(self, text: str, ids: IntArray) -> tuple[IntArray, IntArray] | None:
-        for way, table in self._tables:
-            parts = [table[i] if i < len(table) else None for i in ids.tolist()]
-            if None in parts:
-                continue
-            data, joined = way.text(text).encode(), b"".join(parts)  # type: ignore[arg-type]
-            if joined in (data, way.lead + data):
-                lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))  # type: ignore[arg-type]
-                return _char_spans(data, lengths, shift=len(joined) - len(data))
-        return None
+        found = (self._spans_by(way, table, text, ids) for way, table in self._tables)
+        return next((spans for spans in found if spans is not None), None)
+
+    def _spans_by(
+        self, way: _Writing, table: list[bytes | None], text: str, ids: IntArray
+    ) -> tuple[IntArray, IntArray] | None:
+        parts = [table[i] if i < len(table) else None for i in ids.tolist()]
+        if None in parts:
+            return None
+        data, joined = way.text(text).encode(), b"".join(parts)  # type: ignore[arg-type]
+        if joined not in (data, way.lead + data):
+            return None
+        lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))  # type: ignore[arg-type]
+        return _char_spans(data, lengths, shift=len(joined) - len(data))
 
     def _offset_spans(self, text: str, ids: IntArray, offsets: IntArray) -> Encoded:
         if not len(ids):

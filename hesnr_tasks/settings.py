@@ -50,6 +50,8 @@ class Settings:
     """Candidates per token: H_topk, and the target must be among them."""
     overflow: str = "right"
     """Beyond the model's context: "right" scores what fits, "error" stops, "skip" leaves the trajectory out."""
+    scores: str | None = None
+    """Folder for score files; default: next to --output_path. "none": keep none."""
     resamples: int = RESAMPLES
     """Bootstrap resamples for standard errors."""
     bootstrap_seed: int = SEED
@@ -178,6 +180,7 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "epsilon": _number(0, float),
     "k": _number(5),
     "overflow": _one_of(OVERFLOW),
+    "scores": _optional(_text),
     "resamples": _number(100),
     "bootstrap_seed": _number(0),
 }

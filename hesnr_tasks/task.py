@@ -22,6 +22,7 @@ from lm_eval.filters import build_filter_ensemble
 from hesnr_tasks.corpus import open_corpus
 from hesnr_tasks.errors import SettingsError, show_without_traceback
 from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.keeping import ScoreKeeper
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
 from hesnr_tasks.results import Item, aggregate, aggregate_error
@@ -29,17 +30,19 @@ from hesnr_tasks.scoring import REQUEST_TYPE, score_requests
 from hesnr_tasks.scoring.types import ScoringRequest, TokenScores
 from hesnr_tasks.settings import Settings
 from hesnr_tasks.signature import describe, signature
+from hesnr_tasks.store import Source
 
 __all__ = ["HesnrTask", "topk_loglikelihood"]
 
 _log = logging.getLogger("hesnr_tasks")
 
 
-def topk_loglikelihood(lm: Any, requests: list[Instance], **_: Any) -> list[TokenScores]:
+def topk_loglikelihood(lm: Any, requests: list[_Request], **_: Any) -> list[TokenScores]:
     """lm-eval's entry for our request type; one answer per request, one pass per distinct text."""
     if getattr(getattr(lm, "cache_hook", None), "dbdict", None) is not None:
         _log.warning("--use_cache does not cover %s requests: they are computed again", REQUEST_TYPE)
-    return score_requests(lm, [request.arguments[1] for request in requests])
+    keeper = ScoreKeeper.of([request.kept for request in requests])
+    return score_requests(lm, [request.arguments[1] for request in requests], keeper)
 
 
 LM.topk_loglikelihood = topk_loglikelihood  # evaluate() calls getattr(lm, request_type); no other type is touched
@@ -48,11 +51,18 @@ LM.topk_loglikelihood = topk_loglikelihood  # evaluate() calls getattr(lm, reque
 class _Request(Instance):
     """An Instance whose text stays out of the sample log and of cache keys."""
 
+    place: tuple[str | None, str, Source]
+
     @property
     def args(self) -> tuple[Any, ...]:
         """What identifies the request, in a few bytes."""
         _, request = self.arguments
         return (request.key, len(request.rendered.text), int(request.mask), request.k)
+
+    @property
+    def kept(self) -> tuple[ScoringRequest, str | None, str, Source]:
+        """The request, where its scores are kept, how it was rendered, and whose text it is."""
+        return (self.arguments[1], *self.place)
 
 
 class HesnrTask(Task):
@@ -66,6 +76,7 @@ class HesnrTask(Task):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         show_without_traceback()
+        _log.setLevel(logging.getLogger("lm_eval").getEffectiveLevel())  # be heard where lm-eval is
         self._config = _task_config(dict(config or {}))
         self.settings = Settings.read(self._config.metadata, (config or {}).get("fixed"))
         self.corpus = open_corpus(self.settings)
@@ -147,9 +158,12 @@ class HesnrTask(Task):
             overflow=self.settings.overflow,
             key=labelled.key,
         )
-        return _Request(
+        instance = _Request(
             request_type=REQUEST_TYPE, doc=doc, arguments=(labelled.rendered.text, request), idx=0, **kwargs
         )
+        source = Source(doc["id"], doc["instance_id"], doc["resolved"])
+        instance.place = (self.settings.scores, self._rendering, source)
+        return instance
 
     def _template(self, chat_template: Callable[..., Any] | None, wanted: bool) -> Callable[..., Any] | None:
         if not wanted or chat_template is None:

@@ -184,9 +184,9 @@ def test_the_ablation_reads_each_trajectory_once(checkpoint, small, monkeypatch)
     read = []
     score = huggingface.HuggingFaceBackend.score
 
-    def counting(self, passages, k, progress):
+    def counting(self, passages, k, progress, skip=()):
         read.extend(p.name for p in passages)
-        return score(self, passages, k, progress)
+        return score(self, passages, k, progress, skip)
 
     monkeypatch.setattr(huggingface.HuggingFaceBackend, "score", counting)
     result = evaluate(checkpoint, ["hesnr_swe_ablation", "hesnr_swe"], {"trajectories": small})

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from hesnr_tasks.alignment import Encoded, Encoder, token_labels, token_turns
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scoring.types import Backend, Passage, Scores, ScoringRequest, TokenScores
 
-__all__ = ["REQUEST_TYPE", "backend_for", "labelled_key", "score_requests"]
+__all__ = ["REQUEST_TYPE", "Keeper", "backend_for", "labelled_key", "score_requests"]
 
 REQUEST_TYPE = "topk_loglikelihood"
 _BACKENDS = {
@@ -64,8 +64,27 @@ class _Tally:
     first_lost: str = ""
 
 
-def score_requests(lm: Any, requests: Sequence[ScoringRequest]) -> list[TokenScores]:
-    """Score every request; one pass over each distinct text, answers in the order of the requests."""
+class Keeper(Protocol):
+    """Where scores are kept from run to run (hesnr_tasks/keeping.py)."""
+
+    def open(self, run: Mapping[str, Any], k: int, overflow: str) -> int:
+        """Begin; returns the number of candidates to score with, at least `k`."""
+
+    def get(self, request: ScoringRequest) -> TokenScores | None:
+        """The scores of a request, if all it wants is there."""
+
+    def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
+        """Keep the scores of a request; `ids` are all ids of the text."""
+
+    def spell(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
+        """Keep what each token id spells."""
+
+
+def score_requests(lm: Any, requests: Sequence[ScoringRequest], keeper: Keeper | None = None) -> list[TokenScores]:
+    """Score every request; one pass over each distinct text, answers in the order of the requests.
+
+    What `keeper` has is not scored again; what it lacks is given to it as it finishes.
+    """
     backend = backend_for(lm)
     encoder = Encoder(backend.tokenizer, backend.bos)
     merged = _merge(requests)
@@ -84,8 +103,25 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest]) -> list[TokenSco
         "max_length": backend.max_length,
     }
     k = max((request.k for request in merged.values()), default=0)
-    done = {job.request.key: result for job, result in _score(backend, jobs, k, run, quiet=_rank(lm) != 0)}
-    return [done[request.key] for request in requests]
+    known: dict[str, TokenScores] = {}
+    if keeper is not None and jobs:
+        k = keeper.open(run, k, jobs[0].request.overflow)
+        keeper.spell(encoder.spellings)
+        known = _kept(keeper, jobs, run, quiet=_rank(lm) != 0)
+    for job, result in _score(backend, jobs, k, run, known, quiet=_rank(lm) != 0):
+        known[job.request.key] = result
+        if keeper is not None:
+            keeper.put(result, job.request, job.encoded.ids)
+    return [known[request.key] for request in requests]
+
+
+def _kept(keeper: Keeper, jobs: Sequence[_Job], run: Mapping[str, Any], *, quiet: bool) -> dict[str, TokenScores]:
+    """What was scored before, under this run's name (the model may have moved since)."""
+    found = {job.request.key: keeper.get(job.request) for job in jobs}
+    known = {key: replace(scores, run=run) for key, scores in found.items() if scores is not None}
+    if known and not quiet:
+        _log.info("%d of %d trajectories were scored before and are not read again", len(known), len(jobs))
+    return known
 
 
 def labelled_key(request_text: str, codes: npt.NDArray[np.uint8]) -> str:
@@ -168,18 +204,25 @@ def _report(tally: _Tally, backend: Backend) -> None:
 
 
 def _score(
-    backend: Backend, jobs: Sequence[_Job], k: int, run: Mapping[str, Any], *, quiet: bool
+    backend: Backend,
+    jobs: Sequence[_Job],
+    k: int,
+    run: Mapping[str, Any],
+    known: Collection[str],
+    *,
+    quiet: bool,
 ) -> Iterator[tuple[_Job, TokenScores]]:
     todo = [job for job in jobs if job.fits]
     passages = [_passage(job) for job in todo]
-    total = sum(len(passage.ids) for passage in passages)
+    skip = {index for index, job in enumerate(todo) if job.request.key in known}
+    total = sum(len(passage.ids) for index, passage in enumerate(passages) if index not in skip)
     with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", disable=True if quiet else None) as bar:
-        for index, scores in backend.score(passages, k, bar.update):
+        for index, scores in backend.score(passages, k, bar.update, skip):
             bar.set_postfix_str(passages[index].name[:40], refresh=False)
             _refuse_non_finite(passages[index], scores)
             yield todo[index], _token_scores(todo[index], scores, run)
     for job in jobs:
-        if not job.fits:
+        if not job.fits and job.request.key not in known:
             yield job, _token_scores(job, _no_scores(k), run)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,11 +71,13 @@ class Backend(ABC):
 
     @abstractmethod
     def score(
-        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None]
+        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
         """Yield (index of the passage, its scores) as passages finish, in any order.
 
-        `progress` is called with numbers of tokens read; the sum is the number of tokens of all passages.
+        `skip`: indices of passages that are not to be scored. They are given all the same, so that what is read
+        together, and with it the last bits of the numbers, does not depend on what an earlier run finished.
+        `progress` is called with numbers of tokens read; the sum is the number of tokens of all passages scored.
         Raises `ScoringError` naming the passage where a number cannot be had; never makes one up.
         """
 

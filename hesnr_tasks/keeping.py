@@ -1,0 +1,107 @@
+"""Score files beside a scoring run: what is there is not scored again, what is new is written as it finishes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.scoring.types import ScoringRequest, TokenScores
+from hesnr_tasks.store import ScoreStore, Source, Text, scoring_signature
+
+__all__ = ["ScoreKeeper", "place_of_scores"]
+
+_log = logging.getLogger("hesnr_tasks")
+
+
+class ScoreKeeper:
+    """The score files of one run, as `score_requests` uses them. `render` and `sources` describe the requests."""
+
+    def __init__(self, folder: Path, *, named: bool, render: str, sources: Mapping[str, Sequence[Source]]) -> None:
+        self._folder, self._named, self._render, self._sources = folder, named, render, sources
+        self._store: ScoreStore | None = None
+
+    @classmethod
+    def of(cls, requests: Sequence[tuple[ScoringRequest, str | None, str, Source]]) -> ScoreKeeper | None:
+        """For requests with their `scores` setting, rendering and source; None if no scores are to be kept."""
+        folders = {place_of_scores(setting) for _, setting, _, _ in requests}
+        if len(folders) > 1:
+            raise SettingsError('tasks of one run must share one "scores" folder; give it once, in --metadata')
+        place = next(iter(folders), None)
+        if place is None:
+            return None
+        sources: dict[str, list[Source]] = defaultdict(list)
+        for request, _, _, source in requests:
+            if source not in sources[request.key]:
+                sources[request.key].append(source)
+        folder, named = place
+        return cls(folder, named=named, render="+".join(sorted({r for _, _, r, _ in requests})), sources=sources)
+
+    def open(self, run: Mapping[str, Any], k: int, overflow: str) -> int:
+        """Open the files of this run; returns the number of candidates to score with (k, or more if they have more).
+
+        A folder the user named refuses other settings; in lm-eval's output folder each run has a folder of its own.
+        """
+        signature = scoring_signature(run, render=self._render, overflow=overflow, k=k, filters=tuple(FILTERS))
+        folder = self._folder if self._named else self._folder / _run_name(signature)
+        self._store = ScoreStore.open(folder, signature)
+        _log.info("score files: %s", folder)
+        return max(k, self._store.k)
+
+    def get(self, request: ScoringRequest) -> TokenScores | None:
+        """The scores of a request, if all it wants is there."""
+        assert self._store is not None
+        return self._store.get(request.key, request.mask, request.k, self._sources[request.key])
+
+    def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
+        """Write the scores of a request; afterwards they are there whatever happens. `ids`: all ids of the text."""
+        assert self._store is not None
+        sources = self._sources[request.key]
+        self._store.write(scores, text=Text(request.rendered, ids), mask=request.mask, sources=sources)
+
+    def spell(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
+        """Keep what each token id spells, once."""
+        assert self._store is not None
+        self._store.keep_vocabulary(spellings)
+
+
+def place_of_scores(setting: str | None, argv: Sequence[str] | None = None) -> tuple[Path, bool] | None:
+    """The folder for score files and whether the user named it; None: none are kept.
+
+    Without a setting they go next to lm-eval's `--output_path`, which lm-eval tells no task: it is read off the
+    command line.
+    """
+    if setting == "none":
+        return None
+    if setting:
+        return Path(setting), True
+    words = list(sys.argv if argv is None else argv)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name in ("--output_path", "-o") and (value or following):
+            output = Path(value or following)
+            return (output.parent if output.suffix == ".json" else output) / "scores", False
+    return None
+
+
+def _run_name(signature: Mapping[str, Any]) -> str:
+    """A folder name people recognise, and a hash that keeps runs with different settings apart.
+
+    Neither k (a run with more candidates serves one with fewer) nor the place of a model with a weights hash counts.
+    """
+    run = dict(signature["run"])
+    model = str(run.pop("model", "model"))
+    identity = {**signature, "k": None, "run": run if run.get("weights") else signature["run"]}
+    short = re.sub(r"[^0-9A-Za-z._-]+", "-", model.rstrip("/").split("/")[-1])[:80]
+    return f"{short}-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]}"
