@@ -76,7 +76,7 @@ class HesnrTask(Task):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         show_without_traceback()
-        _log.setLevel(logging.getLogger("lm_eval").getEffectiveLevel())  # be heard where lm-eval is
+        _be_heard()
         self._config = _task_config(dict(config or {}))
         self.settings = Settings.read(self._config.metadata, (config or {}).get("fixed"))
         self.corpus = open_corpus(self.settings)
@@ -231,6 +231,15 @@ class HesnrTask(Task):
         made = signature(self.settings, self._rendering, items, self._run)
         self._config.metadata["signature"] = made
         _log.info("%s: %s", self.config.task, describe(made))
+
+
+def _be_heard() -> None:
+    """Log where and as loudly as lm-eval does: its handler is on its own logger, not on the root."""
+    theirs = logging.getLogger("lm_eval")
+    _log.setLevel(theirs.getEffectiveLevel())
+    for handler in theirs.handlers:
+        if handler not in _log.handlers:
+            _log.addHandler(handler)
 
 
 def _task_config(config: dict[str, Any]) -> TaskConfig:
