@@ -29,7 +29,7 @@ __all__ = ["TEXT", "choose_way"]
 
 _log = logging.getLogger("hesnr_tasks")
 _TOP = 10
-_LENGTH = 96
+_LENGTH = 108
 _POSITIONS = 80  # compared at most, not all in a row: some models look at neighbours in the output
 _ROWS = 20  # logits made at a time, so that several slices are tried
 _LONGEST_WINDOW = 1024  # sliding windows up to here are straddled by the text
@@ -60,8 +60,8 @@ class _Probe:
 
     @property
     def length(self) -> int:
-        """Of the first text, without its last token, which is only predicted."""
-        return len(self.text.ids) - 1
+        """Tokens of the first text up to its last target; the plain forward pass saw some more."""
+        return int(self.text.targets[-1])
 
     @property
     def k(self) -> int:
@@ -84,14 +84,15 @@ def choose_way(net: Net, ids: Sequence[int], *, rows: bool) -> Way:
 
 def _choose_head(net: Net, probe: _Probe) -> Way:
     for head in usable_heads(net):
-        way = Way(head)
-        reason = _disagreement(net, probe, partial(_at_once, net, way, probe))
-        if not reason:
-            return way
+        for body in net.bodies if head == "stub" else [net.body]:
+            net.body = body
+            reason = _disagreement(net, probe, partial(_at_once, net, Way(head), probe))
+            if not reason:
+                return Way(head)
         _log.warning("%s: logits at selected positions by %r do not work here (%s)", _name(net), head, reason)
     raise ScoringError(
-        f"{_name(net)} gives other numbers for the same tokens when it is run again without the last token ({reason}); "
-        "it cannot be scored. Does it draw random numbers (is dropout on?), or look ahead in the text?"
+        f"{_name(net)} gives other numbers for the same tokens when it is run again without the text after them: "
+        f"{reason}. It cannot be scored. Does it draw random numbers (is dropout on?), or look ahead in the text?"
     )
 
 
@@ -200,7 +201,8 @@ def _probe(net: Net, ids: Sequence[int]) -> _Probe:
 
 
 def _spread(n: int) -> npt.NDArray[np.int32]:
-    return np.unique(np.append(np.linspace(1, n - 1, min(n * 5 // 6, _POSITIONS)), n - 1).astype(np.int32))
+    last = n - 1 - n // 8
+    return np.unique(np.linspace(1, last, min(last * 5 // 6, _POSITIONS)).astype(np.int32))
 
 
 def _plain_scores(net: Net, text: Text) -> Scores:
@@ -219,7 +221,8 @@ def _length(net: Net) -> int:
     """Long enough to leave a sliding window behind where that is cheap."""
     windows = [getattr(net.config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size")]
     small = [window for window in windows if 0 < window <= _LONGEST_WINDOW]
-    return min(max([0, *small]) + _LENGTH, int(getattr(net.config, "max_position_embeddings", 0) or 1 << 30))
+    most = int(getattr(net.config, "max_position_embeddings", 0) or 0)
+    return min(max([0, *small]) + _LENGTH, most if most > 0 else 1 << 30)
 
 
 def _disagreement(net: Net, probe: _Probe, attempt: Callable[[], list[Scores]]) -> str:

@@ -28,6 +28,8 @@ def _stub(net: Net, feed: Feed, wanted: torch.Tensor, rows: int, sink: Sink) -> 
     slices = _Slices(net, wanted, rows)
     with replaced_forward(slices.body, slices.read):
         logits, cache = net.call(feed)
+    if not slices.read_once:
+        raise RuntimeError(f"{type(slices.body).__name__} is not what the model runs")
     if len(wanted):
         sink(logits[0])
     with replaced_forward(slices.body, slices.next):
@@ -47,6 +49,7 @@ class _Slices:
         self.body, self._forward = net.body, net.body.forward
         self._wanted, self._rows = wanted, rows
         self._given = 0
+        self.read_once = False
         self._hidden: torch.Tensor
         self._output: Any
 
@@ -55,6 +58,7 @@ class _Slices:
         return len(self._wanted) - self._given
 
     def read(self, *args: Any, **kwargs: Any) -> Any:
+        self.read_once = True
         self._output = self._forward(*args, **kwargs)
         hidden = self._output[0]
         flat = hidden.reshape(-1, hidden.shape[-1])
@@ -109,5 +113,5 @@ HEADS: dict[str, Head] = {"stub": _stub, "keep": _keep, "hook": _hook, "plain": 
 
 def usable_heads(net: Net) -> list[str]:
     """The ways this model offers, best first."""
-    offered = {"stub": net.body is not None, "keep": "logits_to_keep" in net.takes, "hook": net.head is not None}
+    offered = {"stub": bool(net.bodies), "keep": "logits_to_keep" in net.takes, "hook": net.head is not None}
     return [name for name in HEADS if offered.get(name, True)]

@@ -43,7 +43,8 @@ class Limits:
             return n
         most = self.longest if self._way.head == "stub" else min(self.longest, head_rows(self._net))
         if stop > _SURELY_FITS and (start or self._needs.one_pass(n) > self._budget(stop)):
-            most = min(most, max(_SURELY_FITS, int(self._budget(stop) / self._needs.chunk(1, stop))))
+            fits = max(_SURELY_FITS, int(self._budget(stop) / self._needs.chunk(1, stop)))
+            most = min(most, 1 << (fits.bit_length() - 1))  # so that a little more memory does not change the numbers
         return max(1, min(n, most))
 
     def side_by_side(self) -> int:
@@ -64,7 +65,8 @@ class Limits:
     def _needs(self) -> Needs:
         try:
             with torch.inference_mode():
-                return measure(self._net, self._sample, cached=self._way.cached, unmasked=self._way.unmasked)
+                way = self._way
+                return measure(self._net, self._sample, head=way.head, cached=way.cached, unmasked=way.unmasked)
         except Exception as error:
             if is_out_of_memory(error):
                 raise ScoringError(f"not even a short text fits into memory beside the model. {_ADVICE}") from error

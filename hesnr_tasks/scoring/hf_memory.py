@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hesnr_tasks.scoring.hf_heads import HEADS
 from hesnr_tasks.scoring.hf_net import Feed, Net
 
 __all__ = ["Needs", "free_bytes", "is_out_of_memory", "measure"]
@@ -27,7 +28,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _in_use(index: int, device: torch.device) -> bool:
-    return index == (device.index or 0) or torch.cuda.memory_allocated(index) > 0
+    own = torch.cuda.current_device() if device.index is None else device.index
+    return index == own or torch.cuda.memory_allocated(index) > 0
 
 
 def _free_on_gpu(index: int) -> int:
@@ -80,16 +82,16 @@ class Needs:
         return (self.per_token + max(self.per_pair, self.per_cached_pair) * total) * n
 
 
-def measure(net: Net, ids: torch.Tensor, *, cached: bool, unmasked: bool) -> Needs:
-    """Run the body on two short lengths and see what is allocated; masks follow from the configuration.
+def measure(net: Net, ids: torch.Tensor, *, head: str, cached: bool, unmasked: bool) -> Needs:
+    """Run the model on two short lengths and see what is allocated; masks follow from the configuration.
 
-    `ids`: (1, n) valid ids, repeated as needed. Tensor sizes are polynomials of the length, so that two short lengths
-    and the kind of attention tell what a long one needs.
+    `ids`: (1, n) valid ids, repeated as needed. `head`: the way to logits, of which only one is asked for. Tensor sizes
+    are polynomials of the length, so that two short lengths and the kind of attention tell what a long one needs.
     """
-    peaks = [_peak(net, _of_length(ids, n)) for n in _LENGTHS]
-    slope = (peaks[1] - peaks[0]) / (_LENGTHS[1] - _LENGTHS[0])
+    short, longer = (_of_length(ids, n) for n in _LENGTHS)
+    slope = (_peak(net, longer, head) - _peak(net, short, head)) / (_LENGTHS[1] - _LENGTHS[0])
     pair, cached_pair = _per_pair(net, unmasked=unmasked)
-    kept = _cache_bytes(net, _of_length(ids, _LENGTHS[0])) / _LENGTHS[0] if cached else 0.0
+    kept = _tensor_bytes(_one_logit(net, Feed(short, keep_cache=True), head), set()) / _LENGTHS[0] if cached else 0.0
     return Needs(max(slope, 1.0), pair, cached_pair, kept)
 
 
@@ -97,11 +99,16 @@ def _of_length(ids: torch.Tensor, n: int) -> torch.Tensor:
     return ids.repeat(1, -(-n // ids.shape[1]))[:, :n]
 
 
-def _peak(net: Net, ids: torch.Tensor) -> int:
-    settings = {"use_cache": False} if "use_cache" in net.takes else {}
-    with _Tracker() as tracker, net.precision():
-        (net.body or net.wrapper)(input_ids=ids, **settings)
+def _peak(net: Net, ids: torch.Tensor, head: str) -> int:
+    with _Tracker() as tracker:
+        _one_logit(net, Feed(ids), head)
     return tracker.peak
+
+
+def _one_logit(net: Net, feed: Feed, head: str) -> Any:
+    """Read and give the cache."""
+    last = torch.tensor([feed.ids.shape[1] - 1], device=feed.ids.device)
+    return HEADS[head](net, feed, last, 1, lambda logits: None)
 
 
 def _per_pair(net: Net, *, unmasked: bool) -> tuple[float, float]:
@@ -117,15 +124,8 @@ def _per_pair(net: Net, *, unmasked: bool) -> tuple[float, float]:
     return (mask if windows else 0.0), (1.0 if unmasked and not windows else mask)
 
 
-def _cache_bytes(net: Net, ids: torch.Tensor) -> int:
-    """Bytes of all tensors reachable from the cache of one call."""
-    call = Feed(ids, keep_cache=True)
-    extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in net.takes else {}
-    _, cache = net.call(call, **extra)
-    return _tensor_bytes(cache, set())
-
-
 def _tensor_bytes(item: Any, seen: set[int]) -> int:
+    """Bytes of all tensors reachable from a cache."""
     if id(item) in seen:
         return 0
     seen.add(id(item))

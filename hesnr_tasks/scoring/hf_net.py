@@ -43,8 +43,8 @@ class Net:
         self.autocast = autocast
         self.takes = frozenset(inspect.signature(_own_forward(self.wrapper)).parameters)
         self.cache_name = next((name for name in _CACHE_NAMES if name in self.takes), None)
-        body = getattr(self.wrapper, "base_model", None)
-        self.body = body if isinstance(body, torch.nn.Module) and body is not self.wrapper else None
+        self.bodies = _bodies(self.wrapper)
+        self.body = self.bodies[0] if self.bodies else None  # the self-check may choose another
 
     @property
     def config(self) -> Any:
@@ -91,6 +91,15 @@ class Net:
             position = torch.arange(feed.start, feed.start + n, device=feed.ids.device)
             found["position_ids"] = position.expand(rows, n)
         return found
+
+
+def _bodies(wrapper: Any) -> list[torch.nn.Module]:
+    """Modules that may be the body; which of them the wrapper really calls differs (OPT's calls the decoder in it)."""
+    decoder, embedding = getattr(wrapper, "get_decoder", lambda: None)(), wrapper.get_input_embeddings()
+    owners = [child for child in wrapper.children() if any(module is embedding for module in child.modules())]
+    found = [getattr(wrapper, "base_model", None), decoder, *owners]
+    modules = [module for module in found if isinstance(module, torch.nn.Module) and module not in (wrapper, embedding)]
+    return list(dict.fromkeys(modules))
 
 
 def _own_forward(module: torch.nn.Module) -> Callable[..., Any]:

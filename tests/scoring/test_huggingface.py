@@ -292,7 +292,7 @@ def test_a_body_that_cannot_be_found_leaves_logits_to_keep():
     """In chunks of so many positions as may have logits at a time."""
     model, text = llama(), passage(800, 300)
     net = Net(model, CPU)
-    net.body = None
+    net.bodies = []
     engine = Engine(net, passage().ids.tolist())
     assert (engine.way.head, engine.way.cached) == ("keep", True)
     assert_right(model, text, *scores_of(engine, [text]))
@@ -302,6 +302,13 @@ def test_a_model_that_draws_random_numbers_is_refused():
     """It has no log-likelihoods."""
     with pytest.raises(ScoringError, match="other numbers for the same tokens when it is run again"):
         engine_for(llama(attention_dropout=0.5).train())
+
+
+def test_a_model_that_looks_ahead_is_refused():
+    """What it gives a token depends on the text after it."""
+    config = transformers.XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=2, d_inner=32)
+    with pytest.raises(ScoringError, match="or look ahead in the text"):
+        engine_for(transformers.XLNetLMHeadModel(config).eval())
 
 
 def test_adapters_are_scored_as_peft_runs_them():
