@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hesnr_tasks.alignment import Encoder
-from hesnr_tasks.errors import DataError, HesnrError, nearest
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.inspect import page, pager, terminal
+from hesnr_tasks.inspect.scores import ScoredRun
 from hesnr_tasks.inspect.tokens import load_tokenizer, tokenize
 from hesnr_tasks.inspect.view import Totals, View, totals, view_of
 from hesnr_tasks.readers import ReadReport, read_trajectories
@@ -27,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=_positive, default=_LIMIT, help=f"show at most this many (default: {_LIMIT})")
     parser.add_argument("--html", type=Path, metavar="OUT.html", help="write one self-contained page instead")
     parser.add_argument("--tokenizer", metavar="PATH", help="also count tokens, and show their borders in the page")
+    parser.add_argument("--scores", metavar="FOLDER", help="colour tokens by a run's score files (with --html)")
+    parser.add_argument("--compare", metavar="FOLDER", help="a second run's score files: show the difference")
     parser.add_argument("--split", help="split of a hub data set")
     parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="records that cannot be read")
     parser.add_argument("--format", help="read the files as this format instead of detecting it")
@@ -38,13 +41,24 @@ def run(args: argparse.Namespace) -> int:
     report = ReadReport()
     found = _Found(args, report)
     encoder = load_tokenizer(args.tokenizer) if args.tokenizer else None
+    runs = [ScoredRun(folder) for folder in (args.scores, args.compare) if folder]
+    _refuse_clashes(args, runs)
     if args.html:
-        _write_page(args.html, found, encoder)
+        _write_page(args.html, found, encoder, runs)
     else:
         pager.write(_text(found, encoder, pager.style_of(sys.stdout, full=args.full)))
     for line in [*report.lines(), *found.notes()]:
         print(f"hesnr inspect: {terminal.printable(line)}", file=sys.stderr)
     return 0
+
+
+def _refuse_clashes(args: argparse.Namespace, runs: list[ScoredRun]) -> None:
+    if args.compare and not args.scores:
+        raise SettingsError("--compare needs --scores: the run to compare with")
+    if runs and (args.tokenizer or not args.html):
+        raise SettingsError("--scores needs --html OUT.html, and no --tokenizer: score files have the tokens")
+    if len({run.rendering for run in runs}) > 1:
+        raise SettingsError("the two runs were scored in different renderings; their tokens cannot be compared")
 
 
 class _Found:
@@ -102,15 +116,24 @@ def _text(found: _Found, encoder: Encoder | None, style: terminal.Style) -> Iter
         yield from terminal.total_lines(f"all {count} trajectories", everything, style)
 
 
-def _write_page(path: Path, found: _Found, encoder: Encoder | None) -> None:
-    views: list[View] = [view_of(trajectory) for trajectory in found]
-    tokens = [tokenize(view, encoder).tokens for view in views] if encoder else None
-    text = page.render_views(views, tokens)
+def _write_page(path: Path, found: _Found, encoder: Encoder | None, runs: list[ScoredRun]) -> None:
+    rendering = runs[0].rendering if runs else "transcript"
+    views: list[View] = [view_of(trajectory, rendering) for trajectory in found]
+    scored = [[run.tokens(view) for view in views] for run in runs]
+    if encoder:
+        scored = [[tokenize(view, encoder).tokens for view in views]]
+    tokens, compare = [*scored, None, None][:2]
+    text = page.render_views(views, tokens, compare, _names(runs))
     try:
         path.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise HesnrError(f"cannot write {str(path)!r} ({error.strerror}); give another place with --html") from None
     print(f"{path}: {len(views)} trajectories, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+
+
+def _names(runs: list[ScoredRun]) -> tuple[str, str]:
+    names = [run.name for run in runs] + ["A", "B"][len(runs) :]
+    return names[0], names[1]
 
 
 def _positive(text: str) -> int:
