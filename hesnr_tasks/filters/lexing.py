@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from hesnr_tasks.filters.views import CharSpan
 
-__all__ = ["Lexer", "LineIndex", "Rule", "Scan"]
+__all__ = ["EXACT", "LOOSE", "TABS", "Lexer", "LineIndex", "Rule", "Scan"]
 
 Rule = tuple[str, str]
 """What to do with a token, and its pattern (multi-line: `^` and `$` are ends of lines). What to do is one of
@@ -126,6 +126,9 @@ def _compile(rules: Sequence[Rule]) -> tuple[re.Pattern[str], dict[str, tuple[st
     return re.compile(pattern, re.MULTILINE), actions
 
 
+EXACT, TABS, LOOSE = "=", "\t", "~"  # ways for lines to be alike, see `LineIndex.find`
+
+
 class LineIndex:
     """Where lines of a given content begin, made when first asked for."""
 
@@ -133,15 +136,15 @@ class LineIndex:
         self.text = text
         self._starts: dict[str, list[int]] | None = None
 
-    def find(self, key: str, position: int) -> int:
-        """Start of the first line at or after `position` that is `key`, or -1.
+    def find(self, line: str, position: int, how: str = EXACT) -> int:
+        """Start of the first line at or after `position` that is `line`, or -1.
 
-        `key` may be a line, a tab and a line without its leading tabs, or `~` and a line without white space and
-        closing brackets or quotes around it.
+        `how`: `EXACT`; `TABS`: tabs before it do not count; `LOOSE`: nor white space around it and closing brackets,
+        quotes and punctuation after it.
         """
         if self._starts is None:
             self._starts = _line_starts(self.text)
-        starts = self._starts.get(key, [])
+        starts = self._starts.get(how + line, [])
         at = bisect_left(starts, position)
         return starts[at] if at < len(starts) else -1
 
@@ -152,7 +155,7 @@ def _line_starts(text: str) -> dict[str, list[int]]:
     for line in text.split("\n"):
         if len(line) <= 100:
             plain = line.removesuffix("\r")
-            for key in {plain, "\t" + plain.lstrip("\t"), "~" + plain.strip().rstrip(")\"';,.`")}:
+            for key in (EXACT + plain, TABS + plain.lstrip("\t"), LOOSE + plain.strip().rstrip(")\"';,.`")):
                 found.setdefault(key, []).append(start)
         start += len(line) + 1
     return found

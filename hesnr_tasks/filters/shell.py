@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from hesnr_tasks.filters.lexing import LineIndex
+from hesnr_tasks.filters.lexing import EXACT, LOOSE, TABS, LineIndex
 from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["Command", "HereDocument", "Script", "Word", "lex_shell"]
@@ -273,6 +273,5 @@ class _Lexer:
 
     def _delimiter_line(self, document: HereDocument) -> int:
         """Where the line that ends `document` begins, or -1. First as the shell reads it, then with loose ends."""
-        exact = ("\t" if document.tabs else "") + document.delimiter
-        line = self.lines.find(exact, self.position)
-        return line if line >= 0 else self.lines.find("~" + document.delimiter, self.position)
+        line = self.lines.find(document.delimiter, self.position, TABS if document.tabs else EXACT)
+        return line if line >= 0 else self.lines.find(document.delimiter, self.position, LOOSE)

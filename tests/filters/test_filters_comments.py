@@ -80,6 +80,7 @@ def test_plain_commands_fences_and_tags_are_shell():
         "cat <<'A' > a.py && cat <<'B' > b.c\nx ⟦# yes⟧\nA\ny; ⟦// yes # too⟧\nB\n",
         "cd x && cat > y.yml <<-EOF\n\ta: '# no' ⟦# yes⟧\n\tEOF\n",
         "psql db <<EOF\nSELECT '-- no'; ⟦-- yes⟧\nEOF",
+        "cat > x.py <<'~X'\nx = 1 ⟦# yes⟧\n X\ny = 2 ⟦# yes⟧",
         "cat > x.py <<'EOF'\nx = 1 ⟦# the delimiter never comes⟧",
     ],
 )

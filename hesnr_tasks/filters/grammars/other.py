@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from hesnr_tasks.filters.grammars.clike import BLOCK, CHARACTER, DOUBLE, LINE, LONG, SINGLE, many_lines, raw
-from hesnr_tasks.filters.lexing import Lexer, LineIndex, Rule
+from hesnr_tasks.filters.lexing import LOOSE, Lexer, LineIndex, Rule
 from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["OTHER"]
@@ -19,7 +19,7 @@ _HEREDOC: Rule = ("hole", r"<<[-~]?(?P<q>[\"']?)(?P<label>[A-Z_]{2,})(?P=q)")
 
 def _here_document(lines: LineIndex, match: re.Match[str]) -> CharSpan | None:
     start = lines.text.find("\n", match.end()) + 1
-    end = lines.find("~" + match["label"], start) if start else -1
+    end = lines.find(match["label"], start, LOOSE) if start else -1
     return (start, end) if end >= 0 else None
 
 

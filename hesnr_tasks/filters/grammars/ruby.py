@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hesnr_tasks.filters.lexing import Lexer, LineIndex, Rule
+from hesnr_tasks.filters.lexing import EXACT, LOOSE, Lexer, LineIndex, Rule
 from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["comments"]
@@ -47,7 +47,7 @@ def _here_document(lines: LineIndex, match: re.Match[str]) -> CharSpan | None:
     start = lines.text.find("\n", match.end()) + 1
     if not start:
         return None
-    end = lines.find(("~" if loose else "") + match["label"], start)
+    end = lines.find(match["label"], start, LOOSE if loose else EXACT)
     if end < 0:
         return (start, len(lines.text)) if loose and match["label"].isupper() else None
     return start, end
