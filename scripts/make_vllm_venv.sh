@@ -3,8 +3,8 @@
 #
 #   scripts/make_vllm_venv.sh [FOLDER]      FOLDER: default .venv-vllm
 #
-# PYTHON chooses the interpreter (3.11 or newer; default python3). About 1.5 GB and 1 to 3 minutes on Linux. Running it
-# again repairs or updates the environment. pip's usual settings apply: point it to CPU-only builds of PyTorch, or it
+# PYTHON chooses the interpreter (3.11 or newer; default python3). Needs 4 GB of disk and 2 to 4 minutes on Linux. Running
+# it again repairs or updates the environment. pip's usual settings apply: point it to CPU-only builds of PyTorch, or it
 # downloads the CUDA build (larger, works as well).
 set -euo pipefail
 

@@ -83,6 +83,7 @@ def main(model, folder):
             name = passages[len(passages) - 1 - index if run == "again" else index].name
             arrays |= {f"{run}/{name}/{field}": value for field, value in scores._asdict().items()}
     np.savez(folder / "scores.npz", **arrays)
+    told["skipping"] = sorted(index for index, _ in backend.score(passages, 10, lambda _: None, skip={0}))
     told["k"] = error_of(lambda: score_all(backend, passages, k=25))
     too_long = Passage("long", np.resize(passages[0].ids, backend.max_length + 1), np.array([5], np.int32))
     told["too long"] = error_of(lambda: score_all(backend, [too_long]))

@@ -130,6 +130,15 @@ def test_token_texts_count_only_where_they_are_unambiguous(server, model, strict
     assert "'clear'" in told
 
 
+def test_passages_to_skip_are_not_asked_for(server):
+    read = []
+    found = dict(backend_of(server).score(PASSAGES, 10, read.append, skip={0}))
+    assert sorted(found) == [1, 2]
+    assert sum(read) == sum(len(p.ids) for p in PASSAGES[1:])
+    assert PASSAGES[0].ids.tolist() not in server.prompts
+    assert not list(backend_of(server).score(PASSAGES, 10, read.append, skip={0, 1, 2}))
+
+
 def test_token_ids_are_the_prompt(server):
     score(backend_of(server), PASSAGES[:1])
     assert server.prompts[-1] == PASSAGES[0].ids.tolist()

@@ -92,6 +92,10 @@ def test_longest_prompt_is_one_below_the_context(run):
     assert "'long'" in told["too long"]
 
 
+def test_passages_to_skip_are_not_scored(run):
+    assert run[1]["skipping"] == [1, 2]
+
+
 def test_k_above_max_logprobs_names_the_setting(run):
     assert "max_logprobs=25" in run[1]["k"]
 
