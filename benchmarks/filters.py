@@ -123,7 +123,7 @@ def pygments_finder(language: str) -> Finder:
     lexer, inline = (get_lexer_by_name(name, stripnl=False, ensurenl=False, startinline=s) for s in (False, True))
 
     def is_comment(kind: object) -> bool:
-        if language == "rust" and kind in String.Doc:
+        if language != "python" and kind in String.Doc:
             return True
         return kind in Comment and kind not in CODE and not (language in ("c", "cpp") and kind is Comment)
 

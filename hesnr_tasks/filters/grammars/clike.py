@@ -1,9 +1,7 @@
 """Languages with `//` and `/* … */`: C, C++, C#, Dart, Go, Groovy, Java, JavaScript, Kotlin, PHP, Rust, Scala, Swift,
 CSS.
 
-A fragment may begin inside a block comment (an `old_str` that starts at ` * @param`): then everything up to the first
-`*/` is comment. It does so if that `*/` stands where code cannot have it and no `/*` comes before it, or if the
-fragment is nothing but lines that begin with `* `.
+A fragment may begin inside a block comment or a long string: see `begin.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from hesnr_tasks.filters.grammars.begin import after_comment, after_string
 from hesnr_tasks.filters.lexing import Lexer, Rule
 from hesnr_tasks.filters.views import CharSpan
 
@@ -149,10 +148,13 @@ _PHP = Lexer(
 )
 
 
+_PHP_SIGN = re.compile(r"\$\w|[;{][ \t]*\n|^[ \t]*(?:/?\*|//|#)|->|=>", re.MULTILINE)
+
+
 def _php(text: str, position: int) -> list[CharSpan]:
-    """A file begins as HTML; a fragment begins in code unless its first PHP tag is an opening one."""
+    """A file begins as HTML; a fragment begins in code unless an opening tag comes before anything that is code."""
     opening, closing = text.find("<?"), text.find("?>")
-    inside = opening < 0 or 0 <= closing < opening
+    inside = opening < 0 or 0 <= closing < opening or bool(_PHP_SIGN.search(text, 0, opening))
     return _PHP.scan(text, *(("html", "code") if inside else ("html",)), position=position).comments
 
 
@@ -197,42 +199,28 @@ _JS = Lexer(
 
 # --- fragments ------------------------------------------------------------------------------------------------------
 
-_STARS = re.compile(r"\s*\*(?:[ \t\r\n]|\Z)")
-_CLOSING = re.compile(r"[ \t]*(?:\*(?:[ \t][^\n]*)?)?\Z")
+Find = Callable[[str, int], list[CharSpan]]  # comments of a text from a position on
 
 
-def _commented_until(text: str) -> int:
-    """The length of the part that a comment opened before the fragment takes up."""
-    end = text.find("*/")
-    opening = text.find("/*")
-    if end < 0:
-        lines = [line for line in text.split("\n") if line.strip()]
-        return len(text) if lines and opening < 0 and all(map(_STARS.match, lines)) else 0
-    if 0 <= opening < end:
-        return 0
-    line = text[text.rfind("\n", 0, end) + 1 : end]
-    quotes = any(line.count(quote) % 2 for quote in "\"'`")
-    return end + 2 if _CLOSING.match(line) or not quotes else 0
-
-
-def _with_fragments(
-    scan: Callable[[str, int], list[CharSpan]], marks: tuple[str, ...]
-) -> Callable[[str], list[CharSpan]]:
-    """Comments of a text that may begin inside one; none without looking if no comment mark is there."""
+def _with_fragments(find: Find, marks: tuple[str, ...], quote: str = "") -> Callable[[str], list[CharSpan]]:
+    """Comments of a text that may begin inside one, or in a string with `quote`; none if no comment mark is there."""
 
     def comments(text: str) -> list[CharSpan]:
         if not any(mark in text for mark in marks):
             return []
-        start = _commented_until(text)
-        found = scan(text, start)
-        return [(0, start), *found] if start else found
+        start = after_comment(text)
+        if start:
+            return [(0, start), *find(text, start)]
+        return find(text, after_string(text, quote) if quote else 0)
 
     return comments
 
 
-def _plain(lexer: Lexer) -> Callable[[str], list[CharSpan]]:
-    return _with_fragments(lambda text, start: lexer.scan(text, position=start).comments, ("//", "/*", "*/", "* "))
+def _plain(lexer: Lexer, quote: str = "") -> Callable[[str], list[CharSpan]]:
+    return _with_fragments(lambda text, start: lexer.scan(text, position=start).comments, _MARKS, quote)
 
+
+_MARKS = ("//", "/*", "*/", "* ")
 
 CLIKE: dict[str, Callable[[str], list[CharSpan]]] = {
     "c": _plain(_C),
@@ -240,15 +228,15 @@ CLIKE: dict[str, Callable[[str], list[CharSpan]]] = {
     "csharp": _plain(_CSHARP),
     "css": _plain(_CSS),
     "dart": _plain(_DART),
-    "go": _plain(_GO),
-    "groovy": _plain(_GROOVY),
-    "java": _plain(_JAVA),
-    "javascript": _plain(_JS),
-    "kotlin": _plain(_KOTLIN),
-    "php": _with_fragments(_php, ("//", "/*", "*/", "* ", "#", "<!--")),
-    "rust": _plain(_RUST),
-    "scala": _plain(_SCALA),
+    "go": _plain(_GO, "`"),
+    "groovy": _plain(_GROOVY, '"""'),
+    "java": _plain(_JAVA, '"""'),
+    "javascript": _plain(_JS, "`"),
+    "kotlin": _plain(_KOTLIN, '"""'),
+    "php": _with_fragments(_php, (*_MARKS, "#", "<!--")),
+    "rust": _plain(_RUST, '"'),
+    "scala": _plain(_SCALA, '"""'),
     "scss": _plain(_SCSS),
-    "swift": _plain(_SWIFT),
-    "typescript": _plain(_JS),
+    "swift": _plain(_SWIFT, '"""'),
+    "typescript": _plain(_JS, "`"),
 }

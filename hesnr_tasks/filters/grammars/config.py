@@ -17,13 +17,15 @@ Grammar = Callable[[str], list[CharSpan]]
 # --- YAML -----------------------------------------------------------------------------------------------------------
 
 
+_BEFORE = re.compile(r"(?:.*?:(?=[ \t]|\Z))?[ \t]*(?:[-?][ \t]+)*(?:[!&][^ \t]*[ \t]*)*")  # the value on a line
+
+
 def _starts_value(text: str, match: re.Match[str]) -> bool:
-    """A quote opens a string only where a value begins; elsewhere it is part of a plain one."""
-    line = text.rfind("\n", max(0, match.start() - 300), match.start()) + 1
-    before = text[max(line, match.start() - 300) : match.start()].rstrip()
-    if not before or before[-1] in ":,[{?":
-        return True
-    return before.rpartition(" ")[2] == "-" or before.rpartition(" ")[2][0] in "!&"
+    """Whether a value begins here, also inside `[…]` and `{…}`; elsewhere a quote is part of a plain value."""
+    start = max(0, match.start() - 300)
+    before = text[max(text.rfind("\n", start, match.start()) + 1, start) : match.start()]
+    value = _BEFORE.sub("", before, count=1)
+    return not value or (value[0] in "[{'\"" and value.rstrip()[-1:] in ("[", "{", ",", ":"))
 
 
 def _block(lines: LineIndex, match: re.Match[str]) -> CharSpan | None:
