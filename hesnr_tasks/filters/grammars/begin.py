@@ -38,8 +38,9 @@ _OPENS = re.compile(
 
 
 _CODE = re.compile(
-    r"^[ \t]*(?:import|export|const|let|var|function|class|package|use|fn|pub|mod|impl|struct|enum|type|interface|return"
-    r"|public|private|protected|static|if|else|for|func|fun|val|async|await|case)\b|^[ \t]*(?://|/\*|\*[ \n]|[)}])|=>|;$",
+    r"^[ \t]*(?:import|export|const|let|var|function|class|package|use|fn|pub|mod|impl|struct|enum|type|interface"
+    r"|return|public|private|protected|static|if|else|for|func|fun|val|async|await|case)\b"
+    r"|^[ \t]*(?://|/\*|\*[ \n]|[)}])|=>|;$",
     re.MULTILINE,
 )
 
