@@ -31,16 +31,8 @@ def corpus(tmp_path):
 
 
 def torchrun(processes, checkpoint, corpus, out):
-    script = Path(__file__).with_name("ranks_main.py")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={processes}",
-        str(script),
-    ]
-    command += [checkpoint, json.dumps({"trajectories": corpus}), str(out)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "tests.ranks_main", checkpoint, json.dumps({"trajectories": corpus}), str(out)]
     root = Path(__file__).resolve().parents[1]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, env=_environment(root), timeout=240)
 
