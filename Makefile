@@ -17,7 +17,7 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-vllm:  ## a second environment with a real vLLM engine on CPU, for its tests (about 1 GB)
+vllm:  ## a second environment with a real vLLM engine on CPU, for its tests (about 4 GB)
 	PYTHON=$(PYTHON) scripts/make_vllm_venv.sh .venv-vllm
 
 clean:
