@@ -1,0 +1,155 @@
+"""All scored tokens of one run as arrays, one trajectory after the other, ready for any question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.labels import label_mask
+from hesnr_tasks.metrics import topk_entropy
+from hesnr_tasks.store import Entry, ScoreStore
+from hesnr_tasks.trajectory import Kind
+
+__all__ = ["Frame", "Selection", "load", "selection"]
+
+Array = npt.NDArray[Any]
+
+
+class Selection(NamedTuple):
+    """Which tokens count: those that cover a character of `kinds` that no filter of `filters` hit."""
+
+    kinds: tuple[Kind, ...]
+    filters: tuple[str, ...]
+    mask: np.uint64
+
+    @property
+    def name(self) -> str:
+        """`thought+action` or `action-xml-format`."""
+        return "-".join(["+".join(kind.value for kind in self.kinds), *self.filters])
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """n scored tokens of T trajectories, in the order of their keys; entropies in nats."""
+
+    name: str
+    store: ScoreStore
+    entries: tuple[Entry, ...]  # T
+    bounds: npt.NDArray[np.int64]  # (T + 1,): trajectory i has tokens bounds[i] to bounds[i + 1]
+    label: npt.NDArray[np.uint64]  # (n,)
+    logprob: npt.NDArray[np.float32]  # (n,)
+    rank: npt.NDArray[np.int32]  # (n,)
+    entropy: Mapping[int, npt.NDArray[np.float64]]  # for each k: (n,)
+    labels_cut: tuple[npt.NDArray[np.uint64], ...]  # T
+    extra: Mapping[str, Array]  # further columns, (n,)
+
+    def counted(self, mask: np.uint64) -> npt.NDArray[np.bool_]:
+        """Which tokens count under `mask`, shape (n,); raises `SettingsError` where they were not all scored."""
+        self._refuse_unscored(mask)
+        return (self.label & mask) != 0
+
+    def trajectory(self) -> npt.NDArray[np.int32]:
+        """The index of each token's trajectory, shape (n,)."""
+        return np.repeat(np.arange(len(self.entries), dtype=np.int32), np.diff(self.bounds))
+
+    def cut(self, mask: np.uint64) -> npt.NDArray[np.int64]:
+        """Tokens of each trajectory that count but lie beyond the context limit, shape (T,)."""
+        return np.array([np.count_nonzero(labels & mask) for labels in self.labels_cut], dtype=np.int64)
+
+    def included(self, mask: np.uint64) -> npt.NDArray[np.bool_]:
+        """Which trajectories count, shape (T,): all, or with overflow=skip those that fit into the context."""
+        if self.store.signature["overflow"] == "skip":
+            return self.cut(mask) == 0
+        return np.ones(len(self.entries), dtype=bool)
+
+    def copies(self, mask: np.uint64) -> npt.NDArray[np.int64]:
+        """How many trajectories have each text (0 where `included` leaves it out), shape (T,)."""
+        return np.array([max(1, len(entry.sources)) for entry in self.entries]) * self.included(mask)
+
+    def _refuse_unscored(self, mask: np.uint64) -> None:
+        for entry in self.entries:
+            if int(mask) & ~entry.mask:
+                raise SettingsError(
+                    f"{self.name}: not all tokens asked for were scored ({_covered(entry.mask, self.filters)} were, in "
+                    f"trajectory {_first_id(entry)!r}). Ask for those, or score the others too: hesnr_swe_unfiltered, "
+                    "or hesnr_swe with other kinds, run with the same scores folder adds what is missing."
+                )
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The known filters, in the order of their bits in the labels."""
+        return tuple(self.store.signature["filters"])
+
+
+def load(folder: str | Path, ks: Sequence[int] = (10,), *, extra: Sequence[str] = (), name: str = "") -> Frame:
+    """Read a folder of score files; entropies for each of `ks`, further columns as named in `extra`.
+
+    Raises `StoreError` for damaged files, `SettingsError` for a k beyond what was stored, `DataError` for no file.
+    """
+    store = ScoreStore.open(folder)
+    _refuse_large_k(store, ks)
+    columns = ["label", "logprob", "rank", "topk_logprobs", "labels_cut", *extra]
+
+    def work(entry: Entry, found: dict[str, Array]) -> tuple[Entry, dict[str, Array]]:
+        top = found.pop("topk_logprobs")
+        return entry, found | {f"entropy{k}": topk_entropy(top, k) for k in ks}
+
+    parts = list(store.load_columns(columns, work))
+    if not parts:
+        raise DataError(f"{folder} has no score files yet")
+    entries = tuple(entry for entry, _ in parts)
+
+    def joined(column: str) -> Array:
+        return np.concatenate([found.pop(column) for _, found in parts])
+
+    return Frame(
+        name=name or Path(folder).resolve().name,
+        store=store,
+        entries=entries,
+        bounds=np.concatenate([[0], np.cumsum([entry.scored for entry in entries])]).astype(np.int64),
+        label=joined("label"),
+        logprob=joined("logprob"),
+        rank=joined("rank"),
+        entropy={k: joined(f"entropy{k}") for k in ks},
+        labels_cut=tuple(found["labels_cut"] for _, found in parts),
+        extra={column: joined(column) for column in extra},
+    )
+
+
+def selection(frame_filters: Sequence[str], kinds: Sequence[Kind], filters: Sequence[str]) -> Selection:
+    """The tokens of `kinds` without what `filters` drop; filters work on actions only."""
+    unknown = [name for name in filters if name not in frame_filters]
+    if unknown:
+        raise SettingsError(f"these scores know the filters {', '.join(frame_filters)}, not {', '.join(unknown)}")
+    ordered = tuple(kind for kind in Kind if kind in kinds)
+    kept = tuple(name for name in frame_filters if name in filters) if Kind.ACTION in kinds else ()
+    return Selection(ordered, kept, label_mask(ordered, kept, frame_filters))
+
+
+def _refuse_large_k(store: ScoreStore, ks: Sequence[int]) -> None:
+    if max(ks) > store.k:
+        raise SettingsError(
+            f"{store.folder} has the {store.k} most likely tokens of each position; k = {max(ks)} needs more. Score "
+            f'again with "k": {max(ks)} in --metadata.'
+        )
+
+
+def _covered(mask: int, filters: Sequence[str]) -> str:
+    """In words, the largest sets of tokens that `mask` holds."""
+    kinds = [k for k in Kind if k is not Kind.ACTION and int(label_mask([k], [], filters)) & ~mask == 0]
+    words = [kind.value for kind in kinds]
+    subsets = [[f for i, f in enumerate(filters) if bits >> i & 1] for bits in range(1 << len(filters))]
+    held = [s for s in subsets if int(label_mask([Kind.ACTION], s, filters)) & ~mask == 0]
+    if held:
+        words.append("-".join(["action", *min(held, key=len)]))
+    return " and ".join(words) or "none"
+
+
+def _first_id(entry: Entry) -> str:
+    return entry.sources[0].id if entry.sources else entry.key[:12]

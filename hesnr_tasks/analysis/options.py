@@ -1,0 +1,135 @@
+"""What can be asked of scores: runs, tokens, candidates, thresholds. Shared by `analyze` and `compare`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hesnr_tasks.analysis.frame import Selection, selection
+from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.metrics import EPSILON
+from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.trajectory import Kind
+
+__all__ = [
+    "add_common",
+    "check_epsilons",
+    "check_resamples",
+    "epsilon",
+    "folders",
+    "natural",
+    "selections",
+    "unique_names",
+]
+
+_KINDS = tuple(kind.value for kind in Kind if kind is not Kind.SCAFFOLD)
+EVERY = "every"
+
+
+def add_common(parser: argparse.ArgumentParser, *, several: bool) -> None:
+    """Arguments that say which tokens and numbers are meant; `several`: more than one value each."""
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    options: dict[str, tuple[Any, str]] = {
+        "kinds": (str, "tokens that count, such as thought+action (default: action)"),
+        "filters": (
+            str,
+            f"taken out of actions, such as xml+format; none; {EVERY}: all subsets (default: all)",
+        ),
+        "epsilon": (str, "entropy threshold in nats, or ln3 (default: (ln 3 + ln 4) / 2)"),
+        "k": (int, "candidates a token (default: 10)"),
+    }
+    for name, (kind, text) in options.items():
+        parser.add_argument(f"--{name}", type=kind, metavar=name.upper(), help=text, **many)
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
+
+
+def epsilon(word: str) -> float:
+    """A threshold in nats, from a number or `ln3`, `ln(3.5)`."""
+    match = re.fullmatch(r"ln\s*\(?\s*([0-9.]+)\s*\)?", word.strip())
+    try:
+        value = math.log(float(match[1])) if match else float(word)
+    except ValueError:
+        raise SettingsError(f"--epsilon {word!r} is neither a number nor of the form ln3") from None
+    return value
+
+
+def check_epsilons(words: Sequence[str] | None, ks: Sequence[int]) -> list[float]:
+    """The thresholds, each within [0, ln k) for every k."""
+    found = [epsilon(word) for word in words] if words else [EPSILON]
+    for k, value in itertools.product(ks, found):
+        if k < 2:
+            raise SettingsError(f"--k {k}: the entropy of fewer than 2 candidates is always 0")
+        if not 0 <= value < math.log(k):
+            raise SettingsError(
+                f"--epsilon {value:g} must lie in [0, ln k): with k = {k} no entropy exceeds {math.log(k):.4f} nats"
+            )
+    return found
+
+
+def check_resamples(resamples: int, seed: int) -> None:
+    """Enough resamples for an interval, and a seed that numpy takes."""
+    if resamples < 100 or seed < 0:
+        raise SettingsError("--resamples must be at least 100 and --seed at least 0")
+
+
+def selections(known: Sequence[str], kinds: Sequence[str] | None, filters: Sequence[str] | None) -> list[Selection]:
+    """Every combination of kinds and filters, each set of tokens once; `known`: the filters the labels know."""
+    chosen = [_kinds(word) for word in kinds or ["action"]]
+    dropped = [names for word in filters or ["+".join(known)] for names in _filters(word, known)]
+    made = (selection(known, some, others) for some in chosen for others in dropped)
+    return list({one.name: one for one in made}.values())
+
+
+def _kinds(word: str) -> list[Kind]:
+    names = re.split(r"[+,]", word)
+    for name in names:
+        if name not in _KINDS:
+            raise SettingsError(f"--kinds {name!r} must be one of {', '.join(_KINDS)}.{nearest(name, _KINDS)}")
+    return [Kind(name) for name in names]
+
+
+def _filters(word: str, known: Sequence[str]) -> Iterable[list[str]]:
+    if word == EVERY:
+        return [[name for i, name in enumerate(known) if bits >> i & 1] for bits in range(1 << len(known))]
+    if word in ("none", ""):
+        return [[]]
+    names = re.split(r"[+,]", word)
+    for name in names:
+        if name not in known:
+            raise SettingsError(
+                f"--filters {name!r} must be one of {', '.join(known)}, none, {EVERY}.{nearest(name, [*known, EVERY])}"
+            )
+    return [names]
+
+
+def folders(words: Sequence[str]) -> list[Path]:
+    """The folders of score files among (or right below) those named, in the order named."""
+    found: list[Path] = []
+    for word in words:
+        path = Path(word)
+        below = sorted((run.parent for run in path.glob("*/run.json")), key=lambda run: natural(run.name))
+        if not path.exists():
+            raise DataError(f"{path}: no such folder")
+        found += [path] if (path / "run.json").exists() or not below else below
+    return list(dict.fromkeys(found))
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    whole = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, whole), default=1) + 1):
+        names = ["/".join(parts[-length:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts `step800` before `step1600`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
