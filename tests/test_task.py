@@ -323,6 +323,12 @@ def test_a_diverged_checkpoint_is_an_error(tmp_path, small):
         evaluate(folder, ["hesnr_swe"], {"trajectories": small})
 
 
+def test_a_tokenizer_that_cannot_spell_the_text_is_an_error(tmp_path, small):
+    folder = tiny.llama(str(tmp_path / "words"), tokenizer=tiny.lower_casing)
+    with pytest.raises(ScoringError, match=r"cannot represent \d+ of \d+ characters \(first in trajectory 'one'\)"):
+        evaluate(folder, ["hesnr_swe"], {"trajectories": small})
+
+
 def test_a_backend_without_the_request_type_lists_those_that_have_it(small):
     manager = TaskManager(include_path=str(tasks_path()), include_defaults=False, metadata={"trajectories": small})
     with pytest.raises(ScoringError, match="Use hf, vllm, or local-completions"):
