@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from hesnr_tasks import convert, demo_run, inspect
+    from hesnr_tasks.analysis import analyze, compare
     from hesnr_tasks.report import leaderboard
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
@@ -53,6 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     inspector = commands.add_parser("inspect", help="see what was read and what counts, in the terminal or as a page")
     inspect.add_arguments(inspector)
     inspector.set_defaults(run=inspect.run)
+
+    analyzer = commands.add_parser("analyze", help="any threshold, k, kinds, filters and breakdown, from score files")
+    analyze.add_arguments(analyzer)
+    analyzer.set_defaults(run=analyze.run)
+
+    comparer = commands.add_parser("compare", help="is one run better than another? paired, from score files")
+    compare.add_arguments(comparer)
+    comparer.set_defaults(run=compare.run)
 
     report = commands.add_parser("report", help="leaderboard of lm-eval results")
     leaderboard.add_arguments(report)
