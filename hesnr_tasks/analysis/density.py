@@ -29,7 +29,7 @@ __all__ = [
 FloatArray = npt.NDArray[np.float64]
 POPULATIONS = {"all": (), "non-top-1": (1,), "non-top-2": (1, 2)}  # ranks that are left out
 _POINTS = 2048
-_PROMINENCE = 0.02  # of a peak's own height; less is a ripple
+_PROMINENCE = 3.0  # standard errors of the density at the peak; less is a ripple
 _NEAR = 0.2  # nats: how far from ln 3 or ln 4 a peak may be to be that peak
 
 
@@ -89,7 +89,7 @@ def density(entropy: FloatArray, k: int, bandwidth: float | None = None) -> Dens
     width = max(_silverman(entropy) if bandwidth is None else bandwidth, step)
     mass = _shared_out(entropy / step) / len(entropy)
     height = _smooth(mass, width / step) / step
-    return Density(grid, height, width, _peaks(grid, height))
+    return Density(grid, height, width, _peaks(grid, height, len(entropy) * width))
 
 
 def mass_near(entropy: FloatArray, ways: int, window: float = 0.1) -> float:
@@ -137,12 +137,16 @@ def _smooth(mass: FloatArray, width: float) -> FloatArray:
     return np.convolve(mirrored, kernel / kernel.sum(), mode="valid")
 
 
-def _peaks(grid: FloatArray, height: FloatArray) -> tuple[Peak, ...]:
+def _peaks(grid: FloatArray, height: FloatArray, effort: float) -> tuple[Peak, ...]:
+    """Local maxima that stand out of the noise; `effort`: values times bandwidth, on which the noise depends."""
     padded = np.concatenate([[-np.inf], height, [-np.inf]])
     tops = np.flatnonzero((padded[1:-1] > padded[:-2]) & (padded[1:-1] >= padded[2:]))
     found = [Peak(float(grid[i]), float(height[i]), _prominence(height, int(i))) for i in tops]
-    clear = [peak for peak in found if peak.prominence >= _PROMINENCE * peak.height]
-    return tuple(sorted(clear, key=lambda peak: -peak.height))
+    found.sort(key=lambda peak: -peak.height)
+    # variance of a density estimate: height * (integral of the squared kernel) / (n * width)
+    noise = {peak: math.sqrt(peak.height / (2 * math.sqrt(math.pi) * effort)) for peak in found}
+    clear = [peak for peak in found if peak.prominence > _PROMINENCE * noise[peak]]
+    return tuple(clear or found[:1])  # the mode is the mode, however little there is
 
 
 def _prominence(height: FloatArray, at: int) -> float:

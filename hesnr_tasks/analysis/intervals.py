@@ -25,7 +25,6 @@ __all__ = ["LEVEL", "Estimates", "Paired", "estimates", "paired"]
 FloatArray = npt.NDArray[np.float64]
 LEVEL = 0.95
 _BLOCK = 1_000  # resamples at a time: bounds memory
-_DEFINED = 0.95  # of the resamples must give a number
 
 
 class Estimates(NamedTuple):
@@ -75,7 +74,7 @@ def estimates(
             spread = np.sqrt(np.maximum(ee - 2 * shift * ed + shift**2 * dd, 0)) / d
             ratios[at : at + _BLOCK] = ratio + shift
             t[at : at + _BLOCK] = np.abs(shift) / spread
-    half = _quantile(t, level) * error if n > 1 else np.full(c, np.nan)
+    half = _quantile(t, ratios, level) * error if n > 1 else np.full(c, np.nan)
     with np.errstate(over="ignore"):
         value, low, high = (np.where(powers, np.exp(x), x) for x in (ratio, ratio - half, ratio + half))
         ratios = np.where(powers, np.exp(ratios), ratios) if powers.any() else ratios
@@ -104,7 +103,7 @@ def paired(
     drawn, spread = _drawn(sums, sides, exponentiate)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(drawn - difference) / spread
-    half = float(_quantile(t[:, None], level)[0]) * error if n > 1 else float("nan")
+    half = float(_quantile(t[:, None], drawn[:, None], level)[0]) * error if n > 1 else float("nan")
     return Paired(
         difference=difference,
         stderr=standard_error(drawn),
@@ -168,18 +167,18 @@ def _error(residual: FloatArray, denominator: FloatArray) -> FloatArray:
         return np.sqrt((residual**2).sum(axis=0)) / denominator.sum(axis=0)
 
 
-def _quantile(t: FloatArray, level: float) -> FloatArray:
-    """The `level` quantile of each column of |t|; NaN where it is not finite. 0 / 0 is no deviation, x / 0 a great one.
+def _quantile(t: FloatArray, drawn: FloatArray, level: float) -> FloatArray:
+    """The `level` quantile of each column of |t|, NaN where it is not finite; `drawn`: the values t is made of.
 
-    A resample without a single token of the set gives neither; up to one in twenty of those is borne.
+    A resample without a single token of the set has no value: it counts as a great deviation, so that up to one in
+    twenty of those is borne. Where nothing varies, 0 / 0 is no deviation.
     """
-    clear = np.where(np.isnan(t), np.inf, t)
-    still = np.isnan(t).mean(axis=0) > _DEFINED  # nothing ever varies
+    deviation = np.where(np.isfinite(drawn), np.where(np.isnan(t), 0.0, t), np.inf)
     position = int(np.ceil(level * (len(t) + 1))) - 1
     if position >= len(t):
         return np.full(t.shape[1], np.nan)
-    found = np.partition(clear, position, axis=0)[position]
-    return np.where(still, 0.0, np.where(np.isfinite(found), found, np.nan))
+    found = np.partition(deviation, position, axis=0)[position]
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def _p_value(difference: float, error: float, t: FloatArray) -> float:

@@ -127,8 +127,8 @@ def _heading(name: str) -> str:
 def _long(value: Any) -> str:
     """Text with its line ends made visible; candidates as a list."""
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return "  ".join(f"{json.dumps(word, ensure_ascii=False)} {weight:.3f}" for word, weight in value)
+        return _harmless(json.dumps(value, ensure_ascii=False))
+    return "  ".join(f"{_long(word)} {weight:.3f}" for word, weight in value)
 
 
 def _cell(value: Any) -> str:
@@ -140,7 +140,12 @@ def _cell(value: Any) -> str:
         return _cell(value.value) if math.isnan(value.stderr) else f"{_cell(value.value)} ± {_cell(value.stderr)}"
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.4f}"
-    return "".join(c if c.isprintable() else " " for c in str(value))  # nothing may steer the terminal
+    return _harmless(str(value))
+
+
+def _harmless(text: str) -> str:
+    """Nothing in a trajectory may steer the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _width(text: str) -> int:

@@ -16,8 +16,8 @@ BOTH = ACTION | THOUGHT
 RUN = {"backend": "made", "model": "made/one", "dtype": "float32", "tokenizer": "600 tokens abc", "max_length": 32768}
 
 
-def signature(k=10, **run):
-    return scoring_signature({**RUN, **run}, render="transcript", overflow="right", k=k, filters=FILTERS)
+def signature(k=10, render="transcript", overflow="right", **run):
+    return scoring_signature({**RUN, **run}, render=render, overflow=overflow, k=k, filters=FILTERS)
 
 
 def text_of(seed, turns=4):

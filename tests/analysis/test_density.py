@@ -1,0 +1,77 @@
+"""Peaks, masses and the valley between them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hesnr_tasks.analysis.density import density, histogram, mass_near, population, valley
+from tests.reference import comparison as slow
+
+
+def mixture(n, weights, seed=0, width=0.05):
+    rng = np.random.default_rng(seed)
+    ways = 1 + rng.choice(len(weights), n, p=weights)
+    return np.clip(np.abs(np.log(ways) + rng.normal(0, width, n)), 0, math.log(10))
+
+
+def test_the_density_is_the_sum_over_all_values():
+    values = mixture(400, [0.4, 0.3, 0.3])
+    found = density(values, 10)
+    for at in (0, 100, 700, 1500, 2047):
+        want = slow.density(values.tolist(), found.grid[at], found.bandwidth, math.log(10))
+        assert found.height[at] == pytest.approx(want, rel=2e-3, abs=1e-3)
+    assert np.trapezoid(found.height, found.grid) == pytest.approx(1, abs=1e-6)
+
+
+def test_peaks_are_where_the_mass_is_the_highest_first():
+    found = density(mixture(50_000, [0.45, 0.25, 0.2, 0.1]), 10)
+    assert found.mode == pytest.approx(0, abs=0.02)
+    assert sorted(p.entropy for p in found.peaks) == pytest.approx([0, math.log(2), math.log(3), math.log(4)], abs=0.03)
+    assert [p.height for p in found.peaks] == sorted((p.height for p in found.peaks), reverse=True)
+
+
+def test_ripples_are_no_peaks():
+    assert len(density(np.random.default_rng(1).normal(1.1, 0.2, 20_000), 10).peaks) == 1
+
+
+def test_the_shift_to_ln_3_is_seen_in_the_masses():
+    before, after = mixture(20_000, [0.5, 0.2, 0.1, 0.2]), mixture(20_000, [0.5, 0.2, 0.2, 0.1])
+    assert [mass_near(before, ways, 0.14) for ways in (1, 2, 3, 4)] == pytest.approx([0.5, 0.2, 0.1, 0.2], abs=0.02)
+    assert mass_near(after, 3) > 1.8 * mass_near(before, 3)
+    assert math.isnan(mass_near(np.zeros(0), 3))
+
+
+def test_the_valley_lies_between_ln_3_and_ln_4_or_is_not_there():
+    found = valley(density(mixture(50_000, [0.3, 0.3, 0.2, 0.2]), 10))
+    assert math.log(3) < found.epsilon < math.log(4)
+    assert found.epsilon == pytest.approx((math.log(3) + math.log(4)) / 2, abs=0.05)
+    none = valley(density(mixture(50_000, [0.5, 0.5]), 10))
+    assert math.isnan(none.epsilon)
+    assert none.reason == "no peak within 0.2 nats of ln 3"
+    middle = valley(density(np.random.default_rng(0).normal(1.24, 0.01, 5000), 10))
+    assert math.isnan(middle.epsilon)
+    assert "nearest both" in middle.reason
+
+
+@pytest.mark.parametrize("values", [[], [0.5], [0.0, 0.0, 0.0]])
+def test_little_or_constant_data_breaks_nothing(values):
+    found = density(np.array(values, dtype=float), 10)
+    assert np.isfinite(found.height).all()
+    assert math.isnan(found.mode) == (len(values) < 2)
+    assert histogram(np.array(values, dtype=float), 10).counts.sum() == len(values)
+
+
+def test_every_entropy_up_to_the_bound_is_in_the_histogram():
+    values = np.array([0.0, 0.3, math.log(5), math.log(10)])
+    found = histogram(values, 10, bins=10)
+    assert found.counts.sum() == 4
+    assert found.counts[-1] == 1
+    assert found.edges[[0, -1]].tolist() == [0.0, math.log(10)]
+
+
+def test_populations_leave_out_the_likeliest_and_keep_unknown_ranks():
+    rank = np.array([1, 2, 3, 0, 50], dtype=np.int32)
+    assert population(rank, "all").tolist() == [True] * 5
+    assert population(rank, "non-top-1").tolist() == [False, True, True, True, True]
+    assert population(rank, "non-top-2").tolist() == [False, False, True, True, True]
