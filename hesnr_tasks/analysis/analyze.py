@@ -18,6 +18,7 @@ from hesnr_tasks.analysis.profile import WEIGHTS, profile_rows, profile_table, w
 from hesnr_tasks.analysis.sums import token_sums
 from hesnr_tasks.analysis.tables import Question, breakdown, histograms, results, sweep
 from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.store import ScoreStore
 
 __all__ = ["add_arguments", "analyze", "run"]
 
@@ -53,9 +54,9 @@ def analyze(args: argparse.Namespace) -> str:
     about: dict[str, Any] = {"hesnr_tasks": __version__, "resamples": args.resamples, "seed": args.seed, "runs": {}}
     parts: list[list[Table]] = []
     for path, name in zip(paths, unique_names(paths), strict=True):  # one at a time: memory holds one run
-        frame = load(path, ks, extra=extra, name=name)
+        chosen = selections(ScoreStore.open(path).signature["filters"], args.kinds, args.filters)
+        frame = load(path, ks, masks=[one.mask for one in chosen], extra=extra, name=name)
         about["runs"][name] = {"folder": str(path), "trajectories": len(frame.entries), **frame.store.signature}
-        chosen = selections(frame.filters, args.kinds, args.filters)
         asked = Question(chosen, ks, epsilons, args.resamples, args.seed)
         parts.append(list(_tables(frame, asked, args)))
     return show(_joined(parts, args.format), args.format, about)

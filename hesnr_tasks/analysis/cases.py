@@ -48,7 +48,7 @@ def _nearest(frame: Frame, counted: npt.NDArray[np.bool_], k: int, entropy: floa
 
 def _case(frame: Frame, at: int, k: int, spell: _Speller) -> dict[str, Any]:
     owner = int(np.searchsorted(frame.bounds, at, side="right")) - 1
-    entry, row = frame.entries[owner], at - int(frame.bounds[owner])
+    entry, row = frame.entries[owner], int(frame.row[at])
     names = ("position", "turn", "token_id", "char_start", "char_end", "topk_logprobs", "topk_ids")
     _, columns = frame.store.columns(entry.key, names)
     text = frame.store.text(entry.key).rendered.text

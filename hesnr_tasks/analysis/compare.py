@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from hesnr_tasks.analysis.planning import diagnostics, holm, minimum_detectable,
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.statistics import RESAMPLES, SEED
 
-__all__ = ["Plan", "add_arguments", "compare", "comparison", "run"]
+__all__ = ["Plan", "add_arguments", "compare", "comparisons", "run"]
 
 _METRICS = ("he_snr", "he_ppl", "ppl")
 _RANKED = tuple(name for name, metric in ALL_METRICS.items() if metric.higher_is_better is not None)
@@ -39,6 +39,9 @@ class Plan(NamedTuple):
     resamples: int = RESAMPLES
     seed: int = SEED
     power: float = 0.8
+
+
+_USUAL = Plan()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +74,7 @@ def compare(args: argparse.Namespace) -> str:
     ]
     runs, notes = matched(read, common=args.common)
     reference = _reference(runs, args.reference)
-    tables = [comparison(runs, reference, name, Plan(args.resamples, args.seed, args.power)) for name in args.metrics]
+    tables = comparisons(runs, reference, args.metrics, Plan(args.resamples, args.seed, args.power))
     tables[-1] = tables[-1]._replace(notes=(*_NOTES, *notes))
     about: dict[str, Any] = {"hesnr_tasks": __version__, "k": k, "epsilon": epsilon, "reference": reference}
     about |= {"resamples": args.resamples, "seed": args.seed, "power": args.power, "notes": notes}
@@ -94,11 +97,18 @@ def _reference(runs: Sequence[Run], name: str | None) -> str:
     return name or names[0]
 
 
-def comparison(runs: Sequence[Run], reference: str, name: str, plan: Plan = Plan()) -> Table:  # noqa: B008
-    """One metric of all runs, the best first, and the differences to `reference`; `runs`: from `matched`."""
-    metric = ALL_METRICS[name]
+def comparisons(runs: Sequence[Run], reference: str, names: Sequence[str], plan: Plan = _USUAL) -> list[Table]:
+    """A table a metric: all runs, the best first, with the differences to `reference`; `runs`: from `matched`."""
+    values = {
+        one.name: measure(one.sums[None], one.copies, names, resamples=plan.resamples, seed=plan.seed)[0]
+        for one in runs
+    }
     base = next(one for one in runs if one.name == reference)
-    values = {one.name: _value(one, name, plan) for one in runs}
+    return [_table(runs, base, name, {run: found[name] for run, found in values.items()}, plan) for name in names]
+
+
+def _table(runs: Sequence[Run], base: Run, name: str, values: Mapping[str, Number], plan: Plan) -> Table:
+    metric = ALL_METRICS[name]
     against = {one.name: _against(base, one, name, plan) for one in runs if one is not base}
     corrected = holm({other: found.p for other, found in against.items()})
     worth = {other: number.value * (1 if metric.higher_is_better else -1) for other, number in values.items()}
@@ -112,10 +122,6 @@ def comparison(runs: Sequence[Run], reference: str, name: str, plan: Plan = Plan
     better = "higher" if metric.higher_is_better else "lower"
     title = f"{name}: difference to {base.name}, {int(base.copies.sum())} trajectories, paired ({better} is better)"
     return Table(f"compare_{name}", title, rows, wide=("metric", "correlation"))
-
-
-def _value(one: Run, name: str, plan: Plan) -> Number:
-    return measure(one.sums[None], one.copies, [name], resamples=plan.resamples, seed=plan.seed)[0][name]
 
 
 def _against(base: Run, other: Run, name: str, plan: Plan) -> Paired:

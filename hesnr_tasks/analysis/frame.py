@@ -19,6 +19,7 @@ from hesnr_tasks.trajectory import Kind
 __all__ = ["Frame", "Selection", "load", "selection"]
 
 Array = npt.NDArray[Any]
+_ALL = (1 << 64) - 1
 
 
 class Selection(NamedTuple):
@@ -36,12 +37,17 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """n scored tokens of T trajectories, in the order of their keys; entropies in nats."""
+    """n scored tokens of T trajectories, in the order of their keys; entropies in nats.
+
+    `kept`: labels of the tokens that were read; no others can be asked for.
+    """
 
     name: str
     store: ScoreStore
     entries: tuple[Entry, ...]  # T
+    kept: int
     bounds: npt.NDArray[np.int64]  # (T + 1,): trajectory i has tokens bounds[i] to bounds[i + 1]
+    row: npt.NDArray[np.int32]  # (n,) in the score file
     label: npt.NDArray[np.uint64]  # (n,)
     logprob: npt.NDArray[np.float32]  # (n,)
     rank: npt.NDArray[np.int32]  # (n,)
@@ -52,6 +58,8 @@ class Frame:
     def counted(self, mask: np.uint64) -> npt.NDArray[np.bool_]:
         """Which tokens count under `mask`, shape (n,); raises `SettingsError` where they were not all scored."""
         self._refuse_unscored(mask)
+        if int(mask) & ~self.kept:
+            raise ValueError("these tokens were not read; load the frame with them")
         return (self.label & mask) != 0
 
     def trajectory(self) -> npt.NDArray[np.int32]:
@@ -87,23 +95,34 @@ class Frame:
         return tuple(self.store.signature["filters"])
 
 
-def load(folder: str | Path, ks: Sequence[int] = (10,), *, extra: Sequence[str] = (), name: str = "") -> Frame:
+def load(
+    folder: str | Path,
+    ks: Sequence[int] = (10,),
+    *,
+    masks: Sequence[np.uint64] | None = None,
+    extra: Sequence[str] = (),
+    name: str = "",
+) -> Frame:
     """Read a folder of score files; entropies for each of `ks`, further columns as named in `extra`.
 
-    Raises `StoreError` for damaged files, `SettingsError` for a k beyond what was stored, `DataError` for no file.
+    `masks`: keep only tokens that count under one of them (None: all). Raises `StoreError` for damaged files,
+    `SettingsError` for a k beyond what was stored, `DataError` if there is no file.
     """
     store = ScoreStore.open(folder)
     _refuse_large_k(store, ks)
+    kept = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
     columns = ["label", "logprob", "rank", "topk_logprobs", "labels_cut", *extra]
 
     def work(entry: Entry, found: dict[str, Array]) -> tuple[Entry, dict[str, Array]]:
-        top = found.pop("topk_logprobs")
-        return entry, found | {f"entropy{k}": topk_entropy(top, k) for k in ks}
+        row = np.flatnonzero(found["label"] & np.uint64(kept)).astype(np.int32)
+        one = {column: values[row] for column, values in found.items() if column != "labels_cut"}
+        top = one.pop("topk_logprobs")
+        entropies = {f"entropy{k}": topk_entropy(top, k) for k in ks}
+        return entry, {"labels_cut": found["labels_cut"], "row": row, **one, **entropies}
 
     parts = list(store.load_columns(columns, work))
     if not parts:
         raise DataError(f"{folder} has no score files yet")
-    entries = tuple(entry for entry, _ in parts)
 
     def joined(column: str) -> Array:
         return np.concatenate([found.pop(column) for _, found in parts])
@@ -111,8 +130,10 @@ def load(folder: str | Path, ks: Sequence[int] = (10,), *, extra: Sequence[str] 
     return Frame(
         name=name or Path(folder).resolve().name,
         store=store,
-        entries=entries,
-        bounds=np.concatenate([[0], np.cumsum([entry.scored for entry in entries])]).astype(np.int64),
+        entries=tuple(entry for entry, _ in parts),
+        kept=kept,
+        bounds=np.concatenate([[0], np.cumsum([len(found["row"]) for _, found in parts])]).astype(np.int64),
+        row=joined("row"),
         label=joined("label"),
         logprob=joined("logprob"),
         rank=joined("rank"),

@@ -15,7 +15,7 @@ from hesnr_tasks.analysis.measures import column
 from hesnr_tasks.analysis.options import selections
 from hesnr_tasks.analysis.sums import token_sums
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.store import differences
+from hesnr_tasks.store import ScoreStore, differences
 
 __all__ = ["Run", "matched", "read_run"]
 
@@ -43,11 +43,12 @@ class Run:
 
 def read_run(path: Path, name: str, kinds: str | None, filters: str | None, epsilon: float, k: int) -> Run:
     """Sums of one run under one setting; of the scores themselves nothing is kept."""
-    frame = load(path, (k,), name=name)
-    chosen = selections(frame.filters, [kinds] if kinds else None, [filters] if filters else None)
+    known = ScoreStore.open(path).signature["filters"]
+    chosen = selections(known, [kinds] if kinds else None, [filters] if filters else None)
     if len(chosen) > 1:
         raise SettingsError("a comparison is of one set of tokens; name one subset of the filters")
     mask = chosen[0].mask
+    frame = load(path, (k,), masks=[mask], name=name)
     return Run(
         name=frame.name,
         signature=frame.store.signature,

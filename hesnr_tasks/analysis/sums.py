@@ -55,7 +55,7 @@ def grid_sums(frame: Frame, masks: Sequence[np.uint64], ks: Sequence[int], epsil
 
 def token_sums(frame: Frame, counted: BoolArray, epsilon: float, k: int) -> FloatArray:
     """The `SUMS` of every trajectory over its tokens where `counted` (n,) is true; shape (T, 10)."""
-    return group_sums(frame, np.where(counted, 0, -1), 1, epsilon, k)[0]
+    return _sums(frame, np.flatnonzero(counted), _bounds(frame, counted), epsilon, k)
 
 
 def group_sums(frame: Frame, group: npt.NDArray[np.integer], groups: int, epsilon: float, k: int) -> FloatArray:
@@ -65,9 +65,13 @@ def group_sums(frame: Frame, group: npt.NDArray[np.integer], groups: int, epsilo
     """
     cell = group.astype(np.int64) * len(frame.entries) + frame.trajectory()
     order = np.argsort(np.where(group < 0, np.iinfo(np.int64).max, cell), kind="stable")[: np.count_nonzero(group >= 0)]
-    cells = groups * len(frame.entries)
-    bounds = np.searchsorted(cell[order], np.arange(cells + 1))
-    entropy, rank, logprob = frame.entropy[k][order], frame.rank[order], frame.logprob[order].astype(np.float64)
+    bounds = np.searchsorted(cell[order], np.arange(groups * len(frame.entries) + 1))
+    return _sums(frame, order, bounds, epsilon, k).reshape(groups, len(frame.entries), len(SUMS))
+
+
+def _sums(frame: Frame, at: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64], epsilon: float, k: int) -> FloatArray:
+    """The `SUMS` of the tokens `at`, one row for each stretch between `bounds`."""
+    entropy, rank, logprob = frame.entropy[k][at], frame.rank[at], frame.logprob[at].astype(np.float64)
     high = (entropy > epsilon) & (rank >= 1) & (rank <= k)
     high_bounds = np.concatenate([[0], np.cumsum(high)])[bounds]
     columns = [
@@ -77,7 +81,7 @@ def group_sums(frame: Frame, group: npt.NDArray[np.integer], groups: int, epsilo
         -_segments(logprob[high], high_bounds),
         _segments(np.exp(logprob[high]) / entropy[high], high_bounds),
     ]
-    return np.stack(columns, axis=1).reshape(groups, len(frame.entries), len(SUMS))
+    return np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True, slots=True)
