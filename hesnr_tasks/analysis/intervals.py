@@ -6,7 +6,8 @@ deviation from the full sample is divided by that resample's own standard error 
 and the interval is value ± q · error with q the 95 % quantile of those |t|. In simulations with tokens
 correlated within trajectories of unequal length and skewed levels it covers 93 to 97 % from 10 trajectories on, where
 percentile and BCa intervals of the same resamples fall to 89 %; and the p-value that |t| gives belongs to it. (Where
-a few trajectories are far longer than all others no bootstrap covers well; `compare` says so.)
+a few trajectories are far longer than all others no bootstrap covers well, and `compare` says so; of fewer than four
+there is no interval.)
 
 Perplexities are exp of a ratio: their intervals are made for the ratio and then exponentiated, so both ends are > 0.
 """
@@ -25,6 +26,7 @@ __all__ = ["LEVEL", "Estimates", "Paired", "estimates", "paired"]
 FloatArray = npt.NDArray[np.float64]
 LEVEL = 0.95
 _BLOCK = 1_000  # resamples at a time: bounds memory
+_ROUNDING = 1e-12
 
 
 class Estimates(NamedTuple):
@@ -71,7 +73,7 @@ def estimates(
         d, e, ee, ed, dd = np.split(sums, 5, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             shift = e / d
-            spread = np.sqrt(np.maximum(ee - 2 * shift * ed + shift**2 * dd, 0)) / d
+            spread = _root(ee - 2 * shift * ed + shift**2 * dd, ee + shift**2 * dd) / d
             ratios[at : at + _BLOCK] = ratio + shift
             t[at : at + _BLOCK] = np.abs(shift) / spread
     half = _quantile(t, ratios, level) * error if n > 1 else np.full(c, np.nan)
@@ -148,11 +150,20 @@ def _drawn(sums: FloatArray, sides: list[_Side], exponentiate: bool) -> tuple[Fl
         # influence of a trajectory in the resample: slope * (residual - shift * denominator) / D, b's minus a's
         left, right = slopes[0] / sums[:, 1], slopes[1] / sums[:, 3]
         weights = np.column_stack([-left, left * shifts[0], right, -right * shifts[1]])
-        variance = np.zeros(len(sums))
+        variance, scale = np.zeros(len(sums)), np.zeros(len(sums))
         pairs = [(i, j) for i in range(4) for j in range(i, 4)]
         for column, (i, j) in enumerate(pairs, start=4):
-            variance += (1 + (i != j)) * weights[:, i] * weights[:, j] * sums[:, column]
-    return values[1] - values[0], np.sqrt(np.maximum(variance, 0))
+            part = (1 + (i != j)) * weights[:, i] * weights[:, j] * sums[:, column]
+            variance, scale = variance + part, scale + np.abs(part)
+        return values[1] - values[0], _root(variance, scale)
+
+
+def _root(variance: FloatArray, scale: FloatArray) -> FloatArray:
+    """Square root of a variance that was made by subtraction; what is only rounding error of `scale` is 0.
+
+    That is the spread of a resample that is one trajectory over and over: it says nothing, not that all is certain.
+    """
+    return np.sqrt(np.where(variance > _ROUNDING * scale, variance, 0.0))
 
 
 def _residuals(numerator: FloatArray, denominator: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -54,7 +54,7 @@ def results(frame: Frame, asked: Question) -> Table:
             {**_named(frame, one, k, epsilon), **_with_interval(line), **about}
             for (k, epsilon), line in zip(itertools.product(asked.ks, asked.epsilons), lines, strict=True)
         ]
-    note = "± is one standard error (cluster bootstrap over trajectories); interval: 95 % of HE-SNR"
+    note = "± is one standard error (cluster bootstrap over trajectories); interval: 95 % of HE-SNR, from 4 on"
     return Table("results", "Metrics", rows, (note,), wide=_WIDE)
 
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from hesnr_tasks import cli
 from hesnr_tasks.analysis import analyze
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import EPSILON, METRICS
@@ -90,6 +91,14 @@ def test_many_settings_at_once_give_the_values_of_each_alone(run):
             assert row[name]["value"] == alone[name]["value"]
             assert row[name]["stderr"] == pytest.approx(alone[name]["stderr"], rel=1e-12)
             assert row[name]["low"] == pytest.approx(alone[name]["low"], rel=1e-12)
+
+
+def test_the_command_prints_or_says_what_is_wrong(run, capsys):
+    assert cli.main(["analyze", str(run), "--resamples", "200"]) == 0
+    assert capsys.readouterr().out.startswith("Metrics")
+    assert cli.main(["analyze", str(run), "--k", "99"]) == 2
+    assert capsys.readouterr().err.startswith("hesnr: ")
+    assert cli.main(["compare", str(run), str(run.parent), "--resamples", "200"]) == 2  # the same run twice is one
 
 
 # --- breakdowns -------------------------------------------------------------------------------------------------------

@@ -162,3 +162,17 @@ def test_diagnostics_name_what_makes_errors_doubtful():
     ]
     assert list(diagnostics(sums[:20], np.ones(20, dtype=np.int64), cut[:20] * 0, "ppl")) == ["few trajectories (20)"]
     assert effective_number(np.ones(7)) == pytest.approx(7)
+
+
+@pytest.mark.parametrize(("n", "has"), [(2, False), (3, False), (4, True), (8, True)])
+def test_two_or_three_trajectories_have_an_error_but_no_interval(n, has):
+    """Among so few, more than one resample in twenty is one trajectory over and over, which says nothing of spread."""
+    rng = np.random.default_rng(n)
+    numerator, denominator = trajectories(rng, n)
+    found = estimates(numerator[:, None], denominator[:, None], resamples=2000)
+    assert np.isfinite(found.stderr[0])
+    assert np.isfinite(found.low[0]) == has
+    assert not has or found.high[0] - found.low[0] < 100 * found.stderr[0]
+    other = paired((numerator, denominator), (numerator + rng.normal(0, 1, n), denominator), resamples=2000)
+    assert np.isfinite(other.low) == has
+    assert other.p > 0.01
