@@ -221,8 +221,9 @@ def _read(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
     _, pq = arrow()
     with pq.ParquetFile(path, pre_buffer=False) as file:
         entry, checksums = _entry(file.metadata.metadata)
-        table = file.read(columns=list(names), use_threads=False)
-    found = {name: _values(table.column(name).combine_chunks(), name, entry) for name in names}
+        there = [name for name in names if entry.scored or name not in COLUMNS]  # else they are null
+        table = file.read(columns=there, use_threads=False)
+    found = {name: _values(table, name, entry) for name in names}
     for name, values in found.items():
         if zlib.crc32(values.data) != checksums[name]:
             raise ValueError(f"column {name} is not what was written")
@@ -238,15 +239,16 @@ def _entry(metadata: Mapping[bytes, bytes] | None) -> tuple[Entry, dict[str, int
     return Entry(**{**fields, "sources": tuple(Source(*source) for source in fields["sources"])}), checksums
 
 
-def _values(column: Any, name: str, entry: Entry) -> Array:
+def _values(table: Any, name: str, entry: Entry) -> Array:
     kind = _types()[name]
+    shape = (entry.scored, entry.k) if name in _MANY else (entry.scored,)
+    if name in COLUMNS and not entry.scored:
+        return np.zeros(shape, kind)
+    column = table.column(name).combine_chunks()
     if name == "text":
         return np.frombuffer(column[0].as_buffer(), np.uint8)
     if name in _ONCE:
         return column.slice(0, 1).flatten().to_numpy(zero_copy_only=False).astype(kind, copy=False)
-    shape = (entry.scored, entry.k) if name in _MANY else (entry.scored,)
-    if not entry.scored:
-        return np.zeros(shape, kind)
     return (column.flatten() if name in _MANY else column).to_numpy().reshape(shape)
 
 
@@ -268,7 +270,9 @@ class _damage:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, HesnrError) or not isinstance(error, Exception):
+        if not isinstance(error, Exception) or isinstance(error, (HesnrError, ImportError)):
+            return
+        if type(error) is MemoryError:  # Arrow has one of its own, which damaged sizes can raise
             return
         if isinstance(error, OSError) and error.errno:
             raise StoreError(f"cannot read {self._path} ({error.strerror})") from None

@@ -21,7 +21,8 @@ def test_the_density_is_the_sum_over_all_values():
     for at in (0, 100, 700, 1500, 2047):
         want = slow.density(values.tolist(), found.grid[at], found.bandwidth, math.log(10))
         assert found.height[at] == pytest.approx(want, rel=2e-3, abs=1e-3)
-    assert np.trapezoid(found.height, found.grid) == pytest.approx(1, abs=1e-6)
+    cells = (found.height[1:] + found.height[:-1]) / 2 * np.diff(found.grid)
+    assert cells.sum() == pytest.approx(1, abs=1e-6)
 
 
 def test_peaks_are_where_the_mass_is_the_highest_first():
