@@ -5,7 +5,9 @@
     HesnrError
     ├── SettingsError   a setting is unknown or has a value that cannot be used
     ├── DataError       a trajectory file cannot be read, or holds nothing to score
-    └── ScoringError    the model, tokenizer or server cannot give the numbers asked for
+    ├── ScoringError    the model, tokenizer or server cannot give the numbers asked for
+    └── SearchError     a search cannot go on: a fork, a policy or a judge failed
+        └── JudgeError  a judge gave no number
 """
 
 from __future__ import annotations
@@ -15,7 +17,16 @@ import sys
 from collections.abc import Iterable
 from types import TracebackType
 
-__all__ = ["DataError", "HesnrError", "ScoringError", "SettingsError", "nearest", "show_without_traceback"]
+__all__ = [
+    "DataError",
+    "HesnrError",
+    "JudgeError",
+    "ScoringError",
+    "SearchError",
+    "SettingsError",
+    "nearest",
+    "show_without_traceback",
+]
 
 
 class HesnrError(Exception):
@@ -32,6 +43,14 @@ class DataError(HesnrError):
 
 class ScoringError(HesnrError):
     """The model, tokenizer or server cannot give the numbers asked for."""
+
+
+class SearchError(HesnrError):
+    """A search cannot go on: a fork, a policy or a judge failed."""
+
+
+class JudgeError(SearchError):
+    """A judge gave no number."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,64 @@
+"""One look for every figure: readable in print, in grey, and by colour-blind people.
+
+Colours are Okabe and Ito's; every series also differs by marker and line, so that colour is never the only sign.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hesnr_tasks.errors import HesnrError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "LINES", "MARKERS", "figure", "save"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+_LOOK = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "errorbar.capsize": 2,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hesnr",  # the same data give the same bytes
+}
+
+
+def figure(rows: int = 1, columns: int = 1, *, width: float = 3.6, height: float = 2.7) -> tuple[Figure, Any]:
+    """A figure of `rows` × `columns` axes (an array of them, always two-dimensional); inches for each of them."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise HesnrError("figures need matplotlib: pip install 'hesnr-tasks[report]'") from None
+    with matplotlib.rc_context(_LOOK):
+        drawn = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        return drawn, drawn.subplots(rows, columns, squeeze=False)
+
+
+def save(drawn: Figure, stem: Path) -> list[Path]:
+    """Write `stem`.svg (vector) and `stem`.png (200 dpi); returns both paths."""
+    import matplotlib
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_LOOK):
+        paths = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
+        drawn.savefig(paths[0], metadata={"Date": None})
+        drawn.savefig(paths[1], dpi=200)
+    return paths
