@@ -6,12 +6,12 @@ selectors ─▶ one patch;  every call of a model ─▶ ledger
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Candidate", "Draw", "Judge", "Leaf", "Message", "Ran", "Usage", "Verdict", "Workspace"]
+__all__ = ["Candidate", "Draw", "Judge", "Leaf", "Message", "Policy", "Ran", "Usage", "Verdict", "Workspace", "total"]
 
 Message = dict[str, Any]  # in mini-swe-agent's form: role, content, extra
 
@@ -24,14 +24,34 @@ class Usage(NamedTuple):
     output: int = 0
 
 
+def total(usages: Iterable[Usage]) -> Usage:
+    """The sum of `usages`, kind by kind."""
+    each = list(usages)
+    return Usage(*(sum(column) for column in zip(*each, strict=True))) if each else Usage()
+
+
 @dataclass(frozen=True)
 class Draw:
-    """One sampled continuation of a step, not yet executed."""
+    """One sampled continuation of a step, not yet executed.
 
-    message: Message  # the assistant's message as mini-swe-agent would append it; extra.actions holds the commands
+    The usages of the draws of one call add up to the call's: what cannot be told apart (n choices share one prompt) is
+    with the first draw.
+    """
+
+    message: Message  # as mini-swe-agent would append it: the assistant's with its extra.actions, or its format error's
     command: str  # what would be executed: the commands of its actions, joined by newlines
     decision: tuple[Mapping[str, float], ...] = ()  # token -> log-probability (nats), at its first decision tokens
     error: str = ""  # why it cannot be executed (malformed call); empty for a good one
+    usage: Usage = Usage()
+    cost: float = 0.0  # in the money of the model's price list; 0 where there is none
+
+
+class Policy(Protocol):
+    """Proposes continuations of a step. Nothing is executed by it."""
+
+    def sample(self, messages: Sequence[Message], n: int) -> list[Draw]:
+        """`n` independent draws, malformed ones included."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,10 @@ class Workspace(Protocol):
 
     def diff(self) -> str:
         """The unified diff (git, binary-safe) from the state the search began with, new files included."""
+        ...
+
+    def apply(self, patch: str) -> None:
+        """Apply a diff as `diff` makes it. Raises `SearchError` when it does not apply; nothing is changed then."""
         ...
 
     def close(self) -> None:
