@@ -1,0 +1,1 @@
+"""Advantages shaped by entropy and what training libraries need for them."""
