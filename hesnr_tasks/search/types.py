@@ -24,6 +24,9 @@ class Usage(NamedTuple):
     output: int = 0
 
 
+_NOTHING = Usage()
+
+
 def total(usages: Iterable[Usage]) -> Usage:
     """The sum of `usages`, kind by kind."""
     each = list(usages)
@@ -42,7 +45,7 @@ class Draw:
     command: str  # what would be executed: the commands of its actions, joined by newlines
     decision: tuple[Mapping[str, float], ...] = ()  # token -> log-probability (nats), at its first decision tokens
     error: str = ""  # why it cannot be executed (malformed call); empty for a good one
-    usage: Usage = Usage()
+    usage: Usage = _NOTHING
     cost: float = 0.0  # in the money of the model's price list; 0 where there is none
 
 

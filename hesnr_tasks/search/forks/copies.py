@@ -1,0 +1,130 @@
+"""Forks as copies: each state is a folder of its own, seen by its commands at the repository's path.
+
+A state is two file trees: the repository, and a private /tmp. Nothing else can be written by a command, no process
+outlives its command, and /dev/shm is empty at the start of each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from hesnr_tasks.errors import SearchError
+from hesnr_tasks.search.forks.diffs import Baseline
+from hesnr_tasks.search.forks.files import ForkMismatch, copy_tree, hash_tree, remove_tree
+from hesnr_tasks.search.forks.process import check_namespaces, run_inside
+from hesnr_tasks.search.types import Ran
+
+__all__ = ["CopyFork", "CopyForks"]
+
+_TMP = Path("/tmp")
+
+
+class CopyFork:
+    """One state. `token` names it in its store, from which `CopyForks.reopen` makes it again."""
+
+    def __init__(self, forks: CopyForks, token: str) -> None:
+        self._forks, self.token = forks, token
+        self.root = forks.repository
+        self.folder = forks.store / "states" / token
+
+    def execute(self, command: str, *, timeout: float, env: Mapping[str, str] | None = None) -> Ran:
+        """Run a shell command at `root`; when the time is over, all its processes are killed."""
+        binds = {self.folder / "tmp": _TMP, self.folder / "tree": self.root}
+        return run_inside(self.root, binds, self._forks.hidden, command, timeout, env)
+
+    def fork(self) -> CopyFork:
+        """An equal, independent state. Raises `SearchError` when it is not equal, or cannot be made."""
+        return self._forks.copy(self)
+
+    def tree_hash(self) -> str:
+        """A hash of both trees: every path, mode, link and content."""
+        return hash_tree(self.folder)
+
+    def diff(self) -> str:
+        """The diff of the repository since the search began."""
+        return self._forks.baseline.diff(self.folder / "tree")
+
+    def apply(self, patch: str) -> None:
+        """Apply a diff to the repository, whole or not at all."""
+        self._forks.baseline.apply(self.folder / "tree", patch)
+
+    def close(self) -> None:
+        """Remove the state."""
+        remove_tree(self.folder)
+
+
+class CopyForks:
+    """The states of one search, in the folder `store`; the repository itself is only read, once.
+
+    A store that is there already is gone on with: the state that the search began with is kept in it.
+    """
+
+    def __init__(self, repository: Path, store: Path) -> None:
+        self.repository, self.store = repository.resolve(), store.resolve()
+        self._check()
+        check_namespaces()
+        (self.store / "states").mkdir(parents=True, exist_ok=True)
+        self.hidden = () if self.store.is_relative_to(_TMP) else (self.store,)
+        self._numbers = itertools.count(1 + max([0, *(int(name) for name in self.tokens() if name.isdigit())]))
+        if not (self.store / "ready").exists():
+            self._begin()
+        self.baseline = Baseline(self.store / "diffs", self.store / "base" / "tree")
+
+    def _check(self) -> None:
+        if not self.repository.is_dir():
+            raise SearchError(f"there is no folder {self.repository}. Give the repository's folder.")
+        if self.store.is_relative_to(self.repository) or self.repository.is_relative_to(self.store):
+            raise SearchError(
+                f"the output folder {self.store} and the repository {self.repository} contain one another: the copies "
+                "would be copied. Give an output folder outside the repository."
+            )
+        if self.repository in (Path("/"), _TMP):
+            raise SearchError(f"{self.repository} cannot be searched in. Put the repository into a folder of its own.")
+
+    def _begin(self) -> None:
+        base = self.store / "base"
+        remove_tree(base)
+        (base / "tmp").mkdir(parents=True)
+        (base / "tmp").chmod(0o1777)
+        if self.repository.is_relative_to(_TMP):  # where it is bound must exist in the private /tmp
+            (base / "tmp" / self.repository.relative_to(_TMP)).mkdir(parents=True)
+        copy_tree(self.repository, base / "tree")
+        (self.store / "ready").write_text(hash_tree(base))
+
+    @property
+    def base_hash(self) -> str:
+        """The hash of the state the search began with."""
+        return (self.store / "ready").read_text()
+
+    def begin(self) -> CopyFork:
+        """The state the search began with, as a new state."""
+        return self._copy(self.store / "base", self.base_hash)
+
+    def copy(self, state: CopyFork) -> CopyFork:
+        """A new state equal to `state`."""
+        return self._copy(state.folder, state.tree_hash())
+
+    def reopen(self, token: str, tree_hash: str) -> CopyFork:
+        """A state that an earlier process left. Raises `SearchError` when it is not as it was."""
+        state = CopyFork(self, token)
+        if not state.folder.is_dir() or state.tree_hash() != tree_hash:
+            raise ForkMismatch(f"the working state {state.folder} is not as the search left it: its tree hash differs.")
+        return state
+
+    def tokens(self) -> list[str]:
+        """The names of all states there are."""
+        return sorted(entry.name for entry in os.scandir(self.store / "states"))
+
+    def _copy(self, folder: Path, expected: str) -> CopyFork:
+        state = CopyFork(self, f"{next(self._numbers):06d}")
+        copy_tree(folder, state.folder)
+        if (found := hash_tree(state.folder)) != expected:
+            state.close()
+            raise ForkMismatch(
+                f"the copy of a working state differs from it (tree hash {found}, not {expected}): something writes to "
+                f"{self.store} at the same time, or its disk does not keep modes or links. The branch was given up."
+            )
+        return state
