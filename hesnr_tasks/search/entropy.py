@@ -184,7 +184,7 @@ def combine(entropies: Sequence[float] | FloatArray, how: str = "max") -> float:
         return math.nan
     if how == "first":
         return float(values[0])
-    return float({"max": np.max, "mean": np.mean, "sum": np.sum}[how](values))
+    return float(values.max() if how == "max" else values.mean() if how == "mean" else values.sum())
 
 
 def decision_entropy(decision: Sequence[Mapping[str, float]], how: str = "max") -> float:

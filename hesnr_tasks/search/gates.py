@@ -60,9 +60,12 @@ class Decision:
 
 
 class Gate(Protocol):
-    """Decides at which steps to branch. `signal`: whether it looks at the step's entropy at all."""
+    """Decides at which steps to branch."""
 
-    signal: ClassVar[bool]
+    @property
+    def signal(self) -> bool:
+        """Whether it looks at the step's entropy at all."""
+        ...
 
     def __call__(self, step: StepState) -> Decision:
         """Decide. Raises `SearchError` where the gate needs an entropy and the step has none."""
@@ -76,6 +79,7 @@ class Never:
     signal: ClassVar[bool] = False
 
     def __call__(self, step: StepState) -> Decision:
+        """No."""
         return Decision(False, "never")
 
 
@@ -86,6 +90,7 @@ class Always:
     signal: ClassVar[bool] = False
 
     def __call__(self, step: StepState) -> Decision:
+        """Yes."""
         return Decision(True, "always")
 
 
@@ -101,6 +106,7 @@ class Random:
         _check_share("rate", self.rate)
 
     def __call__(self, step: StepState) -> Decision:
+        """By the hash of seed and step id."""
         drawn = _uniform(self.seed, step.id)
         return Decision(drawn < self.rate, f"random {drawn:.4f} {'<' if drawn < self.rate else '>='} {self.rate:g}")
 
@@ -124,6 +130,7 @@ class Threshold:
             raise SettingsError("the threshold of a gate is NaN; it must be a number of nats")
 
     def __call__(self, step: StepState) -> Decision:
+        """By the level of the entropy."""
         value = _known(step)
         if value == self.threshold and self.tie > 0:
             drawn = _uniform(self.seed, step.id)
@@ -145,6 +152,7 @@ class Relative:
             raise SettingsError(f"baseline is {self.baseline!r}; it must be one of {', '.join(BASELINES)}")
 
     def __call__(self, step: StepState) -> Decision:
+        """By its rise."""
         rise = relative(_known(step), step.history, self.baseline)
         above = rise > self.threshold
         return Decision(above, f"rise {rise:+.4f} {'>' if above else '<='} {self.threshold:.4f}")
@@ -168,6 +176,7 @@ class Budget:
         return self.gate.signal
 
     def __call__(self, step: StepState) -> Decision:
+        """As the gate inside, while the budget lasts."""
         if self.forks is not None and step.forks >= self.forks:
             return Decision(False, f"budget: {step.forks} of {self.forks} forks used")
         if self.tokens is not None and step.tokens >= self.tokens:

@@ -75,8 +75,7 @@ def _writes(command: Command, text: str) -> tuple[str, ...]:
     found = []
     for target in command.targets:
         operator = re.search(r"(\d*|&)>>?[|&]?[ \t]*$", text[max(0, target.start - 20) : target.start])
-        stream = operator[1] if operator else ""
-        copied = bool(operator) and ">&" in operator[0]
+        stream, copied = (operator[1], ">&" in operator[0]) if operator else ("", False)
         if stream in ("", "1", "&") and not copied and not target.text.startswith("/dev/"):
             found.append(_value(target, text))
     return tuple(found)

@@ -10,13 +10,13 @@ from hesnr_tasks.search.keys_classes import Part
 from hesnr_tasks.search.keys_python import written_files
 from hesnr_tasks.search.keys_tables import table, words
 
-__all__ = ["parameter_values", "shell_text", "tool_part", "tool_whole"]
+__all__ = ["SCRIPTS", "is_shell", "parameter_values", "shell_text", "tool_part", "tool_whole"]
 
 _SHELLS = words(
     "bash execute_bash shell terminal run_bash sh run_command run_shell_command execute_command command "
     "local_shell container.exec bash_tool run_terminal_cmd exec_command run execute mswea_bash_command"
 )
-_SCRIPTS = ("command", "cmd", "commands", "script", "code", "input", "")
+SCRIPTS = ("command", "cmd", "commands", "script", "code", "input", "")
 _PATHS = ("path", "file_path", "filename", "file", "target_file", "notebook_path", "file_name", "dir_path", "directory")
 _PATTERNS = ("pattern", "query", "search_term", "regex", "search", "keyword", "file_pattern", "glob_pattern")
 _KINDS = table(
@@ -50,12 +50,17 @@ def parameter_values(call: Call, text: str) -> dict[str, str]:
     return found
 
 
+def is_shell(call: Call) -> bool:
+    """Whether the call is to run a shell script."""
+    return call.form == "text" or call.name.lower() in _SHELLS
+
+
 def shell_text(call: Call, text: str) -> str | None:
     """The shell script that a call runs, or None if it is a tool of another kind."""
-    if call.name.lower() not in _SHELLS and call.form != "text":
+    if not is_shell(call):
         return None
     values = parameter_values(call, text)
-    found = next((values[name] for name in _SCRIPTS if name in values), None)
+    found = next((values[name] for name in SCRIPTS if name in values), None)
     if found is None:
         return None if values else ""
     return _joined(found)
@@ -85,7 +90,7 @@ def tool_part(call: Call, text: str) -> Part:
         return Part("read" if values.get("command", "").strip() == "view" else "edit", path)
     kind = _KINDS.get(name, "other")
     if kind == "run":
-        code = next((values[key] for key in _SCRIPTS if key in values), "")
+        code = next((values[key] for key in SCRIPTS if key in values), "")
         written = tuple(file for file in written_files(code) if file)
         return Part("edit", written) if written or written_files(code) else Part("run", ("-",))
     if kind == "edit" and not path:

@@ -1,0 +1,166 @@
+"""The steps of a trajectory, and how undecided the model was at each: from labelled tokens, without a model.
+
+A step is one action. Its *decision words* are the words that say what is done: the tool's name, then the first words
+(two by default) of the first command that does something (`cd`, `export`, `sudo`, `timeout 60`, assignments are not it)
+or, of a tool that is no shell, the first words of its parameters (`view`, the path). Its decision tokens are the tokens
+that count (kinds and filters) and cover a character of these words. With all filters the tool's name is call syntax and
+does not count: what is left is what a shell agent decides by.
+
+A step's entropy is H_topk at its decision tokens, combined (`entropy.combine`: by default the greatest). A step all of
+whose decision tokens were filtered or cut off has none (NaN): it is counted, and takes no part in any average.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.actions import Call, Parameter, parse_action
+from hesnr_tasks.filters.views import View, unescape
+from hesnr_tasks.rendering import Rendered
+from hesnr_tasks.search.entropy import combine
+from hesnr_tasks.search.keys_classes import FILTER, classify, program
+from hesnr_tasks.search.keys_shell import simple_commands
+from hesnr_tasks.search.keys_tools import SCRIPTS, is_shell
+from hesnr_tasks.trajectory import Kind
+
+__all__ = ["WORDS", "Measured", "Step", "measured", "steps_of"]
+
+CharSpan = tuple[int, int]
+FloatArray = npt.NDArray[np.float64]
+WORDS = 2  # decision words of a command, by default
+
+
+class Step(NamedTuple):
+    """One action: its turn, its characters in the text, and its decision words there."""
+
+    turn: int
+    start: int
+    end: int
+    words: tuple[CharSpan, ...]
+
+
+class Measured(NamedTuple):
+    """The steps of one trajectory, s of them."""
+
+    value: FloatArray  # (s,) entropy in nats; NaN: no decision token was scored
+    decides: npt.NDArray[np.bool_]  # (s,) one of its decision tokens is in 𝓗
+    peak: npt.NDArray[np.int64]  # (s,) the token (row) with the greatest entropy; -1: none
+
+
+def steps_of(rendered: Rendered, words: int = WORDS) -> list[Step]:
+    """The actions of a text, in order. Neighbouring action spans of one turn are one action. Never raises."""
+    found = []
+    for (kind, turn), spans in itertools.groupby(rendered.spans, lambda span: (span.kind, span.turn)):
+        run = list(spans)
+        if kind is Kind.ACTION and rendered.text[run[0].start : run[-1].end].strip():
+            start, end = run[0].start, run[-1].end
+            places = decision_words(rendered.text[start:end], words)
+            found.append(Step(turn, start, end, tuple((start + a, start + b) for a, b in places)))
+    return found
+
+
+def measured(
+    steps: list[Step],
+    char_start: npt.NDArray[np.integer],
+    char_end: npt.NDArray[np.integer],
+    entropy: FloatArray,
+    decides: npt.NDArray[np.bool_],
+    how: str = "max",
+) -> Measured:
+    """The steps' entropies from the n tokens of one trajectory that count, in order; all arrays of shape (n,).
+
+    `decides`: whether a token is in 𝓗; `how`: one of `entropy.COMBINE`.
+    """
+    value, high, peak = np.full(len(steps), math.nan), np.zeros(len(steps), dtype=bool), np.full(len(steps), -1)
+    for i, step in enumerate(steps):
+        at = _tokens(step, char_start, char_end)
+        if len(at):
+            value[i], high[i] = combine(entropy[at], how), decides[at].any()
+            peak[i] = at[int(np.argmax(entropy[at]))]
+    return Measured(value, high, peak)
+
+
+def _tokens(
+    step: Step, char_start: npt.NDArray[np.integer], char_end: npt.NDArray[np.integer]
+) -> npt.NDArray[np.int64]:
+    """The tokens that cover a character of the step's decision words, in order."""
+    found = [
+        np.arange(np.searchsorted(char_end, start, "right"), np.searchsorted(char_start, end, "left"))
+        for start, end in step.words
+    ]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+
+
+# --- decision words -------------------------------------------------------------------------------------------------
+
+
+def decision_words(action: str, words: int = WORDS) -> list[CharSpan]:
+    """Spans of the words of an action's text that say what is done; empty for a text without any."""
+    found: list[CharSpan] = []
+    for call in parse_action(action):
+        named = _name(call, action)
+        said, acts = _said(call, action, words)
+        found = found or [*named, *said]
+        if acts:
+            return [*named, *said]
+    return found
+
+
+def _name(call: Call, action: str) -> list[CharSpan]:
+    """The tool's name in the call's own syntax."""
+    if call.form not in ("function", "json") or not call.name:
+        return []
+    stop = call.parameters[0].value_start if call.parameters and call.form == "function" else call.end
+    at = action.find(call.name, call.start, stop)
+    return [(at, at + len(call.name))] if at >= 0 else []
+
+
+def _said(call: Call, action: str, words: int) -> tuple[list[CharSpan], bool]:
+    """The first words of what a call is to do, and whether that is more than preparation."""
+    if is_shell(call):
+        script = next((p for name in SCRIPTS for p in call.parameters if p.name == name), None)
+        return _command_words(_view(script, action), words) if script else ([], False)
+    values = (_view(parameter, action) for parameter in call.parameters)
+    spans = (span for view in values for span in _first_word(view))
+    return list(itertools.islice(spans, words)), True
+
+
+def _command_words(view: View, words: int) -> tuple[list[CharSpan], bool]:
+    """Of the first command that does something, else of the first command."""
+    first: list[CharSpan] = []
+    for simple in simple_commands(view.text):
+        at = program(simple.words)
+        spans = [(view.at[a], view.at[b]) for a, b in simple.spans[at : at + words]]
+        if classify(simple).kind not in ("other", "none", FILTER):
+            return spans, True
+        first = first or spans
+    return first, False
+
+
+def _first_word(view: View) -> Iterator[CharSpan]:
+    match = re.search(r"\S+", view.text)
+    if match:
+        yield view.at[match.start()], view.at[match.end()]
+
+
+_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[^u])")
+
+
+def _view(parameter: Parameter, action: str) -> View:
+    raw = View.of(action, parameter.value_start, parameter.value_end)
+    return unescape(raw, _ESCAPE, _decoded) if parameter.encoded else raw
+
+
+def _decoded(escape: str) -> str:
+    try:
+        return str(json.loads(f'"{escape}"'))
+    except ValueError:
+        return escape[1:]
