@@ -1,0 +1,89 @@
+"""Several processes: the work is split, the numbers are those of one process, and none is left waiting.
+
+Started by torchrun, this file is the training script.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.training import HESNRCallback
+from hesnr_tasks.training.eval_model import unwrapped
+from tests.test_task import write
+from tests.training.test_callback import RUNS, gpt2, hesnr, train
+
+SETTINGS = {"every": 2, "limit": None}
+
+
+def test_two_processes_give_the_numbers_of_one_and_fail_together(tmp_path, capsys):
+    corpus = write(tmp_path / "five.jsonl", RUNS)
+    found = torchrun(corpus, tmp_path)
+    alone = hesnr(train(gpt2(), tmp_path, HESNRCallback(corpus, **SETTINGS), steps=1))[0]
+    assert numbers(found[0]["logged"][0]) == numbers(alone)
+    assert [entry["step"] for entry in found[0]["logged"]] == [0, 2]
+    assert found[0]["logged"] == found[1]["logged"]
+    assert sorted(found[0]["share"] + found[1]["share"]) == [0, 1, 2, 3, 4]
+    assert all(len(one["share"]) < 5 for one in found)
+    assert all(one["same"] for one in found)
+    assert found[0]["problem"] == found[1]["problem"]
+    assert "NaN" in found[0]["problem"]
+    assert all("sharded by FSDP" in one["sharded"] for one in found)
+
+
+def numbers(entry):
+    return {name: value for name, value in entry.items() if "second" not in name}
+
+
+def torchrun(corpus, folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "tests.training.test_callback_ranks", corpus, str(folder)]
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("read each time, split over 2 processes") == 1
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def main(corpus, folder):
+    torch.set_num_threads(1)
+    callback = HESNRCallback(corpus, **SETTINGS)
+    trainers = [train(gpt2(), folder, *callbacks, steps=2) for callbacks in ([callback], [])]
+    weights = [trainer.model.state_dict() for trainer in trainers]
+    evaluator = callback._evaluator
+    found = {
+        "logged": hesnr(trainers[0]),
+        "share": sorted(evaluator.texts.share(evaluator.rank, evaluator.processes)),
+        "same": all(torch.equal(value, weights[1][name]) for name, value in weights[0].items()),
+        "problem": problem(ruined, trainers[0].model, evaluator),
+        "sharded": problem(unwrapped, fully_shard(gpt2())),
+    }
+    Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def ruined(model, evaluator):
+    """Only the second process's model is broken; both must hear of it."""
+    if dist.get_rank() == 1:
+        model.transformer.wte.weight.data.fill_(math.nan)
+    evaluator.run(3)
+
+
+def problem(function, *args):
+    try:
+        function(*args)
+    except HesnrError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
