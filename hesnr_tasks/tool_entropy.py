@@ -19,12 +19,12 @@ from hesnr_tasks.results import Item
 from hesnr_tasks.scoring.types import TokenScores
 from hesnr_tasks.search.entropy import COMBINE
 from hesnr_tasks.search.profile_measures import MEASURES, Part, number, part_of, stderr_of
-from hesnr_tasks.search.profile_steps import WORDS, measured, steps_of
+from hesnr_tasks.search.profile_steps import ARGUMENTS, measured, steps_of
 from hesnr_tasks.task import HesnrTask
 
 __all__ = ["ToolEntropyTask"]
 
-_OWN = ("decision_words", "combine")
+_OWN = ("decision_arguments", "combine")
 _NAMES = {"steps": "tool_steps", "unmeasured": "tool_steps_unmeasured", "mean": "tool_entropy"}
 _PUBLIC = {_NAMES.get(name, f"tool_entropy_{name}"): name for name in MEASURES}
 _NEEDS_VALUES = ("p50", "p90", "p99", "skewness")
@@ -33,15 +33,15 @@ _NEEDS_VALUES = ("p50", "p90", "p99", "skewness")
 class ToolEntropyTask(HesnrTask):
     """Entropy at the decision tokens of each action: mean, quantiles, skewness, share of high-entropy steps.
 
-    Two settings of its own: `decision_words` (how many words say what an action does) and `combine` (how the entropies
-    of their tokens become one: max, mean, first, sum). The threshold is `epsilon`.
+    Two settings of its own: `decision_arguments` (how many words after the verb decide too) and `combine` (how the
+    entropies of their tokens become one: max, mean, first, sum). The threshold is `epsilon`.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(config)
         given = self._config.metadata
         _refuse_typos(given)
-        self._words = _positive("decision_words", given.get("decision_words", WORDS))
+        self._arguments = _natural("decision_arguments", given.get("decision_arguments", ARGUMENTS))
         self._how = str(given.get("combine", COMBINE[0]))
         if self._how not in COMBINE:
             raise SettingsError(
@@ -75,7 +75,7 @@ class ToolEntropyTask(HesnrTask):
         rank, k, epsilon = found.scores.rank[counted], self.settings.k, self.settings.epsilon
         entropy = topk_entropy(found.scores.topk_logprobs[counted], k)
         decides = (entropy > epsilon) & (rank >= 1) & (rank <= k)
-        steps = steps_of(self._texts[found.key], self._words)
+        steps = steps_of(self._texts[found.key], self._arguments)
         start, end = found.char_start[counted], found.char_end[counted]
         return part_of(found.key, measured(steps, start, end, entropy, decides, self._how), epsilon, cut)
 
@@ -92,7 +92,7 @@ class ToolEntropyTask(HesnrTask):
         parts = [Part(*item) for item in items]
         if name == MEASURES[0]:
             self._sign([Item(part.key, part.total, part.steps, part.cut) for part in parts])
-            self._config.metadata["signature"] |= {"decision_words": self._words, "combine": self._how}
+            self._config.metadata["signature"] |= {"decision_arguments": self._arguments, "combine": self._how}
         return number(name, parts)
 
     def _spread(self, name: str, items: Iterable[Any]) -> float | str:
@@ -109,7 +109,7 @@ def _refuse_typos(metadata: Mapping[str, Any]) -> None:
             raise SettingsError(f"unknown setting {key!r} in --metadata.{hint}")
 
 
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
-        raise SettingsError(f"{name} must be a whole number of at least 1, not {value!r}")
+def _natural(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not str(value).isdigit():
+        raise SettingsError(f"{name} must be a whole number of at least 0, not {value!r}")
     return int(value)

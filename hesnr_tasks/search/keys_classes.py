@@ -18,10 +18,11 @@ from hesnr_tasks.search.keys_tables import (
     WRAPPER_VALUES,
     WRAPPERS,
     WRITERS,
+    names,
     table,
 )
 
-__all__ = ["CLASSES", "FILTER", "Part", "classify", "inner_script", "program"]
+__all__ = ["CLASSES", "FILTER", "Part", "classify", "inner_script", "program", "verb"]
 
 # from what matters most to what matters least: the first of them that an action contains is the action's class
 CLASSES = ("submit", "edit", "test", "run", "install", "vcs", "search", "read", "think", "other", "none")
@@ -47,7 +48,7 @@ def program(words: Sequence[str]) -> int:
     while at < len(words) and words[at] in WRAPPERS:
         name, after = words[at], at + 1
         if name in RUNNERS:
-            if words[after : after + 1] != [RUNNERS[name]]:
+            if list(words[after : after + 1]) != [RUNNERS[name]]:
                 return at
             after += 1
         after = _past_options(words, after)
@@ -59,6 +60,22 @@ def program(words: Sequence[str]) -> int:
             return at
         at = after
     return at
+
+
+_SUBCOMMANDS = names(
+    "git hg svn pip npm yarn pnpm cargo go poetry uv pipenv conda mvn gradle dotnet docker apt apt-get gh"
+)
+
+
+def verb(words: Sequence[str]) -> int:
+    """How many words of a command, from the program on, say what is done: `git diff`, `sed -n`, `python -m pytest`."""
+    name = _name(words[0]) if words else ""
+    following = words[1] if len(words) > 1 else ""
+    if name == "python":
+        return min(len(words), 3 if following == "-m" else 2)
+    if name in _SUBCOMMANDS or (name == "sed" and following.startswith("-")):
+        return min(len(words), 2)
+    return min(len(words), 1)
 
 
 def _past_options(words: Sequence[str], at: int) -> int:

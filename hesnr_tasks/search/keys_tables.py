@@ -11,19 +11,19 @@ __all__ = [
     "WRAPPERS",
     "WRAPPER_VALUES",
     "WRITERS",
+    "names",
     "table",
-    "words",
 ]
 
 
-def words(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
     """The words of `text`, as a set."""
     return frozenset(text.split())
 
 
 def table(**rows: str) -> dict[str, str]:
     """What each word is, from the words of each kind."""
-    return {name: kind for kind, names in rows.items() for name in names.split()}
+    return {name: kind for kind, text in rows.items() for name in text.split()}
 
 
 KINDS = table(
@@ -44,11 +44,11 @@ KINDS = table(
     other="cd pushd popd export source . set unset alias true false : pwd echo printf sleep kill pkill wait ulimit "
     "umask shopt read trap exit return eval clear test disown jobs fg bg deactivate conda",
 )  # fmt: skip
-TEXT_TOOLS = words(
+TEXT_TOOLS = names(
     "cat bat head tail less more nl sed awk gawk cut sort uniq column tac rev fold tr paste wc jq yq "
     "tee grep egrep fgrep zgrep rg ag ack strings xxd od hexdump"
 )
-WRITERS = words("cat echo printf sed awk gawk head tail sort uniq cut tr nl jq yq envsubst base64")
+WRITERS = names("cat echo printf sed awk gawk head tail sort uniq cut tr nl jq yq envsubst base64")
 TAKES_VALUE: dict[str, str] = {  # options that are followed by a word of their own
     "grep": "-e -f -m -A -B -C -d --include --exclude --exclude-dir --max-count --color",
     "rg": "-e -f -m -A -B -C -g -t -T --type --glob -M --max-count --max-depth -d",
@@ -65,10 +65,10 @@ ALIKE = {
     "egrep": "grep", "fgrep": "grep", "zgrep": "grep", "ag": "rg", "ack": "rg", "gawk": "awk", "py.test": "pytest",
     "pytest-3": "pytest", "fdfind": "fd", "ll": "ls", "dir": "ls", "nodejs": "node", "pip3": "pip", "rspec": "pytest",
 }  # fmt: skip
-WRAPPERS = words(
+WRAPPERS = names(
     "sudo env time nice nohup command exec stdbuf timeout xargs poetry uv pipenv hatch pdm bundle "
     "conda mamba npx unbuffer setsid xvfb-run builtin catchsegv coverage"
 )
 RUNNERS = {"poetry": "run", "uv": "run", "pipenv": "run", "hatch": "run", "pdm": "run", "bundle": "exec",
             "conda": "run", "mamba": "run", "coverage": "run"}  # fmt: skip
-WRAPPER_VALUES = words("-n -u -I -P -d -L -s -k -p -g --name --prefix --signal --kill-after -o --source")
+WRAPPER_VALUES = names("-n -u -I -P -d -L -s -k -p -g --name --prefix --signal --kill-after -o --source")

@@ -8,11 +8,11 @@ import re
 from hesnr_tasks.actions import Call, Parameter
 from hesnr_tasks.search.keys_classes import Part
 from hesnr_tasks.search.keys_python import written_files
-from hesnr_tasks.search.keys_tables import table, words
+from hesnr_tasks.search.keys_tables import names, table
 
 __all__ = ["SCRIPTS", "is_shell", "parameter_values", "shell_text", "tool_part", "tool_whole"]
 
-_SHELLS = words(
+_SHELLS = names(
     "bash execute_bash shell terminal run_bash sh run_command run_shell_command execute_command command "
     "local_shell container.exec bash_tool run_terminal_cmd exec_command run execute mswea_bash_command"
 )

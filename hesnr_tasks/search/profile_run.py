@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.frame import Frame, Selection, load, selection
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.search.profile_measures import Part, part_of
-from hesnr_tasks.search.profile_steps import WORDS, Measured, Step, measured, steps_of
+from hesnr_tasks.search.profile_steps import ARGUMENTS, Measured, Step, measured, steps_of
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["COLUMNS", "Profile", "profile_of", "step_entropies"]
@@ -47,7 +47,13 @@ class Profile(NamedTuple):
 
 
 def profile_of(
-    frame: Frame, chosen: Selection, k: int = 10, epsilon: float = EPSILON, *, words: int = WORDS, how: str = "max"
+    frame: Frame,
+    chosen: Selection,
+    k: int = 10,
+    epsilon: float = EPSILON,
+    *,
+    arguments: int = ARGUMENTS,
+    how: str = "max",
 ) -> Profile:
     """The steps of every trajectory of a frame that was loaded with `COLUMNS`; `epsilon` in nats.
 
@@ -60,7 +66,7 @@ def profile_of(
             continue
         rows = frame.bounds[i] + np.flatnonzero(counted[frame.bounds[i] : frame.bounds[i + 1]])
         entropy, rank = frame.entropy[k][rows], frame.rank[rows]
-        steps = steps_of(frame.store.text(entry.key).rendered, words)
+        steps = steps_of(frame.store.text(entry.key).rendered, arguments)
         decides = (entropy > epsilon) & (rank >= 1) & (rank <= k)
         made = measured(steps, frame.extra["char_start"][rows], frame.extra["char_end"][rows], entropy, decides, how)
         part = part_of(entry.key, made, epsilon, int(cut[i]))
@@ -73,8 +79,10 @@ def profile_of(
     return found
 
 
-def step_entropies(folder: str | Path, k: int = 10, *, words: int = WORDS, how: str = "max") -> npt.NDArray[np.float64]:
+def step_entropies(
+    folder: str | Path, k: int = 10, *, arguments: int = ARGUMENTS, how: str = "max"
+) -> npt.NDArray[np.float64]:
     """The tool entropies of all measured steps of a folder of score files, nats, with all filters."""
     frame = load(folder, [k], extra=COLUMNS)
     chosen = selection(frame.filters, [Kind.ACTION], frame.filters)
-    return profile_of(frame, chosen, k, words=words, how=how).values()
+    return profile_of(frame, chosen, k, arguments=arguments, how=how).values()

@@ -1,10 +1,11 @@
 """The steps of a trajectory, and how undecided the model was at each: from labelled tokens, without a model.
 
-A step is one action. Its *decision words* are the words that say what is done: the tool's name, then the first words
-(two by default) of the first command that does something (`cd`, `export`, `sudo`, `timeout 60`, assignments are not it)
-or, of a tool that is no shell, the first words of its parameters (`view`, the path). Its decision tokens are the tokens
-that count (kinds and filters) and cover a character of these words. With all filters the tool's name is call syntax and
-does not count: what is left is what a shell agent decides by.
+A step is one action. Its *decision words* are the words that say what is done: the tool's name, then the verb of the
+first command that does something (`grep`, `git diff`, `sed -n`, `python -m pytest`; not `cd`, `export`, `timeout 60`)
+or, of a tool that is no shell, the first word of its first parameter (`view`). On demand some words after them, the
+arguments, decide too. Its decision tokens are the tokens that count (kinds and filters) and cover a character of these
+words. With all filters the tool's name is call syntax and does not count: what is left is what a shell agent decides
+by.
 
 A step's entropy is H_topk at its decision tokens, combined (`entropy.combine`: by default the greatest). A step all of
 whose decision tokens were filtered or cut off has none (NaN): it is counted, and takes no part in any average.
@@ -26,16 +27,16 @@ from hesnr_tasks.actions import Call, Parameter, parse_action
 from hesnr_tasks.filters.views import View, unescape
 from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.search.entropy import combine
-from hesnr_tasks.search.keys_classes import FILTER, classify, program
+from hesnr_tasks.search.keys_classes import FILTER, classify, program, verb
 from hesnr_tasks.search.keys_shell import simple_commands
 from hesnr_tasks.search.keys_tools import SCRIPTS, is_shell
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["WORDS", "Measured", "Step", "measured", "steps_of"]
+__all__ = ["ARGUMENTS", "Measured", "Step", "measured", "steps_of"]
 
 CharSpan = tuple[int, int]
 FloatArray = npt.NDArray[np.float64]
-WORDS = 2  # decision words of a command, by default
+ARGUMENTS = 0  # words after the verb that decide too, by default
 
 
 class Step(NamedTuple):
@@ -55,14 +56,14 @@ class Measured(NamedTuple):
     peak: npt.NDArray[np.int64]  # (s,) the token (row) with the greatest entropy; -1: none
 
 
-def steps_of(rendered: Rendered, words: int = WORDS) -> list[Step]:
+def steps_of(rendered: Rendered, arguments: int = ARGUMENTS) -> list[Step]:
     """The actions of a text, in order. Neighbouring action spans of one turn are one action. Never raises."""
     found = []
     for (kind, turn), spans in itertools.groupby(rendered.spans, lambda span: (span.kind, span.turn)):
         run = list(spans)
         if kind is Kind.ACTION and rendered.text[run[0].start : run[-1].end].strip():
             start, end = run[0].start, run[-1].end
-            places = decision_words(rendered.text[start:end], words)
+            places = decision_words(rendered.text[start:end], arguments)
             found.append(Step(turn, start, end, tuple((start + a, start + b) for a, b in places)))
     return found
 
@@ -102,12 +103,12 @@ def _tokens(
 # --- decision words -------------------------------------------------------------------------------------------------
 
 
-def decision_words(action: str, words: int = WORDS) -> list[CharSpan]:
+def decision_words(action: str, arguments: int = ARGUMENTS) -> list[CharSpan]:
     """Spans of the words of an action's text that say what is done; empty for a text without any."""
     found: list[CharSpan] = []
     for call in parse_action(action):
         named = _name(call, action)
-        said, acts = _said(call, action, words)
+        said, acts = _said(call, action, arguments)
         found = found or [*named, *said]
         if acts:
             return [*named, *said]
@@ -123,22 +124,23 @@ def _name(call: Call, action: str) -> list[CharSpan]:
     return [(at, at + len(call.name))] if at >= 0 else []
 
 
-def _said(call: Call, action: str, words: int) -> tuple[list[CharSpan], bool]:
+def _said(call: Call, action: str, arguments: int) -> tuple[list[CharSpan], bool]:
     """The first words of what a call is to do, and whether that is more than preparation."""
     if is_shell(call):
         script = next((p for name in SCRIPTS for p in call.parameters if p.name == name), None)
-        return _command_words(_view(script, action), words) if script else ([], False)
+        return _command_words(_view(script, action), arguments) if script else ([], False)
     values = (_view(parameter, action) for parameter in call.parameters)
     spans = (span for view in values for span in _first_word(view))
-    return list(itertools.islice(spans, words)), True
+    return list(itertools.islice(spans, 1 + arguments)), True
 
 
-def _command_words(view: View, words: int) -> tuple[list[CharSpan], bool]:
+def _command_words(view: View, arguments: int) -> tuple[list[CharSpan], bool]:
     """Of the first command that does something, else of the first command."""
     first: list[CharSpan] = []
     for simple in simple_commands(view.text):
         at = program(simple.words)
-        spans = [(view.at[a], view.at[b]) for a, b in simple.spans[at : at + words]]
+        stop = at + verb(simple.words[at:]) + arguments
+        spans = [(view.at[a], view.at[b]) for a, b in simple.spans[at:stop]]
         if classify(simple).kind not in ("other", "none", FILTER):
             return spans, True
         first = first or spans
