@@ -8,7 +8,15 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    default_data_collator,
+)
 from transformers import TrainingArguments as Arguments
 
 from hesnr_tasks.analysis.intervals import paired
@@ -35,11 +43,11 @@ def corpus(tmp_path_factory):
     return write(tmp_path_factory.mktemp("corpus") / "five.jsonl", RUNS)
 
 
-def gpt2(**settings):
+def gpt2():
     torch.manual_seed(0)
     config = {"vocab_size": len(tiny.byte_level()), "n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2}
     dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
-    return GPT2LMHeadModel(GPT2Config(**config, **dropout, initializer_range=0.2, **settings))
+    return GPT2LMHeadModel(GPT2Config(**config, **dropout, initializer_range=0.2, bos_token_id=0, eos_token_id=0))
 
 
 def llama(rope_type="dynamic"):
@@ -91,7 +99,8 @@ def train(model, folder, *callbacks, steps=4, **settings):
     usual |= {"save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 5}
     args = Arguments(output_dir=str(folder), **usual | settings)
     tokenizer = tiny.byte_level()
-    trainer = Trainer(model, args, train_dataset=blocks(), processing_class=tokenizer, callbacks=list(callbacks))
+    data = {"train_dataset": blocks(), "data_collator": default_data_collator}
+    trainer = Trainer(model, args, **data, processing_class=tokenizer, callbacks=list(callbacks))
     trainer.train()
     return trainer
 
