@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hesnr_tasks.errors import SearchError
@@ -117,6 +117,11 @@ class CopyForks:
     def tokens(self) -> list[str]:
         """The names of all states there are."""
         return sorted(entry.name for entry in os.scandir(self.store / "states"))
+
+    def keep_only(self, tokens: Collection[str]) -> None:
+        """Remove all other states: what an earlier process had begun to make."""
+        for token in set(self.tokens()) - set(tokens):
+            CopyFork(self, token).close()
 
     def _copy(self, folder: Path, expected: str) -> CopyFork:
         state = CopyFork(self, f"{next(self._numbers):06d}")

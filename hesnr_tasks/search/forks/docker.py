@@ -33,6 +33,8 @@ _AUTHOR = {f"GIT_{who}_{what}": "hesnr" for who in ("AUTHOR", "COMMITTER") for w
 class DockerFork:
     """A running container. `token` is its id."""
 
+    on_host = False  # the caller's environment variables mean nothing inside
+
     def __init__(self, forks: DockerForks, token: str) -> None:
         self._forks, self.token = forks, token
         self.root = forks.root

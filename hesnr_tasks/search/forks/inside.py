@@ -4,8 +4,8 @@
 
 In a new user, mount, process and IPC namespace, everything is made read-only, the copies are bound over the paths they
 stand for, and folders that must not be seen are covered. The command itself runs in a further user namespace, which
-owns none of these mounts and so cannot undo them. When the command ends, or this process is killed, every process it started
-is killed with it. Needs Linux 5.12 (mount_setattr) and unprivileged user namespaces; no root, no other program.
+owns none of these mounts and so cannot undo them. When the command ends, or this process is killed, every process it
+started is killed with it. Needs Linux 5.12 (mount_setattr) and unprivileged user namespaces; no root, no other program.
 
 It imports nothing of this package: it is started once for every command, without site-packages.
 """
