@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ from hesnr_tasks import __version__
 from hesnr_tasks.analysis.cases import case_table
 from hesnr_tasks.analysis.frame import Frame, load
 from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
-from hesnr_tasks.analysis.options import add_common, check_epsilons, check_resamples, folders, selections, unique_names
+from hesnr_tasks.analysis.options import (
+    add_common,
+    add_explorations,
+    check_epsilons,
+    check_resamples,
+    explored_columns,
+    folders,
+    selections,
+    unique_names,
+)
 from hesnr_tasks.analysis.output import FORMATS, Table, show
 from hesnr_tasks.analysis.profile import WEIGHTS, profile_rows, profile_table, write_weights
 from hesnr_tasks.analysis.sums import token_sums
@@ -35,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cases", nargs="?", type=int, const=5, default=0, metavar="N", help="N decision tokens near ln 2, ln 3, ln 4")
     add("--weights", type=Path, metavar="OUT", help="write weights for data selection, one JSON line a trajectory")
     add("--weight-by", choices=WEIGHTS, default="density", help="what weights grow with (default: density)")
+    add_explorations(parser)
     add("--format", choices=FORMATS, default="text", help="default: text")
 
 
@@ -50,16 +60,22 @@ def analyze(args: argparse.Namespace) -> str:
     epsilons = check_epsilons(args.epsilon, ks)
     paths = folders(args.scores)
     _check(args, paths)
-    extra = tuple(dict.fromkeys(column for by in args.by for column in COLUMNS[by]))
+    extra = tuple(dict.fromkeys([*(column for by in args.by for column in COLUMNS[by]), *explored_columns(args)]))
+    kinds = args.kinds or (["thought"] if args.exploration else None)
     about: dict[str, Any] = {"hesnr_tasks": __version__, "resamples": args.resamples, "seed": args.seed, "runs": {}}
     parts: list[list[Table]] = []
     for path, name in zip(paths, unique_names(paths), strict=True):  # one at a time: memory holds one run
-        chosen = selections(ScoreStore.open(path).signature["filters"], args.kinds, args.filters)
+        chosen = selections(ScoreStore.open(path).signature["filters"], kinds, args.filters)
         frame = load(path, ks, masks=[one.mask for one in chosen], extra=extra, name=name)
         about["runs"][name] = {"folder": str(path), "trajectories": len(frame.entries), **frame.store.signature}
         asked = Question(chosen, ks, epsilons, args.resamples, args.seed)
         parts.append(list(_tables(frame, asked, args)))
-    return show(_joined(parts, args.format), args.format, about)
+    tables = _joined(parts, args.format)
+    if args.exploration and args.output:
+        from hesnr_tasks.exploration.drawing import draw
+
+        about["figures"] = [str(path) for path in draw(tables, args.output / "exploration")]
+    return show(tables, args.format, about)
 
 
 def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
@@ -71,7 +87,11 @@ def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
 
 
 def _tables(frame: Frame, asked: Question, args: argparse.Namespace) -> Iterator[Table]:
+    exploring = list(_exploration(frame, asked, args.embed)) if args.exploration else []  # refuses with its own words
     yield results(frame, asked)
+    yield from exploring
+    if args.tool_entropy:
+        yield from _tool_entropy(frame, args)
     for by in args.by:
         yield from _profiles(frame, asked) if by == "trajectory" else [breakdown(frame, asked, by)]
     if args.sweep:
@@ -84,6 +104,21 @@ def _tables(frame: Frame, asked: Question, args: argparse.Namespace) -> Iterator
     if args.weights:
         first = next(_profiles(frame, asked))
         write_weights(args.weights, first.rows, args.weight_by)
+
+
+def _exploration(frame: Frame, asked: Question, embed: str | None) -> Iterable[Table]:
+    from hesnr_tasks.exploration.rarity import embedder
+    from hesnr_tasks.exploration.tables import exploration
+
+    return exploration(frame, asked, embed=embedder(embed) if embed else None)
+
+
+def _tool_entropy(frame: Frame, args: argparse.Namespace) -> Iterable[Table]:
+    """Of all scored tokens, whatever was asked for otherwise: actions are looked at whole."""
+    from hesnr_tasks.search import profile
+
+    whole = load(frame.store.folder, args.k or [10], extra=profile.COLUMNS, name=frame.name)
+    return profile.tables(whole, args)
 
 
 def _profiles(frame: Frame, asked: Question) -> Iterator[Table]:

@@ -18,9 +18,11 @@ from hesnr_tasks.trajectory import Kind
 
 __all__ = [
     "add_common",
+    "add_explorations",
     "check_epsilons",
     "check_resamples",
     "epsilon",
+    "explored_columns",
     "folders",
     "natural",
     "selections",
@@ -47,6 +49,22 @@ def add_common(parser: argparse.ArgumentParser, *, several: bool) -> None:
         parser.add_argument(f"--{name}", type=kind, metavar=name.upper(), help=text, **many)
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
+
+
+def add_explorations(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `analyze` for what packages beside this one work out, and where their figures go."""
+    add = parser.add_argument
+    add(
+        "--exploration", action="store_true", help="entropy at pivotal words, reflective and rare sentences of thoughts"
+    )
+    add("--embed", metavar="MODULE:FUNCTION", help="texts to vectors, for rare sentences (default: TF-IDF)")
+    add("--tool-entropy", action="store_true", help="entropy where actions are chosen")
+    add("-o", "--output", type=Path, metavar="FOLDER", help="where figures go (default: no figures)")
+
+
+def explored_columns(args: argparse.Namespace) -> tuple[str, ...]:
+    """Columns of score files that `--exploration` needs."""
+    return ("char_start", "char_end") if args.exploration else ()
 
 
 def epsilon(word: str) -> float:

@@ -1,0 +1,284 @@
+"""The tables of `hesnr analyze --exploration`, for one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.analysis.frame import Frame, Selection, selection
+from hesnr_tasks.analysis.groups import grouped
+from hesnr_tasks.analysis.intervals import estimates
+from hesnr_tasks.analysis.measures import Number
+from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.tables import Question
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.exploration.bounds import Bounds, frame_bounds, vocabulary_size
+from hesnr_tasks.exploration.contrast import Contrast, contrast, difference_bounds
+from hesnr_tasks.exploration.lexicon import Lexicon, load_lexicon
+from hesnr_tasks.exploration.rarity import Embed, distances, rare
+from hesnr_tasks.exploration.units import TURNS, Sentences, Words, collect
+from hesnr_tasks.trajectory import Kind
+
+__all__ = ["PARTS", "check_scored", "exploration", "prose_of"]
+
+PARTS = ("pivotal words", "reflective sentences", "rare sentences")
+_SHORTEST = 3  # words of a sentence that can be rare
+_NOTES = (
+    "entropies: H of the k most likely tokens, renormalised, in nats: a stand-in for that of the whole vocabulary",
+    "difference: mean of these less mean of the others; matched: within cells of equal position, word frequency and "
+    "turn, each trajectory's own level taken out; intervals: 95 %, cluster bootstrap over trajectories",
+    "matched share: of these that have others in their cell; trajectories: those with such words or sentences",
+)
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class _Units(NamedTuple):
+    """Words or sentences, whichever: what can be compared."""
+
+    trajectory: IntArray
+    turn: IntArray
+    cell: IntArray
+    value: FloatArray
+    bounds: Bounds
+
+    def at(self, places: IntArray) -> _Units:
+        """Some of them."""
+        low, high = self.bounds
+        columns = self.trajectory[places], self.turn[places], self.cell[places]
+        return _Units(*columns, self.value[places], Bounds(low[places], high[places]))
+
+
+class _Ask(NamedTuple):
+    """One comparison: which units are meant, against which others."""
+
+    part: str
+    group: str
+    units: _Units
+    treated: BoolArray
+    others: BoolArray
+
+
+class _Answer(NamedTuple):
+    """A comparison's counts and means, and the difference raw and matched."""
+
+    ask: _Ask
+    raw: Contrast
+    matched: Contrast
+    copies: IntArray  # (T,): trajectories that count
+
+
+def check_scored(frame: Frame, one: Selection) -> None:
+    """Refuse, and say how to get them, where the tokens of prose were not scored."""
+    try:
+        frame.counted(one.mask)
+    except SettingsError as error:
+        raise SettingsError(
+            f"--exploration reads what the agent thinks. {error} The tasks hesnr_swe_thought and hesnr_swe_unfiltered "
+            "score thoughts."
+        ) from None
+
+
+def prose_of(asked: Question, filters: Sequence[str]) -> list[Selection]:
+    """What of the token sets asked for is prose: actions are left out."""
+    found = [selection(filters, [kind for kind in one.kinds if kind is not Kind.ACTION], []) for one in asked.chosen]
+    kept = list({one.name: one for one in found if one.kinds}.values())
+    if not kept:
+        raise SettingsError("--exploration reads sentences, and actions have none; leave --kinds out, or name thought")
+    return kept
+
+
+def exploration(
+    frame: Frame, asked: Question, *, embed: Embed | None = None, lexicon: Lexicon | None = None
+) -> Iterator[Table]:
+    """Differences, by turn, by outcome, and bounds; `frame` must have `units.COLUMNS`. See `PARTS` for what differs."""
+    lexicon = lexicon or load_lexicon()
+    limits = frame_bounds(frame)
+    rows: dict[str, list[dict[str, Any]]] = {"": [], "_by_turn": [], "_by_resolved": [], "_bounds": []}
+    skipped = ""
+    for one in prose_of(asked, frame.filters):
+        check_scored(frame, one)
+        words, sentences = collect(frame, one, lexicon)
+        skipped = f"{words.unscored} words were beyond the context and {words.inside} begin inside a token"
+        far = _rare(sentences, embed)
+        for k in asked.ks:
+            named = {"run": frame.name, "select": one.name, "k": k}
+            asks = list(_asks(words, sentences, far, frame.entropy[k], limits, lexicon))
+            for name, found in _all_rows(frame, asked, one, asks):
+                rows[name] += [{**named, **row} for row in found]
+    yield from _tables(rows, frame, lexicon, skipped, embed)
+
+
+def _tables(
+    rows: dict[str, list[dict[str, Any]]], frame: Frame, lexicon: Lexicon, skipped: str, embed: Embed | None
+) -> Iterator[Table]:
+    size = vocabulary_size(frame.store)
+    neighbours = "embeddings" if embed else "TF-IDF"
+    about = f"lexicon {lexicon.version}; rare: the tenth of sentences farthest from their 5 nearest ({neighbours})"
+    yield Table("exploration", "Where entropy is high", rows[""], (*_NOTES, about, f"{skipped}; they are left out"))
+    yield Table("exploration_by_turn", "Where entropy is high, by turn", rows["_by_turn"], ())
+    yield Table("exploration_by_resolved", "Where entropy is high, by outcome", rows["_by_resolved"], ())
+    note = (
+        f"low, high: bounds of the entropy over the whole vocabulary ({size} tokens), from the {frame.store.k} stored "
+        "candidates and the mass beyond them; the matched difference of those entropies lies in difference bounds"
+        if size
+        else "the size of the vocabulary is not known, so there are lower bounds only"
+    )
+    yield Table("exploration_bounds", "Bounds of the full entropy", rows["_bounds"], (note,))
+
+
+def _rare(found: Sentences, embed: Embed | None) -> tuple[BoolArray, BoolArray]:
+    """Which sentences are rare, and which are long enough to be asked about."""
+    long = found.length >= _SHORTEST
+    far = np.zeros(len(long), dtype=bool)
+    far[long] = rare(distances([found.texts[i] for i in np.flatnonzero(long)], embed=embed))
+    return far, long & ~far
+
+
+def _asks(
+    words: Words,
+    found: Sentences,
+    far: tuple[BoolArray, BoolArray],
+    entropy: FloatArray,
+    limits: Bounds,
+    lexicon: Lexicon,
+) -> Iterator[_Ask]:
+    at = words.token
+    units = _Units(words.trajectory, words.turn, words.cell, entropy[at], Bounds(limits.low[at], limits.high[at]))
+    plain = words.group < 0
+    yield _Ask(PARTS[0], "all", units, ~plain, plain)
+    for i, group in enumerate(lexicon.groups):
+        yield _Ask(PARTS[0], group, units, words.group == i, plain)
+    mean = Bounds(found.mean(limits.low), found.mean(limits.high))
+    units = _Units(found.trajectory, found.turn, found.cell, found.mean(entropy), mean)
+    plain = np.asarray(~found.kinds.any(axis=1))
+    yield _Ask(PARTS[1], "all", units, ~plain, plain)
+    for i, kind in enumerate(lexicon.kinds):
+        yield _Ask(PARTS[1], kind, units, found.kinds[:, i], plain)
+    yield _Ask(PARTS[2], "all", units, *far)
+
+
+def _all_rows(
+    frame: Frame, asked: Question, one: Selection, asks: Sequence[_Ask]
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    copies = frame.copies(one.mask)
+    answers = [_answer(ask, copies) for ask in asks]
+    yield "", [_row(answer, number) for answer, number in _numbers(answers, asked)]
+    yield "_bounds", [_bounds_row(answer) for answer in answers]
+    whole = [ask for ask in asks if ask.group == "all"]
+    turns = [
+        (name, _answer(_within(ask, ask.units.turn == i), copies)) for ask in whole for i, name in enumerate(TURNS)
+    ]
+    yield "_by_turn", _split_rows("turn", turns, asked)
+    groups = grouped(frame, "resolved")
+    full = np.diff(frame.bounds) > 0
+    group = np.where(full, groups.of_token[np.minimum(frame.bounds[:-1], len(groups.of_token) - 1)], -1)
+    outcomes = [
+        (name, _answer(ask, np.where(group == i, copies, 0))) for ask in whole for i, name in enumerate(groups.names)
+    ]
+    yield "_by_resolved", _split_rows("resolved", outcomes, asked)
+
+
+def _within(ask: _Ask, here: BoolArray) -> _Ask:
+    return ask._replace(treated=ask.treated & here, others=ask.others & here)
+
+
+def _answer(ask: _Ask, copies: IntArray) -> _Answer:
+    at = np.flatnonzero(ask.treated | ask.others)
+    units, treated = ask.units.at(at), ask.treated[at]
+    few = ask._replace(units=units, treated=treated, others=~treated)
+    common = (units.value, treated, units.trajectory, copies)
+    return _Answer(few, contrast(*common), contrast(*common, units.cell), copies)
+
+
+def _numbers(answers: Sequence[_Answer], asked: Question) -> Iterator[tuple[_Answer, tuple[Number, Number]]]:
+    """Both differences of each answer with error and interval; those that count the same trajectories at once."""
+    by_copies: dict[bytes, list[int]] = {}
+    for i, answer in enumerate(answers):
+        by_copies.setdefault(answer.copies.tobytes(), []).append(i)
+    found: dict[int, tuple[Number, Number]] = {}
+    for places in by_copies.values():
+        pairs = [one for i in places for one in (answers[i].raw, answers[i].matched)]
+        numbers = _estimated(pairs, answers[places[0]].copies, asked)
+        found |= {i: (numbers[2 * n], numbers[2 * n + 1]) for n, i in enumerate(places)}
+    for i, answer in enumerate(answers):
+        yield answer, found[i]
+
+
+def _estimated(pairs: Sequence[Contrast], copies: IntArray, asked: Question) -> list[Number]:
+    sides = [np.stack([getattr(pair, name) for pair in pairs], axis=1) for name in ("numerator", "denominator")]
+    numerators, denominators = (np.repeat(side, copies, axis=0) for side in sides)
+    if not len(numerators):
+        return [Number(math.nan)] * len(pairs)
+    made = estimates(numerators, denominators, resamples=asked.resamples, seed=asked.seed)
+    return [Number(*ends) for ends in zip(*(column.tolist() for column in made), strict=True)]
+
+
+def _split_rows(by: str, answers: Sequence[tuple[str, _Answer]], asked: Question) -> list[dict[str, Any]]:
+    rows = []
+    for (name, _), (answer, numbers) in zip(answers, _numbers([one for _, one in answers], asked), strict=True):
+        row = _row(answer, numbers)
+        if row["n"]:
+            rows.append(
+                {"part": row["part"], by: name, **{key: row[key] for key in row if key not in ("part", "group")}}
+            )
+    return rows
+
+
+def _row(answer: _Answer, numbers: tuple[Number, Number]) -> dict[str, Any]:
+    ask, raw, matched = answer.ask, *numbers
+    weight = answer.copies[ask.units.trajectory].astype(np.float64)
+    return {
+        "part": ask.part,
+        "group": ask.group,
+        "n": round(weight[ask.treated].sum()),
+        "others": round(weight[ask.others].sum()),
+        "trajectories": int(answer.copies[np.unique(ask.units.trajectory[ask.treated])].sum()),
+        "entropy": _mean(ask.units.value, ask.treated, weight),
+        "others_entropy": _mean(ask.units.value, ask.others, weight),
+        "difference": raw,
+        "interval": _ends(raw),
+        "matched": matched,
+        "matched_interval": _ends(matched),
+        "matched_share": answer.matched.used,
+    }
+
+
+def _bounds_row(answer: _Answer) -> dict[str, Any]:
+    ask, limits = answer.ask, answer.ask.units.bounds
+    weight = answer.copies[ask.units.trajectory].astype(np.float64)
+    ends = difference_bounds(answer.matched.lift, weight, *limits)
+    sides = (("", ask.treated), ("others_", ask.others))
+    means = {
+        f"{side}{name}": _finite(_mean(values, which, weight))
+        for side, which in sides
+        for name, values in zip(("low", "high"), limits, strict=True)
+    }
+    return {
+        "part": ask.part,
+        "group": ask.group,
+        "topk": _mean(ask.units.value, ask.treated, weight),
+        **means,
+        "matched": answer.matched.value(answer.copies),
+        "difference_low": _finite(ends[0]),
+        "difference_high": _finite(ends[1]),
+    }
+
+
+def _mean(values: FloatArray, which: BoolArray, weight: FloatArray) -> float:
+    total = weight[which].sum()
+    return float((values[which] * weight[which]).sum() / total) if total > 0 else math.nan
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.nan
+
+
+def _ends(number: Number) -> str:
+    return "–" if math.isnan(number.low) else f"[{number.low:.3f}, {number.high:.3f}]"
