@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import posixpath
 import re
 import shlex
@@ -29,6 +30,7 @@ __all__ = [
 REPOSITORY = "repository"  # the author of tests that stood there before
 _CHUNK = 90_000  # characters; one argument of a command holds 128 KiB
 _TEST = re.compile(r"(^|/)(test_[^/]*|[^/]*_test)\.py$")
+_CACHE = re.compile(r"(^|/)(__pycache__|\.pytest_cache|\.mypy_cache|\.ruff_cache)/|\.pyc$")
 _HEREDOC = re.compile(r"^.*<<(?P<tabs>-?)\s*(?P<quote>['\"]?)(?P<end>\w+)(?P=quote)(?P<rest>[^\n]*)$", re.M)
 _TARGET = re.compile(r"(?:>\s*|\btee\s+(?:--\s+)?)(?P<path>[^\s;|&<>]+)")
 _PYTEST = re.compile(r"(?:^|[\s;&|(])(?:python[\d.]*\s+-m\s+)?(?:pytest|py\.test)(?P<rest>[^\n;&|>]*)")
@@ -54,13 +56,13 @@ def is_test_path(path: str) -> bool:
 def changed(patch: str) -> list[tuple[str, str]]:
     """(path, text) of each file of a git diff; the path is that after the change."""
     starts = [one.start() for one in re.finditer(r"^diff --git ", patch, re.M)]
-    parts = [patch[a:b] for a, b in zip(starts, [*starts[1:], len(patch)], strict=True)]
+    parts = [patch[a:b] for a, b in itertools.pairwise([*starts, len(patch)])]
     return [(_path_of(part), part) for part in parts]
 
 
 def source_only(patch: str) -> str:
-    """The patch without its changes to tests: no patch may bring the tests it is measured by."""
-    return "".join(text for path, text in changed(patch) if not is_test_path(path))
+    """The patch without its changes to tests, as no patch may bring the tests it is measured by, and without caches."""
+    return "".join(text for path, text in changed(patch) if not (is_test_path(path) or _CACHE.search(path)))
 
 
 def written(commands: Sequence[str], root: Path) -> dict[str, str]:

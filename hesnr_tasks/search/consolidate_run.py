@@ -19,11 +19,12 @@ _COLLECTED = 200  # tests of a hanging file that are tried one by one
 
 
 class Limits(NamedTuple):
-    """How tests are run: the interpreter inside the fork, and seconds for a file and for a single test."""
+    """How tests are run: the interpreter inside the fork, seconds for a file and for a single test, and variables."""
 
     python: str = "python"
     timeout: float = 120.0
     alone: float = 20.0
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def patched(base: Workspace, patch: str) -> Workspace:
@@ -53,12 +54,12 @@ def outcomes(state: Workspace, probe: Probe, limits: Limits, repeat: int = 0) ->
         fork.close()
 
 
-def _environment(repeat: int) -> dict[str, str]:
-    return {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": str(repeat)}
+def _environment(limits: Limits, repeat: int) -> dict[str, str]:
+    return {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": str(repeat), **dict(limits.environment)}
 
 
 def _command(fork: Workspace, probe: Probe, limits: Limits, repeat: int) -> dict[str, str]:
-    ran = fork.execute(probe.command, timeout=limits.alone, env=_environment(repeat))
+    ran = fork.execute(probe.command, timeout=limits.alone, env=_environment(limits, repeat))
     return {"": HUNG if ran.timed_out else FAILED if ran.status else PASSED}
 
 
@@ -69,7 +70,7 @@ def _file(fork: Workspace, path: str, limits: Limits, repeat: int) -> dict[str, 
     listed = fork.execute(
         f"{limits.python} -m pytest --collect-only -q -p no:cacheprovider {shlex.quote(path)}",
         timeout=limits.alone,
-        env=_environment(repeat),
+        env=_environment(limits, repeat),
     )
     ids = [line.strip() for line in listed.output.splitlines() if line.startswith(path) and "::" in line]
     if listed.timed_out or not ids:
@@ -86,7 +87,7 @@ def _pytest(fork: Workspace, target: str, limits: Limits, timeout: float, repeat
     ran = fork.execute(
         f"rm -f {_JUNIT}; {limits.python} -m pytest -q -p no:cacheprovider --junitxml={_JUNIT} {shlex.quote(target)}",
         timeout=timeout,
-        env=_environment(repeat),
+        env=_environment(limits, repeat),
     )
     if ran.timed_out:
         return None

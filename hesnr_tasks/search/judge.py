@@ -39,6 +39,7 @@ __all__ = [
     "chosen_logprobs",
     "permutation",
     "posterior",
+    "scripted_score",
     "semantic_seed",
     "strength_from",
 ]
@@ -135,6 +136,12 @@ class LLMJudge:
         return Verdict(tuple(scores), usage, tuple(notes))
 
 
+def scripted_score(good: bool, d_prime: float, *about: object) -> float:
+    """1/2 + x / 8 within [0, 1], x ~ N(± `d_prime` / 2, 1); the noise is seeded by what is judged."""
+    noise = random.Random(semantic_seed(*about)).gauss(0, 1)
+    return min(1.0, max(0.0, 0.5 + SPREAD * ((d_prime if good else -d_prime) / 2 + noise)))
+
+
 @dataclass(frozen=True)
 class ScriptedJudge:
     """A judge of planted quality, for benches: x ~ N(± `d_prime` / 2, 1) for good and bad, score 1/2 + x / 8 in [0, 1].
@@ -152,9 +159,8 @@ class ScriptedJudge:
         """One score each."""
         scores = []
         for one in candidates:
-            noise = random.Random(semantic_seed(self.seed, task, _commands(history), one.key)).gauss(0, 1)
-            shift = self.d_prime / 2 if self.good(task, history, one) else -self.d_prime / 2
-            scores.append(min(1.0, max(0.0, 0.5 + SPREAD * (shift + noise))))
+            about = (self.seed, task, _commands(history), one.key)
+            scores.append(scripted_score(self.good(task, history, one), self.d_prime, *about))
         return Verdict(tuple(scores), self.cost(history, candidates))
 
 

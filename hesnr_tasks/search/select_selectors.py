@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hesnr_tasks.search.consolidate_collect import source_only
-from hesnr_tasks.search.judge import SPREAD, permutation, semantic_seed
+from hesnr_tasks.search.judge import permutation, scripted_score, semantic_seed
 from hesnr_tasks.search.judge_chat import Chat, ask_until_read
 from hesnr_tasks.search.judge_replies import read_scores
 from hesnr_tasks.search.prompts import PATCH_DIMENSIONS, letters, patch_messages
@@ -59,16 +59,12 @@ class ScriptedSelector:
 
     good: Callable[[Finalist], bool]
     d_prime: float
-    seed: int = 0
+    seed: object = 0
     cost: Callable[[Sequence[Finalist]], Usage] = lambda candidates: Usage()
 
     def ballot(self, task: str, candidates: Sequence[Finalist]) -> Ballot:
         """One score each; the noise depends on `seed`, task and leaf only."""
-        scores = []
-        for one in candidates:
-            noise = random.Random(semantic_seed(self.seed, task, one.id)).gauss(0, 1)
-            shift = self.d_prime / 2 if self.good(one) else -self.d_prime / 2
-            scores.append(min(1.0, max(0.0, 0.5 + SPREAD * (shift + noise))))
+        scores = [scripted_score(self.good(one), self.d_prime, self.seed, task, one.id) for one in candidates]
         return Ballot(tuple(scores), self.cost(candidates))
 
 

@@ -1,0 +1,267 @@
+"""`hesnr search report`: what searches cost against what they resolve, from their files alone.
+
+Each OUT is a folder of searched instances (OUT/<instance>/result.json and ledger.jsonl), or a records file that the
+bench wrote (records.jsonl). Methods are told apart by `method` in result.json, else by the folder's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hesnr_tasks import __version__
+from hesnr_tasks.analysis.measures import Number
+from hesnr_tasks.analysis.options import check_resamples
+from hesnr_tasks.analysis.output import FORMATS, Table, show
+from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.readers.outcome import resolved_of
+from hesnr_tasks.report.style import COLOURS, LINES, MARKERS, figure, save
+from hesnr_tasks.search.costs import CURRENCIES, PRICE, Costs, Record, at_equal_rate, costs, points
+from hesnr_tasks.search.ledger import read_ledger
+from hesnr_tasks.search.types import Usage, total
+from hesnr_tasks.statistics import RESAMPLES, SEED
+
+__all__ = [
+    "add_arguments",
+    "curve_table",
+    "draw_curves",
+    "kinds_table",
+    "read_records",
+    "report",
+    "run",
+    "savings_table",
+    "spans",
+    "write_records",
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hesnr search report`."""
+    add = parser.add_argument
+    add("outputs", nargs="+", type=Path, metavar="OUT", help="folders of searches, or records files of the bench")
+    add("--resolved", type=Path, metavar="FILE", help="outcomes: a SWE-bench report, or JSON {instance: true | false}")
+    add("--reference", metavar="METHOD", help="what others are compared with (default: best-of-N, else the first)")
+    add(
+        "--at", nargs="+", type=int, metavar="N", help="runs of the reference (default: 4 and 8, as far as it has them)"
+    )
+    add("--cached-price", type=float, default=PRICE, help=f"of a cached prompt token (default: {PRICE})")
+    add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap over tasks (default: {RESAMPLES})")
+    add("--seed", type=int, default=SEED, help=f"default: {SEED}")
+    add("--format", choices=FORMATS, default="text", help="default: text")
+    add("--figure", type=Path, metavar="STEM", help="also draw the cost curves: STEM.svg and STEM.png")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report."""
+    print(report(args))
+    return 0
+
+
+def report(args: argparse.Namespace) -> str:
+    """The tables as text, CSV or JSON; draws the figure where asked for."""
+    check_resamples(args.resamples, args.seed)
+    records = read_records(args.outputs, args.resolved)
+    methods = costs(records, args.cached_price)
+    reference = _reference(methods, args.reference)
+    at = _counts(methods[reference], args.at)
+    tables = [curve_table(methods, args.resamples, args.seed)]
+    tables += [savings_table(methods, reference, n, args.resamples, args.seed) for n in at if len(methods) > 1]
+    tables.append(kinds_table(records))
+    if args.figure:
+        paths = save(draw_curves(methods), args.figure)
+        tables[-1] = tables[-1]._replace(notes=(*tables[-1].notes, f"drawn: {', '.join(map(str, paths))}"))
+    about = {"hesnr_tasks": __version__, "reference": reference, "cached_price": args.cached_price, "seed": args.seed}
+    return show(tables, args.format, about | {"resamples": args.resamples})
+
+
+def _reference(methods: Mapping[str, Costs], name: str | None) -> str:
+    if name is not None and name not in methods:
+        raise SettingsError(f"--reference {name!r} is none of {', '.join(methods)}.{nearest(name, methods)}")
+    return name or ("best-of-N" if "best-of-N" in methods else next(iter(methods)))
+
+
+def _counts(reference: Costs, asked: Sequence[int] | None) -> list[int]:
+    for n in asked or ():
+        if n not in reference.runs:
+            has = ", ".join(map(str, reference.runs))
+            raise SettingsError(f"--at {n}: {reference.method!r} was run with {has} run(s)")
+    usual = [n for n in (4, 8) if n in reference.runs] or [reference.runs[-1]]
+    return list(asked or usual)
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def curve_table(methods: Mapping[str, Costs], resamples: int = RESAMPLES, seed: int = SEED) -> Table:
+    """Every point of every curve."""
+    rows: list[dict[str, Any]] = []
+    for one in methods.values():
+        for point in points(one, resamples, seed):
+            tokens = dict(zip(CURRENCIES, point.tokens, strict=True))
+            row = {"method": one.method, "runs": point.runs, "tasks": len(one.tasks), "resolved": point.resolved}
+            rows.append({**row, **tokens, "test_runs": point.tests})
+    notes = (
+        "± is one standard error over tasks; tokens: mean a task, judges and selectors included",
+        "prompt: all prompt tokens; cached: those read from a cache at their price; output: generated tokens",
+    )
+    return Table("curves", "Cost curves", rows, notes)
+
+
+def savings_table(
+    methods: Mapping[str, Costs], reference: str, runs: int, resamples: int = RESAMPLES, seed: int = SEED
+) -> Table:
+    """Tokens of every other method over those of the reference at the rate that it reaches with `runs` runs."""
+    rows = []
+    target = methods[reference]
+    for one in methods.values():
+        if one.method != reference:
+            ratios = at_equal_rate(one, target, target, runs, resamples, seed)
+            rows.append({"method": one.method, **spans(ratios)})
+    rate = target.resolved[:, target.runs.index(runs)].mean()
+    title = f"Tokens at equal resolve rate, over those of {reference} with {runs} run(s) (rate {rate:.3f})"
+    notes = (
+        "below 1: cheaper; [95 % interval, tasks resampled]; ∞: the rate is not reached with the runs that were made",
+        "a method whose single run is above that rate is counted with the whole run: the ratio is then an upper bound",
+    )
+    return Table(f"savings_at_{runs}", title, rows, notes)
+
+
+def kinds_table(records: Sequence[Record]) -> Table:
+    """Where the tokens went: by method, number of runs and kind of call."""
+    rows: list[dict[str, Any]] = []
+    for method, runs in dict.fromkeys((one.method, one.runs) for one in records):
+        same = [one for one in records if (one.method, one.runs) == (method, runs)]
+        for kind in sorted({kind for one in same for kind in one.usage}):
+            spent = total(one.usage.get(kind, Usage()) for one in same)
+            mean = {name: round(value / len(same)) for name, value in spent._asdict().items()}
+            rows.append({"method": method, "runs": runs, "kind": kind, **mean})
+    note = "mean a task; cached: the part of the prompt that was read from a cache"
+    return Table("kinds", "Tokens by kind of call", rows, (note,))
+
+
+def spans(ratios: Sequence[Number]) -> dict[str, str]:
+    """Ratios with their intervals in words, by currency."""
+    return {currency: _span(ratio) for currency, ratio in zip(CURRENCIES, ratios, strict=True)}
+
+
+def _span(ratio: Number) -> str:
+    if ratio.low != ratio.low:
+        return _short(ratio.value)
+    return f"{_short(ratio.value)} [{_short(ratio.low)}, {_short(ratio.high)}]"
+
+
+def _short(value: float) -> str:
+    return "∞" if value == float("inf") or value != value else f"{value:.2f}"
+
+
+# --- the figure -----------------------------------------------------------------------------------------------------
+
+
+def draw_curves(methods: Mapping[str, Costs], titles: Sequence[str] = ()) -> Any:
+    """Resolve rate against tokens, one panel a currency; error bars: one standard error over tasks."""
+    drawn, axes = figure(1, len(CURRENCIES), width=3.3, height=3.6)
+    for at, currency in enumerate(CURRENCIES):
+        axis = axes[0, at]
+        for number, one in enumerate(methods.values()):
+            curve = points(one, 2_000)
+            axis.errorbar(
+                [point.tokens[at].value / 1000 for point in curve],
+                [point.resolved.value for point in curve],
+                yerr=[point.resolved.stderr for point in curve],
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                linestyle=LINES[number % len(LINES)],
+                elinewidth=0.6,
+                label=one.method,
+            )
+        axis.set_xscale("log")
+        axis.set_xlabel(f"{currency} (thousand tokens a task)")
+        axis.set_ylabel("resolved" if at == 0 else "")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=2)
+    return drawn
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_records(outputs: Sequence[Path], resolved: Path | None = None) -> list[Record]:
+    """All searches in `outputs`. Raises `DataError` for files that are none, and for instances without an outcome."""
+    outcomes = _outcomes(resolved) if resolved else {}
+    found: list[Record] = []
+    for path in outputs:
+        found += list(_bench_records(path)) if path.is_file() else _folder_records(path, outcomes)
+    return found
+
+
+def write_records(records: Sequence[Record], path: Path) -> None:
+    """One JSON object a line; `read_records` reads it back."""
+    lines = [
+        {**one._asdict(), "usage": {kind: usage._asdict() for kind, usage in one.usage.items()}} for one in records
+    ]
+    path.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines), encoding="utf-8")
+
+
+def _bench_records(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            one = json.loads(line)
+            usage = {str(kind): Usage(**spent) for kind, spent in one["usage"].items()}
+            numbers = (int(one["runs"]), float(one["resolved"]), usage, float(one["tests"]))
+            yield Record(str(one["task"]), str(one["method"]), *numbers)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}:{number}: not a record of the bench ({error!r}).") from None
+
+
+def _folder_records(path: Path, outcomes: Mapping[str, bool]) -> list[Record]:
+    results = sorted(path.glob("result.json")) or sorted(path.glob("*/result.json"))
+    if not results:
+        raise DataError(
+            f"{path}: no finished search in it (no result.json). Give the folder that hesnr search run wrote."
+        )
+    return [_record(result, path.name, outcomes) for result in results]
+
+
+def _record(path: Path, method: str, outcomes: Mapping[str, bool]) -> Record:
+    result = _json(path)
+    instance = str(result.get("instance_id") or path.parent.name)
+    solved = outcomes.get(instance, resolved_of(result.get("resolved")))
+    if solved is None:
+        raise DataError(
+            f"{path}: instance {instance!r} has no outcome; costs are compared at equal resolve rate. Give the "
+            "outcomes with --resolved FILE."
+        )
+    usage: dict[str, Usage] = {}
+    for entry in read_ledger(path.parent / "ledger.jsonl"):
+        usage[entry.kind] = total((usage.get(entry.kind, Usage()), entry.usage))
+    runs = result.get("runs", 1)
+    if not isinstance(runs, int) or runs < 1:
+        raise DataError(f"{path}: 'runs' must be a number of runs, not {runs!r}.")
+    tests = result.get("test_runs", 0)
+    return Record(instance, str(result.get("method") or method), runs, float(solved), usage, float(tests or 0))
+
+
+def _outcomes(path: Path) -> dict[str, bool]:
+    """Outcomes by instance: of a SWE-bench report (resolved_ids and the rest), or a plain object."""
+    stated = _json(path)
+    if "resolved_ids" in stated:
+        others = [name for key, ids in stated.items() if key.endswith("_ids") and isinstance(ids, list) for name in ids]
+        return {**dict.fromkeys(others, False), **dict.fromkeys(stated["resolved_ids"], True)}
+    found = {name: resolved_of(value) for name, value in stated.items()}
+    unknown = [name for name, value in found.items() if value is None]
+    if unknown:
+        raise DataError(f"{path}: the outcome of {unknown[0]!r} is neither true nor false.")
+    return {name: bool(value) for name, value in found.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: must hold one JSON object.")
+    return found
