@@ -10,7 +10,8 @@ The key of a shell command or a tool call at one of three resolutions:
 
 Commands are parsed, never executed. An action of several commands has the class of the one that matters most (the
 order above), and the targets of all commands of that class: `cd x && grep -n f a.py | head` is `search:x/a.py`.
-Paths are relative to the repository where its place is a usual one (/testbed, /workspace/NAME, /OWNER__NAME…).
+Paths are relative to the repository where its place is a usual one (/testbed, /repo, /workspace, and in it or in / a
+folder OWNER__NAME…); the repository itself is no target.
 EGSS (arXiv 2602.05242) has entropies over "tool or action choices" and does not say what a choice is; with an agent
 whose one tool is a shell only something like this can tell choices apart.
 """
@@ -31,7 +32,8 @@ from hesnr_tasks.search.keys_tools import shell_text, tool_part, tool_whole
 __all__ = ["CLASSES", "RESOLUTIONS", "action_class", "action_key", "action_parts"]
 
 RESOLUTIONS = ("class", "file", "whole")
-_ROOT = re.compile(r"^/(?:testbed|repo|workspace(?:/[\w.-]+)?|[\w.-]+__[\w.-]+)(?:/|$)")
+_ROOT = re.compile(r"^/(?:testbed|repo|workspace(?:/[\w.-]+__[\w.-]+)?|[\w.-]+__[\w.-]+)(?:/|$)")
+_NO_PATHS = ("vcs", "install")  # their targets are sub-commands and packages
 _LONGEST = 240  # characters of a key; longer ones are cut and end in a hash of the whole
 _DEPTH = 4  # scripts within scripts
 
@@ -71,7 +73,7 @@ def _call_parts(call: Call, text: str) -> Iterator[Part]:
         yield from _shell_parts(script, "", _DEPTH)
     else:
         part = tool_part(call, text)
-        yield part._replace(targets=_paths(part.targets, ""))
+        yield part._replace(targets=_targets(part, ""))
 
 
 def _shell_parts(script: str, place: str, depth: int) -> Iterator[Part]:
@@ -95,17 +97,17 @@ def _shell_parts(script: str, place: str, depth: int) -> Iterator[Part]:
 def _in_pipeline(simple: Simple, before: Part, place: str) -> Part:
     """The part of one command; what has no target of its own works on what the command before it names."""
     part = classify(simple)
-    targets = _paths(part.targets, place)
+    targets = _targets(part, place)
     if simple.piped and not targets and part.kind == "search":
         if before.kind not in ("search", "read"):
             return before._replace(kind=FILTER)
-        targets = before.targets if before.targets != (".",) else ()
+        targets = before.targets
     if simple.piped and part.kind == FILTER:
         return before
     if simple.piped and not targets and "xargs" in simple.words[:1]:
         targets = before.targets
-    if targets in ((), (".",)) and part.pattern:
-        targets = (part.pattern,)
+    if not targets and part.pattern:
+        targets = (re.sub(r"\s+", " ", part.pattern),)
     return part._replace(targets=targets)
 
 
@@ -115,14 +117,15 @@ def _combined(parts: Iterable[Part]) -> Part:
     if not found:
         return Part("none")
     kind = min((part.kind for part in found), key=CLASSES.index)
-    targets = sorted({target for part in found if part.kind == kind for target in part.targets})
-    if len(targets) > 1:
-        targets = [target for target in targets if target != "."]
-    return Part(kind, tuple(targets))
+    return Part(kind, tuple(sorted({target for part in found if part.kind == kind for target in part.targets})))
 
 
-def _paths(words: Iterable[str], place: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_path(word, place) for word in words if word.strip()))
+def _targets(part: Part, place: str) -> tuple[str, ...]:
+    """The targets of a part in one spelling; those that are paths seen from `place`. The repository itself is none."""
+    words = [word for word in part.targets if word.strip()]
+    if part.kind not in _NO_PATHS:  # nor are programs, which have no dot or slash in their names
+        words = [_path(word, place) if part.kind != "run" or set(word) & set("./") else word for word in words]
+    return tuple(dict.fromkeys(word for word in words if word != "."))
 
 
 def _path(word: str, place: str) -> str:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from hesnr_tasks.search.keys_python import written_files
 from hesnr_tasks.search.keys_shell import Simple
-from hesnr_tasks.search.keys_tables import (
-    ALIKE,
-    KINDS,
-    RUNNERS,
-    TAKES_VALUE,
-    TEXT_TOOLS,
-    WRAPPER_VALUES,
-    WRAPPERS,
-    WRITERS,
-    names,
-    table,
-)
+from hesnr_tasks.search.keys_tables import KINDS, TEXT_TOOLS, WRITERS, table
+from hesnr_tasks.search.keys_words import operands, program, program_name, values
 
-__all__ = ["CLASSES", "FILTER", "Part", "classify", "inner_script", "program", "verb"]
+__all__ = ["CLASSES", "FILTER", "Part", "classify", "inner_script"]
 
 # from what matters most to what matters least: the first of them that an action contains is the action's class
 CLASSES = ("submit", "edit", "test", "run", "install", "vcs", "search", "read", "think", "other", "none")
@@ -39,49 +28,6 @@ class Part(NamedTuple):
 
 _MARKERS = re.compile(r"\b(COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT|MINI_SWE_AGENT_FINAL_OUTPUT)\b")
 _TEST_FILE = re.compile(r"(^|/)(test_[^/]*|[^/]*_tests?|runtests?)\.(py|sh|js|ts|rb)$|(^|/)(bin/test|run_?tests?)$")
-_PYTHON = re.compile(r"^(i?python|pypy)[\d.]*w?$")
-
-
-def program(words: Sequence[str]) -> int:
-    """The place of the word that names the program, behind `sudo`, `timeout 60`, `poetry run` and their like."""
-    at = 0
-    while at < len(words) and words[at] in WRAPPERS:
-        name, after = words[at], at + 1
-        if name in RUNNERS:
-            if list(words[after : after + 1]) != [RUNNERS[name]]:
-                return at
-            after += 1
-        after = _past_options(words, after)
-        if name == "timeout":
-            after += 1
-        while name == "env" and after < len(words) and re.match(r"\w+=", words[after]):
-            after += 1
-        if after >= len(words):
-            return at
-        at = after
-    return at
-
-
-_SUBCOMMANDS = names(
-    "git hg svn pip npm yarn pnpm cargo go poetry uv pipenv conda mvn gradle dotnet docker apt apt-get gh"
-)
-
-
-def verb(words: Sequence[str]) -> int:
-    """How many words of a command, from the program on, say what is done: `git diff`, `sed -n`, `python -m pytest`."""
-    name = _name(words[0]) if words else ""
-    following = words[1] if len(words) > 1 else ""
-    if name == "python":
-        return min(len(words), 3 if following == "-m" else 2)
-    if name in _SUBCOMMANDS or (name == "sed" and following.startswith("-")):
-        return min(len(words), 2)
-    return min(len(words), 1)
-
-
-def _past_options(words: Sequence[str], at: int) -> int:
-    while at < len(words) and words[at].startswith("-") and words[at] != "-":
-        at += 2 if words[at] in WRAPPER_VALUES else 1
-    return at
 
 
 def inner_script(simple: Simple) -> str | None:
@@ -102,13 +48,13 @@ def classify(simple: Simple) -> Part:
         return Part("edit", simple.writes) if simple.writes else Part("none")
     if _MARKERS.search(" ".join(words[1:3])) and words[0] in ("echo", "printf"):
         return Part("submit")
-    name = _name(words[0])
+    name = program_name(words[0])
     if simple.writes and name in WRITERS:
         return Part("edit", simple.writes)
     by_hand = _BY_HAND.get(name)
     if by_hand is not None:
         return by_hand(words[1:], simple)
-    kind = KINDS.get(name) or _unknown(words[0])
+    kind = _unknown(words[0]) if "/" in words[0] and name == "test" else KINDS.get(name) or _unknown(words[0])
     places = operands(words)
     if kind == "read" and simple.piped and name in TEXT_TOOLS and not places:
         return Part(FILTER)
@@ -117,36 +63,8 @@ def classify(simple: Simple) -> Part:
     return Part(kind, tuple(places) if kind not in ("other", "submit") else ())
 
 
-def operands(words: Sequence[str]) -> list[str]:
-    """The words of a command that are neither its name nor options nor values of options."""
-    takes = TAKES_VALUE.get(_name(words[0]), "").split()
-    found, at, options = [], 1, True
-    while at < len(words):
-        word = words[at]
-        if options and word == "--":
-            options = False
-        elif options and word.startswith("-") and len(word) > 1:
-            at += word in takes
-        elif word != "-":
-            found.append(word)
-        at += 1
-    return found
-
-
-def _name(word: str) -> str:
-    name = word.rsplit("/", 1)[-1] if not word.endswith("/") else word
-    name = "python" if _PYTHON.match(name) else name
-    return ALIKE.get(name, name)
-
-
 def _unknown(word: str) -> str:
     return "test" if _TEST_FILE.search(word) else "run"
-
-
-def _values(words: Sequence[str], *options: str) -> list[str]:
-    """The values of `options` among words: `-e X`, `--regexp=X`."""
-    found = [after for word, after in itertools.pairwise(words) if word in options]
-    return found + [word.split("=", 1)[1] for word in words if "=" in word and word.split("=", 1)[0] in options]
 
 
 # --- commands that need a look at their arguments; each takes the words after the name ------------------------------
@@ -154,7 +72,7 @@ def _values(words: Sequence[str], *options: str) -> list[str]:
 
 def _grep(words: list[str], simple: Simple) -> Part:
     places = operands(["rg" if simple.words[-len(words) - 1 :][0] in ("rg", "ag", "ack") else "grep", *words])
-    patterns = _values(words, "-e", "--regexp")
+    patterns = values(words, "-e", "--regexp")
     if not patterns and "--files" not in words:
         patterns, places = places[:1], places[1:]
     return Part("search", tuple(places), " ".join(patterns))
@@ -163,7 +81,9 @@ def _grep(words: list[str], simple: Simple) -> Part:
 def _find(words: list[str], simple: Simple) -> Part:
     starts = [i for i, word in enumerate(words) if word.startswith("-") or word in ("(", "!", "\\(")]
     places = words[: starts[0]] if starts else words
-    names = tuple(_values(words, "-name", "-iname", "-path", "-wholename", "-ipath", "-regex", "-iregex"))
+    skipped = {i + 2 for i, word in enumerate(words) if word in ("-not", "!", "\\!")}
+    words = [word for i, word in enumerate(words) if i not in skipped]
+    names = tuple(values(words, "-name", "-iname", "-path", "-wholename", "-ipath", "-regex", "-iregex"))
     for flag in ("-exec", "-execdir", "-ok"):
         if flag in words:
             inner = [word for word in words[words.index(flag) + 1 :] if word not in (";", "\\;", "+", "{}")]
@@ -181,7 +101,7 @@ def _named_search(words: list[str], simple: Simple) -> Part:
 
 def _sed(words: list[str], simple: Simple) -> Part:
     in_place = any(re.match(r"-[nErsuz]*i|--in-place", word) for word in words)
-    scripts = _values(words, "-e", "--expression", "-f", "--file")
+    scripts = values(words, "-e", "--expression", "-f", "--file")
     places = operands(["sed", *words])[0 if scripts else 1 :]
     if not places and simple.piped and not in_place:
         return Part(FILTER)
@@ -189,7 +109,7 @@ def _sed(words: list[str], simple: Simple) -> Part:
 
 
 def _awk(words: list[str], simple: Simple) -> Part:
-    places = operands(["awk", *words])[0 if _values(words, "-f") else 1 :]
+    places = operands(["awk", *words])[0 if values(words, "-f") else 1 :]
     return Part("read", tuple(places)) if places or not simple.piped else Part(FILTER)
 
 
@@ -313,7 +233,7 @@ def _script(words: list[str], simple: Simple) -> Part:
 
 def _make(words: list[str], simple: Simple) -> Part:
     goals = operands(["make", *words])
-    return Part("test" if any(re.match(r"(unit)?tests?|check", goal) for goal in goals) else "run", ("make",))
+    return Part("test") if any(re.match(r"(unit)?tests?|check", goal) for goal in goals) else Part("run", ("make",))
 
 
 def _editor_tool(words: list[str], simple: Simple) -> Part:
@@ -324,6 +244,11 @@ def _editor_tool(words: list[str], simple: Simple) -> Part:
 
 def _pytest(words: list[str], simple: Simple) -> Part:
     return Part("test", tuple(operands(["pytest", *words])))
+
+
+def _open(words: list[str], simple: Simple) -> Part:
+    """SWE-agent's `open FILE LINE`."""
+    return Part("read", tuple(word for word in operands(["open", *words])[:1] if not word.isdigit()))
 
 
 def _echo(words: list[str], simple: Simple) -> Part:
@@ -340,7 +265,9 @@ _BY_HAND: dict[str, Callable[[list[str], Simple], Part]] = {
     "python": _python, "git": _git, "ruff": _format, "perl": _perl, "node": _script, "ruby": _script, "bash": _script,
     "sh": _script, "zsh": _script, "php": _script, "make": _make, "str_replace_editor": _editor_tool,
     "pytest": _pytest, "file_editor": _editor_tool, "str_replace_based_edit_tool": _editor_tool, "echo": _echo,
-    "printf": _echo, "pip": _sub({**_PACKAGES, **_QUERIES}, "install"),
+    "printf": _echo,
+    "pip": _sub({**_PACKAGES, **_QUERIES}, "install"), "apt-get": _sub({**_PACKAGES, **_QUERIES}, "install"),
+    "apt": _sub({**_PACKAGES, **_QUERIES}, "install"), "open": _open, "goto": _open,
     "uv": _sub({**_PACKAGES, **_QUERIES, "pip": "install"}, "install"),
     "poetry": _sub({**_PACKAGES, **_QUERIES}, "install"), "conda": _sub({**_PACKAGES, **_QUERIES}, "other"),
     "pipenv": _sub({**_PACKAGES, **_QUERIES}, "install"), "npm": _sub({**_PACKAGES, **_QUERIES, **_BUILDS}, "run"),

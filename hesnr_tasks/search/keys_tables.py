@@ -57,9 +57,9 @@ TAKES_VALUE: dict[str, str] = {  # options that are followed by a word of their 
     "python": "-W -X", "perl": "-e -E -I", "jq": "--arg --indent", "touch": "-d -t -r", "cp": "-t", "mv": "-t",
     "du": "-d --max-depth --exclude", "patch": "-i -p -d -o", "mkdir": "-m", "truncate": "-s",
     "pytest": "-k -m -p -c -n -o -W --timeout --maxfail --tb --rootdir --ds --color --durations --cov --deselect "
-    "--ignore --reuse-db --pyargs --confcutdir --junitxml --lf-file",
+    "--ignore --parallel --verbosity --settings --reuse-db --pyargs --confcutdir --junitxml --lf-file",
     "black": "-l --line-length -t", "od": "-A -t -N -j", "xxd": "-l -s", "make": "-C -f -j", "fd": "-e -t -d -E -H",
-    "find_file": "", "tr": "",
+    "tox": "-e -c", "nox": "-s -e", "runtests.py": "--parallel --verbosity --settings",
 }  # fmt: skip
 ALIKE = {
     "egrep": "grep", "fgrep": "grep", "zgrep": "grep", "ag": "rg", "ack": "rg", "gawk": "awk", "py.test": "pytest",

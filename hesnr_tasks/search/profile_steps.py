@@ -27,9 +27,10 @@ from hesnr_tasks.actions import Call, Parameter, parse_action
 from hesnr_tasks.filters.views import View, unescape
 from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.search.entropy import combine
-from hesnr_tasks.search.keys_classes import FILTER, classify, program, verb
+from hesnr_tasks.search.keys_classes import FILTER, classify
 from hesnr_tasks.search.keys_shell import simple_commands
 from hesnr_tasks.search.keys_tools import SCRIPTS, is_shell
+from hesnr_tasks.search.keys_words import program, verb
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["ARGUMENTS", "Measured", "Step", "measured", "steps_of"]
