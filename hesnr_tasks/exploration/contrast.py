@@ -26,13 +26,15 @@ _NOTHING = 1e-6  # a unit of less lift than this is explained by its cell and tr
 class Contrast(NamedTuple):
     """`numerator` and `denominator` (T,) of each trajectory: their sums' ratio is the difference.
 
-    `lift` (n,): how much each unit weighs in it, 0 where it is not compared; `used`: share of treated units compared.
+    `lift` (n,): how much each unit weighs in it, 0 where it is not compared; `used`: share of treated units compared;
+    `clusters`: trajectories that have such.
     """
 
     numerator: FloatArray
     denominator: FloatArray
     lift: FloatArray
     used: float
+    clusters: int
 
     def value(self, copies: IntArray) -> float:
         """The difference, trajectory t counted `copies[t]` times; NaN where nothing can be compared."""
@@ -50,7 +52,7 @@ def contrast(
     weight = copies[trajectory] > 0
     cells = np.zeros(len(values), dtype=np.int64) if cell is None else cell
     keep = weight & _overlap(cells, treated, weight)
-    nothing = Contrast(np.zeros(len(copies)), np.zeros(len(copies)), np.zeros(len(values)), 0.0)
+    nothing = Contrast(np.zeros(len(copies)), np.zeros(len(copies)), np.zeros(len(values)), 0.0, 0)
     if not keep.any():
         return nothing
     _, codes = np.unique(cells[keep], return_inverse=True)
@@ -63,8 +65,9 @@ def contrast(
     lift = nothing.lift
     lift[keep] = d
     sums = [np.bincount(where.trajectory, part, len(copies)).astype(np.float64) for part in (d * y, d * d)]
-    used = int((treated & (np.abs(lift) >= _NOTHING)).sum()) / max(1, int((treated & weight).sum()))
-    return Contrast(sums[0], sums[1], lift, used)
+    compared = treated & (np.abs(lift) >= _NOTHING)
+    used = int(compared.sum()) / max(1, int((treated & weight).sum()))
+    return Contrast(sums[0], sums[1], lift, used, len(np.unique(trajectory[compared])))
 
 
 def difference_bounds(lift: FloatArray, weight: FloatArray, low: FloatArray, high: FloatArray) -> tuple[float, float]:

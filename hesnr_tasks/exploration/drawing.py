@@ -47,7 +47,9 @@ def drawn(tables: Sequence[Table]) -> Drawn:
     if len(runs) > 1:
         whole = [row for row in rows["exploration"] if row["group"] == "all"]
         return Drawn(runs[-1], groups, "run", _course(whole, "run", runs))  # type: ignore[arg-type]
-    return Drawn(runs[-1], groups, "turn", _course(rows["exploration_by_turn"], "turn", TURNS))  # type: ignore[arg-type]
+    turns = {row["turn"] for row in rows["exploration_by_turn"]}
+    seen = [turn for turn in TURNS if turn in turns]
+    return Drawn(runs[-1], groups, "turn", _course(rows["exploration_by_turn"], "turn", seen))  # type: ignore[arg-type]
 
 
 def draw(tables: Sequence[Table], stem: Path) -> list[Path]:
@@ -95,21 +97,28 @@ def _draw_groups(axes: Any, found: Drawn) -> None:
 
 
 def _draw_course(axes: Any, found: Drawn) -> None:
+    limit = _limit(found.course)
     for i, line in enumerate(found.course):
         at = [place + 0.08 * (i - 1) for place in range(len(line.places))]
         values, errors = _bars(line.values)
+        errors = [[min(error, 2 * limit) for error in errors[0]], _clipped(values, errors[1], limit)]
         look = {"marker": MARKERS[i], "linestyle": LINES[i], "color": COLOURS[i]}
         axes.errorbar(at, values, yerr=errors, label=line.name, linewidth=1.2, capsize=2, **look)
-    limit = _limit(found.course)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylim(-limit, 1.5 * limit)  # room for the legend
     places = found.course[0].places
     slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, places)) > 5 else {}
     axes.set_xticks(range(len(places)), places, **slanted)
+    axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_xlabel("turn" if found.over == "turn" else "")
     axes.set_ylabel("matched difference (nats)")
     axes.set_title(f"{found.run}, by turn" if found.over == "turn" else "by run", fontsize=9)
     axes.legend(loc="upper center", fontsize=8, frameon=False)
+
+
+def _clipped(values: Sequence[float], errors: Sequence[float], limit: float) -> list[float]:
+    """Bars that stay out of the legend."""
+    return [min(error, limit - value) for value, error in zip(values, errors, strict=True)]
 
 
 def _limit(lines: Sequence[Line]) -> float:

@@ -27,11 +27,13 @@ __all__ = ["PARTS", "check_scored", "exploration", "prose_of"]
 
 PARTS = ("pivotal words", "reflective sentences", "rare sentences")
 _SHORTEST = 3  # words of a sentence that can be rare
+_FEWEST = 4  # trajectories: of fewer there is no interval, as they say nothing of the spread
 _NOTES = (
     "entropies: H of the k most likely tokens, renormalised, in nats: a stand-in for that of the whole vocabulary",
     "difference: mean of these less mean of the others; matched: within cells of equal position, word frequency and "
-    "turn, each trajectory's own level taken out; intervals: 95 %, cluster bootstrap over trajectories",
-    "matched share: of these that have others in their cell; trajectories: those with such words or sentences",
+    "turn, each trajectory's own level taken out",
+    "±: standard error; intervals: 95 %, cluster bootstrap over trajectories, where 4 or more have such",
+    "matched share: of these that have others to compare with; trajectories: those with such words or sentences",
 )
 
 FloatArray = npt.NDArray[np.float64]
@@ -217,7 +219,8 @@ def _estimated(pairs: Sequence[Contrast], copies: IntArray, asked: Question) -> 
     if not len(numerators):
         return [Number(math.nan)] * len(pairs)
     made = estimates(numerators, denominators, resamples=asked.resamples, seed=asked.seed)
-    return [Number(*ends) for ends in zip(*(column.tolist() for column in made), strict=True)]
+    found = (Number(*ends) for ends in zip(*(column.tolist() for column in made), strict=True))
+    return [one if pair.clusters >= _FEWEST else Number(one.value) for one, pair in zip(found, pairs, strict=True)]
 
 
 def _split_rows(by: str, answers: Sequence[tuple[str, _Answer]], asked: Question) -> list[dict[str, Any]]:

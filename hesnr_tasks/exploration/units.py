@@ -22,8 +22,8 @@ TURNS = ("1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-")
 _TURN_STARTS = (2, 3, 5, 9, 17, 33, 65)
 _WORD_PLACES = (1, 2, 3, 6, 11)  # words before it in the sentence
 _CLAUSE_PLACES = (1, 2)
-_SENTENCE_PLACES = (1, 2, 3, 6)
-_LENGTHS = (2, 3, 5, 9, 17, 33)  # words
+_SENTENCE_PLACES = (1, 2)
+_LENGTHS = (3, 5, 9, 17)  # words
 _WHITE = np.array([i for i in range(0x3001) if chr(i).isspace()], dtype=np.uint32)
 
 IntArray = npt.NDArray[np.int64]
@@ -189,7 +189,7 @@ def _sentences(found: _Found, code: BoolArray, kinds: int) -> Sentences:
         np.searchsorted(_SENTENCE_PLACES, place, side="right"),
         np.searchsorted(_LENGTHS, length, side="right"),
         np.searchsorted(edges, usual, side="right"),
-        turn,
+        (turn + 1) // 2,  # sentences are fewer than words: two bins in one
     )
     shown = np.array(found.kinds, dtype=bool).reshape(-1, kinds)
     return Sentences(owner, first, last, turn, cell, shown, length, tuple(found.texts), code)
