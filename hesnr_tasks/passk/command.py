@@ -30,7 +30,7 @@ _CURVE_NOTES = (
     '"(wide)": too few problems for the bootstrap; the interval is rather too wide than too narrow',
 )
 _COMPARE_NOTES = (
-    "p: of “both are as good at every problem”, two-sided, by flipping the signs of the problems' differences (McNemar's "
+    "p: of “both are as good at every problem”, two-sided, by flipping the signs of the differences (McNemar's "
     "exact test where all count 0 or 1); p mean: of “the means over all such problems are equal”, as the interval",
     "detectable: smallest true difference found at 5 % with the power asked for; needed: problems to find the one seen",
     "fewer than 6 problems that differ cannot give p < 0.05; no detectable difference is then named",

@@ -44,7 +44,7 @@ def csv_rows(path: str) -> Iterator[Row]:
                 raise DataError(f"{where}: as many cells are needed as in the header ({header.strip()})")
             yield where, {str(key).strip(): value for key, value in row.items()}
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not readable as CSV ({error})") from None
+        raise DataError(f"{path}:{reader.reader.line_num}: not readable as CSV ({error})") from None
 
 
 def answers(rows: Iterable[Row], *, unknown_fails: bool) -> Iterator[Answer]:

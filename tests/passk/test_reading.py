@@ -1,0 +1,253 @@
+"""Every kind of file, and what must be an error with its place."""
+
+import json
+import re
+
+import pytest
+
+from hesnr_tasks.errors import DataError
+from hesnr_tasks.passk.reading import Asked, read
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(value, list):
+        path.write_text("".join(json.dumps(row) + "\n" for row in value))
+    else:
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def counts(found):
+    return {label: (n, c) for label, n, c in zip(found.labels, found.n.tolist(), found.c.tolist())}
+
+
+def sample(doc_id, answers, score, *, scored=None, filter="none", metric="exact_match", **more):
+    kept = answers if scored is None else answers[:scored]
+    return {
+        "doc_id": doc_id, "doc": {"task_id": f"T/{doc_id}"}, "target": "1", "arguments": {}, "resps": [answers],
+        "filtered_resps": [kept] if len(kept) > 1 else kept, "filter": filter, "metrics": [metric],
+        "doc_hash": f"hash{doc_id}", metric: score, **more,
+    }  # fmt: skip
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+ROWS = [("a", 1), ("b", 0), ("a", 0), ("b", 0), ("a", 1), ("c", 1)]
+EXPECTED = {"a": (3, 2), "b": (2, 0), "c": (1, 1)}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.json"])
+def test_tables_of_answers(tmp_path, name):
+    rows = [{"problem": p, "ok": bool(ok)} for p, ok in ROWS]
+    mark = "\t" if name == "t.tsv" else ","
+    text = f"problem{mark}ok\n" + "".join(f"{p}{mark}{ok}\n" for p, ok in ROWS)
+    path = write(tmp_path / name, {"csv": text, "tsv": text, "jsonl": rows, "json": json.dumps(rows)}[name[2:]])
+    assert counts(read("x", [path])) == EXPECTED
+
+
+def test_a_table_of_counts(tmp_path):
+    path = write(tmp_path / "t.csv", "problem,n,c\na,3,2\nb,2,0\nc,1,1\n")
+    assert counts(read("x", [path])) == EXPECTED
+
+
+def test_humaneval_results(tmp_path):
+    rows = [{"task_id": "H/0", "completion": "x", "result": "failed: AssertionError", "passed": False}]
+    assert counts(read("x", [write(tmp_path / "r.jsonl", rows)])) == {"H/0": (1, 0)}
+
+
+def test_several_tables_are_more_answers(tmp_path):
+    paths = [write(tmp_path / f"{i}.csv", f"problem,ok\na,{i}\nb,0\n") for i in (0, 1)]
+    assert counts(read("x", paths)) == {"a": (2, 1), "b": (2, 0)}
+
+
+def test_unknown_outcomes_are_left_out_or_fail(tmp_path):
+    path = write(tmp_path / "t.csv", "problem,ok\na,1\na,\nb,\n")
+    found = read("x", [path])
+    assert counts(found) == {"a": (1, 1)}
+    assert "no outcome is known for b" in found.notes[0]
+    assert counts(read("x", [path], Asked(unknown_fails=True))) == {"a": (2, 1), "b": (1, 0)}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "why"),
+    [
+        ("problem,ok\na,1\nb,0.37\n", "t.csv:3", "neither right"),
+        ("problem,ok\na,1\nb,maybe\n", "t.csv:3", "neither right"),
+        ("problem,ok\na,1\n,1\n", "t.csv:3", "no problem"),
+        ("problem,ok\na,1,9\n", "t.csv:2", "cells"),
+        ("problem,ok\na\n", "t.csv:2", "cells"),
+        ("problem,value\na,1\n", "t.csv:2", "nothing says"),
+        ("problem,n,c\na,2,3\n", "t.csv:2", "3 right answers of 2"),
+        ("problem,n,c\na,2,x\n", "t.csv:2", "counts"),
+        ("problem,n,c\na,2,1\na,2,1\n", "t.csv:3", "has counts already"),
+        ("problem,sample,ok\na,0,1\na,0,1\n", "t.csv:3", "is there already"),
+        ('problem,ok\na,"1\n', "t.csv:2", "CSV"),
+    ],
+)
+def test_bad_tables_are_errors_with_their_line(tmp_path, text, place, why):
+    with pytest.raises(DataError, match=rf"{re.escape(place)}: .*{why}"):
+        read("x", [write(tmp_path / "t.csv", text)])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"problem": "a", "ok": 1}\n{"problem": "b", "ok": 1\n', r"t\.jsonl:2: not valid JSON"),
+        ('{"problem": "a", "ok": 1}\n[1]\n', r"t\.jsonl:2\[?"),
+        ('{"problem": "a", "ok": 1}\n{"problem": "b"}\n', r"t\.jsonl:2: nothing says"),
+        ("", r"t\.jsonl: the file is empty"),
+    ],
+)
+def test_bad_lines_are_errors_with_their_line(tmp_path, text, why):
+    with pytest.raises(DataError, match=why):
+        read("x", [write(tmp_path / "t.jsonl", text)])
+
+
+def test_a_missing_file_names_its_like(tmp_path):
+    write(tmp_path / "table.csv", "problem,ok\na,1\n")
+    with pytest.raises(DataError, match=r"Did you mean 'table\.csv'"):
+        read("x", [tmp_path / "tabel.csv"])
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def report(resolved, unresolved, errors=(), **more):
+    lists = {"resolved_ids": list(resolved), "unresolved_ids": list(unresolved), "error_ids": list(errors)}
+    return {"total_instances": 9, "submitted_ids": [*resolved, *unresolved, *errors], **lists, **more}
+
+
+def test_reports_of_several_runs_are_answers(tmp_path):
+    paths = [
+        write(tmp_path / "m.r1.json", report("ab", "c")),
+        write(tmp_path / "m.r2.json", report("a", "bc")),
+        write(tmp_path / "m.r3.json", report("c", "a", "b")),
+    ]
+    expected = {"a": (3, 2), "b": (2, 1), "c": (3, 1)}
+    assert counts(read("x", paths)) == counts(read("x", [tmp_path])) == expected
+    assert counts(read("x", paths, Asked(unknown_fails=True)))["b"] == (3, 1)
+
+
+def test_reports_of_instances_in_a_folder(tmp_path):
+    for run, solved in (("r1", True), ("r2", False)):
+        write(tmp_path / run / "a" / "report.json", {"a": {"resolved": solved, "patch_exists": True}})
+    assert counts(read("x", [tmp_path])) == {"a": (2, 1)}
+
+
+def test_a_run_and_its_instances_are_not_counted_twice(tmp_path):
+    write(tmp_path / "m.r1.json", report("a", ""))
+    write(tmp_path / "logs" / "a" / "report.json", {"a": {"resolved": True}})
+    with pytest.raises(DataError, match="twice"):
+        read("x", [tmp_path])
+
+
+def test_mini_swe_agent_runs_need_the_report(tmp_path):
+    predictions = {i: {"model_name_or_path": "m", "instance_id": i, "model_patch": ""} for i in "abc"}
+    path = write(tmp_path / "preds.json", predictions)
+    for named in (path, tmp_path):
+        with pytest.raises(DataError, match="not what was solved"):
+            read("x", [named])
+    write(tmp_path / "m.r1.json", report("a", "b"))
+    found = read("x", [tmp_path])
+    assert counts(found) == {"a": (1, 1), "b": (1, 0)}
+    assert "no outcome is known for c" in found.notes[0]
+
+
+def test_a_report_of_successes_alone_is_no_pass_of_one(tmp_path):
+    path = write(tmp_path / "r.json", {"resolved": ["a", "b"], "no_logs": []})
+    with pytest.raises(DataError, match="not those that were tried"):
+        read("x", [path])
+    write(path, {"resolved": ["a"], "generated": ["a", "b", "c"]})
+    assert counts(read("x", [path])) == {"a": (1, 1), "b": (1, 0), "c": (1, 0)}
+
+
+def test_neither_report_nor_table_nor_log(tmp_path):
+    with pytest.raises(DataError, match="no evaluation report"):
+        read("x", [write(tmp_path / "x.json", {"a": 1})])
+
+
+# --- lm-eval logs -----------------------------------------------------------------------------------------------------
+
+
+def log(folder, rows, task="t", date="2026-01-01T00-00-00.000001", model=None):
+    if model:
+        write(folder / f"results_{date}.json", {"model_name": model})
+    return write(folder / f"samples_{task}_{date}.jsonl", rows)
+
+
+def test_a_log_with_pass_at_k(tmp_path):
+    rows = [sample(i, list("abcd"), None, metric="pass@1", **{"pass@1": i / 4, "pass@4": float(i > 0)}) for i in (0, 3)]
+    assert counts(read("x", [log(tmp_path, rows)])) == {"T/0": (4, 0), "T/3": (4, 3)}
+
+
+def test_a_mean_over_repeats_is_taken_apart(tmp_path):
+    """With take_first_k, lm-eval's exact_match is silently the mean over the repeats."""
+    assert counts(read("x", [log(tmp_path, [sample(0, list("abcde"), 0.2)])])) == {"T/0": (5, 1)}
+
+
+def test_several_logs_of_one_answer_each(tmp_path):
+    for run in range(3):
+        log(tmp_path / str(run), [sample(i, [f"{run}{i}"], float(run == i)) for i in range(2)])
+    assert counts(read("x", [tmp_path])) == {"T/0": (3, 1), "T/1": (3, 1)}
+
+
+def test_multiple_choice_is_one_answer(tmp_path):
+    row = sample(0, [], 1.0, metric="acc") | {"resps": [[["-1.5", "False"]], [["-2.5", "True"]]]}
+    row["filtered_resps"] = [["-1.5", "False"], ["-2.5", "True"]]
+    assert counts(read("x", [log(tmp_path, [row])])) == {"T/0": (1, 1)}
+
+
+def test_equal_documents_are_different_problems(tmp_path):
+    rows = [sample(i, list("ab"), 0.5) | {"doc_hash": "same"} for i in range(2)]
+    assert len(read("x", [log(tmp_path, rows)]).problems) == 2
+
+
+BAD_LOGS = {
+    "take_first lost the others": ([sample(0, list("abcde"), 1.0, scored=1)], Asked(), ":1: .*threw the others away"),
+    "no count gives the value": ([sample(0, list("abc"), 0.5)], Asked(), ":1: .*no number of right answers among 3"),
+    "inconsistent": ([sample(0, list("abcd"), 0.25, **{"pass@2": 0.9})], Asked(), ":1: pass@2 is 0.9"),
+    "no such metric": ([sample(0, ["a"], 1.0)], Asked(metric="exact_mach"), "Did you mean 'exact_match'"),
+    "several metrics": (
+        [sample(0, ["a"], 1.0, metric="f", g=0.0) | {"metrics": ["f", "g"]}], Asked(), ":1: which metric .*f, g"
+    ),
+    "several filters": ([sample(0, ["a"], 1.0), sample(0, ["a"], 1.0, filter="x")], Asked(), "filters none, x"),
+    "no such filter": ([sample(0, ["a"], 1.0)], Asked(filter="strict"), "no filter 'strict'"),
+    "not a number": ([sample(0, ["a"], "yes")], Asked(), ":1: exact_match is 'yes'"),
+    "foreign line": ([sample(0, ["a"], 1.0), {"problem": "a", "ok": 1}], Asked(), ":2: no line of"),
+    "no such task": ([sample(0, ["a"], 1.0)], Asked(task="u"), "task 'u', only t"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_LOGS)
+def test_logs_that_cannot_be_counted(tmp_path, case):
+    rows, asked, why = BAD_LOGS[case]
+    with pytest.raises(DataError, match=why):
+        read("x", [log(tmp_path, rows)], asked)
+
+
+def test_one_of_several_filters_or_tasks(tmp_path):
+    log(tmp_path, [sample(0, ["a"], 1.0), sample(0, ["a"], 0.0, filter="x")])
+    log(tmp_path, [sample(0, ["a"], 0.0)], task="other")
+    with pytest.raises(DataError, match="several tasks"):
+        read("x", [tmp_path])
+    assert counts(read("x", [tmp_path], Asked(task="t", filter="x"))) == {"T/0": (1, 0)}
+
+
+def test_the_same_run_twice_is_refused(tmp_path):
+    seeds = {"gen_args_0": {"arg_0": "p", "arg_1": {"seed": 7}}}
+    for run in "ab":
+        log(tmp_path / run, [sample(0, [run], 1.0) | {"arguments": seeds}])
+    with pytest.raises(DataError, match="same answers"):
+        read("x", [tmp_path])
+    for run in "cd":
+        log(tmp_path / "copies" / run, [sample(i, ["same"], 1.0) for i in range(12)])
+    with pytest.raises(DataError, match="same answers"):
+        read("x", [tmp_path / "copies"])
+
+
+def test_two_models_are_no_samples_of_one(tmp_path):
+    for model in ("base", "tuned"):
+        log(tmp_path / model, [sample(0, [model], 1.0)], model=model)
+    with pytest.raises(DataError, match="answers of two models"):
+        read("x", [tmp_path])
