@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from types import FrameType
@@ -40,8 +41,8 @@ class HESNRCallback(TrainerCallback):
     render, only_resolved, sample, overflow, resamples …
 
     Logged, under `hesnr/`: he_snr, he_ppl, ppl (`_stderr`: cluster bootstrap over trajectories), tokens, he_tokens,
-    he_snr_change since the last evaluation (`_stderr`, `_low`, `_high`: paired, 95 %), seconds and
-    tokens_per_second. `evaluations` keeps the sums of each trajectory, `signature` the choices behind the numbers.
+    he_snr_change since the last evaluation (`_stderr`, `_low`, `_high`: paired, 95 %), seconds (all of it) and
+    tokens_per_second (reading). `evaluations` keeps the sums of each trajectory, `signature` every choice behind them.
 
     With several processes that each hold the whole model (DistributedDataParallel, DeepSpeed stages 1 and 2) the
     trajectories are split over all of them. Raises `HesnrError` when it is made or before the first step for settings,
@@ -115,9 +116,11 @@ class HESNRCallback(TrainerCallback):
                 raise
             _log.warning("no HE-SNR at step %d, training goes on: %s", state.global_step, error)
             return control
+        read = time.perf_counter()
         values = numbers(found, self.settings, self._evaluator.texts.tokens)
         if self.evaluations:
             values |= change(self.evaluations[-1], found, self.settings)
+        values["seconds"] = found.seconds + time.perf_counter() - read
         if math.isnan(values["he_snr"]):
             _log.warning("step %d: no token is in the high-entropy set: he_snr and he_ppl are NaN", state.global_step)
         self.evaluations.append(found)

@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
     """What one evaluation found."""
 
     step: int
-    seconds: float  # of the slowest process
+    seconds: float  # reading, by the slowest process
     sums: npt.NDArray[np.float64]  # (trajectories, 10): metrics.SUMS of each, in the order of their keys
 
 
@@ -48,7 +48,9 @@ class Evaluator:
 
     def __init__(self, live: LiveModel, settings: Settings) -> None:
         self.settings, self._live = settings, live
-        self._backend = huggingface.make(live)
+        backend = huggingface.make(live)
+        assert isinstance(backend, huggingface.HuggingFaceBackend)
+        self._backend = backend
         self.texts = prepare(settings, live.tokenizer, live.add_bos_token, live.max_length)
         grouped = dist.is_available() and dist.is_initialized()
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
@@ -94,7 +96,7 @@ class Evaluator:
         own = self.texts.share(self.rank, self.processes)
         others = set(range(len(self.texts.items))) - own
         passages = [text.passage for text in self.texts.items]
-        scored = self._backend.score(passages, self.settings.k, int, others)
+        scored = self._backend.score(passages, self.settings.k, lambda tokens: None, others)
         return {number: self._sum(number, scores) for number, scores in scored}
 
     def _sum(self, number: int, scores: Scores) -> list[float]:
@@ -123,7 +125,7 @@ class Evaluator:
 
 
 def numbers(found: Evaluation, settings: Settings, tokens_read: int) -> dict[str, float]:
-    """Values, standard errors and costs; what is not defined is left out, but for metrics themselves (NaN)."""
+    """Values, standard errors and speed; what is not defined is left out, but for metrics themselves (NaN)."""
     made: dict[str, float] = {}
     for name in _WITH_ERRORS:
         items = _items(found, name)
@@ -131,7 +133,7 @@ def numbers(found: Evaluation, settings: Settings, tokens_read: int) -> dict[str
         error = aggregate_error(METRICS[name], items, settings.resamples, settings.bootstrap_seed)
         made |= _finite({f"{name}_stderr": error})
     made |= {name: aggregate(METRICS[name], _items(found, name)) for name in _COUNTS}
-    return {**made, "seconds": found.seconds, "tokens_per_second": tokens_read / max(found.seconds, 1e-9)}
+    return {**made, "tokens_per_second": tokens_read / max(found.seconds, 1e-9)}
 
 
 def change(before: Evaluation, now: Evaluation, settings: Settings) -> dict[str, float]:

@@ -71,18 +71,19 @@ class _Kept:
     def __init__(self, owner: Any) -> None:
         self._attributes = vars(owner)
         self._before = dict(self._attributes)
-        self._inside = [(value, value.copy()) for value in self._before.values() if isinstance(value, (dict, list))]
+        self._dictionaries = [(value, value.copy()) for value in self._before.values() if isinstance(value, dict)]
+        self._lists = [(value, value.copy()) for value in self._before.values() if isinstance(value, list)]
         buffers = self._before.get("_buffers") or {}
         found = [*self._before.values(), *buffers.values()]
         self._tensors = [_Tensor(value) for value in found if isinstance(value, torch.Tensor)]
 
     def restore(self) -> None:
         _put_back(self._attributes, self._before)
-        for value, before in self._inside:
-            if isinstance(value, dict):
-                _put_back(value, before)
-            elif len(value) != len(before) or any(a is not b for a, b in zip(value, before, strict=True)):
-                value[:] = before
+        for entries, kept in self._dictionaries:
+            _put_back(entries, kept)
+        for items, once in self._lists:
+            if len(items) != len(once) or any(a is not b for a, b in zip(items, once, strict=True)):
+                items[:] = once
         for tensor in self._tensors:
             tensor.restore()
 
