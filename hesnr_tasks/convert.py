@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `hesnr convert`."""
     parser.add_argument("source", nargs="+", metavar="SRC", help="file, glob, folder or hub id")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.jsonl", help="file to write (also .jsonl.gz)")
+    parser.add_argument("--config", help="configuration of a hub data set")
     parser.add_argument("--split", help="split of a hub data set (default: all)")
     parser.add_argument("--only-resolved", action="store_true", help="keep runs that solved their task")
     parser.add_argument(
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     totals = convert(
         args.source,
         args.output,
+        config=args.config,
         split=args.split,
         only_resolved=args.only_resolved,
         outcomes=read_outcomes(args.outcomes) if args.outcomes else None,
@@ -111,6 +113,7 @@ def convert(
     source: list[str],
     output: str,
     *,
+    config: str | None = None,
     split: str | None = None,
     only_resolved: bool = False,
     outcomes: Mapping[str, bool | None] | None = None,
@@ -128,7 +131,7 @@ def convert(
         raise SettingsError(f"--limit is {limit}; it must be 1 or more")
     report = report if report is not None else ReadReport()
     totals = Totals()
-    found = read_trajectories(source, split=split, on_error=on_error, format=format, report=report)
+    found = read_trajectories(source, config=config, split=split, on_error=on_error, format=format, report=report)
     wanted = _wanted(_judged(found, outcomes, totals), only_resolved, totals)
     with _whole_file(output) as file:
         for trajectory in tqdm(itertools.islice(wanted, limit), unit=" trajectories", disable=None):

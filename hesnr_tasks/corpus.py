@@ -49,12 +49,13 @@ _open: WeakValueDictionary[tuple[object, ...], Corpus] = WeakValueDictionary()
 def open_corpus(settings: Settings) -> Corpus:
     """Read the trajectories `settings` name (shared by all tasks alive that name the same)."""
     s = settings
-    key = (s.trajectories, s.split, s.only_resolved, s.limit, s.sample, s.sample_seed, s.on_error)
+    key = (s.trajectories, s.config, s.split, s.only_resolved, s.limit, s.sample, s.sample_seed, s.on_error)
     corpus = _open.get(key)
     if corpus is None:
         sources = s.trajectories or (str(demo.trajectories_path()),)
         found = load(
             sources,
+            config=s.config,
             split=s.split,
             only_resolved=s.only_resolved,
             limit=s.limit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.scoring.types import ScoringRequest, TokenScores
 from hesnr_tasks.store import ScoreStore, Source, Text, scoring_signature
 
-__all__ = ["ScoreKeeper", "place_of_scores"]
+__all__ = ["ScoreKeeper", "keeps_scores", "place_of_scores"]
 
 _log = logging.getLogger("hesnr_tasks")
 
@@ -40,6 +41,9 @@ class ScoreKeeper:
             raise SettingsError('tasks of one run must share one "scores" folder; give it once, in --metadata')
         place = next(iter(folders), None)
         if place is None:
+            return None
+        if not place[1] and not _can_write():
+            _log.warning("no score files are kept: they need pyarrow (pip install 'hesnr-tasks[report]')")
             return None
         sources: dict[str, list[Source]] = defaultdict(list)
         for request, _, _, source in requests:
@@ -62,18 +66,28 @@ class ScoreKeeper:
     def get(self, request: ScoringRequest) -> TokenScores | None:
         """The scores of a request, if all it wants is there."""
         assert self._store is not None
-        return self._store.get(request.key, request.mask, request.k, self._sources[request.key])
+        return self._store.get(request.key, request.scored, request.k, self._sources[request.key])
 
     def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
         """Write the scores of a request; afterwards they are there whatever happens. `ids`: all ids of the text."""
         assert self._store is not None
         sources = self._sources[request.key]
-        self._store.write(scores, text=Text(request.rendered, ids), mask=request.mask, sources=sources)
+        self._store.write(scores, text=Text(request.rendered, ids), mask=request.scored, sources=sources)
 
     def spell(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
         """Keep what each token id spells, once."""
         assert self._store is not None
         self._store.keep_vocabulary(spellings)
+
+
+def keeps_scores(setting: str | None) -> bool:
+    """Whether a run with this `scores` setting writes score files."""
+    place = place_of_scores(setting)
+    return place is not None and (place[1] or _can_write())
+
+
+def _can_write() -> bool:
+    return importlib.util.find_spec("pyarrow") is not None
 
 
 def place_of_scores(setting: str | None, argv: Sequence[str] | None = None) -> tuple[Path, bool] | None:

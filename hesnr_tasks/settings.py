@@ -26,6 +26,8 @@ class Settings:
 
     trajectories: tuple[str, ...] = ()
     """Files, globs, folders or a hub id; none: the demo trajectories."""
+    config: str | None = None
+    """Configuration of a hub data set."""
     split: str | None = None
     """Split of a hub data set."""
     only_resolved: bool = False
@@ -52,6 +54,8 @@ class Settings:
     """Beyond the model's context: "right" scores what fits, "error" stops, "skip" leaves the trajectory out."""
     scores: str | None = None
     """Folder for score files; default: next to --output_path. "none": keep none."""
+    keep: tuple[Kind, ...] = (Kind.THOUGHT, Kind.ACTION)
+    """With score files: kinds scored whole beside what counts, so that later questions need no model. "none": none."""
     resamples: int = RESAMPLES
     """Bootstrap resamples for standard errors."""
     bootstrap_seed: int = SEED
@@ -168,6 +172,7 @@ def _optional(parse: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "trajectories": _paths,
+    "config": _optional(_text),
     "split": _optional(_text),
     "only_resolved": _flag,
     "limit": _optional(_number(1)),
@@ -181,6 +186,7 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "k": _number(5),
     "overflow": _one_of(OVERFLOW),
     "scores": _optional(_text),
+    "keep": _kinds,
     "resamples": _number(100),
     "bootstrap_seed": _number(0),
 }

@@ -22,7 +22,7 @@ from lm_eval.filters import build_filter_ensemble
 from hesnr_tasks.corpus import open_corpus
 from hesnr_tasks.errors import SettingsError, show_without_traceback
 from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.keeping import ScoreKeeper
+from hesnr_tasks.keeping import ScoreKeeper, keeps_scores
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
 from hesnr_tasks.results import Item, aggregate, aggregate_error
@@ -81,6 +81,8 @@ class HesnrTask(Task):
         self.settings = Settings.read(self._config.metadata, (config or {}).get("fixed"))
         self.corpus = open_corpus(self.settings)
         self._mask = label_mask(self.settings.kinds, self.settings.filters, tuple(FILTERS))
+        kept = self.settings.keep if keeps_scores(self.settings.scores) else ()
+        self._also = label_mask(kept, (), tuple(FILTERS))
         self._filters = [build_filter_ensemble("none", [["take_first", None]])]
         self._instances = None
         self._rendering = self.settings.render
@@ -157,6 +159,7 @@ class HesnrTask(Task):
             k=self.settings.k,
             overflow=self.settings.overflow,
             key=labelled.key,
+            also=self._also,
         )
         instance = _Request(
             request_type=REQUEST_TYPE, doc=doc, arguments=(labelled.rendered.text, request), idx=0, **kwargs

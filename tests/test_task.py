@@ -308,6 +308,23 @@ def test_overflow_policies(checkpoint, small, tmp_path, caplog):
     assert values(skipped, "hesnr_swe") == values(whole, "hesnr_swe")
 
 
+def test_a_trajectory_is_left_out_of_the_tasks_it_is_too_long_for_and_of_no_other(checkpoint, tmp_path):
+    """Its last thought is beyond the context, all actions fit: the thoughts' task skips it, alone or not."""
+    late = run("late", ("Look.", call("ls src"), "a.py"), ("", call("pwd"), ""), (" ".join(["wait"] * 300), "", ""))
+    metadata = {"trajectories": write(tmp_path / "late.jsonl", [*SMALL, late]), "overflow": "skip"}
+    both = evaluate(checkpoint, ["hesnr_swe", "hesnr_swe_thought"], metadata, "dtype=float32,max_length=300")
+    assert both["n-samples"]["hesnr_swe"]["effective"] == 4
+    everything = evaluate(checkpoint, ["hesnr_swe"], metadata)
+    for name in ("tokens", "he_tokens"):
+        assert values(both, "hesnr_swe")[name] == values(everything, "hesnr_swe")[name]
+    fewer = evaluate(checkpoint, ["hesnr_swe_thought"], metadata | {"trajectories": str(tmp_path / "late.jsonl")},
+                     "dtype=float32,max_length=300")  # fmt: skip
+    assert values(both, "hesnr_swe_thought") == pytest.approx(values(fewer, "hesnr_swe_thought"), rel=1e-6)
+    assert values(fewer, "hesnr_swe_thought")["tokens"] == sum(
+        map(len, expected(checkpoint, SMALL, *CASES["hesnr_swe_thought"], 300))
+    )
+
+
 def test_all_trajectories_skipped_is_an_error_not_an_empty_table(checkpoint, small):
     with pytest.raises(ScoringError, match="longer than"):
         evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "overflow": "skip"}, "dtype=float32,max_length=20")

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="PATH", help="also count tokens, and show their borders in the page")
     parser.add_argument("--scores", metavar="FOLDER", help="colour tokens by a run's score files (with --html)")
     parser.add_argument("--compare", metavar="FOLDER", help="a second run's score files: show the difference")
+    parser.add_argument("--config", help="configuration of a hub data set")
     parser.add_argument("--split", help="split of a hub data set")
     parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="records that cannot be read")
     parser.add_argument("--format", help="read the files as this format instead of detecting it")
@@ -89,7 +90,9 @@ class _Found:
 
     def _read(self) -> Iterator[Trajectory]:
         a = self._args
-        return read_trajectories(a.sources, split=a.split, on_error=a.on_error, format=a.format, report=self._report)
+        return read_trajectories(
+            a.sources, config=a.config, split=a.split, on_error=a.on_error, format=a.format, report=self._report
+        )
 
     def _nothing(self, others: list[str]) -> str:
         if self._args.id is None or not others:

@@ -28,6 +28,7 @@ _LOG = logging.getLogger("hesnr_tasks")
 def read_trajectories(
     source: str | Sequence[str],
     *,
+    config: str | None = None,
     split: str | None = None,
     on_error: str = "fail",
     format: str | None = None,
@@ -36,18 +37,19 @@ def read_trajectories(
     """Every trajectory of `source`, in a fixed order (named order; sorted paths inside globs and folders), streaming.
 
     `on_error="fail"`: `DataError` once everything is read, listing the bad records (20 at most); `"skip"`: they are
-    counted in `report`. `format` forces a reader by name. `split` chooses a split of a hub data set.
+    counted in `report`. `format` forces a reader by name. `config` and `split` choose a part of a hub
+    data set.
     """
     if on_error not in ("fail", "skip"):
         raise SettingsError(f"on_error is {on_error!r}; it must be fail or skip")
     reading = Reading(report if report is not None else ReadReport(), on_error, format)
-    return _read(source, split, reading)
+    return _read(source, config, split, reading)
 
 
-def _read(source: str | Sequence[str], split: str | None, reading: Reading) -> Iterator[Trajectory]:
+def _read(source: str | Sequence[str], config: str | None, split: str | None, reading: Reading) -> Iterator[Trajectory]:
     for path, was_named in find(source, reading.report):
         if is_hub_id(path):
-            yield from reading.rows(path, functools.partial(hub.rows, path, split))
+            yield from reading.rows(path, functools.partial(hub.rows, path, config, split))
         else:
             yield from reading.file(path, was_named)
     reading.close()
@@ -56,6 +58,7 @@ def _read(source: str | Sequence[str], split: str | None, reading: Reading) -> I
 def load(
     source: str | Sequence[str],
     *,
+    config: str | None = None,
     split: str | None = None,
     only_resolved: bool = False,
     limit: int | None = None,
@@ -70,7 +73,8 @@ def load(
     """
     report = ReadReport()
     outcomes: Counter[bool | None] = Counter()
-    kept = _counted(read_trajectories(source, split=split, on_error=on_error, report=report), only_resolved, outcomes)
+    found = read_trajectories(source, config=config, split=split, on_error=on_error, report=report)
+    kept = _counted(found, only_resolved, outcomes)
     first = itertools.islice(kept, limit)
     loaded = list(first) if sample is None else sampled(first, sample, sample_seed, key=identity)
     for line in report.lines():

@@ -12,8 +12,8 @@ from hesnr_tasks.readers.records import Record
 __all__ = ["rows"]
 
 
-def rows(name: str, split: str | None) -> Iterator[Record]:
-    """Every row of the split (default: of all splits, by name); `DataError` if it cannot be had."""
+def rows(name: str, config: str | None, split: str | None) -> Iterator[Record]:
+    """Every row of the split (default: of all splits, by name) of a configuration; `DataError` if it cannot be had."""
     try:
         import datasets
     except ImportError:
@@ -21,7 +21,7 @@ def rows(name: str, split: str | None) -> Iterator[Record]:
             f"{name!r} is no file here, and reading it from the hub needs `datasets`: pip install 'hesnr-tasks[hf]'"
         ) from None
     try:
-        loaded = datasets.load_dataset(name, split=split, streaming=True)
+        loaded = datasets.load_dataset(name, config, split=split, streaming=True)
         parts = {split: loaded} if split else dict(sorted(loaded.items()))
         for part, data in parts.items():
             for i, value in enumerate(data, 1):
@@ -29,7 +29,7 @@ def rows(name: str, split: str | None) -> Iterator[Record]:
     except Exception as error:  # the hub, the network and arrow raise what they like
         raise DataError(
             f"the data set {name!r} cannot be read from the hub ({_first_line(error)}). It is no file or folder here "
-            f"either; check the name, the split and the network, or download it and give the path."
+            f"either; check the name, the config, the split and the network, or download it and give the path."
         ) from error
 
 

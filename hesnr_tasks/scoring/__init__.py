@@ -48,7 +48,7 @@ class _Job(NamedTuple):
     request: ScoringRequest
     encoded: Encoded
     labels: npt.NDArray[np.uint64]
-    targets: npt.NDArray[np.int64]  # all wanted positions
+    targets: npt.NDArray[np.int64]  # all positions to score
     fits: int  # how many of them lie within the context
 
 
@@ -91,11 +91,7 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], keeper: Keeper |
     tally = _Tally()
     jobs = [_prepare(request, encoder, backend.max_length, tally) for request in merged.values()]
     _report(tally, backend)
-    if jobs and not any(job.fits for job in jobs) and tally.too_long == len(jobs):
-        raise ScoringError(
-            f"every trajectory is longer than the model's context of {backend.max_length} tokens, and no token that "
-            "counts lies within it. Raise max_length in --model_args, or score shorter trajectories."
-        )
+    _refuse_nothing(requests, {job.request.key: job for job in jobs}, backend.max_length)
     run = {
         **backend.describe(),
         "tokenizer": _tokenizer_identity(backend.tokenizer),
@@ -151,26 +147,45 @@ def _merge(requests: Sequence[ScoringRequest]) -> dict[str, ScoringRequest]:
         elif seen.overflow != request.overflow:
             raise ScoringError("tasks of one run must share one overflow policy; give it once, in --metadata")
         else:
-            merged[request.key] = replace(seen, mask=seen.mask | request.mask, k=max(seen.k, request.k))
+            merged[request.key] = replace(
+                seen, mask=seen.mask | request.mask, also=seen.also | request.also, k=max(seen.k, request.k)
+            )
     return merged
 
 
 def _prepare(request: ScoringRequest, encoder: Encoder, max_length: int, tally: _Tally) -> _Job:
     encoded = encoder.encode(request.rendered)
     labels = token_labels(encoded, request.codes)
-    wanted = np.flatnonzero((labels & request.mask) != 0)
-    wanted = wanted[wanted > 0]  # nothing precedes the first token
-    fits = int(np.searchsorted(wanted, max_length))
-    cut = len(wanted) - fits
+    targets = np.flatnonzero((labels & request.scored) != 0)
+    targets = targets[targets > 0]  # nothing precedes the first token
+    fits = int(np.searchsorted(targets, max_length))
+    cut = int(np.count_nonzero(labels[targets[fits:]] & request.mask))
     if cut and request.overflow == "error":
         raise ScoringError(
             f"trajectory {request.name!r} has {len(encoded.ids)} tokens, the model reads {max_length} (--model_args "
             "max_length=…); set overflow to 'right' to score the part that fits or 'skip' to leave it out"
         )
-    if cut and request.overflow == "skip":
-        fits, cut = 0, len(wanted)
     _count(tally, request, encoded, cut)
-    return _Job(request, encoded, labels, wanted, fits)
+    return _Job(request, encoded, labels, targets, fits)
+
+
+def _refuse_nothing(requests: Sequence[ScoringRequest], jobs: Mapping[str, _Job], max_length: int) -> None:
+    """A task of which the context leaves nothing has no result: say so, rather than print an empty table."""
+    for mask in {int(request.mask) for request in requests}:
+        own = [request for request in requests if request.mask == mask]
+        if all(_beyond(jobs[request.key], request) for request in own):
+            raise ScoringError(
+                f"every trajectory is longer than the model's context of {max_length} tokens, and "
+                f"{'overflow=skip leaves such out' if own[0].overflow == 'skip' else 'no token that counts fits'}. "
+                "Raise max_length in --model_args, or score shorter trajectories."
+            )
+
+
+def _beyond(job: _Job, request: ScoringRequest) -> bool:
+    """Whether the context's end leaves nothing of a text to a request."""
+    counts = (job.labels[job.targets] & request.mask) != 0
+    cut = counts[job.fits :].any()
+    return bool(cut and (request.overflow == "skip" or not counts[: job.fits].any()))
 
 
 def _count(tally: _Tally, request: ScoringRequest, encoded: Encoded, cut: int) -> None:

@@ -15,6 +15,7 @@ from hesnr_tasks.rendering import Rendered
 __all__ = ["OVERFLOW", "Backend", "Passage", "Scores", "ScoringRequest", "TokenScores"]
 
 OVERFLOW = ("right", "error", "skip")
+_NOTHING = np.uint64(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,14 @@ class ScoringRequest:
     codes: npt.NDArray[np.uint8]  # (characters,) label codes, see labels.py
     mask: np.uint64  # which labels are wanted (labels.label_mask)
     k: int
-    overflow: str  # beyond the model's context: "right" (score what fits), "error", "skip" (score nothing of it)
+    overflow: str  # beyond the model's context: "right" (what fits counts), "error", "skip" (the task leaves it out)
     key: str  # hash of the labelled text
+    also: np.uint64 = _NOTHING  # labels to score besides, for later questions; they never count as cut
+
+    @property
+    def scored(self) -> np.uint64:
+        """Labels whose tokens are scored."""
+        return self.mask | self.also
 
 
 class Passage(NamedTuple):
@@ -95,7 +102,7 @@ class TokenScores:
     char_end: npt.NDArray[np.int32]  # (n,)
     scores: Scores
     tokens_total: int  # tokens of the whole text
-    labels_cut: npt.NDArray[np.uint64]  # (c,) labels of wanted tokens beyond the context limit, not scored
+    labels_cut: npt.NDArray[np.uint64]  # (c,) labels of tokens asked for beyond the context limit, not scored
     run: Mapping[str, Any]  # Backend.describe() and how the text was tokenised
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scoring.prompt_logprobs import Rows, row, to_scores
 from hesnr_tasks.scoring.types import Backend, Passage, Scores
 from hesnr_tasks.scoring.vllm_memory import check_memory, warn_of_unknown_memory
+from hesnr_tasks.scoring.weights import fingerprint
 
 __all__ = ["make"]
 
@@ -69,6 +70,7 @@ class _VLLM(Backend):
             "dtype": str(dtype).removeprefix("torch."),
             "quantization": args["quantization"],
             "adapter": lora.lora_path if lora else None,
+            "weights": fingerprint(str(args["model"]), args["revision"]),
         }
 
     def score(

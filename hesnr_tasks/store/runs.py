@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks import __version__
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.store.files import StoreError, create_whole
 
@@ -35,14 +34,13 @@ class Difference(NamedTuple):
 def scoring_signature(
     run: Mapping[str, Any], *, render: str, overflow: str, k: int, filters: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything that changes token scores or labels, JSON-able.
+    """Everything that changes token scores, JSON-able. (What changes texts or labels changes the key of a file.)
 
     `run`: `TokenScores.run` (model, tokenizer, dtype, backend, BOS, max_length …). `filters`: all known filters, in
     the order of their bits in a label.
     """
     return {
         "schema": SCHEMA,
-        "hesnr_tasks": __version__,
         "k": k,
         "filters": list(filters),
         "render": render,

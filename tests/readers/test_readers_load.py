@@ -152,18 +152,21 @@ def _hub(monkeypatch, answer):
 
 
 def test_a_hub_id_is_streamed_split_by_split_in_order(monkeypatch):
-    def answer(name, split=None, streaming=False):
+    def answer(name, config, split=None, streaming=False):
         assert (name, streaming) == ("owner/data", True)
+        if config == "other":
+            return [row("o")]
         parts = {"tool": [row("t")], "xml": [row("x1"), row("x2", True)]}
         return parts[split] if split else parts
 
     _hub(monkeypatch, answer)
     assert [t.id for t in load("owner/data")] == ["t", "x1", "x2"]
     assert [t.id for t in load("owner/data", split="xml", only_resolved=True)] == ["x2"]
+    assert [t.id for t in load("owner/data", config="other", split="any")] == ["o"]
 
 
 def test_a_hub_id_that_cannot_be_had_is_explained(monkeypatch):
-    def answer(name, split=None, streaming=False):
+    def answer(name, config, split=None, streaming=False):
         raise ConnectionError("no network\nlong story")
 
     _hub(monkeypatch, answer)
