@@ -1,12 +1,13 @@
 """What scoring costs, beside what it must cost and what it costs today: `python -m benchmarks.scoring`.
 
 One trajectory of 22,773 tokens, of which 5,303 in 37 assistant turns are scored, read by a small and a large-vocabulary
-model with random weights, in four ways:
+model with random weights, in five ways:
 
 * `bare`: the decoder once, and its head on the wanted positions, nothing more: the physical limit.
 * `ours`: the engine: log-probability, rank and top 10 of every wanted position.
 * `lm-eval`: `loglikelihood`, one request per assistant turn.
 * `full`: all logits, log-softmax, then select.
+* `vllm`: our vLLM backend on vLLM's CPU build, where `make vllm` (or HESNR_VLLM_PYTHON) has made one.
 
 Every run is a process of its own, so that memory is its own; ways take turns, and the median is told. Then the time
 and memory of long texts, and of many texts that share a prefix.
@@ -17,10 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +36,10 @@ MODELS = {
     "small": {"vocab_size": 8_192, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4},
     "large": {"vocab_size": 151_936, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4},
 }
-WAYS = ("bare", "ours", "lm-eval", "full")
+WAYS = ("bare", "ours", "lm-eval", "full", "vllm")
 LONG = (8, 16, 32, 64, 128)
+DISTURBED = 0.05  # share of the machine that other programs may take during a run
+TRIES = 6
 LIMIT_GB = 16  # no run may take more, so that the machine stays usable
 
 
@@ -115,6 +121,25 @@ def lm_eval(model, ids, targets):
     return lambda: lm._loglikelihood_tokens(requests, disable_tqdm=True)
 
 
+def with_vllm(model, ids, targets):
+    """The same model in vLLM, through lm-eval's class and our backend. Runs in vLLM's own Python."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    from lm_eval.models.vllm_causallms import VLLM
+
+    from hesnr_tasks.scoring import backend_for
+    from hesnr_tasks.scoring.types import Passage
+
+    if not hasattr(with_vllm, "backend"):  # one engine for the warm-up and the run
+        folder = tempfile.mkdtemp()
+        model.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        lm = VLLM(pretrained=folder, dtype="float32", max_length=1 << 15, max_num_batched_tokens=2048, seed=0)
+        with_vllm.backend = backend_for(lm)
+        shutil.rmtree(folder)
+    passages = [Passage("t", ids, targets)]
+    return lambda: list(with_vllm.backend.score(passages, K, int))
+
+
 def engine_for(model):
     """The engine on a model, checked and measured."""
     import torch
@@ -138,31 +163,41 @@ def tokenizer():
 # --- one run, in a process of its own -------------------------------------------------------------------------------
 
 
-def measured(run, warm=True):
+def measured(run):
     """Seconds of `run()` and the most memory (MB) beyond what the loaded process had."""
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    for process in family():
+        Path(f"/proc/{process}/clear_refs").write_text("5")  # forget the peak
     start = time.perf_counter()
     run()
     return {"seconds": time.perf_counter() - start, "megabytes": memory("VmHWM") - before}
 
 
 def memory(name: str) -> float:
-    """A line of /proc/self/status, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+    """A line of /proc/PID/status, in MB, summed over this process and those it has started (vLLM's engine)."""
+    lines = [line for process in family() for line in Path(f"/proc/{process}/status").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def family(process: int | str = "self") -> list[int]:
+    """This process and all below it."""
+    own = os.getpid() if process == "self" else int(process)
+    threads = Path(f"/proc/{own}/task").iterdir()
+    children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    return [own, *(below for child in children for below in family(child))]
 
 
 def child(way: str, model_name: str, tokens: int):
     """Run one way once and print what it took."""
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_GB << 30, LIMIT_GB << 30))
+    if way != "vllm":  # whose engine reserves more than it uses
+        resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_GB << 30, LIMIT_GB << 30))
     logging.disable(logging.WARNING)
     model = build(model_name)
     vocabulary = model.config.vocab_size
     if way.startswith("prefix"):
         run = prefixes(model, shared=way == "prefix-shared")
     else:
-        make = {"bare": bare, "ours": ours, "lm-eval": lm_eval, "full": full}[way]
+        make = {"bare": bare, "ours": ours, "lm-eval": lm_eval, "full": full, "vllm": with_vllm}[way]
         make(model, *trajectory(vocabulary, 600, 140, 4))()  # the first call of everything is slower
         run = make(model, *trajectory(vocabulary, tokens, WANTED * tokens // TOKENS, TURNS))
     try:
@@ -192,12 +227,57 @@ def prefixes(model, *, shared: bool):
 
 
 def spawn(*arguments) -> dict:
-    """One run; what it printed last."""
-    command = [sys.executable, "-m", "benchmarks.scoring", "--child", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """One run; what it printed last. A run that other programs disturbed is done again."""
+    for _ in range(TRIES):
+        wait_for_quiet()
+        before, own = busy(), own_time()
+        start = time.perf_counter()
+        result = once(*arguments)
+        others = (busy() - before) - (own_time() - own)
+        if "failed" in result or others < DISTURBED * (time.perf_counter() - start) * os.cpu_count():
+            return result
+        print("disturbed,", end=" ", file=sys.stderr, flush=True)
+    return result
+
+
+def busy() -> float:
+    """Seconds of processor time all programs have had."""
+    ticks = [int(tick) for tick in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+    return (sum(ticks[:3]) + sum(ticks[5:7])) / os.sysconf("SC_CLK_TCK")
+
+
+def own_time() -> float:
+    """Seconds of processor time this program and its finished runs have had."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def wait_for_quiet(longest=1200) -> None:
+    """Until other programs have taken less than 5 % of the machine for two seconds."""
+    for _ in range(longest // 2):
+        before, own = busy(), own_time()
+        time.sleep(2)
+        if (busy() - before) - (own_time() - own) < DISTURBED * 2 * os.cpu_count():
+            return
+
+
+def once(*arguments) -> dict:
+    """One run in a process of its own."""
+    python = vllm_python() if arguments[0] == "vllm" else sys.executable
+    if python is None:
+        return {"failed": "no environment with vLLM (make vllm)"}
+    command = [python, "-m", "benchmarks.scoring", "--child", *map(str, arguments)]
+    # freed memory goes back to the system at once, in every way alike: else the peak tells of the allocator's mood
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         return {"failed": f"killed ({done.returncode}): {done.stderr[-300:]}"}
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+
+
+def vllm_python() -> str | None:
+    """The interpreter that has vLLM."""
+    found = Path(os.environ.get("HESNR_VLLM_PYTHON", ".venv-vllm/bin/python"))
+    return str(found) if found.exists() else None
 
 
 def medians(runs: list[dict]) -> dict:
@@ -212,8 +292,8 @@ def interleaved(cases: list[tuple], repeats: int) -> dict[tuple, dict]:
     runs: dict[tuple, list[dict]] = {case: [] for case in cases}
     for turn in range(repeats):
         for case, done in runs.items():
-            once = case[0] == "lm-eval" or any("failed" in run for run in done)
-            if turn == 0 or not once:
+            slow = case[0] == "lm-eval" or any("failed" in run for run in done)
+            if turn == 0 or not slow:
                 done.append(spawn(*case))
                 print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -226,7 +306,7 @@ def row(*cells) -> str:
 
 
 def table_of_ways(names, repeats):
-    """The four ways on the same trajectory."""
+    """The ways on the same trajectory."""
     yield row("model", "way", "seconds", "of bare", "peak memory over the model, MB")
     yield row("---", "---", "---:", "---:", "---:")
     for name in names:

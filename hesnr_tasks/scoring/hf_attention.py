@@ -21,6 +21,7 @@ __all__ = ["CausalChunks"]
 
 _attention = torch.nn.functional.scaled_dot_product_attention
 _ROWS = 1024  # of a mask, compared at a time
+_KINDS = 2  # masks to remember: the layers of one chunk share theirs, full or windowed
 
 
 class CausalChunks(TorchFunctionMode):
@@ -52,6 +53,8 @@ class CausalChunks(TorchFunctionMode):
     def _causal(self, mask: torch.Tensor) -> bool:
         key = (mask.data_ptr(), mask.shape, mask.stride())
         if key not in self._known:
+            while len(self._known) >= _KINDS:
+                self._known.pop(next(iter(self._known)))
             self._known[key] = (mask, _is_causal(mask))  # holding the mask keeps its address its own
         return self._known[key][1]
 

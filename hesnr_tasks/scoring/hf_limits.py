@@ -20,7 +20,7 @@ _SURELY_FITS = 1024  # tokens that are read at once without asking
 _SMALLEST = 128  # tokens; with chunks shorter than this, out of memory is final
 _SHARE = 0.8  # of the free memory of a GPU
 _HOST_SHARE = 0.5  # of the free memory of the host …
-_HOST_MOST = 1 << 31  # … but at most this: beyond it, one pass is no faster
+_HOST_MOST = 1 << 29  # … but at most this: chunks of some thousand tokens are as fast as one pass
 _ENOUGH = {"cpu": 4096}  # tokens side by side; more at a time are not faster
 _ENOUGH_GPU = 16384
 _ADVICE = (
@@ -42,10 +42,14 @@ class Limits:
         if not self._way.cached:
             return n
         most = self.longest if self._way.head == "stub" else min(self.longest, head_rows(self._net))
-        if stop > _SURELY_FITS and (start or self._needs.one_pass(n) > self._budget(stop)):
+        if stop > _SURELY_FITS and (start or not self._fits_at_once(n)):
             fits = max(_SURELY_FITS, int(self._budget(stop) / self._needs.chunk(1, stop)))
             most = min(most, 1 << (fits.bit_length() - 1))  # so that a little more memory does not change the numbers
         return max(1, min(n, most))
+
+    def _fits_at_once(self, n: int) -> bool:
+        """Whether one pass, which keeps no cache, takes no more than the cache and the activations of chunks may."""
+        return self._needs.one_pass(n) <= self._budget(n) + self._needs.cached_token * n
 
     def side_by_side(self) -> int:
         """How many tokens of several texts to read at once."""

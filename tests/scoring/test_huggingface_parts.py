@@ -1,5 +1,7 @@
 """Parts of the Hugging Face engine that can be checked against something simpler."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,19 @@ def test_attention_without_the_mask_equals_attention_with_it(new, past, dtype):
         assert mode._causal(mask)
     assert found.dtype == dtype
     np.testing.assert_allclose(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 3e-2)
+
+
+def test_masks_of_earlier_chunks_are_let_go():
+    """A long text has a mask for every chunk, each larger than the last: together they would be quadratic in memory."""
+    alive = weakref.WeakSet()
+    with CausalChunks():
+        for past in range(0, 200, 10):
+            mask = torch.ones(1, 1, 10, past + 10, dtype=torch.bool).tril(past)
+            alive.add(mask)
+            query, key, value = torch.randn(1, 2, 10, 8), *torch.randn(2, 1, 2, past + 10, 8)
+            scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            del mask
+            assert len(alive) <= 2
 
 
 def test_masks_that_are_not_causal_are_left_alone():
