@@ -193,7 +193,7 @@ def decision_entropy(decision: Sequence[Mapping[str, float]], how: str = "max") 
     H over the alternatives given, renormalised (H_topk), combined by `how`. Raises `SearchError` where the server gave
     no log-probabilities, or one that is no number: vote instead.
     """
-    rows = [[value for value in token.values() if value > -math.inf] for token in decision]
+    rows = [[value for value in token.values() if value != -math.inf] for token in decision]
     if not rows or not all(rows):
         raise SearchError("the server gave no log-probabilities at the decision tokens; gate on votes instead")
     if any(math.isnan(value) or value > 1e-3 for row in rows for value in row):

@@ -201,7 +201,7 @@ def calibrate(values: Sequence[float] | str | Path, quantile: float, seed: int =
     if not len(found):
         raise SearchError("a gate cannot be calibrated: there is no step with an entropy")
     wanted = (1.0 - quantile) * len(found)
-    if wanted >= len(found):
+    if wanted >= len(found) - 1e-9:
         return Threshold(float(np.nextafter(found[0], -np.inf)), seed=seed)
     # the greatest value that fewer than the wanted number exceed; of the steps with that very value, the share missing
     place = min(len(found) - 1, len(found) - 1 - math.floor(wanted + 1e-9))
@@ -244,7 +244,7 @@ def _number(word: str, text: str) -> float:
 def _known(step: StepState) -> float:
     if math.isnan(step.entropy):
         raise SearchError(f"step {step.id}: its entropy is not known, and the gate needs it; vote, or use another gate")
-    return step.entropy
+    return float(step.entropy)
 
 
 def _check_share(name: str, value: float) -> None:

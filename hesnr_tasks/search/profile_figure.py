@@ -55,6 +55,7 @@ def draw(values: FloatArray, k: int, stem: Path, name: str) -> list[Path]:
     axis.set_xlim(0, math.log(k))
     axis.set_xlabel("tool entropy of a step (nats)")
     axis.set_ylabel("steps (%)")
-    axis.set_title(f"{name}: {shown.steps} steps, skewness {shown.skewness:.2f}")
-    axis.legend()
+    axis.set_title(f"{name}: {shown.steps} steps, skewness {shown.skewness:.2f}", fontsize=9)
+    if shown.steps:
+        axis.legend(fontsize=8, frameon=False)
     return save(made, stem)

@@ -1,0 +1,157 @@
+"""`hesnr_tool_entropy` in the real lm_eval with a real model: right numbers, one pass, same bits from score files."""
+
+import argparse
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hesnr_tasks import readers
+from hesnr_tasks.analysis.frame import load
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.metrics import EPSILON
+from hesnr_tasks.rendering import render
+from hesnr_tasks.search import profile
+from hesnr_tasks.search.profile_measures import MEASURES
+from tests import tiny
+from tests.reference import metrics as reference
+from tests.test_task import SMALL, call, evaluate, write
+from tests.test_task import run as trajectory_of
+
+PUBLIC = {"mean": "tool_entropy", "steps": "tool_steps", "unmeasured": "tool_steps_unmeasured"}
+WITH_SUBMIT = trajectory_of("four", ("Look.", call("ls"), ""), ("", "\n\n<function=submit>\n</function>", ""))
+ALL = [*SMALL, WITH_SUBMIT]
+VERBS = {  # what says what is done, by hand; the name of the tool `submit` is call syntax and filtered
+    "one": ["ls", "cat"],
+    "two": ["python -m pytest", "grep"],
+    "three": ["sed -i", "submit"],
+    "four": ["ls", None],
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny.llama(str(tmp_path_factory.mktemp("checkpoint")), steps=60)
+
+
+@pytest.fixture(scope="module")
+def run(checkpoint, tmp_path_factory):
+    """lm_eval's results beside hesnr_swe, and where the scores are; one trajectory is there twice."""
+    folder = tmp_path_factory.mktemp("run")
+    twins = [*ALL, SMALL[0].__class__("twin", SMALL[0].messages)]
+    metadata = {"trajectories": write(folder / "t.jsonl", twins), "scores": str(folder / "scores"), "resamples": 200}
+    return evaluate(checkpoint, ["hesnr_swe", "hesnr_tool_entropy"], metadata), folder / "scores"
+
+
+def numbers(result, ending=""):
+    found = result["results"]["hesnr_tool_entropy"]
+    return {name: found[f"{PUBLIC.get(name, f'tool_entropy_{name}')}{ending},none"] for name in MEASURES}
+
+
+def expected_steps(checkpoint, trajectory):
+    """(greatest H_topk, whether some token is in 𝓗) of each verb: full logits, plain loops."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    text = render(trajectory).text
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    with torch.inference_mode():
+        logits = model(torch.tensor([encoded["input_ids"]])).logits[0].double()
+    at, found = 0, []
+    for verb in VERBS[trajectory.id]:
+        at = text.index("<parameter=command>", at) + len("<parameter=command>") if verb else at
+        if verb:
+            assert text.startswith(verb, at)
+            spaces = {at + i for i, c in enumerate(verb) if c == " "}  # between words: not part of any
+            wanted = set(range(at, at + len(verb))) - spaces
+            places = [t for t, (a, b) in enumerate(encoded["offset_mapping"]) if wanted & set(range(a, b))]
+            tokens = [reference.token(logits[t - 1].tolist(), encoded["input_ids"][t]) for t in places]
+            found.append((max(h for _, _, h in tokens), any(h > EPSILON and r <= 10 for _, r, h in tokens)))
+    return found
+
+
+def test_every_number_equals_the_reference_from_full_logits(checkpoint, run):
+    steps = [step for t in (*ALL, SMALL[0]) for step in expected_steps(checkpoint, t)]
+    values = sorted(value for value, _ in steps)
+    got, n = numbers(run[0]), len(steps)
+    assert n == 9
+    assert got["steps"] == n
+    assert got["unmeasured"] == 1
+    assert got["mean"] == pytest.approx(sum(values) / n, rel=1e-5)
+    assert got["high"] == pytest.approx(sum(value > EPSILON for value in values) / n)
+    assert got["he"] == pytest.approx(sum(high for _, high in steps) / n)
+    for name in ("p50", "p90", "p99"):
+        assert got[name] == pytest.approx(values[math.ceil(int(name[1:]) * n / 100) - 1], rel=1e-5)
+    deviations = np.array(values) - np.mean(values)
+    assert got["skewness"] == pytest.approx((deviations**3).mean() / (deviations**2).mean() ** 1.5, rel=1e-3)
+
+
+def test_analyze_has_the_bits_of_the_run_values_and_errors_alike(run):
+    result, scores = run
+    args = {"scores": [str(scores)], "k": None, "epsilon": None, "filters": None, "output": None, "format": "text"}
+    frame = load(scores, extra=profile.COLUMNS)
+    tables = profile.tables(frame, argparse.Namespace(**args, resamples=200, seed=1234))
+    row = next(iter(tables)).rows[0]
+    values, errors = numbers(result), numbers(result, "_stderr")
+    for name in MEASURES:
+        if name in ("steps", "unmeasured"):
+            assert row[name] == values[name]
+        else:
+            assert row[name].value == values[name], name
+            assert row[name].stderr == errors[name], name
+    assert row["mean"].stderr > 0
+    assert row["p50"].stderr > 0
+    assert row["trajectories"] == 5
+
+
+def test_beside_other_tasks_each_trajectory_is_read_once(checkpoint, tmp_path, monkeypatch):
+    read = []
+    forward = torch.nn.Embedding.forward
+    monkeypatch.setattr(
+        torch.nn.Embedding, "forward", lambda self, ids: (read.append(ids.numel()), forward(self, ids))[1]
+    )
+    metadata = {"trajectories": write(tmp_path / "t.jsonl", SMALL), "scores": "none"}
+    evaluate(checkpoint, ["hesnr_swe"], metadata)
+    alone, read[:] = sum(read), []
+    evaluate(checkpoint, ["hesnr_swe", "hesnr_tool_entropy"], metadata)
+    assert sum(read) == alone
+
+
+def test_settings_of_its_own(checkpoint, tmp_path, caplog):
+    metadata = {"trajectories": write(tmp_path / "t.jsonl", ALL), "filters": "none"}
+    with caplog.at_level(logging.WARNING, logger="hesnr_tasks"):
+        plain = numbers(evaluate(checkpoint, ["hesnr_tool_entropy"], metadata))
+        result = evaluate(checkpoint, ["hesnr_tool_entropy"], {**metadata, "decision_arguments": 1, "combine": "sum"})
+    assert plain["unmeasured"] == 0  # without filters the names of tools count, so `submit` has decision tokens
+    assert numbers(result)["mean"] > plain["mean"]
+    signature = result["configs"]["hesnr_tool_entropy"]["metadata"]["signature"]
+    assert (signature["decision_arguments"], signature["combine"]) == (1, "sum")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"combine": "maxx"}, "Did you mean 'max'"),
+        ({"combin": "max"}, "Did you mean 'combine'"),
+        ({"decision_argument": 1}, "Did you mean 'decision_arguments'"),
+        ({"decision_arguments": -1}, "at least 0"),
+        ({"kinds": "thought"}, "cannot be set for this task"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(checkpoint, tmp_path, setting, message):
+    metadata = {"trajectories": write(tmp_path / "t.jsonl", SMALL), **setting}
+    with pytest.raises(SettingsError, match=message):
+        evaluate(checkpoint, ["hesnr_tool_entropy"], metadata)
+
+
+def test_on_real_trajectories_few_steps_are_left_unmeasured(checkpoint, shared, tmp_path):
+    metadata = {"trajectories": str(shared / "swesmith_xml_messages.jsonl"), "scores": str(tmp_path / "scores")}
+    got = numbers(evaluate(checkpoint, ["hesnr_tool_entropy"], metadata, "dtype=float32,max_length=16000"))
+    trajectories = readers.load(metadata["trajectories"])
+    assert got["steps"] > 10
+    assert got["unmeasured"] <= 2 * len(trajectories)
+    assert 0 <= got["p50"] <= got["p90"] <= got["p99"] <= math.log(10)
+    assert json.dumps(profile.step_entropies(tmp_path / "scores").mean()) == json.dumps(got["mean"])
