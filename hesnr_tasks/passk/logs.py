@@ -99,7 +99,8 @@ def _of_filter(path: Path, rows: Iterable[Record], wanted: str | None) -> Iterat
 
 def _counted(row: Mapping[str, Any], where: Where, metric: str | None) -> tuple[int, int]:
     """Answers scored and right ones among them."""
-    taken, scored = _leaves(row["resps"]), _leaves(row["filtered_resps"])
+    choice = _is_choice(row["resps"])
+    taken, scored = (1 if choice else _leaves(row[key]) for key in ("resps", "filtered_resps"))
     name = _metric(row, where, metric)
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -138,19 +139,14 @@ def _metric(row: Mapping[str, Any], where: Where, wanted: str | None) -> str:
 
 
 def _leaves(responses: Any) -> int:
-    """Answers in `resps` or `filtered_resps`: per instance a list of them, or one; choices' likelihoods are one."""
-    if not isinstance(responses, list) or not responses:
-        return 1
-    first = responses[0][0] if isinstance(responses[0], list) and responses[0] else responses[0]
-    if isinstance(first, list) or (
-        isinstance(responses[0], list) and len(responses[0]) == 2 and _is_flag(responses[0])
-    ):
-        return 1
-    return sum(len(one) if isinstance(one, list) else 1 for one in responses)
+    """Answers in `resps` or `filtered_resps`: per instance a list of them, or one."""
+    listed = responses if isinstance(responses, list) else [responses]
+    return sum(len(one) if isinstance(one, list) else 1 for one in listed)
 
 
-def _is_flag(pair: Sequence[Any]) -> bool:
-    return str(pair[1]) in ("True", "False")
+def _is_choice(responses: Any) -> bool:
+    """Whether they are likelihoods of choices, [[[log-likelihood, is greedy]], …]: one answer in all."""
+    return isinstance(deep(responses, 0, 0), list)
 
 
 def _seeds(row: Mapping[str, Any]) -> Iterator[int]:

@@ -198,6 +198,10 @@ def test_multiple_choice_is_one_answer(tmp_path):
     assert counts(read("x", [log(tmp_path, [row])])) == {"T/0": (1, 1)}
 
 
+def test_two_answers_of_which_one_is_a_truth_value_are_two(tmp_path):
+    assert counts(read("x", [log(tmp_path, [sample(0, ["x", "True"], 0.5)])])) == {"T/0": (2, 1)}
+
+
 def test_equal_documents_are_different_problems(tmp_path):
     rows = [sample(i, list("ab"), 0.5) | {"doc_hash": "same"} for i in range(2)]
     assert len(read("x", [log(tmp_path, rows)]).problems) == 2

@@ -131,6 +131,14 @@ def test_kept_answers_of_other_settings_or_weights_are_refused(checkpoint, tasks
         evaluate(other, tasks(), passk={"answers": str(tmp_path)}, limit=1)
 
 
+GSM8K_ROWS = """
+
+def rows(**kwargs):
+    import datasets
+
+    made = [{"question": f"How much is {i} + 1?", "answer": f"Easy. #### {i + 1}"} for i in range(8)]
+    return {split: datasets.Dataset.from_list(made) for split in ("train", "test")}
+"""
 REFUSED = {
     "greedy": ({}, {"gen_kwargs": "do_sample=False,temperature=0"}, "needs sampling"),
     "a seed for all": ({}, {"gen_kwargs": "seed=3"}, "all answers would share"),
@@ -158,6 +166,22 @@ def test_automatic_batch_size_and_one_at_a_time(checkpoint, tasks):
     alone = answers_of(evaluate(checkpoint, tasks(), limit=2, batch_size=1))
     assert automatic == answers_of(evaluate(checkpoint, tasks(), limit=2, batch_size=16))
     assert sum(a == b for x, y in zip(alone, automatic) for a, b in zip(x, y)) >= 7  # padding moves the last bit
+
+
+def test_lm_evals_own_task_gains_pass_at_k_by_an_include(checkpoint, tasks):
+    """Its few-shot prompt, its two filters and its lenient exact match, for every answer."""
+    folder = tasks()
+    (folder / "checks.py").write_text((folder / "checks.py").read_text() + GSM8K_ROWS)
+    theirs = Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"
+    own = "task: gsm8k_passk\ncustom_dataset: !function checks.rows\ndataset_kwargs: null\nrepeats: 3\n"
+    own += "generation_kwargs: {do_sample: true, temperature: 1.0, max_gen_toks: 4, until: ['Question:']}\n"
+    (folder / "gsm8k_passk.yaml").write_text(f"include: [{TEMPLATE}, {theirs}]\n{own}")
+    result = evaluate(checkpoint, folder, "gsm8k_passk", limit=2)
+    found = result["results"]["gsm8k_passk"]
+    assert {"pass@1,strict-match", "pass@1,flexible-extract", "pass@3_stderr,flexible-extract"} <= set(found)
+    for sample in result["samples"]["gsm8k_passk"]:
+        assert len({one[0] for one in sample["resps"]}) == 3
+        assert sample["arguments"][0][0].count("Question:") == 6
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
