@@ -1,25 +1,36 @@
 """The leaderboard: checkpoints side by side, every number with its standard error, grouped by signature.
 
 Rows whose numbers were made differently (other data, other filters, another context limit …) are never ranked
-together: they stand in tables of their own.
+together: they stand in tables, or columns, of their own.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.errors import DataError
+from hesnr_tasks.analysis.measures import Number
+from hesnr_tasks.analysis.output import Table, show
+from hesnr_tasks.report.ladder import Checkpoint
+from hesnr_tasks.report.results import Row, Value, groups
 
-__all__ = ["Row", "add_arguments", "markdown", "read_results", "run"]
+__all__ = [
+    "Board",
+    "add_arguments",
+    "boards",
+    "csv_text",
+    "markdown",
+    "number",
+    "of_number",
+    "run",
+    "side_by_side",
+    "write",
+]
 
 _COLUMNS = {
     "he_snr": "HE-SNR ↑",
@@ -30,128 +41,139 @@ _COLUMNS = {
     "he_tokens": "𝓗 tokens",
     "tokens": "tokens",
 }
+_HEADLINES = ("he_snr", "he_ppl", "ppl")
+_SHOWN = 3  # metrics of one benchmark that the page has room for; the CSV has all
+_UNKNOWN = Value(math.nan)
 
 
-class Row(NamedTuple):
-    """One task of one result file."""
+class Board(NamedTuple):
+    """A table of texts: the first column is the checkpoint."""
 
-    model: str
-    task: str
-    alias: str
-    values: Mapping[str, tuple[float, float | None]]  # metric -> value, standard error
-    comparable: str  # rows with the same text may be ranked together
-    date: float
+    title: str
+    about: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `hesnr report`."""
-    parser.add_argument("results", nargs="+", help="lm-eval result files, or folders of them")
-    parser.add_argument("-o", "--output", type=Path, help="also write leaderboard.md and leaderboard.csv here")
+    """Arguments of `hesnr report` (`report.command`)."""
+    from hesnr_tasks.report import command
+
+    command.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the leaderboard of the results named."""
-    rows = read_results(args.results)
-    text = markdown(rows)
-    print(text)
-    if args.output:
-        write(rows, text, args.output)
-    return 0
+    """`hesnr report` (`report.command`)."""
+    from hesnr_tasks.report import command
+
+    return command.run(args)
 
 
-def write(rows: Sequence[Row], text: str, folder: Path) -> None:
+def boards(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "step") -> list[Board]:
+    """All tables: first ours and the benchmarks side by side (where there are any), then each of ours in full."""
+    ours = [_detail(group) for group in groups(_ordered(rows, ladder, by)) if group[0].signature]
+    if any(row.signature is None for row in rows):
+        return [side_by_side(rows, ladder, by), *ours]
+    return ours
+
+
+def write(rows: Sequence[Row], ladder: Sequence[Checkpoint], folder: Path, by: str = "step") -> None:
     """Save the leaderboard as Markdown and CSV."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "leaderboard.md").write_text(text + "\n")
-    (folder / "leaderboard.csv").write_text(_csv(rows))
+    (folder / "leaderboard.md").write_text(markdown(rows, ladder, by) + "\n", encoding="utf-8")
+    (folder / "leaderboard.csv").write_text(csv_text(rows, ladder), encoding="utf-8")
 
 
-def read_results(sources: Iterable[str]) -> list[Row]:
-    """Rows of all our tasks in the newest result file of each model; raises `DataError` when there is none."""
-    newest: dict[tuple[str, str], Row] = {}
-    paths = [path for source in sources for path in _files(Path(source))]
-    for path in paths:
-        for row in _rows(path):
-            key = (row.model, row.task)
-            if key not in newest or newest[key].date < row.date:
-                newest[key] = row
-    if not newest:
-        raise DataError(
-            f"no results of ours in {', '.join(map(str, sources))}: {len(paths)} result files, none with a hesnr task. "
-            "Make some with: lm_eval --tasks hesnr_swe … --output_path DIR"
-        )
-    return sorted(newest.values(), key=lambda row: (_natural(row.model), row.task))
+def markdown(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "step") -> str:
+    """The boards as Markdown."""
+    return "\n\n".join(_markdown(board) for board in boards(rows, ladder, by))
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """One table for each set of rows that may be compared."""
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.comparable].append(row)
-    return "\n\n".join(_table(group) for group in sorted(groups.values(), key=lambda g: g[0].task))
+def csv_text(rows: Sequence[Row], ladder: Sequence[Checkpoint]) -> str:
+    """One line a checkpoint, all tasks and metrics side by side, each with its error; then what they were made with."""
+    columns = _side(rows, all_metrics=True)
+    lines: list[dict[str, Any]] = []
+    for one in ladder:
+        line: dict[str, Any] = {"checkpoint": one.name, "step": one.step, "context": one.context, "stage": one.stage}
+        for heading, cells in columns.items():
+            value, error = cells.get(one.name, _UNKNOWN)
+            line |= {heading: value, f"{heading} stderr": error}
+        made = {row.task: row.comparable for row in rows if row.model == one.name}
+        lines.append({**line, "signatures": json.dumps([json.loads(text) for text in made.values()])})
+    return show([Table("leaderboard", "", lines)], "csv", {}) + "\n"
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(path.rglob("results_*.json"))
-    if not path.is_file():
-        raise DataError(f"{path}: no such file or folder")
-    return [path]
-
-
-def _rows(path: Path) -> list[Row]:
-    try:
-        found = json.loads(path.read_text())
-        results, configs = found["results"], found["configs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not an lm-eval result file ({type(error).__name__}: {error})") from None
-    model = _model_name(found)
-    rows = []
-    for task, values in results.items():
-        made = (configs.get(task, {}).get("metadata") or {}).get("signature")
-        if made:
-            numbers = {name: _number(values, name) for name in _COLUMNS}
-            alias = str(values.get("alias", task)).strip()
-            rows.append(Row(model, task, alias, numbers, _comparable(task, made), float(found.get("date") or 0)))
-    return rows
-
-
-def _model_name(found: Mapping[str, Any]) -> str:
-    """The checkpoint's folder or hub name, as short as it is still unambiguous within a ladder."""
-    given = (found.get("config") or {}).get("model_args") or {}
-    name = given.get("pretrained") or given.get("model") if isinstance(given, dict) else str(given)
-    return str(name or found.get("model_name") or "unknown").rstrip("/").split("/")[-1]
-
-
-def _number(values: Mapping[str, Any], name: str) -> tuple[float, float | None]:
-    value, error = values.get(f"{name},none"), values.get(f"{name}_stderr,none")
-    return (
-        float(value) if isinstance(value, (int, float)) else math.nan,
-        float(error) if isinstance(error, (int, float)) else None,
+def side_by_side(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "step") -> Board:
+    """One line a checkpoint, a column for each headline; [a], [b] … mark columns made with different settings."""
+    columns = _side(rows, all_metrics=False)
+    names = [one.name for one in ladder]
+    if by != "step":
+        ranked = [heading for heading in columns if heading.endswith("HE-SNR ↑")]
+        if len(ranked) == 1:  # with several, the numbers must not be ranked together
+            names = _best_first(names, columns[ranked[0]])
+    lines = tuple(
+        (name, *(number(*cells.get(name, _UNKNOWN)) for cells in columns.values()))
+        for name in names
+        if any(name in cells for cells in columns.values())
     )
+    return Board("Side by side", "± is one standard error; [a], [b]: made differently", ("checkpoint", *columns), lines)
 
 
-def _comparable(task: str, made: Mapping[str, Any]) -> str:
-    """The signature without what differs between checkpoints of one ladder: the model itself."""
-    kept = {name: value for name, value in made.items() if name != "run"}
-    kept |= {name: (made.get("run") or {}).get(name) for name in ("tokenizer", "dtype", "bos")}
-    if not made.get("tokens_cut"):
-        kept.pop("max_length", None)  # a limit that cuts nothing is no choice
-    return json.dumps([task, kept], sort_keys=True)
-
-
-def _table(rows: Sequence[Row]) -> str:
-    task, kept = json.loads(rows[0].comparable)
-    lines = [
-        f"**{task}** – {_summary(kept)}",
-        "",
-        "| checkpoint | " + " | ".join(_COLUMNS.values()) + " |",
-        "| --- |" + " ---: |" * len(_COLUMNS),
-    ]
+def _side(rows: Sequence[Row], *, all_metrics: bool) -> dict[str, dict[str, Value]]:
+    """For each column heading the value of each checkpoint; ours first."""
+    variants: dict[str, list[str]] = {}
     for row in rows:
-        cells = [_cell(name, *row.values[name]) for name in _COLUMNS]
-        lines.append(f"| {row.model} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        known = variants.setdefault(row.task, [])
+        if row.comparable not in known:
+            known.append(row.comparable)
+    found: dict[str, dict[str, Value]] = {}
+    for row in sorted(rows, key=lambda row: (row.signature is None, row.task, row.comparable)):
+        if row.member and not all_metrics:
+            continue
+        mark = f" [{_letter(variants[row.task].index(row.comparable))}]" if len(variants[row.task]) > 1 else ""
+        for name in _metrics(row, all_metrics):
+            heading = f"{row.task}{mark} {name if all_metrics else _heading(row, name)}"
+            found.setdefault(heading, {})[row.model] = row.values[name]
+    return found
+
+
+def _metrics(row: Row, everything: bool) -> list[str]:
+    if everything:
+        return list(row.values)
+    return list(_HEADLINES) if row.signature else list(row.values)[:_SHOWN]
+
+
+def _heading(row: Row, name: str) -> str:
+    if row.signature:
+        return _COLUMNS[name]
+    higher = row.higher.get(name.partition(" ")[0])
+    return name if higher is None else f"{name} {'↑' if higher else '↓'}"
+
+
+def _letter(index: int) -> str:
+    return chr(ord("a") + index) if index < 26 else str(index)
+
+
+def _ordered(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str) -> list[Row]:
+    place = {one.name: at for at, one in enumerate(ladder)}
+    found = sorted(rows, key=lambda row: (place[row.model], row.task))
+    if by == "step":
+        return found
+    return sorted(found, key=lambda row: -_or_least(row.values.get("he_snr", _UNKNOWN).value))
+
+
+def _best_first(names: Sequence[str], cells: Mapping[str, Value]) -> list[str]:
+    return sorted(names, key=lambda name: -_or_least(cells.get(name, _UNKNOWN).value))
+
+
+def _or_least(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def _detail(rows: Sequence[Row]) -> Board:
+    task, kept = json.loads(rows[0].comparable)
+    lines = tuple((row.model, *(_cell(name, *row.values[name]) for name in _COLUMNS)) for row in rows)
+    return Board(task, _summary(kept), ("checkpoint", *_COLUMNS.values()), lines)
 
 
 def _summary(kept: Mapping[str, Any]) -> str:
@@ -164,26 +186,37 @@ def _summary(kept: Mapping[str, Any]) -> str:
 
 
 def _cell(name: str, value: float, error: float | None) -> str:
+    if name in ("he_tokens", "tokens") and not math.isnan(value):
+        return f"{value:.0f}"
+    return number(value, error)
+
+
+def number(value: float, error: float | None = None) -> str:
+    """A value with two significant digits of its error."""
     if math.isnan(value):
         return "–"
-    if name in ("he_tokens", "tokens"):
-        return f"{value:.0f}"
-    if error is None or not error > 0:
+    if error is None or not 0 < error < math.inf:
         return f"{value:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))  # two significant digits of the error
+    digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["checkpoint", "task", *(c for name in _COLUMNS for c in (name, f"{name}_stderr")), "signature"])
-    for row in rows:
-        numbers = [x for name in _COLUMNS for x in row.values[name]]
-        writer.writerow([row.model, row.task, *("" if x is None else f"{x:.6g}" for x in numbers), row.comparable])
-    return out.getvalue()
+def of_number(value: Number) -> str:
+    """`number` of a metric with its error."""
+    return number(value.value, None if math.isnan(value.stderr) else value.stderr)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """`step800` before `step1600`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+def _markdown(board: Board) -> str:
+    lines = [
+        f"**{_plain(board.title)}** – {_plain(board.about)}",
+        "",
+        "| " + " | ".join(map(_plain, board.headings)) + " |",
+        "| --- |" + " ---: |" * (len(board.headings) - 1),
+    ]
+    return "\n".join([*lines, *("| " + " | ".join(map(_plain, row)) + " |" for row in board.rows)])
+
+
+def _plain(text: str) -> str:
+    """Names come from files: none of them is markup, and none ends a cell."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", printable)

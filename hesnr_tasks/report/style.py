@@ -5,6 +5,8 @@ Colours are Okabe and Ito's; every series also differs by marker and line, so th
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,12 @@ from hesnr_tasks.errors import HesnrError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "LINES", "MARKERS", "figure", "save"]
+__all__ = ["COLOURS", "LINES", "MARKERS", "figure", "look", "save"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -50,6 +52,15 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 3.6, height: float
     with matplotlib.rc_context(_LOOK):
         drawn = Figure(figsize=(width * columns, height * rows), layout="constrained")
         return drawn, drawn.subplots(rows, columns, squeeze=False)
+
+
+@contextlib.contextmanager
+def look() -> Iterator[None]:
+    """Whatever is drawn within has the look: line widths, markers and caps are settled when they are drawn."""
+    import matplotlib
+
+    with matplotlib.rc_context(_LOOK):
+        yield
 
 
 def save(drawn: Figure, stem: Path) -> list[Path]:

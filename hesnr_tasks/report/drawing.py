@@ -1,0 +1,116 @@
+"""What the figures share: a drawing is made of tables of numbers and of nothing else, so its data can be tested."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hesnr_tasks.analysis.measures import Number
+from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.report.ladder import Boundary, Checkpoint
+from hesnr_tasks.report.style import COLOURS, LINES, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from hesnr_tasks.report.study import Study
+
+__all__ = [
+    "NAMES",
+    "TOKENS",
+    "Drawing",
+    "about",
+    "bars",
+    "cells",
+    "checkpoint_axis",
+    "label",
+    "line",
+    "series",
+    "tokens_name",
+]
+
+NAMES = {
+    "he_snr": "HE-SNR ↑",
+    "he_ppl": "HE-PPL ↓",
+    "ppl": "PPL ↓",
+    "top1_acc": "Top-1 accuracy ↑",
+    "he_tokens": "|H|, tokens",
+    "downstream": "downstream score ↑",
+}
+TOKENS = {"thought": "Thought", "action": "Action", "thought+action": "Thought + Action", "observation": "Observation"}
+_TICKS = 9  # more labels than that run into each other
+_LONGEST = 18
+
+
+class Drawing(NamedTuple):
+    """One figure: `tables` hold every number in it, `draw` makes it of them."""
+
+    name: str
+    paper: str  # its counterpart in the paper
+    title: str
+    about: str  # what it stands on: number of trajectories, what error bars are
+    caption: str
+    tables: tuple[Table, ...]
+    draw: Callable[[], Figure]
+
+
+def label(text: str) -> str:
+    """A name that is shown as it is, whatever is in it: no formula, no line break, no endless line."""
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+    return shown.replace("$", r"\$")
+
+
+def tokens_name(select: str) -> str:
+    """`Action − xml − format`, in words people read."""
+    kind, *filters = select.split("-")
+    return " − ".join([TOKENS.get(kind, kind), *filters]) if filters else f"{TOKENS.get(kind, kind)}, no filter"
+
+
+def series(at: int) -> dict[str, Any]:
+    """Colour, marker and line of the at-th series."""
+    return {
+        "color": COLOURS[at % len(COLOURS)],
+        "marker": MARKERS[at % len(MARKERS)],
+        "linestyle": LINES[at % len(LINES)],
+    }
+
+
+def bars(numbers: Iterable[Number]) -> list[list[float]]:
+    """Distances to both ends of the intervals, as errorbar takes them; 0 where there is no interval."""
+    pairs = [(one.value - one.low, one.high - one.value) for one in numbers]
+    return [[0.0 if math.isnan(pair[side]) else max(0.0, pair[side]) for pair in pairs] for side in (0, 1)]
+
+
+def line(axes: Any, x: Sequence[float], numbers: Sequence[Number], at: int = 0, name: str | None = None) -> None:
+    """Values with their intervals, joined."""
+    axes.errorbar(x, [one.value for one in numbers], yerr=bars(numbers), label=name, elinewidth=1, **series(at))
+
+
+def checkpoint_axis(axes: Any, ladder: Sequence[Checkpoint], found: Sequence[Boundary], *, named: bool = True) -> None:
+    """Checkpoints evenly spaced along x, in the order of training; context extension and stages marked."""
+    every = max(1, math.ceil(len(ladder) / _TICKS))
+    places = list(range(0, len(ladder), every))
+    axes.set_xticks(places, ["\n".join(map(label, ladder[at].shown.split("\n"))) for at in places])
+    axes.set_xlim(-0.5, len(ladder) - 0.5)
+    axes.grid(axis="x", visible=False)
+    for one in found:
+        axes.axvline(one.at - 0.5, color="#555555", linewidth=1, linestyle=":", zorder=1)
+        if named:
+            axes.annotate(
+                label(one.label), (one.at - 0.5, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+                textcoords="offset points", ha="center", va="bottom", fontsize=7, color="#333333",
+            )  # fmt: skip
+        if one.kind == "context":
+            axes.axvspan(one.at - 1.3, one.at - 0.7, color="#999999", alpha=0.18, linewidth=0, zorder=0)
+
+
+def about(study: Study, select: str) -> str:
+    """Under a figure's title: what it stands on, and what its error bars are."""
+    return f"{tokens_name(select)}; {study.about(select)}; 95 % intervals"
+
+
+def cells(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """One column of a table."""
+    return [row[name] for row in rows]

@@ -1,0 +1,261 @@
+"""Figures over the ladder: PPL and accuracy, metrics over steps, through context extension, before and after SFT."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hesnr_tasks.analysis.measures import Number
+from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.report.digest import UNFILTERED
+from hesnr_tasks.report.drawing import (
+    NAMES,
+    Drawing,
+    about,
+    bars,
+    cells,
+    checkpoint_axis,
+    label,
+    line,
+    series,
+    tokens_name,
+)
+from hesnr_tasks.report.ladder import Boundary, Checkpoint, boundaries
+from hesnr_tasks.report.study import Study
+from hesnr_tasks.report.style import figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["accuracy", "extension", "ladder_drawings", "sft", "sft_pairs", "steps"]
+
+_TOPS = ("top1_acc", "top2_acc", "top5_acc", "top10_acc")
+_SFT = ("ppl", "he_ppl", "he_snr")
+_Rows = Sequence[Mapping[str, Any]]
+
+
+def ladder_drawings(study: Study) -> Iterator[Drawing]:
+    """Those of Figures 1, 2, 7 and 8 that the numbers allow."""
+    for make in (accuracy, steps, extension, sft):
+        drawing = make(study)
+        if drawing is not None:
+            yield drawing
+
+
+def _rows(study: Study, select: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    values = study.values.get(select, {})
+    return [
+        {
+            "checkpoint": one.name,
+            "step": one.step,
+            "context": one.context,
+            "select": select,
+            **{name: values[one.name].get(name, Number(math.nan)) for name in names},
+        }
+        for one in study.named(values)
+    ]
+
+
+def accuracy(study: Study) -> Drawing | None:
+    """Figure 1: PPL against Top-k accuracy, Thought + Action."""
+    rows = _rows(study, UNFILTERED, ("ppl", *_TOPS))
+    if len(rows) < 2:
+        return None
+    title = "PPL and Top-k accuracy over checkpoints"
+    caption = (
+        f"PPL against Top-1, 2, 5 and 10 accuracy of {len(rows)} checkpoints on {tokens_name(UNFILTERED)} tokens, "
+        f"{study.about(UNFILTERED)}; checkpoints joined in the order of training, the last one ringed. {study.bars}"
+    )
+    table = Table("fig01_ppl_accuracy", title, rows)
+    return Drawing(
+        "fig01_ppl_accuracy",
+        "Fig. 1",
+        title,
+        about(study, UNFILTERED),
+        caption,
+        (table,),
+        partial(_draw_accuracy, rows),
+    )
+
+
+def _draw_accuracy(rows: _Rows) -> Figure:
+    drawn, ((axes,),) = figure(width=5.2, height=3.6)
+    ppl = cells(rows, "ppl")
+    for at, name in enumerate(_TOPS):
+        numbers = cells(rows, name)
+        x = [one.value for one in ppl]
+        shown = f"Top-{name[3:-4]}"
+        axes.errorbar(
+            x, [one.value for one in numbers], bars(numbers), bars(ppl), label=shown, elinewidth=0.8, **series(at)
+        )
+        axes.plot(x[-1:], [numbers[-1].value], "o", markersize=11, markerfacecolor="none", color="#333333", mew=0.8)
+    _log_if_wide(axes, ppl)
+    axes.set(xlabel="PPL ↓" + (" (log scale)" if axes.get_xscale() == "log" else ""), ylabel="accuracy ↑")
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return drawn
+
+
+def _log_if_wide(axes: Any, numbers: Sequence[Number]) -> None:
+    known = [one.value for one in numbers if one.value > 0]
+    if known and max(known) > 4 * min(known):
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def steps(study: Study) -> Drawing | None:
+    """Figure 2: PPL, Top-1 and HE-SNR over training, filtered Action tokens, with the downstream score."""
+    rows = _rows(study, study.filtered, ("ppl", "top1_acc", "he_snr"))
+    if len(rows) < 2:
+        return None
+    for row in rows:
+        score = study.downstream.get(row["checkpoint"])
+        row["downstream"] = Number(score.value, math.nan, *score.ends) if score else Number(math.nan)
+    title = "Metrics over training, filtered Action tokens"
+    told = " and the downstream score (bars: Wilson's 95 % interval where n is known)" if study.downstream else ""
+    caption = (
+        f"PPL, Top-1 accuracy, HE-SNR{told} of {len(rows)} checkpoints on {tokens_name(study.filtered)}, "
+        f"{study.about(study.filtered)}. Checkpoints are evenly spaced in the order of training, not to the scale of "
+        f"steps. {_marks(study)}{study.bars}"
+    )
+    ladder = study.named(study.values[study.filtered])
+    draw = partial(_draw_steps, rows, ladder, boundaries(ladder))
+    return Drawing(
+        "fig02_steps",
+        "Fig. 2",
+        title,
+        about(study, study.filtered),
+        caption,
+        (Table("fig02_steps", title, rows),),
+        draw,
+    )
+
+
+def _marks(study: Study) -> str:
+    kinds = {one.kind for one in boundaries(study.ladder)}
+    step = "The grey band is “step 0”, the last checkpoint before the context extension. " if "context" in kinds else ""
+    return step + ("Dotted lines part contexts and stages. " if kinds else "")
+
+
+def _draw_steps(rows: _Rows, ladder: Sequence[Checkpoint], found: Sequence[Boundary]) -> Figure:
+    names = ["ppl", "top1_acc", "he_snr"]
+    if any(not math.isnan(row["downstream"].value) for row in rows):
+        names.append("downstream")
+    drawn, axes = figure(1 + (len(names) > 3), min(len(names), 3) if len(names) < 4 else 2, width=3.3, height=2.8)
+    for at, (panel, name) in enumerate(zip(axes.flat, names, strict=True)):
+        line(panel, range(len(rows)), cells(rows, name), at)
+        checkpoint_axis(panel, ladder, found)
+        panel.set(ylabel=NAMES[name], xlabel="training step, context")
+    return drawn
+
+
+def extension(study: Study) -> Drawing | None:
+    """Figure 7: |H| and HE-SNR through the context extension, steps counted from the checkpoint before it."""
+    ladder = study.named(study.values.get(study.filtered, {}))
+    at = next((one.at for one in boundaries(ladder) if one.kind == "context"), None)
+    if at is None:
+        return None
+    stage = ladder[at - 1].stage
+    kept = [one for one in ladder if one.stage == stage]
+    after = _since(kept, ladder[at - 1])
+    rows = [row for row in _rows(study, study.filtered, ("he_tokens", "he_snr")) if row["checkpoint"] in after]
+    rows = [{**row, "since": after[row["checkpoint"]]} for row in rows]
+    title = "|H| and HE-SNR through the context extension"
+    caption = (
+        f"Size of the High-Entropy Decision Set H and HE-SNR of {len(rows)} checkpoints, "
+        f"{tokens_name(study.filtered)}, {study.about(study.filtered)}. Step 0 (grey band) is {ladder[at - 1].name}, "
+        f"the last before the extension; evenly spaced. {study.bars} Those of |H| are ± 1.96 standard errors."
+    )
+    draw = partial(_draw_extension, rows, next(i for i, one in enumerate(kept) if one.name == ladder[at].name))
+    table = Table("fig07_extension", title, rows)
+    return Drawing("fig07_extension", "Fig. 7", title, about(study, study.filtered), caption, (table,), draw)
+
+
+def _since(ladder: Sequence[Checkpoint], zero: Checkpoint) -> dict[str, int | None]:
+    """Steps since the extension; where they begin anew after it they are that already."""
+    found: dict[str, int | None] = {}
+    past = False
+    for one in ladder:
+        anew = past and one.step is not None and zero.step is not None and one.step < zero.step
+        base = 0 if anew or zero.step is None else zero.step
+        found[one.name] = None if one.step is None else one.step - base
+        past = past or one.name == zero.name
+    return found
+
+
+def _draw_extension(rows: _Rows, at: int) -> Figure:
+    drawn, (panels,) = figure(1, 2, width=3.6, height=2.9)
+    shown = [label(row["checkpoint"]) if row["since"] is None else f"{row['since']:+d}" for row in rows]
+    ladder = [
+        Checkpoint(row["checkpoint"], label="0" if text == "+0" else text)
+        for row, text in zip(rows, shown, strict=True)
+    ]
+    for i, (panel, name) in enumerate(zip(panels, ("he_tokens", "he_snr"), strict=True)):
+        line(panel, range(len(rows)), cells(rows, name), i)
+        checkpoint_axis(panel, ladder, [Boundary(at, "context", "extension")])
+        panel.set(ylabel=NAMES[name], xlabel="steps since step 0")
+    return drawn
+
+
+def sft(study: Study) -> Drawing | None:
+    """Figure 8: PPL, HE-PPL and HE-SNR before and after SFT."""
+    rows = [row for select in (study.filtered, UNFILTERED) for row in _sft_rows(study, select)]
+    if not rows:
+        return None
+    title = "Before and after SFT"
+    pairs = len({row["after"] for row in rows})
+    caption = (
+        f"PPL, HE-PPL and HE-SNR of {pairs} checkpoint{'s' * (pairs > 1)} before and after the next stage of training, "
+        f"{study.about(study.filtered)}; filtered Action tokens solid, Thought + Action dashed. {study.bars}"
+    )
+    draw = partial(_draw_sft, rows)
+    return Drawing(
+        "fig08_sft", "Fig. 8", title, about(study, study.filtered), caption, (Table("fig08_sft", title, rows),), draw
+    )
+
+
+def _sft_rows(study: Study, select: str) -> Iterator[dict[str, Any]]:
+    values = study.values.get(select, {})
+    ladder = study.named(values)
+    for before, after in sft_pairs(ladder):
+        sides = {"before": before, "after": after}
+        yield {"select": select, **{key: one.name for key, one in sides.items()}} | {
+            f"{name}_{key}": values[one.name][name] for name in _SFT for key, one in sides.items()
+        }
+
+
+def sft_pairs(ladder: Sequence[Checkpoint]) -> list[tuple[Checkpoint, Checkpoint]]:
+    """Each checkpoint of a later stage and the one it was made from: as said, of the same step and context, or last."""
+    named = {one.name: one for one in ladder}
+    found = []
+    for at, one in enumerate(ladder):
+        earlier = [other for other in ladder[:at] if other.stage != one.stage]
+        if one.before in named:
+            found.append((named[one.before], one))
+        elif one.stage and earlier and at and (one.before is None):
+            same = [x for x in earlier if (x.step, x.context) == (one.step, one.context) and one.step is not None]
+            if same or ladder[at - 1].stage != one.stage:
+                found.append(((same or earlier)[-1], one))
+    return found
+
+
+def _draw_sft(rows: _Rows) -> Figure:
+    drawn, (panels,) = figure(1, 3, width=2.7, height=2.9)
+    places = {name: at for at, name in enumerate(dict.fromkeys(cells(rows, "after")))}
+    for panel, name in zip(panels, _SFT, strict=True):
+        for row in rows:
+            look = series(places[row["after"]]) | {"linestyle": "--" if row["select"] == UNFILTERED else "-"}
+            numbers = [row[f"{name}_before"], row[f"{name}_after"]]
+            text = f"{label(row['after'])}{', unfiltered' * (row['select'] == UNFILTERED)}"
+            panel.errorbar([0, 1], [one.value for one in numbers], bars(numbers), label=text, elinewidth=1, **look)
+        panel.set_xticks([0, 1], ["before", "after"])
+        panel.set(xlim=(-0.4, 1.4), ylabel=NAMES[name])
+        panel.grid(axis="x", visible=False)
+    handles, names = panels[0].get_legend_handles_labels()
+    drawn.legend(handles, names, loc="outside lower center", ncols=3)
+    return drawn

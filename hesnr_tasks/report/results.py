@@ -1,0 +1,172 @@
+"""What lm-eval saved: every task's numbers with their errors, and what must be equal for two of them to be ranked."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hesnr_tasks.errors import DataError
+from hesnr_tasks.metrics import METRICS
+
+__all__ = ["Row", "Value", "groups", "read_results"]
+
+_SAVED = re.compile(r"(results_.*|.*_\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d+)\.json")  # lm-eval's two ways to name a file
+_PLACES = ("revision", "peft", "delta", "adapter")
+
+
+class Value(NamedTuple):
+    """A number lm-eval saved and its standard error (None: it gave none)."""
+
+    value: float
+    stderr: float | None = None
+
+
+class Row(NamedTuple):
+    """One task of one result file."""
+
+    model: str  # as short as tells the models apart
+    task: str
+    alias: str
+    values: Mapping[str, Value]  # by metric
+    comparable: str  # rows with the same text may be ranked together
+    date: float
+    signature: Mapping[str, Any] | None  # None: a benchmark that is not ours
+    higher: Mapping[str, bool]  # direction of the metrics that have one
+    path: Path
+    scores: str | None = None  # folder of score files that the run was told to use
+    member: bool = False  # part of a group of tasks that is there itself
+
+    @property
+    def select(self) -> str:
+        """The set of tokens of one of our tasks, as `analysis.frame.Selection.name`."""
+        made = self.signature or {}
+        return "-".join(["+".join(made.get("kinds", ())), *made.get("filters", ())])
+
+
+def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> list[Row]:
+    """The newest row of each task of each model; raises `DataError` where there is none, unless that is `optional`."""
+    named = list(map(str, sources))
+    paths = list(dict.fromkeys(path for source in named for path in _files(Path(source))))
+    newest: dict[tuple[str, str], Row] = {}
+    for path in paths:
+        for row in _rows(path):
+            key = (row.model, row.task)
+            if key not in newest or newest[key].date < row.date:
+                newest[key] = row
+    if not newest and not optional:
+        raise DataError(
+            f"no lm-eval results in {', '.join(named)} ({len(paths)} result files). "
+            "Make some with: lm_eval --tasks hesnr_swe … --output_path DIR"
+        )
+    short = _shortened({row.model for row in newest.values()})
+    return [row._replace(model=short[row.model]) for row in newest.values()]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*.json") if _SAVED.fullmatch(file.name))
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder")
+    return [path]
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        results, configs = dict(found["results"]), dict(found["configs"])
+        members = {task for tasks in dict(found.get("group_subtasks") or {}).values() for task in tasks}
+        date = float(found.get("date") or 0)
+        for task, values in results.items():
+            metadata = (configs.get(task) or {}).get("metadata") or {}
+            made = metadata.get("signature")
+            numbers = _ours(values) if made else dict(_theirs(values))
+            if numbers:
+                yield Row(
+                    model=_model(found),
+                    task=task,
+                    alias=str(values.get("alias", task)).strip(" -"),
+                    values=numbers,
+                    comparable=_comparable(task, made) if made else _benchmark(task, found),
+                    date=date,
+                    signature=made,
+                    higher=_higher((found.get("higher_is_better") or {}).get(task) or {}),
+                    path=path,
+                    scores=metadata.get("scores"),
+                    member=task in members,
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not an lm-eval result file ({type(error).__name__}: {error})") from None
+
+
+def _model(found: Mapping[str, Any]) -> str:
+    """Folder or hub name of the checkpoint; a revision or an adapter makes another one of it."""
+    given = (found.get("config") or {}).get("model_args") or {}
+    if isinstance(given, str):
+        given = dict(word.partition("=")[::2] for word in given.split(","))
+    name = given.get("pretrained") or given.get("model") or found.get("model_name") or "unknown"
+    other = [str(given[place]) for place in _PLACES if given.get(place) not in (None, "", "main")]
+    return "@".join([str(name).rstrip("/"), *other])
+
+
+def _shortened(names: Iterable[str]) -> dict[str, str]:
+    """The shortest ends of the names that tell them apart."""
+    parts = {name: re.split(r"[/\\]", name) for name in names}
+    for length in range(1, max(map(len, parts.values()), default=1)):
+        short = {name: "/".join(pieces[-length:]) for name, pieces in parts.items()}
+        if len(set(short.values())) == len(short):
+            return short
+    return {name: name for name in parts}
+
+
+def _ours(values: Mapping[str, Any]) -> dict[str, Value]:
+    return {name: _value(values, name, "none") for name in METRICS}
+
+
+def _theirs(values: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
+    """Every metric of another task; its filter is named where it has one."""
+    for key, value in values.items():
+        name, _, chain = key.partition(",")
+        if chain and not name.endswith("_stderr") and isinstance(value, (int, float)):
+            yield name if chain == "none" else f"{name} ({chain})", _value(values, name, chain)
+
+
+def _value(values: Mapping[str, Any], name: str, chain: str) -> Value:
+    value, error = values.get(f"{name},{chain}"), values.get(f"{name}_stderr,{chain}")
+    return Value(
+        float(value) if isinstance(value, (int, float)) else math.nan,
+        float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None,
+    )
+
+
+def _higher(told: Mapping[str, Any]) -> dict[str, bool]:
+    return {name: bool(value) for name, value in told.items() if value is not None}
+
+
+def _comparable(task: str, made: Mapping[str, Any]) -> str:
+    """The signature without what differs between checkpoints of one ladder: the model itself."""
+    kept = {name: value for name, value in made.items() if name != "run"}
+    kept |= {name: (made.get("run") or {}).get(name) for name in ("tokenizer", "dtype", "bos")}
+    if not made.get("tokens_cut"):
+        kept.pop("max_length", None)  # a limit that cuts nothing is no choice
+    return json.dumps([task, kept], sort_keys=True)
+
+
+def _benchmark(task: str, found: Mapping[str, Any]) -> str:
+    """What lm-eval tells of how another task was asked."""
+    kept = {name: (found.get(name) or {}).get(task) for name in ("versions", "n-shot")}
+    kept["documents"] = ((found.get("n-samples") or {}).get(task) or {}).get("effective")
+    kept["chat_template"] = found.get("chat_template_sha") or bool(found.get("chat_template"))
+    kept["system_instruction"] = found.get("system_instruction_sha")
+    return json.dumps([task, kept], sort_keys=True)
+
+
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that may be ranked together, by task; the order within a group is that of `rows`."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.comparable, []).append(row)
+    return sorted(found.values(), key=lambda group: group[0].task)

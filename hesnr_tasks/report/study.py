@@ -1,0 +1,264 @@
+"""One ladder, put together: checkpoints, their numbers, their score files, their downstream scores, what is missing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from hesnr_tasks.analysis.measures import Number, measure
+from hesnr_tasks.analysis.pairing import Run, matched
+from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.metrics import EPSILON
+from hesnr_tasks.report.digest import OBSERVATION, UNFILTERED, Digest, digest, rows_of
+from hesnr_tasks.report.downstream import Score
+from hesnr_tasks.report.ladder import Checkpoint, boundaries
+from hesnr_tasks.report.results import Row, groups
+from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.store import StoreError
+
+__all__ = ["Missing", "Study", "study"]
+
+_METRICS = (
+    "he_snr", "he_ppl", "ppl", "top1_acc", "top2_acc", "top5_acc", "top10_acc", "he_tokens", "tokens", "density",
+)  # fmt: skip
+_COUNTS = ("he_tokens", "tokens")
+_FEWEST = 4  # trajectories for an interval, as in analysis.intervals
+_Z = 1.96
+_RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks hesnr_swe,hesnr_swe_unfiltered --output_path DIR"
+
+
+class Missing(NamedTuple):
+    """What a page does not have, why, and the command that gives it."""
+
+    what: str
+    why: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Everything figures and tables are made of. Checkpoints are in the order of training."""
+
+    ladder: tuple[Checkpoint, ...]
+    rows: tuple[Row, ...]
+    values: Mapping[str, Mapping[str, Mapping[str, Number]]]  # set of tokens -> checkpoint -> metric
+    digests: tuple[Digest, ...]
+    downstream: Mapping[str, Score]
+    filtered: str
+    ablation: tuple[str, ...]
+    k: int = 10
+    epsilon: float = EPSILON
+    resamples: int = RESAMPLES
+    seed: int = SEED
+    notes: list[str] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+
+    def named(self, names: Sequence[str] | Mapping[str, object]) -> list[Checkpoint]:
+        """Those checkpoints of the ladder that are in `names`."""
+        return [one for one in self.ladder if one.name in names]
+
+    def aligned(self, select: str) -> list[Run]:
+        """The runs with score files on one set of tokens, trajectory by trajectory the same; fewer than two: none."""
+        runs = [as_run(one, select) for one in self.digests if select in one.sets]
+        return matched(runs)[0] if len(runs) > 1 else []
+
+    def about(self, select: str) -> str:
+        """What a number in a caption stands on."""
+        counts = {int(one.copies[select].sum()) for one in self.digests if select in one.sets}
+        counts |= {int((row.signature or {}).get("trajectories", 0)) for row in self.rows if row.select == select}
+        return f"{'–'.join(str(n) for n in sorted({min(counts), max(counts)}))} trajectories" if counts else ""
+
+    @property
+    def bars(self) -> str:
+        """What error bars are."""
+        other = (
+            "" if len(self.digests) == len(self.ladder) else "; ± 1.96 standard errors where there are no score files"
+        )
+        return f"Bars: 95 % interval (cluster bootstrap over trajectories{other})."
+
+
+def study(
+    rows: Sequence[Row],
+    ladder: Sequence[Checkpoint],
+    folders: Mapping[str, Path],
+    downstream: Mapping[str, Score],
+    *,
+    remarks: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Study:
+    """Read the score files and put everything together. Runs that must not be compared are left out, with a note."""
+    settings = Counter((row.signature["k"], row.signature["epsilon"]) for row in rows if row.signature)
+    k, epsilon = settings.most_common(1)[0][0] if settings else (10, EPSILON)
+    notes = list(remarks)
+    found = list(_digests(ladder, folders, k, epsilon, notes))
+    kept = _compatible(found, notes)
+    filters = list(kept[0].signature["filters"]) if kept else _filters(rows)
+    ablation = rows_of(filters)
+    made = Study(
+        ladder=tuple(ladder),
+        rows=tuple(rows),
+        values=_values(rows, kept, resamples, seed, notes),
+        digests=tuple(kept),
+        downstream=downstream,
+        filtered=ablation[-1],
+        ablation=tuple(ablation),
+        k=k,
+        epsilon=epsilon,
+        resamples=resamples,
+        seed=seed,
+        notes=notes,
+    )
+    made.missing.extend(_missing(made))
+    return made
+
+
+def _digests(
+    ladder: Sequence[Checkpoint], folders: Mapping[str, Path], k: int, epsilon: float, notes: list[str]
+) -> Iterator[Digest]:
+    """One at a time; a folder that cannot be read costs its checkpoint the figures, not the others the page."""
+    for one in ladder:
+        if one.name in folders:
+            try:
+                yield digest(folders[one.name], one.name, k, epsilon)
+            except StoreError as error:
+                notes.append(f"{one.name}: its score files are not used: {error}")
+
+
+def as_run(one: Digest, select: str) -> Run:
+    """A digest on one set of tokens, as comparisons take it."""
+    sums, copies, cut = one.sums[select], one.copies[select], one.cut[select]
+    return Run(one.name, one.signature, one.keys, one.ids, copies, cut, sums)
+
+
+def _filters(rows: Sequence[Row]) -> list[str]:
+    known: list[list[str]] = [row.signature["filters"] for row in rows if row.signature]
+    return list(max(known, key=len, default=[]) or ("xml", "format", "comments"))
+
+
+def _compatible(found: Sequence[Digest], notes: list[str]) -> list[Digest]:
+    """The largest set of runs that may be compared; the others are left out of figures and correlations."""
+    sets: list[list[Digest]] = []
+    reasons: dict[str, str] = {}
+    for one in found:
+        for group in sets:
+            reason = _apart(group[0], one)
+            if reason is None:
+                group.append(one)
+                break
+            reasons.setdefault(one.name, reason)
+        else:
+            sets.append([one])
+    largest = max(sets, key=len, default=[])
+    for one in found:
+        if one not in largest:
+            why = reasons.get(one.name) or _apart(largest[0], one)
+            notes.append(f"{one.name} is in no figure: {why}")
+    return largest
+
+
+def _apart(a: Digest, b: Digest) -> str | None:
+    """Why two runs must not be compared; None: they may be."""
+    shared = [name for name in a.sets if name in b.sets]
+    if not shared:
+        return f"{a.name} and {b.name} have no set of tokens in common"
+    try:
+        matched([as_run(a, shared[-1]), as_run(b, shared[-1])])
+    except HesnrError as error:
+        return str(error)
+    return None
+
+
+def _values(
+    rows: Sequence[Row], digests: Sequence[Digest], resamples: int, seed: int, notes: list[str]
+) -> dict[str, dict[str, dict[str, Number]]]:
+    """Numbers from score files; where there are none, from result files made the same way."""
+    found: dict[str, dict[str, dict[str, Number]]] = {}
+    for one in digests:
+        for name, sums in one.sums.items():
+            line = measure(sums[None], one.copies[name], _METRICS, resamples=resamples, seed=seed)[0]
+            found.setdefault(name, {})[one.name] = {
+                key: _with_ends(number) if key in _COUNTS and one.copies[name].sum() >= _FEWEST else number
+                for key, number in line.items()
+            }
+    for group in _chosen(rows, digests):
+        for row in group:
+            numbers = {name: _saved(row, name) for name in _METRICS if name in row.values}
+            found.setdefault(row.select, {}).setdefault(row.model, numbers)
+    notes += _other_data(rows, digests)
+    return found
+
+
+def _chosen(rows: Sequence[Row], digests: Sequence[Digest]) -> list[list[Row]]:
+    """For each set of tokens the results that may stand beside the score files', or the largest group of results."""
+    known = {one.name: one for one in digests}
+    best: dict[str, tuple[int, int, list[Row]]] = {}
+    for group in groups([row for row in rows if row.signature]):
+        select = group[0].select
+        same = sum(_same_data(row, known) for row in group)
+        if digests and not same and any(select in one.sets for one in digests):
+            continue
+        if select not in best or (same, len(group)) > best[select][:2]:
+            best[select] = (same, len(group), group)
+    return [group for _, _, group in best.values()]
+
+
+def _same_data(row: Row, known: Mapping[str, Digest]) -> bool:
+    one = known.get(row.model)
+    return one is not None and row.select in one.sets and one.data(row.select) == (row.signature or {}).get("data")
+
+
+def _other_data(rows: Sequence[Row], digests: Sequence[Digest]) -> list[str]:
+    known = {one.name: one for one in digests}
+    return [
+        f"{row.model}: the leaderboard's {row.task} is of {row.signature['trajectories']} trajectories, the figures "
+        f"are of the {int(known[row.model].copies[row.select].sum())} in {known[row.model].folder}"
+        for row in rows
+        if row.signature and row.model in known and row.select in known[row.model].sets and not _same_data(row, known)
+    ]
+
+
+def _saved(row: Row, name: str) -> Number:
+    value, error = row.values[name]
+    number = Number(value, math.nan if error is None else error)
+    few = (row.signature or {}).get("trajectories", 0) < _FEWEST
+    return number if few else _with_ends(number)
+
+
+def _with_ends(number: Number) -> Number:
+    """Ends from the standard error: of counts, and of results without score files."""
+    half = _Z * number.stderr
+    return number._replace(low=number.value - half, high=number.value + half)
+
+
+def _missing(made: Study) -> list[Missing]:
+    found = []
+    without = [one.name for one in made.ladder if one.name not in {digest.name for digest in made.digests}]
+    if without:
+        why = f"no (comparable) score files of {', '.join(without)}"
+        what = "histograms, threshold sweep, ablation ladder, case table and paired differences of these checkpoints"
+        found.append(Missing(what, why, _RUN))
+    if made.digests and not any(OBSERVATION in one.sets for one in made.digests):
+        command = _RUN + """ --metadata '{"keep": "observation+thought+action"}'"""
+        found.append(Missing("Figure 5 (observation tokens)", "observations were not scored", command))
+    for select, task in ((UNFILTERED, "hesnr_swe_unfiltered"), (made.filtered, "hesnr_swe")):
+        if select not in made.values:
+            command = f"lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks {task} --output_path DIR"
+            found.append(Missing(f"everything on {select} tokens", f"no numbers on {select}", command))
+    if not made.downstream:
+        what = "correlations, decision accuracy and Figure 6"
+        found.append(Missing(what, "no downstream scores", "hesnr report RESULTS --downstream scores.csv -o OUT"))
+    kinds = {one.kind for one in boundaries(made.ladder)}
+    if "context" not in kinds:
+        why = "no name tells of a context extension (…-32k, …-128k)"
+        found.append(Missing("Figure 7", why, "hesnr report RESULTS --ladder ladder.yaml -o OUT"))
+    if "stage" not in kinds:
+        why = "no checkpoint is called …-sft"
+        found.append(
+            Missing("Figure 8 (before and after SFT)", why, "hesnr report RESULTS --ladder ladder.yaml -o OUT")
+        )
+    return found

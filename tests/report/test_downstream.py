@@ -1,0 +1,87 @@
+"""Downstream scores find their checkpoint, or say that they do not."""
+
+import json
+
+import pytest
+
+from hesnr_tasks.errors import DataError
+from hesnr_tasks.report.downstream import Score, read_downstream
+
+NAMES = ["step100-32k", "step1000-32k", "runs/step2000"]
+
+
+def report(folder, stem, resolved=50, total=500, **others):
+    path = folder / f"{stem}.json"
+    path.write_text(json.dumps({"total_instances": total, "resolved_instances": resolved, **others}))
+    return path
+
+
+def table(folder, text):
+    path = folder / "scores.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_csv_with_and_without_n(tmp_path):
+    text = (
+        "\ufeffcheckpoint,score,n\nstep100-32k,0.1,500\nSTEP1000_32K,0.25,\n\n/ckpt/step2000/,0.3,500\nbase,0.4,500\n"
+    )
+    found, strange = read_downstream([table(tmp_path, text)], NAMES)
+    assert found == {"step100-32k": Score(0.1, 500), "step1000-32k": Score(0.25), "runs/step2000": Score(0.3, 500)}
+    assert len(strange) == 1
+    assert "'base'" in strange[0]
+
+
+def test_per_cent_is_known_by_the_whole_file(tmp_path):
+    """0.8 beside 21.4 is 0.8 per cent, not 80."""
+    found, _ = read_downstream(
+        [table(tmp_path, "checkpoint,score,n\nstep100-32k,0.8,500\nstep1000-32k,21.4,500\n")], NAMES
+    )
+    assert found["step100-32k"] == Score(0.8, 500, 100.0)
+    low, high = found["step100-32k"].ends
+    assert 0 < low < 0.8 < high < 3
+
+
+@pytest.mark.parametrize(("value", "n"), [(0.0, 20), (0.13, 500), (1.0, 7)])
+def test_ends_are_where_the_score_test_rejects(value, n):
+    """Wilson's interval by its definition: (p - x)² = z² x (1 - x) / n at both ends."""
+    for end in Score(value, n).ends:
+        assert (value - end) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / n, abs=1e-12)
+
+
+def test_reports_of_the_harness_belong_to_the_checkpoint_in_their_name(tmp_path):
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    report(folder, "me__step1000-32k.verified")
+    report(folder, "me__step100-32k.verified", 20, resolved_ids=["a"])
+    report(folder, "me__step10.verified", 1)
+    found, strange = read_downstream([folder], NAMES)
+    assert found == {"step1000-32k": Score(0.1, 500), "step100-32k": Score(0.04, 500)}
+    assert len(strange) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step100-32k,0.1", "first line must name"),
+        ("", "first line must name"),
+        ("checkpoint,score\nstep100-32k,many", r"scores.csv:2: score 'many' is no number"),
+        ("checkpoint,score\nstep100-32k,nan", "no number"),
+        ("checkpoint,score\nstep100-32k", "no number"),
+        ("checkpoint,score,n\nstep100-32k,250,500", "no share"),
+        ("checkpoint,score,n\nstep100-32k,-0.1,500", "no share"),
+        ("checkpoint,score\nother,0.1", "no downstream score belongs"),
+        ("checkpoint,score\nstep100-32k,0.1\nstep100_32k,0.2", "second"),
+    ],
+)
+def test_wrong_tables_say_where(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        read_downstream([table(tmp_path, text)], NAMES)
+
+
+@pytest.mark.parametrize(("resolved", "total"), [(5, 0), (6, 5), (-1, 5), ("1", 5), (None, 5)])
+def test_wrong_reports_are_refused(tmp_path, resolved, total):
+    with pytest.raises(DataError, match="no SWE-bench report"):
+        read_downstream([report(tmp_path, "step100-32k", resolved, total)], NAMES)
+    with pytest.raises(DataError, match="no such file"):
+        read_downstream([tmp_path / "none.csv"], NAMES)

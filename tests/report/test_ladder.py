@@ -1,0 +1,92 @@
+"""Names are read as people mean them, and checkpoints stand in the order of training."""
+
+import pytest
+
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.report.ladder import boundaries, order, parse, read_ladder
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "context", "stage"),
+    [
+        ("step2000", 2000, None, ""),
+        ("step1004-8k", 1004, 8192, ""),
+        ("step_0125_2k", 125, 2048, ""),
+        ("iter_0012000", 12000, None, ""),
+        ("global_step500", 500, None, ""),
+        ("checkpoint-750", 750, None, ""),
+        ("run3/checkpoint-750/hf", 750, None, ""),
+        ("pythia-160m@step3000", 3000, None, ""),
+        ("OLMo-2-7B@stage1-step140000-tokens588B", 140000, None, ""),
+        ("step12k", 12000, None, ""),
+        ("step12k-32k", 12000, 32768, ""),
+        ("500steps-128k", 500, 131072, ""),
+        ("step2000-128k-sft", 2000, 131072, "sft"),
+        ("Qwen2.5-Coder-32B-Instruct", None, None, "sft"),
+        ("Qwen2.5-Coder-32B", None, None, ""),
+        ("model-ctx32768-step10", 10, 32768, ""),
+        ("step300-grpo", 300, None, "rl"),
+        ("step300-sft-dpo", 300, None, "rl"),
+        ("steppe-7b", None, None, ""),
+        ("final", None, None, ""),
+    ],
+)
+def test_a_name_tells_step_context_and_stage(name, step, context, stage):
+    found = parse(name)
+    assert (found.step, found.context, found.stage) == (step, context, stage)
+
+
+def test_the_order_of_training_with_steps_that_begin_anew():
+    names = ["step100-128k", "step2000-32k-sft", "step2000-32k", "step500-32k", "step100-128k-sft", "step0-128k"]
+    want = ["step500-32k", "step2000-32k", "step0-128k", "step100-128k", "step2000-32k-sft", "step100-128k-sft"]
+    assert [one.name for one in order(map(parse, names))] == want
+
+
+def test_boundaries_of_context_and_stage():
+    ladder = order(map(parse, ["step1", "step2", "step3-32k", "step4-128k", "step4-128k-sft"]))
+    found = [(one.at, one.kind, one.label) for one in boundaries(ladder)]
+    assert found == [(2, "context", "context 32K"), (3, "context", "context 32K → 128K"), (4, "stage", "SFT")]
+    assert boundaries(order(map(parse, ["step1-2k", "step2-2k"]))) == []
+
+
+def test_a_yaml_file_says_what_names_do_not(tmp_path):
+    path = tmp_path / "ladder.yaml"
+    path.write_text(
+        "checkpoints:\n  b: {step: 1, context: 32k, label: first, downstream: 0.2, n: 500}\n"
+        "  a: {step: 2, stage: sft, before: b}\n"
+    )
+    ladder = read_ladder(["a", "b"], path)
+    assert [one.name for one in ladder.checkpoints] == ["b", "a"]
+    assert ladder.checkpoints[0][1:] == (1, 32768, "", "first", None)
+    assert ladder.checkpoints[1].before == "b"
+    assert ladder.downstream == {"b": (0.2, 500)}
+    path.write_text("a: {step: 9}\n")  # of one alone: the others keep what their names say
+    assert [one.name for one in read_ladder(["a", "step20", "step3"], path).checkpoints] == ["step3", "a", "step20"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("step10O: {step: 1}", "Did you mean 'step100'"),
+        ("step100: {stpe: 1}", "Did you mean 'step'"),
+        ("step100: {step: many}", "step must be a number"),
+        ("step100: {context: long}", "32768 or 32k"),
+        ("step100: {before: other}", "none of the checkpoints"),
+        ("- step100", "must map checkpoints"),
+        ("step100: 5", "must map checkpoints"),
+        ("a: [", "cannot read"),
+    ],
+)
+def test_a_wrong_yaml_file_says_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "ladder.yaml"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        read_ladder(["step100", "step200"], path)
+
+
+def test_a_yaml_file_makes_no_objects(tmp_path):
+    path = tmp_path / "ladder.yaml"
+    path.write_text("!!python/object/apply:os.system ['touch " + str(tmp_path / "hacked") + "']")
+    with pytest.raises(SettingsError):
+        read_ladder(["a"], path)
+    assert not (tmp_path / "hacked").exists()

@@ -1,0 +1,147 @@
+"""The leaderboard shows what lm-eval saved, and never ranks what was made differently together."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from hesnr_tasks.errors import DataError
+from hesnr_tasks.report.ladder import read_ladder
+from hesnr_tasks.report.leaderboard import csv_text, markdown
+from hesnr_tasks.report.results import read_results
+from tests.report.ladders import result
+
+
+def board(folder, **options):
+    rows = read_results([str(folder)])
+    return markdown(rows, read_ladder({row.model for row in rows}).checkpoints, **options)
+
+
+def test_checkpoints_are_in_natural_order_with_errors(tmp_path):
+    for name, snr in (("step1600", 0.3), ("step800", 0.2), ("step1600-8k", 0.25)):
+        result(tmp_path, name, snr, others={})
+    lines = board(tmp_path).splitlines()
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| step800", "| step1600", "| step1600-8k"]
+    assert "| 0.200 ± 0.010 |" in lines[4]
+    assert "| 3 |" in lines[4]
+
+
+def test_the_newest_result_of_a_checkpoint_counts(tmp_path):
+    result(tmp_path, "a", 0.1, date=1.0, others={})
+    result(tmp_path, "a", 0.9, date=2.0, others={})
+    assert [row.values["he_snr"][0] for row in read_results([str(tmp_path)])] == [0.9]
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"k": 20}, {"epsilon": 1.0}, {"kinds": ["thought"]}, {"filters": []}, {"render": "chatml"}, {"data": "f"},
+        {"tokens_cut": 5}, {"run": {"tokenizer": "u"}}, {"hesnr_tasks": "0.2.0"},
+    ],
+)  # fmt: skip
+def test_different_signatures_are_in_different_tables(tmp_path, difference):
+    result(tmp_path, "a", others={})
+    result(tmp_path, "b", others={}, **difference)
+    assert board(tmp_path).count("| checkpoint |") == 2
+
+
+def test_a_context_limit_that_cuts_nothing_does_not_separate(tmp_path):
+    result(tmp_path, "a", others={})
+    result(tmp_path, "b", others={}, max_length=8192)
+    assert board(tmp_path).count("| checkpoint |") == 1
+
+
+def test_a_folder_without_results_says_how_to_make_some(tmp_path):
+    with pytest.raises(DataError, match="--tasks hesnr_swe"):
+        read_results([str(tmp_path)])
+    with pytest.raises(DataError, match="no such file"):
+        read_results([str(tmp_path / "none")])
+    (tmp_path / "results_1.json").write_text("{")
+    with pytest.raises(DataError, match="not an lm-eval result file"):
+        read_results([str(tmp_path)])
+
+
+# --- side by side with standard benchmarks ----------------------------------------------------------------------------
+
+
+def test_benchmarks_stand_beside_ours_with_their_errors(tmp_path):
+    gsm = {"gsm8k": {"exact_match,strict-match": 0.51, "exact_match_stderr,strict-match": 0.013}}
+    result(tmp_path, "step2", 0.2)
+    result(tmp_path, "step10", 0.3, others=gsm)
+    lines = board(tmp_path).splitlines()
+    heads = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert heads[0] == "checkpoint"
+    assert heads[-2:] == ["gsm8k exact_match (strict-match)", "hellaswag acc ↑"]
+    assert lines[4].startswith("| step2 | 0.200 ± 0.010 |")
+    assert lines[4].endswith("| – | 0.3000 ± 0.0040 |")
+    assert lines[5].endswith("| 0.510 ± 0.013 | – |")
+
+
+def test_results_without_our_tasks_make_a_leaderboard_too(tmp_path):
+    saved = result(tmp_path, "a")
+    saved["results"].pop("hesnr_swe")
+    next(tmp_path.rglob("*.json")).write_text(json.dumps(saved))
+    assert board(tmp_path).splitlines()[-1] == "| a | 0.3000 ± 0.0040 |"
+
+
+def test_numbers_made_differently_have_columns_of_their_own_and_no_common_rank(tmp_path):
+    result(tmp_path, "step1", 0.1)
+    result(tmp_path, "step2", 0.3, k=20)
+    first = board(tmp_path, by="he_snr").split("\n\n")[1].splitlines()
+    assert "hesnr_swe \\[a\\] HE-SNR ↑" in first[0]
+    assert "hesnr_swe \\[b\\] HE-SNR ↑" in first[0]
+    assert [line.split(" | ")[0] for line in first[2:]] == ["| step1", "| step2"]
+    result(tmp_path, "step2", 0.3, date=2.0)  # now made alike: the better one leads
+    first = board(tmp_path, by="he_snr").split("\n\n")[1].splitlines()
+    assert [line.split(" | ")[0] for line in first[2:]] == ["| step2", "| step1"]
+
+
+def test_a_group_stands_for_its_tasks(tmp_path):
+    others = {"mmlu": {"acc,none": 0.4}, "mmlu_law": {"acc,none": 0.3, "alias": " - law"}}
+    saved = result(tmp_path, "a", others=others)
+    next(tmp_path.rglob("*.json")).write_text(json.dumps({**saved, "group_subtasks": {"mmlu": ["mmlu_law"]}}))
+    assert "mmlu_law" not in board(tmp_path)
+    rows = read_results([tmp_path])
+    assert "mmlu_law acc" in csv_text(rows, read_ladder(["a"]).checkpoints)
+
+
+def test_revisions_and_folders_of_one_name_are_told_apart(tmp_path):
+    for at, args in enumerate(
+        (
+            "pretrained=me/pythia,revision=step1",
+            "pretrained=me/pythia,revision=step2",
+            {"pretrained": "x/s1/hf"},
+            {"pretrained": "x/s2/hf"},
+        )
+    ):
+        result(tmp_path, f"f{at}", model_args=args)
+    assert {row.model for row in read_results([tmp_path])} == {"me/pythia@step1", "me/pythia@step2", "s1/hf", "s2/hf"}
+
+
+def test_an_output_path_that_ends_in_json_is_found_too(tmp_path):
+    result(tmp_path, "a")
+    old = next(tmp_path.rglob("*.json"))
+    old.rename(tmp_path / "mine_2026-01-31T10-11-12.123456.json")
+    (tmp_path / "other.json").write_text("{}")  # somebody else's
+    assert {row.model for row in read_results([tmp_path])} == {"a"}
+
+
+def test_hostile_names_stay_in_their_cell(tmp_path):
+    name = "a|b<script>alert(1)</script>[x](javascript:1)\n# c"
+    result(tmp_path, "f", model_args={"pretrained": name}, others={})
+    row = board(tmp_path).splitlines()[-1]
+    assert row.startswith("| script\\>\\[x\\](javascript:1) # c |")
+    assert len(board(tmp_path).splitlines()) == 5
+
+
+def test_the_csv_has_every_number_and_starts_no_formula(tmp_path):
+    result(tmp_path, "f", model_args={"pretrained": "=1+1"})
+    rows = read_results([tmp_path])
+    line = next(csv.DictReader(io.StringIO(csv_text(rows, read_ladder(["=1+1"]).checkpoints))))
+    assert line["checkpoint"] == "'=1+1"
+    assert float(line["hesnr_swe he_snr"]) == 0.2
+    assert float(line["hesnr_swe he_snr stderr"]) == 0.01
+    assert float(line["hellaswag acc stderr"]) == 0.004
+    assert line["hesnr_swe ppl stderr"] == ""
+    assert len(json.loads(line["signatures"])) == 2
