@@ -50,7 +50,7 @@ check_version(_installed())
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402  (a version that does not fit may fail to import)
 
 if TYPE_CHECKING:
-    _Trainer = GRPOTrainer
+    from trl import GRPOTrainer as _Trainer
 else:
     _Trainer = object
 
@@ -93,7 +93,8 @@ class EntropyShapedGRPOMixin(_Trainer):
     - `alpha` (0.4) and `kappa` (2): see `hesnr_tasks.training.advantage`; `alpha` = 0 trains as the stock trainer does,
       bit for bit;
     - `alpha_decay_steps`: α falls linearly from `alpha` to 0 over so many optimizer steps (None: stays);
-    - `pivotal`: which tokens of a completion are pivotal, for the logs (None: not logged).
+    - `pivotal`: which tokens of a completion are pivotal, for the logs (None: not logged), such as
+      `hesnr_tasks.training.pivotal.LexiconPivotal(tokenizer)`.
 
     H is the entropy, in nats, at the trainer's temperature, that TRL computes anyway. Shaped are tokens of the model
     alone: completion mask times tool mask. The evaluation loss is shaped as well. Logged beside TRL's metrics, over

@@ -13,6 +13,7 @@ The actor must compute entropies: `actor_rollout_ref.actor.calculate_entropy=tru
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -30,9 +31,7 @@ LINE = (0, 9)  # the minor line of verl whose ppo_loss was read and tested
 def check_version(found: str | None) -> None:
     """Raise `SettingsError` unless `found`, verl's version or None where it is not installed, is one that was read."""
     if found is None:
-        raise SettingsError(
-            "shaping advantages in verl needs verl, which is not installed: pip install 'verl==0.9.*'"
-        )
+        raise SettingsError("shaping advantages in verl needs verl, which is not installed: pip install 'verl==0.9.*'")
     if tuple(int(part) for part in found.split(".")[:2]) != LINE:
         raise SettingsError(
             f"verl {found} is installed; its loss was read and tested in verl 0.9 only. With another version, call "
@@ -63,10 +62,8 @@ class EntropyShapedPPOLoss:
         check_strength(alpha, kappa)
         if ppo_loss is None or pad is None:
             check_version(_installed())
-            from verl.workers.utils import losses, padding
-
-            ppo_loss = ppo_loss or losses.ppo_loss
-            pad = pad or padding.no_padding_2_padding
+            ppo_loss = ppo_loss or import_module("verl.workers.utils.losses").ppo_loss
+            pad = pad or import_module("verl.workers.utils.padding").no_padding_2_padding
         self.alpha, self.kappa = alpha, kappa
         self._ppo_loss, self._pad = ppo_loss, pad
 
@@ -103,8 +100,7 @@ def _as_given(shaped: Tensor, given: Tensor) -> Tensor:
     """`shaped`, (B, T), without padding where `given` had none."""
     if not given.is_nested:
         return shaped
-    lengths = given.offsets().diff().tolist()
-    rows = [row[:length] for row, length in zip(shaped, lengths, strict=True)]
+    rows = [row[: len(before)] for row, before in zip(shaped, given.unbind(), strict=True)]
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
