@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
 
 from hesnr_tasks.errors import ScoringError
 
@@ -82,7 +84,8 @@ class _HuggingFace:
         kwargs = {name: value for name, value in jobs[0].kwargs.items() if name not in WARPERS}
         kwargs |= {"do_sample": False, "temperature": 0.0, "logits_processor": LogitsProcessorList([sampler])}
         requests = [_request(job, kwargs) for job in jobs]
-        return [str(text) for text in self._lm.generate_until(requests, disable_tqdm=True)]
+        with _uncached(self._lm):
+            return [str(text) for text in self._lm.generate_until(requests, disable_tqdm=True)]
 
 
 class _VLLM:
@@ -99,7 +102,8 @@ class _VLLM:
         for start in range(0, len(wanted), _AT_ONCE):
             block = wanted[start : start + _AT_ONCE]
             requests = [_request(jobs[i], {**jobs[i].kwargs, "seed": jobs[i].seed}) for i in block]
-            texts = self._lm.generate_until(requests, disable_tqdm=True)
+            with _uncached(self._lm):
+                texts = self._lm.generate_until(requests, disable_tqdm=True)
             yield list(zip(block, map(str, texts), strict=True))
 
 
@@ -150,6 +154,17 @@ class _API:
         ids = self._lm.tok_encode([context], add_special_tokens=self._lm.add_bos_token)
         room = self._lm.max_length - int(kwargs.get("max_gen_toks", kwargs.get("max_tokens", self._lm._max_gen_toks)))
         return [one[-room:] for one in ids]
+
+
+@contextlib.contextmanager
+def _uncached(lm: Any) -> Iterator[None]:
+    """Without --use_cache, which would file a sampled answer under the arguments of a greedy one."""
+    hook = getattr(lm, "cache_hook", None)
+    lm.cache_hook = CacheHook(None)
+    try:
+        yield
+    finally:
+        lm.cache_hook = hook
 
 
 def _request(job: Job, kwargs: Mapping[str, Any]) -> Instance:

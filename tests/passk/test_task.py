@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,14 @@ def test_settings_that_cannot_be(checkpoint, tasks, case):
 def test_predict_only_keeps_the_answers(checkpoint, tasks):
     result = evaluate(checkpoint, tasks(), limit=2, predict_only=True)
     assert [len(some) for some in answers_of(result)] == [4, 4]
+
+
+def test_lm_evals_cache_is_neither_read_nor_written(checkpoint, tasks, tmp_path):
+    plain = answers_of(evaluate(checkpoint, tasks(), limit=2))
+    for _ in range(2):
+        assert answers_of(evaluate(checkpoint, tasks(), limit=2, use_cache=str(tmp_path / "cache"))) == plain
+    with sqlite3.connect(tmp_path / "cache_rank0.db") as database:
+        assert database.execute("SELECT COUNT(*) FROM unnamed").fetchone() == (0,)
 
 
 def test_automatic_batch_size_and_one_at_a_time(checkpoint, tasks):
