@@ -103,6 +103,13 @@ class HESNRCallback(TrainerCallback):
         """Evaluate after the last step; by `on_train_end` some reporters have closed their books."""
         return self._evaluate(state, control, args) if self._at_end and control.should_training_stop else control
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Evaluate where the end came as a surprise, unless the model by now is that of an earlier step."""
+        last = self._at_end and not args.load_best_model_at_end
+        return self._evaluate(state, control, args) if last else control
+
     # --- evaluating ---------------------------------------------------------------------------------------------------
 
     def _evaluate(self, state: TrainerState, control: TrainerControl, args: TrainingArguments) -> TrainerControl:

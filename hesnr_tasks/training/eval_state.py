@@ -25,7 +25,8 @@ def untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
     That is: the generators of random numbers (Python, NumPy, PyTorch on the CPU and on `device`), every attribute of
     every module (its own training flag, gradient checkpointing, hooks, caches), buffers by identity and by value
     (rotary embeddings grow with the length of what they see), and configurations. Weights and gradients are not
-    written by reading under inference mode. Raises `ScoringError` if a buffer too large to copy was changed.
+    written by reading under inference mode. What forward hooks write elsewhere cannot be known, and stays. Raises
+    `ScoringError` if a buffer too large to copy was changed.
     """
     randomness = _Randomness(device)
     kept = [_Kept(item) for item in _remembering(model)]

@@ -68,8 +68,10 @@ def llama(rope_type="dynamic"):
 
 
 def lora():
-    config = peft.LoraConfig(r=4, lora_dropout=0.2, target_modules=["c_attn"], task_type="CAUSAL_LM")
-    return peft.get_peft_model(gpt2(), config)
+    layers = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+    model = peft.get_peft_model(gpt2(), peft.LoraConfig(r=4, lora_dropout=0.2, task_type="CAUSAL_LM", **layers))
+    model.enable_input_require_grads()  # a hook on the embeddings, as gradient checkpointing needs it
+    return model
 
 
 def blocks(n=64, length=48):
@@ -99,7 +101,7 @@ def train(model, folder, *callbacks, steps=4, **settings):
     usual |= {"save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 5}
     args = Arguments(output_dir=str(folder), **usual | settings)
     tokenizer = tiny.byte_level()
-    data = {"train_dataset": blocks(), "data_collator": default_data_collator}
+    data = {"train_dataset": blocks(), "eval_dataset": blocks(4), "data_collator": default_data_collator}
     trainer = Trainer(model, args, **data, processing_class=tokenizer, callbacks=list(callbacks))
     trainer.train()
     return trainer
@@ -120,7 +122,7 @@ CASES = {
     "dropout, gradient accumulation": (gpt2, {"gradient_accumulation_steps": 2}),
     "gradient checkpointing, growing rotary embeddings": (llama, {"gradient_checkpointing": True}),
     "bfloat16 autocast": (gpt2, {"bf16": True}),
-    "LoRA with dropout": (lora, {}),
+    "LoRA with dropout, gradient checkpointing": (lora, {"gradient_checkpointing": True}),
 }
 
 
@@ -210,6 +212,20 @@ def test_when_it_evaluates_and_who_is_told(settings, steps, corpus, tmp_path, ca
     assert [step for step, names in reporter.told if "hesnr/he_snr" in names] == steps
     assert [step for step, names in reporter.told if "loss" in names] == [1, 2, 3, 4, 5]
     json.dumps(trainer.state.log_history, allow_nan=False)
+
+
+class Stop(TrainerCallback):
+    """Ends training after the first epoch, later than any other callback could see."""
+
+    def on_evaluate(self, args, state, control, **_):
+        control.should_training_stop = True
+
+
+def test_it_evaluates_at_the_end_of_a_training_that_ends_early(corpus, tmp_path, capsys):
+    settings = {"eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3, "gradient_accumulation_steps": 4}
+    callbacks = HESNRCallback(corpus, limit=2, at_start=False), Stop()
+    trainer = train(gpt2(), tmp_path, *callbacks, **settings)
+    assert [entry["step"] for entry in hesnr(trainer)] == [trainer.state.global_step] == [4]
 
 
 class Ruin(TrainerCallback):
