@@ -56,7 +56,7 @@ class ToolEntropyTask(HesnrTask):
         self._texts[request.key] = request.rendered
         return instance
 
-    def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Part]:
+    def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Any]:
         """The trajectory's part in every number, then the same for its standard error."""
         found = results[0]
         self._run = found.run

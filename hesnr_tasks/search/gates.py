@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
 from hesnr_tasks.search.entropy import BASELINES, relative
@@ -184,7 +185,9 @@ class Budget:
         return self.gate(step)
 
 
-def calibrate(values: Sequence[float] | str | Path, quantile: float, seed: int = 1234) -> Threshold:
+def calibrate(
+    values: Sequence[float] | npt.NDArray[np.float64] | str | Path, quantile: float, seed: int = 1234
+) -> Threshold:
     """The threshold gate that branches at a share 1 - `quantile` of the steps it is calibrated on.
 
     `values`: entropies of steps in nats (NaN: left out), or a folder of score files (their tool entropies, as

@@ -37,7 +37,8 @@ def totals(made: Profile, resamples: int, seed: int) -> Table:
     row |= {"trajectories": len(made.parts), "tokens_cut": sum(part.cut for part in made.parts)}
     notes = (
         "of a step: the greatest H_topk, in nats, among the tokens of the words that say what is done",
-        "high: share of steps above ε; he: share with a token of 𝓗 there; unmeasured: steps without such a token",
+        "high: share of steps above ε; he: share with a token of 𝓗 there",
+        "unmeasured: steps all of whose such tokens were filtered or lie beyond the context; they are in no average",
     )
     return Table("tool_entropy", "Tool entropy", [row], notes)
 

@@ -17,6 +17,7 @@ from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.rendering import render
 from hesnr_tasks.search import profile
 from hesnr_tasks.search.profile_measures import MEASURES
+from hesnr_tasks.trajectory import Kind
 from tests import tiny
 from tests.reference import metrics as reference
 from tests.test_task import SMALL, call, evaluate, write
@@ -147,11 +148,14 @@ def test_settings_that_cannot_be_are_refused(checkpoint, tmp_path, setting, mess
         evaluate(checkpoint, ["hesnr_tool_entropy"], metadata)
 
 
-def test_on_real_trajectories_few_steps_are_left_unmeasured(checkpoint, shared, tmp_path):
+def test_on_real_trajectories_every_action_is_measured_or_counted_as_not(checkpoint, shared, tmp_path):
     metadata = {"trajectories": str(shared / "swesmith_xml_messages.jsonl"), "scores": str(tmp_path / "scores")}
     got = numbers(evaluate(checkpoint, ["hesnr_tool_entropy"], metadata, "dtype=float32,max_length=16000"))
     trajectories = readers.load(metadata["trajectories"])
+    acted = [
+        any(s.kind is Kind.ACTION and s.text.strip() for s in m.segments) for t in trajectories for m in t.messages
+    ]
     assert got["steps"] > 10
-    assert got["unmeasured"] <= 2 * len(trajectories)
+    assert got["steps"] + got["unmeasured"] == sum(acted)  # two of three lie beyond the context
     assert 0 <= got["p50"] <= got["p90"] <= got["p99"] <= math.log(10)
     assert json.dumps(profile.step_entropies(tmp_path / "scores").mean()) == json.dumps(got["mean"])
