@@ -13,12 +13,12 @@ NAMES = ("step200-2k", "step800-2k", "step1600-2k", "step1604-8k", "step2000-8k"
 RESAMPLES = 400
 
 
-def score_files(folder, names=NAMES, trajectories=8, tokens=120):
+def score_files(folder, names=NAMES, trajectories=8, tokens=300):
     """Stores of the checkpoints, each a little better than the one before it."""
     found = {}
     for at, name in enumerate(names):
         place = folder / f"scores{at}"
-        made.run_of(place, trajectories, tokens, seed=at, shift=at / 6, quality=0.2 * at, model=f"made/{name}")
+        made.run_of(place, trajectories, tokens, seed=at, shift=at / 6, quality=0.1 * at, model=f"made/{name}")
         found[name] = place
     return found
 
