@@ -25,7 +25,7 @@ from hesnr_tasks.errors import SearchError, SettingsError
 from hesnr_tasks.search.types import Usage
 from hesnr_tasks.statistics import RESAMPLES, SEED, resample_counts, standard_error
 
-__all__ = ["CURRENCIES", "PRICE", "Costs", "Point", "Record", "at_equal_rate", "costs", "points"]
+__all__ = ["CURRENCIES", "PRICE", "Costs", "Point", "Record", "at_equal_rate", "costs", "mean_number", "points"]
 
 FloatArray = npt.NDArray[np.float64]
 CURRENCIES = ("prompt", "cached", "output")
@@ -118,6 +118,11 @@ def points(one: Costs, resamples: int = RESAMPLES, seed: int = SEED) -> list[Poi
     return found
 
 
+def mean_number(values: Sequence[float], resamples: int = RESAMPLES, seed: int = SEED) -> Number:
+    """The mean over tasks with its standard error and interval."""
+    return _number(np.asarray(values, dtype=np.float64), resamples, seed)
+
+
 def _number(values: FloatArray, resamples: int, seed: int) -> Number:
     n = len(values)
     drawn = resample_counts(n, resamples, seed).astype(np.float64) @ values / n
@@ -140,7 +145,8 @@ def at_equal_rate(
     rate = weights @ target.resolved[:, target.runs.index(runs)]
     found = []
     for c in range(len(CURRENCIES)):
-        ratio = _at_rate(method, weights, rate, c) / _at_rate(reference, weights, rate, c)
+        with np.errstate(invalid="ignore"):  # neither reaches it: NaN
+            ratio = _at_rate(method, weights, rate, c) / _at_rate(reference, weights, rate, c)
         found.append(_interval(float(ratio[0]), ratio[1:], n))
     return found
 

@@ -88,9 +88,11 @@ def _counts(reference: Costs, asked: Sequence[int] | None) -> list[int]:
         if n not in reference.runs:
             has = ", ".join(map(str, reference.runs))
             raise SettingsError(f"--at {n}: {reference.method!r} was run with {has} run(s)")
-    usual = [n for n in (4, 8) if n in reference.runs] or [reference.runs[-1]]
-    return list(asked or usual)
+    usual: list[int] = [n for n in (4, 8) if n in reference.runs]
+    return list(asked or usual or [reference.runs[-1]])
 
+
+_AXES = {"prompt": "prompt tokens", "cached": "prompt tokens, cached ones at their price", "output": "output tokens"}
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
@@ -100,9 +102,9 @@ def curve_table(methods: Mapping[str, Costs], resamples: int = RESAMPLES, seed: 
     rows: list[dict[str, Any]] = []
     for one in methods.values():
         for point in points(one, resamples, seed):
-            tokens = dict(zip(CURRENCIES, point.tokens, strict=True))
+            tokens = {name: _whole(number) for name, number in zip(CURRENCIES, point.tokens, strict=True)}
             row = {"method": one.method, "runs": point.runs, "tasks": len(one.tasks), "resolved": point.resolved}
-            rows.append({**row, **tokens, "test_runs": point.tests})
+            rows.append({**row, **tokens, "test_runs": float(round(point.tests))})
     notes = (
         "± is one standard error over tasks; tokens: mean a task, judges and selectors included",
         "prompt: all prompt tokens; cached: those read from a cache at their price; output: generated tokens",
@@ -124,6 +126,7 @@ def savings_table(
     title = f"Tokens at equal resolve rate, over those of {reference} with {runs} run(s) (rate {rate:.3f})"
     notes = (
         "below 1: cheaper; [95 % interval, tasks resampled]; ∞: the rate is not reached with the runs that were made",
+        "0: the reference does not reach it, this method does; –: neither does",
         "a method whose single run is above that rate is counted with the whole run: the ratio is then an upper bound",
     )
     return Table(f"savings_at_{runs}", title, rows, notes)
@@ -154,14 +157,23 @@ def _span(ratio: Number) -> str:
 
 
 def _short(value: float) -> str:
-    return "∞" if value == float("inf") or value != value else f"{value:.2f}"
+    if value == 0 or value != value:
+        return "0" if value == 0 else "–"
+    return "∞" if value == float("inf") else f"{value:.2f}"
+
+
+def _whole(number: Number) -> Number:
+    """Tokens without decimals."""
+    return Number(*(float(round(part)) if part == part else part for part in number))
 
 
 # --- the figure -----------------------------------------------------------------------------------------------------
 
 
-def draw_curves(methods: Mapping[str, Costs], titles: Sequence[str] = ()) -> Any:
+def draw_curves(methods: Mapping[str, Costs]) -> Any:
     """Resolve rate against tokens, one panel a currency; error bars: one standard error over tasks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     drawn, axes = figure(1, len(CURRENCIES), width=3.3, height=3.6)
     for at, currency in enumerate(CURRENCIES):
         axis = axes[0, at]
@@ -178,10 +190,13 @@ def draw_curves(methods: Mapping[str, Costs], titles: Sequence[str] = ()) -> Any
                 label=one.method,
             )
         axis.set_xscale("log")
-        axis.set_xlabel(f"{currency} (thousand tokens a task)")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(f"{_AXES[currency]}\n(thousands a task)")
         axis.set_ylabel("resolved" if at == 0 else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=2)
+    drawn.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return drawn
 
 

@@ -14,6 +14,8 @@ from hesnr_tasks.report.style import save
 from hesnr_tasks.search.bench.experiment import JUDGES, Plan, experiment, firing, methods
 from hesnr_tasks.search.bench.outcomes import Outcomes, execute, save_outcomes
 from hesnr_tasks.search.bench.repositories import names
+from hesnr_tasks.search.bench.rules import selection_table
+from hesnr_tasks.search.bench.simulate import Method
 from hesnr_tasks.search.costs import Costs, Record, at_equal_rate, costs
 from hesnr_tasks.search.report import curve_table, draw_curves, kinds_table, savings_table, spans, write_records
 
@@ -36,14 +38,19 @@ def run(args: argparse.Namespace) -> int:
         save_outcomes({name: _executed(name) for name in names()})
     plan = Plan(args.variants, args.repetitions, repositories=tuple(args.repositories))
     started, rate = time.monotonic(), firing(plan)
-    records = list(experiment(plan, methods(rate)))
-    text = show(tables(records), "text", {})
+    every = methods(rate)
+    records = list(experiment(plan, every))
+    found = [*tables(records), *_choices(plan, every)]
+    text = show(found, "text", {})
     args.output.mkdir(parents=True, exist_ok=True)
     write_records(records, args.output / "records.jsonl")
     size = f"{len(plan.names)} repositories × {plan.variants} agents × {plan.repetitions} repetitions"
     about = f"{size}; the entropy gate fires at {rate:.3f} of all steps, and so does the random one"
     (args.output / "tables.txt").write_text(f"{about}\n\n{text}\n", encoding="utf-8")
-    (args.output / "savings.csv").write_text(show(tables(records)[1:-2], "csv", {}) + "\n", encoding="utf-8")
+    (args.output / "savings.csv").write_text(
+        show([one for one in found if one.name.startswith(("savings", "against", "sel"))], "csv", {}) + "\n",
+        encoding="utf-8",
+    )
     save(draw_curves(_drawn(costs(records))), args.output / "curves")
     print(f"{about}\n\n{text}\n\n{time.monotonic() - started:.0f} s; written to {args.output}")
     return 0
@@ -52,6 +59,13 @@ def run(args: argparse.Namespace) -> int:
 def _executed(name: str) -> Outcomes:
     print(f"executing {name}", flush=True)
     return execute(name)
+
+
+def _choices(plan: Plan, every: Sequence[Method]) -> list[Table]:
+    """Rules of choice among eight plain runs, and among four gated ones."""
+    gated = next(one for one in every if one.name == "entropy (log-probabilities), mediocre judge")
+    choices = [selection_table(plan, every[0], 8), selection_table(plan, gated, 4)]
+    return [choices[0], choices[1]._replace(name="selection_gated")]
 
 
 def tables(records: Sequence[Record]) -> list[Table]:
@@ -63,7 +77,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
         curve_table(found),
         *(savings_table(found, "best-of-N", n) for n in counts),
         *(_against_random(found, usual, n) for n in counts),
-        kinds_table([one for one in records if one.runs in (1, 4)]),
+        kinds_table([one for one in records if one.runs == 4]),
     ]
 
 

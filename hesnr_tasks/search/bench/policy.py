@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from hesnr_tasks.search.bench.graph import Edge, Graph
@@ -45,6 +46,7 @@ class ScriptedPolicy:
 
     def __init__(self, graph: Graph, seed: object = 0) -> None:
         self.graph, self.seed = graph, seed
+        self.config = SimpleNamespace(model_name=f"scripted-{graph.name}")
         self._drawn: Counter[tuple[str, ...]] = Counter()
 
     def sample(self, messages: Sequence[Message], n: int) -> list[Draw]:
@@ -80,11 +82,11 @@ class ScriptedPolicy:
 
     def get_template_vars(self, **kwargs: Any) -> dict[str, Any]:
         """Name and skill."""
-        return {"model_name": f"scripted-{self.graph.name}"}
+        return dict(vars(self.config))
 
     def serialize(self) -> dict[str, Any]:
         """For trajectory files."""
-        about = {"model_name": f"scripted-{self.graph.name}", "seed": str(self.seed)}
+        about = {**vars(self.config), "seed": str(self.seed)}
         return {"info": {"config": {"model": about, "model_type": f"{__name__}.{type(self).__name__}"}}}
 
 

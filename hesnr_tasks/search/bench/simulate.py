@@ -21,7 +21,7 @@ from hesnr_tasks.search.gates import Decision, Gate, StepState
 from hesnr_tasks.search.select import Selection, select
 from hesnr_tasks.search.types import Leaf, Message, Usage, total
 
-__all__ = ["Method", "Oracle", "Run", "Selected", "choose", "simulate"]
+__all__ = ["Method", "Oracle", "Run", "Selected", "choose", "leaves_of", "simulate"]
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,20 @@ def simulate(graph: Graph, method: Method, seed: str) -> Run:
     return Run(f"{seed}", path, spent, forks, sum(scores) / len(scores) if scores else 0.0)
 
 
-_NO_LEAF = Path()
+def leaves_of(runs: Sequence[Run], known: Outcomes) -> list[Leaf]:
+    """What a search would have left of these runs, but for the trajectory files."""
+    found = []
+    for run in runs:
+        state = known.state(run.path)
+        status = "LimitsExceeded" if state == NOTHING else "Submitted"
+        found.append(Leaf(run.id, known.states[state].patch, status, Path(), (), run.score))
+    return found
 
 
 def choose(task: str, runs: Sequence[Run], known: Outcomes, seed: str, d_prime: float = 1.0) -> Selected:
     """Consolidated suite, cut, three selectors, majority: as a real search ends."""
-    states = {run.id: known.state(run.path) for run in runs}
-    leaves = [
-        Leaf(run.id, known.states[states[run.id]].patch, _status(states[run.id]), _NO_LEAF, (), run.score)
-        for run in runs
-    ]
-    resolved = {leaf.id: known.states[states[leaf.id]].resolved for leaf in leaves}
+    leaves = leaves_of(runs, known)
+    resolved = {run.id: known.states[known.state(run.path)].resolved for run in runs}
     suite = known.suite(leaves, {run.id: run.path for run in runs})
     chosen = select(task, leaves, suite, selectors(resolved, d_prime, seed), Selection())
     kinds = {kind for run in runs for kind in run.usage}
@@ -112,7 +115,3 @@ def choose(task: str, runs: Sequence[Run], known: Outcomes, seed: str, d_prime: 
     patches = len(set(suite.keys.values()))
     tests = 3 * files * patches if patches > 1 else 0  # at most: repeats only where the first run discriminates
     return Selected(resolved[chosen.leaf.id], any(resolved.values()), {**usage, "select": chosen.usage}, tests)
-
-
-def _status(state: str) -> str:
-    return "LimitsExceeded" if state == NOTHING else "Submitted"
