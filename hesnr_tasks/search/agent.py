@@ -34,7 +34,6 @@ from hesnr_tasks.search.types import Judge, Leaf, Message, Policy, Usage
 __all__ = ["EntropyGuidedAgent"]
 
 _log = logging.getLogger("hesnr_tasks")
-_ROOT = "r/0"
 
 
 class EntropyGuidedAgent(DefaultAgent):
@@ -97,22 +96,27 @@ class EntropyGuidedAgent(DefaultAgent):
         return [leaf_of(self.output / "leaves", record) for record in self.tree.leaves.values()]
 
     def _begin(self, task: str) -> None:
-        began = bool(self.tree.nodes)
-        settings = asdict(self.settings) | {"gate": repr(self.gate)}
+        judge = type(self._decider.judge).__name__ if self._decider.judge else ""
+        model = str(getattr(self.model.config, "model_name", ""))
+        settings = asdict(self.settings) | {"gate": repr(self.gate), "judge": judge, "model": model}
         header = {"instance": self.instance, "task": task, "settings": settings}
         self.tree.begin(header | {"base": getattr(self.forks, "base_hash", "")})
         self._decider.votes_only |= any(record["source"] == "vote" for record in self.tree.draws.values())
         keep_only = getattr(self.forks, "keep_only", None)
         if keep_only is not None:  # what an earlier process was about to make
             keep_only({node.state for node in self.tree.open_nodes()})
-        if not began:
-            state = self.forks.begin()
-            self._states[state.token] = state
-            self.env = self._environment_of(state)
-            first = [("system", self.config.system_template), ("user", self.config.instance_template)]
-            self.messages = []
-            messages = [self.model.format_message(role=r, content=self._render_template(t)) for r, t in first]
-            self.tree.add_node(Node(_ROOT, None, -1, messages, state.token, state.tree_hash()))
+        for run in range(1, self.settings.runs + 1):
+            if (root := "r/0" if run == 1 else f"r{run}/0") not in self.tree.nodes:
+                self._plant(root)
+
+    def _plant(self, root: str) -> None:
+        """Begin a run, as mini-swe-agent does."""
+        state = self.forks.begin()
+        self._states[state.token] = state
+        self.env = self._environment_of(state)
+        first = [("system", self.config.system_template), ("user", self.config.instance_template)]
+        messages = [self.model.format_message(role=r, content=self._render_template(t)) for r, t in first]
+        self.tree.add_node(Node(root, None, -1, messages, state.token, state.tree_hash()))
 
     def _work(self, node: Node) -> None:
         """The next thing to do at an open node."""
@@ -137,7 +141,7 @@ class EntropyGuidedAgent(DefaultAgent):
         self._checked_state(node)
         messages = self.tree.messages(node)
         try:
-            record = self._decider.decide(node.id, self._task, messages, self._state_of(node), self._room())
+            record = self._decider.decide(node.id, self._task, messages, self._state_of(node), self._room(node))
         except HesnrError:
             raise
         except Exception as error:
@@ -251,9 +255,10 @@ class EntropyGuidedAgent(DefaultAgent):
         forks = sum(record["fork"] for record in self.tree.draws.values())
         return StepState(f"{self.instance}:{node.id}", history=history, forks=forks, tokens=self.ledger.tokens)
 
-    def _room(self) -> int:
-        """How many more branches there may be."""
-        return max(0, self.settings.width - 1 - sum(max(0, len(r["chosen"]) - 1) for r in self.tree.draws.values()))
+    def _room(self, node: Node) -> int:
+        """How many more branches the run of `node` may have."""
+        same = [record for name, record in self.tree.draws.items() if self.tree.nodes[name].run == node.run]
+        return max(0, self.settings.width - 1 - sum(max(0, len(record["chosen"]) - 1) for record in same))
 
     def _spend(self, kind: str, usage: Usage, n: int, cost: float, node: str) -> None:
         self.ledger.add(kind, usage, node=node, n=n, cost=cost)

@@ -31,7 +31,8 @@ class SearchSettings:
     """How a search spends.
 
     n: draws at a step where the gate fires; probe: draws before the gate is asked (0: n by votes, 1 by logprob);
-    mode: at a fork, `choose` one candidate or `split` into live branches; width: most branches of a tree, ever;
+    mode: at a fork, `choose` one candidate or `split` into live branches; width: most branches of a run, ever;
+    runs: independent runs from the beginning (with the gate `never`: best-of-N);
     prior, trust: weight of a candidate, votes**prior * exp(trust * score); token_limit: prompt and output tokens of all
     calls, 0 for none (steps, money and time are limited by mini-swe-agent's own settings, over the whole tree).
     """
@@ -44,6 +45,7 @@ class SearchSettings:
     combine: str = "max"
     mode: str = "choose"
     width: int = 4
+    runs: int = 1
     prior: float = 1.0
     trust: float = 8.0
     token_limit: int = 0
@@ -52,7 +54,7 @@ class SearchSettings:
         for name, known in (("mode", MODES), ("source", SOURCES)):
             if getattr(self, name) not in known:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}.")
-        for name, least in (("n", 1), ("probe", 0), ("width", 1), ("token_limit", 0)):
+        for name, least in (("n", 1), ("probe", 0), ("width", 1), ("runs", 1), ("token_limit", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.probe > self.n:

@@ -9,7 +9,8 @@
   "chosen"}`: a decision, written before anything is executed; `chosen` indexes the candidates;
 - `{"type": "leaf", "id", "node", "status", "patch", "score", "commands"}`: the end of a branch.
 
-A branch is named by where it left another: `r`, `r.3x1` (at step 3 of r, the second choice). A node is branch/depth.
+A branch is named by its run (`r`, `r2`, …) and where it left another: `r.3x1` is the second choice at step 3 of r.
+A node is branch/depth.
 """
 
 from __future__ import annotations
@@ -108,6 +109,11 @@ class Node:
     def branch(self) -> str:
         """The branch it is on."""
         return self.id.rpartition("/")[0]
+
+    @property
+    def run(self) -> str:
+        """The independent run it is of."""
+        return self.branch.partition(".")[0]
 
     @property
     def depth(self) -> int:

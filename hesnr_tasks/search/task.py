@@ -1,0 +1,110 @@
+"""One searched task, from its repository to one patch: the files of OUT/<instance>. Needs mini-swe-agent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hesnr_tasks.search.agent import EntropyGuidedAgent
+from hesnr_tasks.search.consolidate import consolidate
+from hesnr_tasks.search.decide import SearchSettings
+from hesnr_tasks.search.forks import open_forks
+from hesnr_tasks.search.forks.files import remove_tree
+from hesnr_tasks.search.gates import Gate
+from hesnr_tasks.search.leaf import write_whole
+from hesnr_tasks.search.ledger import Ledger
+from hesnr_tasks.search.select import Chosen, Selection, Selector, select
+from hesnr_tasks.search.types import Judge, Leaf, Usage, total
+
+__all__ = ["How", "Task", "search"]
+
+
+class Task(NamedTuple):
+    """What is to be done where."""
+
+    instance: str
+    repository: Path
+    text: str
+
+
+@dataclass(frozen=True)
+class How:
+    """Everything that is the same for all tasks. `agent`, `environment`: mini-swe-agent's settings."""
+
+    model: Any
+    gate: Gate
+    settings: SearchSettings
+    method: str
+    judge: Judge | None = None
+    selectors: Sequence[Selector] = ()
+    selection: Selection = field(default_factory=Selection)
+    tests: bool = True
+    fork: str = "copy"
+    image: str = ""
+    agent: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def search(task: Task, how: How, output: Path) -> dict[str, Any]:
+    """Search, test, select; returns what is in `output`/result.json. What is there already is not done again."""
+    result = output / "result.json"
+    if result.exists():
+        return json.loads(result.read_text())
+    forks = open_forks(task.repository, output / "work", how.fork, image=how.image)
+    agent = EntropyGuidedAgent(
+        how.model, forks, output, gate=how.gate, judge=how.judge, settings=how.settings,
+        environment=how.environment, instance=task.instance, **how.agent,
+    )  # fmt: skip
+    agent.run(task.text)
+    leaves = agent.leaves
+    chosen, tests = _chosen(task, how, forks, leaves)
+    ledger = Ledger(output / "ledger.jsonl")
+    if chosen.usage != Usage():
+        ledger.add("select", chosen.usage)
+    found = _record(task, how, leaves, chosen) | {"tests": tests, "tokens": _tokens(ledger)}
+    found |= {"steps": len(agent.tree.draws), "forks": sum(record["fork"] for record in agent.tree.draws.values())}
+    ledger.close()
+    write_whole(output / "chosen.patch", chosen.leaf.patch.encode("utf-8", "surrogateescape"))
+    write_whole(result, json.dumps(found, indent=2).encode())
+    if hasattr(forks, "close"):
+        forks.close()
+    remove_tree(output / "work")
+    return found
+
+
+def _chosen(task: Task, how: How, forks: Any, leaves: list[Leaf]) -> tuple[Chosen, dict[str, Any]]:
+    """The leaf that was selected, and what its tests were."""
+    suite = None
+    if how.tests and len({leaf.patch for leaf in leaves if leaf.patch.strip()}) > 1:
+        base = forks.begin()
+        try:
+            suite = consolidate(base, leaves)
+        finally:
+            base.close()
+    chosen = select(task.text, leaves, suite, how.selectors, how.selection)
+    if suite is None:
+        return chosen, {}
+    return chosen, {"kept": [test.name for test in suite.tests], "dropped": len(suite.dropped), "runs": suite.runs}
+
+
+def _record(task: Task, how: How, leaves: list[Leaf], chosen: Chosen) -> dict[str, Any]:
+    return {
+        "instance_id": task.instance,
+        "method": how.method,
+        "runs": how.settings.runs,
+        "chosen": chosen.leaf.id,
+        "decided_by": chosen.election.decided_by,
+        "problems": list(chosen.problems),
+        "resolved": None,
+        "leaves": [leaf.id for leaf in leaves],
+        "statuses": {leaf.id: leaf.status for leaf in leaves},
+        "patch": chosen.leaf.patch.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+    }
+
+
+def _tokens(ledger: Ledger) -> dict[str, dict[str, int]]:
+    sums = ledger.sums()
+    return {kind: usage._asdict() for kind, usage in (sums | {"all": total(sums.values())}).items()}
