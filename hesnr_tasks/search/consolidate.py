@@ -13,6 +13,7 @@ about patches of the same policy, no protection against an adversary.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from hesnr_tasks.search.consolidate_run import COLLECT, PASSED, SKIPPED, Limits,
 from hesnr_tasks.search.types import Leaf, Workspace
 
 __all__ = ["Consolidation", "Dropped", "Kept", "Rate", "Suite", "consolidate", "patch_key"]
+
+_log = logging.getLogger("hesnr_tasks")
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,15 @@ class _Sifter:
         self.runs = 0
 
     def sift(self) -> None:
-        """Run, and decide test by test."""
+        """Run, and decide test by test; what cannot be run at all is dropped, and the search does not end for it."""
+        try:
+            self._sift()
+        except SearchError as error:
+            self.kept.clear()
+            self._drop("", str(error))
+            _log.warning("%s was not run: %s", self.probe.name, error)
+
+    def _sift(self) -> None:
         first = self._run(0)
         collected = [key for key, found in first.items() if COLLECT not in found]
         if not collected:

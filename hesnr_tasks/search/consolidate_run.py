@@ -91,8 +91,10 @@ def _pytest(fork: Workspace, target: str, limits: Limits, timeout: float, repeat
     )
     if ran.timed_out:
         return None
-    if "No module named pytest" in ran.output:
-        raise SearchError(f"{limits.python!r} has no pytest inside the fork at {fork.root}; install it there")
+    if ran.status == 127 or "No module named pytest" in ran.output:
+        raise SearchError(
+            f"{limits.python!r} cannot run pytest inside the fork at {fork.root}: {ran.output.strip()[:200]}"
+        )
     return _junit(read(fork, _JUNIT), target)
 
 

@@ -7,8 +7,7 @@ bench wrote (records.jsonl). Methods are told apart by `method` in result.json, 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from hesnr_tasks import __version__
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.options import check_resamples
 from hesnr_tasks.analysis.output import FORMATS, Table, show
-from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.readers.outcome import resolved_of
+from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.report.style import COLOURS, LINES, MARKERS, figure, save
 from hesnr_tasks.search.costs import CURRENCIES, PRICE, Costs, Record, at_equal_rate, costs, points
-from hesnr_tasks.search.ledger import read_ledger
+from hesnr_tasks.search.report_read import read_records
 from hesnr_tasks.search.types import Usage, total
 from hesnr_tasks.statistics import RESAMPLES, SEED
 
@@ -29,12 +27,10 @@ __all__ = [
     "curve_table",
     "draw_curves",
     "kinds_table",
-    "read_records",
     "report",
     "run",
     "savings_table",
     "spans",
-    "write_records",
 ]
 
 
@@ -198,85 +194,3 @@ def draw_curves(methods: Mapping[str, Costs]) -> Any:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return drawn
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def read_records(outputs: Sequence[Path], resolved: Path | None = None) -> list[Record]:
-    """All searches in `outputs`. Raises `DataError` for files that are none, and for instances without an outcome."""
-    outcomes = _outcomes(resolved) if resolved else {}
-    found: list[Record] = []
-    for path in outputs:
-        found += list(_bench_records(path)) if path.is_file() else _folder_records(path, outcomes)
-    return found
-
-
-def write_records(records: Sequence[Record], path: Path) -> None:
-    """One JSON object a line; `read_records` reads it back."""
-    lines = [
-        {**one._asdict(), "usage": {kind: usage._asdict() for kind, usage in one.usage.items()}} for one in records
-    ]
-    path.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines), encoding="utf-8")
-
-
-def _bench_records(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            one = json.loads(line)
-            usage = {str(kind): Usage(**spent) for kind, spent in one["usage"].items()}
-            numbers = (int(one["runs"]), float(one["resolved"]), usage, float(one["tests"]))
-            yield Record(str(one["task"]), str(one["method"]), *numbers)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}:{number}: not a record of the bench ({error!r}).") from None
-
-
-def _folder_records(path: Path, outcomes: Mapping[str, bool]) -> list[Record]:
-    results = sorted(path.glob("result.json")) or sorted(path.glob("*/result.json"))
-    if not results:
-        raise DataError(
-            f"{path}: no finished search in it (no result.json). Give the folder that hesnr search run wrote."
-        )
-    return [_record(result, path.name, outcomes) for result in results]
-
-
-def _record(path: Path, method: str, outcomes: Mapping[str, bool]) -> Record:
-    result = _json(path)
-    instance = str(result.get("instance_id") or path.parent.name)
-    solved = outcomes.get(instance, resolved_of(result.get("resolved")))
-    if solved is None:
-        raise DataError(
-            f"{path}: instance {instance!r} has no outcome; costs are compared at equal resolve rate. Give the "
-            "outcomes with --resolved FILE."
-        )
-    usage: dict[str, Usage] = {}
-    for entry in read_ledger(path.parent / "ledger.jsonl"):
-        usage[entry.kind] = total((usage.get(entry.kind, Usage()), entry.usage))
-    runs = result.get("runs", 1)
-    if not isinstance(runs, int) or runs < 1:
-        raise DataError(f"{path}: 'runs' must be a number of runs, not {runs!r}.")
-    tests = result.get("test_runs", 0)
-    return Record(instance, str(result.get("method") or method), runs, float(solved), usage, float(tests or 0))
-
-
-def _outcomes(path: Path) -> dict[str, bool]:
-    """Outcomes by instance: of a SWE-bench report (resolved_ids and the rest), or a plain object."""
-    stated = _json(path)
-    if "resolved_ids" in stated:
-        others = [name for key, ids in stated.items() if key.endswith("_ids") and isinstance(ids, list) for name in ids]
-        return {**dict.fromkeys(others, False), **dict.fromkeys(stated["resolved_ids"], True)}
-    found = {name: resolved_of(value) for name, value in stated.items()}
-    unknown = [name for name, value in found.items() if value is None]
-    if unknown:
-        raise DataError(f"{path}: the outcome of {unknown[0]!r} is neither true nor false.")
-    return {name: bool(value) for name, value in found.items()}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: must hold one JSON object.")
-    return found

@@ -257,10 +257,13 @@ def test_a_file_that_hangs_while_it_is_imported_collects_nothing(base):
     assert HUNG != PASSED
 
 
-def test_an_interpreter_without_pytest_is_an_error(base, tmp_path):
+@pytest.mark.parametrize("python", ["nowhere/python", "bare"])
+def test_an_interpreter_without_pytest_drops_its_tests_and_says_so(base, tmp_path, python):
     bare = tmp_path / "python"
     bare.write_text("#!/bin/sh\necho No module named pytest\nexit 1\n")
     bare.chmod(0o755)
-    (probe,) = collect(base, [leaf(base, "a", RIGHT, writes("test_s.py", GOOD))], own=False, commands=False)
-    with pytest.raises(SearchError, match="no pytest"):
-        outcomes(base, probe, Limits(str(bare), 5, 5))
+    limits = Limits(str(bare) if python == "bare" else python, 5, 5)
+    leaves = [leaf(base, "right", RIGHT, writes("test_s.py", GOOD)), leaf(base, "wrong", WRONG)]
+    found = consolidate(base, leaves, Consolidation(limits=limits))
+    assert found.tests == ()
+    assert "cannot run pytest" in found.dropped[0].reason

@@ -16,12 +16,11 @@ from hesnr_tasks.search.report import (
     add_arguments,
     draw_curves,
     kinds_table,
-    read_records,
     report,
     run,
     savings_table,
-    write_records,
 )
+from hesnr_tasks.search.report_read import read_records, write_records
 from hesnr_tasks.search.types import Usage
 
 TASKS = [f"t{i}" for i in range(8)]
@@ -121,7 +120,7 @@ def searched(folder, instance, method=None, resolved=None, runs=1):
     ledger.add("sample", Usage(200, 90, 9))
     ledger.add("judge", Usage(50, 0, 5))
     ledger.close()
-    result = {"instance_id": instance, "method": method, "runs": runs, "resolved": resolved, "test_runs": 12}
+    result = {"instance_id": instance, "method": method, "runs": runs, "resolved": resolved, "tests": {"runs": 12}}
     (place / "result.json").write_text(json.dumps(result))
 
 

@@ -17,7 +17,8 @@ from hesnr_tasks.search.bench.repositories import names
 from hesnr_tasks.search.bench.rules import selection_table
 from hesnr_tasks.search.bench.simulate import Method
 from hesnr_tasks.search.costs import Costs, Record, at_equal_rate, costs
-from hesnr_tasks.search.report import curve_table, draw_curves, kinds_table, savings_table, spans, write_records
+from hesnr_tasks.search.report import curve_table, draw_curves, kinds_table, savings_table, spans
+from hesnr_tasks.search.report_read import write_records
 
 __all__ = ["add_arguments", "main", "run", "tables"]
 

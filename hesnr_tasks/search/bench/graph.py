@@ -138,36 +138,10 @@ def build(repository: Repository, variant: int = 0, python: str = "python") -> G
 
 
 def _stages(repo: Repository, skill: Skill, python: str, name: str) -> dict[str, tuple[Edge, ...]]:
-    module, test = repo.module, next(iter(repo.visible))
-    package = module.partition("/")[0]
-    pytest = f"{python} -m pytest -q -p no:cacheprovider"
-    plain = {
-        "look": ("find . -name '*.py' -not -path './.git/*' | sort", "ls"),
-        "package": (f"cat {package}/__init__.py", f"ls {package}"),
-        "module": (f"cat {module}", f"head -n 60 {module}"),
-        "run": (f"{pytest} {test}", f"{pytest} -x tests"),
-        "history": ("git log --oneline -n 3", "git log -n 1"),
-        "again": (f"sed -n 1,80p {module}", f"tail -n 40 {module}"),
-        "check": (f"{pytest} tests", f"{pytest} -x tests"),
-        "diff": ("git diff", "git diff --stat"),
-        "check2": (f"{pytest} tests", f"{pytest} -x tests"),
-        "status": ("git status --short", "git diff --stat"),
-        "settings": ("ls -a", "ls -la"),
-        "last": (f"{pytest} tests", f"{pytest} -x {test}"),
-    }
-    harmless = {
-        "find": ((0.4, f"grep -n 'def ' {module}"), (0.35, "grep -rn import . --include=*.py"), (0.25, "wc -l */*.py")),
-        "tests": ((0.55, f"cat {test}"), (0.45, f"sed -n 1,60p {test}")),
-        "usage": ((0.5, f"grep -rn {package} tests"), (0.3, f"grep -c '' {module}"), (0.2, f"grep -n raise {module}")),
-        "try": (
-            (0.4, f'{python} -c "import {package}; print(dir({package}))"'),
-            (0.35, f'{python} -c "import {package}; print({package}.__doc__)"'),
-            (0.25, f'{python} -c "import {package}; print({package}.__name__)"'),
-        ),
-        "around": ((0.45, f"grep -n return {module}"), (0.3, f"sed -n 20,60p {module}"), (0.25, f"nl {module}")),
-        "review": ((0.6, "git diff"), (0.4, "git status")),
-    }
-    size = _sizes(name)
+    """Every stage's options, by the stage's key."""
+    size, pytest = _sizes(name), f"{python} -m pytest -q -p no:cacheprovider"
+    plain = _plain_commands(repo.module, next(iter(repo.visible)), pytest)
+    harmless = _harmless_commands(repo.module, next(iter(repo.visible)), python)
     found = {stage: _plain(stage, both, size) for stage, both in plain.items()}
     found |= {stage: _harmless(stage, several, size) for stage, several in harmless.items()}
     found["A"] = (
@@ -183,6 +157,40 @@ def _stages(repo: Repository, skill: Skill, python: str, name: str) -> dict[str,
     found["ran-own:wrong"] = (found["ran-own:right"][0]._replace(label="ran-own:wrong"),)
     found["submit"] = (Edge("submit", 1.0, SUBMIT, 40, 0),)
     return found
+
+
+def _plain_commands(module: str, test: str, pytest: str) -> dict[str, tuple[str, str]]:
+    package = module.partition("/")[0]
+    return {
+        "look": ("find . -name '*.py' -not -path './.git/*' | sort", "ls"),
+        "package": (f"cat {package}/__init__.py", f"ls {package}"),
+        "module": (f"cat {module}", f"head -n 60 {module}"),
+        "run": (f"{pytest} {test}", f"{pytest} -x tests"),
+        "history": ("git log --oneline -n 3", "git log -n 1"),
+        "again": (f"sed -n 1,80p {module}", f"tail -n 40 {module}"),
+        "check": (f"{pytest} tests", f"{pytest} -x tests"),
+        "diff": ("git diff", "git diff --stat"),
+        "check2": (f"{pytest} tests", f"{pytest} -x tests"),
+        "status": ("git status --short", "git diff --stat"),
+        "settings": ("ls -a", "ls -la"),
+        "last": (f"{pytest} tests", f"{pytest} -x {test}"),
+    }
+
+
+def _harmless_commands(module: str, test: str, python: str) -> dict[str, tuple[tuple[float, str], ...]]:
+    package = module.partition("/")[0]
+    return {
+        "find": ((0.4, f"grep -n 'def ' {module}"), (0.35, "grep -rn import . --include=*.py"), (0.25, "wc -l */*.py")),
+        "tests": ((0.55, f"cat {test}"), (0.45, f"sed -n 1,60p {test}")),
+        "usage": ((0.5, f"grep -rn {package} tests"), (0.3, f"grep -c '' {module}"), (0.2, f"grep -n raise {module}")),
+        "try": (
+            (0.4, f'{python} -c "import {package}; print(dir({package}))"'),
+            (0.35, f'{python} -c "import {package}; print({package}.__doc__)"'),
+            (0.25, f'{python} -c "import {package}; print({package}.__name__)"'),
+        ),
+        "around": ((0.45, f"grep -n return {module}"), (0.3, f"sed -n 20,60p {module}"), (0.25, f"nl {module}")),
+        "review": ((0.6, "git diff"), (0.4, "git status")),
+    }
 
 
 def _sizes(name: str) -> Size:
