@@ -34,31 +34,31 @@ class Sentence(NamedTuple):
     words: tuple[Word, ...]
 
 
+_OPENER = r"(?:The|This|That|These|We|I|It|Let|Now|Since|Given|To|In|All|If|So|But|However|Next|First|Then|There|Our)\b"
 _CODE = re.compile(
     r"""
     (?P<fence>^[ \t]*(```+|~~~+).*?(?:^[ \t]*\2[ \t]*$|\Z))        # fenced block
   | (?P<tick>`+)(?!`)[^\n]*?(?<!`)(?P=tick)(?!`)                    # code span
-  | ^[ \t]*(?:>>>|\$[ ]|@@[ ]|diff[ ]--git|\+\+\+[ ]|---[ ]|File[ ]").*$  # prompt, diff, traceback
+  | ^[ \t]*(?:>>>|\$[ ]|@@[ ]|diff[ ]--git|\+\+\+[ ]|---[ ]|File[ ]")[^\n]*  # prompt, diff, traceback
   | </?[A-Za-z_][^<>\n]{0,200}>                                     # tag
   | \w+://\S+                                                       # address
   | (?<![\w/])(?:~|\.{1,2})?/[\w.@*-]*\w(?:/[\w.@*-]*)*             # /absolute, ./relative
   | \w[\w.@-]*(?:/[\w.@*-]+)*/\w[\w@-]*\.\w+ | \w+(?:/\w+){2,}/?    # a/b.py, a/b/c
   | [A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\((?!e?s\))[^()\n]*\)            # call(…), but not file(s)
-  | (?<!\w)(?!(?:e\.g|i\.e)\b)[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+       # dotted.name, file.py
+  | (?<!\w)(?!(?:e\.g|i\.e)\b)[A-Za-z_]\w*(?:\.(?!OPENER)[A-Za-z_]\w*)+  # dotted.name, file.py
   | (?<!\w)(?:[^\W_]+_|_)\w+                                        # snake_case, _private
   | (?<!\w)[a-z]*(?:[A-Z][a-z0-9]+){2,}\w*                          # CamelCase
   | (?<![\w-])--?[A-Za-z][\w-]*(?:=\S+)? | \$\w+                    # -f, --flag=…, $NAME
-    """,
+    """.replace("OPENER", _OPENER),
     re.VERBOSE | re.MULTILINE | re.DOTALL,
 )
 _LINE = re.compile(r"[^\n]*\n?")
 _MARKER = re.compile(r"[ \t]*(?:(?:[-*+•‣>]|#{1,6}|\(?\d{1,3}[.)]|\(?[a-z]\))[ \t]+)+")
-_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*\s+|[。！？]+[”’」』）]*")
+_JOINED = rf"(?<=[a-z{CODE})][.!?])(?={_OPENER})"  # the space was forgotten
+_END = re.compile(rf"[.!?…]+[\"'”’)\]*_]*(?:\s+|{_JOINED})|[。！？]+[”’」』）]*")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _CLAUSE = re.compile(r"[,;:()\[\]!?.…—–\"“”]|\s-+\s")
-_SHORT = frozenset(
-    ("e.g", "i.e", "etc", "vs", "cf", "mr", "mrs", "dr", "no", "fig", "eq", "sec", "approx", "resp", "incl", "al")
-)
+_SHORT = frozenset(("e.g", "i.e", "vs", "cf", "mr", "mrs", "dr", "fig", "eq", "approx", "resp", "incl"))
 _OPENERS = "\"'“‘([*_"
 
 
