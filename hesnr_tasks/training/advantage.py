@@ -79,8 +79,7 @@ def shape(
         bonus = torch.where(inside, torch.minimum(wanted, limit), 0.0)
         counted = inside & (magnitude > 0)
         relative = torch.where(counted, bonus / magnitude, 0.0)
-    shaped = given.clone() if alpha == 0 else _add(given, bonus, inside)
-    return Shaped(shaped, bonus, relative, counted, counted & (wanted >= limit))
+    return Shaped(_add(given, bonus, inside), bonus, relative, counted, counted & (wanted >= limit))
 
 
 def check_strength(alpha: float, kappa: float) -> None:
@@ -95,7 +94,7 @@ def check_strength(alpha: float, kappa: float) -> None:
 
 
 def _add(given: Tensor, bonus: Tensor, inside: Tensor) -> Tensor:
-    """A + ψ, rounded to the dtype of A; A itself outside the mask and where rounding would lose its sign."""
+    """A + ψ, rounded to the dtype of A; A itself outside the mask, where it is 0, and where its sign would be lost."""
     shaped = (given.to(bonus.dtype) + bonus).to(given.dtype)
     kept = inside & (torch.sign(shaped.detach()) == torch.sign(given.detach())) & (given.detach() != 0)
     return torch.where(kept, shaped, given)

@@ -64,6 +64,19 @@ def test_the_sign_never_flips_nor_becomes_zero(advantages, entropy, alpha, kappa
     assert torch.all(shaped >= given_ones[:, None])
 
 
+@pytest.mark.parametrize(
+    ("value", "kappa", "dtype"),
+    [(-6e-8, 1.5, torch.float16), (-1e-45, 1.5, torch.float32), (-1.0, 1 + 1e-12, torch.float32)],
+)
+def test_where_rounding_would_make_it_zero_the_advantage_stays(value, kappa, dtype):
+    advantages = torch.tensor([value], dtype=dtype)
+    naive = (advantages.float() + advantages.float().abs() / kappa).to(dtype)
+    assert naive.item() == 0
+    assert torch.equal(
+        entropy_shaped_advantage(advantages, torch.full((1, 1), 9.0), torch.ones(1, 1), 5, kappa), advantages[:, None]
+    )
+
+
 @settings(max_examples=50, deadline=None)
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4), seed=st.integers(0, 10_000), alpha=st.floats(0, 5))
 def test_tokens_outside_the_mask_keep_every_bit_whatever_stands_there(rows, columns, seed, alpha):

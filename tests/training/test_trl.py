@@ -3,6 +3,9 @@
 import math
 
 import pytest
+
+pytest.importorskip("trl", reason="the extra `trl` is not installed (TRL 1.16 needs Python 3.11)")
+
 import torch
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
