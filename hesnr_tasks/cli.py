@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from hesnr_tasks import convert, demo_run, inspect
     from hesnr_tasks.analysis import analyze, compare
-    from hesnr_tasks.report import leaderboard
+    from hesnr_tasks.passk import command as passk
+    from hesnr_tasks.report import command as report
+    from hesnr_tasks.search import command as search
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
     parser.add_argument("--version", action="version", version=f"hesnr-tasks {__version__}")
@@ -63,9 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_arguments(comparer)
     comparer.set_defaults(run=compare.run)
 
-    report = commands.add_parser("report", help="leaderboard of lm-eval results")
-    leaderboard.add_arguments(report)
-    report.set_defaults(run=leaderboard.run)
+    reporter = commands.add_parser("report", help="leaderboard, correlations, figures and one page, of lm-eval results")
+    report.add_arguments(reporter)
+    reporter.set_defaults(run=report.run)
+
+    reach = commands.add_parser("passk", help="Pass@K with intervals, from logs, reports or tables")
+    passk.add_arguments(reach)
+    reach.set_defaults(run=passk.run)
+
+    searcher = commands.add_parser("search", help="an agent that branches where it hesitates (EGSS)")
+    search.add_arguments(searcher)
+    searcher.set_defaults(run=search.run)
 
     tasks = commands.add_parser("tasks", help="print the folder for lm_eval --include_path")
     tasks.set_defaults(run=_tasks)
