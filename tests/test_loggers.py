@@ -7,14 +7,17 @@ import math
 import sqlite3
 import struct
 import sys
+from collections import defaultdict
 
 import pytest
 from lm_eval.__main__ import cli_evaluate
 
 from hesnr_tasks.metrics import METRICS
 from hesnr_tasks.registration import tasks_path
+from hesnr_tasks.training import HESNRCallback
 from tests import tiny
 from tests.test_task import SMALL, write
+from tests.training.test_callback import RUNS, gpt2, hesnr, train
 
 INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("wandb", "trackio")}
 _BLOCK, _WHOLE, _LAST = 32768, 1, 4  # of LevelDB's log format
@@ -49,7 +52,7 @@ class Said(logging.Handler):
 
 
 def arguments(folder):
-    model = tiny.llama(str(folder / "model"), steps=40)
+    model = tiny.llama(str(folder / "model"), steps=10)
     found = ["run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu"]
     found += ["--tasks", ",".join(TASKS), "--include_path", str(tasks_path()), "--log_samples"]
     found += ["--metadata", json.dumps({"trajectories": write(folder / "small.jsonl", SMALL), "epsilon": 2.0})]
@@ -65,6 +68,15 @@ def scalars(results, task):
     """Every number of the results of a task, by the name the loggers give it."""
     pairs = [(name.removesuffix(",none"), value) for name, value in results["results"][task].items()]
     return {f"{task}/{name}": value for name, value in pairs if isinstance(value, (int, float))}
+
+
+def wandb_history(folder):
+    """Every number of the offline run's history by its name, in the order in which they came."""
+    found = defaultdict(list)
+    for record in wandb_records(folder):
+        for item in record.history.item:
+            found["/".join(item.nested_key) or item.key].append(json.loads(item.value_json))
+    return found
 
 
 def wandb_records(folder):
@@ -88,10 +100,7 @@ def wandb_records(folder):
 @pytest.mark.skipif(not INSTALLED["wandb"], reason="wandb is not installed")
 def test_wandb_keeps_every_number_of_a_run(logged):
     folder, results, _ = logged
-    history = {}
-    for record in wandb_records(folder):
-        for item in record.history.item:
-            history["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+    history = {name: numbers[-1] for name, numbers in wandb_history(folder).items()}
     for task in TASKS:
         expected = scalars(results, task)
         assert expected[f"{task}/he_snr_stderr"] > 0
@@ -120,3 +129,18 @@ def test_trackio_keeps_every_number_and_a_trace_a_trajectory(logged):
         assert scalars(results, task).items() <= rows[0].items()
         assert math.isfinite(rows[0][f"{task}/he_snr"])
         assert len([trace for trace in traces if trace["task"] == task]) == len(SMALL)
+
+
+@pytest.mark.skipif(not INSTALLED["wandb"], reason="wandb is not installed")
+def test_wandb_gets_what_the_callback_finds_in_training(tmp_path, monkeypatch, capsys):
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.init(mode="offline", project="hesnr", dir=str(tmp_path))
+    callback = HESNRCallback(write(tmp_path / "five.jsonl", RUNS), every=2)
+    logged = hesnr(train(gpt2(), tmp_path, callback, steps=4, report_to=["wandb"]))
+    wandb.finish()
+    history = wandb_history(tmp_path)
+    for name in ("he_snr", "he_snr_stderr", "ppl", "tokens", "seconds"):
+        assert history[f"train/hesnr/{name}"] == [entry[f"hesnr/{name}"] for entry in logged]
+    assert len(history["train/hesnr/he_snr_change"]) == len(history["train/hesnr/he_snr"]) - 1 == 2
