@@ -43,7 +43,7 @@ def verb(words: Sequence[str]) -> int:
     name = program_name(words[0]) if words else ""
     following = words[1] if len(words) > 1 else ""
     if name == "python":
-        return min(len(words), 3 if following == "-m" else 2)
+        return min(len(words), 3 if following == "-m" else 2 if following.startswith("-") else 1)
     if name in _SUBCOMMANDS or (name == "sed" and following.startswith("-")):
         return min(len(words), 2)
     return min(len(words), 1)
