@@ -89,6 +89,8 @@ class HesnrTask(Task):
         self._empty: list[str] = []
         self._run: Mapping[str, Any] = {}
         self.fewshot_rnd = None
+        # lm-eval's W&B logger looks here for what a sample has
+        self._config.metric_list = [{"metric": name} for name in self.aggregation() if not name.endswith("_stderr")]
 
     # --- documents ----------------------------------------------------------------------------------------------------
 
