@@ -30,8 +30,10 @@ def register() -> Path:
     try:
         unregister()
         folder.mkdir()
-        for path in sorted(tasks_path().glob("*.yaml")):
-            (folder / path.name).write_text(_MARK + path.read_text())
+        for path in sorted(tasks_path().rglob("*yaml")):  # templates have no suffix, so that lm-eval skips them
+            copy = folder / path.relative_to(tasks_path())
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_text(_MARK + path.read_text())
     except OSError as error:
         raise HesnrError(
             f"cannot write into {folder.parent} ({error.strerror}). "
@@ -45,11 +47,12 @@ def unregister() -> Path | None:
     folder = _lm_eval_tasks() / _FOLDER
     if not folder.is_dir():
         return None
-    for path in folder.glob("*.yaml"):
+    for path in folder.rglob("*yaml"):
         if path.read_text().startswith(_MARK):
             path.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    for place in [*(path for path in folder.iterdir() if path.is_dir()), folder]:
+        if not any(place.iterdir()):
+            place.rmdir()
     return folder
 
 

@@ -139,6 +139,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, Number):
         return _cell(value.value) if math.isnan(value.stderr) else f"{_cell(value.value)} ± {_cell(value.stderr)}"
     if isinstance(value, float):
+        if 0 < abs(value) < 5e-5:
+            return f"{value:.0e}"
         return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.4f}"
     return _harmless(str(value))
 
