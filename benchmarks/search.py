@@ -72,8 +72,9 @@ def steps(repository, output, count):
     spent = [0.0]
     for name in ("fork", "execute", "close", "tree_hash", "diff"):
         counted(copies.CopyFork, name, spent)
+    places = open_forks(repository, output / "store")
     agent = EntropyGuidedAgent(
-        model(count), open_forks(repository, output / "store"), output, gate=Threshold(0.5), settings=SearchSettings(n=4),
+        model(count), places, output, gate=Threshold(0.5), settings=SearchSettings(n=4),
         system_template="You mend.", instance_template="{{task}}", cost_limit=0.0,
     )  # fmt: skip
     spent[0] = 0.0
@@ -117,7 +118,8 @@ def model(count):
                 else ["echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"] * 4
             )
             thought = "x" * 2000
-            made_ = [{"role": "assistant", "content": thought, "extra": {"actions": [{"command": w}]}} for w in words]
+            said = {"role": "assistant", "content": thought}
+            made_ = [said | {"extra": {"actions": [{"command": word}]}} for word in words]
             return made_[:n]
 
     return Script(outputs=[])

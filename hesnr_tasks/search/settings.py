@@ -26,6 +26,7 @@ __all__ = ["how_of"]
 
 _SAMPLING = {"": SamplingModel, "litellm": SamplingModel, "litellm_textbased": SamplingTextModel}
 _PREFIX = "hosted_vllm/"
+_REPLY = 2000  # tokens; the scores of eight candidates need a tenth of it
 _AGENT = ("agent_class", "mode", "output_path", "confirm_exit", "whitelist_actions")  # of mini's interactive agent
 _ENVIRONMENT = ("environment_class", "cwd", "image", "executable", "run_args", "forward_env", "container_timeout")
 
@@ -122,4 +123,4 @@ def _chat(args: argparse.Namespace) -> HttpChat:
     if not url or not name:
         raise SettingsError("a judge or selector needs --judge-url and --judge-model (or --base-url and --model).")
     bare = name.removeprefix(_PREFIX).removeprefix("openai/") if not args.judge_model else name
-    return HttpChat(url, bare)
+    return HttpChat(url, bare, options={"temperature": 0.0, "max_tokens": _REPLY})
