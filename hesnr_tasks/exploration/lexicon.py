@@ -60,7 +60,8 @@ class Lexicon:
         """The pivotal words of a sentence of `flat` (`text.prose`), in order."""
         words, found, at = sentence.words, [], 0
         while at < len(words):
-            entry = next((e for e in self._entries.get(words[at].text, ()) if _fits(e, flat, words, at)), None)
+            known = self._entries.get(words[at].text)
+            entry = next((e for e in known if _fits(e, flat, words, at)), None) if known else None
             if entry is not None and entry.group != _NONE:
                 found.append(Hit(at + entry.head, entry.group, entry.name))
             at += len(entry.words) if entry else 1

@@ -92,7 +92,7 @@ def collect(frame: Frame, one: Selection, lexicon: Lexicon) -> tuple[Words, Sent
     """The words and sentences of all texts of `one`'s kinds; `frame` needs `COLUMNS`."""
     counted = frame.counted(one.mask)
     code = np.zeros(len(frame.label), dtype=bool)
-    found = _Found()
+    found, columns = _Found(), []
     for i, entry in enumerate(frame.entries):
         rendered = frame.store.text(entry.key).rendered
         at = np.flatnonzero(counted[frame.bounds[i] : frame.bounds[i + 1]]) + frame.bounds[i]
@@ -102,7 +102,9 @@ def collect(frame: Frame, one: Selection, lexicon: Lexicon) -> tuple[Words, Sent
             tokens.mark(code, flat, start)
             for sentence in sentences(flat):
                 _add(found, i, turn_bin(turn), sentence, flat, lexicon, tokens, start)
-    return _words(found), _sentences(found, code, len(lexicon.kinds))
+        columns.append(np.array(found.words, dtype=np.int64).reshape(-1, 8))  # an array is smaller than tuples
+        found.words.clear()
+    return _words(found, np.concatenate(columns)), _sentences(found, code, len(lexicon.kinds))
 
 
 class _Tokens(NamedTuple):
@@ -167,12 +169,12 @@ def _add(
         shown = " ".join("` " + word.text if CODE in word.gap else word.text for word in sentence.words)
         row = (owner, int(tokens.at[a]), int(tokens.at[b - 1]) + 1, turn, sentence.place, len(sentence.words))
         found.sentences.append((*row, len(found.texts)))
-        found.kinds.append(tuple(kind in lexicon.reflects(flat, sentence) for kind in lexicon.kinds))
+        kinds = lexicon.reflects(flat, sentence)
+        found.kinds.append(tuple(kind in kinds for kind in lexicon.kinds))
         found.texts.append(shown)
 
 
-def _words(found: _Found) -> Words:
-    table = np.array(found.words, dtype=np.int64).reshape(-1, 8)
+def _words(found: _Found, table: IntArray) -> Words:
     owner, token, turn, place, clause, word, group, entry = table.T
     bands = band(np.bincount(word, minlength=len(found.vocabulary)))[word]
     position = [np.searchsorted(_WORD_PLACES, place, side="right"), np.searchsorted(_CLAUSE_PLACES, clause, "right")]
