@@ -32,7 +32,7 @@ _NOTES = (
     "entropies: H of the k most likely tokens, renormalised, in nats: a stand-in for that of the whole vocabulary",
     "difference: mean of these less mean of the others; matched: within cells of equal position, word frequency and "
     "turn, each trajectory's own level taken out",
-    "a word: the entropy at its first token; a sentence: the mean over its tokens, later pieces of words too, without code",
+    "of a word: at its first token; of a sentence: the mean over its tokens, later pieces of words too, without code",
     "±: standard error; intervals: 95 %, cluster bootstrap over trajectories, where 4 or more have such",
     "matched share: of these that have others to compare with; trajectories: those with such words or sentences",
 )
