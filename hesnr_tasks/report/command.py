@@ -99,7 +99,9 @@ def write_report(made: Study, folder: Path, by: str = "step") -> None:
             if table.rows:
                 _write(folder / "tables" / f"{table.name}.csv", show([table], "csv", {}) + "\n")
         figures = list(_figures(made, folder / "figures"))
-        captions = [f"**{d.name}** – {d.title} (paper: {d.paper}). {d.caption}\n" for d, _, _ in figures]
+        captions = [
+            f"**{d.name}** – {d.title} (paper: {d.paper}). {leaderboard.plain(d.caption)}\n" for d, _, _ in figures
+        ]
         _write(folder / "figures" / "captions.md", "\n".join(captions))
         _write(folder / "report.html", render(made, tables, figures, by))
     except OSError as error:

@@ -39,7 +39,7 @@ NAMES = {
     "downstream": "downstream score ↑",
 }
 TOKENS = {"thought": "Thought", "action": "Action", "thought+action": "Thought + Action", "observation": "Observation"}
-_TICKS = 9  # more labels than that run into each other
+_TICKS = 7  # more labels than that run into each other
 _LONGEST = 18
 
 

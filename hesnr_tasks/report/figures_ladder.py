@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["accuracy", "extension", "ladder_drawings", "sft", "sft_pairs", "steps"]
 
 _TOPS = ("top1_acc", "top2_acc", "top5_acc", "top10_acc")
+_CROWDED = 8  # with more checkpoints than that, horizontal bars would hide the points
 _SFT = ("ppl", "he_ppl", "he_snr")
 _Rows = Sequence[Mapping[str, Any]]
 
@@ -64,9 +65,11 @@ def accuracy(study: Study) -> Drawing | None:
     if len(rows) < 2:
         return None
     title = "PPL and Top-k accuracy over checkpoints"
+    sideways = " Those of PPL are in the CSV alone, to keep the points in sight." if len(rows) > _CROWDED else ""
     caption = (
         f"PPL against Top-1, 2, 5 and 10 accuracy of {len(rows)} checkpoints on {tokens_name(UNFILTERED)} tokens, "
-        f"{study.about(UNFILTERED)}; checkpoints joined in the order of training, the last one ringed. {study.bars}"
+        f"{study.about(UNFILTERED)}; checkpoints joined in the order of training, the last one ringed. "
+        f"{study.bars}{sideways}"
     )
     table = Table("fig01_ppl_accuracy", title, rows)
     return Drawing(
@@ -83,12 +86,13 @@ def accuracy(study: Study) -> Drawing | None:
 def _draw_accuracy(rows: _Rows) -> Figure:
     drawn, ((axes,),) = figure(width=5.2, height=3.6)
     ppl = cells(rows, "ppl")
+    sideways = bars(ppl) if len(rows) <= _CROWDED else None
     for at, name in enumerate(_TOPS):
         numbers = cells(rows, name)
         x = [one.value for one in ppl]
         shown = f"Top-{name[3:-4]}"
         axes.errorbar(
-            x, [one.value for one in numbers], bars(numbers), bars(ppl), label=shown, elinewidth=0.8, **series(at)
+            x, [one.value for one in numbers], bars(numbers), sideways, label=shown, elinewidth=0.8, **series(at)
         )
         axes.plot(x[-1:], [numbers[-1].value], "o", markersize=11, markerfacecolor="none", color="#333333", mew=0.8)
     _log_if_wide(axes, ppl)
@@ -139,7 +143,7 @@ def steps(study: Study) -> Drawing | None:
 def _marks(study: Study) -> str:
     kinds = {one.kind for one in boundaries(study.ladder)}
     step = "The grey band is “step 0”, the last checkpoint before the context extension. " if "context" in kinds else ""
-    return step + ("Dotted lines part contexts and stages. " if kinds else "")
+    return step + ("Dotted lines part contexts (→ 128K: the extension to it) and stages. " if kinds else "")
 
 
 def _draw_steps(rows: _Rows, ladder: Sequence[Checkpoint], found: Sequence[Boundary]) -> Figure:
@@ -215,7 +219,13 @@ def sft(study: Study) -> Drawing | None:
     )
     draw = partial(_draw_sft, rows)
     return Drawing(
-        "fig08_sft", "Fig. 8", title, about(study, study.filtered), caption, (Table("fig08_sft", title, rows),), draw
+        "fig08_sft",
+        "Fig. 8",
+        title,
+        f"{study.about(study.filtered)}; 95 % intervals",
+        caption,
+        (Table("fig08_sft", title, rows),),
+        draw,
     )
 
 
@@ -257,5 +267,5 @@ def _draw_sft(rows: _Rows) -> Figure:
         panel.set(xlim=(-0.4, 1.4), ylabel=NAMES[name])
         panel.grid(axis="x", visible=False)
     handles, names = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, names, loc="outside lower center", ncols=3)
+    drawn.legend(handles, names, loc="outside lower center", ncols=2, handlelength=4)
     return drawn

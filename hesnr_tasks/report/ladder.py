@@ -120,14 +120,9 @@ def boundaries(ladder: Sequence[Checkpoint]) -> list[Boundary]:
     for at, (old, new) in enumerate(itertools.pairwise(ladder), 1):
         if new.stage != old.stage:
             found.append(Boundary(at, "stage", new.stage.upper() or "next stage"))
-        elif new.context and new.context > (old.context or 0) and (old.context or at == _first_long(ladder)):
-            before = f"{tokens(old.context)} → " if old.context else ""
-            found.append(Boundary(at, "context", f"context {before}{tokens(new.context)}"))
+        elif new.context and new.context > (old.context or 0) and new.stage not in _STAGES:
+            found.append(Boundary(at, "context", f"→ {tokens(new.context)}"))
     return found
-
-
-def _first_long(ladder: Sequence[Checkpoint]) -> int:
-    return next((at for at, one in enumerate(ladder) if one.context), -1)
 
 
 def _read(path: Path) -> dict[str, Mapping[str, Any]]:

@@ -90,22 +90,25 @@ def markdown(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "step"
 
 
 def csv_text(rows: Sequence[Row], ladder: Sequence[Checkpoint]) -> str:
-    """One line a checkpoint, all tasks and metrics side by side, each with its error; then what they were made with."""
-    columns = _side(rows, all_metrics=True)
+    """One line a checkpoint and task: every metric with its error, and what it was made with."""
+    names = dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row.values)])
+    known = {one.name: one for one in ladder}
     lines: list[dict[str, Any]] = []
-    for one in ladder:
-        line: dict[str, Any] = {"checkpoint": one.name, "step": one.step, "context": one.context, "stage": one.stage}
-        for heading, cells in columns.items():
-            value, error = cells.get(one.name, _UNKNOWN)
-            line |= {heading: value, f"{heading} stderr": error}
-        made = {row.task: row.comparable for row in rows if row.model == one.name}
-        lines.append({**line, "signatures": json.dumps([json.loads(text) for text in made.values()])})
+    for row in _ordered(rows, ladder, "step"):
+        line: dict[str, Any] = {"checkpoint": row.model, "task": row.task}
+        for name in names:
+            value, error = row.values.get(name, _UNKNOWN)
+            line |= {name: value, f"{name}_stderr": error}
+        one = known[row.model]
+        lines.append(
+            {**line, "step": one.step, "context": one.context, "stage": one.stage, "signature": row.comparable}
+        )
     return show([Table("leaderboard", "", lines)], "csv", {}) + "\n"
 
 
 def side_by_side(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "step") -> Board:
     """One line a checkpoint, a column for each headline; [a], [b] … mark columns made with different settings."""
-    columns = _side(rows, all_metrics=False)
+    columns = _side(rows)
     names = [one.name for one in ladder]
     if by != "step":
         ranked = [heading for heading in columns if heading.endswith("HE-SNR ↑")]
@@ -119,8 +122,8 @@ def side_by_side(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "s
     return Board("Side by side", "± is one standard error; [a], [b]: made differently", ("checkpoint", *columns), lines)
 
 
-def _side(rows: Sequence[Row], *, all_metrics: bool) -> dict[str, dict[str, Value]]:
-    """For each column heading the value of each checkpoint; ours first."""
+def _side(rows: Sequence[Row]) -> dict[str, dict[str, Value]]:
+    """For each column heading the value of each checkpoint; ours first. A group of tasks stands for its members."""
     variants: dict[str, list[str]] = {}
     for row in rows:
         known = variants.setdefault(row.task, [])
@@ -128,19 +131,10 @@ def _side(rows: Sequence[Row], *, all_metrics: bool) -> dict[str, dict[str, Valu
             known.append(row.comparable)
     found: dict[str, dict[str, Value]] = {}
     for row in sorted(rows, key=lambda row: (row.signature is None, row.task, row.comparable)):
-        if row.member and not all_metrics:
-            continue
         mark = f" [{_letter(variants[row.task].index(row.comparable))}]" if len(variants[row.task]) > 1 else ""
-        for name in _metrics(row, all_metrics):
-            heading = f"{row.task}{mark} {name if all_metrics else _heading(row, name)}"
-            found.setdefault(heading, {})[row.model] = row.values[name]
+        for name in () if row.member else _HEADLINES if row.signature else list(row.values)[:_SHOWN]:
+            found.setdefault(f"{row.task}{mark} {_heading(row, name)}", {})[row.model] = row.values[name]
     return found
-
-
-def _metrics(row: Row, everything: bool) -> list[str]:
-    if everything:
-        return list(row.values)
-    return list(_HEADLINES) if row.signature else list(row.values)[:_SHOWN]
 
 
 def _heading(row: Row, name: str) -> str:
@@ -208,15 +202,15 @@ def of_number(value: Number) -> str:
 
 def _markdown(board: Board) -> str:
     lines = [
-        f"**{_plain(board.title)}** – {_plain(board.about)}",
+        f"**{plain(board.title)}** – {plain(board.about)}",
         "",
-        "| " + " | ".join(map(_plain, board.headings)) + " |",
+        "| " + " | ".join(map(plain, board.headings)) + " |",
         "| --- |" + " ---: |" * (len(board.headings) - 1),
     ]
-    return "\n".join([*lines, *("| " + " | ".join(map(_plain, row)) + " |" for row in board.rows)])
+    return "\n".join([*lines, *("| " + " | ".join(map(plain, row)) + " |" for row in board.rows)])
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Names come from files: none of them is markup, and none ends a cell."""
     printable = "".join(c if c.isprintable() else " " for c in text)
     return re.sub(r"([\\|`*<>\[\]])", r"\\\1", printable)

@@ -59,7 +59,7 @@ def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> li
                 newest[key] = row
     if not newest and not optional:
         raise DataError(
-            f"no lm-eval results in {', '.join(named)} ({len(paths)} result files). "
+            f"no results of ours, nor of another task of lm-eval, in {', '.join(named)} ({len(paths)} result files). "
             "Make some with: lm_eval --tasks hesnr_swe … --output_path DIR"
         )
     short = _shortened({row.model for row in newest.values()})

@@ -72,4 +72,14 @@ def save(drawn: Figure, stem: Path) -> list[Path]:
         paths = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
         drawn.savefig(paths[0], metadata={"Date": None})
         drawn.savefig(paths[1], dpi=200)
+    _shrink(paths[1])
     return paths
+
+
+def _shrink(png: Path) -> None:
+    """A palette of 256 colours: a third of the size, and figures have fewer colours than that to lose."""
+    from PIL import Image  # matplotlib needs it, so it is there
+
+    with Image.open(png) as picture:
+        small = picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    small.save(png, optimize=True)

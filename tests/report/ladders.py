@@ -18,14 +18,22 @@ def score_files(folder, names=NAMES, trajectories=8, tokens=300):
     found = {}
     for at, name in enumerate(names):
         place = folder / f"scores{at}"
-        made.run_of(place, trajectories, tokens, seed=at, shift=at / 6, quality=0.1 * at, model=f"made/{name}")
+        made.run_of(
+            place,
+            trajectories,
+            tokens,
+            seed=at,
+            shift=at / len(names),
+            quality=0.6 * at / len(names),
+            model=f"made/{name}",
+        )
         found[name] = place
     return found
 
 
 def study_of(folders, downstream=True, rows=(), names=None):
     ladder = read_ladder(names or folders).checkpoints
-    scores = {one.name: Score(round(0.1 + 0.05 * at - 0.12 * (at == 2), 3), 200) for at, one in enumerate(ladder)}
+    scores = {one.name: Score(round(0.1 + 0.02 * at - 0.05 * (at == 2), 3), 200) for at, one in enumerate(ladder)}
     return study(rows, ladder, folders, scores if downstream else {}, resamples=RESAMPLES)
 
 

@@ -45,8 +45,11 @@ def test_the_order_of_training_with_steps_that_begin_anew():
 def test_boundaries_of_context_and_stage():
     ladder = order(map(parse, ["step1", "step2", "step3-32k", "step4-128k", "step4-128k-sft"]))
     found = [(one.at, one.kind, one.label) for one in boundaries(ladder)]
-    assert found == [(2, "context", "context 32K"), (3, "context", "context 32K → 128K"), (4, "stage", "SFT")]
+    assert found == [(2, "context", "→ 32K"), (3, "context", "→ 128K"), (4, "stage", "SFT")]
     assert boundaries(order(map(parse, ["step1-2k", "step2-2k"]))) == []
+    assert (
+        boundaries(order(map(parse, ["step1-2k-sft", "step1-8k-sft"]))) == []
+    )  # of two models, not of one in training
 
 
 def test_a_yaml_file_says_what_names_do_not(tmp_path):
