@@ -40,7 +40,7 @@ class SearchSettings:
     n: int = 4
     probe: int = 0
     source: str = "vote"
-    resolution: str = "file"
+    resolution: str = "whole"
     estimator: str = "plug_in"
     combine: str = "max"
     mode: str = "choose"

@@ -54,7 +54,7 @@ class HttpChat:
     timeout: float = 120.0
     tries: int = 3
     pause: float = 1.0  # seconds before the second try; doubles
-    options: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
+    options: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 2000})
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
