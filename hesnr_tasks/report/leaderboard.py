@@ -6,7 +6,6 @@ together: they stand in tables, or columns, of their own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -21,13 +20,12 @@ from hesnr_tasks.report.results import Row, Value, groups
 
 __all__ = [
     "Board",
-    "add_arguments",
     "boards",
     "csv_text",
     "markdown",
     "number",
     "of_number",
-    "run",
+    "plain",
     "side_by_side",
     "write",
 ]
@@ -53,20 +51,6 @@ class Board(NamedTuple):
     about: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `hesnr report` (`report.command`)."""
-    from hesnr_tasks.report import command
-
-    command.add_arguments(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """`hesnr report` (`report.command`)."""
-    from hesnr_tasks.report import command
-
-    return command.run(args)
 
 
 def boards(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "step") -> list[Board]:
