@@ -266,12 +266,13 @@ def once(*arguments) -> dict:
     if python is None:
         return {"failed": "no environment with vLLM (make vllm)"}
     command = [python, "-m", "benchmarks.scoring", "--child", *map(str, arguments)]
-    # freed memory goes back to the system at once, in every way alike: else the peak tells of the allocator's mood
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    # large tensors go back to the system when freed, in every way alike: else the peak tells the allocator's mood
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 24)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        return {"failed": f"killed ({done.returncode}): {done.stderr[-300:]}"}
-    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+    told = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not told:
+        return {"failed": f"killed ({done.returncode}): {done.stderr.strip()[-100:]!r}"}
+    return json.loads(told[-1])  # vLLM's engine may still fall when it is shut down
 
 
 def vllm_python() -> str | None:
@@ -288,11 +289,11 @@ def medians(runs: list[dict]) -> dict:
 
 
 def interleaved(cases: list[tuple], repeats: int) -> dict[tuple, dict]:
-    """Every case `repeats` times, taking turns; a case that failed is not run again, lm-eval's is run once."""
+    """Every case `repeats` times, taking turns; a case that failed is not run again, lm-eval and vLLM are run once."""
     runs: dict[tuple, list[dict]] = {case: [] for case in cases}
     for turn in range(repeats):
         for case, done in runs.items():
-            slow = case[0] == "lm-eval" or any("failed" in run for run in done)
+            slow = case[0] in ("lm-eval", "vllm") or any("failed" in run for run in done)
             if turn == 0 or not slow:
                 done.append(spawn(*case))
                 print(".", end="", file=sys.stderr, flush=True)
