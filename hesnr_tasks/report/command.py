@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from hesnr_tasks.analysis.options import check_resamples
 from hesnr_tasks.analysis.output import Table, show
-from hesnr_tasks.errors import DataError, HesnrError
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import leaderboard
-from hesnr_tasks.report.downstream import Score, read_downstream, scaled
+from hesnr_tasks.report.downstream import Score, in_one_unit, read_downstream, scaled
 from hesnr_tasks.report.ladder import Ladder, read_ladder
 from hesnr_tasks.report.results import Row, read_results
 from hesnr_tasks.statistics import RESAMPLES, SEED
@@ -45,11 +45,13 @@ def run(args: argparse.Namespace) -> int:
     check_resamples(args.resamples, args.seed)
     rows, folders, remarks = _found(args)
     ladder = read_ladder({*(row.model for row in rows), *folders}, args.ladder)
+    if not ladder.checkpoints:
+        raise DataError(f"no checkpoint is left to report on: {'; '.join(remarks)}")
     scores, strange = _downstream(args.downstream, ladder)
     if rows:
         print(leaderboard.markdown(rows, ladder.checkpoints, args.sort))
     if args.output is None and not scores:
-        return 0
+        return _nothing_more(rows)
     from hesnr_tasks.report.study import study
 
     made = study(
@@ -60,7 +62,23 @@ def run(args: argparse.Namespace) -> int:
         print("\n" + show([_short(table) for table in _agreed(made)], "text", {}))
     if args.output:
         write_report(made, args.output, args.sort)
+    else:
+        _tell(made.notes)
     return 0
+
+
+def _nothing_more(rows: Sequence[Row]) -> int:
+    if rows:
+        return 0
+    raise SettingsError(
+        "a leaderboard is made of result files, and there are only score files here. Add -o OUT for figures and page, "
+        "or ask hesnr analyze for their numbers."
+    )
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"hesnr: {note}", file=sys.stderr)
 
 
 def _found(args: argparse.Namespace) -> tuple[list[Row], dict[str, Path], list[str]]:
@@ -84,7 +102,7 @@ def _downstream(paths: Sequence[Path], ladder: Ladder) -> tuple[dict[str, Score]
     for name in told.keys() & found.keys():
         if told[name].value != found[name].value:
             raise DataError(f"{name} has two downstream scores: {told[name].value:g} and {found[name].value:g}")
-    whole = told | found
+    whole = in_one_unit(told | found)
     return {one.name: whole[one.name] for one in ladder.checkpoints if one.name in whole}, strange
 
 
@@ -108,8 +126,7 @@ def write_report(made: Study, folder: Path, by: str = "step") -> None:
         raise HesnrError(
             f"cannot write {error.filename or folder} ({error.strerror}); name another folder with -o"
         ) from None
-    for note in made.notes:
-        print(f"hesnr: {note}", file=sys.stderr)
+    _tell(made.notes)
     for one in made.missing:
         print(f"hesnr: without {one.what}: {one.why}. It takes: {one.command}", file=sys.stderr)
     print(f"\nSaved: {folder / 'report.html'}, leaderboard.md and .csv, tables/, {len(figures)} figures in figures/")

@@ -67,8 +67,9 @@ def _correlate(x: FloatArray, y: FloatArray) -> dict[str, FloatArray]:
     ranks = [side.sum(axis=2) for side in signs]  # twice the mean ranks, centred
     with np.errstate(divide="ignore", invalid="ignore"):
         bad = ~(np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1))
+        level = (untied[0] == 0) | (untied[1] == 0)  # exactly: means of equal numbers are not always equal to them
         found = {
-            "pearson": _pearson(x, y),
+            "pearson": np.where(level, np.nan, _pearson(x, y)),
             "spearman": _pearson(*ranks),
             "kendall": concordance / np.sqrt(untied[0] * untied[1]),
             "decision": 0.5 + 0.5 * concordance / untied[1],

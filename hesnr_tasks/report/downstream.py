@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from hesnr_tasks.errors import DataError
 
-__all__ = ["Score", "read_downstream", "scaled"]
+__all__ = ["Score", "in_one_unit", "read_downstream", "scaled"]
 
+_WORD = "0-9a-z\u0080-\U0010ffff"  # what tells names apart; a sign outside ASCII is as good as a letter
 _Z = 1.959963984540054
 
 
@@ -44,6 +45,18 @@ def scaled(scores: Mapping[str, Score]) -> dict[str, Score]:
                 "tasks; leave n out where the score is no share of tasks"
             )
     return {name: score._replace(whole=whole) for name, score in scores.items()}
+
+
+def in_one_unit(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """The scores of all sources together; raises `DataError` where some are shares and others per cent."""
+    units = {score.whole: name for name, score in scores.items()}
+    if len(units) > 1:
+        share, cent = units[1.0], units[100.0]
+        raise DataError(
+            f"some downstream scores are shares ({share}: {scores[share].value:g}) and some per cent ({cent}: "
+            f"{scores[cent].value:g}). Give all as shares, from 0 to 1, as SWE-bench reports do, or all in one file."
+        )
+    return dict(scores)
 
 
 def read_downstream(paths: Iterable[Path], names: Sequence[str]) -> tuple[dict[str, Score], list[str]]:
@@ -92,11 +105,12 @@ def _csv(path: Path) -> list[tuple[str, Score, str]]:
     rows = []
     for at, line in enumerate(lines[1:], 2):
         if any(word.strip() for word in line):
-            fields = dict(zip(heading, (word.strip() for word in line), strict=False))
             where = f"{path}:{at}"
-            n = _number(fields["n"], "n", where) if fields.get("n") else None
-            score = Score(_number(fields.get("score", ""), "score", where), None if n is None else int(n))
-            rows.append((fields["checkpoint"], score, where))
+            if any(word.strip() for word in line[len(heading) :]):
+                raise DataError(f"{where}: {len(line)} cells under {len(heading)} columns; write 31.2, not 31,2")
+            fields = dict.fromkeys(heading, "") | dict(zip(heading, (word.strip() for word in line), strict=False))
+            n = _count(fields["n"], where) if fields.get("n") else None
+            rows.append((fields["checkpoint"], Score(_number(fields["score"], "score", where), n), where))
     known = scaled({where: score for _, score, where in rows})
     return [(name, known[where], where) for name, _, where in rows]
 
@@ -109,6 +123,13 @@ def _number(word: str, name: str, where: str) -> float:
     if not math.isfinite(value):
         raise DataError(f"{where}: {name} {word!r} is no number")
     return value
+
+
+def _count(word: str, where: str) -> int:
+    value = _number(word, "n", where)
+    if not value.is_integer():
+        raise DataError(f"{where}: n {word!r} is no number of tasks")
+    return int(value)
 
 
 def _report(path: Path, names: Sequence[str]) -> list[tuple[str, Score, str]]:
@@ -126,7 +147,7 @@ def _report(path: Path, names: Sequence[str]) -> list[tuple[str, Score, str]]:
 
 def _named_in(stem: str, names: Sequence[str]) -> str | None:
     """The longest checkpoint name that stands in the file's name, not as a part of a longer number or word."""
-    fits = [name for name in names if re.search(rf"(?<![0-9a-z]){re.escape(_bare(name))}(?![0-9a-z])", _bare(stem))]
+    fits = [name for name in names if re.search(rf"(?<![{_WORD}]){re.escape(_bare(name))}(?![{_WORD}])", _bare(stem))]
     longest = max(map(len, fits), default=0)
     best = [name for name in fits if len(name) == longest]
     return best[0] if len(best) == 1 else None
@@ -145,4 +166,4 @@ def _match(name: str, names: Sequence[str]) -> str | None:
 
 
 def _bare(name: str) -> str:
-    return re.sub(r"[^0-9a-z.]+", "-", name.lower())
+    return re.sub(f"[^.{_WORD}]+", "-", name.casefold())

@@ -23,6 +23,7 @@ _STAGES = {  # words that name a stage, in the order of training
     "sft": ("sft", "instruct", "chat", "finetuned"),
     "rl": ("rl", "rlhf", "dpo", "grpo", "ppo", "rlvr"),
 }
+_LARGEST = 1e15  # NaN and infinity are not below it
 _FIELDS = ("step", "stage", "context", "label", "downstream", "n", "before")
 
 
@@ -103,8 +104,8 @@ def read_ladder(names: Iterable[str], path: Path | None = None) -> Ladder:
             )
         parsed[name] = _told(parsed[name], fields, f"{path}: {name}")
         if fields.get("downstream") is not None:
-            n = fields.get("n")
-            scores[name] = (_number(fields, "downstream", f"{path}: {name}"), None if n is None else int(n))
+            n = None if fields.get("n") is None else _whole(fields, "n", f"{path}: {name}")
+            scores[name] = (_number(fields, "downstream", f"{path}: {name}"), n)
     for one in parsed.values():
         if one.before is not None and one.before not in parsed:
             raise SettingsError(
@@ -132,7 +133,7 @@ def _read(path: Path) -> dict[str, Mapping[str, Any]]:
         raise HesnrError("a ladder file needs PyYAML: pip install 'hesnr-tasks[report]'") from None
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date there is none of
         raise SettingsError(f"cannot read {path}: {error}") from None
     found = found.get("checkpoints", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(fields, dict) for fields in found.values()):
@@ -152,7 +153,7 @@ def _told(one: Checkpoint, fields: Mapping[str, Any], where: str) -> Checkpoint:
         name: str(fields[name]) for name in ("stage", "label", "before") if fields.get(name) is not None
     }
     if fields.get("step") is not None:
-        one = one._replace(step=int(_number(fields, "step", where)))
+        one = one._replace(step=_whole(fields, "step", where))
     if fields.get("context") is not None:
         word = str(fields["context"]).lower()
         size = re.fullmatch(r"(\d+)(k?)", word)
@@ -164,9 +165,16 @@ def _told(one: Checkpoint, fields: Mapping[str, Any], where: str) -> Checkpoint:
 
 def _number(fields: Mapping[str, Any], name: str, where: str) -> float:
     value = fields[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
         raise SettingsError(f"{where}: {name} must be a number, not {value!r}")
     return float(value)
+
+
+def _whole(fields: Mapping[str, Any], name: str, where: str) -> int:
+    value = _number(fields, name, where)
+    if not value.is_integer():
+        raise SettingsError(f"{where}: {name} must be a whole number, not {value:g}")
+    return int(value)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -31,6 +31,13 @@ def test_every_statistic_is_scipys_with_ties_and_without_spread(pair):
     assert found == pytest.approx(slow(x, y), abs=1e-12, nan_ok=True)
 
 
+def test_what_does_not_vary_has_no_correlation_whatever_its_mean_rounds_to():
+    assert np.mean([0.1] * 3) != 0.1
+    for x, y in (([0.1] * 3, [1, 2, 3]), ([1, 2, 3], [0.1] * 3)):
+        found = correlate(x, y)
+        assert all(np.isnan(found[name][0]) for name in ("pearson", "spearman", "kendall"))
+
+
 def test_many_rows_at_once_are_each_alone():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(2500, 40)), rng.integers(0, 9, 40).astype(float)  # more than one block

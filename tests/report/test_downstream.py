@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.report.downstream import Score, read_downstream
+from hesnr_tasks.report.downstream import Score, in_one_unit, read_downstream
 
 NAMES = ["step100-32k", "step1000-32k", "runs/step2000"]
 
@@ -70,6 +70,9 @@ def test_reports_of_the_harness_belong_to_the_checkpoint_in_their_name(tmp_path)
         ("checkpoint,score\nstep100-32k", "no number"),
         ("checkpoint,score,n\nstep100-32k,250,500", "no share"),
         ("checkpoint,score,n\nstep100-32k,-0.1,500", "no share"),
+        ("score,checkpoint\n0.1", "no downstream score belongs"),
+        ("checkpoint,score\nstep100-32k,31,2", r"scores.csv:2: 3 cells under 2 columns; write 31.2"),
+        ("checkpoint,score,n\nstep100-32k,0.1,499.7", "scores.csv:2: n '499.7' is no number of tasks"),
         ("checkpoint,score\nother,0.1", "no downstream score belongs"),
         ("checkpoint,score\nstep100-32k,0.1\nstep100_32k,0.2", "second"),
     ],
@@ -77,6 +80,22 @@ def test_reports_of_the_harness_belong_to_the_checkpoint_in_their_name(tmp_path)
 def test_wrong_tables_say_where(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_downstream([table(tmp_path, text)], NAMES)
+
+
+def test_names_outside_ascii_are_names(tmp_path):
+    found, strange = read_downstream(
+        [table(tmp_path, "checkpoint,score\nдругая,0.9\nшаг_2,0.3\n")], ["模型一", "Шаг-2"]
+    )
+    assert found == {"Шаг-2": Score(0.3)}
+    assert len(strange) == 1
+    reports = [report(tmp_path, "模型一.verified"), report(tmp_path, "другая")]
+    assert read_downstream(reports, ["模型一", "Шаг-2"])[0] == {"模型一": Score(0.1, 500)}
+
+
+def test_shares_and_per_cent_make_no_common_order():
+    with pytest.raises(DataError, match=r"shares \(b: 0.4\) and some per cent \(a: 31\)"):
+        in_one_unit({"a": Score(31, whole=100.0), "b": Score(0.4, 500)})
+    assert in_one_unit({"a": Score(0.3), "b": Score(0.4, 500)}) == {"a": Score(0.3), "b": Score(0.4, 500)}
 
 
 @pytest.mark.parametrize(("resolved", "total"), [(5, 0), (6, 5), (-1, 5), ("1", 5), (None, 5)])

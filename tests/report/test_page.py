@@ -13,7 +13,7 @@ import pytest
 
 from hesnr_tasks import cli
 from hesnr_tasks.analysis import analyze
-from hesnr_tasks.errors import DataError, HesnrError
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import command, markup
 from hesnr_tasks.report.scores import find_scores
 from hesnr_tasks.store import ScoreStore, Source
@@ -169,6 +169,33 @@ def test_what_cannot_be_done_is_said(tmp_path, capsys):
         report(tmp_path / "runs", "-o", tmp_path / "file" / "out")
     assert cli.main(["report", str(tmp_path / "runs"), "--downstream", str(tmp_path / "none.csv")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_score_files_alone_are_asked_for_a_page_and_unreadable_ones_end_the_report(tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"no checkpoint is left .*bad"):
+        report(tmp_path / "bad", "-o", tmp_path / "out")
+    ladders.score_files(tmp_path / "good", ["step1"], 4, 40)
+    with pytest.raises(SettingsError, match="Add -o OUT"):
+        report(tmp_path / "good")
+
+
+def test_a_downstream_score_of_nobody_is_named_without_a_page_too(tmp_path, capsys):
+    for name in ("step1", "step2"):
+        ladders.result(tmp_path / "runs", name)
+    (tmp_path / "down.csv").write_text("checkpoint,score\nstep1,0.3\nstep2,0.4\nstep3,0.5\n")
+    report(tmp_path / "runs", "--downstream", tmp_path / "down.csv")
+    assert "down.csv:4: 'step3'" in capsys.readouterr().err
+
+
+def test_shares_and_per_cent_of_two_sources_are_refused(tmp_path):
+    for name in ("step1", "step2"):
+        ladders.result(tmp_path / "runs", name)
+    (tmp_path / "down.csv").write_text("checkpoint,score\nstep1,30\n")
+    (tmp_path / "step2.json").write_text('{"resolved_instances": 200, "total_instances": 500}')
+    with pytest.raises(DataError, match=r"\(step2: 0.4\) and some per cent \(step1: 30\)"):
+        report(tmp_path / "runs", "--downstream", tmp_path / "down.csv", tmp_path / "step2.json")
 
 
 def test_two_downstream_scores_of_one_checkpoint_are_refused(tmp_path):
