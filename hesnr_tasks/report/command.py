@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -159,8 +160,12 @@ def _figures(made: Study, folder: Path) -> Iterator[Drawn]:
     from hesnr_tasks.report.figures_entropy import entropy_drawings
     from hesnr_tasks.report.figures_ladder import ladder_drawings
     from hesnr_tasks.report.page import Drawn
+    from hesnr_tasks.report.study import Missing
     from hesnr_tasks.report.style import look, save
 
+    if importlib.util.find_spec("matplotlib") is None:
+        made.missing.append(Missing("figures", "matplotlib is not installed", "pip install 'hesnr-tasks[report]'"))
+        return
     for source in (ladder_drawings, downstream_drawings, entropy_drawings):
         for drawing in source(made):
             with look():

@@ -3,6 +3,7 @@
 import argparse
 import base64
 import csv
+import importlib.util
 import io
 import json
 import re
@@ -139,6 +140,16 @@ def test_without_score_files_there_is_what_json_gives_and_the_rest_is_named(tmp_
     told = capsys.readouterr().err
     assert "lm_eval --model hf" in told
     assert "--downstream" in told
+
+
+def test_without_matplotlib_there_is_a_page_that_says_so(tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find(name))
+    analysis_made.run_of(tmp_path / "scores", 4, 60, seed=0, model="made/step1")
+    report(tmp_path / "scores", "-o", tmp_path / "out")
+    assert "matplotlib is not installed" in (tmp_path / "out" / "report.html").read_text()
+    assert "hesnr-tasks[report]" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.svg"))
 
 
 def test_results_made_differently_share_no_figure(tmp_path):
