@@ -38,7 +38,6 @@ class KeptAnswers:
         self._answers: dict[str, str] = {}
         self._settings = json.loads(json.dumps(settings, sort_keys=True))
         self.path = stem.with_name(f"{stem.name}.{rank}.jsonl")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = self._locked()
         try:
             self._open(stem)
@@ -62,7 +61,8 @@ class KeptAnswers:
     def _open(self, stem: Path) -> None:
         _cut_off(self.path)
         for path in sorted(stem.parent.glob(f"{stem.name}.*.jsonl")):
-            self._read(path)
+            if path.name[len(stem.name) + 1 : -len(".jsonl")].isdecimal():  # else: of a task called `<stem>.more`
+                self._read(path)
         if not self.path.stat().st_size:
             self._append([{"hesnr_passk": _FORMAT, "settings": self._settings}])
 
@@ -73,6 +73,7 @@ class KeptAnswers:
 
     def _locked(self) -> int:
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise HesnrError(f"cannot write answers to {self.path} ({error.strerror})") from None

@@ -119,7 +119,9 @@ def _named(word: str) -> tuple[str | None, list[Path]]:
         return None, [Path(word)]
     name, sign, rest = word.partition("=")
     files = (rest if sign else name).split(",")
-    return (name if sign else None), [Path(rest if sign else name)] if len(files) == 1 else [Path(f) for f in files]
+    if "" in files:
+        raise SettingsError(f"{word!r} names no file before or after a sign; write [NAME=]FILE[,FILE…] without spaces")
+    return (name if sign else None), [Path(one) for one in files]
 
 
 def _warnings(runs: Sequence[Outcomes], ks: Sequence[int]) -> list[str]:
@@ -208,7 +210,10 @@ def _about(args: argparse.Namespace, found: Result) -> dict[str, Any]:
 
 
 def _write(folder: Path, found: Result, tables: Sequence[Table], about: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"-o {folder}: no folder can be made there ({error.strerror})") from None
     for table in tables:
         name = "".join(c if c.isalnum() or c in "._-" else "-" for c in table.name)
         write_whole(folder / f"{name}.csv", (show([table], "csv", {}) + "\n").encode())

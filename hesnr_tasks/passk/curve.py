@@ -5,7 +5,8 @@ Intervals by the method that fits what is at hand, and the table says which:
 - Clopper-Pearson: one problem; the exact interval of its share of right answers, p, carried over to 1 - (1 - p)^k.
 - Wilson: every problem counts 0 or 1 (always so at k = n, where nothing is averaged).
 - bootstrap-t: the studentised bootstrap of `analysis.intervals`.
-- Wilson (wide): where the bootstrap knows too little: fewer than `SCARCE` problems' worth of passes or of failures.
+- Wilson (wide): where the bootstrap knows too little: fewer than `SCARCE` problems' worth of passes or of failures,
+  or problems that are all alike, as every resample then is.
   Such an interval is too wide rather than too narrow.
 """
 
@@ -24,11 +25,12 @@ from hesnr_tasks.passk.estimator import pass_at_ks
 from hesnr_tasks.passk.outcomes import Outcomes, check_ks
 from hesnr_tasks.statistics import RESAMPLES, SEED, bootstrap_sums, standard_error
 
-__all__ = ["SCARCE", "Plan", "Point", "curve", "mean_error", "passes"]
+__all__ = ["SCARCE", "Plan", "Point", "alike", "curve", "mean_error", "passes"]
 
 FloatArray = npt.NDArray[np.float64]
 SCARCE = 5.0
 _FEW = 4  # problems: fewer give no bootstrap
+_ROUNDING = 1e-12  # numbers closer than that are equal
 
 
 class Plan(NamedTuple):
@@ -73,6 +75,11 @@ def passes(one: Outcomes, ks: Sequence[int]) -> FloatArray:
     return pass_at_ks(one.n, one.c, ks)
 
 
+def alike(values: FloatArray) -> bool:
+    """Whether all problems have one value: resampling them would give an interval of no width."""
+    return bool(np.ptp(values) < _ROUNDING)
+
+
 def mean_error(values: Sequence[float], resamples: int = RESAMPLES, seed: int = SEED) -> tuple[float, float]:
     """Mean over problems and its cluster-bootstrap standard error (NaN for one problem), in any order of problems.
 
@@ -93,6 +100,7 @@ def _interval(one: Outcomes, values: FloatArray, k: int, drawn: Ends, plan: Plan
         return Ends(*(-math.expm1(k * math.log1p(-p)) if p < 1 else 1.0 for p in share)), "Clopper-Pearson"
     if np.isin(values, (0.0, 1.0)).all():
         return wilson(total, problems, plan.level), "Wilson"
-    if problems < _FEW or min(total, problems - total) < SCARCE or not math.isfinite(drawn.low + drawn.high):
+    scarce = problems < _FEW or min(total, problems - total) < SCARCE
+    if scarce or alike(values) or not math.isfinite(drawn.low + drawn.high):
         return wilson(total, problems, plan.level), "Wilson (wide)"
     return Ends(max(0.0, drawn.low), min(1.0, drawn.high)), "bootstrap-t"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hesnr_tasks.errors import DataError, nearest
-from hesnr_tasks.passk.estimator import pass_at_k
+from hesnr_tasks.passk.estimator import pass_at_k, pass_at_ks
 from hesnr_tasks.passk.outcomes import Answer
 from hesnr_tasks.passk.tables import PROBLEM
 from hesnr_tasks.readers.fields import Where, deep
@@ -20,6 +24,7 @@ from hesnr_tasks.readers.records import Record
 __all__ = ["Log", "is_log", "read_log", "refuse_copies", "task_of"]
 
 _ONE = ("pass@1", "pass_at_1")
+_PASS = re.compile(r"pass(?:@|_at_)([0-9]{1,9})")
 _CLOSE = 1e-6
 _MANY = 10  # problems with the same answers in two logs, from which on they are one run and no coincidence
 
@@ -103,25 +108,46 @@ def _counted(row: Mapping[str, Any], where: Where, metric: str | None) -> tuple[
     taken, scored = (1 if choice else _leaves(row[key]) for key in ("resps", "filtered_resps"))
     name = _metric(row, where, metric)
     value = row[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise DataError(f"{where}: {name} is {value!r}, no number; name another metric with --metric")
+    if not scored and not taken:
+        raise DataError(f"{where}: there is no answer in it (resps is empty)")
     if scored < taken:
         raise DataError(
             f"{where}: of {taken} answers {scored} was scored (the filter {row.get('filter')!r} threw the others away, "
             "as take_first does); Pass@K cannot be had from this log. Use the filter keep_all, or our task class."
         )
-    right = round(value * scored)
-    if not 0 <= right <= scored or abs(right / scored - value) > _CLOSE:
-        raise DataError(f"{where}: {name} is {value}, which no number of right answers among {scored} gives")
+    right = _right(name, float(value), scored, where)
     _check_others(row, where, scored, right)
     return scored, right
 
 
+def _right(name: str, value: float, n: int, where: Where) -> int:
+    """How many of `n` answers are right, from their share or from a pass@k that one number alone gives."""
+    k = min(_k(name) or 1, n)
+    given = pass_at_ks(np.full(n + 1, n), np.arange(n + 1), [k])[:, 0]
+    fitting = np.flatnonzero(np.abs(given - value) <= _CLOSE).tolist()
+    if len(fitting) > 1:
+        raise DataError(
+            f"{where}: {name} is {value}, and {fitting[0]} to {fitting[-1]} right answers of {n} all give that; name a "
+            "metric of each answer, such as pass@1, with --metric"
+        )
+    if not fitting:
+        raise DataError(f"{where}: {name} is {value}, which no number of right answers among {n} gives")
+    return int(fitting[0])
+
+
 def _check_others(row: Mapping[str, Any], where: Where, n: int, c: int) -> None:
     for name, value in row.items():
-        k = int(name[5:]) if name.startswith("pass@") and name[5:].isdigit() else 0
+        k = _k(name)
         if 1 <= k <= n and isinstance(value, (int, float)) and abs(pass_at_k(n, c, k) - value) > _CLOSE:
             raise DataError(f"{where}: {name} is {value}, but {c} right of {n} answers give {pass_at_k(n, c, k):.6g}")
+
+
+def _k(name: str) -> int:
+    """The k of a metric pass@k or pass_at_k; 0 for others."""
+    found = _PASS.fullmatch(name)
+    return int(found[1]) if found else 0
 
 
 def _metric(row: Mapping[str, Any], where: Where, wanted: str | None) -> str:

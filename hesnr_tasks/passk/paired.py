@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.intervals import paired
 from hesnr_tasks.analysis.planning import minimum_detectable, trajectories_needed
 from hesnr_tasks.passk.binomial import FEWEST, Ends, newcombe, sign_flip
-from hesnr_tasks.passk.curve import Plan, passes
+from hesnr_tasks.passk.curve import Plan, alike, passes
 from hesnr_tasks.passk.outcomes import Outcomes
 
 __all__ = ["Difference", "differences", "discordant"]
@@ -52,9 +52,9 @@ def _difference(k: int, a: FloatArray, b: FloatArray, plan: Plan) -> Difference:
     found = paired((a, ones), (b, ones), resamples=plan.resamples, seed=plan.seed, level=plan.level)
     ends, method = Ends(max(-1.0, found.low), min(1.0, found.high)), "bootstrap-t"
     some = int(np.count_nonzero(each))
-    if some < FEWEST or not math.isfinite(found.low + found.high):
+    enough = some >= FEWEST and not alike(each)
+    if not enough or not math.isfinite(found.low + found.high):
         ends, method = newcombe(math.fsum(a.tolist()), math.fsum(b.tolist()), len(a), plan.level), "Newcombe (wide)"
-    enough = some >= FEWEST
     return Difference(
         k,
         mean,

@@ -35,14 +35,15 @@ def read(name: str, paths: Sequence[Path], asked: Asked = _USUAL) -> Outcomes:
     """
     found: list[Answer] = []
     read_logs: list[logs.Log] = []
-    files = list(dict.fromkeys(one for path in paths for one in _files(path)))
-    for path in _of_task(files, asked.task):
+    named = {one.resolve(): one for path in paths for one in _files(path)}  # a file named twice counts once
+    files = _of_task(list(named.values()), asked.task)
+    for path in files:
         answers = _read(path, asked)
         if isinstance(answers, logs.Log):
             read_logs.append(answers)
         found += answers.answers if isinstance(answers, logs.Log) else answers
     logs.refuse_copies(read_logs)
-    if read_logs and len(read_logs) < len(files) and asked.task is None:
+    if read_logs and len(read_logs) < len(files):
         raise DataError(f"{name}: sample logs and other files together; their problems cannot be told to be the same")
     return gathered(name, found)
 
@@ -69,7 +70,7 @@ def _of_task(files: Sequence[Path], wanted: str | None) -> Sequence[Path]:
         raise DataError(f"the logs are of several tasks ({', '.join(tasks)}); choose one with --task")
     if wanted is not None and wanted not in tasks:
         raise DataError(f"no log is of the task {wanted!r}, only {', '.join(tasks) or 'none'}.{nearest(wanted, tasks)}")
-    return [path for path in files if wanted is None or logs.task_of(path) == wanted]
+    return [path for path in files if wanted in (None, logs.task_of(path)) or not path.name.startswith("samples_")]
 
 
 def _read(path: Path, asked: Asked) -> logs.Log | list[Answer]:

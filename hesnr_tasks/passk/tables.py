@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.passk.outcomes import Answer
-from hesnr_tasks.passk.verdicts import Neither, verdict, whole
+from hesnr_tasks.passk.verdicts import MOST, Neither, verdict, whole
 from hesnr_tasks.readers.fields import Where
 
 __all__ = ["PROBLEM", "answers", "csv_rows", "is_row"]
@@ -36,8 +37,11 @@ def csv_rows(path: str) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     header = text.partition("\n")[0]
-    reader = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in header else ",", strict=True)
+    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in header else ",", strict=True)
     try:
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"{path}:1: two columns are called {twice!r}; which one is meant cannot be told")
         for row in reader:
             where = Where(path, reader.line_num)
             if None in row or None in row.values():
@@ -88,7 +92,9 @@ def _counts(where: Where, row: Mapping[str, Any], problem: str) -> Answer:
     try:
         n, c = (whole(row[name]) for name in names)
     except Neither as error:
-        raise DataError(f"{where}: {names[0]} and {names[1]} of {problem!r} must be counts, not {error}") from None
+        raise DataError(
+            f"{where}: {names[0]} and {names[1]} of {problem!r} must be counts (up to {MOST}), not {error}"
+        ) from None
     if c > n:
         raise DataError(f"{where}: {problem!r} has {c} right answers of {n}")
     return Answer(problem, n, c, str(where))

@@ -56,7 +56,8 @@ class PassKSettings:
         return {**asdict(self), "k": self.ks}
 
     def _check(self) -> None:
-        for name, low, high in (("repeats", 1, LIMIT), ("seed", 0, None), ("resamples", 100, None)):
+        whole = (("repeats", 1, LIMIT), ("seed", 0, None), ("resamples", 100, None), ("bootstrap_seed", 0, None))
+        for name, low, high in whole:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low or (high and value >= high):
                 raise SettingsError(f"passk: {name} must be a whole number of at least {low}, not {value!r}")
@@ -65,8 +66,11 @@ class PassKSettings:
                 raise SettingsError(
                     f"passk: pass@{k} cannot be known from {self.repeats} answers a problem; raise repeats, or lower k"
                 )
-        if self.threshold is not None and not isinstance(self.threshold, (int, float)):
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float, type(None))):
             raise SettingsError(f"passk: threshold must be a number, not {self.threshold!r}")
+        for name in ("verifier", "answers"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise SettingsError(f"passk: {name} must be a text, not {getattr(self, name)!r}")
 
 
 def all_answers(filters: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["Neither", "verdict", "whole"]
+__all__ = ["MOST", "Neither", "verdict", "whole"]
+
+MOST = 100_000  # answers to a problem: a count above it is a mistake in the file
 
 _RIGHT = ("true", "pass", "passed", "resolved", "success", "correct", "yes", "ok", "1", "1.0")
 _WRONG = ("false", "fail", "failed", "unresolved", "failure", "incorrect", "wrong", "no", "0", "0.0")
@@ -35,11 +37,11 @@ def verdict(value: Any) -> bool | None:
 
 
 def whole(value: Any) -> int:
-    """A count, from a number or its text; `Neither` for anything that is no whole number of at least 0."""
+    """A count, from a number or its text; `Neither` for anything that is no whole number from 0 to `MOST`."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (math.isfinite(number) and number >= 0 and number == int(number)):
+    if not (0 <= number <= MOST and number == int(number)):
         raise Neither(repr(value)[:80])
     return int(number)

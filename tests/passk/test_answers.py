@@ -45,6 +45,21 @@ def test_every_cut_of_the_file_loses_the_cut_line_alone(tmp_path):
         again.close()
 
 
+def test_another_tasks_answers_in_the_folder_are_not_these(tmp_path):
+    other = KeptAnswers(tmp_path / "t.hard", {**SETTINGS, "task": "t.hard"})
+    other.put([("x", 1, "theirs")])
+    other.close()
+    kept = KeptAnswers(tmp_path / "t", SETTINGS)
+    assert kept.get("x") is None
+    kept.close()
+
+
+def test_a_folder_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HesnrError, match="cannot write answers"):
+        KeptAnswers(tmp_path / "file" / "t", SETTINGS)
+
+
 def test_other_settings_are_not_mixed_in(tmp_path):
     filled(tmp_path / "t")
     other = {**SETTINGS, "generation_kwargs": {"temperature": 1.0}}

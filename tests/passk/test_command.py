@@ -108,6 +108,9 @@ def test_other_problems_are_refused_unless_common(capsys, two, tmp_path):
         (["--k", "0"], "at least 1"),
         (["--compare"], "two checkpoints"),
         (["--power", "0.2"], "--power"),
+        (["a.csv,"], "names no file"),
+        (["a=", "--compare"], "names no file"),
+        (["-o", __file__], "no folder"),
     ],
 )
 def test_settings_that_cannot_be(capsys, two, words, why):

@@ -27,6 +27,18 @@ def test_wilson_and_clopper_pearson_equal_scipy(c, n):
     assert wilson(c, n) == pytest.approx(tuple(score), abs=1e-12)
 
 
+def test_problems_that_are_all_alike_give_no_interval_without_width():
+    """Every resample of them is the same, which says nothing of other problems."""
+    a, b = outcomes(2, [1] * 30, "a"), outcomes(2, [2] * 30, "b")
+    point = curve(a, [1])[0]
+    assert (point.low, point.high, point.method) == (*wilson(15, 30), "Wilson (wide)")
+    found = differences(a, b, [1])[0]
+    assert (found.low, found.high, found.method) == (*newcombe(15, 30, 30), "Newcombe (wide)")
+    assert math.isnan(found.detectable)
+    assert found.needed is None
+    assert found.p < 1e-4
+
+
 def test_thirteen_of_thirty_is_27_to_61_per_cent():
     assert [round(100 * end) for end in wilson(13, 30)] == [27, 61]
 

@@ -83,6 +83,9 @@ def test_unknown_outcomes_are_left_out_or_fail(tmp_path):
         ("problem,n,c\na,2,1\na,2,1\n", "t.csv:3", "has counts already"),
         ("problem,sample,ok\na,0,1\na,0,1\n", "t.csv:3", "is there already"),
         ('problem,ok\na,"1\n', "t.csv:2", "CSV"),
+        ("problem,ok, ok\na,1,0\n", "t.csv:1", "two columns"),
+        ("problem,n,c\na,1e30,2\n", "t.csv:2", "counts"),
+        ("problem,n,c\na,1000000000000,2\n", "t.csv:2", "counts"),
     ],
 )
 def test_bad_tables_are_errors_with_their_line(tmp_path, text, place, why):
@@ -94,6 +97,7 @@ def test_bad_tables_are_errors_with_their_line(tmp_path, text, place, why):
     ("text", "why"),
     [
         ('{"problem": "a", "ok": 1}\n{"problem": "b", "ok": 1\n', r"t\.jsonl:2: not valid JSON"),
+        ('{"problem": "a", "c": 1, "n": 1' + "0" * 400 + "}", r"t\.jsonl:?1?: .*counts"),
         ('{"problem": "a", "ok": 1}\n[1]\n', r"t\.jsonl:2\[?"),
         ('{"problem": "a", "ok": 1}\n{"problem": "b"}\n', r"t\.jsonl:2: nothing says"),
         ("", r"t\.jsonl: the file is empty"),
@@ -102,6 +106,19 @@ def test_bad_tables_are_errors_with_their_line(tmp_path, text, place, why):
 def test_bad_lines_are_errors_with_their_line(tmp_path, text, why):
     with pytest.raises(DataError, match=why):
         read("x", [write(tmp_path / "t.jsonl", text)])
+
+
+def test_a_cell_may_hold_any_sign(tmp_path):
+    """Signs at which Python, but no CSV file, ends a line."""
+    path = write(tmp_path / "t.csv", 'problem,ok\na\u2028b\x85,1\n"c\nd",0\n')
+    assert counts(read("x", [path])) == {"a\u2028b\x85": (1, 1), "c\nd": (1, 0)}
+
+
+def test_a_file_named_twice_counts_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "t.csv", "problem,ok\na,1\n")
+    (tmp_path / "link.csv").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    assert counts(read("x", [path, type(path)("t.csv"), tmp_path / "link.csv"])) == {"a": (1, 1)}
 
 
 def test_a_missing_file_names_its_like(tmp_path):
@@ -186,6 +203,18 @@ def test_a_mean_over_repeats_is_taken_apart(tmp_path):
     assert counts(read("x", [log(tmp_path, [sample(0, list("abcde"), 0.2)])])) == {"T/0": (5, 1)}
 
 
+def test_a_pass_at_k_that_one_number_of_right_answers_gives_is_taken_apart(tmp_path):
+    rows = [sample(0, list("abcd"), 0.5, metric="pass@2"), sample(1, list("abcd"), 0.0, metric="pass@2")]
+    assert counts(read("x", [log(tmp_path, rows)])) == {"T/0": (4, 1), "T/1": (4, 0)}
+
+
+def test_logs_and_tables_are_not_mixed(tmp_path):
+    table = write(tmp_path / "t.csv", "problem,ok\na,1\n")
+    for task in (None, "t"):
+        with pytest.raises(DataError, match="sample logs and other files together"):
+            read("x", [log(tmp_path, [sample(0, ["a"], 1.0)]), table], Asked(task=task))
+
+
 def test_several_logs_of_one_answer_each(tmp_path):
     for run in range(3):
         log(tmp_path / str(run), [sample(i, [f"{run}{i}"], float(run == i)) for i in range(2)])
@@ -218,6 +247,11 @@ BAD_LOGS = {
     "several filters": ([sample(0, ["a"], 1.0), sample(0, ["a"], 1.0, filter="x")], Asked(), "filters none, x"),
     "no such filter": ([sample(0, ["a"], 1.0)], Asked(filter="strict"), "no filter 'strict'"),
     "not a number": ([sample(0, ["a"], "yes")], Asked(), ":1: exact_match is 'yes'"),
+    "NaN": ([sample(0, ["a"], float("nan"))], Asked(), ":1: exact_match is nan"),
+    "infinite": ([sample(0, ["a"], float("inf"))], Asked(), ":1: exact_match is inf"),
+    "no answer": ([sample(0, [], 0.0) | {"filtered_resps": [[]]}], Asked(), ":1: there is no answer"),
+    "foreign k": ([sample(0, list("ab"), 0.25, **{"pass@²": 0.9})], Asked(), ":1: .*no number of right answers"),
+    "pass@4 of 4": ([sample(0, list("abcd"), 1.0, metric="pass@4")], Asked(), ":1: .* 1 to 4 right answers of 4"),
     "foreign line": ([sample(0, ["a"], 1.0), {"problem": "a", "ok": 1}], Asked(), ":2: no line of"),
     "no such task": ([sample(0, ["a"], 1.0)], Asked(task="u"), "task 'u', only t"),
 }  # fmt: skip

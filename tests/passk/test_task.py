@@ -241,6 +241,14 @@ def test_take_first_becomes_keep_all_and_lossy_filters_are_refused():
         all_answers([{"name": "maj", "filter": [{"function": "majority_vote"}]}])
 
 
+@pytest.mark.parametrize(
+    "given", [{"bootstrap_seed": "x"}, {"bootstrap_seed": -1}, {"threshold": True}, {"verifier": 3}, {"answers": 5}]
+)
+def test_settings_of_the_wrong_kind_are_refused_before_anything_is_sampled(given):
+    with pytest.raises(SettingsError, match=f"passk: {next(iter(given))} must be"):
+        PassKSettings.read(given, None, 4)
+
+
 def test_the_verifier_is_the_tasks_first_metric_or_the_one_named():
     usual = {"aggregation": "mean", "higher_is_better": True}
     assert verifier_of([{"metric": "passk", "verifier": "acc", "x": 1}], None) == (
