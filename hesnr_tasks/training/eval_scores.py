@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +84,8 @@ class Evaluator:
         """Let the engine try its ways on this model, so that what cannot be read is known before the first step."""
         try:
             _ = self._backend.engine
+            for _ in self._score(range(len(self.texts.items))):  # nothing is left to read: it only refuses what it must
+                pass
         except HesnrError:
             raise
         except Exception as error:
@@ -95,9 +97,11 @@ class Evaluator:
     def _sums(self) -> dict[int, list[float]]:
         own = self.texts.share(self.rank, self.processes)
         others = set(range(len(self.texts.items))) - own
+        return {number: self._sum(number, scores) for number, scores in self._score(others)}
+
+    def _score(self, skipped: Collection[int]) -> Iterator[tuple[int, Scores]]:
         passages = [text.passage for text in self.texts.items]
-        scored = self._backend.score(passages, self.settings.k, lambda tokens: None, others)
-        return {number: self._sum(number, scores) for number, scores in scored}
+        return self._backend.score(passages, self.settings.k, lambda tokens: None, skipped)
 
     def _sum(self, number: int, scores: Scores) -> list[float]:
         name, _, targets = self.texts.items[number].passage

@@ -262,6 +262,8 @@ def test_what_cannot_be_used_is_said_before_the_first_step(corpus, tmp_path):
         train(gpt2(), tmp_path, HESNRCallback(corpus, max_length=3))
     args = Arguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, max_steps=1)
     nameless = Trainer(gpt2(), args, train_dataset=blocks(), callbacks=[HESNRCallback(corpus)])
+    with pytest.raises(ScoringError, match="top 100000 asked for"):
+        train(gpt2(), tmp_path, HESNRCallback(corpus, k=100_000))
     with pytest.raises(SettingsError, match="found no tokenizer"):
         nameless.train()
 
