@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> str:
     """The comparison as text, CSV or JSON. Raises `HesnrError` for runs that must not be compared."""
     _check(args)
-    k = args.k or 10
-    epsilon = check_epsilons([args.epsilon] if args.epsilon else None, [k])[0]
+    k = 10 if args.k is None else args.k
+    epsilon = check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0]
     paths = folders(args.scores)
     read = [
         read_run(path, name, args.kinds, args.filters, epsilon, k)

@@ -93,19 +93,24 @@ def paired(
     seed: int = SEED,
     level: float = LEVEL,
 ) -> Paired:
-    """Two runs' (numerator, denominator), each of shape (T,), trajectory by trajectory the same."""
+    """Two runs' (numerator, denominator), each of shape (T,), trajectory by trajectory the same.
+
+    One trajectory says nothing of others: all but the difference is NaN then.
+    """
     n = len(a[0])
     sides = [_Side.of(numerator, denominator, exponentiate) for numerator, denominator in (a, b)]
     left, right = (side.influence for side in sides)
     difference = sides[1].value - sides[0].value
+    if n < 2:
+        return Paired(difference, *[float("nan")] * 7)
     error = float(np.sqrt(((right - left) ** 2).sum()))
     columns = [column for side in sides for column in (side.residual, side.denominator)]
     products = [columns[i] * columns[j] for i in range(4) for j in range(i, 4)]
-    sums = bootstrap_sums(np.column_stack([*columns, *products]), resamples, seed) if n else np.empty((0, 14))
+    sums = bootstrap_sums(np.column_stack([*columns, *products]), resamples, seed)
     drawn, spread = _drawn(sums, sides, exponentiate)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(drawn - difference) / spread
-    half = float(_quantile(t[:, None], drawn[:, None], level)[0]) * error if n > 1 else float("nan")
+    half = float(_quantile(t[:, None], drawn[:, None], level)[0]) * error
     return Paired(
         difference=difference,
         stderr=standard_error(drawn),

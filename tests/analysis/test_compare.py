@@ -144,6 +144,7 @@ def test_the_same_text_with_other_tokens_is_refused(tmp_path):
         (["--power", "1.5"], "--power must be"),
         (["--filters", "every"], "one set of tokens"),
         (["--epsilon", "3"], "no entropy exceeds"),
+        (["--k", "0"], "fewer than 2 candidates"),
     ],
 )
 def test_what_cannot_be_asked_says_why(runs, words, message):

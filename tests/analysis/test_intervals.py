@@ -137,6 +137,9 @@ def test_one_trajectory_has_a_value_and_no_error():
     found = estimates(np.array([[3.0]]), np.array([[4.0]]), resamples=200)
     assert found.value[0] == 0.75
     assert np.isnan([found.stderr[0], found.low[0], found.high[0]]).all()
+    difference, *others = paired((np.array([3.0]), np.array([4.0])), (np.array([1.3]), np.array([4.0])), resamples=200)
+    assert difference == pytest.approx(-0.425)
+    assert np.isnan(others).all()
 
 
 def test_a_set_that_few_trajectories_have_gets_no_interval():
