@@ -15,7 +15,7 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import leaderboard
 from hesnr_tasks.report.downstream import Score, in_one_unit, read_downstream, scaled
 from hesnr_tasks.report.ladder import Ladder, read_ladder
-from hesnr_tasks.report.results import Row, read_results
+from hesnr_tasks.report.results import Row, hidden, read_results
 from hesnr_tasks.statistics import RESAMPLES, SEED
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if rows:
         print(leaderboard.markdown(rows, ladder.checkpoints, args.sort))
     if args.output is None and not scores:
+        _tell(remarks)
         return _nothing_more(rows)
     from hesnr_tasks.report.study import study
 
@@ -87,11 +88,13 @@ def _found(args: argparse.Namespace) -> tuple[list[Row], dict[str, Path], list[s
     trees = [Path(source) for source in args.results if Path(source).is_dir()]
     scored = bool(args.scores) or any(next(tree.rglob("run.json"), None) for tree in trees)
     rows = read_results(args.results, optional=scored)
+    remarks = hidden(rows)
     if args.output is None and not args.downstream and rows:
-        return rows, {}, []
+        return rows, {}, remarks
     from hesnr_tasks.report.scores import find_scores
 
-    return rows, *find_scores(rows, args.results, args.scores)
+    folders, strange = find_scores(rows, args.results, args.scores)
+    return rows, folders, [*remarks, *strange]
 
 
 def _downstream(paths: Sequence[Path], ladder: Ladder) -> tuple[dict[str, Score], list[str]]:

@@ -61,7 +61,8 @@ def correlate(x: FloatArray, y: FloatArray) -> dict[str, FloatArray]:
 
 
 def _correlate(x: FloatArray, y: FloatArray) -> dict[str, FloatArray]:
-    signs = [np.sign(side[:, :, None] - side[:, None, :]) for side in (x, y)]
+    with np.errstate(invalid="ignore"):
+        signs = [np.sign(side[:, :, None] - side[:, None, :]) for side in (x, y)]
     concordance = (signs[0] * signs[1]).sum(axis=(1, 2))
     untied = [np.abs(side).sum(axis=(1, 2)) for side in signs]
     ranks = [side.sum(axis=2) for side in signs]  # twice the mean ranks, centred

@@ -41,6 +41,7 @@ _COLUMNS = {
 }
 _HEADLINES = ("he_snr", "he_ppl", "ppl")
 _SHOWN = 3  # metrics of one benchmark that the page has room for; the CSV has all
+_DIGITS, _LARGE = 8, 1e8  # beyond that, numbers have an exponent
 _UNKNOWN = Value(math.nan)
 
 
@@ -176,6 +177,8 @@ def number(value: float, error: float | None = None) -> str:
     if error is None or not 0 < error < math.inf:
         return f"{value:.4g}"
     digits = max(0, 1 - math.floor(math.log10(error)))
+    if digits > _DIGITS or abs(value) > _LARGE:
+        return f"{value:.4g} ± {error:.1e}"
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 

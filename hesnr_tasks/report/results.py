@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.metrics import METRICS
 
-__all__ = ["Row", "Value", "groups", "read_results"]
+__all__ = ["Row", "Value", "groups", "hidden", "read_results"]
 
 _SAVED = re.compile(r"(results_.*|.*_\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d+)\.json")  # lm-eval's two ways to name a file
+_SIGNED = {
+    "k", "epsilon", "kinds", "filters", "render", "overflow", "max_length", "tokens_cut", "trajectories", "data", "run",
+}  # fmt: skip
 _PLACES = ("revision", "peft", "delta", "adapter")
 
 
@@ -39,6 +42,7 @@ class Row(NamedTuple):
     path: Path
     scores: str | None = None  # folder of score files that the run was told to use
     member: bool = False  # part of a group of tasks that is there itself
+    hidden: tuple[Path, ...] = ()  # files with older rows of this task and model that were made differently
 
     @property
     def select(self) -> str:
@@ -55,8 +59,7 @@ def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> li
     for path in paths:
         for row in _rows(path):
             key = (row.model, row.task)
-            if key not in newest or newest[key].date < row.date:
-                newest[key] = row
+            newest[key] = _newer(newest[key], row) if key in newest else row
     if not newest and not optional:
         raise DataError(
             f"no results of ours, nor of another task of lm-eval, in {', '.join(named)} ({len(paths)} result files). "
@@ -64,6 +67,27 @@ def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> li
         )
     short = _shortened({row.model for row in newest.values()})
     return [row._replace(model=short[row.model]) for row in newest.values()]
+
+
+def _newer(known: Row, row: Row) -> Row:
+    old, new = (known, row) if known.date < row.date else (row, known)
+    alike = old.comparable == new.comparable and _weights(old) == _weights(new)
+    return new._replace(hidden=known.hidden if alike else (*known.hidden, old.path))
+
+
+def _weights(row: Row) -> object:
+    return ((row.signature or {}).get("run") or {}).get("weights")
+
+
+def hidden(rows: Iterable[Row]) -> list[str]:
+    """Remarks on older results that newer ones took the place of although they were made differently."""
+    return [
+        f"{row.model}: {row.task} in {path} is not shown: it was made with other settings or weights than the newer "
+        f"{row.path}. To see both, report on their folders one by one."
+        for row in rows
+        for path in row.hidden
+        if not row.member
+    ]
 
 
 def _files(path: Path) -> list[Path]:
@@ -83,6 +107,8 @@ def _rows(path: Path) -> Iterator[Row]:
         for task, values in results.items():
             metadata = (configs.get(task) or {}).get("metadata") or {}
             made = metadata.get("signature")
+            if made and not made.keys() >= _SIGNED:
+                raise ValueError(f"the signature of {task} lacks {', '.join(sorted(_SIGNED - made.keys()))}")
             numbers = _ours(values) if made else dict(_theirs(values))
             if numbers:
                 yield Row(
@@ -156,12 +182,19 @@ def _comparable(task: str, made: Mapping[str, Any]) -> str:
 
 
 def _benchmark(task: str, found: Mapping[str, Any]) -> str:
-    """What lm-eval tells of how another task was asked."""
-    kept = {name: (found.get(name) or {}).get(task) for name in ("versions", "n-shot")}
-    kept["documents"] = ((found.get("n-samples") or {}).get(task) or {}).get("effective")
+    """What lm-eval tells of how another task was asked; of a group it tells that task by task."""
+    names = ("versions", "n-shot", "n-samples")
+    asked = {name: [(found.get(name) or {}).get(leaf) for leaf in _leaves(task, found)] for name in names}
+    kept: dict[str, Any] = {**asked, "n-samples": [(one or {}).get("effective") for one in asked["n-samples"]]}
     kept["chat_template"] = found.get("chat_template_sha") or bool(found.get("chat_template"))
     kept["system_instruction"] = found.get("system_instruction_sha")
     return json.dumps([task, kept], sort_keys=True)
+
+
+def _leaves(task: str, found: Mapping[str, Any]) -> list[str]:
+    """The tasks below a group, however deep; a task alone is its own."""
+    below = (found.get("group_subtasks") or {}).get(task) or []
+    return sorted({leaf for one in below for leaf in _leaves(one, found)}) or [task]
 
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:

@@ -45,6 +45,7 @@ class Study:
 
     ladder: tuple[Checkpoint, ...]
     rows: tuple[Row, ...]
+    used: tuple[Row, ...]  # those of the rows whose numbers may be in a figure
     values: Mapping[str, Mapping[str, Mapping[str, Number]]]  # set of tokens -> checkpoint -> metric
     digests: tuple[Digest, ...]
     downstream: Mapping[str, Score]
@@ -69,7 +70,7 @@ class Study:
     def about(self, select: str) -> str:
         """What a number in a caption stands on."""
         counts = {int(one.copies[select].sum()) for one in self.digests if select in one.sets}
-        counts |= {int((row.signature or {}).get("trajectories", 0)) for row in self.rows if row.select == select}
+        counts |= {int((row.signature or {}).get("trajectories", 0)) for row in self.used if row.select == select}
         return f"{'–'.join(str(n) for n in sorted({min(counts), max(counts)}))} trajectories" if counts else ""
 
     @property
@@ -99,10 +100,13 @@ def study(
     kept = _compatible(found, notes)
     filters = list(kept[0].signature["filters"]) if kept else _filters(rows)
     ablation = rows_of(filters)
+    used = [row for group in _chosen(rows, kept) for row in group]
+    notes += _other_data(rows, kept)
     made = Study(
         ladder=tuple(ladder),
         rows=tuple(rows),
-        values=_values(rows, kept, resamples, seed, notes),
+        used=tuple(used),
+        values=_values(used, kept, resamples, seed),
         digests=tuple(kept),
         downstream=downstream,
         filtered=ablation[-1],
@@ -174,7 +178,7 @@ def _apart(a: Digest, b: Digest) -> str | None:
 
 
 def _values(
-    rows: Sequence[Row], digests: Sequence[Digest], resamples: int, seed: int, notes: list[str]
+    rows: Sequence[Row], digests: Sequence[Digest], resamples: int, seed: int
 ) -> dict[str, dict[str, dict[str, Number]]]:
     """Numbers from score files; where there are none, from result files made the same way."""
     found: dict[str, dict[str, dict[str, Number]]] = {}
@@ -185,11 +189,9 @@ def _values(
                 key: _with_ends(number) if key in _COUNTS and one.copies[name].sum() >= _FEWEST else number
                 for key, number in line.items()
             }
-    for group in _chosen(rows, digests):
-        for row in group:
-            numbers = {name: _saved(row, name) for name in _METRICS if name in row.values}
-            found.setdefault(row.select, {}).setdefault(row.model, numbers)
-    notes += _other_data(rows, digests)
+    for row in rows:
+        numbers = {name: _saved(row, name) for name in _METRICS if name in row.values}
+        found.setdefault(row.select, {}).setdefault(row.model, numbers)
     return found
 
 

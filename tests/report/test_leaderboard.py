@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.report.ladder import read_ladder
-from hesnr_tasks.report.leaderboard import csv_text, markdown
+from hesnr_tasks.report.leaderboard import csv_text, markdown, number
 from hesnr_tasks.report.results import read_results
 from tests.report.ladders import result
 
@@ -31,6 +32,18 @@ def test_the_newest_result_of_a_checkpoint_counts(tmp_path):
     result(tmp_path, "a", 0.1, date=1.0, others={})
     result(tmp_path, "a", 0.9, date=2.0, others={})
     assert [row.values["he_snr"][0] for row in read_results([str(tmp_path)])] == [0.9]
+
+
+@pytest.mark.parametrize("difference", [{"data": "y"}, {"run": {"tokenizer": "t", "weights": "2"}}])
+def test_an_older_result_made_differently_is_named(tmp_path, capsys, difference):
+    run = {"tokenizer": "t", "weights": "1"}
+    for snr, date, other in ((0.9, 3.0, {}), (0.8, 2.0, {}), (0.2, 1.0, difference)):
+        result(tmp_path, "a", snr, date=date, others={}, **({"run": run} | other))
+    assert cli.main(["report", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "| a | 0.900 ± 0.010 |" in told.out
+    assert "results_1.0.json is not shown" in told.err
+    assert "results_2.0.json" not in told.err
 
 
 @pytest.mark.parametrize(
@@ -104,6 +117,33 @@ def test_a_group_stands_for_its_tasks(tmp_path):
     assert "mmlu_law" not in board(tmp_path)
     rows = read_results([tmp_path])
     assert "\na,mmlu_law," in csv_text(rows, read_ladder(["a"]).checkpoints)
+
+
+def test_groups_of_other_documents_have_columns_of_their_own(tmp_path):
+    """lm-eval counts documents of tasks alone, so `--limit` is not seen at the group."""
+    others = {"mmlu": {"acc,none": 0.4}, "mmlu_law": {"acc,none": 0.3}}
+    for name, documents in (("a", 1000), ("b", 10)):
+        saved = result(tmp_path, name, others=others)
+        below = {"mmlu": ["mmlu_all"], "mmlu_all": ["mmlu_law"]}
+        changed = {**saved, "group_subtasks": below, "n-samples": {"mmlu_law": {"effective": documents}}}
+        next((tmp_path / name).glob("*.json")).write_text(json.dumps(changed))
+    assert "mmlu \\[a\\] acc | mmlu \\[b\\] acc |" in board(tmp_path)
+
+
+def test_a_signature_that_lacks_something_is_refused_by_name(tmp_path):
+    saved = result(tmp_path, "a")
+    del saved["configs"]["hesnr_swe"]["metadata"]["signature"]["filters"]
+    next((tmp_path / "a").glob("*.json")).write_text(json.dumps(saved))
+    with pytest.raises(DataError, match="signature of hesnr_swe lacks filters"):
+        read_results([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [(0.1072, 0.0041, "0.1072 ± 0.0041"), (1e300, 2.0, "1e+300 ± 2.0e+00"), (0.2, 3e-18, "0.2 ± 3.0e-18")],
+)
+def test_numbers_stay_short(value, error, shown):
+    assert number(value, error) == shown
 
 
 def test_revisions_and_folders_of_one_name_are_told_apart(tmp_path):

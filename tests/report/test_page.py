@@ -154,10 +154,11 @@ def test_without_matplotlib_there_is_a_page_that_says_so(tmp_path, capsys, monke
 
 def test_results_made_differently_share_no_figure(tmp_path):
     for name, k in (("step1", 10), ("step2", 10), ("step3", 20)):
-        ladders.result(tmp_path / "runs", name, k=k, filters=["xml", "format", "comments"])
+        ladders.result(tmp_path / "runs", name, k=k, filters=["xml", "format", "comments"], trajectories=k)
     report(tmp_path / "runs", "-o", tmp_path / "out", "--resamples", 200)
     rows = list(csv.DictReader((tmp_path / "out" / "figures" / "fig02_steps.csv").open()))
     assert [row["checkpoint"] for row in rows] == ["step1", "step2"]
+    assert ", 10 trajectories." in (tmp_path / "out" / "figures" / "captions.md").read_text()
 
 
 def test_the_leaderboard_alone_loads_no_library_for_figures(tmp_path):
