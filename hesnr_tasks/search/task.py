@@ -53,7 +53,7 @@ def search(task: Task, how: How, output: Path) -> dict[str, Any]:
     result = output / "result.json"
     if result.exists():
         return json.loads(result.read_text())
-    forks = open_forks(task.repository, output / "work", how.fork, image=how.image)
+    forks = open_forks(task.repository, output / "work", how.fork, image=how.image, hide=output)
     agent = EntropyGuidedAgent(
         how.model, forks, output, gate=how.gate, judge=how.judge, settings=how.settings,
         environment=how.environment, instance=task.instance, **how.agent,

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hesnr_tasks.errors import SearchError, SettingsError
-from hesnr_tasks.search.forks import open_forks
+from hesnr_tasks.search.forks import copies, open_forks
 from hesnr_tasks.search.forks.copies import CopyForks
 from hesnr_tasks.search.forks.docker import DockerForks
 from hesnr_tasks.search.forks.files import ForkMismatch, copy_tree, hash_tree, remove_tree
@@ -113,6 +114,48 @@ def test_a_store_outside_tmp_is_hidden(repository, tmp_path):
         remove_tree(store)
 
 
+def test_siblings_cannot_be_reached_through_open_files(repository, tmp_path):
+    forks = CopyForks(repository, tmp_path / "store")
+    first, second = forks.begin(), forks.begin()
+    run(second, "echo secret > found")
+    assert run(first, f"cat /proc/[0-9]*/fd/*/../../{second.token}/tree/found 2>/dev/null; echo end") == "end\n"
+
+
+def test_what_other_branches_found_and_services_outside_are_hidden(repository, tmp_path, monkeypatch):
+    output = ROOT / ".pytest_cache" / f"out-{os.getpid()}"
+    output.mkdir(parents=True)
+    try:
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(os.path.relpath(output.parent / f"s{os.getpid()}"))
+        service = output.parent / f"s{os.getpid()}"
+        monkeypatch.setattr(copies, "_SERVICES", (service, output / "none"))
+        (output / "r.patch").write_text("a patch")
+        state = open_forks(repository, output / "work", hide=output).begin()
+        assert run(state, f"ls {output}; test -S {service} && echo reached") == ""
+        inner = repository_in(output / "inner")
+        state = CopyForks(inner, output / "work2", hide=output).begin()
+        assert run(state, "cat a") == "1\n", "a folder with the repository in it cannot be hidden"
+    finally:
+        listening.close()
+        service.unlink()
+        remove_tree(output)
+
+
+def repository_in(folder):
+    folder.mkdir()
+    (folder / "a").write_text("1\n")
+    return folder
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may write them at all")
+def test_settings_of_the_machine_cannot_be_written_by_root(repository, tmp_path):
+    state = CopyForks(repository, tmp_path / "store").begin()
+    held = Path("/proc/sys/kernel/core_pattern").read_text()
+    told = run(state, f"printf %s {shlex.quote(held.strip())} > /proc/sys/kernel/core_pattern; umount /proc/sys")
+    assert "Read-only file system" in told
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == held
+
+
 def test_commands_see_the_users_path_and_identity(repository, tmp_path):
     state = CopyForks(repository, tmp_path / "store").begin()
     assert run(state, "pwd; id -u; git status --short pkg").split("\n")[:3] == [
@@ -153,7 +196,7 @@ def test_killing_the_search_kills_its_command(repository, tmp_path):
     mark = f"97{os.getpid()}"
     code = f"""
 from pathlib import Path
-from hesnr_tasks.search.forks import open_forks
+from hesnr_tasks.search.forks import copies, open_forks
 forks = open_forks(Path({str(repository)!r}), Path({str(tmp_path / "store")!r}))
 forks.begin().execute("setsid sleep {mark} & sleep {mark}", timeout=60)
 """
@@ -204,6 +247,29 @@ def test_filters_and_hooks_of_a_repository_do_not_run(repository, tmp_path):
     assert "+1" in state.diff()
     assert run(state, "ls /tmp/ran").count("No such file") == 1
     assert not Path("/tmp/ran").exists()
+
+
+def test_settings_of_repositories_within_do_not_run(repository, tmp_path):
+    inner = repository / "inner"
+    inner.mkdir()
+    (inner / "f").write_text("1\n")
+    git(inner, "init", "-q")
+    git(inner, "add", "-A")
+    git(inner, "-c", "user.name=t", "-c", "user.email=t", "commit", "-qm", "x")
+    git(repository, "add", "inner")
+    state = CopyForks(repository, tmp_path / "store").begin()
+    ran = tmp_path / "ran"
+    run(state, f"cd inner; git config filter.bad.clean 'touch {ran}; cat'; echo '* filter=bad' > .gitattributes")
+    run(state, "sleep 1; touch inner/f; echo 1 > new")
+    assert "+1" in state.diff()
+    assert not ran.exists()
+
+
+def test_repositories_that_a_command_begins_do_not_stop_the_diff(repository, tmp_path):
+    state = CopyForks(repository, tmp_path / "store").begin()
+    run(state, "git init -q begun; echo 1 > begun/f; git init -q pkg; echo 'x = 3' > pkg/a.py; echo 1 > pkg/b.py")
+    changed = [line for line in state.diff().splitlines() if line.startswith("diff")]
+    assert changed == ["diff --git a/pkg/a.py b/pkg/a.py", "diff --git a/pkg/b.py b/pkg/b.py"]
 
 
 def test_a_copy_that_differs_is_refused(repository, tmp_path):
@@ -301,7 +367,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(repository, tmp_path):
     code = f"""
 from pathlib import Path
 from hesnr_tasks.errors import SearchError
-from hesnr_tasks.search.forks import open_forks
+from hesnr_tasks.search.forks import copies, open_forks
 forks = open_forks(Path({str(repository)!r}), Path({str(small)!r}) / "store")
 one = forks.begin()
 try:

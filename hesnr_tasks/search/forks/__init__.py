@@ -31,16 +31,21 @@ class Forks(Protocol):
         ...
 
 
-def open_forks(repository: Path, store: Path, kind: str = "copy", *, image: str = "") -> Forks:
-    """The states of a search in `repository`, kept in the folder `store`; for docker, in containers of `image`."""
+def open_forks(
+    repository: Path, store: Path, kind: str = "copy", *, image: str = "", hide: Path | None = None
+) -> Forks:
+    """The states of a search in `repository`, kept in the folder `store`; for docker, in containers of `image`.
+
+    `hide`: a folder around the store that commands must not see, as it holds what other branches have found.
+    """
     if kind == "copy":
         from hesnr_tasks.search.forks.copies import CopyForks
 
-        return CopyForks(repository, store)
+        return CopyForks(repository, store, hide)
     if kind == "replay":
         from hesnr_tasks.search.forks.replay import ReplayForks
 
-        return ReplayForks(repository, store)
+        return ReplayForks(repository, store, hide)
     if kind == "docker":
         from hesnr_tasks.search.forks.docker import DockerForks
 

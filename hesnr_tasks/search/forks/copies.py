@@ -1,7 +1,8 @@
 """Forks as copies: each state is a folder of its own, seen by its commands at the repository's path.
 
 A state is two file trees: the repository, and a private /tmp. Nothing else can be written by a command, no process
-outlives its command, and /dev/shm is empty at the start of each.
+outlives its command, and /dev/shm is empty at the start of each. What the user may read can be read but for the store
+(or the folder to `hide`), and sockets of services that would run commands outside (`_SERVICES`) are covered.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from hesnr_tasks.search.types import Ran
 __all__ = ["CopyFork", "CopyForks"]
 
 _TMP = Path("/tmp")
+_SERVICES = tuple(
+    Path("/run", name) for name in ("user", "dbus", "systemd/private", "docker.sock", "containerd", "podman")
+)
 
 
 class CopyFork:
@@ -59,19 +63,25 @@ class CopyFork:
 class CopyForks:
     """The states of one search, in the folder `store`; the repository itself is only read, once.
 
-    A store that is there already is gone on with: the state that the search began with is kept in it.
+    A store that is there already is gone on with: the state that the search began with is kept in it. `hide`: a folder
+    around the store that commands must not see either.
     """
 
-    def __init__(self, repository: Path, store: Path) -> None:
+    def __init__(self, repository: Path, store: Path, hide: Path | None = None) -> None:
         self.repository, self.store = repository.resolve(), store.resolve()
         self._check()
         check_namespaces()
         (self.store / "states").mkdir(parents=True, exist_ok=True)
-        self.hidden = () if self.store.is_relative_to(_TMP) else (self.store,)
+        self.hidden = self._hidden(hide.resolve() if hide else self.store)
         self._numbers = itertools.count(1 + max([0, *(int(name) for name in self.tokens() if name.isdigit())]))
         if not (self.store / "ready").exists():
             self._begin()
         self.baseline = Baseline(self.store / "diffs", self.store / "base" / "tree")
+
+    def _hidden(self, folder: Path) -> list[Path]:
+        """What commands must not see: `folder` (else the store) unless in /tmp, which they have their own of."""
+        around = self.store if self.repository.is_relative_to(folder) else folder
+        return [path for path in (around, *_SERVICES) if path.exists() and not path.is_relative_to(_TMP)]
 
     def _check(self) -> None:
         if not self.repository.is_dir():

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hesnr_tasks.errors import SearchError
@@ -32,7 +32,8 @@ _EXACT = (
 class Baseline:
     """The files of `folder` as they are now, in a store of its own: uncommitted changes are part of them.
 
-    Files that the repository ignores are left out, unless it tracks them. No setting, hook or filter of the user or the
+    Files that the repository ignores are left out, unless it tracks them; so are repositories within it (submodules), as
+    git would run in them by the settings that a command gave them. No setting, hook or filter of the user or the
     repository applies.
     """
 
@@ -68,14 +69,29 @@ class Baseline:
             raise SearchError(f"the patch does not apply: {_first(done.stderr)}")
 
     def _add(self, folder: Path, index: Path, tracked: bytes) -> None:
-        self._work(folder, index, ["add", "-A", "--", "."])
+        known = [*tracked.split(b"\0"), *self._work(folder, index, ["ls-files", "-z"]).split(b"\0")]
+        inner = [b":(exclude,literal)" + name for name in _repositories(folder, known)]
+        listed = ["--pathspec-from-file=-", "--pathspec-file-nul"]
+        self._work(folder, index, ["add", "-A", *listed], b"\0".join([b".", *inner]))
         if tracked:
-            named = ["add", "-f", "--ignore-errors", "--pathspec-from-file=-", "--pathspec-file-nul"]
-            self._work(folder, index, named, tracked)
+            self._work(folder, index, ["--literal-pathspecs", "add", "-f", "--ignore-errors", *listed], tracked)
 
     def _work(self, folder: Path, index: Path, words: Sequence[str], data: bytes = b"") -> bytes:
         where = {"GIT_DIR": str(self._store), "GIT_WORK_TREE": str(folder), "GIT_INDEX_FILE": str(index)}
-        return _git(words, where | {"GIT_LITERAL_PATHSPECS": "1"}, folder, data)
+        return _git(words, where, folder, data)
+
+
+def _repositories(folder: Path, known: Sequence[bytes]) -> Iterator[bytes]:
+    """The repositories below `folder` that hold none of the `known` files."""
+    top = os.fsencode(folder)
+    for place, folders, files in os.walk(top):
+        if place == top:
+            folders[:] = [name for name in folders if name != b".git"]
+        elif b".git" in folders or b".git" in files:
+            name = os.path.relpath(place, top)
+            if not any(one.startswith(name + b"/") for one in known):
+                folders.clear()
+                yield name
 
 
 def _tracked(folder: Path) -> bytes:

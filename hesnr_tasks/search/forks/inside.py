@@ -1,9 +1,9 @@
 """Started as a script: runs one command where only a copied state can be written.
 
-    python -I -S inside.py PLAN     JSON: root, binds [[source, target]], hide [folder], command, report (a descriptor)
+    python -I -S inside.py PLAN     JSON: root, binds [[source, target]], hide [path], command, report (a descriptor)
 
 In a new user, mount, process and IPC namespace, everything is made read-only, the copies are bound over the paths they
-stand for, and folders that must not be seen are covered. The command itself runs in a further user namespace, which
+stand for, and what must not be seen or reached is covered. The command itself runs in a further user namespace, which
 owns none of these mounts and so cannot undo them. When the command ends, or this process is killed, every process it
 started is killed with it. Needs Linux 5.12 (mount_setattr) and unprivileged user namespaces; no root, no other program.
 
@@ -27,6 +27,7 @@ _BIND, _REC, _PRIVATE = 0x1000, 0x4000, 0x40000  # linux/mount.h
 _NOSUID, _NODEV = 0x2, 0x4
 _AT_FDCWD, _AT_RECURSIVE, _ATTR_RDONLY, _MOUNT_SETATTR = -100, 0x8000, 0x1, 442
 _PDEATHSIG = 1  # linux/prctl.h
+_KERNEL = ("sys", "sysrq-trigger", "irq", "bus", "fs")  # of /proc: settings of the whole machine, which root may write
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -68,12 +69,16 @@ def _arrange(plan: dict[str, Any]) -> None:
     binds = [(os.open(source, os.O_PATH | os.O_DIRECTORY), target) for source, target in plan["binds"]]
     _mount(None, "/", flags=_REC | _PRIVATE)
     _read_only("/", on=True)
-    for folder in plan["hide"]:
-        _mount("none", folder, "tmpfs", _NOSUID | _NODEV, "size=4k,mode=555")
-        _read_only(folder, on=True)
+    for path in plan["hide"]:
+        if os.path.isdir(path):  # noqa: PTH112
+            _mount("none", path, "tmpfs", _NOSUID | _NODEV, "size=4k,mode=555")
+            _read_only(path, on=True)
+        else:
+            _mount("/dev/null", path, flags=_BIND)
     for source, target in binds:
         _mount(f"/proc/self/fd/{source}", target, flags=_BIND)
         _read_only(target, on=False)
+        os.close(source)  # through /proc/1/fd the command would see what lies beside the copies
     if os.path.isdir("/dev/shm"):  # noqa: PTH112
         _mount("none", "/dev/shm", "tmpfs", _NOSUID | _NODEV, "mode=1777")
     os.chdir(plan["root"])
@@ -85,10 +90,18 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def _mount_proc() -> None:
+    """A /proc of this namespace's processes alone, whose settings of the machine not even root can write."""
+    _mount("proc", "/proc", "proc")
+    for path in (f"/proc/{name}" for name in _KERNEL):
+        if os.path.exists(path):  # noqa: PTH110
+            _mount(path, path, flags=_BIND | _REC)
+            _read_only(path, on=True)
+
+
 def _first_process(plan: dict[str, Any], result: int) -> None:
     """Process 1 of the namespace: starts the command, waits, and tells how it ended."""
-    with contextlib.suppress(OSError):  # a container may forbid it; the old /proc then stays, read-only
-        _mount("proc", "/proc", "proc")
+    _mount_proc()
     _unshare(_NEWUSER)
     _libc.prctl(_PDEATHSIG, signal.SIGKILL)
     os.close(plan["report"])

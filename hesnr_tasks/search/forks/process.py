@@ -24,7 +24,8 @@ _INSIDE = Path(__file__).with_name("inside.py")
 _MEND = (
     "Commands run in private namespaces, which needs Linux 5.12 or newer and unprivileged user namespaces (sysctl "
     "user.max_user_namespaces > 0; on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0; in a container "
-    "--security-opt seccomp=unconfined or --cap-add SYS_ADMIN). The alternative is --fork docker, with an image."
+    "--privileged, or --security-opt with each of seccomp=, apparmor= and systempaths=unconfined). The alternative "
+    "is --fork docker, with an image."
 )
 
 

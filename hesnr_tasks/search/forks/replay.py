@@ -67,9 +67,11 @@ class ReplayFork(CopyFork):
 class ReplayForks(CopyForks):
     """The states of one search, each remade from the beginning. `env` is what replayed commands get."""
 
-    def __init__(self, repository: Path, store: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, repository: Path, store: Path, hide: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
         self._env = env
-        super().__init__(repository, store)
+        super().__init__(repository, store, hide)
         (self.store / "commands").mkdir(exist_ok=True)
 
     def begin(self) -> ReplayFork:
