@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -100,13 +101,12 @@ def place_of_scores(setting: str | None, argv: Sequence[str] | None = None) -> t
         return None
     if setting:
         return Path(setting), True
-    words = list(sys.argv if argv is None else argv)
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, _, value = word.partition("=")
-        if name in ("--output_path", "-o") and (value or following):
-            output = Path(value or following)
-            return (output.parent if output.suffix == ".json" else output) / "scores", False
-    return None
+    command = argparse.ArgumentParser(add_help=False)  # as lm-eval's own: the last one counts, --output is enough
+    command.add_argument("--output_path", "-o", nargs="?", type=Path)
+    output = command.parse_known_args(list(sys.argv if argv is None else argv)[1:])[0].output_path
+    if output is None:
+        return None
+    return (output.parent if output.suffix == ".json" else output) / "scores", False
 
 
 def _run_name(signature: Mapping[str, Any]) -> str:

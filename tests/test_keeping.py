@@ -132,6 +132,9 @@ def test_the_default_place_is_next_to_the_output():
     assert place_of_scores(None, ["lm_eval", "--tasks", "x"]) is None
     assert str(place_of_scores(None, ["lm_eval", "--output_path", "out"])[0]) == "out/scores"
     assert str(place_of_scores(None, ["lm_eval", "--output_path=out/r.json"])[0]) == "out/scores"
+    assert str(place_of_scores(None, ["lm_eval", "run", "-o", "old", "--output", "new"])[0]) == "new/scores"
+    assert str(place_of_scores(None, ["lm_eval", "--tasks", "x", "-oout"])[0]) == "out/scores"
+    assert place_of_scores(None, ["lm_eval", "--output_path"]) is None
     assert place_of_scores("none", ["lm_eval", "--output_path", "out"]) is None
     named, by_user = place_of_scores("here", ["lm_eval", "--output_path", "out"])
     assert (str(named), by_user) == ("here", True)

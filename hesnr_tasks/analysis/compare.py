@@ -29,7 +29,8 @@ _NOTES = (
     "low, high: 95 % interval of the difference; p: two-sided; p holm: corrected for the number of runs compared",
     "p worse: share of resamples in which the run is worse than the reference",
     "detectable: smallest true difference that a test at 5 % finds with the power asked for",
-    "needed: trajectories to find the difference seen; unpaired: what two runs on different texts would need instead",
+    "needed: trajectories to find the difference seen",
+    "unpaired: trajectories that runs on different texts would need for the same error of the difference",
 )
 
 

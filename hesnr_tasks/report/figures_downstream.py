@@ -59,26 +59,27 @@ def scatter_rows(study: Study) -> list[dict[str, Any]]:
 def _scatter(study: Study, rows: _Rows) -> Drawing:
     title = "Metrics against the downstream score"
     table = agreements(study)
-    known = sorted({row["checkpoint"] for row in rows})
+    known = [one.name for one in study.named({row["checkpoint"]: row for row in rows})]
+    numbered = "Points are numbered in the order of training. " if len(known) <= _NAMED else ""
     caption = (
         f"PPL, HE-PPL and HE-SNR of {len(known)} checkpoints against their downstream score; above "
-        f"{tokens_name(UNFILTERED)}, below {tokens_name(study.filtered)}; {study.about(study.filtered)}. Points are "
-        "numbered in the order of training. r, ρ, τ: Pearson, Spearman, Kendall (tau-b), the sign of PPL and HE-PPL "
+        f"{tokens_name(UNFILTERED)}, below {tokens_name(study.filtered)}; {study.about(study.filtered)}. {numbered}"
+        "r, ρ, τ: Pearson, Spearman, Kendall (tau-b), the sign of PPL and HE-PPL "
         f"turned, so +1 is perfect. {study.bars} Vertical: Wilson's 95 % interval, where the number of tasks is known."
     )
-    draw = partial(_draw_scatter, rows, table.rows)
+    draw = partial(_draw_scatter, rows, table.rows, known)
     tables = (Table("fig06_downstream", title, rows), table)
     told = f"{len(known)} checkpoints, {about(study, study.filtered)}"
     return Drawing("fig06_downstream", "Fig. 6", title, told, caption, tables, draw)
 
 
-def _draw_scatter(rows: _Rows, agreed: _Rows) -> Figure:
+def _draw_scatter(rows: _Rows, agreed: _Rows, known: Sequence[str]) -> Figure:
     selects = list(dict.fromkeys(row["select"] for row in rows))
     drawn, axes = figure(len(selects), len(AGREED), width=3.0, height=2.7)
     for i, select in enumerate(selects):
         own = [row for row in rows if row["select"] == select]
         for j, name in enumerate(AGREED):
-            _points(axes[i, j], own, name)
+            _points(axes[i, j], own, name, known)
             told = next((r for r in agreed if (r["select"], r["metric"]) == (select, name)), {})
             signs = zip("rρτ", ("pearson", "spearman", "kendall"), strict=True)
             text = "   ".join(f"{sign} = {told[key]:+.2f}" for sign, key in signs if key in told)
@@ -91,12 +92,14 @@ def _draw_scatter(rows: _Rows, agreed: _Rows) -> Figure:
     return drawn
 
 
-def _points(panel: Any, rows: _Rows, name: str) -> None:
+def _points(panel: Any, rows: _Rows, name: str, known: Sequence[str]) -> None:
+    """A checkpoint has the same number in every panel, whichever others are in it."""
     x, y = [row[name] for row in rows], [row["downstream"] for row in rows]
     values = [one.value for one in x], [one.value for one in y]
     panel.errorbar(*values, yerr=bars(y), xerr=bars(x), fmt="none", ecolor="#999999", elinewidth=0.9, capsize=1.5)
-    for at, (a, b) in enumerate(zip(*values, strict=True)):
-        few = len(rows) <= _NAMED
+    few = len(known) <= _NAMED
+    for row, a, b in zip(rows, *values, strict=True):
+        at = known.index(row["checkpoint"])
         panel.plot([a], [b], MARKERS[at % len(MARKERS)] if few else "o", color=COLOURS[at % 7 if few else 0])
         if few:
             panel.annotate(str(at + 1), (a, b), xytext=(4, 3), textcoords="offset points", fontsize=7)

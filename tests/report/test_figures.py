@@ -12,6 +12,7 @@ from hesnr_tasks.report import figures_downstream, figures_entropy, figures_ladd
 from hesnr_tasks.report.digest import OBSERVATION, token_sets
 from hesnr_tasks.report.drawing import bars
 from hesnr_tasks.report.ladder import order, parse
+from hesnr_tasks.report.results import read_results
 from hesnr_tasks.report.style import look, save
 from tests.analysis import made
 from tests.reference import comparison
@@ -159,6 +160,31 @@ def test_correlations_are_those_of_the_numbers_in_the_scatter(study):
             assert row["decision"] == pytest.approx(reference.decision(x, y))
             assert row["pearson_trajectories_low"] <= row["pearson"] <= row["pearson_trajectories_high"]
     assert {row["select"] for row in tables.agreements(study).rows} == {*study.ablation, "thought+action"}
+
+
+@pytest.mark.parametrize(("checkpoints", "numbered"), [(12, True), (13, False)])
+def test_the_scatter_says_that_points_are_numbered_where_they_are(tmp_path, checkpoints, numbered):
+    names = [f"step{at}" for at in range(1, checkpoints + 1)]
+    for at, name in enumerate(names):
+        ladders.result(tmp_path, name, 0.1 + 0.01 * at, others={}, filters=["xml", "format", "comments"])
+    made = ladders.study_of({}, rows=read_results([tmp_path]), names=names)
+    scatter = next(figures_downstream.downstream_drawings(made))
+    assert ("numbered" in scatter.caption) == numbered
+    shown = [text.get_text() for text in scatter.draw().axes[2].texts]
+    assert shown == [str(at) for at in range(1, checkpoints + 1) if numbered]
+
+
+def test_a_checkpoint_has_one_number_whatever_else_is_in_its_panel(tmp_path):
+    """The second of three has no unfiltered numbers."""
+    for at, name in enumerate(("step1", "step2", "step3")):
+        for kinds, filters in (["action"], ["xml", "format", "comments"]), (["thought", "action"], []):
+            if name != "step2" or filters:
+                ladders.result(tmp_path / str(len(filters)), name, 0.1 + at, others={}, kinds=kinds, filters=filters)
+    rows = [row for part in ("0", "3") for row in read_results([tmp_path / part])]
+    made = ladders.study_of({}, rows=rows, names=["step1", "step2", "step3"])
+    drawn = next(figures_downstream.downstream_drawings(made)).draw()
+    assert [text.get_text() for text in drawn.axes[2].texts] == ["1", "3"]
+    assert [text.get_text() for text in drawn.axes[5].texts] == ["1", "2", "3"]
 
 
 def test_the_interval_over_trajectories_resamples_them_for_all_checkpoints_alike(study, folders):
