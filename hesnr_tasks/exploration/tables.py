@@ -1,4 +1,9 @@
-"""The tables of `hesnr analyze --exploration`, for one run."""
+"""The tables of `hesnr analyze --exploration`, for one run.
+
+The entropy of a word is that at its first token, of a sentence the mean of its words': later pieces of a word are
+nearly certain, so a mean over all tokens would be lower for sentences of words that split more, which rare sentences
+have, and nothing that they are matched on takes that off.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,8 @@ _NOTES = (
     "entropies: H of the k most likely tokens, renormalised, in nats: a stand-in for that of the whole vocabulary",
     "difference: mean of these less mean of the others; matched: within cells of equal position, word frequency and "
     "turn, each trajectory's own level taken out",
-    "of a word: at its first token; of a sentence: the mean over its tokens, later pieces of words too, without code",
+    "of a word: at its first token; of a sentence: the mean over the first tokens of its words, so that it does not "
+    "depend on how words split into tokens; code is left out",
     "±: standard error; intervals: 95 %, cluster bootstrap over trajectories, where 4 or more have such",
     "matched share: of these that have others to compare with; trajectories: those with such words or sentences",
 )

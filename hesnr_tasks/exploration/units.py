@@ -50,28 +50,29 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Sentences:
-    """n sentences all of whose words were scored, each array (n,).
+    """n sentences all of whose words were scored, each array (n,) where nothing else is said.
 
-    `first`, `last`: their tokens in the frame, of which those that are code (`code`, one a token) do not count.
+    `token`: the frame's index of the first token of each of their words, (m,); those of sentence i are
+    `token[start[i]:start[i + 1]]`, at least one.
     """
 
     trajectory: IntArray
-    first: IntArray
-    last: IntArray
+    token: IntArray
+    start: IntArray  # (n + 1,)
     turn: IntArray
     cell: IntArray  # place in the text, length, mean frequency of its words, turn
     kinds: BoolArray  # (n, kinds of the lexicon)
     length: IntArray  # words
     texts: tuple[str, ...]  # words, and ` for each piece of code
-    code: BoolArray  # (tokens of the frame,)
 
     def mean(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Mean of `values`, one a token of the frame, over the tokens of each sentence that are no code."""
-        counted = ~self.code
-        total = np.concatenate([[0.0], np.cumsum(np.where(counted, values, 0.0))])
-        number = np.concatenate([[0], np.cumsum(counted)])
-        with np.errstate(invalid="ignore"):  # an upper bound that is not known is infinite
-            return (total[self.last] - total[self.first]) / (number[self.last] - number[self.first])
+        """Mean of `values`, one a token of the frame, over the first tokens of the words of each sentence, (n,).
+
+        Later pieces of a word are nearly certain: with them a mean would say how words split into tokens, and rare
+        words split more.
+        """
+        total = np.add.reduceat(values[self.token], self.start[:-1]) if len(self.texts) else np.zeros(0)
+        return np.asarray(total / np.diff(self.start), dtype=np.float64)
 
 
 @dataclass
@@ -80,6 +81,8 @@ class _Found:
 
     words: list[tuple[int, ...]] = field(default_factory=list)
     sentences: list[tuple[int, ...]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [0])
     kinds: list[tuple[bool, ...]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     vocabulary: dict[str, int] = field(default_factory=dict)
@@ -91,7 +94,6 @@ class _Found:
 def collect(frame: Frame, one: Selection, lexicon: Lexicon) -> tuple[Words, Sentences]:
     """The words and sentences of all texts of `one`'s kinds; `frame` needs `COLUMNS`."""
     counted = frame.counted(one.mask)
-    code = np.zeros(len(frame.label), dtype=bool)
     found, columns = _Found(), []
     for i, entry in enumerate(frame.entries):
         rendered = frame.store.text(entry.key).rendered
@@ -99,12 +101,11 @@ def collect(frame: Frame, one: Selection, lexicon: Lexicon) -> tuple[Words, Sent
         tokens = _Tokens.of(rendered.text, at, frame.extra["char_start"][at], frame.extra["char_end"][at])
         for start, end, turn in _stretches(rendered, one):
             flat = prose(rendered.text[start:end])
-            tokens.mark(code, flat, start)
             for sentence in sentences(flat):
                 _add(found, i, turn_bin(turn), sentence, flat, lexicon, tokens, start)
         columns.append(np.array(found.words, dtype=np.int64).reshape(-1, 8))  # an array is smaller than tuples
         found.words.clear()
-    return _words(found, np.concatenate(columns)), _sentences(found, code, len(lexicon.kinds))
+    return _words(found, np.concatenate(columns)), _sentences(found, len(lexicon.kinds))
 
 
 class _Tokens(NamedTuple):
@@ -133,12 +134,6 @@ class _Tokens(NamedTuple):
             return -1
         return i if self.anchor[i] == place else -2
 
-    def mark(self, code: BoolArray, flat: str, start: int) -> None:
-        """Note which tokens of a stretch are code."""
-        a, b = np.searchsorted(self.anchor, [start, start + len(flat)])
-        points = np.frombuffer(flat.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        code[self.at[a:b]] = points[self.anchor[a:b] - start] == ord(CODE)
-
 
 def _stretches(rendered: Rendered, one: Selection) -> Iterator[tuple[int, int, int]]:
     """Start, end and turn of each text: neighbouring spans of one kind and turn are one text."""
@@ -162,13 +157,12 @@ def _add(
             group = lexicon.groups.index(hit.group) if hit else -1
             entry = found.entries.setdefault(hit.entry, len(found.entries)) if hit else -1
             found.words.append((owner, int(tokens.at[token]), turn, word.place, word.clause, ids[i], group, entry))
-    if -1 in places:
-        return
-    a, b = np.searchsorted(tokens.anchor, [start + sentence.start, start + sentence.end])
-    if any(token >= 0 for token in places):
+    begun = [int(tokens.at[token]) for token in places if token >= 0]
+    if begun and -1 not in places:
         shown = " ".join("` " + word.text if CODE in word.gap else word.text for word in sentence.words)
-        row = (owner, int(tokens.at[a]), int(tokens.at[b - 1]) + 1, turn, sentence.place, len(sentence.words))
-        found.sentences.append((*row, len(found.texts)))
+        found.tokens += begun
+        found.starts.append(len(found.tokens))
+        found.sentences.append((owner, turn, sentence.place, len(sentence.words)))
         kinds = lexicon.reflects(flat, sentence)
         found.kinds.append(tuple(kind in kinds for kind in lexicon.kinds))
         found.texts.append(shown)
@@ -182,9 +176,8 @@ def _words(found: _Found, table: IntArray) -> Words:
     return Words(owner, token, turn, cell, group, entry, tuple(found.entries), found.unscored, found.inside)
 
 
-def _sentences(found: _Found, code: BoolArray, kinds: int) -> Sentences:
-    table = np.array(found.sentences, dtype=np.int64).reshape(-1, 7)
-    owner, first, last, turn, place, length, _ = table.T
+def _sentences(found: _Found, kinds: int) -> Sentences:
+    owner, turn, place, length = np.array(found.sentences, dtype=np.int64).reshape(-1, 4).T
     usual = _usual(found)
     edges = np.quantile(usual, [0.25, 0.5, 0.75]) if len(usual) else np.zeros(3)
     cell = _cells(
@@ -194,7 +187,8 @@ def _sentences(found: _Found, code: BoolArray, kinds: int) -> Sentences:
         (turn + 1) // 2,  # sentences are fewer than words: two bins in one
     )
     shown = np.array(found.kinds, dtype=bool).reshape(-1, kinds)
-    return Sentences(owner, first, last, turn, cell, shown, length, tuple(found.texts), code)
+    token, start = (np.array(column, dtype=np.int64) for column in (found.tokens, found.starts))
+    return Sentences(owner, token, start, turn, cell, shown, length, tuple(found.texts))
 
 
 def _usual(found: _Found) -> npt.NDArray[np.float64]:

@@ -53,6 +53,23 @@ def sentences(rng, level, opening):
             yield turn, ". ", "reflective" if reflects else "usual", place
 
 
+def split_sentences(rng, level, opening):
+    """As `sentences`, with short words where a sentence reflects and, one time in twelve, long words nobody else uses.
+
+    Yields (turn, text with the space before it, kind, words before it in its sentence).
+    """
+    for turn in range(1, 7):
+        for _ in range(int(rng.integers(3, 7))):
+            reflects, odd = rng.random() < opening(level) / 2, rng.random() < 1 / 12
+            opener = str(rng.choice(REFLECTIVE if reflects else USUAL)).split()
+            known = COMMON if reflects else (*COMMON, *PLAIN, *PLAIN)
+            made = ["".join(rng.choice(list("bdfgklmnprstvz"), 9)) for _ in range(4)]
+            rest = made if odd else map(str, rng.choice(known, int(rng.integers(2, 6))))
+            for place, word in enumerate([*opener, *rest]):
+                yield turn, " " + word if place else word, "reflective" if reflects else "usual", place
+            yield turn, ". ", "", -1
+
+
 def run_of(folder, entropy, make=words, opening=lambda level: 0.5, trajectories=24, seed=0):
     """A store whose tokens have the entropy `entropy(word, place, the trajectory's level, rng)`."""
     store = ScoreStore.open(folder, parts.signature())

@@ -1,12 +1,20 @@
 """Corpora in which the truth is known: an effect of words, none, or one of places or trajectories alone."""
 
 import argparse
+import itertools
 import json
 
 import numpy as np
 import pytest
 
 from hesnr_tasks.analysis import analyze
+from hesnr_tasks.analysis.frame import load, selection
+from hesnr_tasks.analysis.intervals import estimates
+from hesnr_tasks.exploration.contrast import contrast
+from hesnr_tasks.exploration.lexicon import load_lexicon
+from hesnr_tasks.exploration.rarity import distances, rare
+from hesnr_tasks.exploration.units import COLUMNS, collect
+from hesnr_tasks.trajectory import Kind
 from tests.exploration import planted
 
 STEP = 0.6  # nats
@@ -93,6 +101,36 @@ def test_reflective_sentences_are_measured_against_sentences_in_the_same_place(t
     assert row["matched"]["high"] - row["matched"]["low"] < 0.2
     if effect == "place":
         assert row["difference"]["low"] > 0.05
+
+
+def interval(values, treated, found, copies):
+    """The matched difference of sentences, with its interval."""
+    made = contrast(values, treated, found.trajectory, copies, found.cell)
+    ends = estimates(made.numerator[:, None], made.denominator[:, None], resamples=1000, seed=1)
+    return {"low": ends.low[0], "value": ends.value[0], "high": ends.high[0]}
+
+
+@pytest.mark.parametrize("part", ["reflective", "rare"])
+def test_how_words_split_into_tokens_is_no_effect_of_sentences(tmp_path, part):
+    """First tokens have one mean everywhere, later pieces next to nothing; words are long where sentences are rare,
+    short where they reflect. A mean over all tokens finds an effect, that over first tokens does not.
+    """
+    planted.run_of(tmp_path / "run", lambda word, place, level, rng: noisy(0, level, rng), planted.split_sentences)
+    frame = load(tmp_path / "run", extra=COLUMNS)
+    chosen = selection(frame.filters, [Kind.THOUGHT], [])
+    _, found = collect(frame, chosen, load_lexicon())
+    treated = found.kinds.any(axis=1) if part == "reflective" else rare(distances(found.texts))
+    begin = np.append(found.token[found.start[:-1]], len(frame.label))  # all text is sentences
+    everything = np.array([frame.entropy[10][a:b].mean() for a, b in itertools.pairwise(begin)])
+    copies = frame.copies(chosen.mask)
+    old = interval(everything, treated, found, copies)
+    assert old["low"] > 0.01 if part == "reflective" else old["high"] < -0.03
+    new = interval(found.mean(frame.entropy[10]), treated, found, copies)
+    assert covers(new, 0)
+    assert new["high"] - new["low"] < 0.06
+    row = one(rows(tmp_path / "run"), f"{part} sentences")
+    assert row["matched"]["value"] == pytest.approx(new["value"], abs=1e-9)
+    assert covers(row["matched"], 0)
 
 
 def test_turns_and_outcomes_split_what_the_whole_has(tmp_path):

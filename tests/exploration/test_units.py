@@ -12,6 +12,7 @@ from hesnr_tasks.scoring.types import Scores, TokenScores
 from hesnr_tasks.store import ScoreStore, Source, Text
 from hesnr_tasks.trajectory import Kind
 from tests import tiny
+from tests.reference import exploration as reference
 from tests.store import made as parts
 
 TEXT = (
@@ -81,19 +82,19 @@ def test_each_pivotal_word_begins_with_its_first_token(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_mean_of_a_sentence_is_over_its_tokens_without_code(tmp_path, name):
+def test_the_mean_of_a_sentence_is_over_the_first_tokens_of_its_words_without_code(tmp_path, name):
     frame = stored(tmp_path / "run", TOKENIZERS[name]())
     _, found = collect(frame, thoughts(frame), load_lexicon())
     start = TEXT.index("Let me")
     end = TEXT.index("Hmm,")
     code = [(TEXT.index("`x ="), TEXT.index(" in src")), (TEXT.index("src/a"), TEXT.index("src/a") + 10)]
-    mine = []
-    for i, (a, b) in enumerate(zip(frame.extra["char_start"], frame.extra["char_end"])):
-        solid = next((c for c in range(a, b) if not TEXT[c].isspace()), a)
-        if start <= solid < end - 2 and not any(x <= solid < y for x, y in code):
-            mine.append(frame.entropy[10][i])
+    columns = (frame.extra["char_start"], frame.extra["char_end"], frame.entropy[10])
+    tokens = list(zip(*(column.tolist() for column in columns)))
+    firsts, everything = reference.sentence_means(TEXT, start, end, code, tokens)
     assert len(found.texts) == 5
-    assert found.mean(frame.entropy[10])[2] == pytest.approx(np.mean(mine), abs=1e-12)
+    assert found.mean(frame.entropy[10])[2] == pytest.approx(firsts, abs=1e-12)
+    assert abs(firsts - everything) > 1e-3
+    assert np.isinf(found.mean(np.full(len(tokens), np.inf))).all()  # an upper bound that is not known
     assert found.texts[2] == "let me verify ` in"
     assert found.turn.tolist() == [0, 0, 1, 1, 1]
 
@@ -103,7 +104,8 @@ def test_words_beyond_the_context_are_counted_and_left_out(tmp_path):
     words, sentences = collect(frame, thoughts(frame), load_lexicon())
     assert words.unscored > 10
     assert len(words.token) + words.unscored + words.inside == WORDS
-    assert all(sentences.last <= 40)
+    assert sentences.texts == ()  # no sentence has all its words
+    assert sentences.mean(frame.entropy[10]).shape == (0,)
 
 
 def test_bands_are_powers_of_four():

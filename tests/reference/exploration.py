@@ -1,10 +1,11 @@
 """The exploration profile the slow way: plain Python and dense linear algebra. Uses nothing of the package."""
 
 import math
+import re
 
 import numpy as np
 
-__all__ = ["extremes", "matched", "neighbours", "raw"]
+__all__ = ["extremes", "matched", "neighbours", "raw", "sentence_means"]
 
 
 def raw(rows):
@@ -26,6 +27,28 @@ def matched(rows):
         [[float(row[1])] + [float(row[3] == c) for c in cells] + [float(row[2] == t) for t in runs] for row in rows]
     )
     return float(np.linalg.lstsq(design, np.array([row[0] for row in rows]), rcond=None)[0][0])
+
+
+def sentence_means(text, start, end, code, tokens):
+    """Mean over the first tokens of the words of text[start:end], and over all tokens there; `code` ranges left out.
+
+    `tokens`: (start, end, value) in order. A word's first token is the one that covers its first character with
+    nothing but spaces before it; of several within that character the first. A word inside a token has none.
+    """
+
+    def left_out(place):
+        return not start <= place < end or any(a <= place < b for a, b in code)
+
+    firsts, everything = [], []
+    for a, b, value in tokens:
+        solid = next((place for place in range(a, b) if not text[place].isspace()), a)
+        if not left_out(solid):
+            everything.append(value)
+    for word in re.finditer(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text):
+        if not left_out(word.start()):
+            covering = [t for t in tokens if t[0] <= word.start() < t[1]][:1]
+            firsts += [value for a, _, value in covering if not text[a : word.start()].strip()]
+    return math.fsum(firsts) / len(firsts), math.fsum(everything) / len(everything)
 
 
 def extremes(chances, vocabulary):
