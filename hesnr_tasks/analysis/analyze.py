@@ -16,6 +16,7 @@ from hesnr_tasks.analysis.options import (
     add_common,
     add_explorations,
     check_epsilons,
+    check_explorations,
     check_resamples,
     explored_columns,
     folders,
@@ -82,10 +83,11 @@ def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     check_resamples(args.resamples, args.seed)
     if args.bins < 1 or args.cases < 0:
         raise SettingsError("--bins must be at least 1 and --cases at least 0")
-    if args.embed and not args.exploration:
-        raise SettingsError("--embed is for the rare sentences of --exploration; add that")
-    if args.output and not (args.exploration or args.tool_entropy):
-        raise SettingsError("-o is where figures go, and only --exploration and --tool-entropy draw some here; add one")
+    check_explorations(args)
+    if args.tool_entropy:
+        from hesnr_tasks.search.profile import check
+
+        check(args)
     if args.weights and len(paths) > 1:
         raise SettingsError(f"--weights are made from one run, and {len(paths)} were given; name one")
 

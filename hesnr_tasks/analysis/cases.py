@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.frame import Frame, Selection
 from hesnr_tasks.analysis.output import Table
 
-__all__ = ["CASE_WAYS", "case_table"]
+__all__ = ["CASE_WAYS", "Speller", "case_table"]
 
 CASE_WAYS = (2, 3, 4)
 _BEFORE = 240  # characters of text before the token
@@ -25,7 +25,7 @@ def case_table(frame: Frame, chosen: Selection, k: int, each: int = 5, ways: Seq
     Probabilities are those over the full vocabulary. Entropies in nats.
     """
     counted = frame.counted(chosen.mask) & (frame.rank >= 1) & (frame.rank <= k)
-    spell = _Speller(frame)
+    spell = Speller(frame)
     rows = [
         {"run": frame.name, "select": chosen.name, "k": k, "near": f"ln {near}", **_case(frame, int(at), k, spell)}
         for near in ways
@@ -46,7 +46,7 @@ def _nearest(frame: Frame, counted: npt.NDArray[np.bool_], k: int, entropy: floa
     return at[np.sort(first)[:each]]
 
 
-def _case(frame: Frame, at: int, k: int, spell: _Speller) -> dict[str, Any]:
+def _case(frame: Frame, at: int, k: int, spell: Speller) -> dict[str, Any]:
     owner = int(np.searchsorted(frame.bounds, at, side="right")) - 1
     entry, row = frame.entries[owner], int(frame.row[at])
     names = ("position", "turn", "token_id", "char_start", "char_end", "topk_logprobs", "topk_ids")
@@ -71,8 +71,8 @@ def _case(frame: Frame, at: int, k: int, spell: _Speller) -> dict[str, Any]:
     }
 
 
-class _Speller:
-    """What a token id spells: from the stored vocabulary, or else from a place in some text where the token stands."""
+class Speller:
+    """What a token id of a run spells: from the stored vocabulary, or else from a place where the token stands."""
 
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
@@ -80,6 +80,7 @@ class _Speller:
         self._seen: Mapping[int, str] | None = None
 
     def __call__(self, token: int) -> str:
+        """The text of a token id; `#` and the id where nothing tells."""
         if self._vocabulary is not None:
             found = self._vocabulary[token] if token < len(self._vocabulary) else None
             return found.decode(errors="replace") if found is not None else f"#{token}"

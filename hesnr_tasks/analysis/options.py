@@ -20,6 +20,7 @@ __all__ = [
     "add_common",
     "add_explorations",
     "check_epsilons",
+    "check_explorations",
     "check_resamples",
     "epsilon",
     "explored_columns",
@@ -31,6 +32,7 @@ __all__ = [
 
 _KINDS = tuple(kind.value for kind in Kind if kind is not Kind.SCAFFOLD)
 EVERY = "every"
+_OF_TOOLS = ("decision_arguments", "combine", "forks", "quantile")
 
 
 def add_common(parser: argparse.ArgumentParser, *, several: bool) -> None:
@@ -59,7 +61,22 @@ def add_explorations(parser: argparse.ArgumentParser) -> None:
     )
     add("--embed", metavar="MODULE:FUNCTION", help="texts to vectors, for rare sentences (default: TF-IDF)")
     add("--tool-entropy", action="store_true", help="entropy where actions are chosen")
+    add("--decision-arguments", type=int, metavar="N", help="of --tool-entropy: words after the verb that decide too")
+    add("--combine", metavar="HOW", help="of --tool-entropy: entropies of a step's words to one, max|mean|first|sum")
+    add("--forks", type=int, metavar="N", help="of --tool-entropy: steps of greatest entropy to list (default: 10)")
+    add("--quantile", type=float, nargs="+", metavar="Q", help="of --tool-entropy: more gate thresholds, at quantiles")
     add("-o", "--output", type=Path, metavar="FOLDER", help="where figures go (default: no figures)")
+
+
+def check_explorations(args: argparse.Namespace) -> None:
+    """No option without what it is for."""
+    if args.embed and not args.exploration:
+        raise SettingsError("--embed is for the rare sentences of --exploration; add that")
+    if args.output and not (args.exploration or args.tool_entropy):
+        raise SettingsError("-o is where figures go, and only --exploration and --tool-entropy draw some here; add one")
+    for name in _OF_TOOLS:
+        if getattr(args, name) is not None and not args.tool_entropy:
+            raise SettingsError(f"--{name.replace('_', '-')} is for the steps of --tool-entropy; add that")
 
 
 def explored_columns(args: argparse.Namespace) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from hesnr_tasks.analysis.cases import _Speller
+from hesnr_tasks.analysis.cases import Speller
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.search.keys import action_class, action_key
-from hesnr_tasks.search.profile_run import Profile
+from hesnr_tasks.search.profile_run import UNSHOWN, Profile
 
 __all__ = ["forks"]
 
@@ -30,7 +30,7 @@ def forks(made: Profile, each: int = 10) -> Table:
         for i, value in enumerate(made.measured[at].value.tolist())
         if value == value
     )
-    spell = _Speller(made.frame)
+    spell = Speller(made.frame)
     rows = [{**made.named, "place": n, **_fork(made, at, i, spell)} for n, (_, _, i, at) in enumerate(ranked[:each], 1)]
     note = "candidates: of the most undecided token of the step, with probabilities over the full vocabulary"
     return Table(
@@ -38,12 +38,12 @@ def forks(made: Profile, each: int = 10) -> Table:
         "Steps of greatest tool entropy",
         rows,
         (note,),
-        wide=("select", "k", "epsilon", "text_key", "position", "action_key"),
+        wide=("select", "k", "epsilon", *UNSHOWN, "text_key", "position", "action_key"),
         below=("action", "candidates"),
     )
 
 
-def _fork(made: Profile, at: int, i: int, spell: _Speller) -> dict[str, Any]:
+def _fork(made: Profile, at: int, i: int, spell: Speller) -> dict[str, Any]:
     entry, step, text = made.frame.entries[made.place[at]], made.steps[at][i], made.text(at)
     token = int(made.rows[at][made.measured[at].peak[i]])
     row = int(made.frame.row[token])

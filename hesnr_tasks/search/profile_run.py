@@ -14,9 +14,10 @@ from hesnr_tasks.search.profile_measures import Part, part_of
 from hesnr_tasks.search.profile_steps import ARGUMENTS, Measured, Step, measured, steps_of
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["COLUMNS", "Profile", "profile_of", "step_entropies"]
+__all__ = ["COLUMNS", "UNSHOWN", "Profile", "profile_of", "step_entropies"]
 
 COLUMNS = ("char_start", "char_end")  # of score files, beside those every frame has
+UNSHOWN = ("decision_arguments", "combine")  # of `Profile.named`: a note says them to people
 
 
 class Profile(NamedTuple):
@@ -31,11 +32,14 @@ class Profile(NamedTuple):
     steps: list[list[Step]]
     measured: list[Measured]
     parts: list[Part]
+    arguments: int = ARGUMENTS
+    how: str = "max"
 
     @property
     def named(self) -> dict[str, Any]:
         """What every row of a table begins with."""
-        return {"run": self.frame.name, "select": self.chosen.name, "k": self.k, "epsilon": self.epsilon}
+        about = {"run": self.frame.name, "select": self.chosen.name, "k": self.k, "epsilon": self.epsilon}
+        return {**about, "decision_arguments": self.arguments, "combine": self.how}
 
     def values(self) -> npt.NDArray[np.float64]:
         """The entropies of all measured steps, nats."""
@@ -57,10 +61,12 @@ def profile_of(
 ) -> Profile:
     """The steps of every trajectory of a frame that was loaded with `COLUMNS`; `epsilon` in nats.
 
+    `arguments`: words after the verb that decide too; `how`: one of `entropy.COMBINE`.
+
     Raises `SettingsError` where the tokens of `chosen` were not all scored.
     """
     counted, included, cut = frame.counted(chosen.mask), frame.included(chosen.mask), frame.cut(chosen.mask)
-    found = Profile(frame, chosen, k, epsilon, [], [], [], [], [])
+    found = Profile(frame, chosen, k, epsilon, [], [], [], [], [], arguments, how)
     for i, entry in enumerate(frame.entries):
         if not included[i]:
             continue

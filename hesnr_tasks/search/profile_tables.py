@@ -13,17 +13,19 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.intervals import estimates
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.search.entropy import COMBINE
 from hesnr_tasks.search.gates import StepState, calibrate
 from hesnr_tasks.search.keys import CLASSES, action_class
 from hesnr_tasks.search.profile_measures import MEASURES, Part, number, part_of, stderr_of
-from hesnr_tasks.search.profile_run import Profile
-from hesnr_tasks.search.profile_steps import Measured
+from hesnr_tasks.search.profile_run import UNSHOWN, Profile
+from hesnr_tasks.search.profile_steps import ARGUMENTS, Measured
 
 __all__ = ["BINS", "GROUPS", "breakdown", "distribution", "gates", "totals"]
 
 BINS = 40
 _QUANTILES = (0.5, 0.8, 0.9, 0.95, 0.99)
 _TURNS = (1, 2, 3, 4, 5, 6, 11, 21, 41, 81)  # where a group of turns begins
+_COMBINED = {"max": "the greatest", "mean": "the mean", "first": "the first", "sum": "the sum of"}
 _RATIOS = {"mean": "total", "high": "above", "he": "decisive"}  # over steps; fields of Part
 
 
@@ -36,11 +38,12 @@ def totals(made: Profile, resamples: int, seed: int) -> Table:
         row[name] = round(value) if plain else Number(value, stderr_of(name, made.parts, resamples, seed))
     row |= {"trajectories": len(made.parts), "tokens_cut": sum(part.cut for part in made.parts)}
     notes = (
-        "of a step: the greatest H_topk, in nats, among the tokens of the words that say what is done",
+        f"of a step: {_COMBINED[made.how]} H_topk, in nats, among the tokens of the words that say what is done"
+        + (f" and of {made.arguments} after them" if made.arguments else ""),
         "high: share of steps above ε; he: share with a token of 𝓗 there",
         "unmeasured: steps all of whose such tokens were filtered or lie beyond the context; they are in no average",
     )
-    return Table("tool_entropy", "Tool entropy", [row], notes)
+    return Table("tool_entropy", "Tool entropy", [row], notes, wide=UNSHOWN)
 
 
 # --- by class of action, turn, outcome ------------------------------------------------------------------------------
@@ -79,7 +82,7 @@ def breakdown(made: Profile, name: str, resamples: int, seed: int) -> Table:
         share = {"steps": round(steps), "share": steps / total if total else math.nan}
         rows.append({**made.named, name: group, **share, **line, "p90": number("p90", some)})
     note = "share: of all measured steps; ± resamples all trajectories"
-    return Table(f"tool_entropy_by_{name}", f"Tool entropy by {name}", rows, (note,))
+    return Table(f"tool_entropy_by_{name}", f"Tool entropy by {name}", rows, (note,), wide=UNSHOWN)
 
 
 def _order(group: str) -> tuple[int, str]:
@@ -122,10 +125,10 @@ def gates(made: Profile, more: Sequence[float] = ()) -> Table:
         fires = sum(bool(gate(StepState(str(i), value))) for i, value in enumerate(values.tolist()))
         told = {"threshold": gate.threshold, "fires": fires / len(values), "forks_each": fires / len(made.parts)}
         rows.append({**made.named, "quantile": quantile, **told, "tie": gate.tie})
-    note = (
-        "for `quantile:SHARE:SCORES`; fires: share of these steps; forks each: a trajectory; holds for this model only"
-    )
-    return Table("tool_entropy_gates", "Gate thresholds", rows, (note,), wide=("tie",))
+    usual = made.arguments == ARGUMENTS and made.how == COMBINE[0]  # what a gate calibrated on a folder takes
+    note = "for `quantile:SHARE:SCORES`" if usual else "for `threshold:NATS`, where steps are measured so"
+    note += "; fires: share of these steps; forks each: a trajectory; holds for this model only"
+    return Table("tool_entropy_gates", "Gate thresholds", rows, (note,), wide=(*UNSHOWN, "tie"))
 
 
 def distribution(made: Profile) -> Table:

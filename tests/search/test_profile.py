@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from hesnr_tasks.analysis import analyze
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.analysis.output import show
 from hesnr_tasks.errors import SettingsError
@@ -168,10 +169,13 @@ def run(tmp_path_factory):
 
 def ask(folder, **given):
     """All tables of a run, by name, as a program reads them."""
-    args = {"scores": [str(folder)], "k": None, "epsilon": None, "filters": ["none"], "resamples": 200, "seed": 1}
-    args |= {"format": "json", "output": None, **given}
-    frame = load(folder, args["k"] or [10], extra=profile.COLUMNS)
-    tables = list(profile.tables(frame, argparse.Namespace(**args)))
+    parser = argparse.ArgumentParser()
+    analyze.add_arguments(parser)
+    asked = [str(folder), "--filters", "none", "--resamples", "200", "--seed", "1", "--format", "json"]
+    args = parser.parse_args([*asked, "--tool-entropy"])
+    vars(args).update(given)
+    frame = load(folder, args.k or [10], extra=profile.COLUMNS)
+    tables = list(profile.tables(frame, args))
     assert show(tables, "text", {}).count("Tool entropy") >= 4
     return json.loads(show(tables, "json", {}))["tables"]
 
@@ -223,9 +227,41 @@ def test_a_gate_is_calibrated_on_a_folder_of_score_files(run):
     assert fired == pytest.approx(len(values) / 10, abs=1)
 
 
-def test_a_threshold_that_cannot_be_is_refused(run):
-    with pytest.raises(SettingsError, match="must lie in"):
-        ask(run, epsilon=["2.5"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epsilon": ["2.5"]}, "must lie in"),
+        ({"quantile": [0.5, 1.5]}, r"--quantile 1.5 must lie in \[0, 1\]"),
+        ({"quantile": [float("nan")]}, "--quantile nan"),
+        ({"forks": 0}, "--forks must be at least 1"),
+        ({"decision_arguments": -1}, "--decision-arguments must be at least 0"),
+        ({"combine": "maxx"}, "Did you mean 'max'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(run, given, message):
+    with pytest.raises(SettingsError, match=message):
+        ask(run, **given)
+
+
+@pytest.mark.parametrize("words", [["--forks", "3"], ["--quantile", "0.7"], ["--combine", "sum"],
+                                   ["--decision-arguments", "0"]])  # fmt: skip
+def test_options_of_tool_entropy_without_it_are_refused(run, words):
+    parser = argparse.ArgumentParser()
+    analyze.add_arguments(parser)
+    with pytest.raises(SettingsError, match=f"{words[0]} is for the steps of --tool-entropy; add that"):
+        analyze.analyze(parser.parse_args([str(run), *words]))
+
+
+def test_options_say_how_many_forks_and_how_steps_are_measured(run):
+    """Each fork's entropy is that of the profile measured so; every row says how."""
+    found = ask(run, forks=3, decision_arguments=2, combine="sum")
+    frame = load(run, extra=profile.COLUMNS)
+    wanted = profile.profile_of(frame, none_filtered(), arguments=2, how="sum").values()
+    assert [row["entropy"] for row in found["tool_entropy_forks"]] == np.sort(wanted)[::-1][:3].tolist()
+    assert found["tool_entropy"][0]["mean"]["value"] == pytest.approx(wanted.mean(), rel=1e-12)
+    assert found["tool_entropy"][0]["mean"]["value"] > ask(run)["tool_entropy"][0]["mean"]["value"]
+    told = {(row["decision_arguments"], row["combine"]) for rows in found.values() for row in rows}
+    assert told == {(2, "sum")}
 
 
 # --- figure -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hesnr_tasks import readers
-from hesnr_tasks.analysis.frame import load
+from hesnr_tasks.analysis import analyze
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.rendering import render
@@ -53,6 +53,14 @@ def numbers(result, ending=""):
     return {name: found[f"{PUBLIC.get(name, f'tool_entropy_{name}')}{ending},none"] for name in MEASURES}
 
 
+def analyzed(scores, *words):
+    """The first row of `hesnr analyze --tool-entropy`, as JSON has it."""
+    parser = argparse.ArgumentParser()
+    analyze.add_arguments(parser)
+    words = [scores, "--tool-entropy", "--format", "json", "--resamples", 200, "--seed", 1234, *words]
+    return json.loads(analyze.analyze(parser.parse_args([*map(str, words)])))["tables"]["tool_entropy"][0]
+
+
 def expected_steps(checkpoint, trajectory):
     """(greatest H_topk, whether some token is in 𝓗) of each verb: full logits, plain loops."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
@@ -92,20 +100,32 @@ def test_every_number_equals_the_reference_from_full_logits(checkpoint, run):
 
 def test_analyze_has_the_bits_of_the_run_values_and_errors_alike(run):
     result, scores = run
-    args = {"scores": [str(scores)], "k": None, "epsilon": None, "filters": None, "output": None, "format": "text"}
-    frame = load(scores, extra=profile.COLUMNS)
-    tables = profile.tables(frame, argparse.Namespace(**args, resamples=200, seed=1234))
-    row = next(iter(tables)).rows[0]
+    row = analyzed(scores)
     values, errors = numbers(result), numbers(result, "_stderr")
     for name in MEASURES:
         if name in ("steps", "unmeasured"):
             assert row[name] == values[name]
         else:
-            assert row[name].value == values[name], name
-            assert row[name].stderr == errors[name], name
-    assert row["mean"].stderr > 0
-    assert row["p50"].stderr > 0
+            assert row[name]["value"] == values[name], name
+            assert row[name]["stderr"] == errors[name], name
+    assert row["mean"]["stderr"] > 0
+    assert row["p50"]["stderr"] > 0
     assert row["trajectories"] == 5
+
+
+@pytest.mark.parametrize(("arguments", "how"), [(1, "mean"), (2, "sum"), (3, "first"), (1, "max")])
+def test_analyze_has_the_bits_of_the_task_away_from_its_defaults_too(checkpoint, run, arguments, how):
+    """On the same score files, with other decision words, combination, k, threshold and filters."""
+    scores = run[1]
+    settings = {"decision_arguments": arguments, "combine": how, "k": 8, "epsilon": 0.9, "filters": "xml"}
+    metadata = {"trajectories": str(scores.parent / "t.jsonl"), "scores": str(scores), "resamples": 200, **settings}
+    result = evaluate(checkpoint, ["hesnr_tool_entropy"], metadata)
+    words = (word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value))
+    row, values, errors = analyzed(scores, *words), numbers(result), numbers(result, "_stderr")
+    assert values["mean"] != numbers(run[0])["mean"]
+    for name in set(MEASURES) - {"steps", "unmeasured"}:
+        assert row[name]["value"] == values[name], name
+        assert row[name]["stderr"] == errors[name], name
 
 
 def test_beside_other_tasks_each_trajectory_is_read_once(checkpoint, tmp_path, monkeypatch):
