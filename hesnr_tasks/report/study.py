@@ -76,6 +76,8 @@ class Study:
     @property
     def bars(self) -> str:
         """What error bars are."""
+        if not self.digests:
+            return "Bars: ± 1.96 standard errors (cluster bootstrap over trajectories)."
         other = (
             "" if len(self.digests) == len(self.ladder) else "; ± 1.96 standard errors where there are no score files"
         )

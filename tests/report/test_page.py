@@ -136,7 +136,7 @@ def test_without_score_files_there_is_what_json_gives_and_the_rest_is_named(tmp_
     assert float(rows[0]["he_snr_high"]) == pytest.approx(0.1 + 1.96 * 0.01)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "no (comparable) score files of step1-2k, step2-2k, step3-8k" in page
-    assert "± 1.96 standard errors where there are no score files" in page
+    assert "Bars: ± 1.96 standard errors (" in page
     told = capsys.readouterr().err
     assert "lm_eval --model hf" in told
     assert "--downstream" in told
@@ -158,7 +158,9 @@ def test_results_made_differently_share_no_figure(tmp_path):
     report(tmp_path / "runs", "-o", tmp_path / "out", "--resamples", 200)
     rows = list(csv.DictReader((tmp_path / "out" / "figures" / "fig02_steps.csv").open()))
     assert [row["checkpoint"] for row in rows] == ["step1", "step2"]
-    assert ", 10 trajectories." in (tmp_path / "out" / "figures" / "captions.md").read_text()
+    captions = (tmp_path / "out" / "figures" / "captions.md").read_text()
+    assert ", 10 trajectories." in captions
+    assert "Bars: ± 1.96 standard errors (" in captions  # of no score files there is no other interval
 
 
 def test_the_leaderboard_alone_loads_no_library_for_figures(tmp_path):
