@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import time
@@ -69,12 +71,13 @@ class HttpChat:
             try:
                 return _reply(self._post(messages))
             except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code}: {error.read(300).decode('utf-8', 'replace')}"
+                problem = f"HTTP {error.code}: {_body(error)}"
                 if error.code not in _AGAIN:
                     break
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 problem = f"{type(error).__name__}: {error}"
-        raise JudgeFailed(f"the judge {self.model!r} at {self.url} did not answer: {problem}")
+        shown = "".join(c if c.isprintable() else " " for c in problem)  # a server's words must not steer the terminal
+        raise JudgeFailed(f"the judge {self.model!r} at {self.url} did not answer: {shown}")
 
     def _post(self, messages: Sequence[Message]) -> Any:
         plain = [{"role": one["role"], "content": one["content"]} for one in messages]
@@ -118,10 +121,20 @@ def ask_until_read(
 def usage_of(answer: Any) -> Usage:
     """The tokens that a chat completion states; servers that state none are an error, as the ledger would lie."""
     stated = answer.get("usage") if isinstance(answer, dict) else None
-    if not isinstance(stated, dict) or not isinstance(stated.get("prompt_tokens"), int):
+    counts = (
+        [stated.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(stated, dict) else [None]
+    )
+    details = stated.get("prompt_tokens_details") if isinstance(stated, dict) else None
+    counts.insert(1, (details.get("cached_tokens") if isinstance(details, dict) else 0) or 0)
+    if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError("the reply states no token usage")
-    details = stated.get("prompt_tokens_details") or {}
-    return Usage(stated["prompt_tokens"], int(details.get("cached_tokens") or 0), int(stated["completion_tokens"]))
+    return Usage(*counts)
+
+
+def _body(error: urllib.error.HTTPError) -> str:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return error.read(300).decode("utf-8", "replace")
+    return "no message"
 
 
 def _reply(answer: Any) -> Reply:

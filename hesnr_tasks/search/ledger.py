@@ -69,8 +69,12 @@ class Ledger:
 
 def read_ledger(path: Path) -> list[Entry]:
     """The calls in a ledger file. Raises `DataError`, with the line, for a line that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}. Without it nobody knows what the search cost.") from None
     found = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line, text in enumerate(lines, start=1):
         try:
             record = json.loads(text)
         except ValueError:
@@ -85,9 +89,9 @@ def _entry(record: object, path: Path, line: int) -> Entry:
     if not isinstance(record, dict) or record.get("kind") not in KINDS:
         raise DataError(f"{path}:{line}: not a call; 'kind' must be one of {', '.join(KINDS)}.")
     numbers = [record.get(name) for name in Usage._fields]
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+    if not all(type(number) is int and number >= 0 for number in numbers):
         raise DataError(f"{path}:{line}: prompt, cached and output must be numbers of tokens, not {numbers}.")
-    usage = Usage(*(int(number) for number in numbers if number is not None))
-    return Entry(
-        record["kind"], usage, str(record.get("node", "")), int(record.get("n", 1)), float(record.get("cost", 0))
-    )
+    n, cost = record.get("n", 1), record.get("cost", 0)
+    if type(n) is not int or type(cost) not in (int, float):
+        raise DataError(f"{path}:{line}: n and cost must be numbers, not {n!r} and {cost!r}.")
+    return Entry(record["kind"], Usage(*map(int, numbers)), str(record.get("node", "")), n, float(cost))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.options import check_resamples
 from hesnr_tasks.analysis.output import FORMATS, Table, show
 from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.report.drawing import label
 from hesnr_tasks.report.style import COLOURS, LINES, MARKERS, figure, save
 from hesnr_tasks.search.costs import CURRENCIES, PRICE, Costs, Record, at_equal_rate, costs, points
 from hesnr_tasks.search.report_read import read_records
@@ -39,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("outputs", nargs="+", type=Path, metavar="OUT", help="folders of searches, or records files of the bench")
     add("--resolved", type=Path, metavar="FILE", help="outcomes: a SWE-bench report, or JSON {instance: true | false}")
-    add("--reference", metavar="METHOD", help="what others are compared with (default: best-of-N, else the first)")
+    add(
+        "--reference",
+        metavar="METHOD",
+        help="what others are compared with (default: without branching, else the first)",
+    )
     add(
         "--at", nargs="+", type=int, metavar="N", help="runs of the reference (default: 4 and 8, as far as it has them)"
     )
@@ -76,7 +81,8 @@ def report(args: argparse.Namespace) -> str:
 def _reference(methods: Mapping[str, Costs], name: str | None) -> str:
     if name is not None and name not in methods:
         raise SettingsError(f"--reference {name!r} is none of {', '.join(methods)}.{nearest(name, methods)}")
-    return name or ("best-of-N" if "best-of-N" in methods else next(iter(methods)))
+    plain = [method for method in methods if method == "best-of-N" or method.startswith("gate=never ")]
+    return name or next(iter([*plain, *methods]))
 
 
 def _counts(reference: Costs, asked: Sequence[int] | None) -> list[int]:
@@ -119,7 +125,8 @@ def savings_table(
             ratios = at_equal_rate(one, target, target, runs, resamples, seed)
             rows.append({"method": one.method, **spans(ratios)})
     rate = target.resolved[:, target.runs.index(runs)].mean()
-    title = f"Tokens at equal resolve rate, over those of {reference} with {runs} run(s) (rate {rate:.3f})"
+    name = "".join(c if c.isprintable() else " " for c in reference)
+    title = f"Tokens at equal resolve rate, over those of {name} with {runs} run(s) (rate {rate:.3f})"
     notes = (
         "below 1: cheaper; [95 % interval, tasks resampled]; ∞: the rate is not reached with the runs that were made",
         "0: the reference does not reach it, this method does; –: neither does",
@@ -183,7 +190,7 @@ def draw_curves(methods: Mapping[str, Costs]) -> Any:
                 marker=MARKERS[number % len(MARKERS)],
                 linestyle=LINES[number % len(LINES)],
                 elinewidth=0.6,
-                label=one.method,
+                label=label(one.method),
             )
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

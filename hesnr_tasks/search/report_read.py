@@ -34,14 +34,23 @@ def write_records(records: Sequence[Record], path: Path) -> None:
 
 
 def _bench_records(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
+    for number, line in enumerate(lines, 1):
         try:
-            one = json.loads(line)
-            usage = {str(kind): Usage(**spent) for kind, spent in one["usage"].items()}
-            numbers = (int(one["runs"]), float(one["resolved"]), usage, float(one["tests"]))
-            yield Record(str(one["task"]), str(one["method"]), *numbers)
+            yield _bench_record(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}:{number}: not a record of the bench ({error!r}).") from None
+
+
+def _bench_record(one: Any) -> Record:
+    usage = {str(kind): Usage(**spent) for kind, spent in one["usage"].items()}
+    runs, resolved, tests = int(one["runs"]), float(one["resolved"]), float(one["tests"])
+    if not (runs >= 1 and 0 <= resolved <= 1 and all(count >= 0 for spent in usage.values() for count in spent)):
+        raise ValueError(f"runs {runs}, resolved {resolved}, tokens {list(usage.values())}")
+    return Record(str(one["task"]), str(one["method"]), runs, resolved, usage, tests)
 
 
 def _folder_records(path: Path, outcomes: Mapping[str, bool]) -> list[Record]:
@@ -63,22 +72,33 @@ def _record(path: Path, method: str, outcomes: Mapping[str, bool]) -> Record:
             "outcomes with --resolved FILE."
         )
     usage: dict[str, Usage] = {}
-    for entry in read_ledger(path.parent / "ledger.jsonl"):
+    ledger = path.parent / "ledger.jsonl"
+    for line, entry in enumerate(read_ledger(ledger), start=1):
+        if entry.kind == "sample" and not entry.usage.prompt:
+            raise DataError(
+                f"{ledger}:{line}: a draw without prompt tokens: the server stated no usage, or an empty one. What this "
+                "search cost is not known; leave it out, or search with a server that states usage."
+            )
         usage[entry.kind] = total((usage.get(entry.kind, Usage()), entry.usage))
     runs = result.get("runs", 1)
     if not isinstance(runs, int) or runs < 1:
         raise DataError(f"{path}: 'runs' must be a number of runs, not {runs!r}.")
     tests = result.get("tests")
-    executed = float(tests.get("runs", 0)) if isinstance(tests, dict) else 0.0
-    return Record(instance, str(result.get("method") or method), runs, float(solved), usage, executed)
+    executed = tests.get("runs", 0) if isinstance(tests, dict) else 0
+    if type(executed) is not int:
+        raise DataError(f"{path}: tests.runs must be a number of runs, not {executed!r}.")
+    return Record(instance, str(result.get("method") or method), runs, float(solved), usage, float(executed))
 
 
 def _outcomes(path: Path) -> dict[str, bool]:
     """Outcomes by instance: of a SWE-bench report (resolved_ids and the rest), or a plain object."""
     stated = _json(path)
     if "resolved_ids" in stated:
-        others = [name for key, ids in stated.items() if key.endswith("_ids") and isinstance(ids, list) for name in ids]
-        return {**dict.fromkeys(others, False), **dict.fromkeys(stated["resolved_ids"], True)}
+        lists = {key: ids for key, ids in stated.items() if key.endswith("_ids") and isinstance(ids, list)}
+        if "resolved_ids" not in lists or not all(isinstance(name, str) for ids in lists.values() for name in ids):
+            raise DataError(f"{path}: resolved_ids and its like must be lists of instance ids.")
+        others = [name for ids in lists.values() for name in ids]
+        return {**dict.fromkeys(others, False), **dict.fromkeys(lists["resolved_ids"], True)}
     found = {name: resolved_of(value) for name, value in stated.items()}
     unknown = [name for name, value in found.items() if value is None]
     if unknown:

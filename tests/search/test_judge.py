@@ -254,7 +254,7 @@ def server():
             status, answer = answers.pop(0)
             data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) + (9 if answer is None else 0)))  # None: broken off
             self.end_headers()
             self.wfile.write(data)
 
@@ -284,6 +284,14 @@ def test_a_real_endpoint_is_asked_as_openai_has_it(server, monkeypatch):
     assert (path, body["model"], body["temperature"], key) == ("/v1/chat/completions", "m", 0.0, "Bearer secret")
 
 
+ODD_USAGE = {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1, "completion_tokens": "2"}}
+
+
+def test_an_address_that_is_none_is_a_failed_judge():
+    with pytest.raises(JudgeFailed, match="InvalidURL"):
+        HttpChat("http://no where/v1", "m", pause=0)([{"role": "user", "content": "?"}])
+
+
 @pytest.mark.parametrize(
     ("queued", "why", "calls"),
     [
@@ -292,6 +300,10 @@ def test_a_real_endpoint_is_asked_as_openai_has_it(server, monkeypatch):
         ([(200, b"<html>")] * 3, "JSONDecodeError", 3),
         ([(200, {"choices": [], "usage": {}})] * 3, "no chat completion", 3),
         ([(200, {"choices": [{"message": {"content": "x"}}]})] * 3, "no token usage", 3),
+        ([(200, {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1}})] * 3, "no token usage", 3),
+        ([(200, ODD_USAGE)] * 3, "no token usage", 3),
+        ([(200, None)] * 3, "IncompleteRead", 3),
+        ([(401, b"\x1b[2Jgone")], r"HTTP 401:  \[2Jgone", 1),
     ],
 )
 def test_an_endpoint_that_fails_is_an_error(server, queued, why, calls):

@@ -48,6 +48,9 @@ def test_unknown_kinds_are_refused(tmp_path):
         ('{"kind": "wish"}', "not a call"),
         ('{"kind": "judge", "prompt": 1, "cached": -1, "output": 0}', "numbers of tokens"),
         ('{"kind": "judge", "prompt": 1, "cached": 1}', "numbers of tokens"),
+        ('{"kind": "judge", "prompt": true, "cached": 1, "output": 0}', "numbers of tokens"),
+        ('{"kind": "judge", "prompt": 1, "cached": 1, "output": 0, "n": "4"}', "n and cost"),
+        ('{"kind": "judge", "prompt": 1, "cached": 1, "output": 0, "cost": null}', "n and cost"),
     ],
 )
 def test_lines_that_are_no_calls_are_errors_with_their_place(tmp_path, line, told):

@@ -158,6 +158,46 @@ def test_a_search_without_outcome_or_ledger_is_refused(tmp_path):
         read_records([tmp_path / "a"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("ledger.jsonl", None, "cannot be read"),
+        ("ledger.jsonl", b"\xff\n", "cannot be read"),
+        ("ledger.jsonl", b'{"kind":"sample","prompt":0,"cached":0,"output":0}\n', "stated no usage"),
+        ("result.json", b'{"resolved": true, "tests": {"runs": "x"}}', "tests.runs"),
+        ("resolved.json", b'{"resolved_ids": "i0"}', "lists of instance ids"),
+        ("resolved.json", b'{"resolved_ids": [["i0"]]}', "lists of instance ids"),
+    ],
+)
+def test_damaged_files_are_errors_not_costs(tmp_path, name, content, told):
+    searched(tmp_path / "a", "i0", resolved=True)
+    path = tmp_path / "a" / "i0" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        read_records([tmp_path / "a"], path if name == "resolved.json" else None)
+
+
+@pytest.mark.parametrize("change", [{"resolved": 2}, {"runs": 0}, {"usage": {"sample": {"prompt": -1}}}])
+def test_records_out_of_range_are_refused(tmp_path, change):
+    record = {"task": "a", "method": "m", "runs": 1, "resolved": 1.0, "usage": {}, "tests": 0}
+    (tmp_path / "r.jsonl").write_text(json.dumps(record | change) + "\n")
+    with pytest.raises(DataError, match=r"r\.jsonl:1"):
+        read_records([tmp_path / "r.jsonl"])
+    (tmp_path / "r.jsonl").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_records([tmp_path / "r.jsonl"])
+
+
+def test_the_reference_is_the_search_without_branching(tmp_path):
+    for i in range(4):
+        searched(tmp_path / "a", f"i{i}", "gate=always \x1b[2J", resolved=i > 0)
+        searched(tmp_path / "b", f"i{i}", "gate=never n=4", resolved=i > 0)
+    text = report(parsed(tmp_path / "a", tmp_path / "b", "--resamples", 200))
+    assert "over those of gate=never n=4 with 1 run(s)" in text
+    words = ("--reference", "gate=always \x1b[2J", "--resamples", 200)
+    assert "\x1b" not in report(parsed(tmp_path / "a", tmp_path / "b", *words))
+
+
 def test_records_come_back_as_they_were(tmp_path):
     write_records(two(), tmp_path / "records.jsonl")
     assert read_records([tmp_path / "records.jsonl"]) == two()
@@ -184,6 +224,11 @@ def test_what_was_not_run_cannot_be_asked_for(tmp_path):
         report(parsed(tmp_path / "r.jsonl", "--at", 8, "--resamples", 200))
     with pytest.raises(SettingsError, match=r"gaited.*'gated'"):
         report(parsed(tmp_path / "r.jsonl", "--reference", "gaited", "--resamples", 200))
+
+
+def test_the_figure_shows_a_methods_name_as_it_is():
+    named = costs([one._replace(method=f"$\\x{{ {one.method}") for one in two()])
+    draw_curves(named).canvas.draw()
 
 
 def test_the_figure_draws_the_curves_numbers():

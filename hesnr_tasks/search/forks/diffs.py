@@ -32,7 +32,7 @@ _EXACT = (
 class Baseline:
     """The files of `folder` as they are now, in a store of its own: uncommitted changes are part of them.
 
-    Files that the repository ignores are left out, unless it tracks them; so are repositories within it (submodules), as
+    Files that the repository ignores are left out, unless it tracks them; so are repositories within it (submodules):
     git would run in them by the settings that a command gave them. No setting, hook or filter of the user or the
     repository applies.
     """
