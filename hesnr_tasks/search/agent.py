@@ -31,9 +31,21 @@ from hesnr_tasks.search.policy import ModelPolicy
 from hesnr_tasks.search.tree import Node, Tree
 from hesnr_tasks.search.types import Judge, Leaf, Message, Policy, Usage
 
-__all__ = ["EntropyGuidedAgent"]
+__all__ = ["EntropyGuidedAgent", "header_of"]
 
 _log = logging.getLogger("hesnr_tasks")
+
+
+def header_of(
+    instance: str, task: str, model: Any, gate: Gate, judge: Judge | None, settings: SearchSettings
+) -> dict[str, Any]:
+    """What a search is of and by: only the same may go on with a tree."""
+    asked = getattr(getattr(judge, "chat", None), "model", "")
+    names = {"gate": repr(gate), "judge": f"{type(judge).__name__} {asked}".strip() if judge else ""}
+    config = model.config
+    options = getattr(config, "model_kwargs", {})
+    names |= {"model": str(getattr(config, "model_name", "")), "temperature": str(options.get("temperature", ""))}
+    return {"instance": instance, "task": task, "settings": asdict(settings) | names}
 
 
 class EntropyGuidedAgent(DefaultAgent):
@@ -96,10 +108,7 @@ class EntropyGuidedAgent(DefaultAgent):
         return [leaf_of(self.output / "leaves", record) for record in self.tree.leaves.values()]
 
     def _begin(self, task: str) -> None:
-        judge = type(self._decider.judge).__name__ if self._decider.judge else ""
-        model = str(getattr(self.model.config, "model_name", ""))
-        settings = asdict(self.settings) | {"gate": repr(self.gate), "judge": judge, "model": model}
-        header = {"instance": self.instance, "task": task, "settings": settings}
+        header = header_of(self.instance, task, self.model, self.gate, self._decider.judge, self.settings)
         self.tree.begin(header | {"base": getattr(self.forks, "base_hash", "")})
         self._decider.votes_only |= any(record["source"] == "vote" for record in self.tree.draws.values())
         keep_only = getattr(self.forks, "keep_only", None)
@@ -148,7 +157,7 @@ class EntropyGuidedAgent(DefaultAgent):
             if type(error).__name__ == "ContextWindowExceededError":
                 self._add(node, 0, -1, [exit_message(type(error).__name__, str(error))], node.state, node.hash)
                 return False
-            told = f"{type(error).__name__}: {str(error)[:500]}"
+            told = f"{type(error).__name__}: {''.join(c if c.isprintable() else ' ' for c in str(error)[:500])}"
             raise SearchError(
                 f"the model gave no answer at {self.instance} {node.id}: {told}. Run it again: it goes on."
             ) from error

@@ -62,7 +62,12 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gate", default="threshold:0.5", help="never, always, random:RATE, threshold:NATS, relative:NATS[:mean|"
         "initial], quantile:SHARE:SCORES_FOLDER (default: threshold:0.5)")  # fmt: skip
     add("--entropy", choices=SOURCES, default=_USUAL.source, help="of votes, or log-probabilities (default: vote)")
-    add("--key", choices=("class", "file", "whole"), default=_USUAL.resolution, help="when two actions are one")
+    add(
+        "--key",
+        choices=("class", "file", "whole"),
+        default=_USUAL.resolution,
+        help=f"two actions are one if this is the same (default: {_USUAL.resolution})",
+    )
     add("--n", type=int, default=_USUAL.n, help=f"draws where the gate fires (default: {_USUAL.n})")
     add("--probe", type=int, default=0, help="draws before the gate is asked (default: n by votes, 1 by logprob)")
     add("--max-forks", type=int, help="then the gate stays shut")
@@ -105,10 +110,11 @@ def _run(args: argparse.Namespace) -> int:
 def _told(found: Mapping[str, Any], output: Path) -> str:
     tokens = found["tokens"]["all"]
     ended = ", ".join(f"{leaf} {status}" for leaf, status in found["statuses"].items())
+    failed = f" (the judge failed at {found['judge_failures']})" if found["judge_failures"] else ""
     return (
-        f"{found['instance_id']}: {found['steps']} steps, {found['forks']} forks; {ended}; chosen {found['chosen']} by "
-        f"{found['decided_by']}; tokens {tokens['prompt']} prompt ({tokens['cached']} cached), {tokens['output']} "
-        f"output; {output / found['instance_id'] / 'chosen.patch'}"
+        f"{found['instance_id']}: {found['steps']} steps, {found['forks']} forks{failed}; {ended}; "
+        f"chosen {found['chosen']} by {found['decided_by']}; tokens {tokens['prompt']} prompt "
+        f"({tokens['cached']} cached), {tokens['output']} output; {output / found['instance_id'] / 'chosen.patch'}"
     )
 
 
@@ -171,11 +177,15 @@ def _repository(args: argparse.Namespace, folder: Path, where: str) -> Path:
 def _text(text: str) -> str:
     if not text.startswith("@"):
         return text
-    return "\n".join(_lines(Path(text[1:])))
+    return _read(Path(text[1:]))
 
 
 def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in _read(path).split("\n")]  # JSON may hold other line ends, as U+2028
+
+
+def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}.") from None

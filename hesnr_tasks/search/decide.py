@@ -17,7 +17,7 @@ from hesnr_tasks.search.entropy import decision_entropy, vote_entropy
 from hesnr_tasks.search.gates import Gate, StepState
 from hesnr_tasks.search.judge import Blend, posterior
 from hesnr_tasks.search.keys import action_key
-from hesnr_tasks.search.types import Candidate, Draw, Judge, Message, Policy, Usage
+from hesnr_tasks.search.types import Candidate, Draw, Judge, Message, Policy, Usage, total
 
 __all__ = ["MODES", "SOURCES", "Decider", "SearchSettings", "candidates_of"]
 
@@ -74,7 +74,7 @@ class _Step:
     judge_error: str = ""
 
 
-def candidates_of(draws: Sequence[Draw], resolution: str = "file") -> list[tuple[Candidate, int]]:
+def candidates_of(draws: Sequence[Draw], resolution: str) -> list[tuple[Candidate, int]]:
     """The good draws by action key, in the order first drawn, with votes and the index of the first such draw."""
     first: dict[str, int] = {}
     votes: dict[str, int] = {}
@@ -99,6 +99,7 @@ class Decider:
     ) -> None:
         self.policy, self.gate, self.judge, self.settings, self._spend = policy, gate, judge, settings, spend
         self.votes_only = settings.source == "vote"
+        self._told = False  # that the server states no usage
 
     def decide(self, node: str, task: str, messages: Sequence[Message], state: StepState, room: int) -> dict[str, Any]:
         """The record of a decision (see `tree`); `room`: how many more branches there may be."""
@@ -143,7 +144,10 @@ class Decider:
     def _draw(self, step: _Step, node: str, messages: Sequence[Message], n: int) -> None:
         if n:
             draws = self.policy.sample(messages, n)
-            usage = Usage(*(sum(column) for column in zip(*(draw.usage for draw in draws), strict=True)))
+            usage = total(draw.usage for draw in draws)
+            if not usage.prompt and not self._told:
+                _log.warning("the server states no token usage: what this costs is not known, and not limited")
+                self._told = True
             self._spend("sample", usage, len(draws), sum(draw.cost for draw in draws), node)
             step.draws.extend(draws)
 

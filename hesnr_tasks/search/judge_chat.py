@@ -121,14 +121,13 @@ def ask_until_read(
 def usage_of(answer: Any) -> Usage:
     """The tokens that a chat completion states; servers that state none are an error, as the ledger would lie."""
     stated = answer.get("usage") if isinstance(answer, dict) else None
-    counts = (
-        [stated.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(stated, dict) else [None]
-    )
-    details = stated.get("prompt_tokens_details") if isinstance(stated, dict) else None
-    counts.insert(1, (details.get("cached_tokens") if isinstance(details, dict) else 0) or 0)
+    stated = stated if isinstance(stated, dict) else {}
+    details = stated.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    counts = Usage(stated.get("prompt_tokens", -1), cached or 0, stated.get("completion_tokens", -1))
     if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError("the reply states no token usage")
-    return Usage(*counts)
+    return counts
 
 
 def _body(error: urllib.error.HTTPError) -> str:

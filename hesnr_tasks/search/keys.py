@@ -3,10 +3,10 @@
 The key of a shell command or a tool call at one of three resolutions:
 
 - `class`: one of `CLASSES`: submit, edit, test, run, install, vcs, search, read, think, other, none;
-- `file` (default): the class and what it is about: files, else directories, else the pattern looked for
+- `file`: the class and what it is about: files, else directories, else the pattern looked for
   (`read:src/a.py`, `search:def f`, `test`, `vcs:diff`);
-- `whole`: the whole command in one spelling (white space, comments, needless quotes and the delimiters of
-  here-documents do not count).
+- `whole` (a search's default): the whole command in one spelling (white space, comments, needless quotes and the
+  delimiters of here-documents do not count).
 
 Commands are parsed, never executed. An action of several commands has the class of the one that matters most (the
 order above), and the targets of all commands of that class: `cd x && grep -n f a.py | head` is `search:x/a.py`.

@@ -76,8 +76,8 @@ def _record(path: Path, method: str, outcomes: Mapping[str, bool]) -> Record:
     for line, entry in enumerate(read_ledger(ledger), start=1):
         if entry.kind == "sample" and not entry.usage.prompt:
             raise DataError(
-                f"{ledger}:{line}: a draw without prompt tokens: the server stated no usage, or an empty one. What this "
-                "search cost is not known; leave it out, or search with a server that states usage."
+                f"{ledger}:{line}: a draw without prompt tokens: the server stated no usage, or an empty one. What "
+                "this search cost is not known; leave it out, or search with a server that states usage."
             )
         usage[entry.kind] = total((usage.get(entry.kind, Usage()), entry.usage))
     runs = result.get("runs", 1)

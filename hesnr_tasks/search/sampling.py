@@ -23,6 +23,7 @@ from hesnr_tasks.search.types import Draw, Message
 __all__ = ["SamplingModel", "SamplingTextModel"]
 
 _log = logging.getLogger("hesnr_tasks")
+litellm.suppress_debug_info = True  # else it prints an invitation to report a bug at each failed request
 
 
 class _Sampling(LitellmModel):

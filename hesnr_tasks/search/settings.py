@@ -44,7 +44,7 @@ def how_of(args: argparse.Namespace) -> How:
         model=_model(args, config),
         gate=gate,
         settings=settings,
-        method=f"gate={args.gate} n={args.n} mode={args.mode} judge={args.judge}",
+        method=_method(args),
         judge=_judge(args),
         selectors=[LLMSelector(_chat(args))] if args.select == "llm" else [],
         tests=not args.no_tests,
@@ -53,6 +53,26 @@ def how_of(args: argparse.Namespace) -> How:
         agent={name: value for name, value in config["agent"].items() if name not in _AGENT},
         environment={name: value for name, value in environment.items() if name not in _ENVIRONMENT},
     )
+
+
+def _method(args: argparse.Namespace) -> str:
+    """What a report calls it: two searches with the same name are two samples of one method."""
+    usual = SearchSettings()
+    words = {"gate": args.gate, "n": args.n, "mode": args.mode, "judge": args.judge}
+    others = {
+        "entropy": (args.entropy, usual.source),
+        "key": (args.key, usual.resolution),
+        "probe": (args.probe, usual.probe),
+        "width": (args.width, usual.width),
+        "max_forks": (args.max_forks, None),
+        "no_tests": (args.no_tests, False),
+        "judge_model": (args.judge_model, None),
+        "select": (args.select, "none"),
+        "temperature": (args.temperature, None),
+        "model": (args.model, None),
+    }
+    words |= {name: value for name, (value, default) in others.items() if value != default}
+    return " ".join(f"{name}={value}" for name, value in words.items())
 
 
 def _gate(args: argparse.Namespace) -> Gate:

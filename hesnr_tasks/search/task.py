@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.search.agent import EntropyGuidedAgent
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.search.agent import EntropyGuidedAgent, header_of
 from hesnr_tasks.search.consolidate import consolidate
 from hesnr_tasks.search.decide import SearchSettings
 from hesnr_tasks.search.forks import open_forks
@@ -17,6 +18,7 @@ from hesnr_tasks.search.gates import Gate
 from hesnr_tasks.search.leaf import write_whole
 from hesnr_tasks.search.ledger import Ledger
 from hesnr_tasks.search.select import Chosen, Selection, Selector, select
+from hesnr_tasks.search.tree import Tree
 from hesnr_tasks.search.types import Judge, Leaf, Usage, total
 
 __all__ = ["How", "Task", "search"]
@@ -49,10 +51,13 @@ class How:
 
 
 def search(task: Task, how: How, output: Path) -> dict[str, Any]:
-    """Search, test, select; returns what is in `output`/result.json. What is there already is not done again."""
+    """Search, test, select; returns what is in `output`/result.json. What is there already is not done again.
+
+    Raises `SettingsError` where it is the result of another search.
+    """
     result = output / "result.json"
     if result.exists():
-        return json.loads(result.read_text())
+        return _finished(task, how, result)
     forks = open_forks(task.repository, output / "work", how.fork, image=how.image, hide=output)
     agent = EntropyGuidedAgent(
         how.model, forks, output, gate=how.gate, judge=how.judge, settings=how.settings,
@@ -65,7 +70,9 @@ def search(task: Task, how: How, output: Path) -> dict[str, Any]:
     if chosen.usage != Usage():
         ledger.add("select", chosen.usage)
     found = _record(task, how, leaves, chosen) | {"tests": tests, "tokens": _tokens(ledger)}
-    found |= {"steps": len(agent.tree.draws), "forks": sum(record["fork"] for record in agent.tree.draws.values())}
+    draws = agent.tree.draws.values()
+    found |= {"steps": len(draws), "forks": sum(record["fork"] for record in draws)}
+    found |= {"judge_failures": sum(bool(record["judge_error"]) for record in draws)}
     ledger.close()
     write_whole(output / "chosen.patch", chosen.leaf.patch.encode("utf-8", "surrogateescape"))
     write_whole(result, json.dumps(found, indent=2).encode())
@@ -73,6 +80,23 @@ def search(task: Task, how: How, output: Path) -> dict[str, Any]:
         forks.close()
     remove_tree(output / "work")
     return found
+
+
+def _finished(task: Task, how: How, result: Path) -> dict[str, Any]:
+    """The result that is there, if it is this search's."""
+    try:
+        found = json.loads(result.read_text(encoding="utf-8"))
+        method = found["method"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{result}: not the result of a search ({error!r}). Remove it, and it is made again.") from None
+    tree = Tree.open(result.with_name("tree.jsonl"))
+    try:
+        tree.begin(header_of(task.instance, task.text, how.model, how.gate, how.judge, how.settings))
+    finally:
+        tree.close()
+    if method != how.method:
+        raise SettingsError(f"{result} is of {method}, now {how.method}. Give another output, or remove that file.")
+    return dict(found)
 
 
 def _chosen(task: Task, how: How, forks: Any, leaves: list[Leaf]) -> tuple[Chosen, dict[str, Any]]:

@@ -23,7 +23,7 @@ class ChatServer(ThreadingHTTPServer):
         self.model, self.tokens = model, tokens
         self.tokenizer = byte_level(vocabulary=2000)
         self.generator = torch.Generator().manual_seed(0)
-        self.gives_logprobs = True
+        self.gives_logprobs = self.states_usage = True
         self.refuses = set()  # fields that are answered with 400
         self.most_choices = 128
         self.ends_at = 3  # requests whose conversation has so many tool results are answered by the submission
@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.usage["output"] += output
         usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
         body = {"id": "1", "object": "chat.completion", "created": 1, "model": asked["model"]}
-        return 200, body | {"choices": choices, "usage": usage}
+        return 200, body | {"choices": choices} | ({"usage": usage} if server.states_usage else {})
 
     def choice(self, asked, index, text, done):
         """Every third sample is text without a call, every fifth a call that is no JSON; the rest echo the sample."""

@@ -107,6 +107,59 @@ def test_a_whole_search_against_a_real_server(server, repository, tmp_path, caps
     assert len(server.requests) == asked, "what is done is not done again"
 
 
+def test_a_finished_search_is_no_answer_to_another_question(server, repository, tmp_path):
+    server.ends_at = 0
+    first = usual(server, repository, tmp_path / "out", "--gate", "never")
+    assert hesnr(*first) == 0
+    held = (tmp_path / "out" / "repo" / "tree.jsonl").read_bytes()
+    (repository / "more").write_text("the patch may be applied in between")
+    assert hesnr(*first) == 0
+    for words in (("--task", "Another."), ("--gate", "always"), ("--temperature", "0.5"), ("--select", "llm")):
+        assert hesnr(*first, *words) == 2, words
+    assert (tmp_path / "out" / "repo" / "tree.jsonl").read_bytes() == held
+    (tmp_path / "out" / "repo" / "result.json").write_text("[]")
+    assert hesnr(*first) == 2
+
+
+def test_methods_that_differ_have_different_names(tmp_path):
+    from hesnr_tasks.search.settings import how_of
+
+    words = ["--task", "x", "--repo", ".", "-o", tmp_path, "--base-url", "http://127.0.0.1:9/v1", "--model", "m"]
+    options = [(), ("--n", 3), ("--key", "file"), ("--entropy", "logprob"), ("--probe", 2), ("--select", "llm")]
+    options += [("--no-tests",), ("--temperature", 1), ("--model", "m2"), ("--max-forks", 2), ("--width", 2)]
+    names = [how_of(arguments(*words, "--gate", "always", *more)).method for more in options]
+    assert len(set(names)) == len(options)
+    assert names[0] == "gate=always n=4 mode=choose judge=none model=m"
+
+
+def test_a_judge_that_talks_nonsense_is_told_in_the_result(server, repository, tmp_path, capsys):
+    server.ends_at = 1
+    words = ["--gate", "always", "--n", "3", "--judge", "llm", "--no-tests"]
+    assert hesnr(*usual(server, repository, tmp_path / "out", *words)) == 0
+    failures = json.loads((tmp_path / "out" / "repo" / "result.json").read_text())["judge_failures"]
+    assert failures == sum(bool(record["judge_error"]) for record in records(tmp_path / "out")) > 0
+    assert f"(the judge failed at {failures})" in capsys.readouterr().out
+    assert summed(tmp_path / "out") == server.usage
+
+
+def test_a_server_without_usage_is_told_once(server, repository, tmp_path, caplog):
+    server.states_usage = False
+    server.ends_at = 2
+    assert hesnr(*usual(server, repository, tmp_path / "out", "--gate", "never")) == 0
+    assert sum("states no token usage" in record.message for record in caplog.records) == 1
+
+
+def test_texts_are_taken_as_they_are(repository, tmp_path):
+    text = "one\u2028two\x0bthree\n"
+    (tmp_path / "task").write_text(text)
+    words = ["--repo", repository, "-o", tmp_path / "out"]
+    assert command.read_tasks(arguments("--task", f"@{tmp_path / 'task'}", *words))[0].text == text
+    row = {"instance_id": "a", "repo": "repo", "problem_statement": text}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n\n")
+    tasks = command.read_tasks(arguments("--instances", tmp_path / "tasks.jsonl", "-o", tmp_path / "out"))
+    assert [task.text for task in tasks] == [text]
+
+
 def records(output):
     lines = (output / "repo" / "tree.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["type"] == "draws"]
