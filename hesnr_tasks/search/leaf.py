@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def leaf_record(tree: Tree, node: Node) -> dict[str, Any]:
         "node": node.id,
         "status": node.status,
         "patch": f"{node.branch}.patch",
-        "score": sum(scores) / len(scores) if scores else 0.0,
+        "score": sum(scores) / len(scores) if scores else None,
         "commands": [draw["command"] for draw in drawn if not draw["error"]],
     }
 
@@ -45,7 +46,8 @@ def leaf_of(folder: Path, record: dict[str, Any]) -> Leaf:
     """A leaf from its record and its files in `folder`."""
     patch = (folder / record["patch"]).read_bytes().decode("utf-8", errors="surrogateescape")
     path = folder / f"{record['id']}.traj.json"
-    return Leaf(record["id"], patch, record["status"], path, tuple(record["commands"]), record["score"])
+    score = math.nan if record["score"] is None else record["score"]
+    return Leaf(record["id"], patch, record["status"], path, tuple(record["commands"]), score)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -8,7 +8,8 @@
    A selector that fails casts no vote; that is noted and never made up for.
 4. Most votes win. Ties, in this order: greater sum of the selectors' scores; greater pass rate; more leaves with that
    patch; greater mean judge score; fewer changed lines; earlier leaf. With equal scores a selector's own vote goes by
-   the same order from the pass rate on.
+   the same order from the pass rate on. Judge scores count only where every candidate has one: a path on which nobody
+   was asked is neither good nor bad.
 
 EGSS's pass-rate threshold and its ties are not public: `least` = 0 and the order above are choices; `top` = 3 is the
 released code's.
@@ -16,8 +17,9 @@ released code's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from hesnr_tasks.errors import JudgeError, SearchError, SettingsError
@@ -123,6 +125,8 @@ def finalists(leaves: Sequence[Leaf], suite: Suite | None = None, weighting: str
     if not leaves:
         raise SearchError("there is no leaf to select from: every path of the search failed")
     with_patch = [leaf for leaf in leaves if leaf.patch.strip()] or list(leaves)
+    if any(math.isnan(leaf.score) for leaf in with_patch):
+        with_patch = [replace(leaf, score=0.0) for leaf in with_patch]
     rates = suite.rates(weighting) if suite else {}
     groups: dict[str, list[Leaf]] = {}
     for leaf in with_patch:

@@ -129,5 +129,5 @@ class Leaf:
     status: str  # mini-swe-agent's exit status: Submitted, LimitsExceeded, …
     trajectory: Path  # its mini-swe-agent-1.1 file
     commands: tuple[str, ...]  # executed on the way, in order
-    score: float = 0.0  # mean judge score on the way; 0 where no judge was asked
+    score: float = 0.0  # mean judge score on the way; NaN where no judge was asked
     extra: Mapping[str, Any] = field(default_factory=dict)

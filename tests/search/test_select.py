@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def suite_of(**passes):
     count = len(next(iter(passes.values())))
     tests = [Kept(f"t{i}", tuple(passes), {keys[n]: p[i] == "1" for n, p in passes.items()}) for i in range(count)]
     return Suite(tuple(tests), (), keys)
+
+
+def test_a_leaf_that_nobody_judged_is_not_the_worst():
+    both = [leaf("a", lines=1, score=math.nan), leaf("b", lines=3, score=0.1)]
+    found = select("task", both, None, [])
+    assert (found.leaf.id, found.election.decided_by) == ("a", "size")
+    assert best_of_n(both[::-1]).id == "b", "the first, as scores cannot be compared"
+    assert best_of_n([leaf("a", score=0.0), leaf("b", score=0.1)]).id == "b"
+    many = [leaf(name, score=score) for name, score in (("a", math.nan), ("b", 0.9), ("c", 0.8))]
+    left = cut(finalists(many, suite_of(a="10", b="10", c="01")), Selection(top=2))
+    assert [one.id for one in left] == ["a", "b"]
 
 
 # --- votes ---
