@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hesnr_tasks.search.forks.replay import ReplayForks
 
 COMMIT = "git -c user.name=t -c user.email=t commit -qm y"
 ROOT = Path(__file__).resolve().parents[2]
+OUTSIDE = Path("/var/tmp")  # of /tmp, which every state has of its own
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,10 +93,10 @@ def test_the_rest_of_the_disk_cannot_be_written(repository, tmp_path):
     state = CopyForks(repository, tmp_path / "store").begin()
     home = str(Path.home())
     told = run(
-        state, f"touch {home}/hesnr-x /etc/hesnr-x /var/tmp/hesnr-x {ROOT}/hesnr-x; umount {repository}; umount -a"
+        state, f"touch {home}/hesnr-x /etc/hesnr-x /var/tmp/hesnr-x /usr/hesnr-x; umount {repository}; umount -a"
     )
     assert told.count("Read-only file system") == 4
-    for folder in (home, "/etc", "/var/tmp", str(ROOT)):
+    for folder in (home, "/etc", "/var/tmp", "/usr"):
         assert not (Path(folder) / "hesnr-x").exists()
     told = run(
         state,
@@ -104,7 +106,7 @@ def test_the_rest_of_the_disk_cannot_be_written(repository, tmp_path):
 
 
 def test_a_store_outside_tmp_is_hidden(repository, tmp_path):
-    store = ROOT / ".pytest_cache" / f"store-{os.getpid()}"
+    store = OUTSIDE / f"hesnr-store-{os.getpid()}"
     try:
         forks = CopyForks(repository, store)
         first, second = forks.begin(), forks.begin()
@@ -112,6 +114,15 @@ def test_a_store_outside_tmp_is_hidden(repository, tmp_path):
         assert run(second, f"ls {store}; echo {store}/states/*").strip() == f"{store}/states/*"
     finally:
         remove_tree(store)
+
+
+def test_a_python_that_lies_in_tmp_can_be_run_and_not_written(repository, tmp_path, monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        (Path(folder) / "python").write_text("found")
+        monkeypatch.setattr(sys, "prefix", folder)
+        state = CopyForks(repository, tmp_path / "store").begin()
+        assert run(state, f"cat {folder}/python; touch {folder}/x").startswith("foundtouch: cannot touch")
+        assert os.listdir(folder) == ["python"]
 
 
 def test_siblings_cannot_be_reached_through_open_files(repository, tmp_path):
@@ -122,12 +133,12 @@ def test_siblings_cannot_be_reached_through_open_files(repository, tmp_path):
 
 
 def test_what_other_branches_found_and_services_outside_are_hidden(repository, tmp_path, monkeypatch):
-    output = ROOT / ".pytest_cache" / f"out-{os.getpid()}"
+    output = OUTSIDE / f"hesnr-out-{os.getpid()}"
     output.mkdir(parents=True)
     try:
         listening = socket.socket(socket.AF_UNIX)
-        listening.bind(os.path.relpath(output.parent / f"s{os.getpid()}"))
-        service = output.parent / f"s{os.getpid()}"
+        listening.bind(os.path.relpath(output.parent / f"hesnr-s{os.getpid()}"))
+        service = output.parent / f"hesnr-s{os.getpid()}"
         monkeypatch.setattr(copies, "_SERVICES", (service, output / "none"))
         (output / "r.patch").write_text("a patch")
         state = open_forks(repository, output / "work", hide=output).begin()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class CopyFork:
     def execute(self, command: str, *, timeout: float, env: Mapping[str, str] | None = None) -> Ran:
         """Run a shell command at `root`; when the time is over, all its processes are killed."""
         binds = {self.folder / "tmp": _TMP, self.folder / "tree": self.root}
-        return run_inside(self.root, binds, self._forks.hidden, command, timeout, env)
+        return run_inside(self.root, binds, self._forks.hidden, self._forks.shown, command, timeout, env)
 
     def fork(self) -> CopyFork:
         """An equal, independent state. Raises `SearchError` when it is not equal, or cannot be made."""
@@ -73,6 +74,7 @@ class CopyForks:
         check_namespaces()
         (self.store / "states").mkdir(parents=True, exist_ok=True)
         self.hidden = self._hidden(hide.resolve() if hide else self.store)
+        self.shown = self._shown()
         self._numbers = itertools.count(1 + max([0, *(int(name) for name in self.tokens() if name.isdigit())]))
         if not (self.store / "ready").exists():
             self._begin()
@@ -82,6 +84,11 @@ class CopyForks:
         """What commands must not see: `folder` (else the store) unless in /tmp, which they have their own of."""
         around = self.store if self.repository.is_relative_to(folder) else folder
         return [path for path in (around, *_SERVICES) if path.exists() and not path.is_relative_to(_TMP)]
+
+    def _shown(self) -> list[Path]:
+        """Where this Python is, if that is in /tmp: commands run it, and have a /tmp of their own."""
+        places = {Path(sys.prefix), Path(sys.base_prefix)}
+        return sorted(p for p in places if p.is_relative_to(_TMP) and not p.is_relative_to(self.repository))
 
     def _check(self) -> None:
         if not self.repository.is_dir():
@@ -99,8 +106,9 @@ class CopyForks:
         remove_tree(base)
         (base / "tmp").mkdir(parents=True)
         (base / "tmp").chmod(0o1777)
-        if self.repository.is_relative_to(_TMP):  # where it is bound must exist in the private /tmp
-            (base / "tmp" / self.repository.relative_to(_TMP)).mkdir(parents=True)
+        for path in (self.repository, *self.shown):  # where they are bound must exist in the private /tmp
+            if path.is_relative_to(_TMP):
+                (base / "tmp" / path.relative_to(_TMP)).mkdir(parents=True, exist_ok=True)
         copy_tree(self.repository, base / "tree")
         (self.store / "ready").write_text(hash_tree(base))
 

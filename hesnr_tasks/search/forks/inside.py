@@ -1,6 +1,7 @@
 """Started as a script: runs one command where only a copied state can be written.
 
-    python -I -S inside.py PLAN     JSON: root, binds [[source, target]], hide [path], command, report (a descriptor)
+    python -I -S inside.py PLAN     JSON: root, binds [[source, target]], hide [path], show [folder], command,
+                                    report (a descriptor)
 
 In a new user, mount, process and IPC namespace, everything is made read-only, the copies are bound over the paths they
 stand for, and what must not be seen or reached is covered. The command itself runs in a further user namespace, which
@@ -67,6 +68,7 @@ def _unshare(flags: int) -> None:
 def _arrange(plan: dict[str, Any]) -> None:
     """All mounts but /proc."""
     binds = [(os.open(source, os.O_PATH | os.O_DIRECTORY), target) for source, target in plan["binds"]]
+    shown = [(os.open(folder, os.O_PATH | os.O_DIRECTORY), folder) for folder in plan["show"]]
     _mount(None, "/", flags=_REC | _PRIVATE)
     _read_only("/", on=True)
     for path in plan["hide"]:
@@ -79,6 +81,9 @@ def _arrange(plan: dict[str, Any]) -> None:
         _mount(f"/proc/self/fd/{source}", target, flags=_BIND)
         _read_only(target, on=False)
         os.close(source)  # through /proc/1/fd the command would see what lies beside the copies
+    for source, target in shown:  # as read-only as what they are taken from
+        _mount(f"/proc/self/fd/{source}", target, flags=_BIND | _REC)
+        os.close(source)
     if os.path.isdir("/dev/shm"):  # noqa: PTH112
         _mount("none", "/dev/shm", "tmpfs", _NOSUID | _NODEV, "mode=1777")
     os.chdir(plan["root"])

@@ -33,17 +33,21 @@ def run_inside(
     root: Path,
     binds: Mapping[Path, Path],
     hide: Sequence[Path],
+    show: Sequence[Path],
     command: str,
     timeout: float,
     env: Mapping[str, str] | None,
 ) -> Ran:
     """Run a shell command at `root` where only the `binds` (folder -> the path it stands for) can be written.
 
+    `hide`: folders and files it cannot see; `show`: folders that a bind would cover, to be read all the same.
+
     Raises `SearchError` when the namespaces cannot be made; the command was not started then.
     """
     read, write = os.pipe()
     pairs = [[str(source), str(target)] for source, target in binds.items()]
-    plan = {"root": str(root), "binds": pairs, "hide": [str(p) for p in hide], "command": command, "report": write}
+    seen = {"hide": [str(path) for path in hide], "show": [str(path) for path in show]}
+    plan = {"root": str(root), "binds": pairs, **seen, "command": command, "report": write}
     words = [sys.executable, "-I", "-S", str(_INSIDE), json.dumps(plan)]
     with os.fdopen(read, "rb") as report:
         try:
@@ -59,7 +63,7 @@ def check_namespaces() -> None:
     """Raises `SearchError`, naming the alternatives, where commands cannot be isolated."""
     if sys.platform != "linux":
         raise SearchError(f"commands cannot be isolated on {sys.platform}. {_MEND}")
-    run_inside(Path("/"), {}, [], "true", 20, None)
+    run_inside(Path("/"), {}, [], [], "true", 20, None)
 
 
 def run_group(
