@@ -122,7 +122,7 @@ def test_a_python_that_lies_in_tmp_can_be_run_and_not_written(repository, tmp_pa
         monkeypatch.setattr(sys, "prefix", folder)
         state = CopyForks(repository, tmp_path / "store").begin()
         assert run(state, f"cat {folder}/python; touch {folder}/x").startswith("foundtouch: cannot touch")
-        assert os.listdir(folder) == ["python"]
+        assert [path.name for path in Path(folder).iterdir()] == ["python"]
 
 
 def test_siblings_cannot_be_reached_through_open_files(repository, tmp_path):
