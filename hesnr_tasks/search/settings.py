@@ -91,6 +91,8 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     limits = {"step_limit": args.step_limit, "cost_limit": args.cost_limit}
     given = {"agent": {name: UNSET if value is None else value for name, value in limits.items()}}
     merged = recursive_merge(*read, given, {"model": {"model_name": args.model or UNSET}})
+    if wrong := [name for name in ("agent", "environment", "model") if not isinstance(merged.get(name, {}), dict)]:
+        raise SettingsError(f"-c: {wrong[0]} must be a table of settings, not {merged[wrong[0]]!r}.")
     if not {"system_template", "instance_template"} <= set(merged["agent"]):
         raise SettingsError(
             "-c: agent.system_template and agent.instance_template are missing; add -c mini.yaml first."

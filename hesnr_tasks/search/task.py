@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+from pydantic import ValidationError
+
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.search.agent import EntropyGuidedAgent, header_of
 from hesnr_tasks.search.consolidate import consolidate
@@ -59,11 +62,7 @@ def search(task: Task, how: How, output: Path) -> dict[str, Any]:
     if result.exists():
         return _finished(task, how, result)
     forks = open_forks(task.repository, output / "work", how.fork, image=how.image, hide=output)
-    agent = EntropyGuidedAgent(
-        how.model, forks, output, gate=how.gate, judge=how.judge, settings=how.settings,
-        environment=how.environment, instance=task.instance, **how.agent,
-    )  # fmt: skip
-    agent.run(task.text)
+    agent = _searched(task, how, forks, output)
     leaves = agent.leaves
     chosen, tests = _chosen(task, how, forks, leaves)
     ledger = Ledger(output / "ledger.jsonl")
@@ -80,6 +79,20 @@ def search(task: Task, how: How, output: Path) -> dict[str, Any]:
         forks.close()
     remove_tree(output / "work")
     return found
+
+
+def _searched(task: Task, how: How, forks: Any, output: Path) -> EntropyGuidedAgent:
+    """The agent, when every branch has ended."""
+    try:
+        agent = EntropyGuidedAgent(
+            how.model, forks, output, gate=how.gate, judge=how.judge, settings=how.settings,
+            environment=how.environment, instance=task.instance, **how.agent,
+        )  # fmt: skip
+        agent.run(task.text)
+    except (ValidationError, TemplateError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise SettingsError(f"-c: mini-swe-agent cannot use this configuration: {told}") from None
+    return agent
 
 
 def _finished(task: Task, how: How, result: Path) -> dict[str, Any]:

@@ -149,6 +149,23 @@ def test_a_server_without_usage_is_told_once(server, repository, tmp_path, caplo
     assert sum("states no token usage" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "agent.step_limit=abc",
+        "environment.timeout=abc",
+        "agent.instance_template={{ nosuch }}",
+        "agent.system_template={%",
+    ],
+)
+def test_a_configuration_that_mini_refuses_is_an_error(server, repository, tmp_path, capsys, wrong):
+    words = ["--task", "x", "--repo", repository, "-o", tmp_path / "out", "--model", "m", "--base-url", server.address]
+    assert hesnr(*words, "--gate", "never", "-c", "mini.yaml", "-c", wrong) == 2
+    assert "repo: -c: mini-swe-agent cannot use this configuration" in capsys.readouterr().err
+    server.ends_at = 0
+    assert hesnr(*words, "--gate", "never", "-c", "mini.yaml") == 0, "nothing of it is in the way"
+
+
 def test_texts_are_taken_as_they_are(repository, tmp_path):
     text = "one\u2028two\x0bthree\n"
     (tmp_path / "task").write_text(text)
@@ -264,6 +281,11 @@ def test_interrupted_nothing_is_lost(server, repository, tmp_path):
         (["--task", "x", "--repo", ".", "--n", "0"], SettingsError, "n is 0"),
         (["--task", "x", "--repo", ".", "-c", "nothing.yaml"], SettingsError, "nothing.yaml"),
         (["--task", "x", "--repo", ".", "-c", "model.x=1"], SettingsError, "-c"),
+        (
+            ["--task", "x", "--repo", ".", "-c", "mini.yaml", "-c", "environment=[]"],
+            SettingsError,
+            "environment must be",
+        ),
         (["--task", "x", "--repo", "."], SettingsError, "no model"),
         (["--task", "x", "--repo", ".", "--model", "m", "--judge", "llm"], SettingsError, "--judge-url"),
     ],
