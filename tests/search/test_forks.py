@@ -283,6 +283,17 @@ def test_repositories_that_a_command_begins_do_not_stop_the_diff(repository, tmp
     assert changed == ["diff --git a/pkg/a.py b/pkg/a.py", "diff --git a/pkg/b.py b/pkg/b.py"]
 
 
+def test_a_file_that_became_a_pipe_is_gone_from_the_diff(repository, tmp_path):
+    state = CopyForks(repository, tmp_path / "store").begin()
+    run(state, "rm pkg/a.py run.sh; mkfifo pkg/a.py other; echo 1 > new")
+    changed = [line for line in state.diff().splitlines() if line.startswith(("diff", "deleted", "new"))]
+    assert changed == [
+        "diff --git a/new b/new", "new file mode 100644",
+        "diff --git a/pkg/a.py b/pkg/a.py", "deleted file mode 100644",
+        "diff --git a/run.sh b/run.sh", "deleted file mode 100755",
+    ]  # fmt: skip
+
+
 def test_a_copy_that_differs_is_refused(repository, tmp_path):
     forks = CopyForks(repository, tmp_path / "store")
     state = forks.begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +72,9 @@ class Baseline:
     def _add(self, folder: Path, index: Path, tracked: bytes) -> None:
         known = [*tracked.split(b"\0"), *self._work(folder, index, ["ls-files", "-z"]).split(b"\0")]
         inner = [b":(exclude,literal)" + name for name in _repositories(folder, known)]
+        gone = [name + b"\0" for name in known if name and _special(os.path.join(os.fsencode(folder), name))]  # noqa: PTH118
+        if gone:
+            self._work(folder, index, ["update-index", "-z", "--force-remove", "--stdin"], b"".join(gone))
         listed = ["--pathspec-from-file=-", "--pathspec-file-nul"]
         self._work(folder, index, ["add", "-A", *listed], b"\0".join([b".", *inner]))
         if tracked:
@@ -79,6 +83,15 @@ class Baseline:
     def _work(self, folder: Path, index: Path, words: Sequence[str], data: bytes = b"") -> bytes:
         where = {"GIT_DIR": str(self._store), "GIT_WORK_TREE": str(folder), "GIT_INDEX_FILE": str(index)}
         return _git(words, where, folder, data)
+
+
+def _special(path: bytes) -> bool:
+    """Whether a device, pipe or socket, which git cannot hold, stands there now."""
+    try:
+        kind = stat.S_IFMT(os.lstat(path).st_mode)
+    except OSError:
+        return False
+    return kind not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 
 def _repositories(folder: Path, known: Sequence[bytes]) -> Iterator[bytes]:
