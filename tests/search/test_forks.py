@@ -206,8 +206,10 @@ def sleeping(mark, wait=2.0):
 def test_killing_the_search_kills_its_command(repository, tmp_path):
     mark = f"97{os.getpid()}"
     code = f"""
+import signal
 from pathlib import Path
 from hesnr_tasks.search.forks import copies, open_forks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 forks = open_forks(Path({str(repository)!r}), Path({str(tmp_path / "store")!r}))
 forks.begin().execute("setsid sleep {mark} & sleep {mark}", timeout=60)
 """
