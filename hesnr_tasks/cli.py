@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.errors import HesnrError
@@ -47,40 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
     parser.add_argument("--version", action="version", version=f"hesnr-tasks {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    demo = commands.add_parser("demo", help="score the shipped ladder of tiny checkpoints and print its leaderboard")
-    demo_run.add_arguments(demo)
-    demo.set_defaults(run=demo_run.run)
-
     commands.add_parser("eval", help="lm_eval with our tasks on its path; takes lm_eval's own arguments")
-
-    converter = commands.add_parser("convert", help="any supported trajectory format to one clean file")
-    convert.add_arguments(converter)
-    converter.set_defaults(run=convert.run)
-
-    inspector = commands.add_parser("inspect", help="see what was read and what counts, in the terminal or as a page")
-    inspect.add_arguments(inspector)
-    inspector.set_defaults(run=inspect.run)
-
-    analyzer = commands.add_parser("analyze", help="any threshold, k, kinds, filters and breakdown, from score files")
-    analyze.add_arguments(analyzer)
-    analyzer.set_defaults(run=analyze.run)
-
-    comparer = commands.add_parser("compare", help="is one run better than another? paired, from score files")
-    compare.add_arguments(comparer)
-    comparer.set_defaults(run=compare.run)
-
-    reporter = commands.add_parser("report", help="leaderboard, correlations, figures and one page, of lm-eval results")
-    report.add_arguments(reporter)
-    reporter.set_defaults(run=report.run)
-
-    reach = commands.add_parser("passk", help="Pass@K with intervals, from logs, reports or tables")
-    passk.add_arguments(reach)
-    reach.set_defaults(run=passk.run)
-
-    searcher = commands.add_parser("search", help="an agent that branches where it hesitates (EGSS)")
-    search.add_arguments(searcher)
-    searcher.set_defaults(run=search.run)
+    rooms: dict[str, tuple[Any, str]] = {
+        "demo": (demo_run, "score the shipped ladder of tiny checkpoints and print its leaderboard"),
+        "convert": (convert, "any supported trajectory format to one clean file"),
+        "inspect": (inspect, "see what was read and what counts, in the terminal or as a page"),
+        "analyze": (analyze, "any threshold, k, kinds, filters and breakdown, from score files"),
+        "compare": (compare, "is one run better than another? paired, from score files"),
+        "report": (report, "leaderboard, correlations, figures and one page, of lm-eval results"),
+        "passk": (passk, "Pass@K with intervals, from logs, reports or tables"),
+        "search": (search, "an agent that branches where it hesitates (EGSS)"),
+    }
+    for name, (room, purpose) in rooms.items():
+        command = commands.add_parser(name, help=purpose)
+        room.add_arguments(command)
+        command.set_defaults(run=room.run)
 
     tasks = commands.add_parser("tasks", help="print the folder for lm_eval --include_path")
     tasks.set_defaults(run=_tasks)
