@@ -25,6 +25,7 @@ __all__ = [
     "SearchError",
     "SettingsError",
     "nearest",
+    "printable",
     "show_without_traceback",
 ]
 
@@ -57,6 +58,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'X'?"` for the known name closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with a space for whatever is neither printable nor in `keep`: no foreign word steers a terminal."""
+    return "".join(c if c.isprintable() or c in keep else " " for c in text)
 
 
 def show_without_traceback() -> None:

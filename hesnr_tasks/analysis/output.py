@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hesnr_tasks.analysis.measures import Number
+from hesnr_tasks.errors import printable
 
 __all__ = ["FORMATS", "Table", "show"]
 
@@ -127,7 +128,7 @@ def _heading(name: str) -> str:
 def _long(value: Any) -> str:
     """Text with its line ends made visible; candidates as a list."""
     if isinstance(value, str):
-        return _harmless(json.dumps(value, ensure_ascii=False))
+        return printable(json.dumps(value, ensure_ascii=False))
     return "  ".join(f"{_long(word)} {weight:.3f}" for word, weight in value)
 
 
@@ -142,12 +143,7 @@ def _cell(value: Any) -> str:
         if 0 < abs(value) < 5e-5:
             return f"{value:.0e}"
         return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.4f}"
-    return _harmless(str(value))
-
-
-def _harmless(text: str) -> str:
-    """Nothing in a trajectory may steer the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return printable(str(value))
 
 
 def _width(text: str) -> int:

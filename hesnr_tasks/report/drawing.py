@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.errors import printable
 from hesnr_tasks.report.ladder import Boundary, Checkpoint
 from hesnr_tasks.report.style import COLOURS, LINES, MARKERS
 
@@ -57,7 +58,7 @@ class Drawing(NamedTuple):
 
 def label(text: str) -> str:
     """A name that is shown as it is, whatever is in it: no formula, no line break, no endless line."""
-    shown = "".join(c if c.isprintable() else " " for c in text)
+    shown = printable(text)
     shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
     return shown.replace("$", r"\$")
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import Table, show
+from hesnr_tasks.errors import printable
 from hesnr_tasks.report.ladder import Checkpoint
 from hesnr_tasks.report.results import Row, Value, groups
 
@@ -199,5 +200,4 @@ def _markdown(board: Board) -> str:
 
 def plain(text: str) -> str:
     """Names come from files: none of them is markup, and none ends a cell."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", printable)
+    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", printable(text))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hesnr_tasks.analysis.measures import Number
+from hesnr_tasks.errors import printable
 from hesnr_tasks.report.leaderboard import Board, number, of_number
 from hesnr_tasks.report.study import Missing
 
@@ -25,7 +26,7 @@ _LARGEST = 64_000  # bytes of a CSV file that the page carries; larger ones lie 
 
 def text(value: object) -> str:
     """Escaped; what is not printable becomes a space."""
-    return html.escape("".join(c if c.isprintable() else " " for c in str(value)))
+    return html.escape(printable(str(value)))
 
 
 def cell(value: Any) -> str:
@@ -126,7 +127,7 @@ def _visible(word: str) -> str:
 
 
 def _lines(value: str) -> str:
-    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in value)
+    return printable(value, keep="\n\t")
 
 
 def missing(found: Sequence[Missing], notes: Sequence[str]) -> str:

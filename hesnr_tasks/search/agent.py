@@ -19,7 +19,7 @@ from typing import Any
 from minisweagent.agents.default import DefaultAgent
 from minisweagent.exceptions import InterruptAgentFlow
 
-from hesnr_tasks.errors import HesnrError, SearchError
+from hesnr_tasks.errors import HesnrError, SearchError, printable
 from hesnr_tasks.search.decide import Decider, SearchSettings
 from hesnr_tasks.search.environment import ForkEnvironment
 from hesnr_tasks.search.forks import Forks
@@ -157,7 +157,7 @@ class EntropyGuidedAgent(DefaultAgent):
             if type(error).__name__ == "ContextWindowExceededError":
                 self._add(node, 0, -1, [exit_message(type(error).__name__, str(error))], node.state, node.hash)
                 return False
-            told = f"{type(error).__name__}: {''.join(c if c.isprintable() else ' ' for c in str(error)[:500])}"
+            told = f"{type(error).__name__}: {printable(str(error)[:500])}"
             raise SearchError(
                 f"the model gave no answer at {self.instance} {node.id}: {told}. Run it again: it goes on."
             ) from error

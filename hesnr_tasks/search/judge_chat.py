@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from hesnr_tasks.errors import JudgeError, SettingsError
+from hesnr_tasks.errors import JudgeError, SettingsError, printable
 from hesnr_tasks.search.judge_replies import BadReply
 from hesnr_tasks.search.types import Message, Usage, total
 
@@ -76,8 +76,7 @@ class HttpChat:
                     break
             except (OSError, ValueError, http.client.HTTPException) as error:
                 problem = f"{type(error).__name__}: {error}"
-        shown = "".join(c if c.isprintable() else " " for c in problem)  # a server's words must not steer the terminal
-        raise JudgeFailed(f"the judge {self.model!r} at {self.url} did not answer: {shown}")
+        raise JudgeFailed(f"the judge {self.model!r} at {self.url} did not answer: {printable(problem)}")
 
     def _post(self, messages: Sequence[Message]) -> Any:
         plain = [{"role": one["role"], "content": one["content"]} for one in messages]

@@ -15,7 +15,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.options import check_resamples
 from hesnr_tasks.analysis.output import FORMATS, Table, show
-from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.errors import SettingsError, nearest, printable
 from hesnr_tasks.report.drawing import label
 from hesnr_tasks.report.style import COLOURS, LINES, MARKERS, figure, save
 from hesnr_tasks.search.costs import CURRENCIES, PRICE, Costs, Record, at_equal_rate, costs, points
@@ -125,8 +125,7 @@ def savings_table(
             ratios = at_equal_rate(one, target, target, runs, resamples, seed)
             rows.append({"method": one.method, **spans(ratios)})
     rate = target.resolved[:, target.runs.index(runs)].mean()
-    name = "".join(c if c.isprintable() else " " for c in reference)
-    title = f"Tokens at equal resolve rate, over those of {name} with {runs} run(s) (rate {rate:.3f})"
+    title = f"Tokens at equal resolve rate, over those of {printable(reference)} with {runs} run(s) (rate {rate:.3f})"
     notes = (
         "below 1: cheaper; [95 % interval, tasks resampled]; ∞: the rate is not reached with the runs that were made",
         "0: the reference does not reach it, this method does; –: neither does",

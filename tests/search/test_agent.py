@@ -24,7 +24,6 @@ from hesnr_tasks.search.decide import SearchSettings
 from hesnr_tasks.search.forks import open_forks
 from hesnr_tasks.search.forks.copies import CopyForks
 from hesnr_tasks.search.forks.files import ForkMismatch, hash_tree
-from hesnr_tasks.search.forks.process import check_namespaces
 from hesnr_tasks.search.gates import Always, Never, Random, Threshold
 from hesnr_tasks.search.ledger import read_ledger
 from hesnr_tasks.search.policy import ModelPolicy, decision_of
@@ -35,12 +34,7 @@ from tests.search.scripted import SUBMIT, Scripted, agent_settings, repository_a
 SETTINGS = SearchSettings(n=4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _namespaces():
-    try:
-        check_namespaces()
-    except SearchError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 
 @pytest.fixture

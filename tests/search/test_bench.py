@@ -94,16 +94,6 @@ def test_shipped_outcomes_are_what_execution_gives(namespaces):
         assert test["passes"] == {state: same["passes"][state] for state in states}
 
 
-@pytest.fixture
-def namespaces():
-    from hesnr_tasks.search.forks.process import check_namespaces
-
-    try:
-        check_namespaces()
-    except SearchError as error:
-        pytest.skip(str(error))
-
-
 # --- agents ---
 
 

@@ -15,11 +15,10 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else litellm as
 pytest.importorskip("minisweagent")
 pytest.importorskip("litellm")
 
-from hesnr_tasks.errors import DataError, HesnrError, SearchError, SettingsError
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.readers import read_trajectories
 from hesnr_tasks.search import command
 from hesnr_tasks.search.forks.files import hash_tree
-from hesnr_tasks.search.forks.process import check_namespaces
 from hesnr_tasks.search.ledger import read_ledger
 from tests.scoring.server_model import load, save_model
 from tests.search.chat_server import serving
@@ -28,12 +27,7 @@ from tests.search.scripted import repository_at
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _namespaces():
-    try:
-        check_namespaces()
-    except SearchError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from hesnr_tasks.search.forks import copies, open_forks
 from hesnr_tasks.search.forks.copies import CopyForks
 from hesnr_tasks.search.forks.docker import DockerForks
 from hesnr_tasks.search.forks.files import ForkMismatch, copy_tree, hash_tree, remove_tree
-from hesnr_tasks.search.forks.process import check_namespaces, run_group
+from hesnr_tasks.search.forks.process import run_group
 from hesnr_tasks.search.forks.replay import ReplayForks
 
 COMMIT = "git -c user.name=t -c user.email=t commit -qm y"
@@ -27,12 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = Path("/var/tmp")  # of /tmp, which every state has of its own
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _namespaces():
-    try:
-        check_namespaces()
-    except SearchError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 
 @pytest.fixture
