@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hesnr_tasks.actions.classes import canonical_key as action_key
 from hesnr_tasks.errors import JudgeError, SearchError, SettingsError
 from hesnr_tasks.search.entropy import decision_entropy, vote_entropy
 from hesnr_tasks.search.gates import Gate, StepState
 from hesnr_tasks.search.judge import Blend, posterior
-from hesnr_tasks.search.keys import action_key
 from hesnr_tasks.search.types import Candidate, Draw, Judge, Message, Policy, Usage, total
 
 __all__ = ["MODES", "SOURCES", "Decider", "SearchSettings", "candidates_of"]

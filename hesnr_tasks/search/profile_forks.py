@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from hesnr_tasks.actions.classes import action_class, canonical_key
 from hesnr_tasks.analysis.cases import Speller
 from hesnr_tasks.analysis.output import Table
-from hesnr_tasks.search.keys import action_class, action_key
 from hesnr_tasks.search.profile_run import UNSHOWN, Profile
 
 __all__ = ["forks"]
@@ -56,7 +56,7 @@ def _fork(made: Profile, at: int, i: int, spell: Speller) -> dict[str, Any]:
         "text_key": entry.key,
         "turn": step.turn,
         "class": action_class(action),
-        "action_key": action_key(action),
+        "action_key": canonical_key(action),
         "entropy": float(made.measured[at].value[i]),
         "p": float(np.exp(np.float64(made.frame.logprob[token]))),
         "rank": int(made.frame.rank[token]),

@@ -14,23 +14,15 @@ whose decision tokens were filtered or cut off has none (NaN): it is counted, an
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.actions import Call, Parameter, parse_action
-from hesnr_tasks.filters.views import View, unescape
+from hesnr_tasks.actions.classes import decision_words
 from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.search.entropy import combine
-from hesnr_tasks.search.keys_classes import FILTER, classify
-from hesnr_tasks.search.keys_shell import simple_commands
-from hesnr_tasks.search.keys_tools import SCRIPTS, is_shell
-from hesnr_tasks.search.keys_words import program, verb
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["ARGUMENTS", "Measured", "Step", "measured", "steps_of"]
@@ -99,71 +91,3 @@ def _tokens(
         for start, end in step.words
     ]
     return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
-
-
-# --- decision words -------------------------------------------------------------------------------------------------
-
-
-def decision_words(action: str, arguments: int = ARGUMENTS) -> list[CharSpan]:
-    """Spans of the words of an action's text that say what is done; empty for a text without any."""
-    found: list[CharSpan] = []
-    for call in parse_action(action):
-        named = _name(call, action)
-        said, acts = _said(call, action, arguments)
-        found = found or [*named, *said]
-        if acts:
-            return [*named, *said]
-    return found
-
-
-def _name(call: Call, action: str) -> list[CharSpan]:
-    """The tool's name in the call's own syntax."""
-    if call.form not in ("function", "json") or not call.name:
-        return []
-    stop = call.parameters[0].value_start if call.parameters and call.form == "function" else call.end
-    at = action.find(call.name, call.start, stop)
-    return [(at, at + len(call.name))] if at >= 0 else []
-
-
-def _said(call: Call, action: str, arguments: int) -> tuple[list[CharSpan], bool]:
-    """The first words of what a call is to do, and whether that is more than preparation."""
-    if is_shell(call):
-        script = next((p for name in SCRIPTS for p in call.parameters if p.name == name), None)
-        return _command_words(_view(script, action), arguments) if script else ([], False)
-    values = (_view(parameter, action) for parameter in call.parameters)
-    spans = (span for view in values for span in _first_word(view))
-    return list(itertools.islice(spans, 1 + arguments)), True
-
-
-def _command_words(view: View, arguments: int) -> tuple[list[CharSpan], bool]:
-    """Of the first command that does something, else of the first command."""
-    first: list[CharSpan] = []
-    for simple in simple_commands(view.text):
-        at = program(simple.words)
-        stop = at + verb(simple.words[at:]) + arguments
-        spans = [(view.at[a], view.at[b]) for a, b in simple.spans[at:stop]]
-        if classify(simple).kind not in ("other", "none", FILTER):
-            return spans, True
-        first = first or spans
-    return first, False
-
-
-def _first_word(view: View) -> Iterator[CharSpan]:
-    match = re.search(r"\S+", view.text)
-    if match:
-        yield view.at[match.start()], view.at[match.end()]
-
-
-_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[^u])")
-
-
-def _view(parameter: Parameter, action: str) -> View:
-    raw = View.of(action, parameter.value_start, parameter.value_end)
-    return unescape(raw, _ESCAPE, _decoded) if parameter.encoded else raw
-
-
-def _decoded(escape: str) -> str:
-    try:
-        return str(json.loads(f'"{escape}"'))
-    except ValueError:
-        return escape[1:]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hesnr_tasks.actions.classes import CLASSES, action_class
 from hesnr_tasks.analysis.intervals import estimates
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.search.entropy import COMBINE
 from hesnr_tasks.search.gates import StepState, calibrate
-from hesnr_tasks.search.keys import CLASSES, action_class
 from hesnr_tasks.search.profile_measures import MEASURES, Part, number, part_of, stderr_of
 from hesnr_tasks.search.profile_run import UNSHOWN, Profile
 from hesnr_tasks.search.profile_steps import ARGUMENTS, Measured

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from hesnr_tasks.actions.classes import decision_words
 from hesnr_tasks.analysis import analyze
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.analysis.output import show
@@ -15,7 +16,7 @@ from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.search import gates, profile, profile_figure
 from hesnr_tasks.search.profile_measures import MEASURES, Part, number, quantile, stderr_of
-from hesnr_tasks.search.profile_steps import decision_words, measured, steps_of
+from hesnr_tasks.search.profile_steps import measured, steps_of
 from hesnr_tasks.statistics import resample_counts
 from hesnr_tasks.trajectory import Kind
 from tests.analysis import made

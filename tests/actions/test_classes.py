@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hesnr_tasks.actions.classes import CLASSES, RESOLUTIONS, action_class, canonical_key
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.search.keys import CLASSES, RESOLUTIONS, action_class, action_key
 
 LABELLED = [json.loads(line) for line in (Path(__file__).parent / "commands.jsonl").read_text().splitlines()]
 WORD = st.text("abcxyz019_./-+,@ '\"\\&|;#()<>", min_size=1, max_size=8).filter(lambda w: not w.startswith("-"))
@@ -27,9 +27,9 @@ def test_every_hand_labelled_command_has_its_class_and_key():
     assert len(LABELLED) >= 240
     assert sum(one["source"] != "written" for one in LABELLED) >= 140
     wrong = [
-        (one["command"][:80], one["key"], action_key(one["command"]))
+        (one["command"][:80], one["key"], canonical_key(one["command"]))
         for one in LABELLED
-        if (action_class(one["command"]), action_key(one["command"])) != (one["class"], one["key"])
+        if (action_class(one["command"]), canonical_key(one["command"])) != (one["class"], one["key"])
     ]
     assert wrong == []
 
@@ -37,7 +37,7 @@ def test_every_hand_labelled_command_has_its_class_and_key():
 @given(ANY)
 @settings(max_examples=300, deadline=None)
 def test_any_text_has_keys_that_refine_each_other(text):
-    kind, file, whole = (action_key(text, resolution) for resolution in RESOLUTIONS)
+    kind, file, whole = (canonical_key(text, resolution) for resolution in RESOLUTIONS)
     assert kind in CLASSES
     assert file == kind or file.startswith(f"{kind}:")
     assert 0 < len(whole) <= 240
@@ -54,7 +54,7 @@ def test_quotes_and_white_space_that_change_nothing_change_no_key(words, data):
 
     one, other = spelled(), spelled() + data.draw(st.sampled_from(["", " ", " # why", "\n"]))
     for resolution in RESOLUTIONS:
-        assert action_key(one, resolution) == action_key(other, resolution)
+        assert canonical_key(one, resolution) == canonical_key(other, resolution)
 
 
 def quoted(word, way):
@@ -68,7 +68,7 @@ def quoted(word, way):
 
 @given(st.lists(PLAIN, min_size=1, max_size=3), st.lists(PLAIN, min_size=1, max_size=3))
 def test_different_words_have_different_whole_keys(one, other):
-    assert (action_key("cat " + " ".join(one), "whole") == action_key("cat " + " ".join(other), "whole")) == (
+    assert (canonical_key("cat " + " ".join(one), "whole") == canonical_key("cat " + " ".join(other), "whole")) == (
         one == other
     )
 
@@ -79,13 +79,13 @@ def test_different_words_have_different_whole_keys(one, other):
 )
 def test_going_to_the_repository_first_is_no_action(command, resolution):
     for place in ("/testbed", "/workspace/django__django__4.2", "/pvlib__pvlib-python"):
-        assert action_key(f"cd {place} && {command}", resolution) == action_key(command, resolution)
-    assert action_key(f"cd sub && {command}", "whole") != action_key(command, "whole")
+        assert canonical_key(f"cd {place} && {command}", resolution) == canonical_key(command, resolution)
+    assert canonical_key(f"cd sub && {command}", "whole") != canonical_key(command, "whole")
 
 
 def test_a_path_is_the_same_from_wherever_it_is_named():
     keys = {
-        action_key(command)
+        canonical_key(command)
         for command in (
             "cat /testbed/src/a.py",
             "cat src/a.py",
@@ -111,19 +111,19 @@ def test_the_form_of_a_call_does_not_count(resolution):
         f"<function=bash>\n<parameter=command>\n{command}\n</parameter>\n</function>",
         f"<tool_call>\n{json.dumps({'name': 'bash', 'arguments': {'command': command}})}\n</tool_call>",
     ]
-    assert len({action_key(form, resolution) for form in forms}) == 1
+    assert len({canonical_key(form, resolution) for form in forms}) == 1
 
 
 def test_the_name_of_a_here_documents_end_does_not_count_but_its_body_does():
     made = "cat > a.py <<'{0}'\n{1}\n{0}"
-    assert action_key(made.format("EOF", "x = 1"), "whole") == action_key(made.format("END", "x = 1  "), "whole")
-    assert action_key(made.format("EOF", "x = 1"), "whole") != action_key(made.format("EOF", "x = 2"), "whole")
-    assert action_key(made.format("EOF", "x = 1")) == action_key(made.format("EOF", "x = 2")) == "edit:a.py"
+    assert canonical_key(made.format("EOF", "x = 1"), "whole") == canonical_key(made.format("END", "x = 1  "), "whole")
+    assert canonical_key(made.format("EOF", "x = 1"), "whole") != canonical_key(made.format("EOF", "x = 2"), "whole")
+    assert canonical_key(made.format("EOF", "x = 1")) == canonical_key(made.format("EOF", "x = 2")) == "edit:a.py"
 
 
 def test_what_a_glob_means_is_not_what_its_quoted_letters_mean():
-    assert action_key("ls *.py", "whole") != action_key("ls '*.py'", "whole")
-    assert action_key('echo "$HOME"', "whole") != action_key("echo '$HOME'", "whole")
+    assert canonical_key("ls *.py", "whole") != canonical_key("ls '*.py'", "whole")
+    assert canonical_key('echo "$HOME"', "whole") != canonical_key("echo '$HOME'", "whole")
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_what_a_glob_means_is_not_what_its_quoted_letters_mean():
     ],
 )
 def test_a_program_given_on_the_spot_edits_what_it_writes(code, key):
-    assert action_key(f"python - <<'EOF'\n{code}\nEOF") == key
-    assert action_key(f"<function=execute_ipython_cell>\n<parameter=code>{code}</parameter>\n</function>") == key
+    assert canonical_key(f"python - <<'EOF'\n{code}\nEOF") == key
+    assert canonical_key(f"<function=execute_ipython_cell>\n<parameter=code>{code}</parameter>\n</function>") == key
 
 
 def test_nothing_is_executed(tmp_path):
     mark = tmp_path / "mark"
     for command in (f"touch {mark}", f"$(touch {mark})", f"python -c \"open('{mark}','w')\"", f"`touch {mark}`"):
-        assert action_key(command)
+        assert canonical_key(command)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,10 +159,10 @@ def test_nothing_is_executed(tmp_path):
 def test_time_is_bounded_for_hostile_texts(text):
     begun = time.process_time()
     for resolution in RESOLUTIONS:
-        assert action_key(text, resolution)
+        assert canonical_key(text, resolution)
     assert time.process_time() - begun < 5
 
 
 def test_an_unknown_resolution_is_named_with_the_nearest():
     with pytest.raises(SettingsError, match="Did you mean 'file'"):
-        action_key("ls", "files")
+        canonical_key("ls", "files")

@@ -1,17 +1,16 @@
-"""What a simple shell command does and to which files: tables, and the few commands that need more than a table."""
+"""What one simple shell command does and to which files: a table of programs, and rules for those it cannot hold."""
 
 from __future__ import annotations
 
+import ast
 import re
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hesnr_tasks.search.keys_python import written_files
-from hesnr_tasks.search.keys_shell import Simple
-from hesnr_tasks.search.keys_tables import KINDS, TEXT_TOOLS, WRITERS, table
-from hesnr_tasks.search.keys_words import operands, program, program_name, values
+from hesnr_tasks.actions.shell import Simple, names, operands, program, program_name, values
 
-__all__ = ["CLASSES", "FILTER", "Part", "classify", "inner_script"]
+__all__ = ["CLASSES", "FILTER", "Part", "classify", "inner_script", "table", "written_files"]
 
 # from what matters most to what matters least: the first of them that an action contains is the action's class
 CLASSES = ("submit", "edit", "test", "run", "install", "vcs", "search", "read", "think", "other", "none")
@@ -26,6 +25,37 @@ class Part(NamedTuple):
     pattern: str = ""
 
 
+# --- the table of programs ---
+
+
+def table(**rows: str) -> dict[str, str]:
+    """What each word is, from the words of each kind."""
+    return {name: kind for kind, text in rows.items() for name in text.split()}
+
+
+KINDS = table(
+    submit="submit finish complete exit_agent",
+    edit="rm mv cp mkdir rmdir touch chmod chown ln patch tee truncate dd create edit insert undo_edit apply_patch ed "
+    "ex black isort autopep8 yapf unlink install str_replace append rename",
+    test="pytest py.test pytest-3 nosetests nose2 tox nox trial ctest jest vitest mocha rspec phpunit bats "
+    "runtests.py runtests",
+    run="python node ruby perl php lua java javac bash sh zsh ipython make cmake ninja gcc g++ clang rustc mypy "
+    "flake8 pylint pyflakes ruff tsc eslint pre-commit docker sqlite3 psql curl wget tar unzip zip gunzip",
+    install="apt apt-get yum dnf apk brew gem",
+    vcs="git hg svn gh",
+    search="grep egrep fgrep zgrep rg ag ack find fd fdfind ls ll dir tree locate which whereis du search_dir "
+    "search_file find_file type",
+    read="cat bat head tail less more nl od xxd hexdump strings wc file stat diff cmp comm md5sum sha256sum jq yq sed "
+    "awk gawk cut sort uniq column tac rev fold open goto scroll_down scroll_up view show_file realpath readlink "
+    "basename dirname tr paste xmllint printenv env uname df free ps id whoami hostname date",
+    other="cd pushd popd export source . set unset alias true false : pwd echo printf sleep kill pkill wait ulimit "
+    "umask shopt read trap exit return eval clear test disown jobs fg bg deactivate conda",
+)  # fmt: skip
+TEXT_TOOLS = names(
+    "cat bat head tail less more nl sed awk gawk cut sort uniq column tac rev fold tr paste wc jq yq "
+    "tee grep egrep fgrep zgrep rg ag ack strings xxd od hexdump"
+)
+WRITERS = names("cat echo printf sed awk gawk head tail sort uniq cut tr nl jq yq envsubst base64")
 _MARKERS = re.compile(r"\b(COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT|MINI_SWE_AGENT_FINAL_OUTPUT)\b")
 _TEST_FILE = re.compile(r"(^|/)(test_[^/]*|[^/]*_tests?|runtests?)\.(py|sh|js|ts|rb)$|(^|/)(bin/test|run_?tests?)$")
 
@@ -87,9 +117,9 @@ def _find(words: list[str], simple: Simple) -> Part:
     for flag in ("-exec", "-execdir", "-ok"):
         if flag in words:
             inner = [word for word in words[words.index(flag) + 1 :] if word not in (";", "\\;", "+", "{}")]
-            found = classify(Simple(tuple(inner), ())) if inner else Part(FILTER)
-            if CLASSES.index(found.kind if found.kind in CLASSES else "none") < CLASSES.index("search"):
-                return Part(found.kind, found.targets or names or tuple(places))
+            part = classify(Simple(tuple(inner), ())) if inner else Part(FILTER)
+            if CLASSES.index(part.kind if part.kind in CLASSES else "none") < CLASSES.index("search"):
+                return Part(part.kind, part.targets or names or tuple(places))
     return Part("edit" if "-delete" in words else "search", names or tuple(places))
 
 
@@ -134,10 +164,10 @@ def _edit_lines(words: list[str], simple: Simple) -> Part:
 
 
 def _python(words: list[str], simple: Simple) -> Part:
-    at = 0
-    while at < len(words) and words[at].startswith("-") and words[at] not in ("-", "-c", "-m"):
-        at += 2 if words[at] in ("-W", "-X") else 1
-    rest = words[at:]
+    i = 0
+    while i < len(words) and words[i].startswith("-") and words[i] not in ("-", "-c", "-m"):
+        i += 2 if words[i] in ("-W", "-X") else 1
+    rest = words[i:]
     if rest[:1] == ["-m"] and len(rest) > 1:
         return _module(rest[1:], simple)
     if rest[:1] == ["-c"] or not rest or rest == ["-"]:
@@ -196,10 +226,10 @@ def _sub(kinds: dict[str, str], otherwise: str) -> Callable[[list[str], Simple],
 
 
 def _git(words: list[str], simple: Simple) -> Part:
-    at = 0
-    while at < len(words) and words[at].startswith("-"):
-        at += 2 if words[at] in ("-C", "-c", "--git-dir", "--work-tree") else 1
-    sub, rest = (words[at], words[at + 1 :]) if at < len(words) else ("", [])
+    i = 0
+    while i < len(words) and words[i].startswith("-"):
+        i += 2 if words[i] in ("-C", "-c", "--git-dir", "--work-tree") else 1
+    sub, rest = (words[i], words[i + 1 :]) if i < len(words) else ("", [])
     if sub == "grep":
         return _grep(rest, Simple(("grep", *rest), ()))
     if sub == "ls-files":
@@ -279,3 +309,72 @@ _BY_HAND: dict[str, Callable[[list[str], Simple], Part]] = {
     "dotnet": _sub(_BUILDS, "run"), "bazel": _sub(_BUILDS, "run"), "swift": _sub(_BUILDS, "run"),
     "hatch": _sub(_BUILDS, "run"), "rake": _sub({**_BUILDS, "spec": "test"}, "run"),
 }  # fmt: skip
+
+
+# --- Python programs given on the command line ---
+
+_WRITING_METHODS = ("write_text", "write_bytes", "touch", "unlink", "rename", "replace")
+_WRITING_FUNCTIONS = {
+    "os": ("remove", "rename", "replace", "unlink", "makedirs", "mkdir"),
+    "shutil": ("copy", "copyfile", "move"),
+}
+_OPEN_CALL = re.compile(r"""open\(\s*[rf]?['"]([^'"\n]+)['"]\s*,\s*['"][wax]""")
+
+
+def written_files(code: str) -> list[str]:
+    """Paths (as far as they are constants) that `code` opens for writing; `""` for one that is not. Never raises."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in the program are its own affair
+            tree = ast.parse(code)
+            nodes = list(ast.walk(tree))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return _OPEN_CALL.findall(code)
+    names = {
+        target.id: node.value
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    paths = (_written(node, names) for node in nodes if isinstance(node, ast.Call))
+    return [path for path in paths if path is not None]
+
+
+def _written(call: ast.Call, names: dict[str, ast.expr]) -> str | None:
+    """The path that this call writes to; None: it writes to none."""
+    function = call.func
+    if isinstance(function, ast.Name):
+        return _constant_path(call.args[:1], names) if function.id == "open" and _writes(call, 1) else None
+    if not isinstance(function, ast.Attribute):
+        return None
+    owner = function.value
+    if isinstance(owner, ast.Name) and owner.id in _WRITING_FUNCTIONS:
+        return _constant_path(call.args[-1:], names) if function.attr in _WRITING_FUNCTIONS[owner.id] else None
+    if function.attr == "open":
+        first = 1 if isinstance(owner, ast.Name) and owner.id in ("io", "codecs") else 0
+        return _constant_path(call.args[:1] if first else [owner], names) if _writes(call, first) else None
+    # str.replace takes two arguments or more, Path.replace one
+    if function.attr in _WRITING_METHODS and (function.attr != "replace" or len(call.args) == 1):
+        return _constant_path([owner], names)
+    return None
+
+
+def _writes(call: ast.Call, place: int) -> bool:
+    modes = [*call.args[place : place + 1], *(word.value for word in call.keywords if word.arg == "mode")]
+    return any(isinstance(m, ast.Constant) and isinstance(m.value, str) and set(m.value) & set("wax+") for m in modes)
+
+
+def _constant_path(nodes: list[ast.expr], names: dict[str, ast.expr]) -> str:
+    """A constant path: text, a name that is bound to it, or Path(…) around it; else an empty string."""
+    node = nodes[0] if nodes else None
+    for _ in range(8):  # names may be bound to each other in a circle
+        if isinstance(node, ast.Constant):
+            return node.value if isinstance(node.value, str) else ""
+        if isinstance(node, ast.Name):
+            node = names.get(node.id)
+        elif isinstance(node, ast.Call) and len(node.args) == 1:
+            node = node.args[0]
+        else:
+            return ""
+    return ""

@@ -1,0 +1,354 @@
+"""What an action is: its class, a canonical key by which two draws of it are one, and the words that say what is done.
+
+The key of a shell command or a tool call has one of three resolutions:
+
+- `class`: one of `CLASSES`: submit, edit, test, run, install, vcs, search, read, think, other, none;
+- `file`: the class and what it is about: files, else directories, else the pattern looked for
+  (`read:src/a.py`, `search:def f`, `test`, `vcs:diff`);
+- `whole`: the whole command in one spelling (white space, comments, needless quotes and the delimiters of
+  here-documents do not count).
+
+Commands are parsed, never executed. An action of several commands has the class of the one that matters most (the
+order above), and the targets of all commands of that class: `cd x && grep -n f a.py | head` is `search:x/a.py`.
+Paths are relative to the repository where its place is a usual one (/testbed, /repo, /workspace, and in it or in / a
+folder OWNER__NAME…); the repository itself is no target. EGSS (arXiv 2602.05242) has entropies over "tool or action
+choices" and does not say what a choice is; with an agent whose one tool is a shell only something like this can tell
+choices apart.
+
+The *decision words* of an action name what is done: the tool's name, then the verb of the first command that does
+something (`grep`, `git diff`, `sed -n`, `python -m pytest`; not `cd`, `export`, `timeout 60`) or, of a tool that is no
+shell, the first word of its first parameter (`view`). Live gates and `hesnr_tool_entropy` both measure there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import posixpath
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+
+from hesnr_tasks.actions import Call, Parameter, parse_action
+from hesnr_tasks.actions.programs import CLASSES, FILTER, Part, classify, inner_script, table, written_files
+from hesnr_tasks.actions.shell import Simple, canonical, names, program, simple_commands, verb
+from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.filters.views import View, unescape
+
+__all__ = ["CLASSES", "RESOLUTIONS", "action_class", "action_parts", "canonical_key", "decision_words"]
+
+CharSpan = tuple[int, int]
+RESOLUTIONS = ("class", "file", "whole")
+_ROOT = re.compile(r"^/(?:testbed|repo|workspace(?:/[\w.-]+__[\w.-]+)?|[\w.-]+__[\w.-]+)(?:/|$)")
+_NO_PATHS = ("vcs", "install")  # their targets are sub-commands and packages
+_LONGEST = 240  # characters of a key; longer ones are cut and end in a hash of the whole
+_DEPTH = 4  # scripts within scripts
+
+
+def canonical_key(command: str, resolution: str = "file") -> str:
+    """The key of one action; equal keys mean the same action at that resolution.
+
+    Args:
+        command: a shell command, or tool calls in any form `parse_action` knows.
+        resolution: one of `RESOLUTIONS`.
+
+    Returns:
+        The key, at most 240 characters and never empty; `none` for a text without an action.
+
+    Raises:
+        SettingsError: for an unknown resolution only.
+    """
+    if resolution not in RESOLUTIONS:
+        raise SettingsError(
+            f"resolution is {resolution!r}; it must be one of {', '.join(RESOLUTIONS)}."
+            f"{nearest(str(resolution), RESOLUTIONS)}"
+        )
+    if resolution == "whole":
+        return _short(_whole(command) or "none")
+    part = _combined(action_parts(command))
+    if resolution == "class" or not part.targets:
+        return part.kind
+    return _short(f"{part.kind}:{','.join(part.targets)}")
+
+
+def action_class(command: str) -> str:
+    """The class of an action, one of `CLASSES`: `canonical_key` at resolution `class`."""
+    return canonical_key(command, "class")
+
+
+def action_parts(command: str) -> list[Part]:
+    """What each command of an action does, in order, with canonical paths."""
+    return [part for call in parse_action(command) for part in _call_parts(call, command)]
+
+
+def _call_parts(call: Call, text: str) -> Iterator[Part]:
+    script = shell_text(call, text)
+    if script is not None:
+        yield from _shell_parts(script, "", _DEPTH)
+    else:
+        part = tool_part(call, text)
+        yield part._replace(targets=_targets(part, ""))
+
+
+def _shell_parts(script: str, place: str, depth: int) -> Iterator[Part]:
+    """The parts of a script that starts in directory `place`."""
+    before = Part("none")
+    for simple in simple_commands(script):
+        if simple.words[:1] == ("cd",):
+            place = posixpath.join(place, simple.words[1]) if len(simple.words) > 1 else place
+            continue
+        inner = inner_script(simple) if depth else None
+        if inner is not None:
+            parts = list(_shell_parts(inner, place, depth - 1))
+            yield from parts
+            before = parts[-1] if parts else before
+            continue
+        before = _in_pipeline(simple, before, place)
+        if before.kind != FILTER:
+            yield before
+
+
+def _in_pipeline(simple: Simple, before: Part, place: str) -> Part:
+    """The part of one command; what has no target of its own works on what the command before it names."""
+    part = classify(simple)
+    targets = _targets(part, place)
+    if simple.piped and not targets and part.kind == "search":
+        if before.kind not in ("search", "read"):
+            return before._replace(kind=FILTER)
+        targets = before.targets
+    if simple.piped and part.kind == FILTER:
+        return before
+    if simple.piped and not targets and "xargs" in simple.words[:1]:
+        targets = before.targets
+    if not targets and part.pattern:
+        targets = (re.sub(r"\s+", " ", part.pattern),)
+    return part._replace(targets=targets)
+
+
+def _combined(parts: Iterable[Part]) -> Part:
+    """The part that matters most, with the targets of all like it."""
+    parts = list(parts)
+    if not parts:
+        return Part("none")
+    kind = min((part.kind for part in parts), key=CLASSES.index)
+    return Part(kind, tuple(sorted({target for part in parts if part.kind == kind for target in part.targets})))
+
+
+def _targets(part: Part, place: str) -> tuple[str, ...]:
+    """The targets of a part in one spelling; those that are paths seen from `place`. The repository itself is none."""
+    words = [word for word in part.targets if word.strip()]
+    if part.kind not in _NO_PATHS:  # nor are programs, which have no dot or slash in their names
+        words = [_path(word, place) if part.kind != "run" or set(word) & set("./") else word for word in words]
+    return tuple(dict.fromkeys(word for word in words if word != "."))
+
+
+def _path(word: str, place: str) -> str:
+    """One spelling of a path: without test ids, relative to the repository if that is where it is."""
+    word = re.sub(r"\s+", " ", word.split("::")[0].strip())
+    full = posixpath.normpath(posixpath.join(place, word))
+    inside = _ROOT.sub("", full, count=1)
+    return posixpath.normpath(inside) if inside else "."
+
+
+def _whole(command: str) -> str:
+    calls = parse_action(command)
+    texts = ((shell_text(call, command), call) for call in calls)
+    return " ; ".join(tool_whole(call, command) if text is None else _canonical(text) for text, call in texts)
+
+
+def _canonical(script: str) -> str:
+    """Without a leading change to the directory that commands start in anyway."""
+    text = canonical(script)
+    match = re.match(r"cd (\S+) (?:&&|;) ", text)
+    return text[match.end() :] if match and _path(match[1], "") == "." and match[1] != "." else text
+
+
+def _short(key: str) -> str:
+    if len(key) <= _LONGEST:
+        return key
+    return f"{key[: _LONGEST - 13]}~{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+
+
+# --- tools that are not shells ---
+
+_SHELLS = names(
+    "bash execute_bash shell terminal run_bash sh run_command run_shell_command execute_command command "
+    "local_shell container.exec bash_tool run_terminal_cmd exec_command run execute mswea_bash_command"
+)
+SCRIPTS = ("command", "cmd", "commands", "script", "code", "input", "")
+_PATHS = ("path", "file_path", "filename", "file", "target_file", "notebook_path", "file_name", "dir_path", "directory")
+_PATTERNS = ("pattern", "query", "search_term", "regex", "search", "keyword", "file_pattern", "glob_pattern")
+_KINDS = table(
+        read="view read read_file open open_file cat view_file show_file readfile notebookread read_many_files "
+        "view_image goto goto_line scroll_up scroll_down fetch webfetch web_fetch browse browser "
+        "browse_interactive",
+        edit="edit edit_file write write_file create create_file str_replace insert undo_edit multiedit multi_edit "
+        "apply_patch replace replace_in_file write_to_file search_replace notebookedit edit_file_by_replace "
+        "delete_file append_file append modify_file edit_file_by_line",
+        search="grep glob ls find find_file search search_dir search_file search_code list_dir list_files "
+        "codebase_search list_directory search_files grep_search file_search websearch web_search "
+        "google_web_search find_files semantic_search",
+        test="run_tests test run_test runtests execute_tests",
+        submit="submit finish complete attempt_completion exit done task_complete answer final_answer",
+        think="think sequentialthinking todowrite todo_write todoread update_plan task_tracker plan write_todos "
+        "exit_plan_mode",
+        run="python execute_ipython_cell execute_ipython ipython run_python execute_python python_repl "
+        "code_interpreter",
+        vcs="git git_diff git_status git_commit",
+        install="install_package",
+)  # fmt: skip
+_EDITORS = ("str_replace_editor", "file_editor", "str_replace_based_edit_tool", "text_editor", "edit_tool")
+_PATCHED = re.compile(r"^\*\*\* (?:Update|Add|Delete) File: (\S+)", re.MULTILINE)
+
+
+def parameter_values(call: Call, text: str) -> dict[str, str]:
+    """The parameters of a call as text, JSON escapes resolved; the first of two with the same name counts."""
+    values: dict[str, str] = {}
+    for parameter in call.parameters:
+        values.setdefault(parameter.name, _value(parameter, text))
+    return values
+
+
+def is_shell(call: Call) -> bool:
+    """Whether the call is to run a shell script."""
+    return call.form == "text" or call.name.lower() in _SHELLS
+
+
+def shell_text(call: Call, text: str) -> str | None:
+    """The shell script that a call runs, or None if it is a tool of another kind."""
+    if not is_shell(call):
+        return None
+    values = parameter_values(call, text)
+    script = next((values[name] for name in SCRIPTS if name in values), None)
+    if script is None:
+        return None if values else ""
+    return _joined(script)
+
+
+def _joined(value: str) -> str:
+    """Some shells take a list of words, written as JSON: `["bash", "-lc", "ls"]`."""
+    if not value.lstrip().startswith('["'):
+        return value
+    try:
+        words = json.loads(value)
+    except ValueError:
+        return value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return value
+    return shlex.join(words)
+
+
+def tool_part(call: Call, text: str) -> Part:
+    """What a call does that is no shell command; an unknown tool is `other`, with its name for a target."""
+    values = parameter_values(call, text)
+    name = call.name.lower().rsplit("__", 1)[-1].strip()
+    path = tuple(value for value in (values.get(key, "").strip() for key in _PATHS) if value)[:1]
+    if name in _EDITORS:
+        return Part("read" if values.get("command", "").strip() == "view" else "edit", path)
+    kind = _KINDS.get(name, "other")
+    if kind == "run":
+        code = next((values[key] for key in SCRIPTS if key in values), "")
+        written = tuple(file for file in written_files(code) if file)
+        return Part("edit", written) if written or written_files(code) else Part("run", ("-",))
+    if kind == "edit" and not path:
+        path = tuple(file for value in values.values() for file in _PATCHED.findall(value))
+    if kind == "search" and not path:
+        path = tuple(value for value in (values.get(key, "").strip() for key in _PATTERNS) if value)[:1]
+    if kind in ("submit", "think"):
+        return Part(kind)
+    return Part(kind, path or ((call.name,) if kind == "other" and call.name else ()))
+
+
+def tool_whole(call: Call, text: str) -> str:
+    """Name and parameters in one order; white space at the ends of lines and values does not count."""
+    values = sorted(parameter_values(call, text).items())
+    lines = [f"{key}={json.dumps(_trimmed(value), ensure_ascii=False)}" for key, value in values]
+    return " ".join([call.name.strip() or "call", *lines])
+
+
+def _trimmed(value: str) -> str:
+    return "\n".join(line.rstrip() for line in value.strip().splitlines())
+
+
+def _value(parameter: Parameter, text: str) -> str:
+    raw = text[parameter.value_start : parameter.value_end]
+    if not parameter.encoded:
+        return raw
+    try:
+        return str(json.loads(f'"{raw}"', strict=False))
+    except ValueError:
+        return raw
+
+
+# --- decision words ---
+
+
+def decision_words(action: str, arguments: int = 0) -> list[CharSpan]:
+    """Spans of the words of an action's text that say what is done; empty for a text without any. Never raises.
+
+    Args:
+        action: the text of one action, of any form that `parse_action` knows.
+        arguments: how many words after the verb decide too.
+    """
+    words: list[CharSpan] = []
+    for call in parse_action(action):
+        name = _name(call, action)
+        verbs, acts = _verbs(call, action, arguments)
+        words = words or [*name, *verbs]
+        if acts:
+            return [*name, *verbs]
+    return words
+
+
+def _name(call: Call, action: str) -> list[CharSpan]:
+    """The tool's name in the call's own syntax."""
+    if call.form not in ("function", "json") or not call.name:
+        return []
+    stop = call.parameters[0].value_start if call.parameters and call.form == "function" else call.end
+    start = action.find(call.name, call.start, stop)
+    return [(start, start + len(call.name))] if start >= 0 else []
+
+
+def _verbs(call: Call, action: str, arguments: int) -> tuple[list[CharSpan], bool]:
+    """The first words of what a call is to do, and whether that is more than preparation."""
+    if is_shell(call):
+        script = next((p for name in SCRIPTS for p in call.parameters if p.name == name), None)
+        return _command_words(_view(script, action), arguments) if script else ([], False)
+    values = (_view(parameter, action) for parameter in call.parameters)
+    spans = (span for view in values for span in _first_word(view))
+    return list(itertools.islice(spans, 1 + arguments)), True
+
+
+def _command_words(view: View, arguments: int) -> tuple[list[CharSpan], bool]:
+    """Of the first command that does something, else of the first command."""
+    first: list[CharSpan] = []
+    for simple in simple_commands(view.text):
+        start = program(simple.words)
+        stop = start + verb(simple.words[start:]) + arguments
+        spans = [(view.at[a], view.at[b]) for a, b in simple.spans[start:stop]]
+        if classify(simple).kind not in ("other", "none", FILTER):
+            return spans, True
+        first = first or spans
+    return first, False
+
+
+def _first_word(view: View) -> Iterator[CharSpan]:
+    match = re.search(r"\S+", view.text)
+    if match:
+        yield view.at[match.start()], view.at[match.end()]
+
+
+_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[^u])")
+
+
+def _view(parameter: Parameter, action: str) -> View:
+    raw = View.of(action, parameter.value_start, parameter.value_end)
+    return unescape(raw, _ESCAPE, _decoded) if parameter.encoded else raw
+
+
+def _decoded(escape: str) -> str:
+    try:
+        return str(json.loads(f'"{escape}"'))
+    except ValueError:
+        return escape[1:]
