@@ -188,10 +188,10 @@ class HesnrTask(Task):
         counted = found.where(self._mask)
         sums = statistics_of(found.scores, counted, self.settings.epsilon, self.settings.k)
         cut = int(((found.labels_cut & self._mask) != 0).sum())
-        if not counted.any():
-            self._empty.append(doc["id"])
         if cut and self.settings.overflow == "skip":
             return {}
+        if not counted.any():
+            self._empty.append(doc["id"])
         by_name = dict(zip(SUMS, sums.tolist(), strict=True))
         items = {
             name: Item(found.key, by_name[m.numerator], by_name.get(m.denominator or "", 1.0), cut)

@@ -300,11 +300,14 @@ def test_overflow_policies(checkpoint, small, tmp_path, caplog):
     with pytest.raises(ScoringError, match=r"'one' has \d+ tokens, the model reads 60"):
         evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "overflow": "error"}, args)
     long = run("long", *[("Again.", call(f"cat src/{i}.py"), "x = 1\n" * 9) for i in range(9)])
-    mixed = write(tmp_path / "mixed.jsonl", [*SMALL, long])
+    # nothing of these counts before the context ends: they are skipped, and the message is not about them
+    silent = [run(f"silent{i}", (" ".join(["wait"] * 400), call("ls"), "a.py")) for i in range(4)]
+    mixed = write(tmp_path / "mixed.jsonl", [*SMALL, long, *silent])
     skipped = evaluate(
         checkpoint, ["hesnr_swe"], {"trajectories": mixed, "overflow": "skip"}, "dtype=float32,max_length=300"
     )
     assert skipped["n-samples"]["hesnr_swe"]["effective"] == 3
+    assert "no token counts" not in caplog.text
     assert values(skipped, "hesnr_swe") == values(whole, "hesnr_swe")
 
 

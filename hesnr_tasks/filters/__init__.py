@@ -2,6 +2,9 @@
 
 A filter is a function from the text of one action to the spans of characters it drops. Its bit in a label is its place
 in `FILTERS`, which is stored with every score; so a new filter goes at the end, and needs one module and one line here.
+
+`LABELS_VERSION` names what the filters do, for whoever keeps labels: raise it when the labels of any action can change
+(`python -m tests.filters.corpus` then pins the new labels; a test fails until both are done).
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from hesnr_tasks.labels import action_code, kind_code
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["FILTERS", "Filter", "char_codes", "filter_bits"]
+__all__ = ["FILTERS", "LABELS_VERSION", "Filter", "char_codes", "filter_bits"]
+
+LABELS_VERSION = "1"
 
 Filter = Callable[[str], list[tuple[int, int]]]  # spans may overlap and come in any order
 

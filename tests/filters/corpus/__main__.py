@@ -1,0 +1,3 @@
+from tests.filters.corpus import pin
+
+pin()
