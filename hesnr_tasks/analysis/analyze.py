@@ -85,7 +85,7 @@ def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
         raise SettingsError("--bins must be at least 1 and --cases at least 0")
     check_explorations(args)
     if args.tool_entropy:
-        from hesnr_tasks.search.profile import check
+        from hesnr_tasks.analysis.tool_entropy import check
 
         check(args)
     if args.weights and len(paths) > 1:
@@ -121,10 +121,10 @@ def _exploration(frame: Frame, asked: Question, embed: str | None) -> Iterable[T
 
 def _tool_entropy(frame: Frame, args: argparse.Namespace) -> Iterable[Table]:
     """Of all scored tokens, whatever was asked for otherwise: actions are looked at whole."""
-    from hesnr_tasks.search import profile
+    from hesnr_tasks.analysis import tool_entropy
 
-    whole = load(frame.store.folder, args.k or [10], extra=profile.COLUMNS, name=frame.name)
-    return profile.tables(whole, args)
+    whole = load(frame.store.folder, args.k or [10], extra=tool_entropy.COLUMNS, name=frame.name)
+    return tool_entropy.tables(whole, args)
 
 
 def _profiles(frame: Frame, asked: Question) -> Iterator[Table]:

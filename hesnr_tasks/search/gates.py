@@ -196,9 +196,13 @@ def calibrate(
     """
     _check_share("quantile", quantile)
     if isinstance(values, (str, Path)):
-        from hesnr_tasks.search.profile import step_entropies
+        from hesnr_tasks.analysis.frame import load, selection
+        from hesnr_tasks.analysis.tool_entropy import COLUMNS, profile_of
+        from hesnr_tasks.trajectory import Kind
 
-        values = step_entropies(values)
+        frame = load(values, [10], extra=COLUMNS)
+        chosen = selection(frame.filters, [Kind.ACTION], frame.filters)
+        values = profile_of(frame, chosen).measured.entropy.to_numpy()
     found = np.sort(np.asarray(values, dtype=np.float64))
     found = found[~np.isnan(found)]
     if not len(found):

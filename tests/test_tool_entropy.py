@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hesnr_tasks import readers
-from hesnr_tasks.analysis import analyze
+from hesnr_tasks.analysis import analyze, tool_entropy
+from hesnr_tasks.analysis.frame import load, selection
+from hesnr_tasks.analysis.tool_entropy import MEASURES
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.rendering import render
-from hesnr_tasks.search import profile
-from hesnr_tasks.search.profile_measures import MEASURES
 from hesnr_tasks.trajectory import Kind
 from tests import tiny
 from tests.reference import metrics as reference
@@ -178,4 +178,7 @@ def test_on_real_trajectories_every_action_is_measured_or_counted_as_not(checkpo
     assert got["steps"] > 10
     assert got["steps"] + got["unmeasured"] == sum(acted)  # two of three lie beyond the context
     assert 0 <= got["p50"] <= got["p90"] <= got["p99"] <= math.log(10)
-    assert json.dumps(profile.step_entropies(tmp_path / "scores").mean()) == json.dumps(got["mean"])
+    frame = load(tmp_path / "scores", extra=tool_entropy.COLUMNS)
+    chosen = selection(frame.filters, [Kind.ACTION], frame.filters)
+    entropies = tool_entropy.profile_of(frame, chosen).measured.entropy
+    assert math.fsum(entropies) / len(entropies) == got["mean"]

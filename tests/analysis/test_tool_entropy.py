@@ -1,22 +1,23 @@
 """Where agents hesitate: from texts and made-up scores whose answers are known, against slow references."""
 
 import argparse
+import dataclasses
 import json
 import math
 import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hesnr_tasks.actions.classes import decision_words
-from hesnr_tasks.analysis import analyze
+from hesnr_tasks.analysis import analyze, tool_entropy
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.analysis.output import show
+from hesnr_tasks.analysis.tool_entropy import MEASURES, Item, number, quantile, stderr_of, steps_of
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.rendering import Rendered, Span
-from hesnr_tasks.search import gates, profile, profile_figure
-from hesnr_tasks.search.profile_measures import MEASURES, Part, number, quantile, stderr_of
-from hesnr_tasks.search.profile_steps import measured, steps_of
 from hesnr_tasks.statistics import resample_counts
 from hesnr_tasks.trajectory import Kind
 from tests.analysis import made
@@ -74,9 +75,9 @@ def test_steps_are_the_actions_and_their_entropy_is_that_of_the_words():
     decides[7] = True
     want = {"max": [0.4, 0.8], "mean": [0.35, 0.75], "first": [0.3, 0.7], "sum": [0.7, 1.5]}
     for how, expected in want.items():
-        found = measured(steps, start, end, entropy, decides, how)
-        np.testing.assert_allclose(found.value, expected)
-        assert found.decides.tolist() == [False, True]
+        found = tool_entropy.measure(steps, start, end, entropy, decides, how)
+        np.testing.assert_allclose(found.entropy, expected)
+        assert found.decisive.tolist() == [False, True]
         assert found.peak.tolist() == [3, 7]
 
 
@@ -84,27 +85,27 @@ def test_a_step_without_a_scored_decision_token_is_counted_apart():
     text = "ls; cat x"
     steps = steps_of(Rendered(text, (Span(0, 9, Kind.ACTION, 1, False),)))
     none = np.empty(0)
-    found = measured(steps, none, none, none, none.astype(bool))
-    assert math.isnan(found.value[0])
+    found = tool_entropy.measure(steps, none, none, none, none.astype(bool))
+    assert math.isnan(found.entropy[0])
     assert found.peak[0] == -1
 
 
 # --- numbers against slow references ----------------------------------------------------------------------------------
 
 
-def parts_of(seed=0, n=9, longest=12):
+def items_of(seed=0, n=9, longest=12):
     rng = random.Random(seed)
     found = []
     for i in range(n):
         values = tuple(round(rng.expovariate(2), 2) for _ in range(rng.randint(0, longest)))
-        above = float(sum(v > 0.7 for v in values))
-        found.append(Part(f"{i:03d}", values, float(len(values)), math.fsum(values), above, above - (above > 1), i % 2))
+        high = sum(v > 0.7 for v in values)
+        found.append(Item(f"{i:03d}", values, high, high - (high > 1), i % 2))
     return found
 
 
 def slow(name, parts):
     """Pools the steps, then evaluates."""
-    values = sorted(value for part in parts for value in part.values)
+    values = sorted(value for part in parts for value in part.entropies)
     n = len(values)
     if name in ("steps", "unmeasured"):
         return float(n if name == "steps" else sum(part.unmeasured for part in parts))
@@ -114,7 +115,7 @@ def slow(name, parts):
     if name == "mean":
         return mean
     if name in ("high", "he"):
-        return sum(part.above if name == "high" else part.decisive for part in parts) / n
+        return sum(part.high if name == "high" else part.decisive for part in parts) / n
     if name == "skewness":
         m2, m3 = (sum((v - mean) ** power for v in values) / n for power in (2, 3))
         return m3 / m2**1.5 if m2 > 0 else math.nan
@@ -125,7 +126,7 @@ def slow(name, parts):
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize(("seed", "n", "longest"), [(0, 9, 12), (1, 40, 30)])
 def test_values_and_errors_equal_those_of_a_plain_loop(name, seed, n, longest):
-    parts = parts_of(seed, n, longest)
+    parts = items_of(seed, n, longest)
     assert number(name, parts) == pytest.approx(slow(name, parts), rel=1e-9)
     draws = [
         [part for part, times in zip(parts, counts) for _ in range(times)] for counts in resample_counts(n, 300, 7)
@@ -135,7 +136,7 @@ def test_values_and_errors_equal_those_of_a_plain_loop(name, seed, n, longest):
 
 
 def test_order_does_not_change_a_bit():
-    parts = parts_of(3, 20)
+    parts = items_of(3, 20)
     mixed = random.Random(1).sample(parts, len(parts))
     for name in MEASURES:
         assert number(name, parts) == number(name, mixed)
@@ -143,11 +144,11 @@ def test_order_does_not_change_a_bit():
 
 
 def test_nothing_measured_is_nan_and_one_trajectory_has_no_error():
-    nothing = [Part("a", (), 0.0, 0.0, 0.0, 0.0, 2.0), Part("b", (), 0.0, 0.0, 0.0, 0.0, 1.0)]
+    nothing = [Item("a", (), 0, 0, 2), Item("b", (), 0, 0, 1)]
     for name in set(MEASURES) - {"steps", "unmeasured"}:
         assert math.isnan(number(name, nothing))
         assert math.isnan(stderr_of(name, nothing, 200))
-        assert math.isnan(stderr_of(name, parts_of()[:1], 200))
+        assert math.isnan(stderr_of(name, items_of()[:1], 200))
     assert number("unmeasured", nothing) == 3
 
 
@@ -168,15 +169,15 @@ def run(tmp_path_factory):
     return folder
 
 
-def ask(folder, **given):
+def ask(folder, **options):
     """All tables of a run, by name, as a program reads them."""
     parser = argparse.ArgumentParser()
     analyze.add_arguments(parser)
     asked = [str(folder), "--filters", "none", "--resamples", "200", "--seed", "1", "--format", "json"]
     args = parser.parse_args([*asked, "--tool-entropy"])
-    vars(args).update(given)
-    frame = load(folder, args.k or [10], extra=profile.COLUMNS)
-    tables = list(profile.tables(frame, args))
+    vars(args).update(options)
+    frame = load(folder, args.k or [10], extra=tool_entropy.COLUMNS)
+    tables = list(tool_entropy.tables(frame, args))
     assert show(tables, "text", {}).count("Tool entropy") >= 4
     return json.loads(show(tables, "json", {}))["tables"]
 
@@ -208,7 +209,9 @@ def test_the_distribution_holds_every_step_and_the_gates_fire_as_they_say(run):
 
 def test_forks_are_the_steps_of_greatest_entropy_with_the_candidates_stored(run):
     rows = ask(run)["tool_entropy_forks"]
-    values = np.sort(profile.profile_of(load(run, extra=profile.COLUMNS), none_filtered()).values())[::-1]
+    values = np.sort(tool_entropy.profile_of(load(run, extra=tool_entropy.COLUMNS), none_filtered()).measured.entropy)[
+        ::-1
+    ]
     assert [row["entropy"] for row in rows] == values[:10].tolist()
     for row in rows:
         weights = np.array([weight for _, weight in row["candidates"]])
@@ -220,16 +223,22 @@ def none_filtered():
     return selection(("xml", "format", "comments"), [Kind.ACTION], [])
 
 
-def test_a_gate_is_calibrated_on_a_folder_of_score_files(run):
-    values = profile.step_entropies(run)
-    gate = gates.gate_of(f"quantile:0.9:{run}")
-    assert gate == gates.calibrate(values, 0.9) == gates.calibrate(run, 0.9)
-    fired = sum(bool(gate(gates.StepState(str(i), value))) for i, value in enumerate(values))
-    assert fired == pytest.approx(len(values) / 10, abs=1)
+@given(st.lists(st.sampled_from([0.0, 0.562, 0.693, 1.04, 1.386]) | st.floats(0, 3), min_size=1), st.floats(0, 1))
+def test_a_calibrated_gate_fires_at_the_share_asked_for(entropies, share):
+    """Also where most steps have one and the same entropy, as votes have."""
+    threshold, tie = tool_entropy.gate_threshold([*entropies, math.nan], share)
+    above, equal = sum(h > threshold for h in entropies), sum(h == threshold for h in entropies)
+    assert 0 <= tie <= 1
+    assert above + tie * equal == pytest.approx((1 - share) * len(entropies), abs=1e-6)
+
+
+def test_a_gate_without_steps_is_refused():
+    with pytest.raises(SettingsError, match="no step with an entropy"):
+        tool_entropy.gate_threshold([math.nan], 0.5)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"epsilon": ["2.5"]}, "must lie in"),
         ({"quantile": [0.5, 1.5]}, r"--quantile 1.5 must lie in \[0, 1\]"),
@@ -239,9 +248,9 @@ def test_a_gate_is_calibrated_on_a_folder_of_score_files(run):
         ({"combine": "maxx"}, "Did you mean 'max'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(run, given, message):
+def test_settings_that_cannot_be_are_refused(run, options, message):
     with pytest.raises(SettingsError, match=message):
-        ask(run, **given)
+        ask(run, **options)
 
 
 @pytest.mark.parametrize("words", [["--forks", "3"], ["--quantile", "0.7"], ["--combine", "sum"],
@@ -256,8 +265,8 @@ def test_options_of_tool_entropy_without_it_are_refused(run, words):
 def test_options_say_how_many_forks_and_how_steps_are_measured(run):
     """Each fork's entropy is that of the profile measured so; every row says how."""
     found = ask(run, forks=3, decision_arguments=2, combine="sum")
-    frame = load(run, extra=profile.COLUMNS)
-    wanted = profile.profile_of(frame, none_filtered(), arguments=2, how="sum").values()
+    frame = load(run, extra=tool_entropy.COLUMNS)
+    wanted = tool_entropy.profile_of(frame, none_filtered(), arguments=2, combine="sum").measured.entropy
     assert [row["entropy"] for row in found["tool_entropy_forks"]] == np.sort(wanted)[::-1][:3].tolist()
     assert found["tool_entropy"][0]["mean"]["value"] == pytest.approx(wanted.mean(), rel=1e-12)
     assert found["tool_entropy"][0]["mean"]["value"] > ask(run)["tool_entropy"][0]["mean"]["value"]
@@ -268,20 +277,19 @@ def test_options_say_how_many_forks_and_how_steps_are_measured(run):
 # --- figure -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_figure_draws_the_distribution_it_is_given(tmp_path):
-    values = np.random.default_rng(0).exponential(0.3, 5_000)
-    shown = profile_figure.drawn(values, 10)
-    assert shown.share.sum() == pytest.approx(100)
-    assert shown.share[0] == pytest.approx(100 * np.mean(values < math.log(10) / profile_figure.BINS))
-    assert shown.skewness == pytest.approx(2, abs=0.3)  # of an exponential distribution
-    assert shown.marks["90 %"] == pytest.approx(0.3 * math.log(10), rel=0.05)
-    written = profile_figure.draw(values, 10, tmp_path / "tool_entropy", "step200")
-    assert [path.suffix for path in written] == [".svg", ".png"]
-    assert all(path.stat().st_size > 5_000 for path in written)
+def test_the_figure_is_drawn_of_a_run_and_of_one_without_a_measured_step(run, tmp_path):
+    frame = load(run, extra=tool_entropy.COLUMNS)
+    whole = tool_entropy.profile_of(frame, none_filtered())
+    empty = dataclasses.replace(whole, items=[], steps=whole.steps[:0])
+    for profile, least in ((whole, 5_000), (empty, 1_000)):
+        files = tool_entropy.draw(profile, tmp_path / "tool_entropy")
+        assert [path.suffix for path in files] == [".svg", ".png"]
+        assert all(path.stat().st_size > least for path in files)
 
 
-def test_a_run_without_a_measured_step_is_drawn_empty(tmp_path):
-    shown = profile_figure.drawn(np.empty(0), 10)
-    assert shown.steps == 0
-    assert shown.share.sum() == 0
-    assert len(profile_figure.draw(np.empty(0), 10, tmp_path / "none", "x")) == 2
+def test_the_distribution_is_that_of_the_steps(run):
+    rows = ask(run)["tool_entropy_distribution"]
+    values = tool_entropy.profile_of(load(run, extra=tool_entropy.COLUMNS), none_filtered()).measured.entropy
+    assert [row["steps"] for row in rows] == [
+        sum(row["low"] <= h < row["high"] or (row is rows[-1] and h >= row["high"]) for h in values) for row in rows
+    ]
