@@ -1,8 +1,10 @@
 """The lm-eval task: trajectories become documents, documents become requests, answers become sums, sums become metrics.
 
-This is the only room that knows lm-eval's `Task`. Facts about lm-eval 0.4.13 that shape it: metrics' standard errors
-travel as metrics named `<metric>_stderr` that come *after* their metric; whatever an aggregation needs must be in the
-per-document values, because documents are spread over ranks; `args` is what the sample log keeps of a request.
+This is the only room that knows lm-eval's `Task`. Facts about lm-eval 0.4.13 and 0.5 that shape it: metrics' standard
+errors travel as metrics named `<metric>_stderr` that come *after* their metric; whatever an aggregation needs must be in
+the per-document values, because documents are spread over ranks; `args` is what the sample log keeps of a request. 0.5
+names an `Instance` by `task_name` and `doc_id` (0.4 by a tuple, `metadata`), scores through `_scorers` (0.4: `_filters`),
+and bootstraps every aggregation itself unless `aggregate` says not to.
 """
 
 from __future__ import annotations
@@ -83,14 +85,24 @@ class HesnrTask(Task):
         self._mask = label_mask(self.settings.kinds, self.settings.filters, tuple(FILTERS))
         kept = self.settings.keep if keeps_scores(self.settings.scores) else ()
         self._also = label_mask(kept, (), tuple(FILTERS))
-        self._filters = [build_filter_ensemble("none", [["take_first", None]])]
         self._instances = None
+        self._answers_as_they_are()
         self._rendering = self.settings.render
         self._empty: list[str] = []
         self._run: Mapping[str, Any] = {}
         self.fewshot_rnd = None
         # lm-eval's W&B logger looks here for what a sample has
         self._config.metric_list = [{"metric": name} for name in self.aggregation() if not name.endswith("_stderr")]
+
+    def _answers_as_they_are(self) -> None:
+        """One filter that changes nothing, in the form that this lm-eval asks for; `Task.__init__` would need a data set."""
+        try:
+            from lm_eval.scorers import Scorer  # 0.5
+        except ImportError:
+            self._filters = [build_filter_ensemble("none", [["take_first", None]])]
+        else:
+            step = {"function": "take_first"}
+            self._scorers = [Scorer.from_dict({"name": "none", "filter": [step], "metric_list": []})]
 
     # --- documents ----------------------------------------------------------------------------------------------------
 
@@ -163,6 +175,8 @@ class HesnrTask(Task):
             key=labelled.key,
             also=self._also,
         )
+        if "doc_id" in kwargs:  # lm-eval 0.5
+            kwargs["task_name"] = self.config.task
         instance = _Request(
             request_type=REQUEST_TYPE, doc=doc, arguments=(labelled.rendered.text, request), idx=0, **kwargs
         )
@@ -204,6 +218,10 @@ class HesnrTask(Task):
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums."""
         values = {name: partial(self._value, name) for name in METRICS}
         return {**values, **{f"{name}_stderr": partial(self._error, name) for name in METRICS}}
+
+    def aggregate(self, bootstrap_iters: int | None = None) -> Any:
+        """As lm-eval 0.5's, which would bootstrap each value, our standard errors too, 100 000 times."""
+        return super().aggregate(bootstrap_iters=0)
 
     def higher_is_better(self) -> dict[str, bool]:
         """The direction of every metric that has one."""

@@ -20,6 +20,7 @@ from tests.test_task import SMALL, write
 from tests.training.test_callback import RUNS, gpt2, hesnr, train
 
 INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("wandb", "trackio")}
+INSTALLED["trackio"] &= importlib.util.find_spec("lm_eval.loggers.trackio_logger") is not None  # not in lm-eval 0.5
 _BLOCK, _WHOLE, _LAST = 32768, 1, 4  # of LevelDB's log format
 TASKS = ("hesnr_swe", "hesnr_swe_thought")
 

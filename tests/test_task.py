@@ -46,7 +46,8 @@ def evaluate(checkpoint, tasks, metadata, model_args="dtype=float32", **kwargs):
 
 
 def values(result, task):
-    return {name: result["results"][task][f"{name},none"] for name in METRICS}
+    rows = {name.rsplit("::", 1)[-1]: row for name, row in result["results"].items()}  # lm-eval 0.5: `group::task`
+    return {name: rows[task][f"{name},none"] for name in METRICS}
 
 
 def write(path, trajectories):

@@ -111,12 +111,13 @@ def _rows(path: Path) -> Iterator[Row]:
                 raise ValueError(f"the signature of {task} lacks {', '.join(sorted(_SIGNED - made.keys()))}")
             numbers = _ours(values) if made else dict(_theirs(values))
             if numbers:
+                name = task.rsplit("::", 1)[-1]  # lm-eval 0.5 writes `group::task`
                 yield Row(
                     model=_model(found),
-                    task=task,
-                    alias=str(values.get("alias", task)).strip(" -"),
+                    task=name,
+                    alias=str(values.get("alias", name)).strip(" -"),
                     values=numbers,
-                    comparable=_comparable(task, made) if made else _benchmark(task, found),
+                    comparable=_comparable(name, made) if made else _benchmark(task, found),
                     date=date,
                     signature=made,
                     higher=_higher((found.get("higher_is_better") or {}).get(task) or {}),
