@@ -3,14 +3,30 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NEXT := .venv-lm-eval-next
+NEXT_VERSION := 0.5.0.dev1
+# what stands between our tasks and lm-eval, run again with the next one
+NEXT_TESTS := tests/test_task.py tests/test_registration.py tests/test_cli.py tests/test_public_tasks.py
+# arithmetic on float32, run again as on a CPU without vector instructions
+NUMERIC_TESTS := tests/scoring tests/reference tests/test_metrics.py tests/test_task.py
 
-.PHONY: demo test lint vllm clean
+.PHONY: demo test test-next test-cpu results lint vllm lm-eval-next clean
 
 demo: $(READY)  ## score the shipped ladder with the real lm_eval and print its leaderboard
+	$(BIN)/hesnr demo --output out/demo
+
+results: $(READY)  ## make the committed results/ again
 	$(BIN)/hesnr demo --output results
 
-test: $(READY)  ## all tests
+test: $(READY) $(NEXT)/.ready test-next test-cpu  ## all tests, with both versions of lm-eval and as on another CPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-next: $(NEXT)/.ready
+	$(NEXT)/bin/python -m pytest -n 2 --dist loadfile $(NEXT_TESTS)
+
+test-cpu: $(READY)
+	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=SSE41 \
+	  $(BIN)/python -m pytest -n 2 --dist loadfile $(NUMERIC_TESTS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
@@ -20,10 +36,19 @@ lint: $(READY)  ## style and types
 vllm:  ## a second environment with a real vLLM engine on CPU, for its tests (about 4 GB)
 	PYTHON=$(PYTHON) scripts/make_vllm_venv.sh .venv-vllm
 
+lm-eval-next: $(NEXT)/.ready  ## an environment that is $(VENV) with the next lm-eval on top of it
+
 clean:
-	rm -rf $(VENV) .venv-vllm
+	rm -rf $(VENV) .venv-vllm $(NEXT)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(NEXT)/.ready: $(READY)
+	$(PYTHON) -m venv $(NEXT)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > "$$($(NEXT)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
+	$(NEXT)/bin/python -m pip install --quiet --no-deps lm-eval==$(NEXT_VERSION)
 	touch $@

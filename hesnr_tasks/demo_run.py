@@ -28,7 +28,7 @@ _KEEP = "observation+thought+action"  # observations too: one of the figures is 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr demo`."""
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("results"), help="where results go (default: results)"
+        "-o", "--output", type=Path, default=Path("out/demo"), help="where results go (default: out/demo)"
     )
     parser.add_argument("--tasks", default=_TASKS, help=f"default: {_TASKS}")
 

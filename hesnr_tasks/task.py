@@ -1,10 +1,10 @@
 """The lm-eval task: trajectories become documents, documents become requests, answers become sums, sums become metrics.
 
 This is the only room that knows lm-eval's `Task`. Facts about lm-eval 0.4.13 and 0.5 that shape it: metrics' standard
-errors travel as metrics named `<metric>_stderr` that come *after* their metric; whatever an aggregation needs must be in
-the per-document values, because documents are spread over ranks; `args` is what the sample log keeps of a request. 0.5
-names an `Instance` by `task_name` and `doc_id` (0.4 by a tuple, `metadata`), scores through `_scorers` (0.4: `_filters`),
-and bootstraps every aggregation itself unless `aggregate` says not to.
+errors travel as metrics named `<metric>_stderr` that come *after* their metric; whatever an aggregation needs must be
+in the per-document values, because documents are spread over ranks; `args` is what the sample log keeps of a request.
+0.5 names an `Instance` by `task_name` and `doc_id` (0.4 by a tuple, `metadata`), scores through `_scorers` (0.4:
+`_filters`), and bootstraps every aggregation itself unless `aggregate` says not to.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class HesnrTask(Task):
         self._config.metric_list = [{"metric": name} for name in self.aggregation() if not name.endswith("_stderr")]
 
     def _answers_as_they_are(self) -> None:
-        """One filter that changes nothing, in the form that this lm-eval asks for; `Task.__init__` would need a data set."""
+        """One filter that changes nothing, in the form this lm-eval wants (`Task.__init__` would want a data set)."""
         try:
             from lm_eval.scorers import Scorer  # 0.5
         except ImportError:

@@ -55,7 +55,7 @@ def test_convert_then_eval_then_report(tmp_path):
     assert converted.returncode == 0, converted.stderr
     evaluated = hesnr(
         "eval", "--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", "hesnr_swe",
-        "--metadata", "trajectories=clean.jsonl", "--output_path", "out", cwd=tmp_path,
+        "--metadata", '{"trajectories": "clean.jsonl"}', "--output_path", "out", cwd=tmp_path,
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     assert "he_snr" in evaluated.stdout

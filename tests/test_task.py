@@ -1,5 +1,6 @@
 """The whole way: files on disk, the real lm_eval, real (tiny) models, against the float64 reference."""
 
+import importlib.metadata
 import json
 import math
 import re
@@ -241,9 +242,17 @@ def test_the_command_line_beside_a_standard_task(checkpoint, small, tmp_path):
     assert "list" not in samples.read_text()  # the text itself is not in it
 
 
+@pytest.mark.xfail(
+    importlib.metadata.version("lm_eval") == "0.5.0.dev1",
+    raises=IndexError,
+    reason="its log of samples takes a document's number for its place in --samples, for every task",
+)
 def test_samples_are_the_ones_named(checkpoint, small):
     result = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small}, samples={"hesnr_swe": [2, 0]})
     assert [(s["doc_id"], s["doc"]["id"]) for s in result["samples"]["hesnr_swe"]] == [(0, "one"), (2, "three")]
+
+
+def test_samples_that_are_not_there_are_refused(checkpoint, small):
     with pytest.raises(SettingsError, match="outside"):
         evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small}, samples={"hesnr_swe": [7]})
 

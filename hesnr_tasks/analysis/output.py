@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.errors import printable
 
-__all__ = ["FORMATS", "Table", "show"]
+__all__ = ["FORMATS", "REPRODUCIBLE", "Table", "show"]
 
 FORMATS = ("text", "csv", "json")
+REPRODUCIBLE = 6  # significant digits that float32 scores give alike on any CPU
 _HEADINGS = {
     "he_snr": "HE-SNR ↑",
     "he_ppl": "HE-PPL ↓",
@@ -43,13 +44,13 @@ class Table(NamedTuple):
     below: Sequence[str] = ()
 
 
-def show(tables: Sequence[Table], format: str, about: Mapping[str, Any]) -> str:
-    """All tables as text, CSV (one block a table) or JSON; `about` goes into JSON."""
+def show(tables: Sequence[Table], format: str, about: Mapping[str, Any], digits: int = 17) -> str:
+    """All tables as text, CSV (one block a table, numbers of `digits` digits) or JSON, which `about` goes into."""
     if format == "json":
         found = {table.name: [_plain(row) for row in table.rows] for table in tables}
         return json.dumps({**about, "tables": found}, indent=1, ensure_ascii=False, allow_nan=False)
     if format == "csv":
-        return "\n".join(_csv(table, named=len(tables) > 1) for table in tables).rstrip("\n")
+        return "\n".join(_csv(table, digits, named=len(tables) > 1) for table in tables).rstrip("\n")
     return "\n\n".join("\n".join(_text(table)) for table in tables)
 
 
@@ -70,7 +71,7 @@ def _columns(table: Table) -> list[str]:
     return list(dict.fromkeys(name for row in table.rows for name in row))
 
 
-def _csv(table: Table, *, named: bool) -> str:
+def _csv(table: Table, digits: int, *, named: bool) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     if named:
@@ -81,17 +82,19 @@ def _csv(table: Table, *, named: bool) -> str:
     writer.writerow([name + part for name in columns for part in parts[name]])
     for row in table.rows:
         cells = (row.get(name) if name not in numbers else row.get(name, Number(math.nan)) for name in columns)
-        writer.writerow([_csv_cell(x) for cell in cells for x in (cell if isinstance(cell, Number) else [cell])])
+        writer.writerow(
+            [_csv_cell(x, digits) for cell in cells for x in (cell if isinstance(cell, Number) else [cell])]
+        )
     return out.getvalue()
 
 
-def _csv_cell(value: Any) -> str:
+def _csv_cell(value: Any, digits: int) -> str:
     value = _plain(value)
     if value is None:
         return ""
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False)
-    text = repr(value) if isinstance(value, float) else str(value)
+    text = repr(float(f"{value:.{digits}g}")) if isinstance(value, float) else str(value)
     # a spreadsheet would run a text that begins like a formula; texts of trajectories are not to be trusted
     return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 

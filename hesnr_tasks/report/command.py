@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hesnr_tasks.analysis.options import check_resamples
-from hesnr_tasks.analysis.output import Table, show
+from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import leaderboard
 from hesnr_tasks.report.downstream import Score, in_one_unit, read_downstream, scaled
@@ -119,7 +119,7 @@ def write_report(made: Study, folder: Path, by: str = "step") -> None:
         tables = _tables(made)
         for table in tables.values():
             if table.rows:
-                _write(folder / "tables" / f"{table.name}.csv", show([table], "csv", {}) + "\n")
+                _write(folder / "tables" / f"{table.name}.csv", show([table], "csv", {}, REPRODUCIBLE) + "\n")
         figures = list(_figures(made, folder / "figures"))
         captions = [
             f"**{d.name}** – {d.title} (paper: {d.paper}). {leaderboard.plain(d.caption)}\n" for d, _, _ in figures
@@ -175,7 +175,7 @@ def _figures(made: Study, folder: Path) -> Iterator[Drawn]:
                 picture = drawing.draw()
                 picture.suptitle(f"{drawing.title}\n{drawing.about}", fontsize=9)
             svg, _ = save(picture, folder / drawing.name)
-            csvs = {f"{table.name}.csv": show([table], "csv", {}) + "\n" for table in drawing.tables}
+            csvs = {f"{table.name}.csv": show([table], "csv", {}, REPRODUCIBLE) + "\n" for table in drawing.tables}
             for file, content in csvs.items():
                 _write(folder / file, content)
             yield Drawn(drawing, svg.read_bytes(), csvs)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.output import Table, show
+from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
 from hesnr_tasks.errors import printable
 from hesnr_tasks.report.ladder import Checkpoint
 from hesnr_tasks.report.results import Row, Value, groups
@@ -89,7 +89,7 @@ def csv_text(rows: Sequence[Row], ladder: Sequence[Checkpoint]) -> str:
         lines.append(
             {**line, "step": one.step, "context": one.context, "stage": one.stage, "signature": row.comparable}
         )
-    return show([Table("leaderboard", "", lines)], "csv", {}) + "\n"
+    return show([Table("leaderboard", "", lines)], "csv", {}, REPRODUCIBLE) + "\n"
 
 
 def side_by_side(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "step") -> Board:
