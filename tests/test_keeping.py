@@ -57,7 +57,7 @@ def test_a_second_run_reads_nothing_and_gives_the_same_bits(checkpoint, small, t
     bare = evaluate(checkpoint, tasks, {"trajectories": small})["results"]["hesnr_swe"]
     # without score files the head sees fewer rows: equal but for float32's last bits
     assert {name: bare[name] for name in bare if name != "alias" and isinstance(bare[name], float)} == pytest.approx(
-        {name: value for name, value in first["hesnr_swe"].items() if isinstance(value, float)}, rel=1e-6
+        {name: value for name, value in first["hesnr_swe"].items() if isinstance(value, float)}, rel=1e-5
     )
 
 
@@ -68,7 +68,7 @@ def test_thoughts_and_whole_actions_are_kept_for_later_questions(checkpoint, sma
     assert len(read) == 3
     alone = evaluate(checkpoint, ["hesnr_swe_unfiltered"], {"trajectories": small})["results"]
     assert later["hesnr_swe_unfiltered"]["ppl,none"] == pytest.approx(
-        alone["hesnr_swe_unfiltered"]["ppl,none"], rel=1e-6
+        alone["hesnr_swe_unfiltered"]["ppl,none"], rel=1e-5
     )
     read.clear()
     least = metadata | {"scores": str(tmp_path / "least"), "keep": "none"}
@@ -102,8 +102,8 @@ def test_another_task_on_kept_scores_reads_only_what_is_missing(checkpoint, smal
     assert read[3:] == ["four"]
     alone = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})["results"]["hesnr_swe"]
     # the head saw other rows beside these: equal but for float32's last bits
-    assert filtered["ppl,none"] == pytest.approx(alone["ppl,none"], rel=1e-6)
-    assert filtered["he_snr,none"] == pytest.approx(alone["he_snr,none"], rel=1e-6)
+    assert filtered["ppl,none"] == pytest.approx(alone["ppl,none"], rel=1e-5)
+    assert filtered["he_snr,none"] == pytest.approx(alone["he_snr,none"], rel=1e-5)
 
 
 def test_other_settings_are_refused_by_name(checkpoint, small, tmp_path):

@@ -332,7 +332,7 @@ def test_a_trajectory_is_left_out_of_the_tasks_it_is_too_long_for_and_of_no_othe
         assert values(both, "hesnr_swe")[name] == values(everything, "hesnr_swe")[name]
     fewer = evaluate(checkpoint, ["hesnr_swe_thought"], metadata | {"trajectories": str(tmp_path / "late.jsonl")},
                      "dtype=float32,max_length=300")  # fmt: skip
-    assert values(both, "hesnr_swe_thought") == pytest.approx(values(fewer, "hesnr_swe_thought"), rel=1e-6)
+    assert values(both, "hesnr_swe_thought") == pytest.approx(values(fewer, "hesnr_swe_thought"), rel=1e-5)
     assert values(fewer, "hesnr_swe_thought")["tokens"] == sum(
         map(len, expected(checkpoint, SMALL, *CASES["hesnr_swe_thought"], 300))
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-__all__ = ["Row", "score_slowly"]
+__all__ = ["TOLERANCE", "Row", "assert_scores", "score_slowly"]
+
+TOLERANCE = 1e-5  # of log-probabilities, beside 1 + |value|: about 80 float32 roundings, whatever the CPU adds up first
 
 
 class Row(NamedTuple):
@@ -16,6 +19,15 @@ class Row(NamedTuple):
     logprob: float
     rank: int
     top: list[tuple[float, int]]
+    ranks: range  # those that logits which differ by float32's noise would give
+
+
+def assert_scores(scores: Any, rows: list[Row], tolerance: float = TOLERANCE) -> None:
+    """The engine's scores are those of `rows`, as near as float32 gets on any CPU."""
+    near = {"rtol": tolerance, "atol": tolerance}
+    np.testing.assert_allclose(scores.logprob, [row.logprob for row in rows], **near)
+    np.testing.assert_allclose(scores.topk_logprobs, [[value for value, _ in row.top] for row in rows], **near)
+    assert all(rank in row.ranks for rank, row in zip(scores.rank.tolist(), rows, strict=True))
 
 
 def score_slowly(model: Any, ids: list[int], targets: list[int], k: int) -> list[Row]:
@@ -30,4 +42,7 @@ def _row(logits: list[float], target: int, k: int) -> Row:
     total = greatest + math.log(math.fsum(math.exp(value - greatest) for value in logits))
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i != target, i))
     rank = 1 + sum(value > logits[target] for value in logits)
-    return Row(logits[target] - total, rank, [(logits[i] - total, i) for i in order[:k]])
+    noise = TOLERANCE * (1 + max(map(abs, logits)))
+    above = sum(value > logits[target] + noise for value in logits)
+    ranks = range(1 + above, 1 + sum(value >= logits[target] - noise for value in logits))
+    return Row(logits[target] - total, rank, [(logits[i] - total, i) for i in order[:k]], ranks)

@@ -18,7 +18,7 @@ from hesnr_tasks.scoring.hf_net import Net  # noqa: E402
 from hesnr_tasks.scoring.hf_read import Way  # noqa: E402
 from hesnr_tasks.scoring.types import Passage  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.reference.scoring import score_slowly  # noqa: E402
+from tests.reference.scoring import TOLERANCE, assert_scores, score_slowly  # noqa: E402
 
 VOCABULARY = 1031
 K = 10
@@ -54,11 +54,8 @@ def scores_of(engine, texts, progress=int):
     return [found[i] for i in range(len(texts))]
 
 
-def assert_right(model, text, scores, atol=1e-5):
-    rows = score_slowly(model, text.ids.tolist(), text.targets.tolist(), K)
-    np.testing.assert_allclose(scores.logprob, [row.logprob for row in rows], atol=atol)
-    np.testing.assert_allclose(scores.topk_logprobs, [[v for v, _ in row.top] for row in rows], atol=atol)
-    assert scores.rank.tolist() == [row.rank for row in rows]
+def assert_right(model, text, scores, tolerance=TOLERANCE):
+    assert_scores(scores, score_slowly(model, text.ids.tolist(), text.targets.tolist(), K), tolerance)
 
 
 def same(a, b):

@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 from hesnr_tasks.scoring.hf_engine import Engine  # noqa: E402
 from hesnr_tasks.scoring.hf_net import Net  # noqa: E402
 from hesnr_tasks.scoring.types import Passage  # noqa: E402
-from tests.reference.scoring import score_slowly  # noqa: E402
+from tests.reference.scoring import TOLERANCE, assert_scores, score_slowly  # noqa: E402
 
 VOCABULARY = 211
 K = 10
@@ -110,13 +110,12 @@ def plain(model, text):
         return model(torch.from_numpy(text.ids).long()[None]).logits[0, text.targets - 1].float().log_softmax(1)
 
 
-def assert_equal(scores, rows, text, atol=1e-4):
+def assert_equal(scores, rows, text, tolerance=10 * TOLERANCE):
+    near = {"rtol": tolerance, "atol": tolerance}
     at = torch.from_numpy(text.ids[text.targets]).long()[:, None]
-    np.testing.assert_allclose(scores.logprob, rows.gather(1, at)[:, 0], atol=atol)
-    np.testing.assert_allclose(scores.topk_logprobs, rows.topk(K, 1).values, atol=atol)
-    np.testing.assert_allclose(
-        scores.topk_logprobs, rows.gather(1, torch.from_numpy(scores.topk_ids).long()), atol=atol
-    )
+    np.testing.assert_allclose(scores.logprob, rows.gather(1, at)[:, 0], **near)
+    np.testing.assert_allclose(scores.topk_logprobs, rows.topk(K, 1).values, **near)
+    np.testing.assert_allclose(scores.topk_logprobs, rows.gather(1, torch.from_numpy(scores.topk_ids).long()), **near)
 
 
 def scores_of(engine, texts):
@@ -153,8 +152,7 @@ def test_numbers_equal_the_float64_reference(name):
     model, text = build(name), passage(120, 30)
     (scores,) = scores_of(engine_for(model), [text])
     rows = score_slowly(model, text.ids.tolist(), text.targets.tolist(), K)
-    np.testing.assert_allclose(scores.logprob, [row.logprob for row in rows], atol=1e-4)
-    np.testing.assert_allclose(scores.topk_logprobs, [[v for v, _ in row.top] for row in rows], atol=1e-4)
+    assert_scores(scores, rows, 10 * TOLERANCE)
     assert np.mean(scores.rank == [row.rank for row in rows]) > 0.95  # float32 may order near-ties otherwise
 
 

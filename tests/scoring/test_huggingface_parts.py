@@ -34,10 +34,10 @@ def test_reductions_equal_sorting(seed, rows, size, k, tied):
     logprob, rank, values, ids = reduce_logits(logits, targets, k)
     expected = logits.double().log_softmax(1)
     at_target = expected.gather(1, targets[:, None])
-    np.testing.assert_allclose(logprob, at_target[:, 0], atol=1e-5)
+    np.testing.assert_allclose(logprob, at_target[:, 0], rtol=1e-6, atol=1e-5)
     np.testing.assert_array_equal(rank, 1 + (logits > logits.gather(1, targets[:, None])).sum(1))
-    np.testing.assert_allclose(values, expected.sort(1, descending=True).values[:, :k], atol=1e-5)
-    np.testing.assert_allclose(values, expected.gather(1, ids.long()), atol=1e-5)
+    np.testing.assert_allclose(values, expected.sort(1, descending=True).values[:, :k], rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(values, expected.gather(1, ids.long()), rtol=1e-6, atol=1e-5)
     assert all(len(set(row)) == k for row in ids.tolist())
 
 
@@ -50,8 +50,10 @@ def test_sums_are_never_in_half_precision(dtype):
     for part in logits.split(3):
         collector(part)
     expected = logits.double().log_softmax(1)
-    np.testing.assert_allclose(collector.scores().logprob, expected.gather(1, targets[:, None])[:, 0], atol=1e-5)
-    np.testing.assert_allclose(collector.scores().topk_logprobs, expected.topk(10).values, atol=1e-5)
+    np.testing.assert_allclose(
+        collector.scores().logprob, expected.gather(1, targets[:, None])[:, 0], rtol=1e-6, atol=1e-5
+    )
+    np.testing.assert_allclose(collector.scores().topk_logprobs, expected.topk(10).values, rtol=1e-6, atol=1e-5)
 
 
 def test_a_missing_position_is_noticed():
@@ -75,7 +77,7 @@ def test_attention_without_the_mask_equals_attention_with_it(new, past, dtype):
         found = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
         assert mode._causal(mask)
     assert found.dtype == dtype
-    np.testing.assert_allclose(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 3e-2)
+    np.testing.assert_allclose(found.float(), expected, rtol=1e-6, atol=1e-5 if dtype == torch.float32 else 3e-2)
 
 
 def test_masks_of_earlier_chunks_are_let_go():
