@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from hesnr_tasks.filters.languages import by_file_name, by_interpreter, by_look, by_tag
+from hesnr_tasks.actions.tools import names
+from hesnr_tasks.filters.languages import by_file, by_interpreter, by_look, by_tag
 from hesnr_tasks.filters.patches import sides
 from hesnr_tasks.filters.shell import Command, HereDocument, Word, lex_shell
 from hesnr_tasks.filters.views import View, unescape
@@ -44,46 +45,111 @@ def _in_shell(view: View) -> Iterator[Piece]:
 
 
 def _document_language(document: HereDocument, body: str) -> str | None:
-    """By the files it is written to, else by the program that reads it, else by its shebang."""
-    after = document.pipeline[document.pipeline.index(document.command) :]
-    names = [word.text for command in after for word in command.targets]
-    names += [word.text for command in after if _program(command, "tee") for word in command.words[1:]]
-    for name in names:
-        language = by_file_name(name)
-        if language:
-            return language
+    """That of the program that reads it or else of the file it is written to, else what its shebang says.
+
+    The text goes down the pipeline as long as programs hand on what they read; what any other program makes of it,
+    and writes to a file, is not the text.
+    """
     if document.delimiter == "end_of_edit":
         return by_look(body)
-    readers = (_reader(command) for command in after)
-    return next((language for language in readers if language), None) or _by_shebang(body)
+    first = document.pipeline.index(document.command)
+    for command in document.pipeline[first : first + _LONGEST_PIPELINE]:
+        for reader in _inner(command):
+            if language := _reader(reader):
+                return language
+            name, arguments = _program(reader)
+            if name and name not in _PASSING:
+                return _by_shebang(body)
+            written = (arguments if name == "tee" else []) + [word.text for word in reader.targets]
+            for path in written:
+                if language := by_file(path, body):
+                    return language
+    return _by_shebang(body)
 
 
 def _by_shebang(body: str) -> str | None:
     return by_look(body) if body.lstrip().startswith("#!") else None
 
 
-def _program(command: Command, *names: str) -> bool:
-    return any(word.text.rpartition("/")[2] in names for word in command.words)
+_LONGEST_PIPELINE = 8
+_PASSING = names("cat tee sed tr head tail grep egrep envsubst sponge dd awk sort uniq iconv dos2unix")
+_PASSING_ON = names(  # programs that run another one, with the same input
+    "sudo doas env time nice nohup command exec builtin timeout stdbuf unbuffer setsid xvfb-run poetry uv pipenv hatch "
+    "pdm conda mamba npx docker podman docker-compose compose kubectl oc nerdctl lxc ssh su chroot runuser gosu "
+    "singularity apptainer srun bundle rlwrap winpty"
+)
+_SSH_VALUES = names("-i -p -l -o -F -J -b -c -D -L -R -W")  # options followed by a value
+
+
+def _program(command: Command) -> tuple[str, list[str]]:
+    """The name of the program a command runs, through such as `sudo`, and its arguments."""
+    words = [word.text for word in command.words]
+    while words and _ASSIGNMENT.match(words[0]):
+        del words[0]
+    if words and _name(words[0]) in _PASSING_ON:
+        for i, word in enumerate(words[1:], 1):
+            if _name(word) in _PASSING or by_interpreter(word) or _name(word) in _PROGRAMS:
+                return _name(word), words[i + 1 :]
+    return (_name(words[0]), words[1:]) if words else ("", [])
+
+
+_ASSIGNMENT = re.compile(r"\w+=")
+_PROGRAMS = names("patch apply_patch applypatch git manage.py django-admin flask rails")
+
+
+def _name(word: str) -> str:
+    return word.rpartition("/")[2]
+
+
+def _inner(command: Command) -> Iterator[Command]:
+    """The commands that read the input of `command`: itself, or the first ones of `ssh host 'script'`, `sh -c`."""
+    words = command.words
+    name = _name(words[0].text) if words else ""
+    shell = by_interpreter(name) == "shell"
+    last = words[-1] if words else None
+    scripted = shell and any(re.fullmatch(r"-\w*c", word.text) for word in words[1:-1])
+    if last and last.quote and len(last.text) < 2_000 and (scripted or (name in _PASSING_ON and len(words) > 2)):
+        inner = lex_shell(last.text).commands
+        if inner and (scripted or " " in last.text):
+            yield from (Command(one.words, one.targets or command.targets) for one in inner[:4])
+            return
+    plain = [b for a, b in pairwise(words) if not b.text.startswith("-") and a.text not in _SSH_VALUES]
+    if name == "ssh" and len(plain) == 1:  # no command: a shell that reads its input
+        yield Command([Word(0, 0, "", ["bash"])], command.targets)
+        return
+    yield command
 
 
 def _reader(command: Command) -> str | None:
     """The language of the program that `command` reads from its standard input, if it does."""
-    if _program(command, "patch", "apply_patch", "applypatch"):
+    name, arguments = _program(command)
+    if name in ("patch", "apply_patch", "applypatch") or (name == "git" and {"apply", "am"} & set(arguments)):
         return "patch"
-    words = [word.text for word in command.words]
-    if "git" in words and ("apply" in words or "am" in words):
-        return "patch"
-    for i, word in enumerate(words):
-        language = by_interpreter(word)
-        if language and (language == "sql" or not _has_script(words[i + 1 :])):
-            return language
-    return None
+    language = by_interpreter(name)
+    if name == "manage.py" or (language == "python" and arguments and _name(arguments[0]) == "manage.py"):
+        command_name = arguments[0] if name == "manage.py" else "".join(arguments[1:2])
+        return {"shell": "python", "shell_plus": "python", "dbshell": "sql"}.get(command_name)
+    if (name, "".join(arguments[:1])) in _CONSOLES:
+        return _CONSOLES[name, arguments[0]]
+    return language if language and (language == "sql" or not _has_script(arguments)) else None
+
+
+_CONSOLES = {
+    ("django-admin", "shell"): "python",
+    ("flask", "shell"): "python",
+    ("rails", "console"): "ruby",
+    ("rails", "c"): "ruby",
+    ("rails", "runner"): "ruby",
+}
 
 
 def _has_script(arguments: list[str]) -> bool:
     """Whether an interpreter is given its program as an argument, so that its input is data."""
-    first = next((a for a in arguments if a != "--" and (a == "-" or not a.startswith("-"))), "-")
-    options = [a for a in arguments if a.startswith("-") and len(a) > 1]
+    rest = [a for i, a in enumerate(arguments) if i == 0 or arguments[i - 1] not in ("-W", "-X")]
+    if "-s" in rest:  # of a shell: the words after it are arguments
+        return False
+    first = next((a for a in rest if a != "--" and (a == "-" or not a.startswith("-"))), "-")
+    options = [a for a in rest if a.startswith("-") and len(a) > 1]
     return first not in ("-", "/dev/stdin") or any(_SCRIPT_OPTION.fullmatch(a) or a == "-m" for a in options)
 
 
@@ -109,6 +175,8 @@ def _inline(command: Command) -> Iterator[tuple[Word, str]]:
     language: str | None = None
     option: re.Pattern[str] | None = None
     words = command.words
+    if words and _name(words[0].text) in _TEXT_TOOLS:
+        return
     for word, following in pairwise(words):
         if word.text == "apply_patch" and following.quote:
             yield following, "patch"
@@ -120,6 +188,8 @@ def _inline(command: Command) -> Iterator[tuple[Word, str]]:
                 yield following, language
             language = option = None
 
+
+_TEXT_TOOLS = names("echo printf grep egrep fgrep rg ag ack sed awk cat ls which type find_file search_dir")
 
 _DOUBLE_ESCAPE = re.compile(r"\\(?:\r?\n|[\"\\$`])")
 _ANSI_ESCAPE = re.compile(r"\\[\s\S]")

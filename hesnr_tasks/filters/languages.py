@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-__all__ = ["by_file_name", "by_interpreter", "by_look", "by_tag"]
+__all__ = ["by_file", "by_file_name", "by_interpreter", "by_look", "by_tag"]
 
 _EXTENSIONS = {
     "python": "ipynb py pyi pyw pyx pxd pyt wsgi bzl star",
@@ -19,7 +19,7 @@ _EXTENSIONS = {
     "cpp": "cc cpp cxx c++ hh hpp hxx h++ ipp inl tpp cu cuh ino m mm proto",
     "csharp": "cs csx",
     "ruby": "rb rake gemspec ru podspec builder",
-    "php": "php phtml php5 php7 php8 inc",
+    "php": "php phtml php5 php7 php8",
     "kotlin": "kt kts",
     "swift": "swift",
     "scala": "scala sc sbt",
@@ -97,6 +97,28 @@ def by_file_name(path: str) -> str | None:
             return language
     _, dot, extension = name.rpartition(".")
     return _BY_EXTENSION.get(extension.lower()) if dot else None
+
+
+_SHARED = {  # extensions of several languages: what each looks like, and the language; else the name's own
+    "inc": ((r"<\?(?:php|=|\s)|\$\w+\s*(?:=|->|\[)|^\s*(?:namespace|use) [\w\\\\]+;", "php"),
+            (r"^\s*#\s*(?:include|define|ifdef|ifndef|if|pragma)\b|\w::\w|^\s*(?://|/\*)", "cpp")),
+    "m": ((r"^\s*(?:%|function\b[^(]*=|end\s*$)", None),),
+    "pl": ((r"^\s*:-|^[a-z]\w*\(.*\)\s*(?::-|\.\s*$)", None),),
+    "ts": ((r"\A\s*<(?:\?xml|!DOCTYPE|TS\b)", "html"),),
+}  # fmt: skip
+
+
+def by_file(path: str, text: str) -> str | None:
+    """The language of a file of that name that holds `text` (or has it as a part); or None.
+
+    Some extensions are those of several languages; where the text does not decide, and where the name says nothing,
+    only a shebang does.
+    """
+    extension = path.strip().strip("'\"").rpartition(".")[2].lower()
+    for pattern, language in _SHARED.get(extension, ()):
+        if re.search(pattern, text[:20_000], re.MULTILINE):
+            return language
+    return by_file_name(path) or (by_look(text) if text.lstrip().startswith("#!") else None)
 
 
 _TAGS = {

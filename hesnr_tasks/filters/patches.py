@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from hesnr_tasks.filters.languages import by_file_name
+from hesnr_tasks.filters.languages import by_file
 from hesnr_tasks.filters.views import View, join
 
 __all__ = ["sides"]
@@ -20,18 +20,20 @@ _HEADER = re.compile(
 
 def sides(view: View) -> Iterator[tuple[View, str]]:
     """For every hunk its old and its new text (lines without their first sign) and the language of its file."""
-    language: str | None = None
+    path = ""
     hunk: list[View] = []
     for line in [*_lines(view), None]:
         text = "" if line is None else line.text
         header = _HEADER.match(text)
         if line is None or header or text.startswith(("@@", "*** ")):
-            if hunk and language:
-                yield from ((side, language) for side in _both(hunk))
+            if hunk and path:
+                for side in _both(hunk):
+                    if language := by_file(path, side.text):
+                        yield side, language
             hunk = []
             if header:
                 name = header[1] or header[2] or header[3]
-                language = (language if name == "/dev/null" else by_file_name(name)) or None
+                path = path if name == "/dev/null" else name
         elif text[:1] in (" ", "+", "-", "\n", "\r"):
             hunk.append(line)
 

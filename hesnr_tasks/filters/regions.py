@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from hesnr_tasks.actions import Call, Parameter, parse_action
 from hesnr_tasks.filters.embedded import embedded
-from hesnr_tasks.filters.languages import by_file_name, by_interpreter, by_look, by_tag
+from hesnr_tasks.filters.languages import by_file, by_interpreter, by_look, by_tag
 from hesnr_tasks.filters.views import View, unescape
 
 __all__ = ["Region", "regions"]
@@ -98,9 +98,8 @@ def _call(text: str, call: Call) -> Iterator[Region]:
         view = _view(text, parameter)
         language = _language(call, parameter.name, view, path)
         if language:
-            yield from (
-                _arguments(view) if language == "shell" and view.text.startswith("[") else [Region(view, language)]
-            )
+            listed = language == "shell" and _ARGUMENTS.fullmatch(view.text)
+            yield from _arguments(view) if listed else [Region(view, language)]
         elif path is not None and view.text[:1] in ("[", "{"):
             yield from _edits(view, path)
 
@@ -116,7 +115,7 @@ def _language(call: Call, name: str, view: View, path: str | None) -> str | None
     if name in _PROSE or (name in _TEXTS and _PROSE_TOOLS.fullmatch(call.name)):
         return "prose"
     if path is not None:
-        return _of_file(path, view.text) if _CONTENTS.fullmatch(name) else None
+        return by_file(path, view.text) if _CONTENTS.fullmatch(name) else None
     if name in _COMMANDS or not (name or view.text.startswith("{")):
         if _SHELL_TOOLS.fullmatch(call.name):
             return "shell"
@@ -127,11 +126,6 @@ def _language(call: Call, name: str, view: View, path: str | None) -> str | None
     if _CONTENTS.fullmatch(name) and _EDITORS.fullmatch(call.name):
         return by_look(view.text)
     return "shell" if name in ("command", "cmd") else None
-
-
-def _of_file(path: str, text: str) -> str | None:
-    """By the file's name; a name that says nothing leaves the shebang."""
-    return by_file_name(path) or (by_look(text) if text.lstrip().startswith("#!") else None)
 
 
 _JSON_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[\s\S])")
@@ -159,11 +153,12 @@ def _json_character(escape: str) -> str:
 
 _STRING = r'"([^"\\]*(?:\\[\s\S][^"\\]*)*)"'
 _ARGUMENT = re.compile(_STRING)
+_ARGUMENTS = re.compile(rf"\s*\[\s*{_STRING}\s*(?:,\s*{_STRING}\s*)*\]\s*")
 _EDIT = re.compile(rf'"(\w+)"\s*:\s*{_STRING}')
 
 
 def _arguments(view: View) -> Iterator[Region]:
-    """A command given as the list of its words: `["bash", "-lc", "…"]`."""
+    """A command given as the list of its words: `["bash", "-lc", "…"]`; one word is no list but a test: `[ "$x" ]`."""
     words = list(_ARGUMENT.finditer(view.text))
     if len(words) == 3 and by_interpreter(words[0][1]) == "shell" and re.fullmatch(r"-\w*c", words[1][1]):
         yield Region(_decoded(view.cut(*words[2].span(1))), "shell")
@@ -174,6 +169,6 @@ def _arguments(view: View) -> Iterator[Region]:
 def _edits(view: View, path: str) -> Iterator[Region]:
     """Several edits of one file: `[{"old_string": "…", "new_string": "…"}, …]`."""
     for match in _EDIT.finditer(view.text):
-        language = _of_file(path, match[2]) if _CONTENTS.fullmatch(match[1]) else None
+        language = by_file(path, match[2]) if _CONTENTS.fullmatch(match[1]) else None
         if language:
             yield Region(_decoded(view.cut(*match.span(2))), language)

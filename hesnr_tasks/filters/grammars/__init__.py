@@ -29,8 +29,7 @@ def _shell(text: str) -> list[CharSpan]:
     if "#" not in text:
         return []
     start = _rest_of_document(text)
-    found = ((a + start, b + start) for a, b in lex_shell(text[start:]).comments)
-    return [span for span in found if not (span[0] == 0 and text.startswith("#!"))]
+    return [(a + start, b + start) for a, b in lex_shell(text[start:]).comments]
 
 
 _DELIMITER = re.compile(r"^(?:[A-Z_]*EO[A-Z]+|END|[A-Z]+_EOF|HEREDOC)$", re.MULTILINE)
@@ -53,6 +52,7 @@ GRAMMARS: dict[str, Grammar] = {
 
 
 def comments_of(text: str, language: str) -> list[CharSpan]:
-    """Spans of the comments of `text` in `language`; none for a language without a grammar."""
+    """Spans of the comments of `text` in `language`, its shebang not one; none for a language without a grammar."""
     grammar = GRAMMARS.get(language)
-    return grammar(text) if grammar else []
+    found = grammar(text) if grammar else []
+    return [span for span in found if span[0] > 0] if text.startswith("#!") else found

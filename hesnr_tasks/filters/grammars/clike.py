@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from hesnr_tasks.filters.grammars.begin import after_comment, after_string
-from hesnr_tasks.filters.lexing import Lexer, Rule
+from hesnr_tasks.filters.lexing import Lexer, Rule, Scan
 from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["CLIKE"]
@@ -43,6 +43,10 @@ DOUBLE: Rule = ("string", one_line('"'))
 SINGLE: Rule = ("string", one_line("'"))
 CHARACTER: Rule = ("string", r"'(?:[^'\\\r\n]{1,4}|\\[^\r\n][^'\r\n]{0,8})'")
 LONG: Rule = ("string", r'"""[^"\\]*(?:(?:\\[\s\S]|"(?!""))[^"\\]*)*(?:"""|\\?\Z)')
+REGEX: Rule = (
+    "maybe",
+    r"/(?![*/])(?:[^/\\\[\r\n]|\\[^\r\n]|\[(?:[^\]\\\r\n]|\\[^\r\n]){0,200}\]){1,400}/\w{0,8}",
+)
 BACKTICKS: Rule = ("string", raw("`", "`"))
 
 _COMMENT_MODE = {"comment": [("push comment", r"/\*"), ("pop", r"\*/")]}
@@ -66,6 +70,24 @@ def _interpolated(rules: list[Rule], hole: str, *strings: tuple[str, str]) -> di
     return {"code": code, **modes, **_nesting("nest", *brackets, code)}
 
 
+_OPERAND = re.compile(r"(?:[\w$)\]}\"'`]|[\w$)\]](?:!|\+\+|--))\Z")
+_KEYWORD = re.compile(
+    r"(?<![\w$.])(?:return|typeof|case|in|of|delete|void|throw|new|else|do|yield|await|instanceof|from|import|default)\Z"
+)
+
+
+def _begins_literal(text: str, match: re.Match[str]) -> bool:
+    """Whether `/` begins a regular expression, and `'` is no apostrophe in the text of JSX."""
+    before = text[max(0, match.start() - 120) : match.start()]
+    token = match[0]
+    if token[0] == "'":
+        return not (before[-1:].isalpha() and token[1:2].isalpha() and not _KEYWORD.search(before))
+    code = before.rstrip(" \t\r\n")
+    if before.endswith("<"):
+        return False
+    return not _OPERAND.search(code) or bool(_KEYWORD.search(code))
+
+
 _END = r'"|(?=[\r\n])'  # of a string on one line
 
 _C = Lexer({"code": [LINE_CONTINUED, BLOCK, DOUBLE, CHARACTER]})
@@ -75,7 +97,8 @@ _CPP = Lexer(
 _JAVA = Lexer({"code": [LINE, BLOCK, LONG, DOUBLE, CHARACTER]})
 _GO = Lexer({"code": [LINE, BLOCK, BACKTICKS, DOUBLE, CHARACTER]})
 _GROOVY = Lexer(
-    {"code": [LINE, BLOCK, LONG, ("string", LONG[1].replace('"', "'")), DOUBLE, SINGLE]},
+    {"code": [LINE, BLOCK, LONG, ("string", LONG[1].replace('"', "'")), REGEX, DOUBLE, SINGLE]},
+    check=_begins_literal,
 )
 _DART = Lexer(
     {"code": [LINE, NESTED, LONG, ("string", LONG[1].replace('"', "'")), DOUBLE, SINGLE], **_COMMENT_MODE},
@@ -105,7 +128,8 @@ _SCALA = Lexer(
     }
 )
 _SWIFT_RAW: Rule = ("string", r'(?<!#)(?P<h>#{1,9})(?:"""[\s\S]*?(?:"""(?P=h)|\Z)|"[^\r\n]*?(?:"(?P=h)|(?=[\r\n])|\Z))')
-_SWIFT = Lexer({**_interpolated([LINE, NESTED, _SWIFT_RAW], r"\\\(", ('"""', '"""'), ('"', _END)), **_COMMENT_MODE})
+_SWIFT_RULES = _interpolated([LINE, NESTED, _SWIFT_RAW, REGEX], r"\\\(", ('"""', '"""'), ('"', _END))
+_SWIFT = Lexer({**_SWIFT_RULES, **_COMMENT_MODE}, check=_begins_literal)
 
 _CSHARP_CODE: list[Rule] = [
     LINE,
@@ -151,11 +175,11 @@ _PHP = Lexer(
 _PHP_SIGN = re.compile(r"\$\w|[;{][ \t]*\n|^[ \t]*(?:/?\*|//|#)|->|=>", re.MULTILINE)
 
 
-def _php(text: str, position: int) -> list[CharSpan]:
+def _php(text: str, position: int) -> Scan:
     """A file begins as HTML; a fragment begins in code unless an opening tag comes before anything that is code."""
     opening, closing = text.find("<?"), text.find("?>")
     inside = opening < 0 or 0 <= closing < opening or bool(_PHP_SIGN.search(text, 0, opening))
-    return _PHP.scan(text, *(("html", "code") if inside else ("html",)), position=position).comments
+    return _PHP.scan(text, *(("html", "code") if inside else ("html",)), position=position)
 
 
 # --- JavaScript, TypeScript -----------------------------------------------------------------------------------------
@@ -164,60 +188,68 @@ _JS_CODE: list[Rule] = [
     ("skip", r"//(?:(?<=\bhttps://)|(?<=\bhttp://)|(?<=\bfile://)|(?<=\bftp://)|(?<=\bwss://)|(?<=\bws://))"),
     LINE,
     BLOCK,
-    ("maybe", r"/(?![*/])(?:[^/\\\[\r\n]|\\[^\r\n]|\[(?:[^\]\\\r\n]|\\[^\r\n]){0,200}\]){1,400}/\w{0,8}"),
+    REGEX,
     DOUBLE,
     ("maybe", one_line("'")),
     ("push string_template", "`"),
 ]
-_OPERAND = re.compile(r"(?:[\w$)\]}\"'`]|[\w$)\]](?:!|\+\+|--))\Z")
-_KEYWORD = re.compile(
-    r"(?<![\w$.])(?:return|typeof|case|in|of|delete|void|throw|new|else|do|yield|await|instanceof|from|import|default)\Z"
-)
-
-
-def _js_check(text: str, match: re.Match[str]) -> bool:
-    """Whether `/` begins a regular expression, and `'` is no apostrophe in the text of JSX."""
-    before = text[max(0, match.start() - 120) : match.start()]
-    token = match[0]
-    if token[0] == "'":
-        return not (before[-1:].isalpha() and token[1:2].isalpha() and not _KEYWORD.search(before))
-    code = before.rstrip(" \t\r\n")
-    if before.endswith("<"):
-        return False
-    return not _OPERAND.search(code) or bool(_KEYWORD.search(code))
-
-
 _JS = Lexer(
     {
         "code": _JS_CODE,
         "string_template": [("skip", _ANY), ("push nest", r"\$\{"), ("pop", "`")],
         **_nesting("nest", r"\{", r"\}", _JS_CODE),
     },
-    check=_js_check,
+    check=_begins_literal,
 )
+
+
+_JSX_BEFORE, _JSX_AFTER = re.compile(r"<[A-Za-z][^<>]*>\s*\Z|/>\s*\Z|</[\w.]+>\s*\Z"), re.compile(r"\s*</?[A-Za-z]")
+
+
+def _js(text: str, position: int) -> Scan:
+    """A `//` in the text between two tags of JSX is text."""
+    scan = _JS.scan(text, position=position)
+    if "</" in text:
+        scan.comments = [span for span in scan.comments if not _in_jsx(text, *span)]
+    return scan
+
+
+def _in_jsx(text: str, start: int, end: int) -> bool:
+    if not text.startswith("//", start):
+        return False
+    line = text.rfind("\n", max(0, start - 1_000), start) + 1
+    before, tail = text[line:start].lstrip(), text[max(start, end - 100) : end].rstrip(" \t;,)")
+    if re.match("<[A-Za-z]", before) and ">" in before and re.fullmatch(r"</[\w.:-]*>", tail[tail.rfind("<") :]):
+        return True
+    between = before and not re.search(r"[;{}()=]", before)
+    return bool(between and _JSX_BEFORE.search(text[max(0, line - 300) : line]) and _JSX_AFTER.match(text, end))
 
 
 # --- fragments ------------------------------------------------------------------------------------------------------
 
-Find = Callable[[str, int], list[CharSpan]]  # comments of a text from a position on
+Read = Callable[[str, int], Scan]  # what a text holds from a position on
 
 
-def _with_fragments(find: Find, marks: tuple[str, ...], quote: str = "") -> Callable[[str], list[CharSpan]]:
+def _with_fragments(read: Read, marks: tuple[str, ...], quote: str = "") -> Callable[[str], list[CharSpan]]:
     """Comments of a text that may begin inside one, or in a string with `quote`; none if no comment mark is there."""
+
+    def tokens(text: str) -> list[CharSpan]:
+        scan = read(text, 0)
+        return scan.comments + scan.strings
 
     def comments(text: str) -> list[CharSpan]:
         if not any(mark in text for mark in marks):
             return []
-        start = after_comment(text)
+        start = after_comment(text, tokens)
         if start:
-            return [(0, start), *find(text, start)]
-        return find(text, after_string(text, quote) if quote else 0)
+            return [(0, start), *read(text, start).comments]
+        return read(text, after_string(text, quote) if quote else 0).comments
 
     return comments
 
 
 def _plain(lexer: Lexer, quote: str = "") -> Callable[[str], list[CharSpan]]:
-    return _with_fragments(lambda text, start: lexer.scan(text, position=start).comments, _MARKS, quote)
+    return _with_fragments(lambda text, start: lexer.scan(text, position=start), _MARKS, quote)
 
 
 _MARKS = ("//", "/*", "*/", "* ")
@@ -231,12 +263,12 @@ CLIKE: dict[str, Callable[[str], list[CharSpan]]] = {
     "go": _plain(_GO, "`"),
     "groovy": _plain(_GROOVY, '"""'),
     "java": _plain(_JAVA, '"""'),
-    "javascript": _plain(_JS, "`"),
+    "javascript": _with_fragments(_js, _MARKS, "`"),
     "kotlin": _plain(_KOTLIN, '"""'),
     "php": _with_fragments(_php, (*_MARKS, "#", "<!--")),
     "rust": _plain(_RUST, '"'),
     "scala": _plain(_SCALA, '"""'),
     "scss": _plain(_SCSS),
     "swift": _plain(_SWIFT, '"""'),
-    "typescript": _plain(_JS, "`"),
+    "typescript": _with_fragments(_js, _MARKS, "`"),
 }

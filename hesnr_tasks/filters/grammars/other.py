@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from hesnr_tasks.filters.grammars.clike import BLOCK, CHARACTER, DOUBLE, LINE, LONG, SINGLE, many_lines, raw
+from hesnr_tasks.filters.grammars.clike import BLOCK, CHARACTER, DOUBLE, LINE, LONG, REGEX, SINGLE, many_lines, raw
 from hesnr_tasks.filters.lexing import LOOSE, Lexer, LineIndex, Rule
 from hesnr_tasks.filters.views import CharSpan
 
@@ -13,6 +13,7 @@ __all__ = ["OTHER"]
 
 _HASH: Rule = ("comment", r"#[^\r\n]*")
 _HASH_WORD: Rule = ("comment", r"#(?<![^\s;{}()]#)[^\r\n]*")  # at the start of a word
+_HASH_CLAUSE: Rule = ("comment", r"#(?<![^\s;,{}()]#)[^\r\n]*")
 _MANY: Rule = ("string", many_lines('"'))
 _HEREDOC: Rule = ("hole", r"<<[-~]?(?P<q>[\"']?)(?P<label>[A-Z_]{2,})(?P=q)")
 
@@ -25,6 +26,31 @@ def _here_document(lines: LineIndex, match: re.Match[str]) -> CharSpan | None:
 
 def _nested(opening: str, closing: str) -> dict[str, list[Rule]]:
     return {"comment": [("push comment", opening), ("pop", closing)]}
+
+
+def _perl_quotes() -> Iterator[Rule]:
+    """`q{…}`, `qw(…)`, `m|…|`, `s/…/…/`: operators whose text ends at the sign, or the bracket, that begins it."""
+    operator = r"(?<![\w$@%&>\-])"
+    signs = r"(?P<{0}>[/|!~\#'\"^@%+])(?:(?!(?P={0}))[^\\]|\\[\s\S])*(?:(?P={0})|\Z)"
+    for i, (opening, closing) in enumerate(((r"\{", r"\}"), (r"\(", r"\)"), (r"\[", r"\]"), ("<", ">"))):
+        plain = rf"[^{opening}{closing}\\]|\\[\s\S]"
+        text = rf"{opening}(?:{plain}|{opening}(?:{plain})*(?:{closing}|\Z))*(?:{closing}|\Z)"
+        yield "string", rf"{operator}(?:q[qwrx]?|m)\s*{text}"
+        yield "string", rf"{operator}(?:s|tr|y)\s*{text}\s*(?:{text}|{signs.format(f'b{i}')})"
+    second = r"(?:(?!(?P=two))[^\\]|\\[\s\S])*(?:(?P=two)|\Z)"
+    yield "string", operator + r"(?:q[qwrx]?|m)" + signs.format("one")
+    yield "string", operator + r"(?:s|tr|y)" + signs.format("two") + second
+
+
+_PERL_QUOTES = tuple(_perl_quotes())
+_PERL_OPERAND = re.compile(r"[\w)\]}\"']\Z")
+_PERL_WORD = re.compile(r"(?<![\w$@%&])(?:split|if|unless|while|until|and|or|not|xor|return|grep|when|x|push|join)\Z")
+
+
+def _begins_perl_pattern(text: str, match: re.Match[str]) -> bool:
+    """Whether `/` begins a pattern: where no operand is."""
+    before = text[max(0, match.start() - 40) : match.start()].rstrip(" \t\r\n")
+    return not _PERL_OPERAND.search(before) or bool(_PERL_WORD.search(before))
 
 
 _LEXERS: dict[str, tuple[tuple[str, ...], Lexer]] = {  # the marks without which a text is not lexed, and the lexer
@@ -80,7 +106,21 @@ _LEXERS: dict[str, tuple[tuple[str, ...], Lexer]] = {  # the marks without which
     "perl": (
         ("#", "\n="),
         Lexer(
-            {"code": [("comment", r"^=[a-z]\w*[\s\S]*?(?:^=cut\b[^\r\n]*|\Z)"), _HASH_WORD, _HEREDOC, DOUBLE, SINGLE]},
+            {
+                "code": [
+                    ("comment", r"^=[a-z]\w*[\s\S]*?(?:^=cut\b[^\r\n]*|\Z)"),
+                    ("string", r"^__(?:END|DATA)__\b[\s\S]*"),
+                    ("skip", r"\$[#'\"`/&;,.!@$]"),
+                    *_PERL_QUOTES,
+                    _HASH_CLAUSE,
+                    _HEREDOC,
+                    ("string", r"[=!]~\s*/(?:[^/\\]|\\[\s\S])*(?:/\w*|\Z)"),
+                    REGEX,
+                    _MANY,
+                    SINGLE,
+                ]
+            },
+            check=_begins_perl_pattern,
             hole=_here_document,
         ),
     ),

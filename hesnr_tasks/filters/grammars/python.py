@@ -74,11 +74,10 @@ _LEXER = Lexer(
 
 
 def comments(text: str) -> list[CharSpan]:
-    """Spans of the comments of a Python file or fragment; a shebang is not one."""
+    """Spans of the comments of a Python file or fragment."""
     if "#" not in text:
         return []
-    found = _best(text).comments
-    return [span for span in found if not (span[0] == 0 and text.startswith("#!"))]
+    return _best(text).comments
 
 
 def _best(text: str) -> Scan:

@@ -70,8 +70,7 @@ _LEXER = Lexer(
 
 
 def comments(text: str) -> list[CharSpan]:
-    """Spans of the comments of a Ruby file or fragment; a shebang is not one."""
+    """Spans of the comments of a Ruby file or fragment."""
     if "#" not in text and "=begin" not in text:
         return []
-    found = _LEXER.scan(text).comments
-    return [span for span in found if not (span[0] == 0 and text.startswith("#!"))]
+    return _LEXER.scan(text).comments
