@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from hesnr_tasks.alignment import Encoded, Encoder, token_labels, token_turns
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scoring.identity import tokenizer_of
 from hesnr_tasks.scoring.types import Backend, Passage, Scores, ScoringRequest, TokenScores
 
 __all__ = ["REQUEST_TYPE", "Keeper", "backend_for", "labelled_key", "score_requests"]
@@ -94,7 +95,7 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], keeper: Keeper |
     _refuse_nothing(requests, {job.request.key: job for job in jobs}, backend.max_length)
     run = {
         **backend.describe(),
-        "tokenizer": _tokenizer_identity(backend.tokenizer),
+        "tokenizer": tokenizer_of(backend.tokenizer),
         "bos": list(encoder.prefix),
         "max_length": backend.max_length,
     }
@@ -125,13 +126,6 @@ def labelled_key(request_text: str, codes: npt.NDArray[np.uint8]) -> str:
     digest = hashlib.sha256(request_text.encode())
     digest.update(codes.tobytes())
     return digest.hexdigest()
-
-
-def _tokenizer_identity(tokenizer: Any) -> str:
-    """A hash of the vocabulary: the same for every checkpoint of a ladder, whatever folder it lies in."""
-    vocabulary = sorted((index, str(token)) for token, index in tokenizer.get_vocab().items())
-    digest = hashlib.sha256(repr(vocabulary).encode(errors="replace")).hexdigest()
-    return f"{len(vocabulary)} tokens {digest[:12]}"
 
 
 def _rank(lm: Any) -> int:

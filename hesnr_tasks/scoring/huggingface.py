@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -15,12 +13,12 @@ from hesnr_tasks.scoring.hf_check import TEXT
 from hesnr_tasks.scoring.hf_engine import Engine
 from hesnr_tasks.scoring.hf_logits import no_scores
 from hesnr_tasks.scoring.hf_net import Net
+from hesnr_tasks.scoring.identity import weights_of
 from hesnr_tasks.scoring.types import Backend, Passage, Scores
 
 __all__ = ["HuggingFaceBackend", "make"]
 
 T = TypeVar("T")
-_VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def make(lm: Any) -> Backend:
@@ -67,7 +65,7 @@ class HuggingFaceBackend(Backend):
         return self._engine
 
     def describe(self) -> dict[str, Any]:
-        """Identity of model, adapters and software; `weights` is a hash of a sample of every tensor."""
+        """Identity of model, adapters and software; `weights` is a hash of every bit of every tensor."""
         config = self._net.config
         return {
             "backend": "hf",
@@ -80,7 +78,7 @@ class HuggingFaceBackend(Backend):
             "autocast": str(self._net.autocast).removeprefix("torch.") if self._net.autocast else None,
             "attention": getattr(config, "_attn_implementation", None),
             "parameters": sum(p.numel() for p in self._net.outer.parameters()),
-            "weights": _fingerprint(self._net.outer),
+            "weights": weights_of(self._net.outer),
             "transformers": transformers.__version__,
             "torch": torch.__version__,
         }
@@ -133,29 +131,3 @@ def _path(pretrained: Any) -> str:
     if isinstance(pretrained, str):
         return pretrained
     return str(getattr(pretrained, "name_or_path", "") or type(pretrained).__name__)
-
-
-def _fingerprint(model: torch.nn.Module, samples: int = 16) -> str:
-    """SHA-256 over the configuration and, of every weight, its name, type, shape and `samples` evenly spaced values.
-
-    Cheap (no full read), exact on any device, and different for two checkpoints of one training run.
-    """
-    digest = hashlib.sha256(_config_text(getattr(model, "config", None)).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if isinstance(tensor, torch.Tensor) and tensor.numel() and tensor.device.type != "meta":
-            digest.update(_sample_bytes(tensor, samples))
-    return digest.hexdigest()
-
-
-def _config_text(config: Any) -> str:
-    """The configuration as JSON, without what saving and loading change in it."""
-    values = config.to_dict() if hasattr(config, "to_dict") else {}
-    return json.dumps({key: values[key] for key in values if key not in _VOLATILE}, sort_keys=True, default=str)
-
-
-def _sample_bytes(tensor: torch.Tensor, samples: int) -> bytes:
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    flat = local.detach().reshape(-1)
-    step = max(1, flat.numel() // samples)
-    return bytes(flat[::step][:samples].cpu().contiguous().view(torch.uint8).numpy().tobytes())

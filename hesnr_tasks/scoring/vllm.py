@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scoring.identity import fingerprint
 from hesnr_tasks.scoring.prompt_logprobs import Rows, row, to_scores
 from hesnr_tasks.scoring.types import Backend, Passage, Scores
 from hesnr_tasks.scoring.vllm_memory import check_memory, warn_of_unknown_memory
-from hesnr_tasks.scoring.weights import fingerprint
 
 __all__ = ["make"]
 
 _AT_ONCE = 1 << 17  # tokens in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
 _AT_ONCE_REPLICAS = 1 << 22  # with data parallelism, where lm-eval starts the engines anew for every call
+
+# arguments of the engine that change what the weights compute
+_OVERRIDES = ("hf_overrides", "rope_scaling", "rope_theta", "kv_cache_dtype")
 
 
 def make(lm: Any) -> Backend:
@@ -70,7 +73,8 @@ class _VLLM(Backend):
             "dtype": str(dtype).removeprefix("torch."),
             "quantization": args["quantization"],
             "adapter": lora.lora_path if lora else None,
-            "weights": fingerprint(str(args["model"]), args["revision"]),
+            "overrides": {name: args[name] for name in _OVERRIDES if args.get(name)} or None,
+            "weights": fingerprint(str(args["model"]), args["revision"], lora.lora_path if lora else None),
         }
 
     def score(
