@@ -1,0 +1,85 @@
+"""What a call of a model costs: tokens as the server states them, and money as litellm's price list has it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["KINDS", "Ledger", "Spent", "spent_of"]
+
+KINDS = ("probe", "draw", "judge")  # before the gate decides; after it fired; who chooses
+
+
+class Spent(NamedTuple):
+    """Tokens and money of some calls; `cached` of the `prompt` tokens were read from a cache.
+
+    `unstated`: calls whose reply states no usage: their tokens are not known, and not zero.
+    """
+
+    calls: int = 0
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+    cost: float = 0.0
+    unstated: int = 0
+
+    @classmethod
+    def sum(cls, several: Iterable[Spent]) -> Spent:
+        """All of them together."""
+        rows = list(several)
+        columns = [sum(row[i] for row in rows) for i in range(4)]
+        return cls(*columns, math.fsum(row.cost for row in rows), sum(row.unstated for row in rows))
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Spent:
+        """From a trajectory. Raises `ValueError` for anything but counts and a sum of money."""
+        values = cls(**{name: stored[name] for name in cls._fields if name in stored})
+        if not all(type(value) is int and value >= 0 for value in (*values[:4], values.unstated)):
+            raise ValueError(f"token counts that are none: {dict(stored)}")
+        if not (isinstance(values.cost, (int, float)) and 0 <= values.cost < math.inf):
+            raise ValueError(f"a cost that is none: {values.cost!r}")
+        return values
+
+
+def spent_of(usage: Any, cost: float = 0.0) -> Spent:
+    """One call, from the usage of a chat completion (an object or a mapping); reasoning tokens are output."""
+    stated = usage if isinstance(usage, Mapping) else usage.model_dump() if hasattr(usage, "model_dump") else {}
+    details = stated.get("prompt_tokens_details")
+    counts = [
+        stated.get("prompt_tokens"),
+        (details.get("cached_tokens") if isinstance(details, Mapping) else 0) or 0,
+        stated.get("completion_tokens"),
+    ]
+    if not all(type(count) is int and count >= 0 for count in counts) or not counts[0]:
+        return Spent(1, cost=cost, unstated=1)
+    return Spent(1, *counts, cost=cost)
+
+
+class Ledger:
+    """What one step, or one run, spent by kind of call, and how often something worth saying happened."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, Spent] = {}
+        self.notes: Counter[str] = Counter()
+
+    def add(self, kind: str, spent: Spent) -> None:
+        """Count calls."""
+        self.spent[kind] = Spent.sum((self.spent.get(kind, Spent()), spent))
+
+    def extend(self, other: Ledger) -> None:
+        """Count all that another ledger has."""
+        for kind, spent in other.spent.items():
+            self.add(kind, spent)
+        self.notes.update(other.notes)
+
+    @property
+    def cost(self) -> float:
+        """Money, all kinds."""
+        return math.fsum(spent.cost for spent in self.spent.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a trajectory."""
+        usage = {kind: self.spent[kind]._asdict() for kind in KINDS if kind in self.spent}
+        return {"usage": usage, "notes": dict(sorted(self.notes.items()))}

@@ -1,0 +1,414 @@
+"""`GatedModel`: a model class for mini-swe-agent that draws more actions where a gate says so, and lets a judge choose.
+
+    mini-extra swebench --model-class hesnr_tasks.egss.GatedModel -c swebench.yaml -c model.gate=edit …
+
+Workers, progress, containers, resuming, limits: all of that is mini-swe-agent's. At a step two actions are drawn (the
+probes), a gate looks at them, and where it fires the draws are filled up to `draws`, equal ones are put together and a
+judge chooses. With `gate=never` not one line of this runs: requests and trajectory are those of mini's own class.
+
+What a step cost is in its message (`extra.cost` is the sum that mini's limits see, `extra.egss` has the parts) and
+what the run cost in the trajectory's `info.model_stats.egss`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import litellm
+from minisweagent.exceptions import FormatError
+from minisweagent.models import GLOBAL_MODEL_STATS
+from minisweagent.models.litellm_model import LitellmModel, LitellmModelConfig
+from minisweagent.models.litellm_textbased_model import LitellmTextbasedModel, LitellmTextbasedModelConfig
+from minisweagent.models.utils.content_string import get_content_string
+from minisweagent.models.utils.retry import retry
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hesnr_tasks.egss.costs import Ledger, spent_of
+from hesnr_tasks.egss.estimators import Estimator, canonical, command_logprob
+from hesnr_tasks.egss.gates import Calibration, Step, open_gate, uniform
+from hesnr_tasks.egss.judge import Candidate, Judge, choose
+from hesnr_tasks.errors import SearchError, SettingsError, nearest
+from hesnr_tasks.search.keys import action_class
+
+__all__ = ["GatedModel", "GatedModelConfig", "GatedTextbasedModel", "GatedTextbasedModelConfig"]
+
+Message = dict[str, Any]
+_log = logging.getLogger("hesnr_tasks")
+_CONNECTION = ("api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "extra_headers", "timeout")
+_REPEATS = 5  # steps in a row with equal replies, to the letter, until that is said
+
+
+class _Settings(BaseModel):
+    """What `GatedModel` has beside mini-swe-agent's own settings of a model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    gate: str = "threshold:0"
+    """never, always, random:RATE, edit, threshold:NATS, quantile:SHARE (see hesnr_tasks.egss.gates)."""
+    estimator: str = "votes"
+    """votes, or logprob: of the whole command, a token (see hesnr_tasks.egss.estimators)."""
+    probes: int = 2
+    """Draws that the estimator looks at, before the gate decides."""
+    draws: int = 4
+    """Draws of a step where the gate fires, probes included."""
+    calibration: Path | None = None
+    """A file of `hesnr egss calibrate`, for quantile gates."""
+    judge: str = "llm"
+    """llm: the five dimensions, asked of `judge_model`; votes: the action drawn most often, no judge."""
+    judge_model: str = ""
+    """As litellm names it; empty: the agent's own model, reached as it is."""
+    judge_kwargs: dict[str, Any] = {}
+    """Whatever litellm.completion takes: api_base, reasoning_effort, max_tokens, temperature …"""
+    judge_trace_limit: int = 0
+    """Most characters of the trace that the judge sees, its middle left out; 0: all of it."""
+    judge_retries: int = 1
+    """How often an answer that cannot be used is asked for again."""
+    judge_strength: float = 8.0
+    """Log odds that a whole unit of score is worth against the votes."""
+    vote_prior: float = 1.0
+    """Power of the votes in the choice; 0: they do not count."""
+    seed: int = 1234
+    """Of random gates, of ties and of the order in which a judge sees candidates; not sent to the server."""
+    keep_logprobs: bool = False
+    """Keep the log-probabilities of the chosen draw in the trajectory."""
+
+
+class GatedModelConfig(_Settings, LitellmModelConfig):
+    """Settings of `GatedModel`."""
+
+
+class GatedTextbasedModelConfig(_Settings, LitellmTextbasedModelConfig):
+    """Settings of `GatedTextbasedModel`."""
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One choice of a reply, parsed on its own; `error`: it is malformed, `key`: the canonical action."""
+
+    message: Message
+    reply: dict[str, Any]  # the whole reply as a mapping, with this choice alone
+    actions: list[dict[str, Any]]
+    key: str = ""
+    logprob: float = math.nan
+    error: FormatError | None = None
+
+    @property
+    def command(self) -> str:
+        return "\n".join(str(action["command"]) for action in self.actions)
+
+
+class _Gated(LitellmModel):
+    """Draw, gate, judge; the parts that do not depend on how calls are written."""
+
+    _stock: type[LitellmModel]
+    _stock_config: type[LitellmModelConfig]
+
+    def __init__(self, *, config_class: type[BaseModel], **kwargs: Any) -> None:
+        try:
+            LitellmModel.__init__(self, config_class=config_class, **kwargs)
+        except ValidationError as error:
+            raise SettingsError(_in_words(error, config_class)) from None
+        own = self.config
+        self._estimator = Estimator(own.estimator, own.probes)
+        self._gate = open_gate(own.gate, self._estimator, own.calibration)
+        self._check()
+        self._total, self._steps, self._fired = Ledger(), 0, 0
+        self._choices = True  # until the server is seen to give one choice whatever is asked for
+        self._repeated = 0
+        request = {"model": own.judge_model or own.model_name, "drop_params": True}
+        inherited = {} if own.judge_model else {k: own.model_kwargs[k] for k in _CONNECTION if k in own.model_kwargs}
+        self._judge = Judge(
+            {**request, **inherited, **own.judge_kwargs},
+            self._complete_judge,
+            self._note,
+            own.judge_trace_limit,
+            own.judge_retries,
+        )
+        self._step = Ledger()
+
+    def _check(self) -> None:
+        own, gate = self.config, self._gate.name
+        if gate == "never":
+            return
+        if own.draws < 2 or (self._gate.needs == "estimate" and own.draws < own.probes):
+            raise SettingsError(f"model.draws is {own.draws}; it must be at least 2 and not below model.probes.")
+        if own.judge not in ("llm", "votes"):
+            raise SettingsError(f"model.judge is {own.judge!r}; it must be llm or votes.")
+        if min(own.judge_strength, own.vote_prior, own.judge_trace_limit, own.judge_retries) < 0:
+            raise SettingsError(
+                "model.judge_strength, vote_prior, judge_trace_limit, judge_retries cannot be negative."
+            )
+        for name in ("n", "logprobs", "stream"):
+            if name in own.model_kwargs:
+                raise SettingsError(f"model.model_kwargs.{name} is set by the gate {own.gate!r}; leave it out.")
+        if own.model_kwargs.get("temperature") == 0:
+            raise SettingsError(
+                f"model.model_kwargs.temperature is 0: all draws of a step would be one and the gate {own.gate!r} could "
+                "tell nothing.\nSet a temperature above 0 (the model's own default is a good one), or model.gate=never."
+            )
+        if gate == "quantile" and own.calibration is not None:
+            made_for = Calibration.read(own.calibration).model
+            if made_for != own.model_name:
+                self_note = "%s was calibrated on %s, and this is %s: thresholds seldom transfer between models"
+                _log.warning(self_note, own.calibration, made_for, own.model_name)
+
+    # --- a step -----------------------------------------------------------------------------------------------------
+
+    def query(self, messages: list[Message], **kwargs: Any) -> Message:
+        """One step: the message of the chosen draw. Raises mini's `FormatError` where no draw is well-formed."""
+        if self._gate.name == "never":
+            return super().query(messages, **kwargs)
+        self._step = Ledger()
+        self._steps += 1
+        try:
+            return self._decide(messages, kwargs)
+        finally:
+            self._total.extend(self._step)
+
+    def _decide(self, messages: list[Message], kwargs: dict[str, Any]) -> Message:
+        own = self.config
+        about = (own.seed, _task(messages), self._steps)
+        chance = uniform("gate", *about)
+        if self._gate.needs == "nothing":
+            fired, estimate = self._gate.fires(Step(chance)), math.nan
+            draws = self._sample(messages, own.draws if fired else 1, "draw" if fired else "probe", kwargs)
+        else:
+            count = 1 if self._gate.needs == "first" else own.probes
+            draws = self._sample(messages, count, "probe", kwargs)
+            good = [draw for draw in draws if draw.error is None]
+            estimate = math.nan
+            if self._gate.needs == "estimate":
+                estimate = self._estimator([draw.key for draw in good], [draw.logprob for draw in good])
+                if math.isnan(estimate):
+                    self._note("no_estimate")
+            action = action_class(draws[0].command) if draws[0].error is None else ""
+            fired = bool(good) and self._gate.fires(Step(chance, action, estimate))
+            if fired and len(draws) < own.draws:
+                draws += self._sample(messages, own.draws - len(draws), "draw", kwargs, len(draws))
+        self._fired += fired
+        if len(draws) > 1:
+            self._watch_repeats(draws)
+        record: dict[str, Any] = {"gate": own.gate, "fired": fired, "draws": len(draws)}
+        if not math.isnan(estimate):
+            record["estimate"] = estimate
+        return self._chosen(messages, draws, fired, record, about)
+
+    def _chosen(
+        self, messages: list[Message], draws: list[_Draw], fired: bool, record: dict[str, Any], about: tuple[Any, ...]
+    ) -> Message:
+        good = [draw for draw in draws if draw.error is None]
+        if len(good) < len(draws):
+            self._step.notes["malformed_draws"] += len(draws) - len(good)
+        if not good:
+            self._finish(draws[0].message, draws[0], record)
+            assert draws[0].error is not None
+            raise draws[0].error
+        index = 0  # of the draws that agree with each other, and of a step where the gate stayed shut: the first
+        votes = Counter(draw.key for draw in good)
+        firsts = list({draw.key: draw for draw in reversed(good)}[key] for key in votes)
+        if fired and len(firsts) > 1:
+            candidates = [Candidate(d.key, votes[d.key], _said(d.message), d.command) for d in firsts]
+            judged = None
+            if self.config.judge == "llm":
+                judged = self._judge(_trace(messages), candidates, about)
+            scores = judged[0] if judged else None
+            choice = choose(candidates, scores, about, self.config.judge_strength, self.config.vote_prior)
+            index = choice.index
+            if choice.tied:
+                self._note("ties")
+            rows = [{"command": c.command, "votes": c.votes} for c in candidates]
+            for i, row in enumerate(rows):
+                row |= {"score": judged[0][i], "points": judged[1][i]} if judged else {}
+            record |= {"candidates": rows, "chosen": index, "tied": choice.tied}
+        chosen = firsts[index]
+        self._finish(chosen.message, chosen, record)
+        chosen.message["extra"]["actions"] = chosen.actions
+        return chosen.message
+
+    def _finish(self, message: Message, draw: _Draw, record: dict[str, Any]) -> None:
+        """What mini wants beside the message, and what the step cost."""
+        extra = message.setdefault("extra", {})
+        extra |= {"response": draw.reply, "cost": self._step.cost, "timestamp": time.time()}
+        extra["egss"] = record | self._step.as_dict()
+
+    # --- draws ------------------------------------------------------------------------------------------------------
+
+    def _sample(
+        self, messages: list[Message], count: int, kind: str, kwargs: dict[str, Any], made: int = 0
+    ) -> list[_Draw]:
+        """`count` draws; `made`: of this step so far. As many requests as the server needs for them."""
+        prepared = self._prepare_messages_for_api(messages)
+        draws: list[_Draw] = []
+        while len(draws) < count:
+            wanted = count - len(draws) if self._choices else 1
+            reply = self._ask(prepared, wanted, kwargs, made + len(draws))
+            self._spend(kind, reply, self.config.model_name)
+            if wanted > 1 and len(reply.choices) < wanted:
+                self._note("fewer_choices_than_asked")
+                self._choices = len(reply.choices) > 1
+            if not reply.choices:
+                raise SearchError(f"the server of {self.config.model_name} answered without any choice.")
+            whole = reply.model_dump(mode="json")
+            draws += [self._draw(reply, whole, i) for i in range(min(wanted, len(reply.choices)))]
+        return draws
+
+    def _ask(self, prepared: list[Message], wanted: int, kwargs: dict[str, Any], made: int) -> Any:
+        options = dict(kwargs)
+        if wanted > 1:
+            options["n"] = wanted
+        if self._gate.needs == "estimate" and self.config.estimator == "logprob":
+            options["logprobs"] = True
+        if made and isinstance(seed := self.config.model_kwargs.get("seed"), int):
+            options["seed"] = seed + made  # a server that heeds one seed would give the same draw again
+        try:
+            return self._with_retries(lambda: self._query(prepared, **options))
+        except litellm.exceptions.ContextWindowExceededError:
+            raise
+        except litellm.exceptions.BadRequestError as error:
+            if "logprobs" in options and "logprob" in str(error).lower():
+                raise SettingsError(
+                    f"the server of {self.config.model_name} refuses log-probabilities, which model.estimator=logprob "
+                    f"needs.\nSet model.estimator=votes. It says: {str(error)[:300]}"
+                ) from error
+            if wanted == 1:
+                raise
+            reply = self._with_retries(lambda: self._query(prepared, **{k: v for k, v in options.items() if k != "n"}))
+            self._note("server_refuses_n")
+            self._choices = False
+            return reply
+
+    def _draw(self, reply: Any, whole: dict[str, Any], index: int) -> _Draw:
+        choice = whole["choices"][index]
+        logprobs = choice.get("logprobs") if self.config.keep_logprobs else None
+        alone = whole | {"choices": [{k: v for k, v in choice.items() if k != "logprobs"}]}
+        if logprobs:
+            alone["choices"][0]["logprobs"] = logprobs
+        message = reply.choices[index].message.model_dump(mode="json")
+        try:
+            actions = self._parse_actions(SimpleNamespace(choices=[reply.choices[index]]))
+        except FormatError as error:
+            return _Draw(error.messages[0], alone, [], error=error)
+        commands = [str(action["command"]) for action in actions]
+        return _Draw(message, alone, actions, canonical("\n".join(commands)), command_logprob(choice, commands))
+
+    def _watch_repeats(self, draws: Sequence[_Draw]) -> None:
+        """Replies that are equal to the letter, step after step: one seed, temperature 0 or a cache of replies."""
+        if not self._repeated < _REPEATS:
+            return
+        texts = {(_said(draw.message), draw.command) for draw in draws}
+        thoughts = any(_said(draw.message) for draw in draws)
+        self._repeated = self._repeated + 1 if len(texts) == 1 and thoughts else 0
+        if self._repeated == _REPEATS:
+            self._note("replies_repeat")
+            _log.warning(
+                "%s gives the same reply to every draw, to the letter: the gate cannot tell anything. Check temperature, "
+                "seed and caches of replies (model.model_kwargs).",
+                self.config.model_name,
+            )
+
+    # --- calls and what they cost -----------------------------------------------------------------------------------
+
+    def _with_retries(self, call: Any) -> Any:
+        """mini's retries, but not of a request that the server refuses: it would refuse it again."""
+        abort = [*self.abort_exceptions, litellm.exceptions.BadRequestError]
+        for attempt in retry(logger=_log, abort_exceptions=abort):
+            with attempt:
+                return call()
+        raise AssertionError("retry ends by returning or raising")
+
+    def _complete_judge(self, request: Mapping[str, Any]) -> Any:
+        reply = self._with_retries(lambda: litellm.completion(**request))
+        self._spend("judge", reply, str(request["model"]))
+        return reply
+
+    def _spend(self, kind: str, reply: Any, model: str) -> None:
+        cost = self._price(reply, model)
+        GLOBAL_MODEL_STATS.add(cost)
+        self._step.add(kind, spent_of(getattr(reply, "usage", None), cost))
+
+    def _price(self, reply: Any, model: str) -> float:
+        """As mini prices its own calls; the judge's model is looked up by its own name."""
+        if model == self.config.model_name:
+            return float(self._calculate_cost(reply)["cost"])
+        agent, self.config.model_name = self.config.model_name, model
+        try:
+            return float(self._calculate_cost(reply)["cost"])
+        finally:
+            self.config.model_name = agent
+
+    def _note(self, name: str) -> None:
+        self._step.notes[name] += 1
+
+    # --- what mini writes and renders -------------------------------------------------------------------------------
+
+    def get_template_vars(self, **kwargs: Any) -> dict[str, Any]:
+        """mini's own settings only: prompts do not change with the gate."""
+        return self.config.model_dump(include=set(self._stock_config.model_fields))
+
+    def serialize(self) -> dict[str, Any]:
+        """Settings and totals; with `gate=never` what mini's own class writes."""
+        if self._gate.name == "never":
+            own = self._stock_config.model_validate(
+                self.config.model_dump(include=set(self._stock_config.model_fields))
+            )
+            name = f"{self._stock.__module__}.{self._stock.__name__}"
+            return {"info": {"config": {"model": own.model_dump(mode="json"), "model_type": name}}}
+        stored = super().serialize()
+        kwargs = stored["info"]["config"]["model"]["judge_kwargs"]
+        stored["info"]["config"]["model"]["judge_kwargs"] = {
+            k: "(hidden)" if "key" in k.lower() or k.lower() == "token" else v for k, v in kwargs.items()
+        }
+        totals = {"steps": self._steps, "fired": self._fired, **self._estimator.identity, **self._total.as_dict()}
+        stored["info"]["model_stats"] = {"egss": totals}
+        return stored
+
+
+class GatedModel(_Gated):
+    """mini-swe-agent's litellm model (tool calls) behind a gate; settings: `GatedModelConfig`."""
+
+    _stock, _stock_config = LitellmModel, LitellmModelConfig
+
+    def __init__(self, *, config_class: type[BaseModel] = GatedModelConfig, **kwargs: Any) -> None:
+        super().__init__(config_class=config_class, **kwargs)
+
+
+class GatedTextbasedModel(_Gated, LitellmTextbasedModel):
+    """mini-swe-agent's text-based litellm model behind a gate; settings: `GatedTextbasedModelConfig`."""
+
+    _stock, _stock_config = LitellmTextbasedModel, LitellmTextbasedModelConfig
+
+    def __init__(self, *, config_class: type[BaseModel] = GatedTextbasedModelConfig, **kwargs: Any) -> None:
+        super().__init__(config_class=config_class, **kwargs)
+
+
+def _task(messages: Sequence[Message]) -> str:
+    """What names the task: the first message of the user."""
+    return next((get_content_string(message) for message in messages if message.get("role") == "user"), "")
+
+
+def _trace(messages: Sequence[Message]) -> str:
+    return "\n\n".join(f"[{m.get('role') or m.get('type') or '?'}]\n{get_content_string(m)}" for m in messages)
+
+
+def _said(message: Message) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else ""
+
+
+def _in_words(error: ValidationError, config_class: type[BaseModel]) -> str:
+    lines = []
+    for one in error.errors():
+        name = ".".join(str(part) for part in one["loc"])
+        if one["type"] == "extra_forbidden":
+            lines.append(f"model.{name} is no setting.{nearest(name, config_class.model_fields)}")
+        else:
+            lines.append(f"model.{name}: {one['msg']}")
+    return "\n".join(lines)
