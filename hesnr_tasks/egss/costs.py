@@ -29,8 +29,14 @@ class Spent(NamedTuple):
     def sum(cls, several: Iterable[Spent]) -> Spent:
         """All of them together."""
         rows = list(several)
-        columns = [sum(row[i] for row in rows) for i in range(4)]
-        return cls(*columns, math.fsum(row.cost for row in rows), sum(row.unstated for row in rows))
+        return cls(
+            calls=sum(row.calls for row in rows),
+            prompt=sum(row.prompt for row in rows),
+            cached=sum(row.cached for row in rows),
+            output=sum(row.output for row in rows),
+            cost=math.fsum(row.cost for row in rows),
+            unstated=sum(row.unstated for row in rows),
+        )
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Spent:
@@ -47,14 +53,11 @@ def spent_of(usage: Any, cost: float = 0.0) -> Spent:
     """One call, from the usage of a chat completion (an object or a mapping); reasoning tokens are output."""
     stated = usage if isinstance(usage, Mapping) else usage.model_dump() if hasattr(usage, "model_dump") else {}
     details = stated.get("prompt_tokens_details")
-    counts = [
-        stated.get("prompt_tokens"),
-        (details.get("cached_tokens") if isinstance(details, Mapping) else 0) or 0,
-        stated.get("completion_tokens"),
-    ]
-    if not all(type(count) is int and count >= 0 for count in counts) or not counts[0]:
-        return Spent(1, cost=cost, unstated=1)
-    return Spent(1, *counts, cost=cost)
+    cached = (details.get("cached_tokens") if isinstance(details, Mapping) else 0) or 0
+    prompt, output = stated.get("prompt_tokens"), stated.get("completion_tokens")
+    if not all(type(count) is int and count >= 0 for count in (prompt, cached, output)) or not prompt:
+        return Spent(calls=1, cost=cost, unstated=1)
+    return Spent(1, prompt, int(cached), int(output or 0), cost)
 
 
 class Ledger:

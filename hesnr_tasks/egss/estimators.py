@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hesnr_tasks.actions.classes import canonical_key
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
-from hesnr_tasks.search.keys import action_key
 
 __all__ = ["ESTIMATORS", "Estimator", "canonical", "command_logprob", "vote_entropy"]
 
@@ -29,7 +29,7 @@ ACTIONS = "canonical-1"  # version of what counts as the same action; part of wh
 
 def canonical(command: str) -> str:
     """One spelling of an action: white space, comments, needless quotes and a `cd` to the repository do not count."""
-    return action_key(command, "whole")
+    return canonical_key(command, "whole")
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,8 @@ def command_logprob(choice: Mapping[str, Any], commands: Sequence[str]) -> float
 
 def _place(text: bytes, command: str, before: int) -> tuple[int, int]:
     """The last place where a command is spelled, as JSON has it or as it is; an empty span where it is not."""
-    quoted = [json.dumps(command, ensure_ascii=ascii_only) for ascii_only in (True, False)]
-    for opening, spelling, closing in [('"', q[1:-1], '"') for q in quoted] + [
-        ("\n", command, "\n"),
-        ("", command, ""),
-    ]:
+    quoted = [('"', json.dumps(command, ensure_ascii=ascii_only)[1:-1], '"') for ascii_only in (True, False)]
+    for opening, spelling, closing in [*quoted, ("\n", command, "\n"), ("", command, "")]:
         wanted = f"{opening}{spelling}{closing}".encode("utf-8", "surrogatepass")
         begin = text.rfind(wanted, 0, before)
         if command and begin >= 0:

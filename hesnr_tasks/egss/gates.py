@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from hesnr_tasks.egss.estimators import Estimator
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 
-__all__ = ["FORMAT", "GATES", "Calibration", "Gate", "Step", "open_gate", "uniform"]
+__all__ = ["FORMAT", "GATES", "Calibration", "Gate", "Step", "calibrate", "open_gate", "uniform"]
 
 GATES = ("never", "always", "random", "edit", "threshold", "quantile")
 FORMAT = "hesnr-egss-calibration-1"

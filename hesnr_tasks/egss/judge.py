@@ -1,8 +1,9 @@
 """Who chooses among the candidates of a step: a language model with the paper's five dimensions, each 0 to 3.
 
 The judge sees the whole trace (`judge_trace_limit` shortens its middle) and the candidates under letters in an order
-that a seed permutes. It is asked for JSON by schema; a server that refuses a schema is asked for a JSON object, then for
-text. A reply that is no such JSON is asked for again, then the votes decide, which is counted. Scores meet the votes:
+that a seed permutes. It is asked for JSON by schema; a server that refuses a schema is asked for a JSON object, then
+for text. A reply that is no such JSON is asked for again, then the votes decide, which is counted. Scores meet the
+votes:
 
     posterior_i  ∝  votes_i ** vote_prior  ×  exp(judge_strength × score_i),   score = points / 15
 
@@ -26,15 +27,16 @@ import litellm
 __all__ = ["DIMENSIONS", "Candidate", "Choice", "Judge", "choose", "read_points", "schema"]
 
 DIMENSIONS = {
-    "step_consistency": "With this action added, does the trace still hang together: nothing contradicted, nothing done "
-    "twice, no step that the ones before it do not lead to?",
+    "step_consistency": "With this action added, does the trace still hang together: nothing contradicted, nothing "
+    "done twice, no step that the ones before it do not lead to?",
     "context_awareness": "Does it use what the steps before it showed and keep it up to date, without forgetting, "
     "repeating or contradicting what is already known?",
     "goal_prioritization": "Does it work on the sub-goal that matters most now, rather than on side issues?",
-    "expected_tool_use": "Is it the right command, rightly called, in a sensible order and with the least redundancy; are "
-    "errors handled and results checked; are format-specific, edge and optimised paths covered in all relevant places?",
-    "diagnostic_precision": "Does it isolate the root cause and tell it from its symptoms, neither over-generalising nor "
-    "blaming the wrong place?",
+    "expected_tool_use": "Is it the right command, rightly called, in a sensible order and with the least redundancy; "
+    "are errors handled and results checked; are format-specific, edge and optimised paths covered in all relevant "
+    "places?",
+    "diagnostic_precision": "Does it isolate the root cause and tell it from its symptoms, neither over-generalising "
+    "nor blaming the wrong place?",
 }
 _RULES = """You judge the next step of an agent that repairs software. You see all it was told and did so far, and \
 proposed next actions, none of which was executed. Score each action on its own merits: the order says nothing. What \
@@ -62,7 +64,7 @@ class Candidate:
 class Choice(NamedTuple):
     """Which candidate, the judge's scores in [0, 1] (None: it was not asked, or gave none), and whether by lot."""
 
-    index: int
+    place: int
     scores: tuple[float, ...] | None
     tied: bool
 
@@ -74,8 +76,8 @@ def choose(
     judged = scores if scores is not None else [0.0] * len(candidates)
     logs = [prior * math.log(c.votes) + strength * s for c, s in zip(candidates, judged, strict=True)]
     best = [i for i, value in enumerate(logs) if value >= max(logs) - 1e-9]
-    index = random.Random(f"tie {seed}").choice(best)
-    return Choice(index, tuple(scores) if scores is not None else None, len(best) > 1)
+    place = random.Random(f"tie {seed}").choice(best)
+    return Choice(place, tuple(scores) if scores is not None else None, len(best) > 1)
 
 
 @dataclass

@@ -31,12 +31,12 @@ from minisweagent.models.utils.content_string import get_content_string
 from minisweagent.models.utils.retry import retry
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hesnr_tasks.actions.classes import action_class
 from hesnr_tasks.egss.costs import Ledger, spent_of
 from hesnr_tasks.egss.estimators import Estimator, canonical, command_logprob
 from hesnr_tasks.egss.gates import Calibration, Step, open_gate, uniform
 from hesnr_tasks.egss.judge import Candidate, Judge, choose
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
-from hesnr_tasks.search.keys import action_class
 
 __all__ = ["GatedModel", "GatedModelConfig", "GatedTextbasedModel", "GatedTextbasedModelConfig"]
 
@@ -151,8 +151,8 @@ class _Gated(LitellmModel):
                 raise SettingsError(f"model.model_kwargs.{name} is set by the gate {own.gate!r}; leave it out.")
         if own.model_kwargs.get("temperature") == 0:
             raise SettingsError(
-                f"model.model_kwargs.temperature is 0: all draws of a step would be one and the gate {own.gate!r} could "
-                "tell nothing.\nSet a temperature above 0 (the model's own default is a good one), or model.gate=never."
+                f"model.model_kwargs.temperature is 0: all draws of a step would be one, and the gate {own.gate!r} "
+                "could tell nothing.\nSet one above 0 (the default of the model is a good one), or model.gate=never."
             )
         if gate == "quantile" and own.calibration is not None:
             made_for = Calibration.read(own.calibration).model
@@ -213,7 +213,7 @@ class _Gated(LitellmModel):
             raise draws[0].error
         index = 0  # of the draws that agree with each other, and of a step where the gate stayed shut: the first
         votes = Counter(draw.key for draw in good)
-        firsts = list({draw.key: draw for draw in reversed(good)}[key] for key in votes)
+        firsts = [next(draw for draw in good if draw.key == key) for key in votes]
         if fired and len(firsts) > 1:
             candidates = [Candidate(d.key, votes[d.key], _said(d.message), d.command) for d in firsts]
             judged = None
@@ -221,7 +221,7 @@ class _Gated(LitellmModel):
                 judged = self._judge(_trace(messages), candidates, about)
             scores = judged[0] if judged else None
             choice = choose(candidates, scores, about, self.config.judge_strength, self.config.vote_prior)
-            index = choice.index
+            index = choice.place
             if choice.tied:
                 self._note("ties")
             rows = [{"command": c.command, "votes": c.votes} for c in candidates]
@@ -309,8 +309,8 @@ class _Gated(LitellmModel):
         if self._repeated == _REPEATS:
             self._note("replies_repeat")
             _log.warning(
-                "%s gives the same reply to every draw, to the letter: the gate cannot tell anything. Check temperature, "
-                "seed and caches of replies (model.model_kwargs).",
+                "%s gives the same reply to every draw, to the letter: the gate cannot tell anything. Check "
+                "temperature, seed and caches of replies (model.model_kwargs).",
                 self.config.model_name,
             )
 

@@ -1,0 +1,223 @@
+"""A scripted chat server: draws of a scripted agent with log-probabilities of their tokens, and answers of a judge.
+
+It speaks OpenAI's chat completions, over loopback (`serving`) or called as `complete` in place of litellm.completion:
+the same requests and replies as JSON either way. Whoever asks sees what any server shows: choices, log-probabilities of
+the chosen tokens, usage with cached tokens. Which agent, repetition and quality of judge is in the field `user`:
+NAME-VARIANT|SEED, or NAME-VARIANT|SEED|D-PRIME of a judge.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import re
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from benchmarks.egss.world import build, seeded
+from hesnr_tasks.egss.judge import DIMENSIONS
+
+__all__ = ["Server", "serving"]
+
+SPREAD = 1 / 8  # standard deviation of a judge's scores, of 1
+RUBRIC = 700  # tokens
+PREFIX = 0.41  # of commands begin with a change to the directory they start in anyway
+TOKEN = re.compile(r" ?\w{1,5}|\\n|\s|[^\w\s]")
+
+
+class Server:
+    """Answers requests; `prefix`: what some commands begin with, `faults`: request number -> (status, message)."""
+
+    def __init__(self, prefix="cd /testbed && "):
+        self.prefix = prefix
+        self.requests, self.faults, self.answers = 0, {}, None
+        self.gives_logprobs = self.states_usage = True
+        self.several = "all"  # or "refused", or "one": how it takes n > 1
+        self.frozen, self.malformed, self.refused_formats = False, set(), set()  # other ways of servers
+        self.log, self.usages = [], []
+        self._drawn, self._seen = Counter(), {}
+        self._lock = threading.Lock()
+
+    def reply(self, asked):
+        """(status, body) of one request."""
+        with self._lock:
+            self.requests += 1
+            self.log.append(asked)
+            if self.requests in self.faults:
+                status, message = self.faults[self.requests]
+                return status, {"error": {"message": message, "type": "BadRequestError"}}
+            if self.several == "refused" and (asked.get("n") or 1) > 1:
+                return 400, {"error": {"message": "n > 1 is not supported", "type": "BadRequestError"}}
+            if (asked.get("response_format") or {}).get("type") in self.refused_formats:
+                return 400, {"error": {"message": "this response_format is not supported", "type": "BadRequestError"}}
+            body = {"id": f"r{self.requests}", "object": "chat.completion", "created": 1, "model": asked["model"]}
+            choices, usage = self._judge(asked) if "tools" not in asked else self._act(asked)
+            self.usages.append(usage)
+        return 200, body | {"choices": choices} | ({"usage": usage} if self.states_usage else {})
+
+    def complete(self, **asked):
+        """In place of litellm.completion: the body as litellm would have parsed it."""
+        import litellm
+
+        wire = {
+            key: value
+            for key, value in asked.items()
+            if key not in ("api_base", "api_key", "drop_params", "extra_body")
+        }
+        wire |= asked.get("extra_body") or {}
+        status, body = self.reply(json.loads(json.dumps(wire)))
+        if status == 400:
+            raise litellm.exceptions.BadRequestError(body["error"]["message"], asked["model"], "openai")
+        assert status == 200, body
+        return litellm.ModelResponse(**body)
+
+    # --- an agent ---------------------------------------------------------------------------------------------------
+
+    def _act(self, asked):
+        name, seed = asked["user"].split("|")[:2]
+        graph = build(*_split(name))
+        calls = [call for message in asked["messages"] for call in message.get("tool_calls") or ()]
+        path = tuple(call["id"].partition("#")[0].replace("__", ":") for call in calls)
+        key, count = (asked["user"], path), asked.get("n") or 1
+        count = 1 if self.several == "one" else count
+        # equal requests of one user draw on from where the last one ended: draws are shared by all methods
+        choices = [self._draw(asked, graph, path, seed, self._drawn[key] + i, i) for i in range(count)]
+        again = self._drawn[key] > 0
+        self._drawn[key] += count
+        prompt = graph.tokens(path)
+        cached = prompt if again else graph.tokens(path[:-1]) if path else 0
+        return [choice for choice, _ in choices], _usage(prompt, cached, sum(size for _, size in choices))
+
+    def _draw(self, asked, graph, path, seed, number, index):
+        number = 0 if self.frozen else number
+        chance = seeded("draw", seed, graph.name, path, number)
+        options = _commands(graph, graph.stage(path), self.prefix)
+        command, edge = chance.choices([(c, e) for c, e, _ in options], [p for _, _, p in options])[0]
+        thought = f"{graph.stage(path)}: {' '.join(chance.choices(WORDS, k=8))}."
+        arguments = '{"command": ' if number in self.malformed else json.dumps({"command": command})
+        call = {"name": "bash", "arguments": arguments}
+        message = {
+            "role": "assistant",
+            "content": thought,
+            "tool_calls": [{"id": f"{edge.label.replace(':', '__')}#{number}", "type": "function", "function": call}],
+        }
+        choice = {"index": index, "message": message, "finish_reason": "tool_calls", "logprobs": None}
+        if asked.get("logprobs") and self.gives_logprobs:
+            said = [(token, -chance.expovariate(1.5)) for token in TOKEN.findall(thought)]
+            tokens = [*said, ("<tool_call>", -1e-4), *_spelled(graph, graph.stage(path), self.prefix, arguments)]
+            choice["logprobs"] = {
+                "content": [
+                    {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
+                    for token, value in tokens
+                ]
+            }
+        return choice, edge.output
+
+    # --- a judge ----------------------------------------------------------------------------------------------------
+
+    def _judge(self, asked):
+        name, seed, quality = asked["user"].split("|")
+        graph, text = build(*_split(name)), asked["messages"][1]["content"]
+        actions = re.findall(r"===== action (\w+) =====\n(.*?)\n===== end of action \1 =====", text, re.S)
+        trace = text.partition("===== end of trace")[0]
+        points, said = {}, 0
+        for letter, action in actions:
+            thought, _, command = action.partition("\n\n$ ")
+            edge = _edge(graph, thought, command, self.prefix)
+            noise = seeded("judge", seed, quality, len(trace), command).gauss(0, 1)
+            score = 0.5 + SPREAD * (float(quality) * (0.5 if edge.good else -0.5) + noise)
+            total = round(15 * min(1.0, max(0.0, score)))
+            rows = [total // 5 + (i < total % 5) for i in range(5)]
+            points[letter] = dict(zip(DIMENSIONS, rows, strict=True))
+            said += edge.output
+        content = json.dumps(points) if self.answers is None else self.answers(points)
+        read = RUBRIC + round(len(trace) / 4)
+        cached = min(read, self._seen.get(asked["user"], 0))
+        self._seen[asked["user"]] = read
+        message = {"role": "assistant", "content": content}
+        return [{"index": 0, "message": message, "finish_reason": "stop"}], _usage(
+            read + said, cached, 10 + 45 * len(actions)
+        )
+
+
+WORDS = ("so", "next", "this", "part", "fails", "because", "here", "then", "mend", "it", "and", "run", "again", "look")
+
+
+def _split(name):
+    repository, _, variant = name.rpartition("-")
+    return repository, int(variant)
+
+
+def _usage(prompt, cached, output):
+    details = {"cached_tokens": cached}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": details,
+    }
+
+
+@functools.cache
+def _commands(graph, stage, prefix):
+    """Every text that the agent may send at a stage: (command, edge, probability)."""
+    rows = [(c, edge, edge.probability * p) for edge in graph.stages[stage] for c, p in edge.commands]
+    if not prefix or stage == "submit":
+        return rows
+    return [row for c, e, p in rows for row in ((prefix + c, e, p * PREFIX), (c, e, p * (1 - PREFIX)))]
+
+
+@functools.cache
+def _trie(graph, stage, prefix):
+    """Probability of each beginning, in tokens, of what the agent may send."""
+    mass = Counter()
+    for command, _, p in _commands(graph, stage, prefix):
+        tokens = tuple(TOKEN.findall(json.dumps({"command": command})))
+        for end in range(len(tokens) + 1):
+            mass[tokens[:end]] += p
+    return mass
+
+
+@functools.cache
+def _spelled(graph, stage, prefix, arguments):
+    """Tokens of the arguments with their log-probabilities: what the policy's own distribution makes them."""
+    mass, tokens = _trie(graph, stage, prefix), tuple(TOKEN.findall(arguments))
+    return [(t, min(0.0, math.log(mass[tokens[: i + 1]] / mass[tokens[:i]]))) for i, t in enumerate(tokens)]
+
+
+def _edge(graph, thought, command, prefix):
+    stage = re.match(r"(ran-own:\w+|[\w-]+)", thought)[1]
+    return next(edge for text, edge, _ in _commands(graph, stage, prefix) if text == command)
+
+
+# --- over loopback ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving(server, port=0):
+    """The address of `server` on loopback."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+
+        def log_message(self, *args):
+            pass
+
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, body = server.reply(asked)
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as http:
+        http.daemon_threads = True
+        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}/v1"
+        finally:
+            http.shutdown()
