@@ -28,9 +28,7 @@ def write_run(folder, tasks=TASKS, step_limit=5, **own):
         with answered_by(server, loopback=False):
             kwargs = {"extra_body": {"user": f"roman-0|{folder.name}{i}"}}
             judge = {"extra_body": {"user": f"roman-0|{folder.name}{i}|1"}}
-            model = model_for(
-                model_kwargs=kwargs, **({"judge_kwargs": judge} if "gate" in settings else {}), **settings
-            )
+            model = model_for(model_kwargs=kwargs, judge_kwargs=judge, **own)
             agent = agent_for(model, step_limit=step_limit)
             agent.run(f"Mend it, {task}.")
         agent.save(folder / task / f"{task}.traj.json", {"instance_id": task})
