@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -92,13 +93,13 @@ class Trajectory:
         """Build from a normalised record; `DataError` names the first field that is wrong."""
         messages = _expect(record, "messages", list, "messages")
         return cls(
-            id=_expect(record, "id", str, "id"),
+            id=clean(_expect(record, "id", str, "id")),
             messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
-            instance_id=_expect(record, "instance_id", (str, type(None)), "instance_id", None),
+            instance_id=_plain(_expect(record, "instance_id", (str, type(None)), "instance_id", None)),
             resolved=_expect(record, "resolved", (bool, type(None)), "resolved", None),
-            source=_expect(record, "source", str, "source", ""),
+            source=clean(_expect(record, "source", str, "source", "")),
             fidelity=_choice(Fidelity, record.get("fidelity", "exact"), "fidelity"),
-            meta=_expect(record, "meta", dict, "meta", {}),
+            meta=_plain(_expect(record, "meta", dict, "meta", {})),
         )
 
 
@@ -109,6 +110,17 @@ def clean(text: str) -> str:
     except UnicodeEncodeError:
         return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
     return text
+
+
+def _plain(value: Any) -> Any:
+    """`value` as something any JSON file can hold: no lone surrogates; NaN and infinities as text."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {clean(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _message(record: Any, where: str) -> Message:

@@ -16,7 +16,7 @@ from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.readers import hub
 from hesnr_tasks.readers.files import find, is_hub_id
 from hesnr_tasks.readers.pipeline import Reading
-from hesnr_tasks.readers.report import ReadReport, named, nothing_left
+from hesnr_tasks.readers.report import Problem, ReadReport, named, nothing_left
 from hesnr_tasks.sampling import identity, sampled
 from hesnr_tasks.trajectory import Trajectory
 
@@ -47,7 +47,11 @@ def read_trajectories(
 
 
 def _read(source: str | Sequence[str], config: str | None, split: str | None, reading: Reading) -> Iterator[Trajectory]:
-    for path, was_named in find(source, reading.report):
+    for found in find(source, reading.report):
+        if isinstance(found, Problem):
+            reading.problem(found)
+            continue
+        path, was_named = found
         if is_hub_id(path):
             yield from reading.rows(path, functools.partial(hub.rows, path, config, split))
         else:

@@ -12,7 +12,7 @@ from typing import Any
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import canonical, text
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, deep, items, mapping, need_items, scalar_text, string
+from hesnr_tasks.readers.fields import Where, deep, items, left_out, mapping, mappings, need_items, scalar_text, string
 from hesnr_tasks.trajectory import Fidelity, Trajectory
 
 __all__ = ["NAME", "RULE", "detect", "read"]
@@ -55,14 +55,21 @@ def _step(step: Mapping[str, Any], draft: Draft) -> None:
     elif source != "agent":
         draft.warn(f"a step of the unknown source {source!r} is labelled observation")
         draft.observation("user", message)
+        if not message:
+            left_out(step, "a step of unknown shape")
     elif step.get("is_copied_context") is True:
         draft.warn("a turn copied from an earlier trajectory is labelled context")
         draft.context("assistant", _whole(step, message))
     else:
         _turn(step, message, draft)
-    for result in items(mapping(step, "observation"), "results"):
-        if isinstance(result, Mapping):
-            draft.observation("tool", draft.text(result.get("content")))
+    observation = mapping(step, "observation")
+    if observation and "results" not in observation:
+        left_out(observation, "an observation has no results")
+    for result in mappings(items(observation, "results"), "a result"):
+        content = draft.text(result.get("content"))
+        if not content:
+            left_out(result, "a result has no content")
+        draft.observation("tool", content)
 
 
 def _whole(step: Mapping[str, Any], message: str) -> str:

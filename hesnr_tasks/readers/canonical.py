@@ -19,7 +19,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from hesnr_tasks.readers.fields import as_list
+from hesnr_tasks.bounded_io import parse_json
+from hesnr_tasks.readers.fields import as_list, left_out
 from hesnr_tasks.trajectory import Kind, Segment
 
 __all__ = ["VERSION", "WRAPPED", "Call", "arguments_of", "generated", "openai_calls", "render_call", "with_reasoning"]
@@ -81,8 +82,8 @@ def arguments_of(value: Any) -> Mapping[str, Any] | str:
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False, default=_listed)
     try:
-        parsed = json.loads(value) if value.strip() else {}
-    except (ValueError, RecursionError):
+        parsed = parse_json(value) if value.strip() else {}  # keys that are there twice: stays as it was written
+    except ValueError:
         return value
     if isinstance(parsed, str) and parsed != value:  # JSON inside JSON
         return arguments_of(parsed)
@@ -91,7 +92,16 @@ def arguments_of(value: Any) -> Mapping[str, Any] | str:
 
 def openai_calls(value: Any) -> list[Call]:
     """The calls of an OpenAI `tool_calls` list; entries without a name or arguments are no calls."""
-    return [call for item in as_list(value) or [] if (call := _openai_call(item)) is not None]
+    calls = []
+    for item in as_list(value) or []:
+        call = _openai_call(item)
+        if call is not None:
+            calls.append(call)
+        else:
+            left_out(item, "a tool call has neither name nor arguments")
+    if as_list(value) is None:
+        left_out(value, "tool calls are no list")
+    return calls
 
 
 def _openai_call(item: Any) -> Call | None:
@@ -105,4 +115,6 @@ def _openai_call(item: Any) -> Call | None:
         arguments = item.get("arguments", item.get("input"))
     if name is None and arguments is None:
         return None
+    if not isinstance(name, str):
+        left_out(name, "the name of a tool call is not text")
     return Call(name if isinstance(name, str) else "", arguments_of(arguments))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import as_list, decoded, mapping, messages_of, scalar_text, unwrapped
+from hesnr_tasks.readers.fields import as_list, decoded, left_out, mapping, messages_of, scalar_text, unwrapped
 from hesnr_tasks.readers.outcome import outcome
 from hesnr_tasks.readers.roles import role_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
@@ -97,7 +97,10 @@ def label_messages(items: Sequence[Item], draft: Draft, turn: Turn) -> None:
             draft.context(role, message_text(item, draft))
         elif role is None:
             draft.warn(f"a message of the unknown role {item.get('role')!r} is labelled observation")
-            draft.observation("user", message_text(item, draft))
+            content = message_text(item, draft)
+            if not content:
+                left_out(item, "a message of unknown shape")
+            draft.observation("user", content)
         else:
             draft.given(role, message_text(item, draft))
 

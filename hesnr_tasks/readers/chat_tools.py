@@ -73,5 +73,6 @@ def _plain_results(message: chat.Item) -> chat.Item:
     flat: list[Any] = []
     for part in parts:
         content = part.get("content") if string(part, "type") == "tool_result" else [part]
-        flat.extend([content] if isinstance(content, str) else as_list(content) or [])
+        listed = as_list(content)
+        flat.extend(listed if listed is not None else [] if content is None else [content])
     return {"role": "tool", "content": flat}

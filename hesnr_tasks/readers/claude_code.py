@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, as_list, deep, mapping, scalar_text, string
+from hesnr_tasks.readers.fields import Where, as_list, deep, left_out, mapping, mappings, parts_of, scalar_text, string
 from hesnr_tasks.readers.parts import Turn
 from hesnr_tasks.trajectory import Fidelity, Trajectory
 
@@ -36,7 +36,7 @@ def _is_line(line: Any) -> bool:
 def read(record: Any, where: Where) -> Trajectory:
     """Read one session."""
     draft = Draft(NAME, where)
-    lines = [line for line in as_list(record) or [] if isinstance(line, Mapping)]
+    lines = mappings(record, "a line")
     kept = list(_kept(lines, draft))
     for response in _responses(kept):
         if string(response[0], "type") == "assistant":
@@ -60,6 +60,11 @@ def _session(line: Line) -> str | None:
 def _kept(lines: Sequence[Line], draft: Draft) -> Iterator[Line]:
     """The user and assistant lines of the main chain, in file order."""
     spoken = [line for line in lines if string(line, "type") in ("user", "assistant") and mapping(line, "message")]
+    for line in lines:
+        if string(line, "type") in ("user", "assistant") and not isinstance(line.get("message"), Mapping):
+            left_out(line.get("message"), "a message is no object")
+        elif "message" in line and string(line, "type") not in ("user", "assistant"):
+            left_out(line["message"], "a message of an unknown type of line")
     main = [line for line in spoken if not line.get("isSidechain")]
     if main and len(main) < len(spoken):
         draft.warn("a line of a subagent is left out", len(spoken) - len(main))
@@ -116,19 +121,25 @@ def _turn(response: Sequence[Line], draft: Draft) -> None:
     turn = Turn()
     seen: list[Any] = []  # streaming repeats blocks
     for line in response:
-        content = mapping(line, "message").get("content")
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else as_list(content) or []:
+        for part in parts_of(_content(line), "the content of a message"):
             if part not in seen:
                 seen.append(part)
-                turn.add(part, draft)
+                turn.add({"type": "text", "text": part} if isinstance(part, str) else part, draft)
     draft.generated(turn.segments())
 
 
+def _content(line: Line) -> Any:
+    message = mapping(line, "message")
+    if "content" not in message:
+        left_out(message, "a message has no content")
+    return message.get("content")
+
+
 def _user(line: Line, draft: Draft) -> None:
-    content = mapping(line, "message").get("content")
+    content = _content(line)
     if line.get("isCompactSummary"):
         draft.warn("a summary of the session so far was put in: the model no longer saw all earlier turns")
-    for part in [content] if isinstance(content, str) else as_list(content) or []:
+    for part in parts_of(content, "the content of a message"):
         if isinstance(part, Mapping) and string(part, "type") == "tool_result":
             draft.observation("tool", draft.text(part.get("content")))
         else:

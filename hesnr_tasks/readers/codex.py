@@ -10,7 +10,7 @@ from typing import Any
 
 from hesnr_tasks.readers.canonical import Call
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, as_list, decoded, deep, mapping, scalar_text, string
+from hesnr_tasks.readers.fields import Where, as_list, decoded, deep, left_out, mapping, mappings, scalar_text, string
 from hesnr_tasks.readers.parts import Turn
 from hesnr_tasks.trajectory import Fidelity, Trajectory
 
@@ -41,12 +41,13 @@ def detect(record: Any) -> float:
 def read(record: Any, where: Where) -> Trajectory:
     """Read one session."""
     draft = Draft(NAME, where)
-    lines = [line for line in as_list(record) or [] if isinstance(line, Mapping)]
+    lines = mappings(record, "a line")
     meta = next((mapping(line, "payload") for line in lines if string(line, "type") == "session_meta"), {})
     instructions = meta.get("instructions") or deep(meta, "base_instructions", "text")
     if isinstance(instructions, str):
         draft.context("system", instructions)
     else:
+        left_out(instructions if "id" in meta else meta, "the instructions are no text")
         draft.warn("the system prompt is not stored in this file")
     _items([item for line in lines if (item := _item(line, draft)) is not None], draft)
     return draft.build(
@@ -115,7 +116,7 @@ def _given(item: Line, kind: str, draft: Draft) -> None:
         else:
             draft.given("user", content)
     else:
-        draft.warn(f"an item of the unknown type {kind!r} is left out")
+        draft.leave_out(item, f"an item of the unknown type {kind!r} is left out")
 
 
 def _output(output: Any, draft: Draft) -> str:
@@ -125,5 +126,7 @@ def _output(output: Any, draft: Draft) -> str:
         return string(value, "output")
     if isinstance(output, str):
         return output
+    if isinstance(value, Mapping) and "content" not in value:
+        left_out(value, "an output has no text")
     content = value.get("content") if isinstance(value, Mapping) else value
     return draft.text(content)

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import canonical, chat, text
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, deep, messages_of, scalar_text, string
+from hesnr_tasks.readers.fields import Where, deep, left_out, messages_of, scalar_text, string
 from hesnr_tasks.readers.roles import role_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
@@ -31,7 +32,9 @@ def detect(record: Any) -> float:
     """1 for messages beside a response with choices."""
     if not isinstance(record, Mapping) or not isinstance(record.get("messages"), list):
         return 0.0
-    return float(isinstance(deep(record, "response", "choices", 0, "message"), Mapping))
+    if isinstance(deep(record, "response", "choices", 0, "message"), Mapping):
+        return 1.0
+    return 0.9 * ("raw_response" in record or isinstance(record.get("response"), (Mapping, list)))  # a broken one
 
 
 def read(record: Any, where: Where) -> Trajectory:
@@ -51,10 +54,17 @@ def read(record: Any, where: Where) -> Trajectory:
 
 def _last(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The response's message; the model's own text where the log also has it and it holds the call."""
+    if not isinstance(deep(record, "response", "choices", 0, "message"), Mapping):
+        raise DataError("'response' holds no message (choices[0].message): the last turn cannot be read")
     raw = deep(record, "raw_response", "choices", 0, "message")
+    if not isinstance(raw, Mapping) or "content" not in raw or (raw["content"] and not chat.content_text(raw)):
+        left_out(record.get("raw_response"), "'raw_response' holds no message with text")
     if isinstance(raw, Mapping) and "<function=" in chat.content_text(raw):
         return {"role": "assistant", "content": raw.get("content")}
-    return {**deep(record, "response", "choices", 0, "message"), "role": "assistant"}
+    message = deep(record, "response", "choices", 0, "message")
+    if not message.keys() & {"content", "tool_calls", "reasoning_content"}:
+        left_out(message, "the response's message is empty")
+    return {**message, "role": "assistant"}
 
 
 def _turn(message: chat.Item, draft: Draft) -> Sequence[Segment]:

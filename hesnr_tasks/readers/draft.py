@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hesnr_tasks.readers import canonical
-from hesnr_tasks.readers.fields import Where, as_list, scalar_text
+from hesnr_tasks.readers.fields import Where, as_list, left_out, scalar_text
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory, clean
 
 __all__ = ["IMAGE", "Draft"]
@@ -73,6 +73,11 @@ class Draft:
                 joined.append(Segment(segment.kind, text))
         return tuple(joined)
 
+    def leave_out(self, value: Any, text: str) -> None:
+        """Note that `value` is not read; the text inside is counted."""
+        self.warn(text)
+        left_out(value, "", remark=False)
+
     def text(self, content: Any) -> str:
         """Message content of any shape as text: null, string, parts; pictures become a place-holder."""
         if content is None:
@@ -93,8 +98,10 @@ class Draft:
             return IMAGE
         if isinstance(part, Mapping) and (kind in _TEXTS or kind is None):
             text = part.get("text", part.get("refusal"))
-            return text if isinstance(text, str) else None
-        self.warn(f"a content part of type {kind!r} is left out")
+            if isinstance(text, str):
+                return text
+        name = f"of type {kind!r}" if kind else "without a type"
+        self.leave_out(part, f"a content part {name} is left out")
         return None
 
     def build(

@@ -13,7 +13,7 @@ from typing import Any
 
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers.fields import as_list, deep, scalar_text
-from hesnr_tasks.readers.files import find
+from hesnr_tasks.readers.files import find, walk
 from hesnr_tasks.readers.outcome import resolved_of
 from hesnr_tasks.readers.records import records
 from hesnr_tasks.readers.report import Problem, ReadReport
@@ -61,12 +61,19 @@ def _files(paths: Sequence[str]) -> Iterator[str]:
     """Files as they are; in folders every report.json."""
     for path in paths:
         if Path(path).is_dir():
-            inside = sorted(str(found) for found in Path(path).rglob("report.json"))
+            walked = list(walk(Path(path)))
+            for found in walked:
+                if isinstance(found, Problem):
+                    raise DataError(f"the evaluation reports cannot all be read: {found}")
+            inside = sorted(str(found) for found in walked if isinstance(found, Path) and found.name == "report.json")
             if not inside:
                 raise DataError(f"the folder {path!r} holds no report.json; name the report file")
             yield from inside
         else:
-            yield from (found for found, _ in find([str(Path(path))], ReadReport()))
+            for place in find([str(Path(path))], ReadReport()):
+                if isinstance(place, Problem):
+                    raise DataError(f"the evaluation report cannot be read: {place}")
+                yield place[0]
 
 
 def _judged(path: str) -> Iterator[tuple[str, bool | None]]:

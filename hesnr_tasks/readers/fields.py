@@ -1,33 +1,46 @@
 """Looking into decoded JSON that anybody may have written: getters that never raise on a wrong type.
 
-A key that is absent, null or of another type gives the neutral value of the type asked for; what a reader cannot do
-without it asks for with `need_*`, which raise `DataError` naming the field.
+A key that is absent, null or of another type gives the neutral value of the type asked for; text that is lost by that
+is counted (`left_out`) while a `collecting_losses` block runs. What a reader cannot do without it asks for with
+`need_*`, which raise `DataError` naming the field.
 """
 
 from __future__ import annotations
 
 import ast
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+import contextvars
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from hesnr_tasks.bounded_io import COMPRESSED, DuplicateKeys, parse_json, text_size
 from hesnr_tasks.errors import DataError
 
 __all__ = [
+    "Losses",
     "Where",
     "as_list",
+    "collecting_losses",
     "decoded",
     "deep",
     "items",
+    "left_out",
     "mapping",
+    "mappings",
     "messages_of",
     "need_items",
+    "parts_of",
     "scalar_text",
     "string",
+    "uncompressed",
     "unwrapped",
 ]
+
+
+_MAX_LITERAL_PARTS = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +57,27 @@ class Where:
     def stem(self) -> str:
         """The file name without folders and extensions that tools add (`.traj.json`, `.jsonl.gz`, …)."""
         name = PurePath(self.path).name
-        for suffix in (".gz", ".json", ".jsonl", ".ndjson", ".traj", ".parquet", ".eval"):
+        for suffix in (*COMPRESSED, ".json", ".jsonl", ".ndjson", ".traj", ".parquet", ".eval"):
             name = name.removesuffix(suffix) or name
         return name
 
     @property
     def is_lines(self) -> bool:
         """Whether the name says that every line is a record."""
-        return self.path.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+        return uncompressed(self.path).lower().endswith((".jsonl", ".ndjson"))
 
     @property
     def identity(self) -> str:
         """An id for a record that has none of its own."""
         return self.stem if self.line is None else f"{self.stem}:{self.line}"
+
+
+def uncompressed(name: str) -> str:
+    """A file name without the suffix that says how the file is compressed."""
+    for suffix in COMPRESSED:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
 
 
 def as_list(value: Any) -> list[Any] | None:
@@ -71,22 +92,91 @@ def as_list(value: Any) -> list[Any] | None:
     return None
 
 
+@dataclass
+class Losses:
+    """Text of a record that its reader could not use, because a field was of another type than it should be."""
+
+    remarks: Counter[str] = field(default_factory=Counter)
+    characters: int = 0
+    _seen: dict[int, Any] = field(default_factory=dict)  # holds the values, so that their ids stay theirs
+    decoded: dict[int, tuple[str, Any]] = field(default_factory=dict)  # what text became, so that it stays one value
+
+    def add(self, value: Any, remark: str) -> None:
+        """Count the text inside `value`, once however often it is looked at."""
+        size = text_size(value)
+        if size and id(value) not in self._seen:
+            self._seen[id(value)] = value
+            self.characters += size
+            if remark:
+                self.remarks[remark] += 1
+
+
+_LOSSES: contextvars.ContextVar[Losses | None] = contextvars.ContextVar("losses", default=None)
+
+
+@contextlib.contextmanager
+def collecting_losses() -> Iterator[Losses]:
+    """What `left_out` is told inside the block."""
+    losses = Losses()
+    token = _LOSSES.set(losses)
+    try:
+        yield losses
+    finally:
+        _LOSSES.reset(token)
+
+
+def left_out(value: Any, what: str, *, remark: bool = True) -> None:
+    """Count the text inside `value`, described by `what`, as not used; with a remark unless the caller made one."""
+    losses = _LOSSES.get()
+    if losses is not None and value is not None:
+        losses.add(value, f"{what}; its text is left out" if remark else "")
+
+
+def _mistyped(value: Any, key: str, wanted: str) -> None:
+    left_out(value, f"{key!r} is {_type_name(value)} where {wanted} belongs")
+
+
 def string(record: Any, key: str) -> str:
     """The string under `key`, or an empty one."""
     value = record.get(key) if isinstance(record, Mapping) else None
-    return value if isinstance(value, str) else ""
+    if isinstance(value, str):
+        return value
+    _mistyped(value, key, "text")
+    return ""
 
 
 def mapping(record: Any, key: str) -> Mapping[str, Any]:
     """The object under `key` (also when stored as JSON text), or an empty one."""
     value = decoded(record.get(key)) if isinstance(record, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
+    if isinstance(value, Mapping):
+        return value
+    _mistyped(value, key, "an object")
+    return {}
 
 
 def items(record: Any, key: str) -> list[Any]:
     """The list under `key` (also when stored as JSON text), or an empty one."""
-    value = as_list(decoded(record.get(key))) if isinstance(record, Mapping) else None
-    return value or []
+    value = decoded(record.get(key)) if isinstance(record, Mapping) else None
+    listed = as_list(value)
+    if listed is None:
+        _mistyped(value, key, "a list")
+    return listed or []
+
+
+def parts_of(content: Any, what: str) -> list[Any]:
+    """The parts of a content: a list as it is, text as one part; anything else is counted as left out."""
+    listed = [content] if isinstance(content, str) else as_list(content)
+    if listed is None:
+        left_out(content, f"{what} is {_type_name(content)}, neither text nor a list")
+    return listed or []
+
+
+def mappings(values: Any, what: str) -> list[Mapping[str, Any]]:
+    """The objects of a list; text in what else it holds is counted as left out."""
+    for value in as_list(values) or []:
+        if not isinstance(value, Mapping):
+            left_out(value, f"{what} is {_type_name(value)}, not an object")
+    return [value for value in as_list(values) or [] if isinstance(value, Mapping)]
 
 
 def deep(record: Any, *path: str | int) -> Any:
@@ -110,18 +200,27 @@ def need_items(record: Mapping[str, Any], key: str) -> list[Any]:
 
 def decoded(value: Any) -> Any:
     """Text that holds a JSON (or Python-literal) list or object becomes that; anything else stays as it is."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
-    start = value.lstrip()[:1]
-    if start not in ("{", "["):
-        return value
+    losses = _LOSSES.get()
+    if losses and id(value) in losses.decoded:
+        return losses.decoded[id(value)][1]
+    duplicates = DuplicateKeys()
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return _python_literal(value)
+        made = parse_json(value, duplicates)
+    except ValueError:
+        made = _python_literal(value)
+    if losses:
+        losses.decoded[id(value)] = (value, made)
+        for key, size in duplicates.items():
+            losses.remarks[f"{key!r} is there more than once in an object stored as text; the last value is read"] += 1
+            losses.characters += size
+    return made
 
 
 def _python_literal(value: str) -> Any:
+    if sum(map(value.count, "[({,:-+")) > _MAX_LITERAL_PARTS:  # Python's parser takes hundreds of bytes for each
+        return value
     try:
         literal = ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
@@ -140,8 +239,9 @@ def messages_of(record: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 
 def unwrapped(item: Any) -> Any:
     """A message without the one-element list some converters put around it."""
-    listed = as_list(item)
-    return unwrapped(listed[0]) if listed is not None and len(listed) == 1 else item
+    while (listed := as_list(item)) is not None and len(listed) == 1:
+        item = listed[0]
+    return item
 
 
 def scalar_text(value: Any) -> str | None:
@@ -151,5 +251,9 @@ def scalar_text(value: Any) -> str | None:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+_NAMES = {"dict": "an object", "list": "a list", "str": "text", "NoneType": "null", "bool": "true or false"}
+
+
 def _type_name(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+    name = type(value).__name__
+    return _NAMES.get(name, "a number" if isinstance(value, (int, float)) else name)

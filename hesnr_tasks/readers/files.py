@@ -6,16 +6,21 @@ In a folder, some files are not a run each: one file per event, one log per mode
 from __future__ import annotations
 
 import glob  # not Path.glob: patterns may be absolute
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from hesnr_tasks.bounded_io import COMPRESSED
 from hesnr_tasks.errors import DataError, nearest
-from hesnr_tasks.readers.report import ReadReport
+from hesnr_tasks.readers.fields import Where, uncompressed
+from hesnr_tasks.readers.report import Problem, ReadReport
 
-__all__ = ["find", "is_hub_id"]
+__all__ = ["find", "is_hub_id", "walk"]
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".traj", ".parquet", ".eval")
+_KINDS_NAMED = 5
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _EVENT_FILE = re.compile(r"event-\d+-.*\.json")
 _BESIDE = re.compile(
@@ -25,8 +30,8 @@ _BESIDE = re.compile(
 )
 
 
-def find(source: str | Sequence[str], report: ReadReport) -> Iterator[tuple[str, bool]]:
-    """Each path to read, in order, and whether the user named it (false: found in a folder).
+def find(source: str | Sequence[str], report: ReadReport) -> Iterator[tuple[str, bool] | Problem]:
+    """Each path to read, in order, and whether the user named it (false: found in a folder); or why one cannot be.
 
     Hub ids come as they are. What is passed over in folders is noted in `report`. `DataError` for what is not there.
     """
@@ -37,7 +42,11 @@ def find(source: str | Sequence[str], report: ReadReport) -> Iterator[tuple[str,
         if is_hub_id(name):
             yield name, True
         else:
-            yield from _local(name, report)
+            try:
+                yield from _local(name, report)
+            except (OSError, ValueError, RuntimeError) as error:  # too long a name, a NUL, an unknown ~user, no right
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(f"{name[:100]!r} cannot be looked at ({reason})") from error
 
 
 def is_hub_id(name: str) -> bool:
@@ -48,11 +57,11 @@ def is_hub_id(name: str) -> bool:
     return not _readable(path)
 
 
-def _local(name: str, report: ReadReport) -> Iterator[tuple[str, bool]]:
+def _local(name: str, report: ReadReport) -> Iterator[tuple[str, bool] | Problem]:
     path = Path(name).expanduser()
     if path.is_dir():
-        yield from ((found, False) for found in _inside(path, report))
-    elif path.exists():
+        yield from (found if isinstance(found, Problem) else (found, False) for found in _inside(path, report))
+    elif path.exists() or path.is_symlink():
         yield str(path), True
     elif glob.has_magic(name):
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
@@ -64,15 +73,71 @@ def _local(name: str, report: ReadReport) -> Iterator[tuple[str, bool]]:
         raise DataError(_missing(path, name))
 
 
-def _inside(folder: Path, report: ReadReport) -> list[str]:
-    files = [path for path in folder.rglob("*") if path.is_file() and _readable(path)]
-    if not files:
-        raise DataError(f"the folder {str(folder)!r} holds no file that ends in {', '.join(_SUFFIXES)} (also with .gz)")
-    beside = [path for path in files if _BESIDE.fullmatch(path.name)]
+def _inside(folder: Path, report: ReadReport) -> list[str | Problem]:
+    files, problems, others = [], [], Counter[str]()
+    for found in walk(folder):
+        if isinstance(found, Problem):
+            problems.append(found)
+        elif not _readable(found):
+            others[found.suffix or found.name] += 1
+        elif found.is_file():
+            files.append(found)
+        elif found.is_symlink() and not found.exists():
+            problems.append(Problem(Where(str(found)), "dangling link", "a link to what is not there"))
+        else:
+            problems.append(Problem(Where(str(found)), "special file", "a pipe, socket or device, not a plain file"))
+    beside = [path for path in files if _BESIDE.fullmatch(uncompressed(path.name))]
     for path in beside:
         report.warn(f"a file beside the runs is not read: {path.name}")
     units = {_unit(path) for path in files if path not in set(beside)}
-    return sorted(str(path) for path in _last_logs(units))
+    if others:
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(_KINDS_NAMED))
+        more = ", …" if len(others) > _KINDS_NAMED else ""
+        report.warn(f"files of other kinds are not read: {listed}{more}")
+    if not files and not problems:
+        suffixes = f"{', '.join(_SUFFIXES)} (also with {', '.join(COMPRESSED)})"
+        raise DataError(f"the folder {str(folder)!r} holds no file that ends in {suffixes}")
+    chosen = sorted(str(path) for path in _once(_last_logs(units), report))
+    return [*problems, *chosen]
+
+
+def walk(folder: Path) -> Iterator[Path | Problem]:
+    """Every file below `folder`, through links to folders too, each folder once; and folders that cannot be read."""
+    seen: set[tuple[int, int]] = set()
+    todo = [folder]
+    linked: list[Path] = []  # after all that are really there, so that these keep their own names
+    while todo or linked:
+        place = todo.pop() if todo else linked.pop(0)
+        try:
+            status = place.stat()
+            if (status.st_dev, status.st_ino) in seen and os.name != "nt":
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            inside = [(path, path.is_dir()) for path in sorted(place.iterdir())]
+        except OSError as error:
+            reason = f"the folder cannot be read ({error.strerror})"
+            yield Problem(Where(str(place)), "unreadable folder", reason)
+            continue
+        for path, is_folder in inside:
+            if not is_folder:
+                yield path
+            elif path.is_symlink():
+                linked.append(path)
+            else:
+                todo.append(path)
+
+
+def _once(paths: Iterable[Path], report: ReadReport) -> Iterator[Path]:
+    """Without the links to a file that is among `paths` anyway."""
+    plain = [(path.is_symlink(), path) for path in paths]
+    seen: set[Path] = set()
+    for _, path in sorted(plain):
+        target = path.resolve()
+        if target in seen:
+            report.warn(f"a link to a file that is read anyway is passed over: {path.name}")
+        else:
+            seen.add(target)
+            yield path
 
 
 def _unit(path: Path) -> Path:
@@ -92,7 +157,7 @@ def _last_logs(units: set[Path]) -> Iterator[Path]:
 
 
 def _readable(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(_SUFFIXES)
+    return uncompressed(path.name).lower().endswith(_SUFFIXES)
 
 
 def _missing(path: Path, name: str) -> str:

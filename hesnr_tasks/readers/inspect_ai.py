@@ -11,7 +11,7 @@ from typing import Any
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import canonical, chat
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, deep, items, mapping, messages_of, scalar_text
+from hesnr_tasks.readers.fields import Where, deep, items, left_out, mapping, messages_of, scalar_text
 from hesnr_tasks.readers.outcome import outcome_meta, resolved_of
 from hesnr_tasks.readers.parts import Turn
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
@@ -72,7 +72,10 @@ def _attached(message: Mapping[str, Any], attachments: Mapping[str, Any]) -> Map
     content = message.get("content")
     if isinstance(content, str) and content.startswith(_ATTACHED):
         stored = attachments.get(content.removeprefix(_ATTACHED))
-        return {**message, "content": stored} if isinstance(stored, str) else message
+        if stored is None:
+            left_out(attachments, "an attachment is not where the message says")
+        else:
+            return {**message, "content": stored}
     return message
 
 

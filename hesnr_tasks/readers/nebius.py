@@ -7,7 +7,7 @@ from typing import Any
 
 from hesnr_tasks.readers import text
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, deep, items, messages_of, scalar_text, string
+from hesnr_tasks.readers.fields import Where, deep, items, left_out, messages_of, scalar_text, string
 from hesnr_tasks.readers.outcome import outcome
 from hesnr_tasks.readers.roles import role_of
 from hesnr_tasks.readers.sweagent import EXIT
@@ -32,6 +32,8 @@ def read(record: Any, where: Where) -> Trajectory:
     draft = Draft(NAME, where)
     for item in messages_of(record, "trajectory"):
         role, content = role_of(item), string(item, "text")
+        if role is None:
+            left_out(item, "a message without a known role")
         if role == "system":
             draft.context(role, content or string(item, "system_prompt"))
         elif role != "assistant":

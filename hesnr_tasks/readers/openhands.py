@@ -14,7 +14,7 @@ from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import canonical
 from hesnr_tasks.readers.canonical import Call
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, as_list, deep, items, mapping, scalar_text, string
+from hesnr_tasks.readers.fields import Where, as_list, deep, items, left_out, mapping, scalar_text, string
 from hesnr_tasks.readers.outcome import outcome_meta, resolved_of
 from hesnr_tasks.trajectory import Fidelity, Trajectory
 
@@ -48,7 +48,7 @@ def events_of(record: Any) -> list[Any]:
     else:
         listed = as_list(record) or []
     pairs = bool(listed) and as_list(listed[0]) is not None
-    return [event for pair in listed for event in (as_list(pair) or [])] if pairs else listed
+    return [event for pair in listed for event in (as_list(pair) or [pair])] if pairs else listed
 
 
 def detect(record: Any) -> float:
@@ -75,7 +75,7 @@ def read(record: Any, where: Where) -> Trajectory:
         elif isinstance(event.get("observation"), str):
             _observation(event, draft)
         else:
-            draft.warn("an event that is neither action nor observation is left out")
+            draft.leave_out(event, "an event that is neither action nor observation is left out")
     row = record if isinstance(record, Mapping) else {}
     resolved, stored = row_outcome(row)
     return draft.build(
@@ -115,6 +115,10 @@ def _kind(event: Any) -> str:
 def _action(event: Mapping[str, Any], draft: Draft, seen: set[str]) -> None:
     kind = _kind(event)
     arguments = mapping(event, "args") or {k: v for k, v in event.items() if k not in _EVENT_KEYS}
+    if kind in ("system", "message") and "content" not in arguments and "content" not in event:
+        left_out(arguments, "a message has no content")
+    if kind == "condensation" and "summary" not in arguments:
+        left_out(arguments, "a condensation has no summary")
     if kind == "system":
         draft.context("system", string(arguments, "content"))
     elif kind == "condensation":
@@ -125,7 +129,7 @@ def _action(event: Mapping[str, Any], draft: Draft, seen: set[str]) -> None:
     elif kind in _SILENT_ACTIONS:
         return
     elif string(event, "source") not in _OWN:
-        draft.warn(f"an action of the {string(event, 'source')}, not of the agent, is left out")
+        draft.leave_out(event, f"an action of the {string(event, 'source')}, not of the agent, is left out")
     else:
         _turn(event, kind, arguments, draft, seen)
 
@@ -139,14 +143,17 @@ def _by_agent(event: Mapping[str, Any], draft: Draft) -> bool:
 def _turn(event: Mapping[str, Any], kind: str, arguments: Mapping[str, Any], draft: Draft, seen: set[str]) -> None:
     response = mapping(mapping(event, "tool_call_metadata"), "model_response")
     message = deep(response, "choices", 0, "message")
+    if isinstance(message, Mapping) and not message.keys() & {"content", "tool_calls", "reasoning_content", "role"}:
+        left_out(message, "a response is no message")
     if isinstance(message, Mapping):
         identity = scalar_text(response.get("id"))
         if identity is None or identity not in seen:
             seen.update([identity] if identity else [])
             draft.generated(_from_response(message, draft))
         return
+    left_out(event.get("tool_call_metadata"), "the metadata of a tool call holds no response")
     if kind not in _KNOWN:
-        draft.warn(f"an action of the unknown kind {kind!r} is left out")
+        draft.leave_out(event, f"an action of the unknown kind {kind!r} is left out")
         return
     thought = string(arguments, "thought") or string(event, "thought")
     if kind == "think":  # its argument holds what was said before the call, too

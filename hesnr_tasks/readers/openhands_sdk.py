@@ -12,7 +12,7 @@ from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import canonical
 from hesnr_tasks.readers.canonical import Call
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, deep, items, mapping, scalar_text, string
+from hesnr_tasks.readers.fields import Where, deep, items, left_out, mapping, scalar_text, string
 from hesnr_tasks.readers.openhands import events_of, row_outcome
 from hesnr_tasks.readers.parts import reasoning_of
 from hesnr_tasks.trajectory import Fidelity, Trajectory
@@ -98,6 +98,8 @@ def _event(event: Mapping[str, Any], batches: dict[str, list[Mapping[str, Any]]]
 
 def _message(event: Mapping[str, Any], draft: Draft) -> None:
     message = mapping(event, "llm_message")
+    if "content" not in message:
+        left_out(message, "a message has no content")
     content = draft.text([*items(message, "content"), *items(event, "extended_content")])
     if string(event, "source") == "agent" and string(message, "role") in ("assistant", ""):
         draft.generated(canonical.generated(content, [], _reasoning(message)))
@@ -113,6 +115,8 @@ def _turn(batch: Sequence[Mapping[str, Any]], draft: Draft) -> tuple[Any, ...]:
 
 def _call(event: Mapping[str, Any]) -> Call:
     call = mapping(event, "tool_call")
+    if call and not call.keys() & {"name", "arguments"}:
+        left_out(call, "a tool call has neither name nor arguments")
     name = string(call, "name") or string(event, "tool_name")
     return Call(name, canonical.arguments_of(call.get("arguments")))
 
@@ -142,6 +146,8 @@ def _condensation(event: Mapping[str, Any], kind: str, draft: Draft) -> None:
 def _observation(event: Mapping[str, Any], kind: str, draft: Draft) -> None:
     if kind == "ObservationEvent":
         content = deep(event, "observation", "content")
+        if content is None:
+            left_out(event.get("observation"), "an observation has no content")
         parts = [content] if isinstance(content, str) else items(mapping(event, "observation"), "content")
         draft.observation("tool", draft.text([*parts, *items(event, "extended_content")]))
     elif kind == "AgentErrorEvent":
@@ -149,4 +155,4 @@ def _observation(event: Mapping[str, Any], kind: str, draft: Draft) -> None:
     elif kind == "UserRejectObservation":
         draft.observation("tool", f"Action rejected: {string(event, 'rejection_reason')}")
     else:
-        draft.warn(f"an event of the unknown kind {kind!r} is left out")
+        draft.leave_out(event, f"an event of the unknown kind {kind!r} is left out")

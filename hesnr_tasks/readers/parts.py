@@ -9,7 +9,7 @@ from typing import Any
 from hesnr_tasks.readers import canonical
 from hesnr_tasks.readers.canonical import Call
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import as_list, mapping, string
+from hesnr_tasks.readers.fields import as_list, left_out, mapping, string
 from hesnr_tasks.trajectory import Segment
 
 __all__ = ["Turn", "reasoning_of"]
@@ -47,7 +47,8 @@ class Turn:
         if isinstance(content, str):
             self.text.extend([content] if content else [])
             return
-        for part in as_list(content) or []:
+        parts = as_list(content)
+        for part in parts if parts is not None else ([] if content is None else [content]):
             self.add(part, draft)
 
     def _add_reasoning(self, part: Mapping[str, Any], draft: Draft) -> None:
@@ -56,6 +57,8 @@ class Turn:
             self.reasoning.append(text)
         elif not text and any(part.get(key) for key in ("encrypted_content", "signature", "redacted")):
             draft.warn("reasoning is stored only encrypted and is left out")
+        elif not text:
+            left_out(part, "a part with reasoning has no readable text")
 
     def segments(self) -> tuple[Segment, ...]:
         """The turn as labelled text, in the canonical form."""
@@ -74,7 +77,12 @@ def reasoning_of(part: Mapping[str, Any]) -> str:
 
 
 def _joined(parts: Iterable[Any]) -> str:
-    texts = (part if isinstance(part, str) else string(part, "text") for part in parts)
+    texts = []
+    for part in parts:
+        text = part if isinstance(part, str) else string(part, "text")
+        if not text:
+            left_out(part, "a part of reasoning has no readable text")
+        texts.append(text)
     return "\n".join(text for text in texts if text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hesnr_tasks.trajectory import Trajectory
 __all__ = ["MAX_PROBLEMS", "Reading"]
 
 MAX_PROBLEMS = 20
+_TIMES = re.compile(r"(.*) \((\d{1,9}) times\)", re.DOTALL)
 _SNIFFED = 16  # lines looked at to see whether a file is one session
 
 Items = Iterable["Record | Problem"]
@@ -30,7 +32,12 @@ class Reading:
         self._skip = on_error == "skip"
         self._forced = registry.named(format) if format else None
         self._problems: list[Problem] = []
-        self._ids: Counter[str] = Counter()
+        self._ids: set[str] = set()
+        self._copies: Counter[str] = Counter()
+
+    def problem(self, problem: Problem) -> None:
+        """Take in what is wrong with a place that holds no record: a folder that may not be read, a dangling link."""
+        self._bad(problem)
 
     def file(self, path: str, was_named: bool) -> Iterator[Trajectory]:
         """The trajectories of one file; a file found in a folder that is of no known format is only counted."""
@@ -58,7 +65,7 @@ class Reading:
     # --- units: what one trajectory is read from ---
 
     def _units(self, path: str, source: Callable[[], Items]) -> Iterator[Record | Problem]:
-        found = iter(source())
+        found = self._with_remarks(source())
         first = list(itertools.islice(found, _SNIFFED))
         lines = [r.value for r in first if isinstance(r, Record) and r.is_line]
         rest = itertools.chain(first, found)
@@ -70,6 +77,14 @@ class Reading:
         else:
             for record in rest:
                 yield from _expanded(record)
+
+    def _with_remarks(self, found: Items) -> Iterator[Record | Problem]:
+        for record in found:
+            if isinstance(record, Record):
+                for key, size in record.duplicates.items():
+                    self.report.warn(f"the key {key!r} is in one object more than once; only the last value is read")
+                    self.report.left_out += size
+            yield record
 
     def _is_session(self, lines: list[object]) -> bool:
         if self._forced:
@@ -121,18 +136,27 @@ class Reading:
             self.report.skip(Problem(where, "no assistant turn", text))
             return None
         self.report.kept += 1
-        for warning in trajectory.meta.get("warnings", ()):
-            self.report.warn(_uncounted(str(warning)))
-        self._ids[trajectory.id] += 1
-        count = self._ids[trajectory.id]
-        if count == 1:
-            return trajectory
-        self.report.warn("an id occurs more than once; the later ones get the suffix #2, #3, …")
-        return replace(trajectory, id=f"{trajectory.id}#{count}")
+        for warning in registry.warnings_of(trajectory):
+            self.report.warn(*_counted(warning))
+        lost = trajectory.meta.get("left_out_characters")
+        self.report.left_out += lost if type(lost) is int and lost > 0 else 0
+        return self._unique(trajectory)
+
+    def _unique(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory under an id that no other of this reading has."""
+        name = trajectory.id
+        if name in self._ids:
+            self.report.warn("an id occurs more than once; the later ones get the suffix #2, #3, …")
+            self._copies[name] += 1
+            while (renamed := f"{name}#{self._copies[name] + 1}") in self._ids:
+                self._copies[name] += 1
+            trajectory = replace(trajectory, id=renamed)
+        self._ids.add(trajectory.id)
+        return trajectory
 
     def _bad(self, problem: Problem) -> None:
         if problem.reason == "blank line":
-            self.report.warn("a blank line is passed over")
+            self.report.warn("a blank line is passed over", int(problem.text))
             return
         self.report.read += 1
         if self._skip:
@@ -151,9 +175,10 @@ class Reading:
             self.report.skip(problem)
 
 
-def _uncounted(warning: str) -> str:
-    head, _, tail = warning.rpartition(" (")
-    return head if tail.endswith(" times)") else warning
+def _counted(warning: str) -> tuple[str, int]:
+    """A warning and how often it occurred, which it may say itself at its end."""
+    match = _TIMES.fullmatch(warning)
+    return (match[1], int(match[2])) if match else (warning, 1)
 
 
 def _expanded(record: Record | Problem) -> Iterator[Record | Problem]:

@@ -11,7 +11,7 @@ from typing import Any
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import chat
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, as_list, scalar_text
+from hesnr_tasks.readers.fields import Where, as_list, left_out, scalar_text
 from hesnr_tasks.readers.outcome import outcome
 from hesnr_tasks.readers.roles import role_of
 from hesnr_tasks.trajectory import Kind, Segment, Trajectory
@@ -52,6 +52,8 @@ def _prompt(prompt: Any, draft: Draft) -> None:
     """A string, or chat messages, all of which are given."""
     for message in as_list(prompt) or [prompt]:
         if isinstance(message, Mapping):
+            if "content" not in message:
+                left_out(message, "a message of the prompt has no content")
             draft.context(role_of(message) or "user", draft.text(message.get("content")))
         elif isinstance(message, str):
             draft.context("user", message)

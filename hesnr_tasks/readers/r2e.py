@@ -11,7 +11,7 @@ from typing import Any
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import text
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, deep, need_items, scalar_text, string
+from hesnr_tasks.readers.fields import Where, deep, left_out, mapping, need_items, scalar_text, string
 from hesnr_tasks.readers.outcome import outcome
 from hesnr_tasks.trajectory import Fidelity, Trajectory
 
@@ -34,6 +34,8 @@ def read(record: Any, where: Where) -> Trajectory:
     for i, step in enumerate(need_items(record, "trajectory_steps")):
         if not isinstance(step, Mapping):
             raise DataError(f"trajectory_steps[{i}] must be an object with 'thought' and 'action'")
+        if not step.keys() & {"thought", "action"}:
+            left_out(step, "a step has neither thought nor action")
         _step(step, draft)
     resolved, stored = outcome(record, "reward")
     instance = scalar_text(deep(record, "ds", "instance_id")) or scalar_text(record.get("docker_image"))
@@ -49,11 +51,14 @@ def read(record: Any, where: Where) -> Trajectory:
 
 
 def _prompt(record: Mapping[str, Any], draft: Draft) -> None:
-    system, template = (deep(record, "agent_args", key) for key in ("system_prompt", "instance_prompt"))
-    if isinstance(system, str):
+    arguments = mapping(record, "agent_args")
+    system, template = string(arguments, "system_prompt"), string(arguments, "instance_prompt")
+    if arguments and not arguments.keys() & {"system_prompt", "instance_prompt"}:
+        left_out(arguments, "the agent's arguments hold no prompt")
+    if "system_prompt" in arguments:
         draft.context("system", system)
     problem = string(record, "problem_statement")
-    if isinstance(template, str):
+    if "instance_prompt" in arguments:
         draft.context("user", template.replace("{problem_statement}", problem))
     elif problem:
         draft.context("user", problem)

@@ -1,19 +1,28 @@
-"""From a file to decoded records: JSON Lines, JSON, `.gz`, parquet; streaming where the file is a list of rows.
+"""From a file to decoded records: JSON Lines, JSON, parquet, archives; also compressed; streaming where it is rows.
 
 Lines end at `\\n` and nowhere else, so U+2028 and its kin inside strings survive.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import jsonlines
-
+from hesnr_tasks.bounded_io import (
+    MAX_RATIO,
+    READ_ERRORS,
+    DuplicateKeys,
+    TooLongError,
+    lines,
+    open_bounded,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_rest,
+    record_limit,
+)
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import archives
 from hesnr_tasks.readers.fields import Where
@@ -22,51 +31,54 @@ from hesnr_tasks.readers.report import Problem
 __all__ = ["Record", "records"]
 
 _LFS = b"version https://git-lfs"
+_BOM = b"\xef\xbb\xbf"
 _SNIFFED_LINES = 50
-_DAMAGE = (OSError, EOFError, ValueError, MemoryError)
 
 
 class Record(NamedTuple):
-    """A decoded value, where it was, and whether it is a line of a file of many."""
+    """A decoded value, where it was, whether it is a line of a file of many, and keys its objects held twice."""
 
     value: Any
     where: Where
     is_line: bool
+    duplicates: DuplicateKeys = DuplicateKeys()
 
 
 def records(path: str) -> Iterator[Record | Problem]:
     """Every record of the file, or what is wrong with it; files that cannot be read at all give one problem."""
     where = Where(path)
-    if Path(path).is_dir():
-        yield _event_folder(Path(path))
-        return
     try:
-        with _opened(path) as file:
+        if Path(path).is_dir():
+            yield _event_folder(Path(path))
+            return
+        with open_bounded(path) as file:
             start = file.read(4096)
             file.seek(0)
             yield from _by_start(start, file, where)
-    except (OSError, EOFError, zlib.error) as error:
-        yield Problem(where, "unreadable file", f"the file cannot be read ({error}); copy or download it again")
+    except TooLongError as error:
+        yield Problem(where, "too large", str(error))
     except DataError as error:
         yield Problem(where, "unreadable file", str(error))
+    except READ_ERRORS as error:
+        yield Problem(where, "unreadable file", f"the file cannot be read ({error}); copy or download it again")
 
 
 def _event_folder(folder: Path) -> Record | Problem:
     """The events of a run, one file each, in the order of their names."""
-    where = Where(str(folder.parent))
-    events = []
+    if folder.name != "events":
+        return Problem(Where(str(folder)), "a folder", "a folder lies where a file is expected; name its files")
+    events, duplicates, size = [], DuplicateKeys(), 0
     for path in sorted(folder.glob("event-*.json")):
-        try:
-            events.append(json.loads(path.read_bytes()))
-        except (OSError, ValueError, RecursionError) as error:
-            return Problem(Where(str(path)), "invalid JSON", f"not valid JSON ({error}); the file may be cut off")
-    return Record(events, where, False)
-
-
-def _opened(path: str) -> IO[bytes]:
-    with Path(path).open("rb") as file:
-        magic = file.read(2)
-    return gzip.open(path, "rb") if magic == b"\x1f\x8b" else Path(path).open("rb")  # type: ignore[return-value]
+        data = read_bytes(path)
+        size += len(data)
+        if size > record_limit():
+            raise TooLongError(f"the events are larger than {record_limit() >> 20:,} MiB together")
+        record = _decoded(data, Where(str(path)), is_line=False)
+        if isinstance(record, Problem):
+            return record
+        events.append(record.value)
+        duplicates.update(record.duplicates)
+    return Record(events, Where(str(folder.parent)), False, duplicates)
 
 
 def _by_start(start: bytes, file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
@@ -76,7 +88,7 @@ def _by_start(start: bytes, file: IO[bytes], where: Where) -> Iterator[Record | 
         yield Problem(where, "Git LFS pointer", "a Git LFS pointer lies here instead of the data; run `git lfs pull`")
     elif start.startswith(b"PK"):
         found = archives.eval_samples(where.path)
-        yield from (item if isinstance(item, Problem) else Record(item[0], item[1], False) for item in found)
+        yield from (item if isinstance(item, Problem) else Record(item[0], item[1], False, item[2]) for item in found)
     elif start.startswith(b"PAR1"):
         yield from _parquet(where)
     elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -87,16 +99,32 @@ def _by_start(start: bytes, file: IO[bytes], where: Where) -> Iterator[Record | 
 
 def _json_or_lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
     """JSON Lines when the first line is a whole value and others follow (or the name says so), or when some line is."""
-    first = next((line for line in file if line.strip()), b"")
-    alone = _decodes(first)
-    more = alone and (where.is_lines or any(line.strip() for line in file))
+    several, first_only = False, True
+    for line in lines(file):
+        if isinstance(line, TooLongError):
+            several = several or where.is_lines
+            break
+        if not line.strip():
+            continue
+        if not first_only:
+            several = True
+            break
+        first_only = False
+        if not _decodes(line):
+            break
+        several = where.is_lines
+        if several:
+            break
     file.seek(0)
-    if more:
+    if several:
         yield from _lines(file, where)
         return
-    whole = _whole(file.read(), where)
+    whole = _decoded(read_rest(file), where, is_line=False)
     file.seek(0)
-    if isinstance(whole, Problem) and any(_decodes(line) for _, line in zip(range(_SNIFFED_LINES), file, strict=False)):
+    if isinstance(whole, Problem) and any(
+        not isinstance(line, TooLongError) and _decodes(line)
+        for _, line in zip(range(_SNIFFED_LINES), lines(file), strict=False)
+    ):
         file.seek(0)
         yield from _lines(file, where)
     else:
@@ -105,53 +133,45 @@ def _json_or_lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
 
 def _decodes(line: bytes) -> bool:
     """Whether a line alone is an object or list with something in it."""
-    if not line.removeprefix(b"\xef\xbb\xbf").startswith((b"{", b"[")):
+    if not line.removeprefix(_BOM).startswith((b"{", b"[")):
         return False
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line, DuplicateKeys())
+    except ValueError:
         return False
     return isinstance(value, (dict, list)) and bool(value)
 
 
-def _whole(data: bytes, where: Where) -> Record | Problem:
+def _decoded(data: bytes, where: Where, *, is_line: bool) -> Record | Problem:
+    duplicates = DuplicateKeys()
     try:
-        return Record(json.loads(data.decode("utf-8-sig")), where, False)
+        return Record(parse_json(data, duplicates), where, is_line, duplicates)
     except UnicodeDecodeError as error:
-        return Problem(where, "not UTF-8", f"the text is not UTF-8 (byte {error.start}); save it as UTF-8")
-    except RecursionError:
-        return Problem(where, "invalid JSON", "the JSON is nested too deep to be a trajectory")
+        what, advice = ("line", "") if is_line else ("text", "; save it as UTF-8")
+        return Problem(where, "not UTF-8", f"the {what} is not UTF-8 (byte {error.start}){advice}")
     except ValueError as error:
-        return Problem(where, "invalid JSON", f"not valid JSON ({error}); the file may be cut off: copy it again")
+        if is_line and isinstance(error, json.JSONDecodeError):
+            return Problem(where, "invalid JSON", f"not valid JSON: {error.msg} at column {error.colno}")
+        what = "" if is_line else "; the file may be cut off: copy it again"
+        return Problem(where, "invalid JSON", f"not valid JSON ({error}){what}")
 
 
 def _lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
-    reader = jsonlines.Reader(file, loads=json.loads)
-    number = 0
-    while True:
-        number += 1
+    blank = 0
+    for number, line in enumerate(lines(file), 1):
+        if not isinstance(line, TooLongError) and not line.strip():
+            blank += 1
+            continue
         here = Where(where.path, number)
-        try:
-            yield Record(reader.read(), here, True)
-        except EOFError:
-            return
-        except jsonlines.InvalidLineError as error:
-            here = Where(where.path, error.lineno)
-            if error.line.strip():
-                yield _bad_line(error, here)
-            else:
-                yield Problem(here, "blank line", "blank line")
-        except RecursionError:
-            yield Problem(here, "invalid JSON", "the JSON is nested too deep to be a trajectory")
-
-
-def _bad_line(error: jsonlines.InvalidLineError, where: Where) -> Problem:
-    cause = error.__cause__
-    if isinstance(cause, json.JSONDecodeError):
-        return Problem(where, "invalid JSON", f"not valid JSON: {cause.msg} at column {cause.colno}")
-    if isinstance(cause, UnicodeDecodeError):
-        return Problem(where, "not UTF-8", f"the line is not UTF-8 (byte {cause.start})")
-    return Problem(where, "invalid JSON", f"not a JSON object ({cause or 'null'})")
+        if isinstance(line, TooLongError):
+            yield Problem(here, "too large", str(line))
+        else:
+            record = _decoded(line, here, is_line=True)
+            if isinstance(record, Record) and record.value is None:
+                record = Problem(here, "invalid JSON", "not a JSON object (null)")
+            yield record
+    if blank:
+        yield Problem(where, "blank line", str(blank))
 
 
 def _parquet(where: Where) -> Iterator[Record | Problem]:
@@ -162,9 +182,32 @@ def _parquet(where: Where) -> Iterator[Record | Problem]:
         return
     number = 0
     try:
-        for batch in parquet.ParquetFile(where.path).iter_batches(batch_size=16):
-            for value in batch.to_pylist():
-                number += 1
-                yield Record(value, Where(where.path, number), True)
-    except _DAMAGE as error:
+        with open_regular(where.path) as file:
+            source = parquet.ParquetFile(file)
+            _check_sizes(source.metadata)
+            for batch in source.iter_batches(batch_size=16):
+                for i in range(batch.num_rows):
+                    number += 1
+                    here = Where(where.path, number)
+                    row = batch.slice(i, 1)
+                    if row.get_total_buffer_size() > 16 * record_limit() or row.nbytes > record_limit():
+                        yield Problem(here, "too large", f"the row is larger than {record_limit() >> 20:,} MiB")
+                    else:
+                        yield Record(row.to_pylist()[0], here, True)
+    except DataError:
+        raise
+    except READ_ERRORS as error:
         yield Problem(where, "unreadable file", f"not a readable parquet file ({error})")
+
+
+def _check_sizes(metadata: Any) -> None:
+    """Refuse row groups that a few bytes claim to be much: text does not compress so far."""
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        columns = [group.column(j) for j in range(group.num_columns)]
+        stored = sum(max(0, column.total_compressed_size) for column in columns)
+        for column in columns:
+            if max(column.total_uncompressed_size, column.num_values) > max(record_limit(), MAX_RATIO * stored):
+                raise DataError(
+                    f"the column {column.path_in_schema!r} grows more than {MAX_RATIO}-fold when it is decompressed"
+                )

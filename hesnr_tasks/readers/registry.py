@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest
@@ -24,11 +25,11 @@ from hesnr_tasks.readers import (
     r2e,
     sweagent,
 )
-from hesnr_tasks.readers.fields import Where, as_list, decoded
+from hesnr_tasks.readers.fields import Where, as_list, collecting_losses, decoded
 from hesnr_tasks.readers.report import Found
 from hesnr_tasks.trajectory import Trajectory
 
-__all__ = ["READERS", "Reader", "choose", "choose_session", "describe", "named", "read_with", "unpacked"]
+__all__ = ["READERS", "Reader", "choose", "choose_session", "describe", "named", "read_with", "unpacked", "warnings_of"]
 
 
 class Reader(Protocol):
@@ -113,10 +114,30 @@ def _seen(record: Any) -> str:
 
 
 def read_with(reader: Reader, record: Any, where: Where) -> Trajectory:
-    """`reader.read`, with what a record of another shape may do to it turned into `DataError`."""
+    """`reader.read`, with what a record of another shape may do to it turned into `DataError`.
+
+    Text in fields of a wrong type, which the reader could not use, is named in the trajectory's warnings and counted
+    under `left_out_characters`.
+    """
     try:
-        return reader.read(record, where)
+        with collecting_losses() as losses:
+            trajectory = reader.read(record, where)
     except DataError:
         raise
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(f"this is {_seen(record)}, not a record of {reader.NAME} ({reader.RULE})") from error
+    if not losses.characters:
+        return trajectory
+    remarks = [text if n == 1 else f"{text} ({n} times)" for text, n in losses.remarks.items()]
+    meta = {
+        **trajectory.meta,
+        "warnings": [*warnings_of(trajectory), *remarks],
+        "left_out_characters": losses.characters,
+    }
+    return replace(trajectory, meta=meta)
+
+
+def warnings_of(trajectory: Trajectory) -> list[str]:
+    """What reading a trajectory warned about; files of others may hold anything there."""
+    warnings = trajectory.meta.get("warnings")
+    return [text for text in as_list(warnings) or [warnings] if isinstance(text, str)]

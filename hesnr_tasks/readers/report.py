@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hesnr_tasks.errors import printable
 from hesnr_tasks.readers.fields import Where
 
 __all__ = ["EXAMPLES", "Found", "Problem", "ReadReport", "Skipped", "named", "nothing_left"]
@@ -50,6 +51,7 @@ class ReadReport:
     skipped: dict[str, Skipped] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
     formats: dict[str, Found] = field(default_factory=dict)
+    left_out: int = 0  # characters of text that no reader could use (the warnings say where)
 
     def skip(self, problem: Problem) -> None:
         """Count a record that is not kept."""
@@ -68,7 +70,10 @@ class ReadReport:
             f"skipped {s.count} ({reason}): {'; '.join(s.examples)}{'; …' if s.count > len(s.examples) else ''}"
             for reason, s in self.skipped.items()
         ]
-        return skipped + [f"{text} ({count} times)" if count > 1 else text for text, count in self.warnings.items()]
+        warned = [f"{text} ({count} times)" if count > 1 else text for text, count in self.warnings.items()]
+        if self.left_out:
+            warned.append(f"{self.left_out:,} characters of text in fields of the wrong type are left out, see above")
+        return [printable(line) for line in skipped + warned]
 
 
 def named(source: str | Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import canonical, text
 from hesnr_tasks.readers.draft import Draft
-from hesnr_tasks.readers.fields import Where, deep, items, mapping, messages_of, scalar_text, string
+from hesnr_tasks.readers.fields import Where, deep, items, left_out, mapping, messages_of, scalar_text, string
 from hesnr_tasks.readers.roles import is_generated, role_of
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
 
@@ -159,6 +159,8 @@ def _message(item: Item, style: str, draft: Draft) -> bool:
         return _turn(item, content, style, draft)
     elif role is None:
         draft.warn(f"a message of the unknown role {item.get('role')!r} is labelled observation")
+        if not content:
+            left_out(item, "a message of unknown shape")
         draft.observation("user", content)
     else:
         draft.given(role, content)
