@@ -295,7 +295,7 @@ def _sorted(report: ReadReport) -> str:
 READ_AS_OTHER = """
 import os, sys
 from hesnr_tasks.readers import ReadReport, read_trajectories
-b"".decode("utf-8-sig")  # loads what only the first user may read
+import encodings.utf_8_sig  # what only the first user may read
 if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)
 report = ReadReport()
 kept = [t.id for t in read_trajectories(sys.argv[1], report=report, on_error="skip")]
