@@ -222,7 +222,7 @@ def _score(
     quiet: bool,
 ) -> Iterator[tuple[_Job, TokenScores]]:
     todo = [job for job in jobs if job.fits]
-    passages = [_passage(job) for job in todo]
+    passages = [_passage(job, backend.max_length) for job in todo]
     skip = {index for index, job in enumerate(todo) if job.request.key in known}
     total = sum(len(passage.ids) for index, passage in enumerate(passages) if index not in skip)
     with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", disable=True if quiet else None) as bar:
@@ -235,9 +235,9 @@ def _score(
             yield job, _token_scores(job, _no_scores(k), run)
 
 
-def _passage(job: _Job) -> Passage:
-    targets = job.targets[: job.fits].astype(np.int32)
-    return Passage(job.request.name, job.encoded.ids[: int(targets[-1]) + 1], targets)
+def _passage(job: _Job, max_length: int) -> Passage:
+    targets, ids = job.targets[: job.fits].astype(np.int32), job.encoded.ids
+    return Passage(job.request.name, ids[: int(targets[-1]) + 1], targets, min(len(ids), max_length))
 
 
 def _no_scores(k: int) -> Scores:

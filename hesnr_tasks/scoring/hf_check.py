@@ -23,9 +23,10 @@ from hesnr_tasks.scoring.hf_heads import usable_heads
 from hesnr_tasks.scoring.hf_memory import is_out_of_memory
 from hesnr_tasks.scoring.hf_net import Net
 from hesnr_tasks.scoring.hf_read import Text, Way, copy_cache, join, read
+from hesnr_tasks.scoring.hf_rope import fresh_rope, length_dependence
 from hesnr_tasks.scoring.types import Scores
 
-__all__ = ["TEXT", "choose_way"]
+__all__ = ["TEXT", "choose_way", "depends_on_length"]
 
 _log = logging.getLogger("hesnr_tasks")
 _TOP = 10
@@ -33,6 +34,7 @@ _LENGTH = 108
 _POSITIONS = 80  # compared at most, not all in a row: some models look at neighbours in the output
 _ROWS = 20  # logits made at a time, so that several slices are tried
 _LONGEST_WINDOW = 1024  # sliding windows up to here are straddled by the text
+_UNMOVED = 1e-5  # nats, on the mean: the same kernels on the same shapes give the same numbers
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2}  # nats, on the mean: in half precision
 _TOLERANCE_ELSE = 5e-2  # single values differ by a rounding of the logits, or by an expert chosen otherwise
 
@@ -75,20 +77,80 @@ def choose_way(net: Net, ids: Sequence[int], *, rows: bool) -> Way:
     `rows`: whether reading several texts at once is wanted. Every way given up is logged with the reason. Raises
     `ScoringError` if the model does not agree with itself.
     """
-    probe = _probe(net, ids)
-    way = _choose_head(net, probe)
+    probe, kind = _probe(net, ids), length_dependence(net.outer)
+    way = _choose_head(net, probe, whole=bool(kind))
+    if kind:
+        _log.warning(
+            "%s: positions depend on the length of the text (%s); every text is read whole, alone and in one pass, "
+            "however much memory that takes", _name(net), kind,
+        )  # fmt: skip
+        return way
     if rows:
         way = _try_rows(net, way, probe)
     return _try_sharing(net, _try_chunks(net, way, probe), probe)
 
 
-def _choose_head(net: Net, probe: _Probe) -> Way:
+def depends_on_length(net: Net, way: Way, ids: Sequence[int], longest: int) -> str:
+    """How the first tokens' values change when a text has `longest` tokens; empty if they do not.
+
+    In transformers' models positions are arguments: one short text of which only the last token stands at the end of
+    the longest text tells, at the cost of a short text. Code that comes with a checkpoint may look at the number of
+    tokens instead, so there a text of that length is read once.
+    """
+    probe = _probe(net, ids)
+    if longest <= len(probe.text.ids):
+        return ""
+    if not net.remote and "position_ids" in net.takes:
+        try:
+            return _moved_by_the_last_position(net, probe.text.ids, longest)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            _log.debug("%s takes no chosen positions: %s", _name(net), error)
+    return _moved_by_more_text(net, way, probe, longest) if net.remote else ""
+
+
+def _moved_by_the_last_position(net: Net, ids: npt.NDArray[np.int32], longest: int) -> str:
+    def read_with(last: int) -> torch.Tensor:
+        positions = torch.arange(n, device=net.device)
+        positions[-1] = last
+        with torch.inference_mode(), fresh_rope(net.outer):
+            return net.plain(tokens, positions[None])[0, :-1].float().log_softmax(dim=1)
+
+    n = len(ids)
+    tokens = torch.from_numpy(ids).to(net.device, torch.int64)[None]
+    near = read_with(n + 1)  # a gap as well, so that the same kernels and masks are at work
+    noise = float((read_with(n + 1) - near).abs().mean())
+    change = float((read_with(longest - 1) - near).abs().mean())
+    if change <= max(_UNMOVED, 4 * noise):
+        return ""
+    return f"the last of {longest} positions changes log-probabilities before it by {change:.2g} on average"
+
+
+def _moved_by_more_text(net: Net, way: Way, probe: _Probe, longest: int) -> str:
+    long = Text(np.resize(probe.text.ids, longest), probe.text.targets)
+    alone = replace(way, cached=False, whole=True)
+    try:
+        (scores,), _ = read(net, alone, [long], probe.k, [0, longest], rows=_ROWS)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _log.warning(
+            "%s comes with its own code, and whether its numbers depend on the length of the text could not be tried: "
+            "%d tokens do not fit into memory in one pass", _name(net), longest,
+        )  # fmt: skip
+        return ""
+    return _difference(net, scores, probe.scores[0])
+
+
+def _choose_head(net: Net, probe: _Probe, *, whole: bool) -> Way:
     for head in usable_heads(net):
         for body in net.bodies if head == "stub" else [net.body]:
             net.body = body
-            reason = _disagreement(net, probe, partial(_at_once, net, Way(head), probe))
+            way = Way(head, whole=whole)
+            reason = _disagreement(net, probe, partial(_at_once, net, way, probe))
             if not reason:
-                return Way(head)
+                return way
         _log.warning("%s: logits at selected positions by %r do not work here (%s)", _name(net), head, reason)
     raise ScoringError(
         f"{_name(net)} gives other numbers for the same tokens when it is run again without the text after them: "
@@ -139,7 +201,8 @@ def _try_sharing(net: Net, way: Way, probe: _Probe) -> Way:
 
 
 def _at_once(net: Net, way: Way, probe: _Probe) -> list[Scores]:
-    return read(net, way, [probe.text], probe.k, [0, probe.length], rows=_ROWS)[0]
+    stop = len(probe.text.ids) if way.whole else probe.length
+    return read(net, way, [probe.text], probe.k, [0, stop], rows=_ROWS)[0]
 
 
 def _side_by_side(net: Net, way: Way, probe: _Probe) -> list[Scores]:
@@ -208,7 +271,7 @@ def _spread(n: int) -> npt.NDArray[np.int32]:
 def _plain_scores(net: Net, text: Text) -> Scores:
     """By a plain forward pass, full log-softmax and full sort; shares nothing with the fast ways."""
     ids = torch.from_numpy(text.ids).to(net.device, torch.int64)
-    with torch.inference_mode():
+    with torch.inference_mode(), fresh_rope(net.outer):
         logits = net.plain(ids[None])[0]
         rows = logits[torch.from_numpy(text.targets - 1).to(logits.device, torch.int64)].float().log_softmax(dim=1)
     logprob = rows.gather(1, ids[text.targets].to(rows.device)[:, None])

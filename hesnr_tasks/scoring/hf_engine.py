@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hesnr_tasks.scoring.hf_check import choose_way
+from hesnr_tasks.scoring.hf_check import choose_way, depends_on_length
 from hesnr_tasks.scoring.hf_limits import Limits
 from hesnr_tasks.scoring.hf_memory import is_out_of_memory
 from hesnr_tasks.scoring.hf_net import Net
@@ -18,6 +19,8 @@ from hesnr_tasks.scoring.hf_read import Text, Way, copy_cache, join, read, selec
 from hesnr_tasks.scoring.types import Passage, Scores
 
 __all__ = ["Engine"]
+
+_log = logging.getLogger("hesnr_tasks")
 
 Gather = Callable[[list[Outline]], list[Outline]]
 
@@ -31,10 +34,14 @@ class Engine:
 
     def __init__(self, net: Net, sample: Sequence[int], batch: int = 1, gather: Gather = list) -> None:
         self.net = net
+        self._sample, self._longest = list(sample), 0
         self.way: Way = choose_way(net, sample, rows=batch != 1)
-        self.limits = Limits(net, self.way, torch.tensor([list(sample)], device=net.device))
+        self.limits = self._limits()
         self._batch = (batch or 1 << 30) if self.way.rows else 1
         self._gather = gather
+
+    def _limits(self) -> Limits:
+        return Limits(self.net, self.way, torch.tensor([self._sample], device=self.net.device))
 
     def score(
         self,
@@ -55,10 +62,29 @@ class Engine:
             return [[text] for text in texts]
         return side_by_side(texts, lengths, self._batch, self.limits.side_by_side())
 
+    def length(self, passage: Passage) -> int:
+        """How many tokens of a text to read: to its last target, which is only predicted, or all."""
+        return passage.whole if self.way.whole else _length(passage)
+
+    def _try_length(self, longest: int) -> None:
+        """Read whole from now on if texts of up to `longest` tokens give other numbers than their beginnings do."""
+        if self.way.whole or longest <= self._longest:
+            return
+        self._longest = longest
+        reason = depends_on_length(self.net, self.way, self._sample, longest)
+        if reason:
+            _log.warning(
+                "%s: numbers depend on the length of the text (%s); every text is read whole, alone and in one pass, "
+                "however much memory that takes", type(self.net.wrapper).__name__, reason,
+            )  # fmt: skip
+            self.way, self._batch = Way(self.way.head, whole=True), 1
+            self.limits = self._limits()
+
     def _plan(self, passages: Sequence[Passage]) -> Group:
         """A plan for the texts of all processes, cut to those of this one."""
-        own = [outline(passage.ids, _length(passage)) for passage in passages]
+        own = [outline(passage.ids, _length(passage), passage.whole) for passage in passages]
         everyone = list(dict.fromkeys(self._gather(own)))
+        self._try_length(max((text.whole for text in everyone), default=0))
         if not self.way.shared:
             return Group(0, 0, list(range(len(passages))))
         numbers: dict[Outline, list[int]] = {}
@@ -68,7 +94,6 @@ class Engine:
 
 
 def _length(passage: Passage) -> int:
-    """Tokens to read: the last target is only predicted."""
     return int(passage.targets[-1])
 
 
@@ -107,7 +132,7 @@ class _Run:
 
     def walk(self, group: Group, cache: Any) -> Iterator[tuple[int, Scores]]:
         """Yield (index, scores) of all texts below `group`, whose prefix is in `cache`."""
-        lengths = [_length(self._passages[index]) - group.stop for index in group.members]
+        lengths = [self._engine.length(self._passages[index]) - group.stop for index in group.members]
         for batch in self._engine.batches(group.members, lengths, cached=cache is not None):
             if not self._skip.issuperset(batch):
                 yield from self._finish(batch, group.stop, cache)
@@ -128,7 +153,7 @@ class _Run:
 
     def _finish(self, batch: list[int], start: int, cache: Any) -> Iterator[tuple[int, Scores]]:
         passages = [self._passages[index] for index in batch]
-        stop = max(map(_length, passages))
+        stop = max(map(self._engine.length, passages))
         texts = [self._texts[index].within(start, stop) for index in batch]
         tokens = [len(self._passages[index].ids) for index in batch if index not in self._skip]
         bar = _Steady(self._progress, sum(tokens))
@@ -142,6 +167,8 @@ class _Run:
     def _read(self, job: _Job, bar: _Steady) -> tuple[list[Scores], Any]:
         """Read in chunks that fit; when memory runs out, go on text by text, then with shorter chunks."""
         several = len(job.texts) > 1
+        if not several:
+            self._engine.limits.refuse_too_long(job.stop, job.names[0])
         chunk = job.stop - job.start if several else self._engine.limits.chunk(job.start, job.stop)
         while True:
             try:

@@ -11,6 +11,7 @@ from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scoring.hf_memory import Needs, free_bytes, is_out_of_memory, measure
 from hesnr_tasks.scoring.hf_net import Net
 from hesnr_tasks.scoring.hf_read import Way, head_rows
+from hesnr_tasks.scoring.hf_rope import fresh_rope
 
 __all__ = ["Limits"]
 
@@ -59,16 +60,37 @@ class Limits:
     def halve(self, chunk: int, name: str, reason: str) -> int:
         """A shorter chunk after memory ran out; raises `ScoringError` where there is none."""
         if not self._way.cached or chunk // 2 < _SMALLEST:
-            more = "" if self._way.cached else ", and this model cannot be read in chunks"
-            raise ScoringError(f"trajectory {name!r} does not fit into memory ({reason}){more}. {_ADVICE}")
+            raise ScoringError(f"trajectory {name!r} does not fit into memory ({reason}){self._one_pass}. {_ADVICE}")
         self.longest = chunk // 2
         _log.warning("out of memory with %d tokens at a time (%s); going on with %d", chunk, reason, self.longest)
         return self.longest
 
+    def refuse_too_long(self, n: int, name: str) -> None:
+        """Raises `ScoringError` where `n` tokens must be read in one pass and the host's memory is too small for that.
+
+        A GPU says so itself; a host would end the process.
+        """
+        if self._way.cached or n <= _SURELY_FITS or self._net.device.type == "cuda":
+            return
+        needs, free = self._needs.one_pass(n), free_bytes(self._net.device)
+        if needs > free:
+            raise ScoringError(
+                f"trajectory {name!r} does not fit into memory ({n} tokens take {needs / 1e9:.1f} GB, "
+                f"{free / 1e9:.1f} are free){self._one_pass}. {_ADVICE}"
+            )
+
+    @property
+    def _one_pass(self) -> str:
+        if self._way.cached:
+            return ""
+        return ", and this model cannot be read in chunks" + (
+            ": its positions depend on the length of the text" if self._way.whole else ""
+        )
+
     @cached_property
     def _needs(self) -> Needs:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), fresh_rope(self._net.outer):
                 way = self._way
                 return measure(self._net, self._sample, head=way.head, cached=way.cached, unmasked=way.unmasked)
         except Exception as error:

@@ -64,10 +64,16 @@ class Net:
         embedding = self.wrapper.get_input_embeddings()
         return int(getattr(embedding, "num_embeddings", 0) or self.config.vocab_size)
 
-    def plain(self, ids: torch.Tensor) -> torch.Tensor:
-        """All logits (rows, n, vocabulary), exactly as lm-eval computes them."""
+    @property
+    def remote(self) -> bool:
+        """Whether the model's code came with the checkpoint (trust_remote_code)."""
+        return not type(self.wrapper).__module__.startswith("transformers.")
+
+    def plain(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """All logits (rows, n, vocabulary), exactly as lm-eval computes them; `positions`: where the ids stand."""
+        extra = {} if positions is None else {"position_ids": positions}
         with self.precision():
-            return _logits(self.outer(ids))
+            return _logits(self.outer(ids, **extra))
 
     def call(self, feed: Feed, **extra: Any) -> tuple[torch.Tensor, Any]:
         """Logits and the cache (None where there is none)."""

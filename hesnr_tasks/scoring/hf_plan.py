@@ -27,10 +27,11 @@ class Outline(NamedTuple):
     length: int  # tokens to read
     name: bytes  # hash of all of them
     prefixes: tuple[bytes, ...]  # hashes of the first 256, 512, … tokens and the token after them
+    whole: int = 0  # tokens of the whole text
 
 
-def outline(ids: npt.NDArray[np.int32], length: int) -> Outline:
-    """The outline of a text of which `length` ids are read.
+def outline(ids: npt.NDArray[np.int32], length: int, whole: int = 0) -> Outline:
+    """The outline of a text of `whole` tokens, of which `length` ids are read.
 
     The token after a prefix is part of its hash, so that all that share a prefix also share what it predicts.
     """
@@ -40,7 +41,7 @@ def outline(ids: npt.NDArray[np.int32], length: int) -> Outline:
         done = stop + 1
         prefixes.append(digest.copy().digest())
     digest.update(ids[done : length + 1].tobytes())
-    return Outline(length, digest.digest(), tuple(prefixes))
+    return Outline(length, digest.digest(), tuple(prefixes), whole)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from hesnr_tasks.scoring.hf_attention import CausalChunks
 from hesnr_tasks.scoring.hf_heads import HEADS
 from hesnr_tasks.scoring.hf_logits import Collector
 from hesnr_tasks.scoring.hf_net import Feed, Net
+from hesnr_tasks.scoring.hf_rope import fresh_rope
 from hesnr_tasks.scoring.types import Scores
 
 __all__ = ["Text", "Way", "copy_cache", "head_rows", "join", "read", "select", "split"]
@@ -36,6 +37,7 @@ class Way:
     shared: bool = False  # copies of a cache may be continued in different ways
     rows: bool = False  # several texts at once, padded on the right
     shared_rows: bool = False  # several texts at once after copies of a cache
+    whole: bool = False  # positions depend on the text's length: all of it in one pass, alone, from a fresh state
 
 
 class Text(NamedTuple):
@@ -85,7 +87,8 @@ def read(
     ids, wanted = _pack(texts, edges[0], edges[-1]).to(net.device), _Wanted(texts, chunks)
     rows = rows or head_rows(net)
     collector = Collector(wanted.ids.to(net.device), k)
-    with torch.inference_mode(), CausalChunks() if way.unmasked else nullcontext():
+    fresh = fresh_rope(net.outer) if way.whole else nullcontext()
+    with torch.inference_mode(), CausalChunks() if way.unmasked else nullcontext(), fresh:
         for (start, stop), indices in zip(chunks, wanted.indices, strict=True):
             part = ids[:, start - edges[0] : stop - edges[0]]
             feed = Feed(part, start, cache, want_cache, positions=want_cache and way.positions)

@@ -38,11 +38,17 @@ class ScoringRequest:
 
 
 class Passage(NamedTuple):
-    """One text to read. Nothing after `ids[targets[-1]]` is in it."""
+    """One text to read. Nothing after `ids[targets[-1]]` need be in it."""
 
     name: str  # trajectory id, for messages
     ids: npt.NDArray[np.int32]  # (n,), BOS included
     targets: npt.NDArray[np.int32]  # (m,), increasing, >= 1: positions of `ids` whose token is to be scored
+    length: int = 0  # tokens of the whole text within the context, where that is more than `ids` has
+
+    @property
+    def whole(self) -> int:
+        """Tokens of the whole text: what a model reads whose positions depend on the text's length."""
+        return max(self.length, len(self.ids))
 
 
 class Scores(NamedTuple):

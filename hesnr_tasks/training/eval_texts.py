@@ -81,7 +81,8 @@ def _text(name: str, labelled: Labelled, encoder: Encoder, mask: np.uint64, max_
     fits = wanted[wanted < max_length]
     ids = encoded.ids[: int(fits[-1]) + 1] if len(fits) else encoded.ids[:0]
     cut = len(wanted) - len(fits)
-    return Text(name, labelled.key, Passage(name, ids, fits), cut, encoded.lost, len(labelled.rendered.text))
+    passage = Passage(name, ids, fits, min(len(encoded.ids), max_length))
+    return Text(name, labelled.key, passage, cut, encoded.lost, len(labelled.rendered.text))
 
 
 def _report(items: list[Text], found: int, max_length: int, tokenizer: Any) -> None:
