@@ -26,7 +26,7 @@ _ORIGINAL = "original_inv_freq"
 
 def length_dependence(model: torch.nn.Module) -> str:
     """What makes positions depend on the text's length, by configuration and modules; empty where nothing does."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     values = config.to_dict() if hasattr(config, "to_dict") else {}
     types = [
         *_declared(values),

@@ -104,7 +104,7 @@ class Evaluator:
         return self._backend.score(passages, self.settings.k, lambda tokens: None, skipped)
 
     def _sum(self, number: int, scores: Scores) -> list[float]:
-        name, _, targets = self.texts.items[number].passage
+        name, _, targets, _ = self.texts.items[number].passage
         good = np.isfinite(scores.logprob) & np.isfinite(scores.topk_logprobs).all(axis=1)
         if not good.all():
             raise ScoringError(
