@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Call", "CharSpan", "Parameter", "between", "blank", "trim"]
+from hesnr_tasks.actions.views import CharSpan, View, json_decoded
 
-CharSpan = tuple[int, int]
+__all__ = ["Call", "CharSpan", "Parameter", "between", "blank", "trim"]
 
 
 class Parameter(NamedTuple):
@@ -16,7 +16,14 @@ class Parameter(NamedTuple):
     name: str
     value_start: int
     value_end: int
-    encoded: bool = False  # the value is the inside of a JSON string: escapes are still in it
+    encoded: int = 0  # how many times the value lies inside a JSON string: that often escapes are still in it
+
+    def view(self, text: str) -> View:
+        """The value as the tool gets it, each character with its place in `text`."""
+        view = View.of(text, self.value_start, self.value_end)
+        for _ in range(self.encoded):
+            view = json_decoded(view)
+        return view
 
 
 class Call(NamedTuple):
@@ -34,6 +41,20 @@ class Call(NamedTuple):
         """The value of the first parameter that has one of `names`, as it stands in `text`."""
         found = (text[p.value_start : p.value_end] for p in self.parameters if p.name in names)
         return next(found, None)
+
+    def shifted(self, by: int) -> Call:
+        """The same call in a text that has `by` characters more before it."""
+        moved = tuple(p._replace(value_start=p.value_start + by, value_end=p.value_end + by) for p in self.parameters)
+        tags, fences = (tuple((a + by, b + by) for a, b in spans) for spans in (self.tags, self.fences))
+        return self._replace(start=self.start + by, end=self.end + by, parameters=moved, tags=tags, fences=fences)
+
+    def values(self, text: str) -> dict[str, str]:
+        """The values of all parameters, as the tool gets them; the first of two with the same name counts."""
+        values: dict[str, str] = {}
+        for parameter in self.parameters:
+            if parameter.name not in values:
+                values[parameter.name] = parameter.view(text).text
+        return values
 
 
 def trim(text: str, start: int, end: int) -> CharSpan:

@@ -30,11 +30,11 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 
-from hesnr_tasks.actions import Call, Parameter, parse_action
+from hesnr_tasks.actions import Call, parse_action
 from hesnr_tasks.actions.programs import CLASSES, FILTER, Part, classify, inner_script, table, written_files
 from hesnr_tasks.actions.shell import Simple, canonical, names, program, simple_commands, verb
+from hesnr_tasks.actions.views import View
 from hesnr_tasks.errors import SettingsError, nearest
-from hesnr_tasks.filters.views import View, unescape
 
 __all__ = ["CLASSES", "RESOLUTIONS", "action_class", "action_parts", "canonical_key", "decision_words"]
 
@@ -204,10 +204,7 @@ _PATCHED = re.compile(r"^\*\*\* (?:Update|Add|Delete) File: (\S+)", re.MULTILINE
 
 def parameter_values(call: Call, text: str) -> dict[str, str]:
     """The parameters of a call as text, JSON escapes resolved; the first of two with the same name counts."""
-    values: dict[str, str] = {}
-    for parameter in call.parameters:
-        values.setdefault(parameter.name, _value(parameter, text))
-    return values
+    return call.values(text)
 
 
 def is_shell(call: Call) -> bool:
@@ -271,16 +268,6 @@ def _trimmed(value: str) -> str:
     return "\n".join(line.rstrip() for line in value.strip().splitlines())
 
 
-def _value(parameter: Parameter, text: str) -> str:
-    raw = text[parameter.value_start : parameter.value_end]
-    if not parameter.encoded:
-        return raw
-    try:
-        return str(json.loads(f'"{raw}"', strict=False))
-    except ValueError:
-        return raw
-
-
 # --- decision words ---
 
 
@@ -314,8 +301,8 @@ def _verbs(call: Call, action: str, arguments: int) -> tuple[list[CharSpan], boo
     """The first words of what a call is to do, and whether that is more than preparation."""
     if is_shell(call):
         script = next((p for name in SCRIPTS for p in call.parameters if p.name == name), None)
-        return _command_words(_view(script, action), arguments) if script else ([], False)
-    values = (_view(parameter, action) for parameter in call.parameters)
+        return _command_words(script.view(action), arguments) if script else ([], False)
+    values = (parameter.view(action) for parameter in call.parameters)
     spans = (span for view in values for span in _first_word(view))
     return list(itertools.islice(spans, 1 + arguments)), True
 
@@ -337,18 +324,3 @@ def _first_word(view: View) -> Iterator[CharSpan]:
     match = re.search(r"\S+", view.text)
     if match:
         yield view.at[match.start()], view.at[match.end()]
-
-
-_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[^u])")
-
-
-def _view(parameter: Parameter, action: str) -> View:
-    raw = View.of(action, parameter.value_start, parameter.value_end)
-    return unescape(raw, _ESCAPE, _decoded) if parameter.encoded else raw
-
-
-def _decoded(escape: str) -> str:
-    try:
-        return str(json.loads(f'"{escape}"'))
-    except ValueError:
-        return escape[1:]

@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 
 from hesnr_tasks.actions.calls import Call, Parameter, blank, trim
+from hesnr_tasks.actions.json_calls import whole_json
 
 __all__ = ["bare", "fenced", "tagged"]
 
@@ -53,7 +54,7 @@ def fenced(text: str) -> list[Call]:
     between = pairwise(blocks)
     if any(not blank(text, a[1].end() if a[1] else len(text), b[0].start()) for a, b in between):
         blocks = [(blocks[0][0], fences[-1])]  # fences inside the command: one block from the first to the last
-    return [_fence_call(text, opener, closer) for opener, closer in blocks]
+    return [call for opener, closer in blocks for call in _fence_calls(text, opener, closer)]
 
 
 def _closes(text: str, fences: list[re.Match[str]]) -> bool:
@@ -78,10 +79,16 @@ def _blocks(fences: list[re.Match[str]]) -> list[tuple[re.Match[str], re.Match[s
     return blocks
 
 
-def _fence_call(text: str, opener: re.Match[str], closer: re.Match[str] | None) -> Call:
+def _fence_calls(text: str, opener: re.Match[str], closer: re.Match[str] | None) -> list[Call]:
     tag = opener[2].strip("{}.").lower()
     name = "bash" if tag in _SHELLS else tag
     end = closer.start() if closer else len(text)
-    value = Parameter("command", *trim(text, opener.end(), end))
     fences = (opener.span(),) if closer is None else (opener.span(), closer.span())
-    return Call(name, opener.start(), closer.end() if closer else len(text), (value,), fences=fences, form="fence")
+    if tag in ("", "json", "tool_call"):
+        inner = [call.shifted(opener.end()) for call in whole_json(text[opener.end() : end])]
+        if inner:
+            inner[0] = inner[0]._replace(start=opener.start(), fences=fences[:1])
+            inner[-1] = inner[-1]._replace(end=fences[-1][1], fences=(*inner[-1].fences, *fences[1:]))
+            return inner
+    value = Parameter("command", *trim(text, opener.end(), end))
+    return [Call(name, opener.start(), closer.end() if closer else len(text), (value,), fences=fences, form="fence")]

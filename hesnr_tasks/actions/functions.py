@@ -1,4 +1,15 @@
-"""`<function=…>` and `<parameter=…>`, and the `<tool_call>` around them."""
+"""Calls written with tags: `<function=…>` and `<parameter=…>`, `<invoke name="…">`, and what stands in `<tool_call>`.
+
+Values are stored unescaped, so a value may hold the very tags that end it. What decides is which tags follow which:
+
+- `</function>` ends a call iff no closing tag and no parameter comes after it before the next call;
+- `</parameter>` ends a value iff the next tag, with nothing but white space before it, begins another parameter or call
+  or ends this one; tags quoted in the value that begin lines are matched with their own closing tags first;
+- where the closing tag of a value is missing, a `<parameter=…>` that begins a line, or the end of the call, ends it.
+
+A tag begins a call only if what follows it is a call's: a parameter, the closing tag, or, where the tag begins a line,
+the end of that line. So `I'll use <function=bash> to look around.` is prose.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +18,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hesnr_tasks.actions.calls import Call, CharSpan, Parameter, between, blank, trim
-from hesnr_tasks.actions.json_calls import read_json
+from hesnr_tasks.actions.json_calls import json_calls, json_end
 
-__all__ = ["functions"]
+__all__ = ["find_functions", "functions"]
 
 _MARK = re.compile(
-    r"""<(?:(?P<open>function|parameter|invoke)(?:=|\s+name=["']?|(?=>))(?P<name>[^<>\n="']*)(?P<stop>["']?\s*>|=|\Z|(?=[<\n"']))
-    |(?P<close>/(?:function|parameter|invoke))>|(?P<wrap>/?(?:tool_call|function_calls))>)""",
+    r"""<(?:antml:|｜DSML｜)?(?P<open>function|parameter|invoke)(?:=|\s+name=["']?|(?=>))
+        (?P<name>[^<>\n="']*)(?P<stop>["']?(?:\s+[a-z]+=["'][^"'<>\n]*["'])*\s*>|=|\Z|(?=[<\n"']))
+    |</(?:antml:|｜DSML｜)?(?P<close>function|parameter|invoke)>
+    |<(?P<wrap>/?(?:antml:|minimax:|｜DSML｜)?(?:tool_call|function_calls))>""",
     re.VERBOSE,
 )
 _CLOSERS = ("</function>", "</parameter>", "</tool_call>", "</invoke>")
+_JSON = re.compile(r'\s*(?:\[\s*)?\{\s*(?:"|\}|\Z)')
+_KEYED = re.compile(r"\s*([\w.:\-]{1,100})\s*(?=<arg_key>|</tool_call>)")
 
 
 class _Mark(NamedTuple):
@@ -27,23 +42,32 @@ class _Mark(NamedTuple):
     leads: bool  # first on its line
 
 
-def _marks(text: str) -> Iterator[_Mark]:
-    for m in _MARK.finditer(text):
+def _marks(text: str, start: int) -> Iterator[_Mark]:
+    for m in _MARK.finditer(text, start):
         if m["wrap"]:
             kind = "/wrap" if m["wrap"].startswith("/") else "wrap"
         else:
-            kind = (m["open"] or m["close"]).replace("invoke", "function")
-        start = m.start()
-        yield _Mark(kind, start, m.end(), (m["name"] or "").strip(), start == 0 or text[start - 1] == "\n")
+            kind = ("/" if m["close"] else "") + (m["open"] or m["close"]).replace("invoke", "function")
+        at = m.start()
+        yield _Mark(kind, at, m.end(), (m["name"] or "").strip(), at == 0 or text[at - 1] == "\n")
 
 
 def functions(text: str) -> list[Call]:
     """The calls in a text that begins with one (or ends with one after stray text), else none."""
-    marks = list(_marks(text))
-    first = len(text) - len(text.lstrip())
-    if not marks or (marks[0].start != first and not _ends_in_call(text, marks)):
+    marks = list(_marks(text, 0))
+    if not marks:
         return []
-    return _FunctionReader(text, marks).calls()
+    reader = _FunctionReader(text, marks)
+    first = len(text) - len(text.lstrip())
+    if marks[0].start == first:
+        return reader.calls() if marks[0].kind == "parameter" or reader.begins(0) else []
+    return reader.calls() if _ends_in_call(text, marks) else []
+
+
+def find_functions(text: str, start: int = 0) -> list[Call]:
+    """The calls in a whole message: text and calls in any order. Tags that are only mentioned are text."""
+    marks = list(_marks(text, start))
+    return _FunctionReader(text, marks).calls(search=True) if marks else []
 
 
 def _ends_in_call(text: str, marks: list[_Mark]) -> bool:
@@ -58,26 +82,56 @@ class _FunctionReader:
     def __init__(self, text: str, marks: list[_Mark]) -> None:
         self.text, self.marks, self.at, self.nesting = text, marks, 0, True
         self.limit = _without_partial_closer(text)
+        self.unclosed = 0  # up to this mark, values lack closing tags
         self.pending: list[CharSpan] = []  # tags seen before the call they belong to
 
-    def calls(self) -> list[Call]:
+    def calls(self, search: bool = False) -> list[Call]:
+        """All calls; `search`: marks that are only mentioned are passed over."""
         found: list[Call] = []
         while self.at < len(self.marks):
             mark = self.marks[self.at]
-            if mark.kind == "function":
+            if search and mark.kind in ("function", "wrap") and not self.begins(self.at):
+                self.at += 1
+            elif mark.kind == "function":
                 found.append(self.function(mark))
-            elif mark.kind == "parameter":
+            elif mark.kind == "parameter" and not search:
                 found.append(self.function(_Mark("function", mark.start, mark.start, "", False)))
-            elif mark.kind == "wrap" and self.text[mark.end : mark.end + 80].lstrip().startswith("{"):
-                found.append(self.json(mark))
+            elif mark.kind == "wrap" and _JSON.match(self.text, mark.end):
+                found += self.json(mark)
+            elif mark.kind == "wrap" and (name := _KEYED.match(self.text, mark.end)):
+                found.append(self.keyed(mark, name))
             else:
                 self.at += 1
-                if found and mark.kind.startswith("/"):
+                if found and mark.kind.startswith("/") and blank(self.text, found[-1].end, mark.start):
                     last = found[-1]
                     found[-1] = last._replace(end=mark.end, tags=(*last.tags, (mark.start, mark.end)))
-                else:
+                elif mark.kind == "wrap" or not search:
                     self.pending.append((mark.start, mark.end))
         return found
+
+    def begins(self, at: int) -> bool:
+        """Whether the opening mark at `at` begins a call, rather than being spoken of."""
+        mark = self.marks[at]
+        following = self.marks[at + 1] if at + 1 < len(self.marks) else None
+        adjacent = following is not None and blank(self.text, mark.end, following.start)
+        before = self.text[max(0, mark.start - 80) : mark.start].rpartition("\n")[2]
+        if before.endswith(("`", "'", '"')):
+            return False
+        if mark.kind == "wrap":
+            if following is not None and adjacent and following.kind == "function":
+                return self.begins(at + 1)
+            return bool(_JSON.match(self.text, mark.end) or _KEYED.match(self.text, mark.end))
+        if following is not None and adjacent and following.kind in ("parameter", "/function"):
+            return True
+        rest = self.text[mark.end : mark.end + 200].partition("\n")[0]
+        alone = not before.strip() or self.wrapped(at)
+        closed = following is not None and following.kind == "/function"
+        return alone and (closed or not rest.strip() or rest.lstrip().startswith("{"))
+
+    def wrapped(self, at: int) -> bool:
+        return at > 0 and self.marks[at - 1].kind.endswith(("wrap", "/function")) and blank(
+            self.text, self.marks[at - 1].end, self.marks[at].start
+        )  # fmt: skip
 
     def take_pending(self) -> list[CharSpan]:
         tags, self.pending = self.pending, []
@@ -89,13 +143,13 @@ class _FunctionReader:
         if opener.end > opener.start:
             tags.append((opener.start, opener.end))
             self.at += 1
-        parameters = self.raw_body(opener.end)
+        parameters = self.raw_body(opener.end, tags)
         end = self.body(tags, parameters)
         if end == len(self.text) and self.limit < end:
             tags.append((self.limit, len(self.text.rstrip())))
         return Call(opener.name, start, end, tuple(parameters), tuple(tags), form="function")
 
-    def raw_body(self, start: int) -> list[Parameter]:
+    def raw_body(self, start: int, tags: list[CharSpan]) -> list[Parameter]:
         """What stands between the opener and the first parameter: arguments that were stored as plain text."""
         at = self.at
         if (
@@ -104,7 +158,11 @@ class _FunctionReader:
             and blank(self.text, start, self.marks[at].start)
         ):
             return []
-        end = self.value_end(start)
+        end = self.value_end(start, "", ())
+        if _JSON.match(self.text[start:end]):
+            (call, *_) = json_calls(self.text[:end], start, end, name="-")
+            tags += between(start, end, call.parameters)
+            return list(call.parameters)
         return [Parameter("", *trim(self.text, start, end))] if self.text[start:end].strip() else []
 
     def body(self, tags: list[CharSpan], parameters: list[Parameter]) -> int:
@@ -119,51 +177,105 @@ class _FunctionReader:
             if mark.kind == "/function":
                 return mark.end
             if mark.kind == "parameter":
-                value = trim(self.text, mark.end, self.value_end(mark.end))
+                given = tuple(parameter.name for parameter in parameters)
+                value = trim(self.text, mark.end, self.value_end(mark.end, mark.name, given))
                 parameters.append(Parameter(mark.name, *value))
         return len(self.text)
 
-    def value_end(self, start: int) -> int:
-        """Where the value that begins at `start` ends; leaves `self.at` on the mark that ends it."""
-        depth, at = 0, self.at
+    def value_end(self, start: int, name: str, given: tuple[str, ...]) -> int:
+        """Where the value of `name` that begins at `start` ends; leaves `self.at` on the mark that ends it."""
+        calls = quoted = 0  # open in the value: calls whose tags begin lines, parameters
+        opener = closer = -1  # marks that end the value where its own closing tag is missing
+        at = self.at
         while at < len(self.marks):
             mark = self.marks[at]
-            if depth == 0 and self.ends_value(at):
-                self.at = at
-                return mark.start
+            if calls == 0:
+                if mark.kind == "/parameter" and self.closes(at):
+                    if not quoted or at < self.unclosed:
+                        return self.stop(at)
+                    quoted, closer = quoted - 1, at
+                elif mark.kind == "/parameter":
+                    quoted = max(0, quoted - 1)
+                elif (mark.kind == "/function" and self.ends_call(at)) or (
+                    mark.kind == "function" and mark.leads and not self.nesting
+                ):
+                    break
+                elif mark.kind == "parameter" and mark.leads:
+                    quoted += 1
+                    if opener < 0 and mark.name != name and mark.name not in given:
+                        opener = at
+                        if at < self.unclosed:
+                            return self.stop(at)
             if mark.leads and self.nesting:
-                depth += (mark.kind == "function") - (mark.kind == "/function")
+                calls = max(0, calls + (mark.kind == "function") - (mark.kind == "/function"))
             at += 1
-        if depth > 0:  # an inner call that never closes: closers are missing, so nothing nests in the rest of the text
+        if calls > 0:  # an inner call that never closes: closers are missing, so nothing nests in the rest of the text
             self.nesting = False
-            return self.value_end(start)
+            return self.value_end(start, name, given)
+        if opener >= 0:
+            self.unclosed = at
+            return self.stop(opener)
+        if closer >= 0:
+            return self.stop(closer)
         self.at = at
-        return max(start, self.limit)
+        return self.marks[at].start if at < len(self.marks) else max(start, self.limit)
 
-    def ends_value(self, at: int) -> bool:
-        mark = self.marks[at]
-        if mark.kind == "/parameter":
-            return self.borders(at, ("function", "parameter", "/function", "wrap", "/wrap"))
-        if mark.kind == "/function":
-            return mark.leads or self.borders(at, ("function", "wrap", "/wrap"))
-        if mark.kind == "function":
-            return mark.leads and not self.nesting
-        return mark.kind == "parameter" and mark.leads
+    def stop(self, at: int) -> int:
+        self.at = at
+        return self.marks[at].start
 
-    def borders(self, at: int, kinds: tuple[str, ...]) -> bool:
-        """Whether only white space lies between this mark and a mark of `kinds` or the end of the text."""
+    def closes(self, at: int) -> bool:
+        """Whether a `</parameter>` can end a value: what comes next is another parameter, or the end of the call."""
         if at + 1 == len(self.marks):
-            return not self.text[self.marks[at].end : self.limit].strip()
+            rest = self.text[self.marks[at].end : self.limit]
+            return not rest.strip() or rest.startswith("\n\n")
         following = self.marks[at + 1]
-        return following.kind in kinds and blank(self.text, self.marks[at].end, following.start)
+        if not blank(self.text, self.marks[at].end, following.start) or following.kind == "/parameter":
+            return False
+        return following.kind != "/function" or self.terminal(at + 1)
 
-    def json(self, wrap: _Mark) -> Call:
-        name, parameters, end = read_json(self.text, wrap.end)
-        while self.at < len(self.marks) and self.marks[self.at].start < end:
+    def ends_call(self, at: int) -> bool:
+        """Whether a `</function>` ends a call whose last value was not closed."""
+        return self.terminal(at) and (self.marks[at].leads or self.borders(at))
+
+    def terminal(self, at: int) -> bool:
+        """Whether nothing of the same call can come after a `</function>`."""
+        following = self.marks[at + 1] if at + 1 < len(self.marks) else None
+        if following is None or following.kind in ("function", "wrap", "/wrap"):
+            return True
+        return following.kind == "/function" and blank(self.text, self.marks[at].end, following.start)
+
+    def borders(self, at: int) -> bool:
+        """Whether only white space lies between this mark and the next call or the end of the text."""
+        end = self.marks[at + 1].start if at + 1 < len(self.marks) else self.limit
+        return not self.text[self.marks[at].end : end].strip()
+
+    def json(self, wrap: _Mark) -> list[Call]:
+        after = json_end(self.text, wrap.end)
+        self.skip_to(after)
+        start = (self.take_pending() or [(wrap.start, wrap.end)])[0][0]
+        return json_calls(self.text, start, after, wrap.end)
+
+    def skip_to(self, position: int) -> None:
+        while self.at < len(self.marks) and self.marks[self.at].start < position:
             self.at += 1
-        start = self.take_pending()[0][0] if self.pending else wrap.start
-        tags = between(wrap.start, end, parameters)
-        return Call(name, start, end, tuple(parameters), tags, form="json")
+
+    def keyed(self, wrap: _Mark, name: re.Match[str]) -> Call:
+        """`<tool_call>NAME <arg_key>KEY</arg_key> <arg_value>VALUE</arg_value> …`, as GLM writes it."""
+        parameters: list[Parameter] = []
+        at = name.end()
+        while key := _KEY.match(self.text, at):
+            closer = _VALUE_END.search(self.text, key.end())
+            end = closer.start() if closer else len(self.text)
+            parameters.append(Parameter(key[1].strip(), *trim(self.text, key.end(), end)))
+            at = closer.end() if closer else len(self.text)
+        self.skip_to(at)
+        start = (self.take_pending() or [(wrap.start, wrap.end)])[0][0]
+        return Call(name[1], start, at, tuple(parameters), between(start, at, parameters), form="function")
+
+
+_KEY = re.compile(r"\s*<arg_key>([^<>\n]{0,200})</arg_key>\s*<arg_value>")
+_VALUE_END = re.compile(r"</arg_value>(?=\s*(?:<arg_key>|</tool_call>|\Z))")
 
 
 def _without_partial_closer(text: str) -> int:

@@ -1,75 +1,291 @@
-"""Calls that are a JSON object, whole or broken off."""
+"""Calls that are JSON: an object with a name and arguments in any of the shapes models write, whole or broken off.
+
+The text is read as a tree of spans, tolerantly: a string ends at the first quote after which JSON can go on (so quotes
+that were not escaped stay in it), and what is cut off ends where the text ends. Then the tree is understood:
+
+- `{"name": …, "arguments": {…}}`, also with `parameters`, `input`, `args` …, and with the arguments beside the name;
+- arguments as a string that holds JSON (or plain text), or as a list;
+- OpenAI's `{"type": "function", "function": {…}}` and `{"tool_calls": […]}`; lists of calls;
+- SWE-agent's `{"thought": …, "command": {"name": …, "arguments": {…}}}`;
+- Terminus-2's `{"analysis": …, "plan": …, "commands": [{"keystrokes": …}, …]}`.
+
+A text that begins inside such an object (after a thought that is no part of the action) is read as its rest.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from hesnr_tasks.actions.calls import Parameter
+from hesnr_tasks.actions.calls import Call, Parameter, between
+from hesnr_tasks.actions.views import View, json_decoded
 
-__all__ = ["read_json"]
-
-_JSON = re.compile(r'"[^"\\]*(?:\\[\s\S][^"\\]*)*(?:"|\\?\Z)|[{}\[\]:,]|[^\s{}\[\]:,"]+')
-_ARGUMENTS = ("arguments", "parameters", "input", "args")
+__all__ = ["call_json_end", "json_calls", "json_end", "whole_json"]
 
 
-def read_json(text: str, start: int) -> tuple[str, list[Parameter], int]:
-    """Name, parameters and end of the call in the JSON object at `start`, whole or broken."""
-    reader = _JsonReader(text)
-    end = len(text)
-    for m in _JSON.finditer(text, start):
-        if reader.read(m):
-            return reader.name, reader.parameters, m.end()
-        if "</tool_call>" in m[0] and not m[0].startswith('"'):
-            end = m.start() + m[0].index("</tool_call>")
+@dataclass(slots=True)
+class _Node:
+    kind: str  # object | array | string | scalar
+    start: int  # of the value: without the quotes of a string
+    end: int
+    members: list[tuple[str, _Node]] = field(default_factory=list)  # keys of an array's are empty
+
+    def get(self, *keys: str) -> tuple[str, _Node] | None:
+        """The first member with one of `keys`, in the order of `keys`."""
+        by_key = dict(reversed(self.members))
+        return next(((key, by_key[key]) for key in keys if key in by_key), None)
+
+
+# --- the tree -------------------------------------------------------------------------------------------------------
+
+_TOKEN = re.compile(r'["{}\[\]:,]|[^\s{}\[\]:,"]+')
+_STRING = re.compile(r'[^"\\]*(?:\\[\s\S][^"\\]*)*')
+_GOES_ON = re.compile(r"\s*(?:[,:}\]]|\Z|</tool_call>|```|<[|｜])")
+_BREAKS = re.compile(r"</tool_call>|```|<[|｜]")
+
+
+def _string_end(text: str, start: int) -> tuple[int, int]:
+    """Where the string that begins at `start` ends, and where the text goes on."""
+    at = start
+    while True:
+        match = _STRING.match(text, at)
+        at = min(match.end(), len(text)) if match else len(text)
+        if at >= len(text) or text[at] != '"':
+            at, after = len(text), len(text)
             break
+        after = at + 1
+        if text[after : after + 1] in ("", ",", ":", "}", "]") or _GOES_ON.match(text, after):
+            break
+        at = after
+    broken = text.find("\n</tool_call>", start, at)
+    return (broken, broken) if broken >= 0 else (at, after)
+
+
+def _tree(text: str, start: int, inside: bool = False) -> tuple[_Node, int]:
+    """The value at `start`, and where it ends; with `inside`, the rest of an object whose beginning is not there."""
+    root = _Node("array", start, len(text))
+    stack = [root] + ([_Node("object", start, len(text))] if inside else [])
+    root.members += [("", node) for node in stack[1:]]
+    key, at = "", start
+    while match := _TOKEN.search(text, at):
+        token, at = match[0], match.end()
+        top = stack[-1]
+        node: _Node | None = None
+        if token == '"':
+            end, after = _string_end(text, at)
+            node, at = _Node("string", at, end), after
+        elif token in "{[":
+            node = _Node("object" if token == "{" else "array", match.start(), len(text))
+            stack.append(node)
+        elif token in "}]":
+            top.end = at
+            del stack[-1:]
+            if len(stack) == 1:
+                root.end = at
+                break
+            if not stack:
+                return root, match.start()
+        elif token == "," or token == ":":
+            key = "" if token == "," else key
+        elif broken := _BREAKS.search(token):
+            root.end = match.start() + broken.start()
+            break
+        else:
+            node = _Node("scalar", match.start(), at)
+        if node is not None:
+            if top.kind == "object" and not key and node.kind == "string" and _COLON.match(text, at):
+                key = text[node.start : node.end]
+                continue
+            if len(stack) > 1 or top is root:
+                top.members.append((key, node))
+            key = ""
+            if top is root and node is not stack[-1]:
+                root.end = at
+                break
+    for node in stack:
+        node.end = min(node.end, root.end)
+    return root, root.end
+
+
+_COLON = re.compile(r"\s*:")
+
+
+# --- what it says ---------------------------------------------------------------------------------------------------
+
+_NAMES = ("name", "tool_name", "function_name", "recipient_name", "tool", "function", "action")
+_ARGUMENTS = ("arguments", "parameters", "input", "args", "params", "kwargs", "tool_input", "action_input")
+_LISTS = ("tool_calls", "calls", "commands", "actions")
+_INNER = ("function", "function_call", "tool_call", "command", "action")
+_BESIDE = ("id", "type", "index", "call_id", "tool_call_id")
+_SIGNS = frozenset((*_NAMES, *_ARGUMENTS, *_LISTS, *_INNER, "cmd", "keystrokes", "thought", "analysis", "plan"))
+_DEPTH = 6
+
+
+@dataclass(slots=True)
+class _Said:
+    """One call as it is read: its name, its values, and where its object ends."""
+
+    name: str
+    parameters: list[Parameter]
+    end: int
+
+
+def _understood(node: _Node, view: View, level: int, depth: int = 0) -> Iterator[_Said]:
+    """The calls of a value; `level`: how many JSON strings `view` lies in."""
+    end = view.at[node.end]
+    if node.kind == "array":
+        plain = [("", member) for _, member in node.members if member.kind != "object" or depth >= _DEPTH]
+        if plain:
+            yield _Said("", [_parameter("", member, view, level) for _, member in plain], end)
+        for _, member in node.members:
+            if member.kind == "object" and depth < _DEPTH:
+                yield from _understood(member, view, level, depth + 1)
+    elif node.kind == "object":
+        yield from _object(node, view, level, depth)
     else:
-        last = text.rfind("</tool_call>", start)
-        end = last if last >= 0 else end
-    reader.leave_value(end)
-    return reader.name, [p for p in reader.parameters if p.value_end <= end], end
+        yield _Said("", [_parameter("", node, view, level)], end)
 
 
-class _JsonReader:
-    """Follows the tokens of one object as far as the values of its `name` and `arguments`."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.name, self.key, self.value_from = text, "", "", -1
-        self.path: list[str] = []  # keys of the open objects; the arguments are at depth 2
-        self.parameters: list[Parameter] = []
-
-    def read(self, m: re.Match[str]) -> bool:
-        """Take the next token; whether it ends the object."""
-        token, depth = m[0], len(self.path)
-        if token in ("{", "["):
-            self.path.append(self.key)
-            self.value_from = -1 if depth < 2 else self.value_from
-        elif token in ("}", "]"):
-            self.leave_value(m.start())
-            del self.path[-1:]
-            return not self.path
-        elif token == "," and depth <= 2:
-            self.leave_value(m.start())
-        elif token == ":" and depth <= 2:
-            self.value_from = m.end()
-        elif depth <= 2 and self.value_from < 0:
-            self.key = token.strip('"')
-        elif depth == 1 and self.key == "name":
-            self.name = token.strip('"')
-        return False
-
-    def leave_value(self, end: int) -> None:
-        if len(self.path) > 2:
+def _object(node: _Node, view: View, level: int, depth: int) -> Iterator[_Said]:
+    end = view.at[node.end]
+    listed, inner = node.get(*_LISTS), node.get(*_INNER)
+    if listed and listed[1].kind == "array" and depth < _DEPTH:
+        calls = list(_understood(listed[1], view, level, depth + 1))
+        if listed[0] == "commands":
+            calls = [_Said(call.name or "bash", call.parameters, call.end) for call in calls]
+        yield from _with_rest(node, (listed[0],), calls, view, level)
+    elif inner and inner[1].kind == "object" and depth < _DEPTH:
+        calls = list(_object(inner[1], view, level, depth + 1))
+        yield from _with_rest(node, (inner[0],), calls, view, level)
+    else:
+        name = next(((k, m) for k in _NAMES for k, m in [node.get(k) or ("", node)] if m.kind == "string"), None)
+        arguments = node.get(*_ARGUMENTS)
+        if not name and not arguments and len(node.members) == 1 and node.members[0][1].kind == "object":
+            key, only = node.members[0]
+            yield _Said(key, [_parameter(k, m, view, level) for k, m in only.members], end)
             return
-        if len(self.path) == 2 and self.path[1] in _ARGUMENTS and 0 <= self.value_from < end:
-            self.parameters.append(_json_value(self.text, self.key, self.value_from, end))
-        self.value_from = -1
+        used = ([name[0]] if name else []) + ([arguments[0]] if arguments else [])
+        parameters = _rest(node, (*used, *_BESIDE), view, level)
+        if arguments:
+            parameters += _arguments(*arguments, view, level)
+        text = view.text[name[1].start : name[1].end] if name else ""
+        yield _Said(text, sorted(parameters, key=lambda p: p.value_start), end)
 
 
-def _json_value(text: str, key: str, start: int, end: int) -> Parameter:
-    raw = text[start:end]
-    start += len(raw) - len(raw.lstrip())
-    end = start + len(raw.strip())
-    if text.startswith('"', start):
-        closed = end - start >= 2 and text[end - 1] == '"'
-        return Parameter(key, start + 1, end - closed, encoded=True)
-    return Parameter(key, start, end)
+def _rest(node: _Node, used: tuple[str, ...], view: View, level: int) -> list[Parameter]:
+    return [_parameter(key, member, view, level) for key, member in node.members if key not in used]
+
+
+def _with_rest(node: _Node, used: tuple[str, ...], calls: list[_Said], view: View, level: int) -> Iterator[_Said]:
+    """`calls`, and the other members of the object they are in as values of a call without a name."""
+    rest = _rest(node, (*used, *_BESIDE), view, level)
+    first = calls[0].parameters[0].value_start if calls and calls[0].parameters else view.at[node.end]
+    before = [p for p in rest if p.value_end <= first]
+    after = [p for p in rest if p.value_start >= max((c.end for c in calls), default=first)]
+    if before:
+        yield _Said("", before, before[-1].value_end)
+    yield from calls
+    if after:
+        yield _Said("", after, view.at[node.end])
+
+
+def _arguments(key: str, node: _Node, view: View, level: int) -> list[Parameter]:
+    if node.kind == "object":
+        return [_parameter(k, m, view, level) for k, m in node.members]
+    if node.kind == "array":
+        return _listed(node, view, level)
+    if node.kind == "string":
+        inner = json_decoded(view.cut(node.start, node.end))
+        start = len(inner.text) - len(inner.text.lstrip())
+        if inner.text.startswith(("{", "["), start) and (level < 3):
+            root, _ = _tree(inner.text, start)
+            return _arguments(key, root.members[0][1], inner, level + 1) if root.members else []
+    named = "" if key in ("arguments", "parameters", "args", "params", "kwargs") else key
+    return [_parameter(named, node, view, level)]
+
+
+def _listed(node: _Node, view: View, level: int) -> list[Parameter]:
+    """Arguments in a list: objects hold their own, anything else has no name; words of one command stay together."""
+    kinds = {member.kind for _, member in node.members}
+    if kinds == {"string"} and len(node.members) > 1:
+        return [_parameter("", node, view, level)]
+    found: list[Parameter] = []
+    for _, member in node.members:
+        if member.kind == "object":
+            found += [_parameter(k, m, view, level) for k, m in member.members]
+        else:
+            found.append(_parameter("", member, view, level))
+    return found
+
+
+def _parameter(name: str, node: _Node, view: View, level: int) -> Parameter:
+    return Parameter(name, view.at[node.start], view.at[node.end], level + (node.kind == "string"))
+
+
+# --- calls ----------------------------------------------------------------------------------------------------------
+
+_CONTINUES = re.compile(r'\s*"\s*(?:,\s*"\w{1,60}"\s*:|[}\]])')
+
+
+def json_end(text: str, start: int) -> int:
+    """Where the value at `start` ends."""
+    return _tree(text, start)[1]
+
+
+def call_json_end(text: str, start: int) -> int | None:
+    """Where the object at `start` ends, if it is one with a call in it."""
+    root, end = _tree(text, start)
+    return end if any(_has_sign(node) for _, node in root.members) else None
+
+
+def json_calls(text: str, start: int, end: int, value: int = -1, name: str = "") -> list[Call]:
+    """The calls in the JSON at `value` (else `start`): syntax from `start`, and up to `end` where the JSON is longer.
+
+    `name`: the tool, where it stands outside of the JSON, which is then its arguments.
+    """
+    value = start if value < 0 else value
+    continues = _CONTINUES.match(text, value) if value == start else None
+    root, after = _tree(text, text.index('"', value) + 1 if continues else value, bool(continues))
+    view = View(text, range(len(text) + 1))
+    if name:
+        node = root.members[0][1] if root.members else root
+        said = [_Said(name, sorted(_arguments("arguments", node, view, 0), key=lambda p: p.value_start), after)]
+    else:
+        said = [one for _, node in root.members for one in _understood(node, view, 0)] or [_Said("", [], after)]
+    calls: list[Call] = []
+    limit = min(after, end)
+    for i, one in enumerate(said):
+        stop = limit if i + 1 == len(said) else min(one.end, limit)
+        parameters = _in_order(one.parameters, start, stop)
+        calls.append(Call(one.name, start, stop, parameters, between(start, stop, parameters), form="json"))
+        start = stop
+    return calls
+
+
+def _in_order(parameters: list[Parameter], start: int, end: int) -> tuple[Parameter, ...]:
+    """Those that lie between `start` and `end`, cut at `end`."""
+    kept: list[Parameter] = []
+    for parameter in parameters:
+        if start <= parameter.value_start <= end:
+            kept.append(parameter._replace(value_end=max(parameter.value_start, min(parameter.value_end, end))))
+            start = kept[-1].value_end
+    return tuple(kept)
+
+
+def whole_json(text: str) -> list[Call]:
+    """The calls of a text that is one JSON object (or list of objects) with a call in it, or the rest of one."""
+    first = len(text) - len(text.lstrip())
+    if not (re.match(r'(?:\[\s*)?\{\s*(?:"|\Z)', text[first : first + 200]) or _CONTINUES.match(text)):
+        return []
+    continues = bool(_CONTINUES.match(text))
+    root, end = _tree(text, text.index('"') + 1 if continues else first, continues)
+    if text[end:].strip() or not (continues or any(_has_sign(node) for _, node in root.members)):
+        return []
+    return json_calls(text, 0 if continues else first, len(text))
+
+
+def _has_sign(node: _Node) -> bool:
+    if node.kind == "array":
+        return bool(node.members) and all(_has_sign(member) for _, member in node.members)
+    return node.kind == "object" and any(key in _SIGNS for key, _ in node.members)

@@ -20,7 +20,7 @@ __all__ = ["BREAKDOWNS", "COLUMNS", "Groups", "grouped"]
 
 IntArray = npt.NDArray[np.int64]
 _POSITIONS = (0, 8, 32, 64, 128, 256, 512, 1024)  # 1024 tokens
-_ESCAPE = 6  # characters of the original behind one of the program: \\u0041
+_ESCAPE = 12  # characters of the original behind one of the program: \\ud83d\\ude00
 NO_CALL = "(no call)"
 NO_LANGUAGE = "(none known)"
 

@@ -7,9 +7,9 @@ which choose the interpreter, and preprocessor lines.
 
 from __future__ import annotations
 
+from hesnr_tasks.actions.views import CharSpan
 from hesnr_tasks.filters.grammars import comments_of
 from hesnr_tasks.filters.regions import regions
-from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["comments"]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from hesnr_tasks.actions.tools import names
+from hesnr_tasks.actions.views import View, unescape
 from hesnr_tasks.filters.languages import by_file, by_interpreter, by_look, by_tag
 from hesnr_tasks.filters.patches import sides
 from hesnr_tasks.filters.shell import Command, HereDocument, Word, lex_shell
-from hesnr_tasks.filters.views import View, unescape
 
 __all__ = ["embedded"]
 

@@ -21,13 +21,12 @@ import re
 from collections.abc import Iterator
 
 from hesnr_tasks.actions import parse_action
+from hesnr_tasks.actions.views import CharSpan, View
 from hesnr_tasks.filters.regions import Region, regions
-from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["format"]
 
 _EVERYWHERE = re.compile(r"\s+|([-=*_~#])\1{3,}")
-_ESCAPED_SPACE = re.compile(r"\s+")
 
 
 def format(text: str) -> list[CharSpan]:
@@ -35,19 +34,22 @@ def format(text: str) -> list[CharSpan]:
     found = [m.span() for m in _EVERYWHERE.finditer(text)]
     for call in parse_action(text):
         found += call.fences
+        for parameter in call.parameters:
+            if parameter.encoded:
+                found += _decoded(parameter.view(text))
     for region in regions(text):
         if region.language in _MARKUP:
             found += region.view.back(_marks(region))
         if len(region.view.text) != region.view.at[-1] - region.view.at[0]:
-            found += _decoded_space(region)
+            found += _decoded(region.view)
     return found
 
 
-def _decoded_space(region: Region) -> Iterator[CharSpan]:
-    """White space that is written as an escape sequence."""
-    for m in _ESCAPED_SPACE.finditer(region.view.text):
+def _decoded(view: View) -> Iterator[CharSpan]:
+    """White space and decoration that are, in part, written as escape sequences."""
+    for m in _EVERYWHERE.finditer(view.text):
         for i in range(*m.span()):
-            yield region.view.at[i], region.view.at[i + 1]
+            yield view.at[i], view.at[i + 1]
 
 
 _MARKUP = ("markdown", "rst", "text", "prose")

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hesnr_tasks.filters.views import CharSpan
+from hesnr_tasks.actions.views import CharSpan
 
 __all__ = ["EXACT", "LOOSE", "TABS", "Lexer", "LineIndex", "Rule", "Scan"]
 

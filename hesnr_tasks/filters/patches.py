@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from hesnr_tasks.actions.views import View, join
 from hesnr_tasks.filters.languages import by_file
-from hesnr_tasks.filters.views import View, join
 
 __all__ = ["sides"]
 

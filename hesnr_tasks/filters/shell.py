@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from hesnr_tasks.actions.views import CharSpan
 from hesnr_tasks.filters.lexing import EXACT, LOOSE, TABS, LineIndex
-from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["Command", "HereDocument", "Script", "Word", "lex_shell"]
 

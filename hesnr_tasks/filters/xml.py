@@ -6,7 +6,7 @@ Only the call's own syntax, found by parsing the call: markup inside values (`<d
 from __future__ import annotations
 
 from hesnr_tasks.actions import parse_action
-from hesnr_tasks.filters.views import CharSpan
+from hesnr_tasks.actions.views import CharSpan
 
 __all__ = ["xml"]
 

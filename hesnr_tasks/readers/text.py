@@ -6,13 +6,14 @@ call belongs to it (a delimiter is part of the action), so the segments always c
 ============  ==========================================================================================
 style         the action is
 ============  ==========================================================================================
-function      every `<function=…>` block, to its `</function>` or, where that is missing, to the end
-tool_call     every `<tool_call>` block
+function      every `<function=…>` or `<invoke …>` block that is a call (`hesnr_tasks.actions`), to its closing tag or,
+              where that is missing, to the end
+tool_call     every `<tool_call>` block, and every call between a model family's control strings
 command       the last `<command>…</command>` (SWE-agent `xml_thought_action`)
 fence         the last fenced block that is not inside another (SWE-agent `thought_action`)
 bash          every block fenced as `bash` (SWE-agent `*_bash_code_block`, mini-swe-agent 1)
 mswea         every block fenced as, or tagged, `mswea_bash_command` (mini-swe-agent)
-json          a JSON object: all of it but the characters of its `thought` (or `analysis`, `plan`) strings
+json          a JSON object with a command: all of it but the characters of its `thought` (`analysis`, `plan`)
 whole         all of it
 none          nothing
 ============  ==========================================================================================
@@ -23,9 +24,10 @@ All searches are linear in the length of the text: texts are untrusted.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from hesnr_tasks.actions import find_calls
+from hesnr_tasks.actions.json_calls import call_json_end
 from hesnr_tasks.trajectory import Kind, Segment
 
 __all__ = ["GUESSED", "STYLES", "guess_style", "label", "split"]
@@ -34,11 +36,9 @@ Span = tuple[int, int]
 GUESSED = ("function", "tool_call", "mswea", "json", "command", "fence")
 
 _SPACE = re.compile(r"\s*")
-_FUNCTION = re.compile(r"<function=[^<>\n]{0,200}>")
-_PARAMETER = re.compile(r"\s*<parameter\b[^<>\n]{0,200}>?")
-_VALUE_END = re.compile(r"</parameter>(?=\s*(?:<parameter\b|</function>|\Z))")
-_FUNCTION_END = "</function>"
 _FENCE = re.compile(r"^```(\S*)\s*\n|^```\s*$", re.MULTILINE)
+_OBJECT = re.compile(r"^(```(?:json)?[ \t]*\n\s*|[ \t]*)(?=\{\s*\")", re.MULTILINE)
+_FENCE_END = re.compile(r"\s*```")
 _THOUGHT_STRING = re.compile(r'"(?:thought|analysis|plan)"\s{0,20}:\s{0,20}"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 
@@ -83,22 +83,18 @@ def guess_style(texts: Iterable[str], styles: Sequence[str] = GUESSED) -> str:
 
 
 def _function(text: str) -> Iterator[Span]:
-    ends = [match.start() for match in _VALUE_END.finditer(text)]
-    at = _after_reasoning(text, "<function=")
-    while match := _FUNCTION.search(text, at):
-        at = _function_end(text, match.end(), ends)
-        yield match.start(), at
+    return _calls(text, "<function", "<invoke")
 
 
-def _function_end(text: str, at: int, value_ends: list[int]) -> int:
-    """Where the block ends whose parameters begin at `at`; a value may itself hold `</function>`."""
-    while parameter := _PARAMETER.match(text, at):
-        i = bisect_left(value_ends, parameter.end())
-        if i == len(value_ends):
-            break
-        at = value_ends[i] + len("</parameter>")
-    end = text.find(_FUNCTION_END, at)
-    return len(text) if end < 0 else end + len(_FUNCTION_END)
+def _tool_call(text: str) -> Iterator[Span]:
+    return _calls(text, "<tool_call>", "<|tool_call", "<｜tool▁call", "<|channel|>", "[TOOL_CALLS]", "<|python_tag|>")
+
+
+def _calls(text: str, *openings: str) -> Iterator[Span]:
+    """The calls that the grammar finds in a text with one of `openings`; the first that is there says from where on."""
+    opening = next((opening for opening in openings if opening in text), None)
+    calls = find_calls(text, _after_reasoning(text, opening)) if opening else []
+    return ((call.start, call.end) for call in calls)
 
 
 def _after_reasoning(text: str, opening: str) -> int:
@@ -107,10 +103,6 @@ def _after_reasoning(text: str, opening: str) -> int:
     if not 0 <= first < close:
         return 0
     return close if text.find("<think>", 0, first) >= 0 or text.find(opening, close) >= 0 else 0
-
-
-def _tool_call(text: str) -> Iterator[Span]:
-    return _between(text, "<tool_call>", "</tool_call>", _after_reasoning(text, "<tool_call>"))
 
 
 def _between(text: str, opening: str, closing: str, at: int = 0) -> Iterator[Span]:
@@ -169,13 +161,20 @@ def _mswea(text: str) -> Iterator[Span]:
 
 
 def _json(text: str) -> Iterator[Span]:
-    if not (text.lstrip().startswith("{") and '"command' in text):
+    """A text that is a JSON object with a command, or has it after (and before) other text, fenced or not."""
+    opening = _OBJECT.search(text)
+    if not opening or '"command' not in text:
         return
-    at = 0
-    for match in _THOUGHT_STRING.finditer(text):
-        yield at, match.start(1)
-        at = match.end(1)
-    yield at, len(text)
+    start, closing = opening.start(), call_json_end(text, opening.end(1))
+    if closing is None:
+        return
+    rest = text[closing:]
+    fence = _FENCE_END.match(rest) if opening[1] else None
+    end = closing + (fence.end() if fence else 0)
+    for match in _THOUGHT_STRING.finditer(text, start, end):
+        yield start, match.start(1)
+        start = match.end(1)
+    yield start, end
 
 
 def _whole(text: str) -> Iterator[Span]:

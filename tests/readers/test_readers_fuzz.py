@@ -101,12 +101,12 @@ def test_any_value_is_recognised_or_not_and_read_or_refused(record):
 def test_long_runs_of_any_piece_take_linear_time(piece):
     long = piece * (200_000 // len(piece))
     for style in text.STYLES:
-        start = time.perf_counter()
+        start = time.process_time()
         text.split(long, style)
-        assert time.perf_counter() - start < 1, style
+        assert time.process_time() - start < 1, style
 
 
 def test_a_long_run_inside_a_thought_string_takes_linear_time():
-    start = time.perf_counter()
+    start = time.process_time()
     text.split('{"command": 1, ' + '"thought": "' * 20_000, "json")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from hesnr_tasks.actions.views import CharSpan
 from hesnr_tasks.filters.grammars import python, ruby
 from hesnr_tasks.filters.grammars.clike import CLIKE
 from hesnr_tasks.filters.grammars.config import CONFIG
 from hesnr_tasks.filters.grammars.other import OTHER
 from hesnr_tasks.filters.shell import lex_shell
-from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["GRAMMARS", "comments_of"]
 

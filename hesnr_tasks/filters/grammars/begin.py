@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from hesnr_tasks.filters.views import CharSpan
+from hesnr_tasks.actions.views import CharSpan
 
 __all__ = ["after_comment", "after_string"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from hesnr_tasks.actions.views import CharSpan
 from hesnr_tasks.filters.grammars.begin import after_comment, after_string
 from hesnr_tasks.filters.lexing import Lexer, Rule, Scan
-from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["CLIKE"]
 

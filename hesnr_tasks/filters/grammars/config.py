@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from hesnr_tasks.actions.views import CharSpan
 from hesnr_tasks.filters.grammars.clike import CLIKE, one_line
 from hesnr_tasks.filters.lexing import Lexer, LineIndex
 from hesnr_tasks.filters.shell import lex_shell
-from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["CONFIG"]
 

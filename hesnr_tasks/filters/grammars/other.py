@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from hesnr_tasks.actions.views import CharSpan
 from hesnr_tasks.filters.grammars.clike import BLOCK, CHARACTER, DOUBLE, LINE, LONG, REGEX, SINGLE, many_lines, raw
 from hesnr_tasks.filters.lexing import LOOSE, Lexer, LineIndex, Rule
-from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["OTHER"]
 

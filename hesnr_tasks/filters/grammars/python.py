@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
+from hesnr_tasks.actions.views import CharSpan
 from hesnr_tasks.filters.lexing import Lexer, Rule, Scan
-from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["comments"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hesnr_tasks.actions.views import CharSpan
 from hesnr_tasks.filters.lexing import EXACT, LOOSE, Lexer, LineIndex, Rule
-from hesnr_tasks.filters.views import CharSpan
 
 __all__ = ["comments"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["CharSpan", "View", "join", "unescape"]
+__all__ = ["CharSpan", "View", "join", "json_decoded", "unescape"]
 
 CharSpan = tuple[int, int]
 
@@ -60,3 +60,20 @@ def unescape(view: View, pattern: re.Pattern[str], decode: Callable[[str], str])
         position = m.end()
     text.append(view.text[position:])
     return View("".join(text), [*at, *view.at[position:]])
+
+
+_JSON_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[\s\S])"  # a pair is one character
+)
+_JSON_VALUES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\b": "\b", "\\f": "\f"}
+
+
+def json_decoded(view: View) -> View:
+    """The inside of a JSON string with its escapes resolved; what is no escape of JSON stands for itself."""
+    return unescape(view, _JSON_ESCAPE, _json_character)
+
+
+def _json_character(escape: str) -> str:
+    if len(escape) == 12:
+        return chr(0x10000 + ((int(escape[2:6], 16) - 0xD800) << 10) + int(escape[8:], 16) - 0xDC00)
+    return chr(int(escape[2:], 16)) if len(escape) == 6 else _JSON_VALUES.get(escape, escape[1:])
