@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     from hesnr_tasks import convert, demo_run, inspect
     from hesnr_tasks.analysis import analyze, compare
     from hesnr_tasks.egss import report as egss
+    from hesnr_tasks.egss import select
     from hesnr_tasks.passk import command as passk
     from hesnr_tasks.report import command as report
     from hesnr_tasks.search import command as search
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "report": (report, "leaderboard, correlations, figures and one page, of lm-eval results"),
         "passk": (passk, "Pass@K with intervals, from logs, reports or tables"),
         "egss": (egss, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
+        "select": (select, "one patch an instance from finished runs, by their tests and by votes (EGSS)"),
         "search": (search, "an agent that branches where it hesitates (EGSS)"),
     }
     for name, (room, purpose) in rooms.items():

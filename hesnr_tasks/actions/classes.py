@@ -36,7 +36,16 @@ from hesnr_tasks.actions.shell import Simple, canonical, names, program, simple_
 from hesnr_tasks.actions.views import View
 from hesnr_tasks.errors import SettingsError, nearest
 
-__all__ = ["CLASSES", "RESOLUTIONS", "action_class", "action_parts", "canonical_key", "decision_words"]
+__all__ = [
+    "CLASSES",
+    "RESOLUTIONS",
+    "action_class",
+    "action_parts",
+    "call_values",
+    "canonical_key",
+    "canonical_path",
+    "decision_words",
+]
 
 CharSpan = tuple[int, int]
 RESOLUTIONS = ("class", "file", "whole")
@@ -139,11 +148,11 @@ def _targets(part: Part, place: str) -> tuple[str, ...]:
     """The targets of a part in one spelling; those that are paths seen from `place`. The repository itself is none."""
     words = [word for word in part.targets if word.strip()]
     if part.kind not in _NO_PATHS:  # nor are programs, which have no dot or slash in their names
-        words = [_path(word, place) if part.kind != "run" or set(word) & set("./") else word for word in words]
+        words = [canonical_path(word, place) if part.kind != "run" or set(word) & set("./") else word for word in words]
     return tuple(dict.fromkeys(word for word in words if word != "."))
 
 
-def _path(word: str, place: str) -> str:
+def canonical_path(word: str, place: str = "") -> str:
     """One spelling of a path: without test ids, relative to the repository if that is where it is."""
     word = re.sub(r"\s+", " ", word.split("::")[0].strip())
     full = posixpath.normpath(posixpath.join(place, word))
@@ -161,7 +170,7 @@ def _canonical(script: str) -> str:
     """Without a leading change to the directory that commands start in anyway."""
     text = canonical(script)
     match = re.match(r"cd (\S+) (?:&&|;) ", text)
-    return text[match.end() :] if match and _path(match[1], "") == "." and match[1] != "." else text
+    return text[match.end() :] if match and canonical_path(match[1]) == "." and match[1] != "." else text
 
 
 def _short(key: str) -> str:
@@ -202,7 +211,7 @@ _EDITORS = ("str_replace_editor", "file_editor", "str_replace_based_edit_tool", 
 _PATCHED = re.compile(r"^\*\*\* (?:Update|Add|Delete) File: (\S+)", re.MULTILINE)
 
 
-def parameter_values(call: Call, text: str) -> dict[str, str]:
+def call_values(call: Call, text: str) -> dict[str, str]:
     """The parameters of a call as text, JSON escapes resolved; the first of two with the same name counts."""
     return call.values(text)
 
@@ -216,7 +225,7 @@ def shell_text(call: Call, text: str) -> str | None:
     """The shell script that a call runs, or None if it is a tool of another kind."""
     if not is_shell(call):
         return None
-    values = parameter_values(call, text)
+    values = call_values(call, text)
     script = next((values[name] for name in SCRIPTS if name in values), None)
     if script is None:
         return None if values else ""
@@ -238,7 +247,7 @@ def _joined(value: str) -> str:
 
 def tool_part(call: Call, text: str) -> Part:
     """What a call does that is no shell command; an unknown tool is `other`, with its name for a target."""
-    values = parameter_values(call, text)
+    values = call_values(call, text)
     name = call.name.lower().rsplit("__", 1)[-1].strip()
     path = tuple(value for value in (values.get(key, "").strip() for key in _PATHS) if value)[:1]
     if name in _EDITORS:
@@ -259,7 +268,7 @@ def tool_part(call: Call, text: str) -> Part:
 
 def tool_whole(call: Call, text: str) -> str:
     """Name and parameters in one order; white space at the ends of lines and values does not count."""
-    values = sorted(parameter_values(call, text).items())
+    values = sorted(call_values(call, text).items())
     lines = [f"{key}={json.dumps(_trimmed(value), ensure_ascii=False)}" for key, value in values]
     return " ".join([call.name.strip() or "call", *lines])
 

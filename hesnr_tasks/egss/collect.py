@@ -1,0 +1,279 @@
+"""What finished runs hold for a selection: each agent's own submitted patch, the tests it wrote, and what it was asked.
+
+A run is a folder or a file of any agent that `hesnr_tasks.readers` knows; its submission is what the agent's own
+evaluation takes: `info.submission` of mini-swe-agent and SWE-agent, `git_patch` of OpenHands, else `preds.json` (or
+`*.pred`, `all_preds.jsonl`) beside the trajectories. Nothing of a run is executed here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hesnr_tasks.actions import parse_action
+from hesnr_tasks.actions.classes import action_parts, call_values, canonical_path
+from hesnr_tasks.analysis.options import unique_names
+from hesnr_tasks.errors import DataError
+from hesnr_tasks.readers import registry
+from hesnr_tasks.readers.fields import Where, deep, scalar_text, string
+from hesnr_tasks.readers.files import find
+from hesnr_tasks.readers.records import Record, records
+from hesnr_tasks.readers.report import ReadReport
+from hesnr_tasks.trajectory import Kind, Trajectory
+
+__all__ = ["PYTEST_FILES", "Candidate", "Tests", "changed_files", "collect", "patch_key", "source_patch"]
+
+PYTEST_FILES = r"(^|/)(test_[^/]*|[^/]*_test)\.py$"  # as pytest collects them
+_PREDICTIONS = ("preds.json", "all_preds.jsonl", "preds.jsonl", "*/*.pred", "*.pred")
+_CACHES = re.compile(r"(^|/)(__pycache__|\.pytest_cache|\.mypy_cache|\.ruff_cache)/|\.pyc$")
+_SUBMISSIONS = (("info", "submission"), ("test_result", "git_patch"), ("git_patch",), ("model_patch",))
+_TASKS = (("instance", "problem_statement"), ("problem_statement",), ("issue", "body"))
+_WORKING_COPY = re.compile(r"^/tmp/(?:minisweagent|hesnr-select)-[\w-]+/")
+_CONTENTS = ("file_text", "content", "contents", "new_file")
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Test files that an agent wrote (path in the repository -> content), and those of the repository that it ran."""
+
+    written: Mapping[str, str] = field(default_factory=dict)
+    ran: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One run's answer to one instance."""
+
+    instance_id: str
+    run: str
+    patch: str
+    task: str = ""  # what the agent was asked; empty: only a prediction is there
+    tests: Tests = field(default_factory=Tests)
+
+
+def collect(runs: Sequence[str], notes: Counter[str], test_files: str = PYTEST_FILES) -> dict[str, list[Candidate]]:
+    """The candidates of every instance, in the order of the runs.
+
+    Args:
+        runs: folders or files.
+        notes: takes in, counted, what could not be used.
+        test_files: regular expression of the paths that are tests.
+
+    Raises:
+        DataError: a run is not there, or none of them holds a submission.
+    """
+    candidates: dict[str, list[Candidate]] = {}
+    for run, name in zip(runs, unique_names([Path(run) for run in runs]), strict=True):
+        if not Path(run).exists():
+            raise DataError(f"{run}: no such run\nGive the output folder of an agent, or a file of trajectories.")
+        read = list(_of_run(run, name, notes, re.compile(test_files)))
+        if not read:
+            notes[f"{name}: no submission found"] += 1
+        several = Counter(candidate.instance_id for candidate, _ in read)
+        for candidate, where in read:
+            same = candidates.setdefault(candidate.instance_id, [])
+            if several[candidate.instance_id] > 1:  # one folder with several runs
+                candidate = replace(candidate, run=f"{name}/{where}")
+            taken = sum(other.run.partition(" #")[0] == candidate.run for other in same)
+            same.append(replace(candidate, run=f"{candidate.run} #{taken + 1}") if taken else candidate)
+    if not candidates:
+        raise DataError(
+            f"none of {', '.join(runs)} holds a submitted patch ({_listed(notes)})\n"
+            "A submission is info.submission (mini-swe-agent, SWE-agent), git_patch (OpenHands) or preds.json."
+        )
+    return dict(sorted(candidates.items()))
+
+
+def _of_run(run: str, name: str, notes: Counter[str], test_files: re.Pattern[str]) -> Iterator[tuple[Candidate, str]]:
+    """The candidates of one run, and where in it each was."""
+    predicted = _predictions(Path(run), notes)
+    report = ReadReport()
+    try:
+        paths = [] if Path(run).name in _PREDICTIONS[:3] else [path for path, _ in find(run, report)]
+    except DataError:  # a folder of predictions alone
+        paths = []
+    for path in paths:
+        for record in records(path):
+            if not isinstance(record, Record):
+                notes[f"{name}: {record.reason}"] += 1
+                continue
+            value = registry.unpacked(record.value)
+            trajectory = _trajectory(value, record.where, name, notes)
+            instance = scalar_text(deep(value, "instance_id")) or (trajectory.instance_id if trajectory else None)
+            if not instance:
+                continue
+            patch = next((text for keys in _SUBMISSIONS if (text := _text(deep(value, *keys))) is not None), None)
+            if patch is None and trajectory is None:
+                continue
+            patch = predicted.pop(instance, None) if patch is None else (predicted.pop(instance, None), patch)[1]
+            if patch is None:
+                notes[f"{name}: a trajectory without a submission"] += 1
+                continue
+            tests = _tests(trajectory, test_files) if trajectory else Tests()
+            place = posixpath.relpath(str(record.where), run)
+            yield Candidate(instance, name, patch, _task(value, trajectory), tests), place
+    for instance, patch in predicted.items():
+        yield Candidate(instance, name, patch), "predictions"
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _trajectory(value: Any, where: Where, name: str, notes: Counter[str]) -> Trajectory | None:
+    chosen = registry.choose(value)
+    if chosen is None:
+        notes[f"{name}: a record of an unknown format"] += 1
+        return None
+    try:
+        return registry.read_with(chosen[0], value, where)
+    except DataError:
+        notes[f"{name}: a damaged record"] += 1
+        return None
+
+
+def _predictions(run: Path, notes: Counter[str]) -> dict[str, str]:
+    """instance -> patch, of the files of predictions in a run; SWE-bench's forms: an object, a list, lines."""
+    files = [run] if run.is_file() else list(itertools.chain.from_iterable(map(run.glob, _PREDICTIONS)))
+    predicted: dict[str, str] = {}
+    for path in files:
+        if run.is_file() and run.name not in _PREDICTIONS[:3] and run.suffix != ".pred":
+            continue
+        for record in records(str(path)):
+            if not isinstance(record, Record):
+                notes[f"{path.name}: {record.reason}"] += 1
+                continue
+            value = record.value
+            rows = value if isinstance(value, list) else [value]
+            if isinstance(value, dict) and "model_patch" not in value:
+                rows = list(value.values())
+            for row in rows:
+                instance, patch = scalar_text(deep(row, "instance_id")), _text(deep(row, "model_patch"))
+                if instance and patch is not None:
+                    predicted.setdefault(instance, patch)
+    return predicted
+
+
+def _task(value: Any, trajectory: Trajectory | None) -> str:
+    stored = next((text for keys in _TASKS if (text := _text(deep(value, *keys)))), "")
+    if stored or trajectory is None:
+        return stored
+    asked = (message.text for message in trajectory.messages if message.role == "user" and not message.generated)
+    return next(asked, "")
+
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+_HEREDOC = re.compile(r"^.*<<(?P<tabs>-?)\s*(?P<quote>['\"]?)(?P<end>\w+)(?P=quote)(?P<rest>[^\n]*)$", re.M)
+_TARGET = re.compile(r"(?:>\s*|\btee\s+(?:--\s+)?)(?P<path>[^\s;|&<>]+)")
+
+
+def _tests(trajectory: Trajectory, test_files: re.Pattern[str]) -> Tests:
+    """Test files as the agent's own calls wrote them (the latest content), and test files it ran."""
+    written: dict[str, str] = {}
+    ran: dict[str, None] = {}
+    segments = itertools.chain.from_iterable(message.segments for message in trajectory.messages)
+    for action in (segment.text for segment in segments if segment.kind is Kind.ACTION):
+        for call in parse_action(action):
+            values = call_values(call, action)
+            path = _inside(values.get("path", "") or values.get("file_path", ""))
+            content = next((values[key] for key in _CONTENTS if key in values), None)
+            old, new = values.get("old_str", values.get("old_string")), values.get("new_str", values.get("new_string"))
+            if path and content is not None:
+                written[path] = content
+            elif path in written and old and written[path].count(old) == 1:
+                written[path] = written[path].replace(old, new or "")
+            for script in values.values():
+                written.update((inside, text) for name, text in _heredocs(script) if (inside := _inside(name)))
+        targets = (target for part in action_parts(action) if part.kind == "test" for target in part.targets)
+        ran.update((path, None) for target in targets if (path := _inside(target)))
+    tests = {path: text for path, text in written.items() if test_files.search(path)}
+    return Tests(tests, tuple(path for path in ran if test_files.search(path) and path not in tests))
+
+
+def _heredocs(command: str) -> Iterator[tuple[str, str]]:
+    """(path, content) of `cat > PATH <<'END'` and the like, where the shell takes the text as it stands."""
+    position = 0
+    while match := _HEREDOC.search(command, position):
+        indent = r"\t*" if match["tabs"] else ""
+        closing = re.compile(rf"^{indent}{match['end']}$", re.M).search(command, match.end())
+        if not closing:
+            return
+        body, line = command[match.end() + 1 : closing.start()], match[0]
+        position = closing.end()
+        target = _TARGET.search(line.replace(f"<<{match['tabs']}", " ", 1))
+        literal = match["quote"] or not re.search(r"[$`\\]", body)
+        if target and literal and ">>" not in line and not re.search(r"\bpython", line):
+            yield target["path"].strip("'\""), re.sub(r"^\t+", "", body, flags=re.M) if match["tabs"] else body
+
+
+def _inside(path: str) -> str:
+    """A path in the repository; a file written outside of it is one at its root; empty: it is none."""
+    path = canonical_path(_WORKING_COPY.sub("", path.strip())) if path.strip() else ""
+    path = posixpath.basename(path) if path.startswith(("/", "..")) else path
+    return "" if path in (".", "") or set(path) & set("$*~`\n'\"\\") else path
+
+
+# --- patches ----------------------------------------------------------------------------------------------------------
+
+
+def changed_files(patch: str) -> list[tuple[str, str]]:
+    """(path after the change, text) of each file of a git diff."""
+    starts = [match.start() for match in re.finditer(r"^diff --git ", patch, re.M)]
+    if not starts and patch.strip():  # a plain unified diff
+        starts = [match.start() for match in re.finditer(r"^--- [^\n]*\n\+\+\+ ", patch, re.M)]
+    parts = [patch[start:end] for start, end in itertools.pairwise([*starts, len(patch)])]
+    return [(_changed_path(part), part) for part in parts]
+
+
+def _changed_path(part: str) -> str:
+    for pattern in (r"^\+\+\+ (?:b/)?([^\t\n\r]+)", r"^rename to (.+)$", r"^--- (?:a/)?([^\t\n\r]+)"):
+        match = re.search(pattern, part, re.M)
+        if match and match[1] != "/dev/null":
+            return match[1]
+    match = re.match(r"diff --git a/(.+) b/(.+)$", part.partition("\n")[0])
+    return match[2] if match else ""
+
+
+def source_patch(patch: str, test_files: str = PYTEST_FILES) -> str:
+    """The patch without its changes to tests, as no patch may bring the tests it is measured by, and without caches."""
+    tests = re.compile(test_files)
+    kept = "".join(
+        text
+        for path, text in changed_files(patch)
+        if not (tests.search(path) or _CACHES.search(path) or posixpath.basename(path) == "conftest.py")
+    )
+    return kept if kept.endswith("\n") or not kept else kept + "\n"
+
+
+@functools.lru_cache(maxsize=1024)
+def patch_key(patch: str, test_files: str = PYTEST_FILES) -> str:
+    """Equal for patches that change the same source in the same way."""
+    text = re.sub(r"^index [0-9a-f]+\.\.[0-9a-f]+.*\n", "", source_patch(patch, test_files), flags=re.M)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def _listed(notes: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} × {note}" for note, count in notes.items()) or "no note"
+
+
+def load_instances(path: str) -> dict[str, dict[str, Any]]:
+    """instance_id -> row of a SWE-bench file (JSON or JSON Lines). Raises `DataError` for a row without an id."""
+    rows: dict[str, dict[str, Any]] = {}
+    for record in records(path):
+        if not isinstance(record, Record):
+            raise DataError(f"{record.where}: {record.text}")
+        for row in record.value if isinstance(record.value, list) else [record.value]:
+            if not isinstance(row, dict) or not string(row, "instance_id"):
+                raise DataError(f"{record.where}: a row without an instance_id: {json.dumps(row)[:80]}")
+            rows[row["instance_id"]] = row
+    return rows

@@ -1,0 +1,100 @@
+"""What a selection has done so far: runs of tests and answers of models are made once, also after a kill.
+
+A result is kept under the hash of all that it depends on, so that a rerun with other settings makes only what these
+change. Lines are flushed to the disk as they come; a line that a kill cut off is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hesnr_tasks.errors import DataError, SearchError
+
+__all__ = ["Journal", "fingerprint", "write_json"]
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()[
+        :24
+    ]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+class Journal:
+    """A file of results under keys. Safe between threads; a second process is refused.
+
+    Raises:
+        SearchError: another process writes the file.
+        DataError: the file is no journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(f"{path}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise SearchError(f"{path} is written by another `hesnr select`; wait for it, or give another -o") from None
+        self._values: dict[str, Any] = {}
+        self._guard = threading.Lock()
+        try:
+            self._read(path)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._file = path.open("ab")
+
+    def _read(self, path: Path) -> None:
+        if not path.exists():
+            return
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                row = json.loads(line)
+                self._values[row["key"]] = row["value"]
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path}:{number}: no line of a selection's journal; move the file away") from None
+        if whole < len(data):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._lock.release()
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """The value under `key`; made and kept where there is none. What `make` raises is not kept."""
+        if key in self._values:
+            return self._values[key]
+        value = make()
+        with self._guard:
+            self._values[key] = value
+            self._file.write(json.dumps({"key": key, "value": value}).encode("utf-8") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return value
