@@ -27,7 +27,7 @@ from hesnr_tasks.readers import registry
 from hesnr_tasks.readers.fields import Where, deep, scalar_text, string
 from hesnr_tasks.readers.files import find
 from hesnr_tasks.readers.records import Record, records
-from hesnr_tasks.readers.report import ReadReport
+from hesnr_tasks.readers.report import Problem, ReadReport
 from hesnr_tasks.trajectory import Kind, Trajectory
 
 __all__ = ["PYTEST_FILES", "Candidate", "Tests", "changed_files", "collect", "patch_key", "source_patch"]
@@ -96,13 +96,12 @@ def collect(runs: Sequence[str], notes: Counter[str], test_files: str = PYTEST_F
 def _of_run(run: str, name: str, notes: Counter[str], test_files: re.Pattern[str]) -> Iterator[tuple[Candidate, str]]:
     """The candidates of one run, and where in it each was."""
     predicted = _predictions(Path(run), notes)
-    report = ReadReport()
     try:
-        paths = [] if Path(run).name in _PREDICTIONS[:3] else [path for path, _ in find(run, report)]
+        files = [] if Path(run).name in _PREDICTIONS[:3] else list(find(run, ReadReport()))
     except DataError:  # a folder of predictions alone
-        paths = []
-    for path in paths:
-        for record in records(path):
+        files = []
+    for file in files:
+        for record in [file] if isinstance(file, Problem) else records(file[0]):
             if not isinstance(record, Record):
                 notes[f"{name}: {record.reason}"] += 1
                 continue
