@@ -160,7 +160,7 @@ def test_time_is_bounded_for_hostile_texts(text):
     begun = time.process_time()
     for resolution in RESOLUTIONS:
         assert canonical_key(text, resolution)
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun < 20  # a minute and more where time grows with the square of the length
 
 
 def test_an_unknown_resolution_is_named_with_the_nearest():
