@@ -15,9 +15,11 @@ import numpy.typing as npt
 
 from hesnr_tasks.scoring.types import Scores
 
-__all__ = ["EPSILON", "METRICS", "SUMS", "Metric", "evaluate", "statistics_of", "topk_entropy"]
+__all__ = ["EPSILON", "METRICS", "MIN_TOKENS", "SCORED", "SUMS", "Metric", "evaluate", "statistics_of", "topk_entropy"]
 
 EPSILON = (math.log(3) + math.log(4)) / 2  # 1.2424533…: between two and three equally likely continuations … and four
+
+MIN_TOKENS = 30  # over fewer tokens a mean says nothing: its relative error is some 20 % even of independent tokens
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -56,6 +58,7 @@ METRICS = {
     "top10_acc": Metric("top10", "tokens", False, True),
     "entropy": Metric("entropy", "tokens", False, None),
 }
+SCORED = Metric("tokens", "wanted", False, None)  # "wanted": tokens that would count if the context had no limit
 
 
 def topk_entropy(topk_logprobs: npt.NDArray[np.floating], k: int) -> FloatArray:

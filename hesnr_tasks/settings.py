@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.errors import SettingsError, nearest, printable
 from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.metrics import EPSILON
+from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
 from hesnr_tasks.rendering import RENDERINGS
 from hesnr_tasks.scoring.types import OVERFLOW
 from hesnr_tasks.statistics import RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "refuse_unknown"]
 
-_FROM_LM_EVAL = {"version", "config_source"}  # lm-eval puts these, and all of --model_args, beside our settings
+# lm-eval puts the first two, and all of --model_args, beside our settings; its RULER tasks read the next three
+_OF_OTHERS = {"version", "config_source", "pretrained", "tokenizer", "max_seq_lengths", "passk"}
+_OF_TOOL_ENTROPY = ("decision_arguments", "combine")
+_SYNONYMS = {
+    "trajectories": "data path paths dataset datasets dataset_path dataset_name data_path data_dir data_file "
+    "data_files run runs run_dir traj trajs trajectory traj_path trajectory_path trajs_path file files folder folders "
+    "dir directory input inputs source sources hub repo glob jsonl",
+    "config": "subset config_name dataset_config",
+    "only_resolved": "resolved resolved_only success successful only_success passed",
+    "limit": "max_trajectories num_trajectories n_trajectories max_samples num_samples max_docs n",
+    "sample": "subsample sample_size n_samples",
+    "sample_seed": "sampling_seed",
+    "on_error": "errors skip_errors ignore_errors strict",
+    "render": "format template rendering renderer chat_template apply_chat_template style chatml",
+    "kinds": "kind tokens token_type token_types roles labels types mask",
+    "filters": "filter drop remove strip exclude",
+    "epsilon": "eps threshold entropy_threshold tau cutoff",
+    "k": "topk top_k top candidates num_candidates",
+    "overflow": "truncation truncate truncation_side on_overflow too_long",
+    "scores": "score_dir scores_dir scores_path save save_scores output output_path store cache",
+    "keep": "kept save_kinds also",
+    "resamples": "bootstrap bootstrap_iters n_bootstrap n_resamples iters",
+    "bootstrap_seed": "seed random_seed",
+    "min_tokens": "floor minimum min_count",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +80,34 @@ class Settings:
     """Folder for score files; default: next to --output_path. "none": keep none."""
     keep: tuple[Kind, ...] = (Kind.THOUGHT, Kind.ACTION)
     """With score files: kinds scored whole beside what counts, so that later questions need no model. "none": none."""
+    min_tokens: int = MIN_TOKENS
+    """A metric over fewer tokens is N/A: he_snr and he_ppl over fewer in 𝓗, the others over fewer that count."""
     resamples: int = RESAMPLES
     """Bootstrap resamples for standard errors."""
     bootstrap_seed: int = SEED
     """Seed of the bootstrap."""
 
     @classmethod
-    def read(cls, metadata: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> Settings:
-        """Settings from lm-eval's metadata; `fixed` ones define the task and cannot be overridden."""
+    def read(
+        cls,
+        metadata: Mapping[str, Any],
+        fixed: Mapping[str, Any] | None = None,
+        of_model: Callable[[str, Any], bool] = lambda key, value: False,
+    ) -> Settings:
+        """Settings from lm-eval's metadata.
+
+        Args:
+            metadata: what lm-eval hands a task: settings, and arguments of the model.
+            fixed: what defines the task and cannot be overridden.
+            of_model: whether a key of `metadata`, with its value, is an argument of the model.
+
+        Raises:
+            SettingsError: for a key that is neither, or a value that cannot be used.
+        """
         names = [f.name for f in fields(cls)]
-        _refuse_unknown(metadata, names)
+        ours = [key for key, value in metadata.items() if key not in _OF_OTHERS and not of_model(key, value)]
+        remedy = ". Arguments of the model go into --model_args."
+        refuse_unknown(ours, (*names, *_OF_TOOL_ENTROPY), " in --metadata", remedy)
         clash = sorted(set(fixed or {}) & set(metadata))
         if clash:
             raise SettingsError(
@@ -91,14 +133,23 @@ class Settings:
         )
 
 
-def _refuse_unknown(metadata: Mapping[str, Any], names: list[str]) -> None:
-    """lm-eval mixes all --model_args into the metadata, so only names *close to* a setting can be called typos."""
-    for key in metadata:
-        if key in names or key in _FROM_LM_EVAL:
-            continue
-        hint = nearest(key, [n for n in names if abs(len(n) - len(key)) <= 3 and n[0] == key[0]])
-        if hint and len(key) > 3:
-            raise SettingsError(f"unknown setting {key!r} in --metadata.{hint} Known: {', '.join(names)}")
+def refuse_unknown(given: Iterable[str], names: Sequence[str], where: str = "", remedy: str = "") -> None:
+    """Raise `SettingsError` for the first key that is not in `names`, with the setting that was probably meant."""
+    for key in given:
+        if key not in names:
+            raise SettingsError(
+                f"unknown setting {printable(str(key))!r}{where}.{_meant(str(key), names)} "
+                f"Known: {', '.join(names)}{remedy}"
+            )
+
+
+def _meant(key: str, names: Sequence[str]) -> str:
+    """`" Did you mean 'epsilon'?"`, from the table of synonyms or by spelling."""
+    word = key.strip().lower().replace("-", "_")
+    for name, synonyms in _SYNONYMS.items():
+        if name in names and word in (name, *synonyms.split()):
+            return f" Did you mean {name!r}?"
+    return nearest(word, names)
 
 
 def _text(name: str, value: Any) -> str:
@@ -187,6 +238,7 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "overflow": _one_of(OVERFLOW),
     "scores": _optional(_text),
     "keep": _kinds,
+    "min_tokens": _number(0),
     "resamples": _number(100),
     "bootstrap_seed": _number(0),
 }

@@ -11,10 +11,19 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RESAMPLES", "SEED", "bootstrap_sums", "resample_counts", "standard_error"]
+__all__ = [
+    "FEWEST_FOR_ERROR",
+    "RESAMPLES",
+    "SEED",
+    "bootstrap_sums",
+    "effective_number",
+    "resample_counts",
+    "standard_error",
+]
 
 RESAMPLES = 10_000
 SEED = 1234
+FEWEST_FOR_ERROR = 2.0  # effective trajectories; of fewer, a spread is that of one trajectory against itself
 _BLOCK = 1_000  # resamples drawn at a time: bounds memory at 8 * _BLOCK * n bytes
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,6 +47,17 @@ def bootstrap_sums(sums: FloatArray, resamples: int = RESAMPLES, seed: int = SEE
     counts = resample_counts(len(sums), resamples, seed)
     blocks = (counts[i : i + _BLOCK].astype(np.float64) @ sums for i in range(0, resamples, _BLOCK))
     return np.concatenate(list(blocks))
+
+
+def effective_number(weights: FloatArray) -> FloatArray:
+    """How many equal trajectories would say as much (Kish): (sum w)² / sum w², along the first axis; 0 without weight.
+
+    Args:
+        weights: tokens of each trajectory, shape (T,) or (T, c).
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    square = (weights**2).sum(axis=0)
+    return np.where(square > 0, weights.sum(axis=0) ** 2 / np.where(square > 0, square, 1.0), 0.0)
 
 
 def standard_error(values: FloatArray) -> float:

@@ -10,6 +10,7 @@ in the per-document values, because documents are spread over ranks; `args` is w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
@@ -24,9 +25,10 @@ from lm_eval.filters import build_filter_ensemble
 from hesnr_tasks.corpus import open_corpus
 from hesnr_tasks.errors import SettingsError, show_without_traceback
 from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.invocation import model_arguments, print_at_exit
 from hesnr_tasks.keeping import ScoreKeeper, keeps_scores
 from hesnr_tasks.labels import label_mask
-from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
+from hesnr_tasks.metrics import METRICS, SCORED, SUMS, statistics_of
 from hesnr_tasks.results import Item, aggregate, aggregate_error
 from hesnr_tasks.scoring import REQUEST_TYPE, score_requests
 from hesnr_tasks.scoring.types import ScoringRequest, TokenScores
@@ -37,6 +39,7 @@ from hesnr_tasks.store import Source
 __all__ = ["HesnrTask", "topk_loglikelihood"]
 
 _log = logging.getLogger("hesnr_tasks")
+_RATIOS = [name for name, metric in METRICS.items() if metric.denominator]  # a count has no standard error
 
 
 def topk_loglikelihood(lm: Any, requests: list[_Request], **_: Any) -> list[TokenScores]:
@@ -80,7 +83,7 @@ class HesnrTask(Task):
         show_without_traceback()
         _be_heard()
         self._config = _task_config(dict(config or {}))
-        self.settings = Settings.read(self._config.metadata, (config or {}).get("fixed"))
+        self.settings = Settings.read(self._config.metadata, (config or {}).get("fixed"), model_arguments().include)
         self.corpus = open_corpus(self.settings)
         self._mask = label_mask(self.settings.kinds, self.settings.filters, tuple(FILTERS))
         kept = self.settings.keep if keeps_scores(self.settings.scores) else ()
@@ -88,7 +91,7 @@ class HesnrTask(Task):
         self._instances = None
         self._answers_as_they_are()
         self._rendering = self.settings.render
-        self._empty: list[str] = []
+        self._ids: dict[str, str] = {}  # of texts, by hash
         self._run: Mapping[str, Any] = {}
         self.fewshot_rnd = None
         # lm-eval's W&B logger looks here for what a sample has
@@ -165,6 +168,7 @@ class HesnrTask(Task):
         """One request: the labelled text and which of its tokens count."""
         template = self._template(kwargs.pop("chat_template", None), kwargs.pop("apply_chat_template", False))
         labelled = self.corpus.labelled(doc["index"], self._rendering, template)
+        self._ids[labelled.key] = doc["id"]
         request = ScoringRequest(
             name=doc["id"],
             rendered=labelled.rendered,
@@ -196,28 +200,27 @@ class HesnrTask(Task):
     # --- results ------------------------------------------------------------------------------------------------------
 
     def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Item]:
-        """Every metric's numerator and denominator for one trajectory, then the same for its standard error."""
+        """Every metric's numerator and denominator for one trajectory, then the same for its standard error.
+
+        A trajectory that overflow=skip leaves out is told from the others by its cut tokens: see `_included`.
+        """
         found = results[0]
         self._run = found.run
         counted = found.where(self._mask)
         sums = statistics_of(found.scores, counted, self.settings.epsilon, self.settings.k)
         cut = int(((found.labels_cut & self._mask) != 0).sum())
-        if cut and self.settings.overflow == "skip":
-            return {}
-        if not counted.any():
-            self._empty.append(doc["id"])
-        by_name = dict(zip(SUMS, sums.tolist(), strict=True))
+        by_name = dict(zip(SUMS, sums.tolist(), strict=True)) | {"wanted": float(counted.sum() + cut)}
         items = {
             name: Item(found.key, by_name[m.numerator], by_name.get(m.denominator or "", 1.0), cut)
-            for name, m in METRICS.items()
+            for name, m in {**METRICS, "scored": SCORED}.items()
         }
         # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
-        return items | {f"{name}_stderr": item for name, item in items.items()}
+        return items | {f"{name}_stderr": items[name] for name in _RATIOS}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Item]], Any]]:
-        """Pooled values and cluster-bootstrap errors from the per-trajectory sums."""
+        """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""
         values = {name: partial(self._value, name) for name in METRICS}
-        return {**values, **{f"{name}_stderr": partial(self._error, name) for name in METRICS}}
+        return {**values, "scored": self._scored, **{f"{name}_stderr": partial(self._error, name) for name in _RATIOS}}
 
     def aggregate(self, bootstrap_iters: int | None = None) -> Any:
         """As lm-eval 0.5's, which would bootstrap each value, our standard errors too, 100 000 times."""
@@ -228,32 +231,73 @@ class HesnrTask(Task):
         return {n: m.higher_is_better for n, m in METRICS.items() if m.higher_is_better is not None}
 
     def _value(self, name: str, items: Iterable[Item]) -> float:
-        items = [Item(*item) for item in items]
-        if name == "he_snr":
-            self._sign(items)
-        value = aggregate(METRICS[name], items)
-        if name == "he_snr" and value != value:
+        """A metric; N/A (NaN) over fewer tokens than `min_tokens`, which is said once for 𝓗 and once for the others."""
+        included = self._included(items)
+        value = aggregate(METRICS[name], included, self.settings.min_tokens)
+        if name in ("he_snr", "ppl") and value != value:
+            high = f"𝓗 (H_top{self.settings.k} > {self.settings.epsilon:.4f}, target among the candidates)"
+            tokens, which = (high, "he_snr and he_ppl") if name == "he_snr" else ("the set that counts", "all metrics")
             _log.warning(
-                "%s: no token has H_top%d > %.4f with the target among its candidates: he_snr and he_ppl are NaN",
-                self.config.task, self.settings.k, self.settings.epsilon,
+                "%s: %s has %d tokens, fewer than min_tokens=%d: %s are NaN (N/A)", self.config.task, tokens,
+                sum(item.denominator for item in included), max(1, self.settings.min_tokens), which,
             )  # fmt: skip
         return value
 
     def _error(self, name: str, items: Iterable[Item]) -> float | str:
         return aggregate_error(
-            METRICS[name], [Item(*item) for item in items], self.settings.resamples, self.settings.bootstrap_seed
-        )
+            METRICS[name], self._included(items), self.settings.resamples, self.settings.bootstrap_seed,
+            self.settings.min_tokens,
+        )  # fmt: skip
+
+    def _included(self, items: Iterable[Item]) -> list[Item]:
+        """Without the trajectories that overflow=skip leaves out."""
+        whole = [Item(*item) for item in items]
+        return [item for item in whole if not item.tokens_cut] if self.settings.overflow == "skip" else whole
+
+    def _scored(self, items: Iterable[Item]) -> float:
+        """The share of the tokens that would count that was scored. The last of all values: signs and sums up."""
+        items = [Item(*item) for item in items]
+        included = self._included(items)
+        scored = sum(item.numerator for item in included)
+        wanted = sum(item.denominator for item in items)
+        self._sign(items)
+        self._conclude(int(scored), int(wanted), items)
+        return scored / wanted if wanted else math.nan
 
     def _sign(self, items: list[Item]) -> None:
         """Put the numbers' signature into the configuration that lm-eval saves with the results."""
-        if self._empty:
+        included = self._included(items)
+        empty = [item.key for item in included if not item.numerator]
+        if empty:
+            names = [self._ids[key] for key in empty if key in self._ids]  # other ranks know the others
             _log.warning(
                 "%s: no token counts in %d of %d trajectories (nothing left after filters, or all of it beyond the "
-                "context): %s", self.config.task, len(self._empty), len(items), ", ".join(self._empty[:5]),
+                "context): %s", self.config.task, len(empty), len(included), ", ".join(names[:5]),
             )  # fmt: skip
-        made = signature(self.settings, self._rendering, items, self._run)
+        made = signature(self.settings, self._rendering, included, self._run)
+        if len(included) < len(items):
+            made["trajectories_skipped"] = len(items) - len(included)
         self._config.metadata["signature"] = made
         _log.info("%s: %s", self.config.task, describe(made))
+
+    def _conclude(self, scored: int, wanted: int, items: list[Item]) -> None:
+        """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""
+        task, lines = self.config.task, []
+        if scored < wanted:
+            cut = sum(item.tokens_cut > 0 for item in items)
+            lines.append(
+                f"{task}: {'LESS THAN HALF: ' if 2 * scored < wanted else ''}only {scored / wanted:.1%} of the tokens "
+                f"that count were scored ({scored:,} of {wanted:,}): {cut} of {len(items)} trajectories are longer "
+                f"than the context of {self._run.get('max_length')} tokens (overflow={self.settings.overflow})"
+            )
+        if not self.settings.trajectories:
+            lines.append(
+                f"{task}: THESE NUMBERS ARE OF {len(items)} SHIPPED DEMO TRAJECTORIES, NOT OF YOURS. Name yours with "
+                """--metadata '{"trajectories": "PATH"}'"""
+            )
+        for line in lines:
+            _log.warning("%s", line)
+            print_at_exit(line)
 
 
 def _be_heard() -> None:

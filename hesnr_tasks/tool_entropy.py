@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 from lm_eval.api.instance import Instance
 
 from hesnr_tasks.analysis.tool_entropy import COMBINE, MEASURES, Item, item_of, measure, number, stderr_of, steps_of
@@ -18,13 +19,14 @@ from hesnr_tasks.metrics import topk_entropy
 from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.results import Item as SignedItem
 from hesnr_tasks.scoring.types import TokenScores
+from hesnr_tasks.statistics import FEWEST_FOR_ERROR, effective_number
 from hesnr_tasks.task import HesnrTask
 
 __all__ = ["ToolEntropyTask"]
 
-_OWN = ("decision_arguments", "combine")
 _NAMES = {"steps": "tool_steps", "unmeasured": "tool_steps_unmeasured", "mean": "tool_entropy"}
 _PUBLIC = {_NAMES.get(name, f"tool_entropy_{name}"): name for name in MEASURES}
+_WITH_ERROR = [public for public, name in _PUBLIC.items() if name not in ("steps", "unmeasured")]  # not of counts
 
 
 class ToolEntropyTask(HesnrTask):
@@ -37,7 +39,6 @@ class ToolEntropyTask(HesnrTask):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(config)
         given = self._config.metadata
-        _refuse_typos(given)
         self._arguments = _natural("decision_arguments", given.get("decision_arguments", 0))
         self._combine = str(given.get("combine", "max"))
         if self._combine not in COMBINE:
@@ -57,8 +58,6 @@ class ToolEntropyTask(HesnrTask):
         scored = results[0]
         self._run = scored.run
         tokens_cut = int(((scored.labels_cut & self._mask) != 0).sum())
-        if tokens_cut and self.settings.overflow == "skip":
-            return {}
         counted = scored.where(self._mask)
         rank, k, epsilon = scored.scores.rank[counted], self.settings.k, self.settings.epsilon
         entropy = topk_entropy(scored.scores.topk_logprobs[counted], k)
@@ -67,40 +66,37 @@ class ToolEntropyTask(HesnrTask):
         spans = (scored.char_start[counted], scored.char_end[counted])
         measured = measure(steps, *spans, entropy, decisive, self._combine)
         item = item_of(scored.key, measured, epsilon, tokens_cut)
-        if not item.entropies:
-            self._empty.append(doc["id"])
-        return dict.fromkeys([*_PUBLIC, *(f"{public}_stderr" for public in _PUBLIC)], item)
+        tokens = float(counted.sum())
+        share = SignedItem(scored.key, tokens, tokens + tokens_cut, tokens_cut)
+        return dict.fromkeys(_PUBLIC, item) | {"scored": share} | {f"{public}_stderr": item for public in _WITH_ERROR}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Any]], Any]]:
         """Pooled over steps; errors from the cluster bootstrap over trajectories."""
         values = {public: partial(self._pooled, name) for public, name in _PUBLIC.items()}
-        return {**values, **{f"{public}_stderr": partial(self._spread, name) for public, name in _PUBLIC.items()}}
+        errors = {f"{public}_stderr": partial(self._spread, _PUBLIC[public]) for public in _WITH_ERROR}
+        return {**values, "scored": self._scored, **errors}
 
     def higher_is_better(self) -> dict[str, bool]:
         """None of these numbers has a better end."""
         return {}
 
     def _pooled(self, name: str, items: Iterable[Any]) -> float:
-        steps = [Item(*item) for item in items]
-        if name == MEASURES[0]:
-            sums = [item.sums() for item in steps]
-            signed = zip(steps, sums, strict=True)
-            self._sign([SignedItem(item.key, total, n, item.tokens_cut) for item, (n, total, *_) in signed])
-            self._config.metadata["signature"] |= {"decision_arguments": self._arguments, "combine": self._combine}
-        return number(name, steps)
+        return number(name, self._steps(items))
 
     def _spread(self, name: str, items: Iterable[Any]) -> float | str:
-        steps = [Item(*item) for item in items]
-        if len(steps) < 2:
+        steps = self._steps(items)
+        if effective_number(np.array([item.sums()[0] for item in steps])) < FEWEST_FOR_ERROR:
             return "N/A"  # lm-eval prints it
         return stderr_of(name, steps, self.settings.resamples, self.settings.bootstrap_seed)
 
+    def _steps(self, items: Iterable[Any]) -> list[Item]:
+        """Without those of the trajectories that overflow=skip leaves out."""
+        steps = [Item(*item) for item in items]
+        return [item for item in steps if not item.tokens_cut] if self.settings.overflow == "skip" else steps
 
-def _refuse_typos(metadata: Mapping[str, Any]) -> None:
-    for key in metadata:
-        hint = nearest(key, _OWN) if key not in _OWN else ""
-        if hint and key[0] in "dc" and len(key) > 5:
-            raise SettingsError(f"unknown setting {key!r} in --metadata.{hint}")
+    def _sign(self, items: list[SignedItem]) -> None:
+        super()._sign(items)
+        self._config.metadata["signature"] |= {"decision_arguments": self._arguments, "combine": self._combine}
 
 
 def _natural(name: str, value: Any) -> int:

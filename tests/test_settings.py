@@ -1,16 +1,19 @@
 """What users can set, and what they are told when it cannot be."""
 
 import math
+from dataclasses import fields
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.settings import Settings
+from hesnr_tasks.settings import _SYNONYMS, Settings
 from hesnr_tasks.trajectory import Kind
 
 
 def test_defaults_are_the_papers_metric():
-    settings = Settings.read({"version": 1.0, "pretrained": "x", "dtype": "float32", "max_length": 4096, "seed": 1})
+    settings = Settings.read({"version": 1.0, "config_source": "hesnr_swe.yaml"})
     assert settings.kinds == (Kind.ACTION,)
     assert settings.filters == ("xml", "format", "comments")
     assert settings.epsilon == pytest.approx((math.log(3) + math.log(4)) / 2, abs=1e-15)
@@ -56,33 +59,45 @@ def test_what_defines_a_task_cannot_be_overridden():
         Settings.read({"kinds": "action", "filters": "xml"}, fixed)
 
 
-def test_model_arguments_are_not_mistaken_for_typos():
-    names = [
-        "pretrained",
-        "revision",
-        "tensor_parallel_size",
-        "gpu_memory_utilization",
-        "trust_remote_code",
-        "parallelize",
-    ]
-    names += ["softmax_dtype", "peft", "delta", "add_bos_token", "prefix_token_id", "max_model_len", "load_in_8bit"]
-    names += [
-        "attn_implementation",
-        "truncation",
-        "logits_cache",
-        "backend",
-        "device",
-        "seed",
-        "swap_space",
-        "kv_cache_dtype",
-    ]
-    names += [
-        "tokenizer",
-        "tokenizer_mode",
-        "enforce_eager",
-        "base_url",
-        "num_concurrent",
-        "max_retries",
-        "tokenized_requests",
-    ]
-    Settings.read(dict.fromkeys(names, 1))
+WRONG = {
+    "trajectories": "data path dataset dataset_path runs run traj trajs trajectory files folder input Trajectories",
+    "epsilon": "eps threshold epsilom EPSILON",
+    "k": "topk top_k top-k",
+    "bootstrap_seed": "seed",
+    "only_resolved": "resolved only-resolved",
+    "render": "format template chat_template",
+    "kinds": "kind tokens roles",
+    "filters": "filter drop",
+    "limit": "max_trajectories num_samples",
+    "overflow": "truncate",
+    "scores": "output_path",
+    "resamples": "bootstrap_iters",
+    "min_tokens": "min_token",
+    "combine": "combin",
+}
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in WRONG.items() for key in keys.split()])
+def test_a_wrong_key_is_refused_with_the_setting_that_was_meant(name, key):
+    with pytest.raises(SettingsError, match=rf"unknown setting '{key}' in --metadata\. Did you mean '{name}'\?"):
+        Settings.read({key: "x"})
+
+
+@given(st.text(max_size=12))
+def test_every_other_key_is_refused_and_cannot_steer_the_terminal(key):
+    names = {field.name for field in fields(Settings)}
+    if key in names | {"version", "config_source", "pretrained", "tokenizer", "max_seq_lengths", "passk"}:
+        return
+    if key in ("decision_arguments", "combine"):
+        return
+    with pytest.raises(SettingsError) as caught:
+        Settings.read({key: 1})
+    assert str(caught.value).isprintable()
+
+
+def test_synonyms_are_no_settings_and_belong_to_one_setting_each():
+    names = {field.name for field in fields(Settings)}
+    words = [word for synonyms in _SYNONYMS.values() for word in synonyms.split()]
+    assert len(set(words)) == len(words)
+    assert not names & set(words)
+    assert set(_SYNONYMS) <= names

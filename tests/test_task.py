@@ -35,7 +35,9 @@ def checkpoint(tmp_path_factory):
 
 def evaluate(checkpoint, tasks, metadata, model_args="dtype=float32", **kwargs):
     """lm-eval as a library; returns its whole result."""
-    manager = TaskManager(include_path=str(tasks_path()), include_defaults=False, metadata=metadata)
+    manager = TaskManager(
+        include_path=str(tasks_path()), include_defaults=False, metadata={"min_tokens": 0, **metadata}
+    )
     return lm_eval.simple_evaluate(
         model="hf",
         model_args=f"pretrained={checkpoint},{model_args}",
@@ -119,7 +121,7 @@ def check_against_reference(result, task, tokens):
     rng = np.random.default_rng(1234)
     keys = np.argsort([s["he_snr"][0] for s in result["samples"][task]])
     draws = [[int(keys[i]) for i in rng.integers(0, len(keys), len(keys))] for _ in range(100)]
-    for name in ("he_snr", "he_ppl", "ppl", "he_tokens", "entropy"):
+    for name in ("he_snr", "he_ppl", "ppl", "entropy"):
         want_error = reference.bootstrap(tokens, name, draws, EPSILON)
         assert result["results"][task][f"{name}_stderr,none"] == pytest.approx(want_error, rel=1e-4), name
 
@@ -224,11 +226,13 @@ def test_the_command_line_beside_a_standard_task(checkpoint, small, tmp_path):
         (tmp_path / "tasks" / path.name).write_text(path.read_text())
     done = cli(
         "--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", "hesnr_swe,choice",
-        "--include_path", str(tmp_path / "tasks"), "--metadata", json.dumps({"trajectories": small}), "--limit", "2",
-        "--log_samples", "--output_path", str(tmp_path / "out"),
+        "--include_path", str(tmp_path / "tasks"), "--metadata", json.dumps({"trajectories": small, "min_tokens": 0}),
+        "--limit", "2", "--log_samples", "--output_path", str(tmp_path / "out"),
     )  # fmt: skip
     for name in METRICS:
-        assert re.search(rf"\|{name}\s*\|[↑↓ ]*\|\s*[\d.]+\|±\s*\|\s*[\d.]+\|", done.stdout), name
+        # two trajectories of unequal length have no standard error, and a count never has
+        assert re.search(rf"\|{name}\s*\|[↑↓ ]*\|\s*[\d.]+\|±\s*\|\s*N/A\|", done.stdout), name
+    assert re.search(r"\|scored\s*\|\s*\|\s*1\.0000\|", done.stdout)
     assert re.search(r"\|acc\s*\|↑", done.stdout)
     assert "Traceback" not in done.stderr
     saved = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
@@ -294,6 +298,23 @@ def test_no_action_tokens_is_nan_and_said(checkpoint, tmp_path, caplog):
     assert "he_snr and he_ppl are NaN" in caplog.text
 
 
+def test_fewer_tokens_than_the_floor_give_no_number_and_say_so(checkpoint, small, caplog):
+    found = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})
+    counts = values(found, "hesnr_swe")
+    high, tokens = int(counts["he_tokens"]), int(counts["tokens"])
+    assert 1 < high < tokens
+    for floor, missing in ((high, ()), (high + 1, ("he_snr", "he_ppl")), (tokens + 1, ("he_snr", "he_ppl", "ppl"))):
+        caplog.clear()
+        got = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "min_tokens": floor})
+        for name in ("he_snr", "he_ppl", "ppl"):
+            want = pytest.approx(math.nan, nan_ok=True) if name in missing else counts[name]
+            assert values(got, "hesnr_swe")[name] == want, (floor, name)
+        for name in missing:
+            assert got["results"]["hesnr_swe"][f"{name}_stderr,none"] == "N/A"
+        assert ("fewer than min_tokens" in caplog.text) == bool(missing)
+        assert values(got, "hesnr_swe")["tokens"] == tokens
+
+
 def test_overflow_policies(checkpoint, small, tmp_path, caplog):
     args = "dtype=float32,max_length=60"
     whole = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})
@@ -302,6 +323,10 @@ def test_overflow_policies(checkpoint, small, tmp_path, caplog):
     signature = right["configs"]["hesnr_swe"]["metadata"]["signature"]
     assert signature["tokens_cut"] == values(whole, "hesnr_swe")["tokens"] - values(right, "hesnr_swe")["tokens"] > 0
     assert signature["trajectories_cut"] == 3
+    share = values(right, "hesnr_swe")["tokens"] / values(whole, "hesnr_swe")["tokens"]
+    assert right["results"]["hesnr_swe"]["scored,none"] == pytest.approx(share)
+    assert whole["results"]["hesnr_swe"]["scored,none"] == 1
+    assert f"LESS THAN HALF: only {share:.1%}" in caplog.text
     tokens = expected(checkpoint, SMALL, *CASES["hesnr_swe"], 60)
     assert values(right, "hesnr_swe")["tokens"] == sum(map(len, tokens)) > 0
     assert values(right, "hesnr_swe")["ppl"] == pytest.approx(

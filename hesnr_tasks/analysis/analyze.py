@@ -10,7 +10,7 @@ from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.cases import case_table
-from hesnr_tasks.analysis.frame import Frame, load
+from hesnr_tasks.analysis.frame import Frame, context_for, load
 from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
 from hesnr_tasks.analysis.options import (
     add_common,
@@ -65,13 +65,16 @@ def analyze(args: argparse.Namespace) -> str:
     kinds = args.kinds or (["thought"] if args.exploration else None)
     about: dict[str, Any] = {"hesnr_tasks": __version__, "resamples": args.resamples, "seed": args.seed, "runs": {}}
     parts: list[list[Table]] = []
+    context, said = context_for(paths, args.context)
     for path, name in zip(paths, unique_names(paths), strict=True):  # one at a time: memory holds one run
         chosen = selections(ScoreStore.open(path).signature["filters"], kinds, args.filters)
-        frame = load(path, ks, masks=[one.mask for one in chosen], extra=extra, name=name)
-        about["runs"][name] = {"folder": str(path), "trajectories": len(frame.entries), **frame.store.signature}
-        asked = Question(chosen, ks, epsilons, args.resamples, args.seed)
+        frame = load(path, ks, masks=[one.mask for one in chosen], extra=extra, name=name, context=context)
+        about["runs"][name] = {"folder": str(path), "trajectories": len(frame.entries), **frame.signature}
+        asked = Question(chosen, ks, epsilons, args.resamples, args.seed, args.min_tokens)
         parts.append(list(_tables(frame, asked, args)))
     tables = _joined(parts, args.format)
+    tables[0] = tables[0]._replace(notes=(*([said] if said else []), *tables[0].notes))
+    about["context"] = context
     if args.exploration and args.output:
         from hesnr_tasks.exploration.drawing import draw
 
@@ -123,7 +126,7 @@ def _tool_entropy(frame: Frame, args: argparse.Namespace) -> Iterable[Table]:
     """Of all scored tokens, whatever was asked for otherwise: actions are looked at whole."""
     from hesnr_tasks.analysis import tool_entropy
 
-    whole = load(frame.store.folder, args.k or [10], extra=tool_entropy.COLUMNS, name=frame.name)
+    whole = load(frame.store.folder, args.k or [10], extra=tool_entropy.COLUMNS, name=frame.name, context=frame.context)
     return tool_entropy.tables(whole, args)
 
 

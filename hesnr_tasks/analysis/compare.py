@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hesnr_tasks import __version__
+from hesnr_tasks.analysis.frame import context_for
 from hesnr_tasks.analysis.intervals import Paired, paired
-from hesnr_tasks.analysis.measures import ALL_METRICS, Number, column, measure
+from hesnr_tasks.analysis.measures import ALL_METRICS, Number, column, measure, share_scored
 from hesnr_tasks.analysis.options import add_common, check_epsilons, check_resamples, folders, unique_names
 from hesnr_tasks.analysis.output import FORMATS, Table, show
 from hesnr_tasks.analysis.pairing import Run, matched, read_run
@@ -26,7 +27,8 @@ _METRICS = ("he_snr", "he_ppl", "ppl")
 _RANKED = tuple(name for name, metric in ALL_METRICS.items() if metric.higher_is_better is not None)
 _COLUMNS = ("difference", "low", "high", "p", "p_holm", "p_worse", "detectable", "needed", "unpaired", "correlation")
 _NOTES = (
-    "low, high: 95 % interval of the difference; p: two-sided; p holm: corrected for the number of runs compared",
+    "low, high: 95 % interval of the difference, – where a few trajectories outweigh all others; p: two-sided",
+    "p holm: corrected for the number of runs compared; scored: share of the tokens that would count, (!) below a half",
     "p worse: share of resamples in which the run is worse than the reference",
     "detectable: smallest true difference that a test at 5 % finds with the power asked for",
     "needed: trajectories to find the difference seen",
@@ -40,6 +42,7 @@ class Plan(NamedTuple):
     resamples: int = RESAMPLES
     seed: int = SEED
     power: float = 0.8
+    min_tokens: int = 0
 
 
 _USUAL = Plan()
@@ -69,16 +72,18 @@ def compare(args: argparse.Namespace) -> str:
     k = 10 if args.k is None else args.k
     epsilon = check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0]
     paths = folders(args.scores)
+    context, said = context_for(paths, args.context)
     read = [
-        read_run(path, name, args.kinds, args.filters, epsilon, k)
+        read_run(path, name, args.kinds, args.filters, epsilon, k, context)
         for path, name in zip(paths, unique_names(paths), strict=True)
     ]
     runs, notes = matched(read, common=args.common)
+    notes = [*([said] if said else []), *notes]
     reference = _reference(runs, args.reference)
-    tables = comparisons(runs, reference, args.metrics, Plan(args.resamples, args.seed, args.power))
+    tables = comparisons(runs, reference, args.metrics, Plan(args.resamples, args.seed, args.power, args.min_tokens))
     tables[-1] = tables[-1]._replace(notes=(*_NOTES, *notes))
     about: dict[str, Any] = {"hesnr_tasks": __version__, "k": k, "epsilon": epsilon, "reference": reference}
-    about |= {"resamples": args.resamples, "seed": args.seed, "power": args.power, "notes": notes}
+    about |= {"resamples": args.resamples, "seed": args.seed, "power": args.power, "context": context, "notes": notes}
     return show(tables, args.format, about | {"runs": {one.name: dict(one.signature) for one in runs}})
 
 
@@ -101,7 +106,9 @@ def _reference(runs: Sequence[Run], name: str | None) -> str:
 def comparisons(runs: Sequence[Run], reference: str, names: Sequence[str], plan: Plan = _USUAL) -> list[Table]:
     """A table a metric: all runs, the best first, with the differences to `reference`; `runs`: from `matched`."""
     values = {
-        one.name: measure(one.sums[None], one.copies, names, resamples=plan.resamples, seed=plan.seed)[0]
+        one.name: measure(
+            one.sums[None], one.copies, names, resamples=plan.resamples, seed=plan.seed, min_tokens=plan.min_tokens
+        )[0]
         for one in runs
     }
     base = next(one for one in runs if one.name == reference)
@@ -119,6 +126,7 @@ def _table(runs: Sequence[Run], base: Run, name: str, values: Mapping[str, Numbe
         if one is not base:
             row |= _difference(against[one.name], int(one.copies.sum()), plan.power, bool(metric.higher_is_better))
             row["p_holm"] = corrected[one.name]
+        row["scored"] = share_scored(float(column(one.sums, "tokens") @ one.copies), float(one.cut @ one.copies))
         rows.append({**row, "diagnostics": "; ".join(diagnostics(one.sums, one.copies, one.cut, name))})
     better = "higher" if metric.higher_is_better else "lower"
     title = f"{name}: difference to {base.name}, {int(base.copies.sum())} trajectories, paired ({better} is better)"
@@ -129,6 +137,8 @@ def _against(base: Run, other: Run, name: str, plan: Plan) -> Paired:
     metric = ALL_METRICS[name]
     sides = [np.repeat(one.sums, base.copies, axis=0) for one in (base, other)]
     a, b = ((column(side, metric.numerator), column(side, metric.denominator or "")) for side in sides)
+    if min(a[1].sum(), b[1].sum()) < plan.min_tokens:
+        return Paired(*[math.nan] * 8)
     return paired(a, b, metric.exponentiate, resamples=plan.resamples, seed=plan.seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from hesnr_tasks.metrics import topk_entropy
 from hesnr_tasks.store import Entry, ScoreStore
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["Frame", "Selection", "load", "selection"]
+__all__ = ["Frame", "Selection", "context_for", "load", "selection"]
 
 Array = npt.NDArray[Any]
 _ALL = (1 << 64) - 1
@@ -54,6 +55,8 @@ class Frame:
     entropy: Mapping[int, npt.NDArray[np.float64]]  # for each k: (n,)
     labels_cut: tuple[npt.NDArray[np.uint64], ...]  # T
     extra: Mapping[str, Array]  # further columns, (n,)
+    signature: Mapping[str, Any]  # of the scores; `max_length` is the context that they were restricted to
+    context: int | None = None  # that they were restricted to
 
     def counted(self, mask: np.uint64) -> npt.NDArray[np.bool_]:
         """Which tokens count under `mask`, shape (n,); raises `SettingsError` where they were not all scored."""
@@ -102,20 +105,35 @@ def load(
     masks: Sequence[np.uint64] | None = None,
     extra: Sequence[str] = (),
     name: str = "",
+    context: int | None = None,
 ) -> Frame:
-    """Read a folder of score files; entropies for each of `ks`, further columns as named in `extra`.
+    """Read a folder of score files.
 
-    `masks`: keep only tokens that count under one of them (None: all). Raises `StoreError` for damaged files,
-    `SettingsError` for a k beyond what was stored, `DataError` if there is no file.
+    Args:
+        folder: of one run.
+        ks: numbers of candidates to compute entropies for.
+        masks: keep only tokens that count under one of them (None: all).
+        extra: further columns of the score files.
+        name: of the run (default: that of the folder).
+        context: as if the model had read this many token ids of each text, BOS included, at most (None: all it read).
+
+    Raises:
+        StoreError: for damaged files.
+        SettingsError: for a k beyond what was stored.
+        DataError: if there is no file.
     """
     store = ScoreStore.open(folder)
     _refuse_large_k(store, ks)
     kept = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
-    columns = ["label", "logprob", "rank", "topk_logprobs", "labels_cut", *extra]
+    columns = list(dict.fromkeys(["position", "label", "logprob", "rank", "topk_logprobs", "labels_cut", *extra]))
 
     def work(entry: Entry, found: dict[str, Array]) -> tuple[Entry, dict[str, Array]]:
-        row = np.flatnonzero(found["label"] & np.uint64(kept)).astype(np.int32)
-        one = {column: values[row] for column, values in found.items() if column != "labels_cut"}
+        # a model that reads `context` ids scores positions 0 … context - 1, and these are in the order of the text
+        fits = len(found["label"]) if context is None else int(np.searchsorted(found["position"], context))
+        found["labels_cut"] = np.concatenate([found["label"][fits:], found["labels_cut"]])
+        row = np.flatnonzero(found["label"][:fits] & np.uint64(kept)).astype(np.int32)
+        left_out = {"labels_cut", *(() if "position" in extra else ("position",))}
+        one = {column: values[row] for column, values in found.items() if column not in left_out}
         top = one.pop("topk_logprobs")
         entropies = {f"entropy{k}": topk_entropy(top, k) for k in ks}
         return entry, {"labels_cut": found["labels_cut"], "row": row, **one, **entropies}
@@ -140,7 +158,52 @@ def load(
         entropy={k: joined(f"entropy{k}") for k in ks},
         labels_cut=tuple(found["labels_cut"] for _, found in parts),
         extra={column: joined(column) for column in extra},
+        signature=_within(store.signature, context),
+        context=context,
     )
+
+
+def _within(signature: Mapping[str, Any], context: int | None) -> Mapping[str, Any]:
+    """The signature of scores restricted to a context."""
+    limit = signature["run"].get("max_length")
+    if context is None or (limit is not None and limit <= context):
+        return signature
+    return {**signature, "run": {**signature["run"], "max_length": context}}
+
+
+def context_for(folders: Sequence[Path], asked: int | str | None) -> tuple[int | None, str]:
+    """The context that runs are read at, and what is to be said of it.
+
+    Args:
+        folders: of the runs.
+        asked: token ids; "own": each run as it is; "common": what all could read; None: "common", where a context cut
+            any run.
+
+    Raises:
+        SettingsError: for a context beyond that of a run whose texts it cut.
+    """
+    if asked == "own":
+        return None, ""
+    limits: dict[str, int] = {}  # of the runs that were cut
+    widest = 0.0
+    for folder in folders:
+        store = ScoreStore.open(folder)
+        limit = store.signature["run"].get("max_length")
+        widest = max(widest, math.inf if limit is None else int(limit))
+        if limit is not None and any(store.entry(key).cut for key in store):
+            limits[folder.name] = int(limit)
+    smallest = min(limits, key=lambda name: limits[name], default="")
+    if isinstance(asked, int):
+        if smallest and limits[smallest] < asked:
+            raise SettingsError(
+                f"--context {asked}: {smallest} read {limits[smallest]} tokens at most, and nothing beyond was scored. "
+                f"Ask for --context {limits[smallest]} or less, or score it again with a larger max_length."
+            )
+        return asked, f"context {asked:,}: as if no more than {asked:,} tokens of each text had been read"
+    if not smallest or widest <= limits[smallest]:  # nothing is cut, or all are cut alike
+        return None, ""
+    limit = limits[smallest]
+    return limit, f"context {limit:,}, the smallest that cut a run ({smallest}): only tokens that all could see count"
 
 
 def selection(frame_filters: Sequence[str], kinds: Sequence[Kind], filters: Sequence[str]) -> Selection:

@@ -1,32 +1,59 @@
-"""How sure a ratio of sums is, and the difference of two: the cluster bootstrap, studentised.
+"""Confidence intervals of pooled ratios, and of the difference of two, over trajectories of very unequal length.
 
-Whole trajectories are resampled, with the seeded resamples of `statistics`, so standard errors are those of a run. The
-interval is the symmetric bootstrap-t (Hall, *The Bootstrap and Edgeworth Expansion*, 1992, 3.6): in each resample the
-deviation from the full sample is divided by that resample's own standard error (the linearised one of a ratio of sums),
-and the interval is value ± q · error with q the 95 % quantile of those |t|. In simulations with tokens
-correlated within trajectories of unequal length and skewed levels it covers 93 to 97 % from 10 trajectories on, where
-percentile and BCa intervals of the same resamples fall to 89 %; and the p-value that |t| gives belongs to it. (Where
-a few trajectories are far longer than all others no bootstrap covers well, and `compare` says so; of fewer than four
-there is no interval.)
+A metric is a ratio of sums over T trajectories, sum(n) / sum(d): a mean of the trajectories' own ratios with weights
+w = d / sum(d). Its variance is the bias-reduced cluster-robust one (CR2), and the interval takes Student's t with
+Satterthwaite's degrees of freedom (Bell and McCaffrey, Survey Methodology 28, 2002; Imbens and Kolesár, Review of
+Economics and Statistics 98, 2016), both for a variance that trajectories share. Few or unequal weights cost degrees of
+freedom, so the interval widens with them instead of failing. It is made on the scale on which the metric has no bound
+(`Scale`) and so stays within its range.
 
-Perplexities are exp of a ratio: their intervals are made for the ratio and then exponentiated, so both ends are > 0.
+Coverage of nominal 95 % intervals, in simulations of 10 to 30 trajectories whose lengths are log-normal (sigma 0.5 to
+1.5), Pareto (1.5) or cut by a context limit (tests/analysis/test_coverage.py; where the level does not depend on the
+length): 93 to 99 %. A bootstrap-t on the same data covers 84 to 98 %, and its ends can be absurd. Where the level falls
+steeply with a length of infinite variance, it can drop below 90 %: no method knows the trajectories that were not
+seen. An interval is withheld (NaN) where the weights are those of fewer than 4 equal trajectories (Kish) or
+leave fewer than 2 degrees of freedom.
+
+Standard errors are those of a run: the cluster bootstrap of `statistics`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, logit
+from scipy.stats import t as student
 
-from hesnr_tasks.statistics import RESAMPLES, SEED, bootstrap_sums, resample_counts, standard_error
+from hesnr_tasks.statistics import (
+    FEWEST_FOR_ERROR,
+    RESAMPLES,
+    SEED,
+    bootstrap_sums,
+    effective_number,
+    resample_counts,
+    standard_error,
+)
 
-__all__ = ["LEVEL", "Estimates", "Paired", "estimates", "paired"]
+__all__ = ["LEVEL", "Estimates", "Paired", "Scale", "estimates", "paired", "why_withheld"]
 
 FloatArray = npt.NDArray[np.float64]
 LEVEL = 0.95
+_FEWEST = 4.0  # effective trajectories for an interval
+_FEWEST_FREEDOM = 2.0  # degrees of freedom for an interval: with fewer, 95 % are more than 4.3 standard errors
 _BLOCK = 1_000  # resamples at a time: bounds memory
-_ROUNDING = 1e-12
+
+
+class Scale(Enum):
+    """The range of a metric, and with it the scale on which its interval is symmetric."""
+
+    LINEAR = "any number: as it is"
+    EXP = "exp of a ratio that is not negative, such as a perplexity: the ratio itself, cut off at 0"
+    SHARE = "between 0 and 1: log odds"
+    POSITIVE = "not negative: logarithm"
 
 
 class Estimates(NamedTuple):
@@ -45,7 +72,7 @@ class Paired(NamedTuple):
     stderr: float
     low: float
     high: float
-    p: float  # two-sided; not below 1 / (resamples + 1)
+    p: float  # two-sided
     below: float  # share of resamples in which b < a (half of those in which b = a)
     correlation: float  # of the two runs' trajectory contributions
     stderr_apart: float  # standard error of the difference, had the runs been on different trajectories
@@ -54,33 +81,38 @@ class Paired(NamedTuple):
 def estimates(
     numerator: FloatArray,
     denominator: FloatArray,
-    exponentiate: npt.NDArray[np.bool_] | bool = False,
+    scale: Scale | Sequence[Scale] = Scale.LINEAR,
     *,
     resamples: int = RESAMPLES,
     seed: int = SEED,
     level: float = LEVEL,
 ) -> Estimates:
-    """Pooled ratios sum(numerator) / sum(denominator) of T trajectories, c of them at once; both of shape (T, c)."""
-    n, c = numerator.shape
-    powers = np.broadcast_to(exponentiate, (c,))
+    """Pooled ratios sum(numerator) / sum(denominator) of T trajectories, c of them at once.
+
+    Args:
+        numerator, denominator: shape (T, c); denominators are token counts, not negative.
+        scale: of all ratios, or of each.
+        resamples, seed: of the bootstrap of standard errors.
+        level: of the interval.
+
+    Returns:
+        Arrays of shape (c,); NaN where there is no token, no error or no interval.
+    """
+    c = numerator.shape[1]
+    scales = [scale] * c if isinstance(scale, Scale) else list(scale)
     residual, ratio = _residuals(numerator, denominator)
-    error = _error(residual, denominator)
-    ratios, t = np.empty((resamples, c)), np.empty((resamples, c))
-    stacked = np.hstack([denominator, residual, residual**2, residual * denominator, denominator**2])
-    counts = resample_counts(n, resamples, seed) if n else np.zeros((resamples, 0))
-    for at in range(0, resamples, _BLOCK):
-        sums = counts[at : at + _BLOCK].astype(np.float64) @ stacked
-        d, e, ee, ed, dd = np.split(sums, 5, axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shift = e / d
-            spread = _root(ee - 2 * shift * ed + shift**2 * dd, ee + shift**2 * dd) / d
-            ratios[at : at + _BLOCK] = ratio + shift
-            t[at : at + _BLOCK] = np.abs(shift) / spread
-    half = _quantile(t, ratios, level) * error if n > 1 else np.full(c, np.nan)
-    with np.errstate(over="ignore"):
-        value, low, high = (np.where(powers, np.exp(x), x) for x in (ratio, ratio - half, ratio + half))
-        ratios = np.where(powers, np.exp(ratios), ratios) if powers.any() else ratios
-    spread = np.array([standard_error(column) for column in ratios.T]) if n > 1 else np.full(c, np.nan)
+    effective = effective_number(denominator)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        weight = denominator / denominator.sum(axis=0)
+        inflation, freedom = _small_sample(weight)
+        influence = residual / denominator.sum(axis=0) / np.sqrt(1 - weight)
+        half = np.sqrt(inflation * (influence**2).sum(axis=0)) * _quantile(effective, freedom, level)
+        ends = [_ends(*column) for column in zip(ratio.tolist(), half.tolist(), scales, strict=True)]
+        powers = np.array([one is Scale.EXP for one in scales], dtype=bool)
+        value = np.where(powers, np.exp(ratio), ratio)
+    spread = _bootstrap_error(residual, denominator, ratio, powers, resamples, seed)
+    spread = np.where(effective >= FEWEST_FOR_ERROR, spread, np.nan)
+    low, high = (np.array([pair[side] for pair in ends], dtype=np.float64) for side in (0, 1))
     return Estimates(value, spread, low, high)
 
 
@@ -93,34 +125,52 @@ def paired(
     seed: int = SEED,
     level: float = LEVEL,
 ) -> Paired:
-    """Two runs' (numerator, denominator), each of shape (T,), trajectory by trajectory the same.
+    """The difference of two runs whose trajectories are the same, one by one.
 
-    One trajectory says nothing of others: all but the difference is NaN then.
+    Args:
+        a, b: each run's (numerator, denominator), each of shape (T,).
+        exponentiate: the metric is exp of the ratio.
+        resamples, seed: of the bootstrap that `below` is a share of.
+        level: of the interval.
+
+    Returns:
+        The difference b - a; what the trajectories are too few or too unequal for is NaN.
     """
-    n = len(a[0])
     sides = [_Side.of(numerator, denominator, exponentiate) for numerator, denominator in (a, b)]
-    left, right = (side.influence for side in sides)
     difference = sides[1].value - sides[0].value
-    if n < 2:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = [side.denominator / side.denominator.sum() for side in sides]
+        weight = (weights[0] + weights[1])[:, None] / 2
+        inflation, freedom = (float(part[0]) for part in _small_sample(weight))
+        left, right = (
+            side.influence * np.sqrt(inflation / (1 - own)) for side, own in zip(sides, weights, strict=True)
+        )
+    effective = float(effective_number(np.nan_to_num(weight))[0])
+    if not effective >= FEWEST_FOR_ERROR:
         return Paired(difference, *[float("nan")] * 7)
     error = float(np.sqrt(((right - left) ** 2).sum()))
-    columns = [column for side in sides for column in (side.residual, side.denominator)]
-    products = [columns[i] * columns[j] for i in range(4) for j in range(i, 4)]
-    sums = bootstrap_sums(np.column_stack([*columns, *products]), resamples, seed)
-    drawn, spread = _drawn(sums, sides, exponentiate)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.abs(drawn - difference) / spread
-    half = float(_quantile(t[:, None], drawn[:, None], level)[0]) * error
+    quantile = float(_quantile(np.array([effective]), np.array([freedom]), level)[0])
+    drawn = _drawn(sides, exponentiate, resamples, seed)
     return Paired(
         difference=difference,
-        stderr=standard_error(drawn),
-        low=difference - half,
-        high=difference + half,
-        p=_p_value(difference, error, t),
+        stderr=error,
+        low=difference - quantile * error,
+        high=difference + quantile * error,
+        p=_p_value(difference, error, freedom, 1 / (resamples + 1)) if np.isfinite(quantile) else float("nan"),
         below=_share_below(drawn),
         correlation=_correlation(left, right),
         stderr_apart=float(np.sqrt((left**2).sum() + (right**2).sum())),
     )
+
+
+def why_withheld(weights: FloatArray) -> str:
+    """Why trajectories with these numbers of tokens, shape (T,), have no interval; empty: they have one."""
+    effective = effective_number(weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        _, freedom = _small_sample((weights / weights.sum())[:, None])
+    if np.isfinite(_quantile(np.atleast_1d(effective), freedom, LEVEL)[0]):
+        return ""
+    return f"{len(weights)} trajectories as unequal as these tell as much as {float(effective):.1f} equal ones"
 
 
 class _Side(NamedTuple):
@@ -145,30 +195,75 @@ class _Side(NamedTuple):
             return self.slope * self.residual / self.denominator.sum()
 
 
-def _drawn(sums: FloatArray, sides: list[_Side], exponentiate: bool) -> tuple[FloatArray, FloatArray]:
-    """The difference in every resample, and each resample's own standard error of it; both (resamples,)."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        shifts = [sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]]
-        values = [side.ratio + shift for side, shift in zip(sides, shifts, strict=True)]
-        values = [np.exp(value) for value in values] if exponentiate else values
-        slopes = values if exponentiate else [np.ones(len(sums))] * 2
-        # influence of a trajectory in the resample: slope * (residual - shift * denominator) / D, b's minus a's
-        left, right = slopes[0] / sums[:, 1], slopes[1] / sums[:, 3]
-        weights = np.column_stack([-left, left * shifts[0], right, -right * shifts[1]])
-        variance, scale = np.zeros(len(sums)), np.zeros(len(sums))
-        pairs = [(i, j) for i in range(4) for j in range(i, 4)]
-        for column, (i, j) in enumerate(pairs, start=4):
-            part = (1 + (i != j)) * weights[:, i] * weights[:, j] * sums[:, column]
-            variance, scale = variance + part, scale + np.abs(part)
-        return values[1] - values[0], _root(variance, scale)
+def _small_sample(weight: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """What makes the variance sum(influence² / (1 - w)) unbiased, and its degrees of freedom.
 
+    Under the working model of equal variances, the residuals have the covariance M = (I - 1w')(I - w1'), and the
+    variance is sum(a e²) with a = w² / (1 - w): a quadratic form with trace sum(a M_ii) and sum of squares
+    sum(a_i a_j M_ij²), where M_ij = [i = j] - w_i - w_j + sum(w²).
 
-def _root(variance: FloatArray, scale: FloatArray) -> FloatArray:
-    """Square root of a variance that was made by subtraction; what is only rounding error of `scale` is 0.
-
-    That is the spread of a resample that is one trajectory over and over: it says nothing, not that all is certain.
+    Args:
+        weight: shape (T, c), each column sums to 1.
     """
-    return np.sqrt(np.where(variance > _ROUNDING * scale, variance, 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        square = (weight**2).sum(axis=0)
+        a = weight**2 / (1 - weight)
+        diagonal = 1 - 2 * weight + square
+        trace = (a * diagonal).sum(axis=0)
+        a0, a1, a2 = a.sum(axis=0), (a * weight).sum(axis=0), (a * weight**2).sum(axis=0)
+        everywhere = square**2 * a0**2 + 2 * a0 * a2 - 4 * square * a0 * a1 + 2 * a1**2
+        squares = everywhere + (a**2 * (diagonal**2 - (diagonal - 1) ** 2)).sum(axis=0)
+        return square / trace, trace**2 / squares
+
+
+def _quantile(effective: FloatArray, freedom: FloatArray, level: float) -> FloatArray:
+    """Of Student's t, two-sided; NaN where the interval is withheld."""
+    enough = (effective >= _FEWEST * (1 - 1e-9)) & (freedom >= _FEWEST_FREEDOM)
+    return np.where(enough, student.ppf((1 + level) / 2, np.where(enough, freedom, 1.0)), np.nan)
+
+
+def _ends(ratio: float, half: float, scale: Scale) -> tuple[float, float]:
+    """Both ends of an interval that is `ratio` ± `half` to first order; NaN at a bound, where the scale is infinite."""
+    if scale is Scale.EXP:
+        return float(np.exp(np.maximum(ratio - half, 0.0))), float(np.exp(ratio + half))
+    if scale is Scale.POSITIVE:
+        reach = half / ratio if ratio > 0 else np.nan
+        return float(ratio * np.exp(-reach)), float(ratio * np.exp(reach))
+    if scale is Scale.SHARE:
+        reach = half / (ratio * (1 - ratio)) if 0 < ratio < 1 else np.nan
+        return float(expit(logit(ratio) - reach)), float(expit(logit(ratio) + reach))
+    return ratio - half, ratio + half
+
+
+def _bootstrap_error(
+    residual: FloatArray,
+    denominator: FloatArray,
+    ratio: FloatArray,
+    powers: npt.NDArray[np.bool_],
+    resamples: int,
+    seed: int,
+) -> FloatArray:
+    n, c = residual.shape
+    if n < 2:
+        return np.full(c, np.nan)
+    counts = resample_counts(n, resamples, seed)
+    ratios = np.empty((resamples, c))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for at in range(0, resamples, _BLOCK):
+            block = counts[at : at + _BLOCK].astype(np.float64)
+            ratios[at : at + _BLOCK] = ratio + (block @ residual) / (block @ denominator)
+        ratios = np.where(powers, np.exp(ratios), ratios) if powers.any() else ratios
+    return np.array([standard_error(column) for column in ratios.T])
+
+
+def _drawn(sides: list[_Side], exponentiate: bool, resamples: int, seed: int) -> FloatArray:
+    """The difference in every resample, shape (resamples,)."""
+    columns = [column for side in sides for column in (side.residual, side.denominator)]
+    sums = bootstrap_sums(np.column_stack(columns), resamples, seed)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        values = [side.ratio + sums[:, 2 * i] / sums[:, 2 * i + 1] for i, side in enumerate(sides)]
+        values = [np.exp(value) for value in values] if exponentiate else values
+        return np.asarray(values[1] - values[0])
 
 
 def _residuals(numerator: FloatArray, denominator: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -178,33 +273,13 @@ def _residuals(numerator: FloatArray, denominator: FloatArray) -> tuple[FloatArr
     return numerator - ratio * denominator, ratio
 
 
-def _error(residual: FloatArray, denominator: FloatArray) -> FloatArray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sqrt((residual**2).sum(axis=0)) / denominator.sum(axis=0)
-
-
-def _quantile(t: FloatArray, drawn: FloatArray, level: float) -> FloatArray:
-    """The `level` quantile of each column of |t|, NaN where it is not finite; `drawn`: the values t is made of.
-
-    A resample without a single token of the set has no value: it counts as a great deviation, so that up to one in
-    twenty of those is borne. Where nothing varies, 0 / 0 is no deviation.
-    """
-    deviation = np.where(np.isfinite(drawn), np.where(np.isnan(t), 0.0, t), np.inf)
-    position = int(np.ceil(level * (len(t) + 1))) - 1
-    if position >= len(t):
-        return np.full(t.shape[1], np.nan)
-    found = np.partition(deviation, position, axis=0)[position]
-    return np.where(np.isfinite(found), found, np.nan)
-
-
-def _p_value(difference: float, error: float, t: FloatArray) -> float:
-    """Share of resamples that deviate as much as the difference does from zero."""
-    if not np.isfinite(difference) or len(t) == 0:
+def _p_value(difference: float, error: float, freedom: float, least: float) -> float:
+    """Two-sided; `least` where nothing varies but the runs differ."""
+    if not np.isfinite(difference):
         return float("nan")
     if error == 0:
-        return 1.0 if difference == 0 else 1 / (len(t) + 1)
-    extreme = np.count_nonzero(~(t < abs(difference) / error))  # an undefined t counts as extreme
-    return float((1 + extreme) / (1 + len(t)))
+        return 1.0 if difference == 0 else least
+    return float(2 * student.sf(abs(difference) / error, freedom))
 
 
 def _share_below(drawn: FloatArray) -> float:

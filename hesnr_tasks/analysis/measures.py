@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.intervals import estimates
+from hesnr_tasks.analysis.intervals import Scale, estimates
 from hesnr_tasks.metrics import METRICS, SUMS, Metric, evaluate
 from hesnr_tasks.results import Item, aggregate_error
 from hesnr_tasks.statistics import RESAMPLES, SEED
 
-__all__ = ["ALL_METRICS", "Number", "column", "measure"]
+__all__ = ["ALL_METRICS", "Number", "Share", "column", "measure", "scale_of", "share_scored"]
 
 FloatArray = npt.NDArray[np.float64]
 ALL_METRICS: Mapping[str, Metric] = {**METRICS, "density": Metric("he_tokens", "tokens", False, None)}
@@ -38,10 +38,12 @@ def measure(
     *,
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    min_tokens: int = 0,
 ) -> list[dict[str, Number]]:
     """The metrics `names` of each row of `sums` (rows, T, 10); `copies` (T,): how often each trajectory counts.
 
-    Values have the bits of an lm-eval run, and so have the standard errors of a few rows.
+    Values have the bits of an lm-eval run, and so have the standard errors of a few rows. A ratio over fewer than
+    `min_tokens` tokens is NaN.
     """
     rows = np.repeat(sums, copies, axis=1)
     metrics = [ALL_METRICS[name] for name in names]
@@ -55,8 +57,18 @@ def measure(
             line[names[i]] = Number(line[names[i]].value, *ends)
         if len(rows) <= _EXACT_ROWS:
             line = {name: number._replace(stderr=_stderr(name, row, resamples, seed)) for name, number in line.items()}
-        found.append(line)
+        few = [names[i] for i in ratios if column(row, metrics[i].denominator or "").sum() < min_tokens]
+        found.append(line | {name: Number(math.nan) for name in few})
     return found
+
+
+class Share(float):
+    """A share of the tokens that would count if contexts had no limit; tables mark it below a half."""
+
+
+def share_scored(tokens: float, cut: float) -> Share:
+    """Tokens scored over tokens that would count."""
+    return Share(tokens / (tokens + cut) if tokens + cut else math.nan)
 
 
 def column(sums: FloatArray, name: str) -> FloatArray:
@@ -76,19 +88,25 @@ def _bounds(rows: FloatArray, metrics: Sequence[Metric], resamples: int, seed: i
     """Standard error, low and high end of every ratio; shape (3, rows, metrics). Equal ratios are worked out once."""
     if not metrics or not rows.shape[1]:
         return np.full((3, len(rows), len(metrics)), np.nan)
-    distinct: dict[tuple[bytes, bytes, bool], int] = {}
+    distinct: dict[tuple[bytes, bytes, Scale], int] = {}
     ratios: list[tuple[FloatArray, FloatArray]] = []
     which = np.empty((len(rows), len(metrics)), dtype=np.int64)
     for at, (row, metric) in enumerate(itertools.product(rows, metrics)):
         pair = column(row, metric.numerator), column(row, metric.denominator or "")
-        place = distinct.setdefault((pair[0].tobytes(), pair[1].tobytes(), metric.exponentiate), len(distinct))
+        place = distinct.setdefault((pair[0].tobytes(), pair[1].tobytes(), scale_of(metric)), len(distinct))
         which.flat[at] = place
         if place == len(ratios):
             ratios.append(pair)
     numerators, denominators = (np.stack(side, axis=1) for side in zip(*ratios, strict=True))
-    powers = np.array([exponentiate for _, _, exponentiate in distinct])
-    found = estimates(numerators, denominators, powers, resamples=resamples, seed=seed)
+    found = estimates(numerators, denominators, [scale for _, _, scale in distinct], resamples=resamples, seed=seed)
     return np.stack(found[1:])[:, which]
+
+
+def scale_of(metric: Metric) -> Scale:
+    """The range of a metric: counts of tokens over counts of tokens are shares."""
+    if metric.exponentiate:
+        return Scale.EXP
+    return Scale.SHARE if metric.numerator.startswith("top") or metric.numerator == "he_tokens" else Scale.POSITIVE
 
 
 def _stderr(name: str, row: FloatArray, resamples: int, seed: int) -> float:

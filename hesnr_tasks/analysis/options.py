@@ -12,16 +12,18 @@ from typing import Any
 
 from hesnr_tasks.analysis.frame import Selection, selection
 from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.metrics import EPSILON
+from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
 from hesnr_tasks.statistics import RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [
     "add_common",
+    "add_context",
     "add_explorations",
     "check_epsilons",
     "check_explorations",
     "check_resamples",
+    "context",
     "epsilon",
     "explored_columns",
     "folders",
@@ -49,8 +51,22 @@ def add_common(parser: argparse.ArgumentParser, *, several: bool) -> None:
     }
     for name, (kind, text) in options.items():
         parser.add_argument(f"--{name}", type=kind, metavar=name.upper(), help=text, **many)
+    add_context(parser)
+    parser.add_argument(
+        "--min-tokens", type=int, default=MIN_TOKENS, metavar="N",
+        help=f"a metric over fewer tokens is N/A (default: {MIN_TOKENS})",
+    )  # fmt: skip
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
+
+
+def add_context(parser: argparse.ArgumentParser) -> None:
+    """`--context`, for every command that reads score files of several runs."""
+    parser.add_argument(
+        "--context", type=context, metavar="N",
+        help="count only the first N tokens of a text; common: those all runs could see; own: each run as it is "
+        "(default: common, where a context cut a run)",
+    )  # fmt: skip
 
 
 def add_explorations(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +108,15 @@ def epsilon(word: str) -> float:
     except ValueError:
         raise SettingsError(f"--epsilon {word!r} is neither a number nor of the form ln3") from None
     return value
+
+
+def context(word: str) -> int | str:
+    """The value of --context: a number of token ids, `common` or `own`."""
+    if word in ("common", "own"):
+        return word
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither a number of tokens nor common, own")
+    return int(word)
 
 
 def check_epsilons(words: Sequence[str] | None, ks: Sequence[int]) -> list[float]:

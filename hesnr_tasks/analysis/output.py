@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hesnr_tasks.analysis.measures import Number
+from hesnr_tasks.analysis.measures import Number, Share
 from hesnr_tasks.errors import printable
 
 __all__ = ["FORMATS", "REPRODUCIBLE", "Table", "show"]
@@ -28,6 +28,7 @@ _HEADINGS = {
     "density": "|𝓗|/|M|",
     "epsilon": "ε",
     "tokens_cut": "cut",
+    "effective": "n_eff",
 }
 
 
@@ -142,6 +143,8 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, Number):
         return _cell(value.value) if math.isnan(value.stderr) else f"{_cell(value.value)} ± {_cell(value.stderr)}"
+    if isinstance(value, Share):
+        return f"{value:.1%}{' (!)' * (value < 0.5)}"
     if isinstance(value, float):
         if 0 < abs(value) < 5e-5:
             return f"{value:.0e}"

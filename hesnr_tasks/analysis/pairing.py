@@ -41,17 +41,19 @@ class Run:
     sums: FloatArray  # (T, 10), metrics.SUMS
 
 
-def read_run(path: Path, name: str, kinds: str | None, filters: str | None, epsilon: float, k: int) -> Run:
+def read_run(
+    path: Path, name: str, kinds: str | None, filters: str | None, epsilon: float, k: int, context: int | None = None
+) -> Run:
     """Sums of one run under one setting; of the scores themselves nothing is kept."""
     known = ScoreStore.open(path).signature["filters"]
     chosen = selections(known, [kinds] if kinds else None, [filters] if filters else None)
     if len(chosen) > 1:
         raise SettingsError("a comparison is of one set of tokens; name one subset of the filters")
     mask = chosen[0].mask
-    frame = load(path, (k,), masks=[mask], name=name)
+    frame = load(path, (k,), masks=[mask], name=name, context=context)
     return Run(
         name=frame.name,
-        signature=frame.store.signature,
+        signature=frame.signature,
         keys=tuple(entry.key for entry in frame.entries),
         ids=tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries),
         copies=frame.copies(mask),

@@ -9,9 +9,11 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from hesnr_tasks.analysis.intervals import why_withheld
 from hesnr_tasks.analysis.measures import ALL_METRICS, column
+from hesnr_tasks.statistics import effective_number
 
-__all__ = ["diagnostics", "effective_number", "holm", "minimum_detectable", "trajectories_needed"]
+__all__ = ["diagnostics", "holm", "minimum_detectable", "trajectories_needed"]
 
 FloatArray = npt.NDArray[np.float64]
 _ALPHA = 0.05
@@ -44,12 +46,6 @@ def trajectories_needed(difference: float, stderr: float, n: int, power: float =
     return math.ceil(n * ratio**2) if math.isfinite(ratio) else None
 
 
-def effective_number(weights: FloatArray) -> float:
-    """How many equal trajectories would say as much (Kish): (sum w)² / sum w²."""
-    square = float((weights**2).sum())
-    return float(weights.sum()) ** 2 / square if square > 0 else 0.0
-
-
 def diagnostics(
     sums: FloatArray, copies: npt.NDArray[np.int64], cut: npt.NDArray[np.int64], name: str
 ) -> Iterator[str]:
@@ -62,8 +58,11 @@ def diagnostics(
         yield f"few trajectories ({n})"
     if counts.sum() < _RARE:
         yield f"few {'decision ' if denominator == 'he_tokens' else ''}tokens ({int(counts.sum())})"
-    equal = effective_number(counts)
-    if n and 0 < equal < _UNEVEN * n:
+    equal = float(effective_number(counts))
+    withheld = why_withheld(counts) if counts.any() else ""
+    if withheld:
+        yield f"no interval: {withheld}"
+    elif n and 0 < equal < _UNEVEN * n:
         yield f"uneven: {n} trajectories tell as much as {equal:.0f} of equal length"
     if lost > _CUT * (lost + total):
         yield f"{lost / (lost + total):.0%} of tokens beyond the context"

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.density import POPULATIONS, Valley, density, histogram, mass_near, population, valley
 from hesnr_tasks.analysis.frame import Frame, Selection
 from hesnr_tasks.analysis.groups import grouped
-from hesnr_tasks.analysis.measures import Number, measure
+from hesnr_tasks.analysis.measures import Number, column, measure, share_scored
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.analysis.sums import grid_sums, group_sums, token_sums
 from hesnr_tasks.metrics import EPSILON
-from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.statistics import RESAMPLES, SEED, effective_number
 
 __all__ = ["SWEEP", "Question", "breakdown", "histograms", "results", "sweep"]
 
@@ -25,7 +25,13 @@ FloatArray = npt.NDArray[np.float64]
 SWEEP = tuple(float(x) for x in np.linspace(math.log(2), math.log(5), 20))
 _METRICS = ("he_snr", "he_ppl", "ppl", "top1_acc", "top2_acc", "top5_acc", "top10_acc", "entropy")
 _COUNTS = ("he_tokens", "tokens", "density")
-_WIDE = ("top2_acc", "top5_acc", "top10_acc", "entropy")
+_WIDE = ("top2_acc", "top5_acc", "top10_acc", "entropy", "effective_tokens", "tokens_cut")
+_NOTES = (
+    "± is one standard error (cluster bootstrap over trajectories), from n_eff = 2 on; interval: 95 % of HE-SNR, N/A "
+    "where n_eff is below 4 or a few trajectories outweigh all others",
+    "n_eff: trajectories of equal length that would tell as much about 𝓗 (Kish); scored: share of the tokens that "
+    "would count, (!) below a half",
+)
 
 
 class Question(NamedTuple):
@@ -36,10 +42,11 @@ class Question(NamedTuple):
     epsilons: Sequence[float] = (EPSILON,)
     resamples: int = RESAMPLES
     seed: int = SEED
+    min_tokens: int = 0
 
     def measure(self, sums: FloatArray, copies: npt.NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Number]]:
         """`measures.measure` with the bootstrap that was asked for."""
-        return measure(sums, copies, names, resamples=self.resamples, seed=self.seed)
+        return measure(sums, copies, names, resamples=self.resamples, seed=self.seed, min_tokens=self.min_tokens)
 
 
 def results(frame: Frame, asked: Question) -> Table:
@@ -48,14 +55,30 @@ def results(frame: Frame, asked: Question) -> Table:
     rows: list[dict[str, Any]] = []
     for one, sums in zip(asked.chosen, grid.sums, strict=True):
         copies = frame.copies(one.mask)
-        about = {"trajectories": int(copies.sum()), "tokens_cut": int((frame.cut(one.mask) * copies).sum())}
-        lines = asked.measure(sums.reshape(-1, *sums.shape[2:]), copies, (*_METRICS, *_COUNTS))
+        cells = sums.reshape(-1, *sums.shape[2:])
+        about = {"trajectories": int(copies.sum()), **_scored(frame, one, cells[0])}
+        lines = asked.measure(cells, copies, (*_METRICS, *_COUNTS))
         rows += [
-            {**_named(frame, one, k, epsilon), **_with_interval(line), **about}
-            for (k, epsilon), line in zip(itertools.product(asked.ks, asked.epsilons), lines, strict=True)
+            {**_named(frame, one, k, epsilon), **_with_interval(line), **about, **_effective(cell, copies)}
+            for (k, epsilon), line, cell in zip(itertools.product(asked.ks, asked.epsilons), lines, cells, strict=True)
         ]
-    note = "± is one standard error (cluster bootstrap over trajectories); interval: 95 % of HE-SNR, from 4 on"
-    return Table("results", "Metrics", rows, (note,), wide=_WIDE)
+    return Table("results", "Metrics", rows, _NOTES, wide=_WIDE)
+
+
+def _scored(frame: Frame, one: Selection, sums: FloatArray) -> dict[str, Any]:
+    """The share of the tokens that would count that was scored; what overflow=skip leaves out counts as not scored."""
+    multiplicity = np.array([max(1, len(entry.sources)) for entry in frame.entries])
+    cut = frame.cut(one.mask) * multiplicity
+    tokens = column(sums, "tokens") * multiplicity
+    wanted, scored = tokens.sum() + cut.sum(), (tokens * frame.included(one.mask)).sum()
+    return {"tokens_cut": int(wanted - scored), "scored": share_scored(scored, wanted - scored)}
+
+
+def _effective(sums: FloatArray, copies: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Kish's effective number of trajectories, of 𝓗 and of all tokens that count."""
+    repeated = np.repeat(sums, copies, axis=0)
+    number = {name: float(effective_number(column(repeated, name))) for name in ("he_tokens", "tokens")}
+    return {"effective": round(number["he_tokens"], 1), "effective_tokens": round(number["tokens"], 1)}
 
 
 def breakdown(frame: Frame, asked: Question, by: str) -> Table:
@@ -71,7 +94,9 @@ def breakdown(frame: Frame, asked: Question, by: str) -> Table:
             if here.any():
                 line = asked.measure(sums[None], here, (*_METRICS, *_COUNTS))[0]
                 named = {**_named(frame, one, k, epsilon), by: group}
-                rows.append({**named, **_with_interval(line), "trajectories": int(here.sum())})
+                rows.append(
+                    {**named, **_with_interval(line), "trajectories": int(here.sum()), **_effective(sums, here)}
+                )
     note = "trajectories: those with such tokens; they are what is resampled"
     return Table(f"by_{by}", f"By {by}", rows, (note,), wide=_WIDE)
 
@@ -151,6 +176,6 @@ def _named(frame: Frame, one: Selection, k: int, epsilon: float) -> dict[str, An
 def _with_interval(line: dict[str, Number]) -> dict[str, Any]:
     """Metrics, with HE-SNR's interval as text beside it for people; counts as plain numbers."""
     snr = line["he_snr"]
-    ends = "–" if math.isnan(snr.low) else f"[{snr.low:.4f}, {snr.high:.4f}]"
+    ends = "N/A" if math.isnan(snr.low) else f"[{snr.low:.4f}, {snr.high:.4f}]"
     counts: dict[str, Any] = {name: round(line[name].value) for name in ("he_tokens", "tokens") if name in line}
     return {"he_snr": snr, "interval": ends, **{n: x for n, x in line.items() if n != "he_snr"}, **counts}

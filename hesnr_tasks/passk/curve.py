@@ -4,7 +4,7 @@ Intervals by the method that fits what is at hand, and the table says which:
 
 - Clopper-Pearson: one problem; the exact interval of its share of right answers, p, carried over to 1 - (1 - p)^k.
 - Wilson: every problem counts 0 or 1 (always so at k = n, where nothing is averaged).
-- bootstrap-t: the studentised bootstrap of `analysis.intervals`.
+- Student's t: the interval of `analysis.intervals`.
 - Wilson (wide): where the bootstrap knows too little: fewer than `SCARCE` problems' worth of passes or of failures,
   or problems that are all alike, as every resample then is.
   Such an interval is too wide rather than too narrow.
@@ -103,4 +103,4 @@ def _interval(one: Outcomes, values: FloatArray, k: int, drawn: Ends, plan: Plan
     scarce = problems < _FEW or min(total, problems - total) < SCARCE
     if scarce or alike(values) or not math.isfinite(drawn.low + drawn.high):
         return wilson(total, problems, plan.level), "Wilson (wide)"
-    return Ends(max(0.0, drawn.low), min(1.0, drawn.high)), "bootstrap-t"
+    return Ends(max(0.0, drawn.low), min(1.0, drawn.high)), "Student's t"

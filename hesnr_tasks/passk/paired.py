@@ -50,7 +50,7 @@ def _difference(k: int, a: FloatArray, b: FloatArray, plan: Plan) -> Difference:
     each = np.where(np.abs(b - a) > 1e-12, b - a, 0.0)
     ones, mean = np.ones(len(a)), math.fsum(each.tolist()) / len(a)
     found = paired((a, ones), (b, ones), resamples=plan.resamples, seed=plan.seed, level=plan.level)
-    ends, method = Ends(max(-1.0, found.low), min(1.0, found.high)), "bootstrap-t"
+    ends, method = Ends(max(-1.0, found.low), min(1.0, found.high)), "Student's t"
     some = int(np.count_nonzero(each))
     enough = some >= FEWEST and not alike(each)
     if not enough or not math.isfinite(found.low + found.high):
@@ -62,7 +62,7 @@ def _difference(k: int, a: FloatArray, b: FloatArray, plan: Plan) -> Difference:
         *ends,
         method,
         p=sign_flip(each, plan.seed),
-        p_mean=found.p if method == "bootstrap-t" else math.nan,
+        p_mean=found.p if method == "Student's t" else math.nan,
         detectable=minimum_detectable(found.stderr, plan.power) if enough else math.nan,
         needed=trajectories_needed(mean, found.stderr, len(a), plan.power) if enough else None,
         better=int((each > 0).sum()),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hesnr_tasks.analysis.options import check_resamples
+from hesnr_tasks.analysis.options import add_context, check_resamples
 from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import leaderboard
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--ladder", type=Path, metavar="YAML", help="steps, stages, labels where names do not tell them")
     add("--scores", nargs="+", default=[], metavar="FOLDER", help="score files that do not lie next to their results")
+    add_context(parser)
     add("--sort", choices=("step", "he_snr"), default="step", help="order of the leaderboard (default: step)")
     add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     add("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     made = study(
         rows, ladder.checkpoints, folders, scores,
-        remarks=[*remarks, *strange], resamples=args.resamples, seed=args.seed,
+        remarks=[*remarks, *strange], resamples=args.resamples, seed=args.seed, context=args.context,
     )  # fmt: skip
     if scores:
         print("\n" + show([_short(table) for table in _agreed(made)], "text", {}))
@@ -115,7 +116,7 @@ def write_report(made: Study, folder: Path, by: str = "step") -> None:
     from hesnr_tasks.report.page import render
 
     try:
-        leaderboard.write(made.rows, made.ladder, folder, by)
+        leaderboard.write(made.rows, made.ladder, folder, by, leaderboard.context_boards(made))
         tables = _tables(made)
         for table in tables.values():
             if table.rows:

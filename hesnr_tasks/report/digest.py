@@ -15,6 +15,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.cases import case_table
 from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, mass_near, population
 from hesnr_tasks.analysis.frame import Frame, Selection, load, selection
+from hesnr_tasks.analysis.measures import Share, column, share_scored
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.analysis.sums import grid_sums
 from hesnr_tasks.analysis.tables import SWEEP
@@ -68,6 +69,11 @@ class Digest:
         """The set of actions with every filter."""
         return rows_of(self.signature["filters"])[-1]
 
+    def scored(self, select: str) -> Share:
+        """The share of the tokens that would count that was scored."""
+        copies = self.copies[select]
+        return share_scored(float(column(self.sums[select], "tokens") @ copies), float(self.cut[select] @ copies))
+
     def data(self, select: str) -> str:
         """The hash of the texts that `signature.signature` has as `data`."""
         repeated = np.repeat(np.array(self.keys, dtype=object), self.copies[select]).tolist()
@@ -88,11 +94,11 @@ def token_sets(filters: Sequence[str]) -> dict[str, Selection]:
     return {one.name: one for one in chosen}
 
 
-def digest(folder: Path, name: str, k: int, epsilon: float) -> Digest:
+def digest(folder: Path, name: str, k: int, epsilon: float, context: int | None = None) -> Digest:
     """Read one folder of score files; raises as `analysis.frame.load`."""
     filters = ScoreStore.open(folder).signature["filters"]
     wanted = token_sets(filters)
-    frame = load(folder, (k,), masks=[one.mask for one in wanted.values()], name=name)
+    frame = load(folder, (k,), masks=[one.mask for one in wanted.values()], name=name, context=context)
     sets = {key: one for key, one in wanted.items() if _scored(frame, one)}
     masks = [one.mask for one in sets.values()]
     sums: Any = grid_sums(frame, masks, [k], [epsilon]).sums[:, 0, 0] if masks else []
@@ -102,7 +108,7 @@ def digest(folder: Path, name: str, k: int, epsilon: float) -> Digest:
     return Digest(
         name=name,
         folder=folder,
-        signature=frame.store.signature,
+        signature=frame.signature,
         keys=tuple(entry.key for entry in frame.entries),
         ids=tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries),
         sets=sets,

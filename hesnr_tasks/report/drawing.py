@@ -23,6 +23,7 @@ __all__ = [
     "Drawing",
     "about",
     "bars",
+    "bound_axis",
     "cells",
     "checkpoint_axis",
     "label",
@@ -84,9 +85,31 @@ def bars(numbers: Iterable[Number]) -> list[list[float]]:
     return [[0.0 if math.isnan(pair[side]) else max(0.0, pair[side]) for pair in pairs] for side in (0, 1)]
 
 
+def bound_axis(axes: Any, numbers: Iterable[Number], axis: str = "y") -> None:
+    """Limit an axis by the values: bars may widen it by the values' own span on each side, and end beyond it."""
+    kept = [one for one in numbers if math.isfinite(one.value)]
+    log = getattr(axes, f"get_{axis}scale")() == "log"
+    shown = [one for one in kept if one.value > 0] if log else kept
+    if not shown:
+        return
+
+    def place(value: float) -> float:
+        return math.log(max(value, 1e-300)) if log else value
+
+    values = [place(one.value) for one in shown]
+    ends = [place(end) for one in shown for end in (one.low, one.high) if math.isfinite(end)]
+    least, most = min(values), max(values)
+    span = max(most - least, 0.1 * max(map(abs, values)), 1e-9)
+    low, high = max(least - span, min([*ends, least])), min(most + span, max([*ends, most]))
+    pad = 0.06 * max(high - low, span / 2)
+    limits = [math.exp(x) if log else x for x in (low - pad, high + pad)]
+    getattr(axes, f"set_{axis}lim")(*limits)
+
+
 def line(axes: Any, x: Sequence[float], numbers: Sequence[Number], at: int = 0, name: str | None = None) -> None:
     """Values with their intervals, joined."""
     axes.errorbar(x, [one.value for one in numbers], yerr=bars(numbers), label=name, elinewidth=1, **series(at))
+    bound_axis(axes, numbers)
 
 
 def checkpoint_axis(axes: Any, ladder: Sequence[Checkpoint], found: Sequence[Boundary], *, named: bool = True) -> None:

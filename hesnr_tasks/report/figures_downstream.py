@@ -11,9 +11,9 @@ import numpy as np
 
 from hesnr_tasks.analysis.measures import Number, measure
 from hesnr_tasks.analysis.output import Table
-from hesnr_tasks.metrics import EPSILON
+from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
 from hesnr_tasks.report.digest import UNFILTERED
-from hesnr_tasks.report.drawing import NAMES, Drawing, about, bars, label, series, tokens_name
+from hesnr_tasks.report.drawing import NAMES, Drawing, about, bars, bound_axis, label, series, tokens_name
 from hesnr_tasks.report.figures_entropy import spread
 from hesnr_tasks.report.study import Study
 from hesnr_tasks.report.style import COLOURS, MARKERS, figure
@@ -97,6 +97,8 @@ def _points(panel: Any, rows: _Rows, name: str, known: Sequence[str]) -> None:
     x, y = [row[name] for row in rows], [row["downstream"] for row in rows]
     values = [one.value for one in x], [one.value for one in y]
     panel.errorbar(*values, yerr=bars(y), xerr=bars(x), fmt="none", ecolor="#999999", elinewidth=0.9, capsize=1.5)
+    bound_axis(panel, x, "x")
+    bound_axis(panel, y)
     few = len(known) <= _NAMED
     for row, a, b in zip(rows, *values, strict=True):
         at = known.index(row["checkpoint"])
@@ -111,8 +113,9 @@ def sweep_rows(study: Study) -> list[dict[str, Any]]:
     for one in study.digests:
         if len(one.sweep):
             found = measure(
-                one.sweep, one.copies[one.filtered], ("he_snr", "he_tokens"), resamples=study.resamples, seed=study.seed
-            )
+                one.sweep, one.copies[one.filtered], ("he_snr", "he_tokens"),
+                resamples=study.resamples, seed=study.seed, min_tokens=MIN_TOKENS,
+            )  # fmt: skip
             rows += [
                 {"checkpoint": one.name, "epsilon": epsilon, "ways": math.exp(epsilon)}
                 | {"he_snr": line["he_snr"], "he_tokens": round(line["he_tokens"].value)}
@@ -144,6 +147,7 @@ def _draw_sweep(rows: _Rows, names: Sequence[str], epsilon: float) -> Figure:
         axes.plot(x, [row["he_snr"].value for row in own], label=label(name), markersize=3.5, **look)
         low, high = ([getattr(row["he_snr"], end) for row in own] for end in ("low", "high"))
         axes.fill_between(x, low, high, color=look["color"], alpha=0.08, linewidth=0)
+    bound_axis(axes, [row["he_snr"] for row in rows])
     _thresholds(axes, epsilon)
     axes.set(ylabel=NAMES["he_snr"])
     drawn.legend(loc="outside lower center", ncols=4)

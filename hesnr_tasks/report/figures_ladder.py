@@ -15,6 +15,7 @@ from hesnr_tasks.report.drawing import (
     Drawing,
     about,
     bars,
+    bound_axis,
     cells,
     checkpoint_axis,
     label,
@@ -96,6 +97,8 @@ def _draw_accuracy(rows: _Rows) -> Figure:
         )
         axes.plot(x[-1:], [numbers[-1].value], "o", markersize=11, markerfacecolor="none", color="#333333", mew=0.8)
     _log_if_wide(axes, ppl)
+    bound_axis(axes, ppl, "x")
+    bound_axis(axes, [number for name in _TOPS for number in cells(rows, name)])
     axes.set(xlabel="PPL ↓" + (" (log scale)" if axes.get_xscale() == "log" else ""), ylabel="accuracy ↑")
     axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return drawn
@@ -173,7 +176,7 @@ def extension(study: Study) -> Drawing | None:
     caption = (
         f"Size of the High-Entropy Decision Set H and HE-SNR of {len(rows)} checkpoints, "
         f"{tokens_name(study.filtered)}, {study.about(study.filtered)}. Step 0 (grey band) is {ladder[at - 1].name}, "
-        f"the last before the extension; evenly spaced. {study.bars} Those of |H| are ± 1.96 standard errors."
+        f"the last before the extension; evenly spaced. {study.bars} |H| is a count and has none."
     )
     draw = partial(_draw_extension, rows, next(i for i, one in enumerate(kept) if one.name == ladder[at].name))
     table = Table("fig07_extension", title, rows)
@@ -263,6 +266,7 @@ def _draw_sft(rows: _Rows) -> Figure:
             numbers = [row[f"{name}_before"], row[f"{name}_after"]]
             text = f"{label(row['after'])}{', unfiltered' * (row['select'] == UNFILTERED)}"
             panel.errorbar([0, 1], [one.value for one in numbers], bars(numbers), label=text, elinewidth=1, **look)
+        bound_axis(panel, [row[f"{name}_{side}"] for row in rows for side in ("before", "after")])
         panel.set_xticks([0, 1], ["before", "after"])
         panel.set(xlim=(-0.4, 1.4), ylabel=NAMES[name])
         panel.grid(axis="x", visible=False)

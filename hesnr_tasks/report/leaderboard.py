@@ -11,17 +11,22 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
 from hesnr_tasks.errors import printable
+from hesnr_tasks.report.digest import UNFILTERED
 from hesnr_tasks.report.ladder import Checkpoint
 from hesnr_tasks.report.results import Row, Value, groups
+
+if TYPE_CHECKING:
+    from hesnr_tasks.report.study import Study
 
 __all__ = [
     "Board",
     "boards",
+    "context_boards",
     "csv_text",
     "markdown",
     "number",
@@ -39,6 +44,7 @@ _COLUMNS = {
     "entropy": "H_top10",
     "he_tokens": "𝓗 tokens",
     "tokens": "tokens",
+    "scored": "scored",
 }
 _HEADLINES = ("he_snr", "he_ppl", "ppl")
 _SHOWN = 3  # metrics of one benchmark that the page has room for; the CSV has all
@@ -63,10 +69,31 @@ def boards(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "step") 
     return ours
 
 
-def write(rows: Sequence[Row], ladder: Sequence[Checkpoint], folder: Path, by: str = "step") -> None:
-    """Save the leaderboard as Markdown and CSV."""
+def context_boards(study: Study) -> list[Board]:
+    """Checkpoints whose own contexts differ, side by side at the context of the study: numbers of their score files."""
+    found = []
+    for select in (study.filtered, UNFILTERED) if study.context is not None else ():
+        digests = [one for one in study.digests if select in one.sets]
+        lines = []
+        for one in digests:
+            values = study.values[select][one.name]
+            values = {name: values.get(name, Number(math.nan)) for name in _COLUMNS}
+            values["scored"] = Number(one.scored(select))
+            lines.append((one.name, *(_cell(name, values[name].value, values[name].stderr) for name in _COLUMNS)))
+        about = f"{study.about(select)}, from score files: the tokens that all these checkpoints could see"
+        if lines:
+            title = f"{select} at a context of {study.context:,}"
+            found.append(Board(title, about, ("checkpoint", *_COLUMNS.values()), tuple(lines)))
+    return found
+
+
+def write(
+    rows: Sequence[Row], ladder: Sequence[Checkpoint], folder: Path, by: str = "step", more: Sequence[Board] = ()
+) -> None:
+    """Save the leaderboard as Markdown and CSV; `more`: further boards, for the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "leaderboard.md").write_text(markdown(rows, ladder, by) + "\n", encoding="utf-8")
+    text = "\n\n".join([markdown(rows, ladder, by), *map(_markdown, more)])
+    (folder / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
     (folder / "leaderboard.csv").write_text(csv_text(rows, ladder), encoding="utf-8")
 
 
@@ -101,7 +128,7 @@ def side_by_side(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "s
         if len(ranked) == 1:  # with several, the numbers must not be ranked together
             names = _best_first(names, columns[ranked[0]])
     lines = tuple(
-        (name, *(number(*cells.get(name, _UNKNOWN)) for cells in columns.values()))
+        (name, *(_cell(heading.split()[-1], *cells.get(name, _UNKNOWN)) for heading, cells in columns.items()))
         for name in names
         if any(name in cells for cells in columns.values())
     )
@@ -115,10 +142,12 @@ def _side(rows: Sequence[Row]) -> dict[str, dict[str, Value]]:
         known = variants.setdefault(row.task, [])
         if row.comparable not in known:
             known.append(row.comparable)
+    cut = {row.task for row in rows if row.signature and row.values["scored"].value < 1}
     found: dict[str, dict[str, Value]] = {}
     for row in sorted(rows, key=lambda row: (row.signature is None, row.task, row.comparable)):
         mark = f" [{_letter(variants[row.task].index(row.comparable))}]" if len(variants[row.task]) > 1 else ""
-        for name in () if row.member else _HEADLINES if row.signature else list(row.values)[:_SHOWN]:
+        ours = (*_HEADLINES, "scored") if row.task in cut else _HEADLINES
+        for name in () if row.member else ours if row.signature else list(row.values)[:_SHOWN]:
             found.setdefault(f"{row.task}{mark} {_heading(row, name)}", {})[row.model] = row.values[name]
     return found
 
@@ -161,13 +190,16 @@ def _summary(kept: Mapping[str, Any]) -> str:
     cut = f", {kept['tokens_cut']} tokens beyond the context of {kept['max_length']}" if kept["tokens_cut"] else ""
     return (
         f"{' + '.join(kept['kinds'])}{filters}; {kept['trajectories']} trajectories ({kept['data'][:10]}), "
-        f"{kept['render']}, k = {kept['k']}, ε = {kept['epsilon']:.4f}{cut}; ± is one standard error"
+        f"{kept['render']}, k = {kept['k']}, ε = {kept['epsilon']:.4f}{cut}; ± is one standard error; "
+        "scored: share of the tokens that would count, (!) below a half"
     )
 
 
 def _cell(name: str, value: float, error: float | None) -> str:
     if name in ("he_tokens", "tokens") and not math.isnan(value):
         return f"{value:.0f}"
+    if name == "scored" and not math.isnan(value):
+        return f"{value:.1%}{' (!)' * (value < 0.5)}"
     return number(value, error)
 
 

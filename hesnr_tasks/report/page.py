@@ -17,7 +17,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.report import markup
 from hesnr_tasks.report.drawing import NAMES, Drawing, tokens_name
-from hesnr_tasks.report.leaderboard import boards
+from hesnr_tasks.report.leaderboard import boards, context_boards
 from hesnr_tasks.report.markup import text
 from hesnr_tasks.report.study import Study
 
@@ -28,8 +28,9 @@ _READ = (
     "HE-SNR is the mean of p(token) / H_top10 over the tokens where the model hesitates between real continuations "
     "(H_top10 > ε) and the text takes one of its ten candidates; HE-PPL is the perplexity of those tokens, PPL that of "
     "all that count. ↑: more is better, ↓: less is better.",
-    "± is one standard error; intervals are 95 %, from a bootstrap that resamples whole trajectories, because tokens "
-    "of one trajectory are alike. With few trajectories they are wide, and from fewer than four there is none.",
+    "± is one standard error; intervals are 95 %, over whole trajectories, because tokens of one trajectory are alike. "
+    "They widen where few trajectories, or a few long ones, make the number, and are withheld where these tell no more "
+    "than four equal ones would. Scored: share of the tokens that would count; (!): below a half.",
     "Intervals of two checkpoints may overlap although their difference is sure: all checkpoints read the same "
     "trajectories. The table of neighbouring checkpoints has the paired differences; hesnr compare has any pair.",
     "Numbers made differently (data, filters, k, ε, rendering, tokenizer, context …) are never ranked together.",
@@ -51,8 +52,9 @@ class Drawn(NamedTuple):
 
 def render(study: Study, tables: Mapping[str, Table], figures: Sequence[Drawn], by: str = "step") -> str:
     """The page, as HTML. `tables`: correlations, ablation, neighbours, entropy_peaks, cases."""
+    tables_of_models = [*boards(study.rows, study.ladder, by), *context_boards(study)]
     sections = [
-        ("leaderboard", "Leaderboard", "".join(map(markup.board, boards(study.rows, study.ladder, by)))),
+        ("leaderboard", "Leaderboard", "".join(map(markup.board, tables_of_models))),
         ("agreement", "Agreement with the downstream score", _agreement(study, tables["correlations"])),
         ("ablation", "Token type and filter", _ablation(study, tables["ablation"])),
         ("neighbours", "Neighbouring checkpoints: difference over noise", _neighbours(tables["neighbours"])),

@@ -109,7 +109,7 @@ def _rows(path: Path) -> Iterator[Row]:
             made = metadata.get("signature")
             if made and not made.keys() >= _SIGNED:
                 raise ValueError(f"the signature of {task} lacks {', '.join(sorted(_SIGNED - made.keys()))}")
-            numbers = _ours(values) if made else dict(_theirs(values))
+            numbers = _ours(values, made) if made else dict(_theirs(values))
             if numbers:
                 name = task.rsplit("::", 1)[-1]  # lm-eval 0.5 writes `group::task`
                 yield Row(
@@ -149,8 +149,14 @@ def _shortened(names: Iterable[str]) -> dict[str, str]:
     return {name: name for name in parts}
 
 
-def _ours(values: Mapping[str, Any]) -> dict[str, Value]:
-    return {name: _value(values, name, "none") for name in METRICS}
+def _ours(values: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Value]:
+    numbers = {name: _value(values, name, "none") for name in METRICS}
+    scored = _value(values, "scored", "none")
+    if math.isnan(scored.value):  # results of an earlier version
+        tokens = numbers["tokens"].value
+        scored = Value(tokens / total if (total := tokens + made["tokens_cut"]) else math.nan)
+    counts = {name: Value(numbers[name].value) for name, metric in METRICS.items() if metric.denominator is None}
+    return {**numbers, **counts, "scored": scored}
 
 
 def _theirs(values: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:

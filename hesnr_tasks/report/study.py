@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from hesnr_tasks.analysis.measures import Number, measure
+from hesnr_tasks.analysis.frame import context_for
+from hesnr_tasks.analysis.measures import ALL_METRICS, Number, measure
 from hesnr_tasks.analysis.pairing import Run, matched
 from hesnr_tasks.errors import HesnrError
-from hesnr_tasks.metrics import EPSILON
+from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
 from hesnr_tasks.report.digest import OBSERVATION, UNFILTERED, Digest, digest, rows_of
 from hesnr_tasks.report.downstream import Score
 from hesnr_tasks.report.ladder import Checkpoint, boundaries
@@ -25,7 +26,6 @@ __all__ = ["Missing", "Study", "study"]
 _METRICS = (
     "he_snr", "he_ppl", "ppl", "top1_acc", "top2_acc", "top5_acc", "top10_acc", "he_tokens", "tokens", "density",
 )  # fmt: skip
-_COUNTS = ("he_tokens", "tokens")
 _FEWEST = 4  # trajectories for an interval, as in analysis.intervals
 _Z = 1.96
 _RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks hesnr_swe,hesnr_swe_unfiltered --output_path DIR"
@@ -55,6 +55,7 @@ class Study:
     epsilon: float = EPSILON
     resamples: int = RESAMPLES
     seed: int = SEED
+    context: int | None = None  # that score files were restricted to
     notes: list[str] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
 
@@ -71,17 +72,27 @@ class Study:
         """What a number in a caption stands on."""
         counts = {int(one.copies[select].sum()) for one in self.digests if select in one.sets}
         counts |= {int((row.signature or {}).get("trajectories", 0)) for row in self.used if row.select == select}
-        return f"{'–'.join(str(n) for n in sorted({min(counts), max(counts)}))} trajectories" if counts else ""
+        if not counts:
+            return ""
+        spans = [f"{'–'.join(str(n) for n in sorted({min(counts), max(counts)}))} trajectories"]
+        shares = [one.scored(select) for one in self.digests if select in one.sets]
+        if shares and min(shares) < 1:
+            ends = dict.fromkeys(f"{share:.1%}" for share in (min(shares), max(shares)))
+            spans.append(f"{' to '.join(ends)}{' (!)' * (min(shares) < 0.5)} of their tokens scored")
+        if self.context is not None:
+            spans.append(f"context {self.context:,}")
+        return ", ".join(spans)
 
     @property
     def bars(self) -> str:
         """What error bars are."""
+        axes = " Axes are set by the values; a bar may end beyond them."
         if not self.digests:
-            return "Bars: ± 1.96 standard errors (cluster bootstrap over trajectories)."
+            return "Bars: ± 1.96 standard errors (cluster bootstrap over trajectories)." + axes
         other = (
             "" if len(self.digests) == len(self.ladder) else "; ± 1.96 standard errors where there are no score files"
         )
-        return f"Bars: 95 % interval (cluster bootstrap over trajectories{other})."
+        return f"Bars: 95 % interval over trajectories, where they are enough{other}.{axes}"
 
 
 def study(
@@ -93,16 +104,23 @@ def study(
     remarks: Sequence[str] = (),
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    context: int | str | None = None,
 ) -> Study:
-    """Read the score files and put everything together. Runs that must not be compared are left out, with a note."""
+    """Read the score files and put everything together. Runs that must not be compared are left out, with a note.
+
+    `context`: as `analysis.frame.context_for`; figures and tables made of score files are then of these tokens.
+    """
     settings = Counter((row.signature["k"], row.signature["epsilon"]) for row in rows if row.signature)
     k, epsilon = settings.most_common(1)[0][0] if settings else (10, EPSILON)
     notes = list(remarks)
-    found = list(_digests(ladder, folders, k, epsilon, notes))
+    limit, said = _context([folders[one.name] for one in ladder if one.name in folders], context)
+    notes += [said] if said else []
+    found = list(_digests(ladder, folders, k, epsilon, limit, notes))
     kept = _compatible(found, notes)
     filters = list(kept[0].signature["filters"]) if kept else _filters(rows)
     ablation = rows_of(filters)
-    used = [row for group in _chosen(rows, kept) for row in group]
+    # results without score files are of other tokens than score files restricted to a context
+    used = [row for group in _chosen(rows, kept) for row in group] if limit is None else []
     notes += _other_data(rows, kept)
     made = Study(
         ladder=tuple(ladder),
@@ -117,20 +135,38 @@ def study(
         epsilon=epsilon,
         resamples=resamples,
         seed=seed,
+        context=limit,
         notes=notes,
     )
     made.missing.extend(_missing(made))
     return made
 
 
+def _context(folders: Sequence[Path], asked: int | str | None) -> tuple[int | None, str]:
+    """As `context_for`, of the folders that can be read; what is wrong with the others is said when they are read."""
+    readable = []
+    for folder in folders:
+        try:
+            context_for([folder], None)
+            readable.append(folder)
+        except StoreError:
+            continue
+    return context_for(readable, asked)
+
+
 def _digests(
-    ladder: Sequence[Checkpoint], folders: Mapping[str, Path], k: int, epsilon: float, notes: list[str]
+    ladder: Sequence[Checkpoint],
+    folders: Mapping[str, Path],
+    k: int,
+    epsilon: float,
+    context: int | None,
+    notes: list[str],
 ) -> Iterator[Digest]:
     """One at a time; a folder that cannot be read costs its checkpoint the figures, not the others the page."""
     for one in ladder:
         if one.name in folders:
             try:
-                yield digest(folders[one.name], one.name, k, epsilon)
+                yield digest(folders[one.name], one.name, k, epsilon, context)
             except StoreError as error:
                 notes.append(f"{one.name}: its score files are not used: {error}")
 
@@ -186,11 +222,10 @@ def _values(
     found: dict[str, dict[str, dict[str, Number]]] = {}
     for one in digests:
         for name, sums in one.sums.items():
-            line = measure(sums[None], one.copies[name], _METRICS, resamples=resamples, seed=seed)[0]
-            found.setdefault(name, {})[one.name] = {
-                key: _with_ends(number) if key in _COUNTS and one.copies[name].sum() >= _FEWEST else number
-                for key, number in line.items()
-            }
+            line = measure(
+                sums[None], one.copies[name], _METRICS, resamples=resamples, seed=seed, min_tokens=MIN_TOKENS
+            )[0]
+            found.setdefault(name, {})[one.name] = line
     for row in rows:
         numbers = {name: _saved(row, name) for name in _METRICS if name in row.values}
         found.setdefault(row.select, {}).setdefault(row.model, numbers)
@@ -230,11 +265,11 @@ def _saved(row: Row, name: str) -> Number:
     value, error = row.values[name]
     number = Number(value, math.nan if error is None else error)
     few = (row.signature or {}).get("trajectories", 0) < _FEWEST
-    return number if few else _with_ends(number)
+    return number if few or ALL_METRICS[name].denominator is None else _with_ends(number)
 
 
 def _with_ends(number: Number) -> Number:
-    """Ends from the standard error: of counts, and of results without score files."""
+    """Ends from the standard error, for results without score files."""
     half = _Z * number.stderr
     return number._replace(low=number.value - half, high=number.value + half)
 

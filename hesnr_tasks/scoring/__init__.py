@@ -59,7 +59,6 @@ class _Tally:
 
     texts: int = 0
     too_long: int = 0
-    tokens_cut: int = 0
     characters: int = 0
     lost: int = 0
     first_lost: str = ""
@@ -185,7 +184,6 @@ def _beyond(job: _Job, request: ScoringRequest) -> bool:
 def _count(tally: _Tally, request: ScoringRequest, encoded: Encoded, cut: int) -> None:
     tally.texts += 1
     tally.too_long += cut > 0
-    tally.tokens_cut += cut
     tally.characters += len(request.rendered.text)
     tally.lost += encoded.lost
     if encoded.lost and not tally.first_lost:
@@ -195,9 +193,9 @@ def _count(tally: _Tally, request: ScoringRequest, encoded: Encoded, cut: int) -
 def _report(tally: _Tally, backend: Backend) -> None:
     if tally.too_long:
         _log.warning(
-            "%d of %d trajectories are longer than the model's context of %d tokens; %d tokens that count were not "
-            "scored (they are in the results as tokens_cut). Raise max_length in --model_args if the model can read "
-            "more.", tally.too_long, tally.texts, backend.max_length, tally.tokens_cut,
+            "%d of %d trajectories are longer than the model's context of %d tokens: what lies beyond is not scored, "
+            "and each task tells the share of its tokens that was. Raise max_length in --model_args if the model can "
+            "read more.", tally.too_long, tally.texts, backend.max_length,
         )  # fmt: skip
     if tally.lost > 0.05 * tally.characters:
         raise ScoringError(

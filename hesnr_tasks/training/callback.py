@@ -7,7 +7,6 @@ logged here is the number of the checkpoint saved at that step, and training goe
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
-from hesnr_tasks.errors import HesnrError, SettingsError, nearest
-from hesnr_tasks.settings import Settings
+from hesnr_tasks.errors import HesnrError, SettingsError
+from hesnr_tasks.settings import Settings, refuse_unknown
 from hesnr_tasks.signature import describe
 from hesnr_tasks.training.eval_model import LiveModel, mixed_precision, tokenizer_of, unwrapped
 from hesnr_tasks.training.eval_scores import Evaluation, Evaluator, change, numbers
@@ -41,6 +40,7 @@ class HESNRCallback(TrainerCallback):
     render, only_resolved, sample, overflow, resamples …
 
     Logged, under `hesnr/`: he_snr, he_ppl, ppl (`_stderr`: cluster bootstrap over trajectories), tokens, he_tokens,
+    scored (the share of the tokens that would count that fits into the context),
     he_snr_change since the last evaluation (`_stderr`, `_low`, `_high`: paired, 95 %), seconds (all of it) and
     tokens_per_second (reading). `evaluations` keeps the sums of each trajectory, `signature` every choice behind them.
 
@@ -127,9 +127,13 @@ class HESNRCallback(TrainerCallback):
         values = numbers(found, self.settings, self._evaluator.texts.tokens)
         if self.evaluations:
             values |= change(self.evaluations[-1], found, self.settings)
+        values["scored"] = self._evaluator.texts.scored
         values["seconds"] = found.seconds + time.perf_counter() - read
-        if math.isnan(values["he_snr"]):
-            _log.warning("step %d: no token is in the high-entropy set: he_snr and he_ppl are NaN", state.global_step)
+        if "he_snr" not in values:
+            _log.warning(
+                "step %d: %d tokens are in the high-entropy set, fewer than min_tokens=%d: he_snr and he_ppl are not "
+                "logged", state.global_step, values["he_tokens"], max(1, self.settings.min_tokens),
+            )  # fmt: skip
         self.evaluations.append(found)
         return _record({_PREFIX + name: value for name, value in values.items()}, args, state, control)
 
@@ -139,7 +143,8 @@ class HESNRCallback(TrainerCallback):
         split = f", split over {processes} processes" if processes > 1 else ""
         print(
             f"hesnr-tasks: HE-SNR every {self._every} steps: {len(texts.items)} trajectories, {texts.tokens:,} tokens "
-            f"read each time{split}, {texts.counted:,} of them scored (at most {max_length:,} of a text; logged as "
+            f"read each time{split}, {texts.counted:,} of them scored, "
+            f"{texts.scored:.1%} of the tokens that count (at most {max_length:,} of a text; logged as "
             f"{_PREFIX}seconds)\nhesnr-tasks: {describe(self.signature)}",
             file=sys.stderr,
         )
@@ -181,11 +186,6 @@ def _positive(name: str, value: Any) -> int:
 
 
 def _refuse_unknown(settings: dict[str, Any]) -> None:
-    known = [field.name for field in fields(Settings) if field.name not in ("scores", "on_error")]
-    for name in settings:
-        if name == "scores":
-            raise SettingsError(
-                "HESNRCallback writes no score files; its `evaluations` hold the sums. Leave out scores"
-            )
-        if name not in known:
-            raise SettingsError(f"unknown setting {name!r}.{nearest(name, known)} Known: {', '.join(known)}")
+    if "scores" in settings:
+        raise SettingsError("HESNRCallback writes no score files; its `evaluations` hold the sums. Leave out scores")
+    refuse_unknown(settings, [field.name for field in fields(Settings) if field.name not in ("scores", "on_error")])

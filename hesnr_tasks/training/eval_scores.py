@@ -129,19 +129,20 @@ class Evaluator:
 
 
 def numbers(found: Evaluation, settings: Settings, tokens_read: int) -> dict[str, float]:
-    """Values, standard errors and speed; what is not defined is left out, but for metrics themselves (NaN)."""
+    """Values, standard errors and speed; what is not defined, or over fewer than `min_tokens` tokens, is left out."""
     made: dict[str, float] = {}
     for name in _WITH_ERRORS:
         items = _items(found, name)
-        made[name] = aggregate(METRICS[name], items)
-        error = aggregate_error(METRICS[name], items, settings.resamples, settings.bootstrap_seed)
-        made |= _finite({f"{name}_stderr": error})
+        error = aggregate_error(METRICS[name], items, settings.resamples, settings.bootstrap_seed, settings.min_tokens)
+        made |= _finite({name: aggregate(METRICS[name], items, settings.min_tokens), f"{name}_stderr": error})
     made |= {name: aggregate(METRICS[name], _items(found, name)) for name in _COUNTS}
     return {**made, "tokens_per_second": tokens_read / max(found.seconds, 1e-9)}
 
 
 def change(before: Evaluation, now: Evaluation, settings: Settings) -> dict[str, float]:
     """HE-SNR now minus HE-SNR before, paired by trajectory, with its error and 95 % interval where they are defined."""
+    if min(_column(one, "he_tokens").sum() for one in (before, now)) < settings.min_tokens:
+        return {}
     if len(now.sums) < 2:
         return _finite({"he_snr_change": _value(now) - _value(before)})
     sides = (

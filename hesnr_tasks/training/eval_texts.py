@@ -35,6 +35,7 @@ class Texts(NamedTuple):
     """The texts in the order of their keys, as a run of lm-eval sorts them."""
 
     items: tuple[Text, ...]
+    left_out: int = 0  # tokens that count, of trajectories that overflow=skip leaves out
 
     @property
     def tokens(self) -> int:
@@ -45,6 +46,11 @@ class Texts(NamedTuple):
     def counted(self) -> int:
         """Tokens scored in one evaluation."""
         return sum(len(text.passage.targets) for text in self.items)
+
+    @property
+    def scored(self) -> float:
+        """The share of the tokens that would count that is scored."""
+        return self.counted / (self.counted + sum(text.cut for text in self.items) + self.left_out)
 
     def share(self, rank: int, processes: int) -> set[int]:
         """The numbers of the texts that process `rank` reads: longest first, each to who has the least to read."""
@@ -60,7 +66,7 @@ def prepare(settings: Settings, tokenizer: Any, bos: bool | None, max_length: in
     """Read, render, label and tokenise. Raises `HesnrError` where nothing can be scored."""
     corpus, encoder = open_corpus(settings), Encoder(tokenizer, bos)
     mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
-    items = []
+    items, left_out = [], 0
     for index, trajectory in enumerate(corpus.trajectories):
         text = _text(trajectory.id, corpus.labelled(index, settings.render), encoder, mask, max_length)
         if text.cut and settings.overflow == "error":
@@ -68,10 +74,12 @@ def prepare(settings: Settings, tokenizer: Any, bos: bool | None, max_length: in
                 f"trajectory {text.name!r} is longer than the {max_length} tokens that are read; set overflow to "
                 "'right' to score the part that fits, or 'skip' to leave it out"
             )
-        if not (text.cut and settings.overflow == "skip"):
+        if text.cut and settings.overflow == "skip":
+            left_out += text.cut + len(text.passage.targets)
+        else:
             items.append(text)
     _report(items, len(corpus.trajectories), max_length, tokenizer)
-    return Texts(tuple(sorted(items, key=lambda text: text.key)))
+    return Texts(tuple(sorted(items, key=lambda text: text.key)), left_out)
 
 
 def _text(name: str, labelled: Labelled, encoder: Encoder, mask: np.uint64, max_length: int) -> Text:

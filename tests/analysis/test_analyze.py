@@ -66,6 +66,8 @@ def test_values_and_errors_have_the_bits_of_the_lm_eval_run(tmp_path):
             kinds,
             "--filters",
             "xml+format+comments" if task == "hesnr_swe" else filters,
+            "--min-tokens",
+            "0",
         )
         row = rows["results"][0]
         assert row["trajectories"] == 4

@@ -3,7 +3,6 @@
 import argparse
 import json
 
-import numpy as np
 import pytest
 
 from hesnr_tasks.analysis import compare
@@ -46,8 +45,7 @@ def test_the_whole_way_from_files_to_p_is_that_of_a_plain_loop(runs):
         scores = [store.read(key) for key in store]
         sums = [statistics_of(s.scores, s.where(mask), EPSILON, 10) for s in scores]
         sides.append([(one[SUMS.index("he_ratio")], one[SUMS.index("he_tokens")]) for one in sums])
-    draws = np.random.default_rng(1234).integers(0, 40, size=(1000, 40)).tolist()
-    want = slow.paired_t(*sides, draws)
+    want = slow.paired_t(*sides)
     assert (row["difference"]["value"], row["low"], row["high"], row["p"]) == pytest.approx(want, rel=1e-8)
 
 
@@ -106,10 +104,7 @@ def test_other_settings_are_refused_by_name_and_another_model_is_not(tmp_path):
 def test_a_context_limit_counts_where_it_cuts(tmp_path):
     made.run_of(tmp_path / "a", 3, 60)
     made.run_of(tmp_path / "b", 3, 60, max_length=65536)
-    made.run_of(tmp_path / "c", 3, 60, max_length=50, cut=(1,))
     assert "he_snr" in ask(tmp_path / "a", tmp_path / "b", "--resamples", 200)
-    with pytest.raises(SettingsError, match="max_length: 32768 → 50"):
-        ask(tmp_path / "a", tmp_path / "c")
 
 
 def test_other_texts_are_refused_by_name_or_left_out_on_request(tmp_path):

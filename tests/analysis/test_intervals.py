@@ -4,17 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import t as student
 
-from hesnr_tasks.analysis.intervals import estimates, paired
-from hesnr_tasks.analysis.planning import (
-    diagnostics,
-    effective_number,
-    holm,
-    minimum_detectable,
-    trajectories_needed,
-)
+from hesnr_tasks.analysis.intervals import Scale, estimates, paired, why_withheld
+from hesnr_tasks.analysis.planning import diagnostics, holm, minimum_detectable, trajectories_needed
 from hesnr_tasks.metrics import SUMS
-from hesnr_tasks.statistics import bootstrap_sums, standard_error
+from hesnr_tasks.statistics import bootstrap_sums, effective_number, standard_error
 from tests.reference import comparison as slow
 
 
@@ -25,12 +22,6 @@ def trajectories(rng, n, spread=0.4, length=120):
     return size * level + rng.normal(0, 0.3, n) * np.sqrt(size), size
 
 
-def draws(n, resamples, seed):
-    """The resamples that `statistics.resample_counts` makes, as lists of indices."""
-    assert resamples <= 1000
-    return np.random.default_rng(seed).integers(0, n, size=(1000, n))[:resamples].tolist()
-
-
 # --- against slow loops -----------------------------------------------------------------------------------------------
 
 
@@ -39,20 +30,46 @@ def test_intervals_are_those_of_a_plain_loop():
     pairs = [trajectories(rng, 12) for _ in range(3)]
     found = estimates(*(np.stack(side, axis=1) for side in zip(*pairs)), resamples=1000, seed=5)
     for i, (numerator, denominator) in enumerate(pairs):
-        want = slow.bootstrap_t(list(zip(numerator.tolist(), denominator.tolist())), draws(12, 1000, 5))
+        want = slow.robust_t(list(zip(numerator.tolist(), denominator.tolist())))
         assert (found.value[i], found.low[i], found.high[i]) == pytest.approx(want, rel=1e-9)
         sums = bootstrap_sums(np.stack([numerator, denominator], axis=1), 1000, 5)
         assert found.stderr[i] == pytest.approx(standard_error(sums[:, 0] / sums[:, 1]), rel=1e-9)
 
 
-def test_perplexities_are_exponentiated_intervals_of_their_logarithm():
+def test_trajectories_of_equal_length_have_the_textbook_interval_of_a_mean():
+    values = np.random.default_rng(3).normal(5, 2, 9)
+    found = estimates(100 * values[:, None], np.full((9, 1), 100.0), resamples=200)
+    want = student.interval(0.95, 8, values.mean(), values.std(ddof=1) / 3)
+    assert (found.low[0], found.high[0]) == pytest.approx(want, rel=1e-12)
+
+
+def test_perplexities_are_exponentiated_intervals_of_their_logarithm_and_at_least_one():
     numerator, denominator = (side[:, None] for side in trajectories(np.random.default_rng(1), 15))
     plain = estimates(numerator, denominator, resamples=500)
-    powers = estimates(numerator, denominator, True, resamples=500)
+    powers = estimates(numerator, denominator, Scale.EXP, resamples=500)
     assert powers.low[0] == pytest.approx(math.exp(plain.low[0]))
     assert powers.high[0] == pytest.approx(math.exp(plain.high[0]))
     sums = bootstrap_sums(np.hstack([numerator, denominator]), 500)
     assert powers.stderr[0] == pytest.approx(standard_error(np.exp(sums[:, 0] / sums[:, 1])))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 1)), min_size=1, max_size=30),
+    st.sampled_from([Scale.EXP, Scale.SHARE, Scale.POSITIVE]),
+)
+def test_no_interval_leaves_the_range_of_its_metric(rows, scale):
+    """However unequal the trajectories; and an interval holds its value, or there is none."""
+    size = np.array([[n] for n, _ in rows], dtype=np.float64)
+    level = np.array([[x] for _, x in rows]) * (9 if scale is not Scale.SHARE else 1)
+    found = estimates(np.floor(size * level) if scale is Scale.SHARE else size * level, size, scale, resamples=100)
+    value, _, low, high = (float(column[0]) for column in found)
+    if math.isnan(low):
+        assert math.isnan(high)
+        return
+    least, most = {Scale.EXP: (1, math.inf), Scale.SHARE: (0, 1), Scale.POSITIVE: (0, math.inf)}[scale]
+    assert least <= low <= value * (1 + 1e-9)
+    assert value * (1 - 1e-9) <= high <= most
 
 
 @pytest.mark.parametrize("exponentiate", [False, True])
@@ -62,7 +79,7 @@ def test_paired_differences_are_those_of_a_plain_loop(exponentiate):
     b, other = a + rng.normal(0.3, 2, 14), size + rng.integers(0, 9, 14)
     found = paired((a, size), (b, other), exponentiate, resamples=1000, seed=3)
     sides = [list(zip(x.tolist(), y.tolist())) for x, y in ((a, size), (b, other))]
-    want = slow.paired_t(*sides, draws(14, 1000, 3), exponentiate)
+    want = slow.paired_t(*sides, exponentiate)
     assert (found.difference, found.low, found.high, found.p) == pytest.approx(want, rel=1e-8)
 
 
@@ -159,23 +176,38 @@ def test_diagnostics_name_what_makes_errors_doubtful():
     cut[0] = 400
     said = list(diagnostics(sums, np.ones(40, dtype=np.int64), cut, "he_snr"))
     assert said == [
-        "uneven: 40 trajectories tell as much as 1 of equal length",
+        "no interval: 40 trajectories as unequal as these tell as much as 1.0 equal ones",
         "9% of tokens beyond the context",
         "no such token in 38 trajectories",
     ]
+    sums[:, SUMS.index("he_tokens")] = [500] * 8 + [3] * 32
+    assert next(diagnostics(sums, np.ones(40, dtype=np.int64), cut, "he_snr")) == (
+        "uneven: 40 trajectories tell as much as 8 of equal length"
+    )
     assert list(diagnostics(sums[:20], np.ones(20, dtype=np.int64), cut[:20] * 0, "ppl")) == ["few trajectories (20)"]
     assert effective_number(np.ones(7)) == pytest.approx(7)
 
 
-@pytest.mark.parametrize(("n", "has"), [(2, False), (3, False), (4, True), (8, True)])
-def test_two_or_three_trajectories_have_an_error_but_no_interval(n, has):
-    """Among so few, more than one resample in twenty is one trajectory over and over, which says nothing of spread."""
+@pytest.mark.parametrize(
+    ("n", "error", "has"), [(1, False, False), (2, True, False), (3, True, False), (4, True, True)]
+)
+def test_a_few_equal_trajectories_have_an_error_but_no_interval(n, error, has):
     rng = np.random.default_rng(n)
-    numerator, denominator = trajectories(rng, n)
-    found = estimates(numerator[:, None], denominator[:, None], resamples=2000)
-    assert np.isfinite(found.stderr[0])
-    assert np.isfinite(found.low[0]) == has
-    assert not has or found.high[0] - found.low[0] < 100 * found.stderr[0]
-    other = paired((numerator, denominator), (numerator + rng.normal(0, 1, n), denominator), resamples=2000)
-    assert np.isfinite(other.low) == has
-    assert other.p > 0.01
+    size = np.full(n, 100.0)
+    numerator = size * rng.gamma(4, 1 / 4, n)
+    found = estimates(numerator[:, None], size[:, None], resamples=2000)
+    other = paired((numerator, size), (numerator + rng.normal(0, 1, n), size), resamples=2000)
+    for one in (found.stderr[0], other.stderr):
+        assert np.isfinite(one) == error
+    for one in (found.low[0], found.high[0], other.low, other.high, other.p):
+        assert np.isfinite(one) == has
+    assert bool(why_withheld(size)) != has
+
+
+def test_where_one_trajectory_holds_most_tokens_neither_error_nor_interval_is_given_and_the_reason_is():
+    size = np.array([2000.0, *[20.0] * 14])
+    rng = np.random.default_rng(1)
+    found = estimates((size * rng.gamma(4, 1 / 4, 15))[:, None], size[:, None], resamples=500)
+    assert np.isfinite(found.value[0])
+    assert np.isnan([found.stderr[0], found.low[0], found.high[0]]).all()
+    assert why_withheld(size) == "15 trajectories as unequal as these tell as much as 1.3 equal ones"

@@ -1,8 +1,10 @@
-"""Score analysis the slow way: tokens one by one, resamples one by one, plain Python. Uses nothing of the package."""
+"""Score analysis the slow way: tokens and trajectories one by one, plain Python. Uses nothing of the package."""
 
 import math
 
-__all__ = ["bootstrap_t", "density", "holm", "paired_t", "tally"]
+from scipy.stats import t as student
+
+__all__ = ["density", "holm", "paired_t", "robust_t", "tally"]
 
 
 def entropy(logprobs):
@@ -26,50 +28,54 @@ def tally(tokens, epsilon, k):
     return n, nll, high, high_nll, ratio
 
 
-def ratio_and_error(pairs):
-    """Pooled ratio of (numerator, denominator) pairs and its linearised standard error."""
+def robust_t(pairs, level=0.95):
+    """Value, both ends of the interval, by matrices: CR2 variance, Satterthwaite's degrees of freedom, Student's t."""
     d = math.fsum(b for _, b in pairs)
-    value = math.fsum(a for a, _ in pairs) / d
-    return value, math.sqrt(math.fsum((a - value * b) ** 2 for a, b in pairs)) / d
-
-
-def bootstrap_t(pairs, draws, level=0.95):
-    """Value and both ends of the symmetric bootstrap-t interval; `draws`: lists of indices."""
-    value, error = ratio_and_error(pairs)
-    deviations = []
-    for draw in draws:
-        drawn, spread = ratio_and_error([pairs[i] for i in draw])
-        deviations.append(abs(drawn - value) / spread)
-    q = _quantile(deviations, level)
+    value, weights = math.fsum(a for a, _ in pairs) / d, [b / d for _, b in pairs]
+    influences = [(a - value * b) / d for a, b in pairs]
+    error, q = _error_and_quantile(influences, weights, weights, level)
     return value, value - q * error, value + q * error
 
 
-def paired_t(a, b, draws, exponentiate=False, level=0.95):
+def paired_t(a, b, exponentiate=False, level=0.95):
     """(difference b - a, low, high, p) of two lists of (numerator, denominator) pairs."""
-    difference, error = _difference(a, b, exponentiate)
-    deviations = []
-    for draw in draws:
-        drawn, spread = _difference([a[i] for i in draw], [b[i] for i in draw], exponentiate)
-        deviations.append(abs(drawn - difference) / spread)
-    q = _quantile(deviations, level)
-    p = (1 + sum(t >= abs(difference) / error for t in deviations)) / (1 + len(deviations))
-    return difference, difference - q * error, difference + q * error, p
-
-
-def _difference(a, b, exponentiate):
-    influences, values = [], []
+    values, influences, weights = [], [], []
     for pairs in (a, b):
         d = math.fsum(y for _, y in pairs)
         ratio = math.fsum(x for x, _ in pairs) / d
         values.append(math.exp(ratio) if exponentiate else ratio)
         slope = values[-1] if exponentiate else 1.0
-        influences.append([slope * (x - ratio * y) / d for x, y in pairs])
-    error = math.sqrt(math.fsum((right - left) ** 2 for left, right in zip(*influences, strict=True)))
-    return values[1] - values[0], error
+        own = [y / d for _, y in pairs]
+        influences.append([slope * (x - ratio * y) / d / math.sqrt(1 - w) for (x, y), w in zip(pairs, own)])
+        weights.append(own)
+    mean = [(x + y) / 2 for x, y in zip(*weights)]
+    change = [y - x for x, y in zip(*influences)]
+    error, freedom = _error_and_freedom(change, mean)
+    q = student.ppf((1 + level) / 2, freedom)
+    difference = values[1] - values[0]
+    p = 2 * (1 - student.cdf(abs(difference) / error, freedom))
+    return difference, difference - q * error, difference + q * error, p
 
 
-def _quantile(values, level):
-    return sorted(values)[math.ceil(level * (len(values) + 1)) - 1]
+def _error_and_quantile(influences, leverages, weights, level):
+    scaled = [u / math.sqrt(1 - w) for u, w in zip(influences, leverages)]
+    error, freedom = _error_and_freedom(scaled, weights)
+    return error, student.ppf((1 + level) / 2, freedom)
+
+
+def _error_and_freedom(scaled, weights):
+    """Of sum(scaled²), made unbiased for trajectories of equal variance; M = (I - 1w')(I - w1') as a matrix."""
+    n = len(weights)
+    project = [[(i == j) - weights[j] for j in range(n)] for i in range(n)]
+    a = [w**2 / (1 - w) for w in weights]
+    g = [
+        [math.sqrt(a[i] * a[j]) * math.fsum(x * y for x, y in zip(project[i], project[j])) for j in range(n)]
+        for i in range(n)
+    ]
+    trace = math.fsum(g[i][i] for i in range(n))
+    squares = math.fsum(x * x for row in g for x in row)
+    variance = math.fsum(u * u for u in scaled) * math.fsum(w * w for w in weights) / trace
+    return math.sqrt(variance), trace**2 / squares
 
 
 def holm(p_values):
