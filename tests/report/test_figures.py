@@ -10,7 +10,7 @@ from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.report import figures_downstream, figures_entropy, figures_ladder, tables
 from hesnr_tasks.report.digest import OBSERVATION, token_sets
-from hesnr_tasks.report.drawing import bars
+from hesnr_tasks.report.drawing import bars, bound_axis
 from hesnr_tasks.report.ladder import order, parse
 from hesnr_tasks.report.results import read_results
 from hesnr_tasks.report.style import look, save
@@ -30,6 +30,23 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(folders):
     return ladders.study_of(folders)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_axes_are_set_by_the_values_not_by_an_endless_interval(axis, scale):
+    from matplotlib.figure import Figure
+
+    numbers = [Number(248.0, 50.0, 3e-5, 2.2e9), Number(131.0, 11.0, 110.0, 160.0), Number(math.nan)]
+    axes = Figure().subplots()
+    getattr(axes, f"set_{axis}scale")(scale)
+    bound_axis(axes, numbers, axis)
+    low, high = getattr(axes, f"get_{axis}lim")()
+    assert 0 < low < 131 < 248 < high < 600
+    bound_axis(axes, [Number(5.0, 0.1, 4.9, 5.1)] * 2, axis)
+    low, high = getattr(axes, f"get_{axis}lim")()
+    assert 4 < low < 4.9 < 5.1 < high < 6
+    bound_axis(axes, [Number(math.nan)], axis)  # nothing to show: the axis stays as it is
 
 
 def tally(folder, select, epsilon=EPSILON):

@@ -65,6 +65,17 @@ def test_a_context_limit_that_cuts_nothing_does_not_separate(tmp_path):
     assert board(tmp_path).count("| checkpoint |") == 1
 
 
+def test_the_share_scored_is_a_column_and_marked_below_a_half(tmp_path):
+    """Also of results of a version that did not save it; beside other benchmarks where anything was cut."""
+    saved = result(tmp_path, "a", tokens_cut=900)
+    for numbers, want in (({"tokens,none": 100}, "10.0% (!)"), ({"tokens,none": 100, "scored,none": 0.75}, "75.0%")):
+        saved["results"]["hesnr_swe"] |= numbers
+        (tmp_path / "a" / "results_1.0.json").write_text(json.dumps(saved))
+        side, own = board(tmp_path).split("\n\n**")
+        assert f"| {want} |" in side
+        assert f"| {want} |" in own
+
+
 def test_a_folder_without_results_says_how_to_make_some(tmp_path):
     with pytest.raises(DataError, match="--tasks hesnr_swe"):
         read_results([str(tmp_path)])
