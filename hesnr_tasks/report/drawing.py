@@ -102,8 +102,8 @@ def bound_axis(axes: Any, numbers: Iterable[Number], axis: str = "y") -> None:
     span = max(most - least, 0.1 * max(map(abs, values)), 1e-9)
     low, high = max(least - span, min([*ends, least])), min(most + span, max([*ends, most]))
     pad = 0.06 * max(high - low, span / 2)
-    limits = [math.exp(x) if log else x for x in (low - pad, high + pad)]
-    getattr(axes, f"set_{axis}lim")(*limits)
+    start = max(low - pad, 0.0) if low >= 0 and not log else low - pad  # no room for values that cannot be
+    getattr(axes, f"set_{axis}lim")(*(math.exp(x) if log else x for x in (start, high + pad)))
 
 
 def line(axes: Any, x: Sequence[float], numbers: Sequence[Number], at: int = 0, name: str | None = None) -> None:
