@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     from hesnr_tasks.analysis import analyze, compare
     from hesnr_tasks.egss import report as egss
     from hesnr_tasks.egss import select
+    from hesnr_tasks.integrations import watch
     from hesnr_tasks.passk import command as passk
     from hesnr_tasks.report import command as report
     from hesnr_tasks.search import command as search
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "analyze": (analyze, "any threshold, k, kinds, filters and breakdown, from score files"),
         "compare": (compare, "is one run better than another? paired, from score files"),
         "report": (report, "leaderboard, correlations, figures and one page, of lm-eval results"),
+        "watch": (watch, "score each checkpoint of a training run as it is completed"),
         "passk": (passk, "Pass@K with intervals, from logs, reports or tables"),
         "egss": (egss, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
         "select": (select, "one patch an instance from finished runs, by their tests and by votes (EGSS)"),

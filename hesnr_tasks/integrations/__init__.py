@@ -1,0 +1,1 @@
+"""Beside a training run: what scores its checkpoints while it goes on."""
