@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep-converted", action="store_true", help="keep what --convert makes, in OUTPUT_PATH/converted")
     add("--interval", type=float, default=30, help="seconds between looks at the folder (default: 30)")
     add("--once", action="store_true", help="score what is complete now, then stop")
-    add("lm_eval", nargs=argparse.REMAINDER, help="after --: further arguments of lm_eval")
+    add("--lm_eval_args", default="", metavar="WORDS", help="further arguments of lm_eval, e.g. '--batch_size auto'")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,7 +108,7 @@ def _command(args: argparse.Namespace) -> list[str]:
     ]
     command = [sys.executable, "-m", "lm_eval", "run", "--model", args.model, "--tasks", args.tasks]
     command += ["--include_path", str(tasks_path()), "--metadata", json.dumps(metadata)]
-    return command + [word for word in args.lm_eval if word != "--"]
+    return command + shlex.split(args.lm_eval_args)
 
 
 class _Watcher:
