@@ -39,7 +39,7 @@ def log(folder, name):
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-    """What a training run has written by now: two whole checkpoints, a broken one, one half written, one being written."""
+    """What a training run has written by now: whole checkpoints, a broken one, one half written, one begun."""
     folder = tmp_path_factory.mktemp("watch")
     write(folder / "small.jsonl", SMALL)
     checkpoints = folder / "checkpoints"
