@@ -27,6 +27,10 @@ __all__ = ["PatchError", "Ran", "Sandbox", "SandboxError", "sandbox_config", "se
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|_PAT$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"^\w[\w+.-]*://[^/\s:@]*:[^/\s@]+@")  # an address with a password in it
+_OUTSIDE = re.compile(  # in the lines of a diff that name files
+    r"^(?:\+\+\+|---|rename to|rename from|copy to) \"?((?:[ab]/)?(?!/dev/null)(?:/|(?:[^\n]*/)?(?:\.\.|\.git)/)[^\n]*)",
+    re.MULTILINE | re.IGNORECASE,
+)
 _CHUNK = 60_000  # characters; one argument of a command holds 128 KiB
 _MARGIN = 20  # seconds an environment gets beyond the time limit of a command inside
 _LARGEST = 8_000_000  # bytes read out of an environment
@@ -218,6 +222,9 @@ class Sandbox:
         """Apply a patch. Raises `PatchError`, `SandboxError`."""
         if not patch.strip():
             return
+        outside = _OUTSIDE.search(patch)
+        if outside:
+            raise PatchError(f"the patch changes files outside of the repository, or git's own: {outside[1]!r}")
         file = ".hesnr-select.patch"
         self.write(file, patch)
         ran = self.run(_APPLY.format(patch=file))

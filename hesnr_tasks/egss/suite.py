@@ -39,6 +39,7 @@ WRITTEN_BY_MODEL = "augmentation"
 _REPOSITORY = "repository"
 _JUNIT = ".hesnr-junit.xml"
 _PASSED, _FAILED, _SKIPPED, _ERROR = "passed", "failed", "skipped", "error"
+_HUNG = "it takes longer than"
 # patch key -> path -> test -> outcome; a file without an outcome has the one test "" with the reason
 _Outcomes = dict[str, dict[str, dict[str, str]]]
 
@@ -264,7 +265,7 @@ class Tester:
             f"rm -f {_JUNIT}; export PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED={repeat}; {command}", self.runner.timeout
         )
         if ran.timed_out:
-            return {"": f"it takes longer than {self.runner.timeout} s"}
+            return {"": f"{_HUNG} {self.runner.timeout} s"}
         outcomes = junit_outcomes(sandbox.read(_JUNIT))
         if outcomes:
             return outcomes
@@ -281,7 +282,8 @@ class Tester:
             suite.dropped[file.path] = next((tests[""] for tests in ran.values()), "no patch could be tested")
             self.notes["test files that run on no patch"] += 1
             return
-        if own and collected <= own and len(ran) > len(collected):
+        hung = {key for key, tests in ran.items() if tests.get("", "").startswith(_HUNG)}
+        if own and collected <= own and len(ran) > len(collected | hung):
             suite.dropped[file.path] = "it runs only on the patch of its author"
             return
         for name in dict.fromkeys(name for key in collected for name in ran[key]):
