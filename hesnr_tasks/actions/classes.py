@@ -30,9 +30,10 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 
-from hesnr_tasks.actions import Call, parse_action
+from hesnr_tasks.actions import Call, Parameter, parse_action
 from hesnr_tasks.actions.programs import CLASSES, FILTER, Part, classify, inner_script, table, written_files
-from hesnr_tasks.actions.shell import Simple, canonical, names, program, simple_commands, verb
+from hesnr_tasks.actions.shell import Simple, canonical, program, simple_commands, verb
+from hesnr_tasks.actions.tools import parameter_role, tool_runs
 from hesnr_tasks.actions.views import View
 from hesnr_tasks.errors import SettingsError, nearest
 
@@ -41,7 +42,6 @@ __all__ = [
     "RESOLUTIONS",
     "action_class",
     "action_parts",
-    "call_values",
     "canonical_key",
     "canonical_path",
     "decision_words",
@@ -181,12 +181,7 @@ def _short(key: str) -> str:
 
 # --- tools that are not shells ---
 
-_SHELLS = names(
-    "bash execute_bash shell terminal run_bash sh run_command run_shell_command execute_command command "
-    "local_shell container.exec bash_tool run_terminal_cmd exec_command run execute mswea_bash_command"
-)
-SCRIPTS = ("command", "cmd", "commands", "script", "code", "input", "")
-_PATHS = ("path", "file_path", "filename", "file", "target_file", "notebook_path", "file_name", "dir_path", "directory")
+_FOLDERS = ("dir_path", "directory")
 _PATTERNS = ("pattern", "query", "search_term", "regex", "search", "keyword", "file_pattern", "glob_pattern")
 _KINDS = table(
         read="view read read_file open open_file cat view_file show_file readfile notebookread read_many_files "
@@ -211,25 +206,28 @@ _EDITORS = ("str_replace_editor", "file_editor", "str_replace_based_edit_tool", 
 _PATCHED = re.compile(r"^\*\*\* (?:Update|Add|Delete) File: (\S+)", re.MULTILINE)
 
 
-def call_values(call: Call, text: str) -> dict[str, str]:
-    """The parameters of a call as text, JSON escapes resolved; the first of two with the same name counts."""
-    return call.values(text)
-
-
 def is_shell(call: Call) -> bool:
     """Whether the call is to run a shell script."""
-    return call.form == "text" or call.name.lower() in _SHELLS
+    return call.form == "text" or tool_runs(call.name) == "shell"
+
+
+def _script(call: Call) -> Parameter | None:
+    """The parameter that holds the program that a call runs."""
+    for role in ("command", "code"):
+        for parameter in call.parameters:
+            if parameter_role(parameter.name, role):
+                return parameter
+    return next((parameter for parameter in call.parameters if not parameter.name), None)
 
 
 def shell_text(call: Call, text: str) -> str | None:
     """The shell script that a call runs, or None if it is a tool of another kind."""
     if not is_shell(call):
         return None
-    values = call_values(call, text)
-    script = next((values[name] for name in SCRIPTS if name in values), None)
+    script = _script(call)
     if script is None:
-        return None if values else ""
-    return _joined(script)
+        return None if call.parameters else ""
+    return _joined(script.view(text).text)
 
 
 def _joined(value: str) -> str:
@@ -247,14 +245,19 @@ def _joined(value: str) -> str:
 
 def tool_part(call: Call, text: str) -> Part:
     """What a call does that is no shell command; an unknown tool is `other`, with its name for a target."""
-    values = call_values(call, text)
+    values = call.values(text)
     name = call.name.lower().rsplit("__", 1)[-1].strip()
-    path = tuple(value for value in (values.get(key, "").strip() for key in _PATHS) if value)[:1]
+    path = tuple(
+        value.strip()
+        for key, value in values.items()
+        if value.strip() and (parameter_role(key, "path") or key in _FOLDERS)
+    )[:1]
     if name in _EDITORS:
         return Part("read" if values.get("command", "").strip() == "view" else "edit", path)
     kind = _KINDS.get(name, "other")
     if kind == "run":
-        code = next((values[key] for key in SCRIPTS if key in values), "")
+        script = _script(call)
+        code = script.view(text).text if script else ""
         written = tuple(file for file in written_files(code) if file)
         return Part("edit", written) if written or written_files(code) else Part("run", ("-",))
     if kind == "edit" and not path:
@@ -268,7 +271,7 @@ def tool_part(call: Call, text: str) -> Part:
 
 def tool_whole(call: Call, text: str) -> str:
     """Name and parameters in one order; white space at the ends of lines and values does not count."""
-    values = sorted(call_values(call, text).items())
+    values = sorted(call.values(text).items())
     lines = [f"{key}={json.dumps(_trimmed(value), ensure_ascii=False)}" for key, value in values]
     return " ".join([call.name.strip() or "call", *lines])
 
@@ -309,7 +312,7 @@ def _name(call: Call, action: str) -> list[CharSpan]:
 def _verbs(call: Call, action: str, arguments: int) -> tuple[list[CharSpan], bool]:
     """The first words of what a call is to do, and whether that is more than preparation."""
     if is_shell(call):
-        script = next((p for name in SCRIPTS for p in call.parameters if p.name == name), None)
+        script = _script(call)
         return _command_words(script.view(action), arguments) if script else ([], False)
     values = (parameter.view(action) for parameter in call.parameters)
     spans = (span for view in values for span in _first_word(view))

@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hesnr_tasks.actions.shell import Simple, names, operands, program, program_name, values
+from hesnr_tasks.actions.shell import Simple, operands, program, program_name, values
+from hesnr_tasks.actions.tools import names
 
 __all__ = ["CLASSES", "FILTER", "Part", "classify", "inner_script", "table", "written_files"]
 

@@ -11,9 +11,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from hesnr_tasks.actions.tools import names
 from hesnr_tasks.filters.shell import Command, HereDocument, Script, Word, lex_shell
 
-__all__ = ["Simple", "canonical", "names", "operands", "program", "program_name", "simple_commands", "values", "verb"]
+__all__ = ["Simple", "canonical", "operands", "program", "program_name", "simple_commands", "values", "verb"]
 
 CharSpan = tuple[int, int]
 
@@ -163,11 +164,6 @@ def _quoted(word: Word, text: str) -> str:
 
 
 # --- the words of a command ---
-
-
-def names(text: str) -> frozenset[str]:
-    """The words of `text`, as a set."""
-    return frozenset(text.split())
 
 
 TAKES_VALUE: dict[str, str] = {  # options that are followed by a word of their own

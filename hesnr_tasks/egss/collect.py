@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.actions import parse_action
-from hesnr_tasks.actions.classes import action_parts, call_values, canonical_path
+from hesnr_tasks.actions.classes import action_parts, canonical_path
+from hesnr_tasks.actions.tools import parameter_role
 from hesnr_tasks.analysis.options import unique_names
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers import registry
@@ -183,8 +184,8 @@ def _tests(trajectory: Trajectory, test_files: re.Pattern[str]) -> Tests:
     segments = itertools.chain.from_iterable(message.segments for message in trajectory.messages)
     for action in (segment.text for segment in segments if segment.kind is Kind.ACTION):
         for call in parse_action(action):
-            values = call_values(call, action)
-            path = _inside(values.get("path", "") or values.get("file_path", ""))
+            values = call.values(action)
+            path = _inside(next((value for key, value in values.items() if parameter_role(key, "path")), ""))
             content = next((values[key] for key in _CONTENTS if key in values), None)
             old, new = values.get("old_str", values.get("old_string")), values.get("new_str", values.get("new_string"))
             if path and content is not None:

@@ -28,7 +28,8 @@ __all__ = ["PatchError", "Ran", "Sandbox", "SandboxError", "sandbox_config", "se
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|_PAT$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"^\w[\w+.-]*://[^/\s:@]*:[^/\s@]+@")  # an address with a password in it
 _OUTSIDE = re.compile(  # in the lines of a diff that name files
-    r"^(?:\+\+\+|---|rename to|rename from|copy to) \"?((?:[ab]/)?(?!/dev/null)(?:/|(?:[^\n]*/)?(?:\.\.|\.git)/)[^\n]*)",
+    r"^(?:\+\+\+|---|rename to|rename from|copy to) \"?"
+    r"((?:[ab]/)?(?!/dev/null)(?:/|(?:[^\n]*/)?(?:\.\.|\.git)/)[^\n]*)",
     re.MULTILINE | re.IGNORECASE,
 )
 _CHUNK = 60_000  # characters; one argument of a command holds 128 KiB
