@@ -83,10 +83,17 @@ def statistics_of(scores: Scores, counted: npt.NDArray[np.bool_], epsilon: float
     known = rank >= 1
     high = (entropy > epsilon) & known & (rank <= k)
     parts = [float(len(logprob)), -logprob.sum()]
-    parts += [float((known & (rank <= j)).sum()) for j in (1, 2, 5, 10)]
+    width = scores.topk_logprobs.shape[1]
+    parts += [_within_top(np.where(rank == 0, -width, rank), j) for j in (1, 2, 5, 10)]
     parts += [entropy.sum(), float(high.sum()), -logprob[high].sum()]
     parts += [(np.exp(logprob[high]) / entropy[high]).sum()]
     return np.array(parts, dtype=np.float64)
+
+
+def _within_top(rank: npt.NDArray[np.int32], j: int) -> float:
+    """How many ranks are at most j; NaN if that is not known of one (rank -n: beyond the n most likely)."""
+    unknown = (rank < 0) & (-rank < j)
+    return math.nan if unknown.any() else float(((rank >= 1) & (rank <= j)).sum())
 
 
 def evaluate(metric: Metric, numerator: FloatArray | np.float64, denominator: FloatArray | np.float64) -> FloatArray:

@@ -128,6 +128,7 @@ def load(
     columns = list(dict.fromkeys(["position", "label", "logprob", "rank", "topk_logprobs", "labels_cut", *extra]))
 
     def work(entry: Entry, found: dict[str, Array]) -> tuple[Entry, dict[str, Array]]:
+        found["rank"] = np.where(found["rank"] == 0, -found["topk_logprobs"].shape[1], found["rank"])
         # a model that reads `context` ids scores positions 0 … context - 1, and these are in the order of the text
         fits = len(found["label"]) if context is None else int(np.searchsorted(found["position"], context))
         found["labels_cut"] = np.concatenate([found["label"][fits:], found["labels_cut"]])

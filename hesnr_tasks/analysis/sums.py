@@ -123,9 +123,11 @@ def _plain(frame: Frame, counted: BoolArray) -> FloatArray:
 
 
 def _plain_columns(logprob: FloatArray, rank: npt.NDArray[np.int32], bounds: npt.NDArray[np.int64]) -> list[FloatArray]:
-    known = rank >= 1
-    within = [np.concatenate([[0], np.cumsum(known & (rank <= j))])[bounds] for j in _TOPS]
-    tops = [np.diff(counts).astype(np.float64) for counts in within]
+    tops = [np.diff(np.concatenate([[0], np.cumsum((rank >= 1) & (rank <= j))])[bounds]) for j in _TOPS]
+    if (rank < 0).any():  # -n: beyond the n most likely, further not known
+        unknown = [np.diff(np.concatenate([[0], np.cumsum((rank < 0) & (-rank < j))])[bounds]) for j in _TOPS]
+        tops = [np.where(lost > 0, np.nan, counts) for counts, lost in zip(tops, unknown, strict=True)]
+    tops = [counts.astype(np.float64) for counts in tops]
     return [np.diff(bounds).astype(np.float64), -_segments(logprob, bounds), *tops]
 
 

@@ -266,7 +266,8 @@ def _refuse_non_finite(passage: Passage, scores: Scores) -> None:
     if not good.all():
         first = int(np.argmin(good))
         raise ScoringError(
-            f"the model gave NaN or infinite values at token {int(passage.targets[first])} of trajectory "
-            f"{passage.name!r} ({int((~good).sum())} of {len(good)} scored tokens). Has this checkpoint diverged? "
-            "If it was trained in bfloat16, try dtype=bfloat16 or float32 in --model_args instead of float16."
+            "the model gave NaN or infinite values, or probability 0 to the text's token or one of the k likeliest, at "
+            f"token {int(passage.targets[first])} of trajectory {passage.name!r} ({int((~good).sum())} of {len(good)} "
+            "scored tokens). Has this checkpoint diverged? If it was trained in bfloat16, try dtype=bfloat16 or "
+            "float32 in --model_args instead of float16."
         )

@@ -18,7 +18,7 @@ import numpy as np
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scoring.api_answers import FORMS, Form, TokenTexts
 from hesnr_tasks.scoring.api_http import Refused, Server
-from hesnr_tasks.scoring.prompt_logprobs import Rows, to_scores
+from hesnr_tasks.scoring.prompt_logprobs import Rows, to_scores, vocabulary_bound
 from hesnr_tasks.scoring.types import Backend, Passage, Scores
 
 __all__ = ["make"]
@@ -54,6 +54,7 @@ class _API(Backend):
         self._card = next((card for card in self._served if card.get("id") == lm.model), {})
         self._max_length = _max_length(int(lm.max_length), self._card.get("max_model_len"))
         self._texts = TokenTexts(lm.tokenizer)
+        self._vocabulary = vocabulary_bound(lm.tokenizer)
 
     @property
     def tokenizer(self) -> Any:
@@ -102,7 +103,7 @@ class _API(Backend):
             ) from error
         except _MALFORMED as error:
             raise ScoringError(f"{self._server} answered {what} with values that cannot be used: {error}") from error
-        return to_scores(passage, rows, f"the server at {self._server}")
+        return to_scores(passage, rows, f"the server at {self._server}", self._vocabulary)
 
     def _ask(self, form: Form, passage: Passage, k: int, what: str) -> Rows:
         payload = {"model": self._lm.model, "prompt": passage.ids.tolist(), "max_tokens": 1, "temperature": 0}
@@ -116,7 +117,7 @@ class _API(Backend):
         failed: dict[str, list[str]] = {}
         for form in FORMS:
             try:
-                to_scores(probe, self._ask(form, probe, k, probe.name), str(self._server))
+                to_scores(probe, self._ask(form, probe, k, probe.name), str(self._server), self._vocabulary)
             except Refused as error:
                 self._refuse_for_good(error)
                 failed.setdefault(str(error), []).append(form.name)

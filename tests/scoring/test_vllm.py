@@ -144,7 +144,7 @@ def answer_to(one):
 
 def test_a_whole_answer_becomes_scores():
     one = passage("t", 0, 6, every=2)
-    scores = _scores(one, answer_to(one), 2)
+    scores = _scores(one, answer_to(one), 2, 2000)
     assert np.allclose(scores.logprob, -0.69)
     assert scores.rank.tolist() == [1, 1, 1]
     assert scores.topk_ids.tolist() == [[token, 1999] for token in one.ids[one.targets]]
@@ -160,7 +160,7 @@ def test_a_whole_answer_becomes_scores():
         (lambda a: a.prompt_logprobs.__setitem__(5, None), "other tokens than token"),
         (lambda a: a.prompt_logprobs[5].pop(1999), "1 tokens came back, 2 were asked for"),
         (lambda a: setattr(a.prompt_logprobs[5][1999], "logprob", None), "token 1999 is null"),
-        (lambda a: setattr(a.prompt_logprobs[5][1999], "logprob", -0.5), "exceed 1"),
+        (lambda a: setattr(a.prompt_logprobs[5][1999], "logprob", -0.5), "rank and top disagree"),
         (lambda a: setattr(a.prompt_logprobs[5][1999], "logprob", 7.5), "raw logits"),
     ],
 )
@@ -169,7 +169,7 @@ def test_an_answer_with_a_fault_is_an_error_that_names_the_trajectory(spoil, tol
     answer = answer_to(one)
     spoil(answer)
     with pytest.raises(ScoringError, match=told) as caught:
-        _scores(one, answer, 2)
+        _scores(one, answer, 2, 2000)
     assert "'t-17'" in str(caught.value)
 
 

@@ -1,0 +1,217 @@
+"""Completions servers that redirect, drip, flood or shout: no key leaves, no answer takes for ever, no traceback."""
+
+import contextlib
+import gzip
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scoring.api_http import Refused, Server
+
+pytestmark = pytest.mark.slow
+KEY = "sk-very-secret-1234"
+GOOD = json.dumps({"choices": [{"index": 0, "text": "x"}]}).encode()
+
+
+class Hostile(ThreadingHTTPServer):
+    """Answers every request with `act(handler)` and remembers what it got."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.act, self.seen = None, []
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1/completions"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.seen.append((self.path, dict(self.headers), body))
+        with contextlib.suppress(OSError):
+            self.server.act(self)
+
+    do_GET = do_POST
+
+    def reply(self, status, body, **headers):
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextlib.contextmanager
+def hostile():
+    with Hostile() as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with hostile() as server:
+        yield server
+
+
+def client(url, **changes):
+    header = {"Authorization": f"Bearer {KEY}", "X-Key": "another-secret"}
+    settings = {"base_url": url, "timeout": 5, "max_retries": 1, "ca_cert_path": None, "verify_certificate": True}
+    return Server(SimpleNamespace(**(settings | {"header": header} | changes)))
+
+
+def outcome(server, act, payload=None, **changes):
+    """The message of the error; whatever happens, it is one of ours, in one printable line, without secrets."""
+    server.act = act
+    with pytest.raises((ScoringError, Refused)) as caught:
+        client(server.url, **changes).complete(payload or {"prompt": [1, 2], "logprobs": 2}, "trajectory 't'")
+    told = str(caught.value)
+    assert told.isprintable()
+    assert KEY not in told
+    assert "another-secret" not in told
+    return told
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("where", ["other port", "other host", "other scheme", "credentials"])
+def test_key_and_text_follow_no_redirect_to_another_origin(server, status, where):
+    with hostile() as thief:
+        thief.act = lambda handler: handler.reply(200, GOOD)
+        target = {
+            "other port": thief.url, "other host": thief.url.replace("127.0.0.1", "localhost"),
+            "other scheme": server.url.replace("http:", "https:"), 
+            "credentials": f"http://a:{KEY}@localhost:1/?key={KEY}",
+        }[where]  # fmt: skip
+        told = outcome(server, lambda handler: handler.reply(status, b"", Location=target))
+        assert "redirects to" in told
+        assert "base_url" in told
+        assert not thief.seen
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_redirect_within_the_origin_is_followed(server, status):
+    def act(handler):
+        if handler.path == "/v1/completions":
+            handler.reply(status, b"", Location="/v2/completions?x=1")
+        else:
+            handler.reply(200, GOOD)
+
+    server.act = act
+    assert client(server.url).complete({"prompt": [1]}, "t")["text"] == "x"
+    assert [path for path, _, _ in server.seen] == ["/v1/completions", "/v2/completions?x=1"]
+    assert json.loads(server.seen[1][2]) == {"prompt": [1]}
+
+
+def test_redirects_in_a_circle_end(server):
+    assert "circles" in outcome(server, lambda handler: handler.reply(307, b"", Location=server.url))
+
+
+def drip(handler, start, byte):
+    handler.wfile.write(start)
+    until = time.monotonic() + 8
+    while time.monotonic() < until:
+        handler.wfile.write(byte)
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"],
+)
+def test_an_answer_that_drips_ends(server, start, monkeypatch):
+    monkeypatch.setenv("HESNR_REQUEST_SECONDS", "0.7")
+    began = time.monotonic()
+    assert "no answer within 0.7 seconds" in outcome(server, lambda handler: drip(handler, start, b" "))
+    assert time.monotonic() - began < 5
+
+
+def flood(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(3000):
+        handler.wfile.write(b" " * (1 << 20))
+
+
+def test_a_body_without_end_is_not_read(server, monkeypatch):
+    assert "more than 16 MB" in outcome(server, flood)
+    monkeypatch.setenv("HESNR_ANSWER_MB", "2")
+    assert "more than 2 MB" in outcome(server, flood)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "deflate"])
+def test_a_small_body_that_unpacks_to_much_is_not_read(server, encoding):
+    body = gzip.compress(b" " * (40 << 20), 1)
+    told = outcome(server, lambda handler: handler.reply(200, body, Content_Encoding=encoding))
+    assert "more than 16 MB" in told or encoding != "gzip"
+
+
+BODIES = {
+    "deep": b"[" * 100_000, "deep object": b'{"a":' * 100_000, 
+    "a huge integer": b'{"choices": [' + b"9" * 100_000 + b"]}",
+    "html": b"<html>", "empty": b"", "null": b"null", "a list": b"[]", "a number": b"1e999", 
+    "not UTF-8": b"\xff\xfe\x00",
+    "UTF-16": json.dumps({"choices": [1]}).encode("utf-16"), "no choices": b"{}", "choices null": b'{"choices": null}',
+    "two choices": b'{"choices": [{}, {}]}', "choices of numbers": b'{"choices": [1]}',
+    "a key twice": b'{"choices": [{"a": 1}], "choices": [{"a": 2}]}', "lone surrogates": b'{"error": "\\ud800"}',
+    "escape sequences": b"\x1b[2J\x1b]0;title\x07 \xe2\x80\xae evil \xc2\x9b31m",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_no_body_is_a_traceback(server, body, status):
+    outcome(server, lambda handler: handler.reply(status, BODIES[body]))
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 418, 500, 503])
+def test_what_a_server_says_reaches_no_terminal_and_repeats_no_key(server, status):
+    said = f"\x1b]0;owned\x07 bad key {KEY} \u202e and Bearer {KEY}, X another-secret \r\n\x9b31m"
+    for body in (json.dumps({"error": {"message": said}}), said, json.dumps({"detail": [said]})):
+        told = outcome(server, lambda handler, body=body: handler.reply(status, body.encode()))
+        assert f"HTTP {status}" in told
+
+
+@pytest.mark.parametrize("again", ["nan", "-5", "inf", "x", "1e400", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_odd_pauses_are_borne(server, again, monkeypatch):
+    waits = []
+    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: waits.append(timeout) or False)
+    target = client(server.url, max_retries=2)
+    answers = [(503, b"later"), (200, GOOD)]
+    monkeypatch.setattr(target, "_exchange", lambda *args: reply(*answers.pop(0), again))
+    assert target._try("GET", server.url, None).pause in (None, float("inf"))
+
+
+def reply(status, body, again):
+    from hesnr_tasks.scoring.api_http import _Reply
+
+    return _Reply(status, {"Retry-After": again}, body, "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://user:{KEY}@127.0.0.1:1/v1/completions", f"http://127.0.0.1:1/v1/completions?api_key={KEY}",
+        f"http://127.0.0.1:1/v1/completions?access-token={KEY}", f"file:///etc/{KEY}", f"http://[::1/{KEY}", 
+        "127.0.0.1:8000",
+        "http:///v1", f"http://127.0.0.1:x{KEY}/",
+    ],
+)  # fmt: skip
+def test_addresses_with_secrets_and_other_addresses_are_refused(url):
+    with pytest.raises(ScoringError, match="base_url") as caught:
+        client(url)
+    assert KEY not in str(caught.value) or "x" + KEY in url

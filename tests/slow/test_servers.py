@@ -1,0 +1,318 @@
+"""Servers that misbehave: an error that names the trajectory, or the right numbers; never others.
+
+Each case spoils a right answer of a small server around a real model, in the form of vLLM or of OpenAI. Values
+that are all smaller by a constant or a factor cannot be told from right ones where the distribution is flat.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lm_eval.models.openai_completions")
+
+from lm_eval.models.openai_completions import LocalCompletionsAPI  # noqa: E402
+
+from hesnr_tasks.errors import ScoringError  # noqa: E402
+from hesnr_tasks.scoring import backend_for  # noqa: E402
+from hesnr_tasks.scoring.api_answers import FORMS  # noqa: E402
+from tests.scoring.server_http import serving  # noqa: E402
+from tests.scoring.server_model import load, passage, reference, save_model  # noqa: E402
+
+pytestmark = pytest.mark.slow
+K = 10
+AT = 12  # the position that most cases spoil
+TEXT = passage("t-1", 40, 48)
+TARGET = int(TEXT.ids[AT])
+VLLM, OPENAI = FORMS[0], FORMS[1]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A server, a backend for it, and the right numbers."""
+    from transformers import AutoTokenizer
+
+    folder = save_model(tmp_path_factory.mktemp("servers") / "model")
+    model = load(folder)
+    with pytest.MonkeyPatch.context() as patch, serving(model, AutoTokenizer.from_pretrained(folder)) as server:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        lm = LocalCompletionsAPI(
+            model="tiny", base_url=server.address, tokenizer=str(folder), tokenizer_backend="huggingface",
+            max_length=4096, max_retries=1, timeout=20,
+        )  # fmt: skip
+        yield server, backend_for(lm), reference(model, TEXT)
+
+
+def assert_error_or_right(served, form, spoil, *, refused=None):
+    server, backend, want = served
+    server.spoil = spoil
+    try:
+        got = backend._read(form, TEXT, K)
+        told = ""
+    except ScoringError as error:
+        got, told = None, str(error)
+    finally:
+        server.spoil = None
+    if refused is not None:
+        assert bool(told) == refused, told or "a wrong answer was taken"
+    if got is None:
+        assert "'t-1'" in told
+        assert told.isprintable()
+        return
+    np.testing.assert_allclose(got.logprob, want.logprob, atol=1e-3)
+    np.testing.assert_allclose(got.topk_logprobs, want.topk_logprobs, atol=1e-3)
+    known = got.rank >= 1
+    assert (np.abs(got.rank - want.rank)[known] <= 1).all()
+    assert (want.rank[~known] > K - 1).all()
+
+
+def test_right_answers_are_taken(served):
+    for form in (VLLM, OPENAI):
+        assert_error_or_right(served, form, None, refused=False)
+
+
+# --- vLLM's form ----------------------------------------------------------------------------------------------------
+
+
+def own(found):
+    return found[AT][str(TARGET)]
+
+
+def other(found, place=2):
+    """Key of a candidate that is not the target."""
+    return [key for key in found[AT] if key != str(TARGET)][place]
+
+
+def renamed(found, name):
+    found[AT][name] = found[AT].pop(other(found))
+
+
+def each(change):
+    """All values of all positions, changed."""
+
+    def spoil(found):
+        for entry in filter(None, found):
+            for value in entry.values():
+                value["logprob"] = change(value["logprob"])
+
+    return spoil
+
+
+def without_last(found, *, ranks):
+    """Nine of the likeliest and the target where it is none of them, as some proxies cut."""
+    for i, entry in enumerate(found):
+        if entry and len(entry) == K + 1:
+            keys = [key for key in entry if key != str(TEXT.ids[i])]
+            del entry[min(keys, key=lambda key: entry[key]["logprob"])]
+        if entry and not ranks:
+            for value in entry.values():
+                value.pop("rank")
+
+
+def reranked(ranks):
+    def spoil(found):
+        for entry in filter(None, found):
+            for place, value in enumerate(entry.values()):
+                value["rank"] = ranks(place, value["rank"])
+
+    return spoil
+
+
+def to_rank(found, beyond):
+    """A wrong rank of a target that is beyond the top, or within."""
+    for i in range(1, len(found)):
+        value = found[i][str(TEXT.ids[i])]
+        if (value["rank"] > K) == beyond:
+            value["rank"] = 3 if beyond else 900
+            return
+    raise AssertionError("no such target")
+
+
+def most_likely_gone(found):
+    for entry in filter(None, found):
+        best = max(entry, key=lambda key: entry[key]["logprob"])
+        if len(entry) == K + 1:
+            del entry[best]
+
+
+def swapped(found):
+    a, b = own(found), found[AT][other(found, 0)]
+    a["logprob"], b["logprob"] = b["logprob"], a["logprob"]
+
+
+VALUES = {
+    "NaN": math.nan, "infinite": math.inf, "minus infinity": -math.inf, "-9999": -9999.0, "-1e30": -1e30, "null": None,
+    "text": "-1.5", "true": True, "a list": [-1.5], "an object": {}, "positive": 0.5, "a huge integer": -(10**400),
+}  # fmt: skip
+NAMES = {
+    "07 for 7": "07", "a sign": "+7", "a blank": " 7", "other digits": "７", "an underscore": "1_0", "negative": "-7",
+    "beyond the vocabulary": "2000000", "just beyond it": "2000", "no number": "seven", "empty": "",
+    "very long": "9" * 5000,
+}  # fmt: skip
+IN_VLLMS = {
+    **{f"target {name}": lambda f, v=v: own(f).update(logprob=v) for name, v in VALUES.items()},
+    **{f"candidate {name}": lambda f, v=v: f[AT][other(f)].update(logprob=v) for name, v in VALUES.items()},
+    **{f"id {name}": lambda f, v=v: renamed(f, v) for name, v in NAMES.items()},
+    "an id twice": lambda f: f[AT].update({"0" + other(f): dict(f[AT][other(f)])}),
+    "a candidate less": lambda f: [f[AT].pop(other(f)), f[AT].pop(other(f))],
+    "k entries with the target": lambda f: without_last(f, ranks=True),
+    "k entries with the target, no ranks": lambda f: without_last(f, ranks=False),
+    "most likely gone": most_likely_gone,
+    "ranks reversed": reranked(lambda place, rank: K + 1 - place),
+    "ranks all 1": reranked(lambda place, rank: 1),
+    "ranks from 0": reranked(lambda place, rank: rank - 1),
+    "ranks negative": reranked(lambda place, rank: -rank),
+    "ranks as text": reranked(lambda place, rank: str(rank)),
+    "ranks with fractions": reranked(lambda place, rank: rank + 0.5),
+    "rank within the top, value beyond": lambda f: to_rank(f, beyond=True),
+    "rank beyond, value within the top": lambda f: to_rank(f, beyond=False),
+    "two values swapped": swapped,
+    "a position to the left": lambda f: f.append(f.pop(0) or f.pop(0)),
+    "a position to the right": lambda f: f.insert(1, f.pop()),
+    "values of the first": lambda f: f.__setitem__(0, f[1]),
+    "reversed": lambda f: f.reverse(),
+    "cut": lambda f: f.pop(),
+    "longer": lambda f: f.append(f[-1]),
+    "a position null": lambda f: f.__setitem__(AT, None),
+    "a position empty": lambda f: f.__setitem__(AT, {}),
+    "a position a list": lambda f: f.__setitem__(AT, list(f[AT].values())),
+    "an entry a number": lambda f: f[AT].__setitem__(other(f), -1.5),
+    "an entry without logprob": lambda f: f[AT][other(f)].pop("logprob"),
+    "all as likely": each(lambda value: -0.1),
+    "probabilities": each(math.exp),
+    "base 10": each(lambda value: value / math.log(10)),
+    "halved": each(lambda value: value / 2),
+    "shifted up": each(lambda value: value + 1),
+    "positive surprisals": each(lambda value: -value),
+}
+
+
+@pytest.mark.parametrize("case", IN_VLLMS)
+def test_prompt_logprobs(served, case):
+    assert_error_or_right(served, VLLM, lambda choice: IN_VLLMS[case](choice["prompt_logprobs"]), refused=True)
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "text", 7, True, [None] * 48, [[]] * 48, [{}] * 48])
+def test_prompt_logprobs_of_another_type(served, value):
+    assert_error_or_right(served, VLLM, lambda choice: choice.update(prompt_logprobs=value), refused=True)
+
+
+def test_an_answer_to_another_prompt(served):
+    assert_error_or_right(served, VLLM, lambda choice: choice["prompt_token_ids"].reverse(), refused=True)
+
+
+def test_more_candidates_than_asked_for_are_welcome(served):
+    ask = VLLM._replace(fields=lambda k: VLLM.fields(k + 7))
+    assert_error_or_right(served, ask, None, refused=False)
+
+
+# --- OpenAI's form --------------------------------------------------------------------------------------------------
+
+
+def top_nine_and_target(found, most):
+    """`most` entries, the target always among them."""
+    for i in range(1, len(TEXT.ids)):
+        name, top = f"token_id:{TEXT.ids[i]}", found["top_logprobs"][i]
+        others = sorted((key for key in top if key != name), key=top.__getitem__, reverse=True)[: most - 1]
+        found["top_logprobs"][i] = {key: top[key] for key in [*others, name]}
+
+
+def without_target(found):
+    """As SGLang: the top, and the target's value beside it."""
+    for i in range(1, len(TEXT.ids)):
+        name, top = f"token_id:{TEXT.ids[i]}", found["top_logprobs"][i]
+        if len(top) == K + 2:
+            del top[name]
+
+
+def top_other(found, place=2):
+    return [key for key in found["top_logprobs"][AT] if key != f"token_id:{TARGET}"][place]
+
+
+def top_renamed(found, name):
+    top = found["top_logprobs"][AT]
+    top[name] = top.pop(top_other(found))
+
+
+def both(found, change):
+    for name in ("token_logprobs", "top_logprobs"):
+        found[name] = change(found[name])
+
+
+def scaled(found, change):
+    found["token_logprobs"] = [value if value is None else change(value) for value in found["token_logprobs"]]
+    found["top_logprobs"] = [
+        top and {key: change(value) for key, value in top.items()} for top in found["top_logprobs"]
+    ]
+
+
+def own_apart(found):
+    found["token_logprobs"][AT] -= 0.5
+
+
+def target_missing(found):
+    """The target was within the top, and is not there."""
+    for i in range(1, len(TEXT.ids)):
+        top, name = found["top_logprobs"][i], f"token_id:{TEXT.ids[i]}"
+        if len(top) == K + 1 and sorted(top, key=top.__getitem__).index(name) > 1:
+            del top[name]
+            return
+    raise AssertionError("no such target")
+
+
+def own_to(found, value):
+    found["token_logprobs"][AT] = value
+
+
+def cut_column(found, name):
+    found[name] = found[name][:-3]
+
+
+IN_OPENAIS = {
+    **{f"own {name}": lambda f, v=v: own_to(f, v) for name, v in VALUES.items()},
+    **{
+        f"candidate {name}": lambda f, v=v: f["top_logprobs"][AT].update({top_other(f): v})
+        for name, v in VALUES.items()
+    },
+    **{f"id {name}": lambda f, v=v: top_renamed(f, f"token_id:{v}") for name, v in NAMES.items()},
+    "own differs from top": own_apart,
+    "the target missing from the top": target_missing,
+    "ten entries with the target": lambda f: top_nine_and_target(f, K),
+    "five entries": lambda f: top_nine_and_target(f, 5),
+    "values to the left": lambda f: both(f, lambda column: [*column[1:], column[0]]),
+    "values to the right": lambda f: both(f, lambda column: [column[0], column[-1], *column[1:-1]]),
+    "own to the left": lambda f: f.update(token_logprobs=[None, *f["token_logprobs"][2:], -1.0]),
+    "top to the left": lambda f: f.update(top_logprobs=[None, *f["top_logprobs"][2:], f["top_logprobs"][1]]),
+    "tokens to the left": lambda f: f["tokens"].append(f["tokens"].pop(0)),
+    "another token": lambda f: f["tokens"].__setitem__(AT, "token_id:3"),
+    "tokens with zeros": lambda f: f.update(tokens=[name.replace("token_id:", "token_id:0") for name in f["tokens"]]),
+    "tokens as numbers": lambda f: f.update(tokens=[int(name.partition(":")[2]) for name in f["tokens"]]),
+    "tokens as text": lambda f: f.update(tokens=["x"] * len(f["tokens"])),
+    "tokens cut": lambda f: cut_column(f, "tokens"),
+    "values cut": lambda f: cut_column(f, "token_logprobs"),
+    "tops cut": lambda f: cut_column(f, "top_logprobs"),
+    "a top null": lambda f: f["top_logprobs"].__setitem__(AT, None),
+    "a top a list": lambda f: f["top_logprobs"].__setitem__(AT, [1, 2]),
+    "no tops": lambda f: f.update(top_logprobs=None),
+    "tops an object": lambda f: f.update(top_logprobs={"a": 1}),
+    "base 10": lambda f: scaled(f, lambda value: value / math.log(10)),
+    "probabilities": lambda f: scaled(f, math.exp),
+    "surprisals": lambda f: scaled(f, lambda value: -value),
+}
+
+
+@pytest.mark.parametrize("case", IN_OPENAIS)
+def test_echo(served, case):
+    assert_error_or_right(served, OPENAI, lambda choice: IN_OPENAIS[case](choice["logprobs"]), refused=True)
+
+
+@pytest.mark.parametrize("value", [None, [], "text", 7, {"tokens": 5}, {"tokens": ["a"] * 48}])
+def test_echo_of_another_type(served, value):
+    assert_error_or_right(served, OPENAI, lambda choice: choice.update(logprobs=value), refused=True)
+
+
+@pytest.mark.parametrize("spoil", [lambda f: top_nine_and_target(f, K + 1), without_target])
+def test_other_servers_forms_give_the_same_numbers(served, spoil):
+    """The prompt's token in place of the last candidate, as some proxies; never among them, as SGLang."""
+    assert_error_or_right(served, OPENAI, lambda choice: spoil(choice["logprobs"]), refused=False)
