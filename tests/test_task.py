@@ -319,7 +319,7 @@ def test_overflow_policies(checkpoint, small, tmp_path, caplog):
     args = "dtype=float32,max_length=60"
     whole = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})
     right = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small}, args)
-    assert "3 of 3 trajectories are longer than the model's context of 60 tokens" in caplog.text
+    assert "3 of 3 texts are longer than the model's context of 60 tokens" in caplog.text
     signature = right["configs"]["hesnr_swe"]["metadata"]["signature"]
     assert signature["tokens_cut"] == values(whole, "hesnr_swe")["tokens"] - values(right, "hesnr_swe")["tokens"] > 0
     assert signature["trajectories_cut"] == 3
@@ -341,7 +341,12 @@ def test_overflow_policies(checkpoint, small, tmp_path, caplog):
     skipped = evaluate(
         checkpoint, ["hesnr_swe"], {"trajectories": mixed, "overflow": "skip"}, "dtype=float32,max_length=300"
     )
-    assert skipped["n-samples"]["hesnr_swe"]["effective"] == 3
+    signature = skipped["configs"]["hesnr_swe"]["metadata"]["signature"]
+    assert (signature["trajectories"], signature["trajectories_skipped"], signature["tokens_cut"]) == (3, 5, 0)
+    share = skipped["results"]["hesnr_swe"]["scored,none"]
+    every = expected(checkpoint, [*SMALL, long, *silent], *CASES["hesnr_swe"], 32768)
+    assert share == pytest.approx(values(skipped, "hesnr_swe")["tokens"] / sum(map(len, every)))
+    assert f"only {share:.1%} of the tokens that count were scored" in caplog.text
     assert "no token counts" not in caplog.text
     assert values(skipped, "hesnr_swe") == values(whole, "hesnr_swe")
 

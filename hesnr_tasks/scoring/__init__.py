@@ -193,7 +193,7 @@ def _count(tally: _Tally, request: ScoringRequest, encoded: Encoded, cut: int) -
 def _report(tally: _Tally, backend: Backend) -> None:
     if tally.too_long:
         _log.warning(
-            "%d of %d trajectories are longer than the model's context of %d tokens: what lies beyond is not scored, "
+            "%d of %d texts are longer than the model's context of %d tokens: what lies beyond is not scored, "
             "and each task tells the share of its tokens that was. Raise max_length in --model_args if the model can "
             "read more.", tally.too_long, tally.texts, backend.max_length,
         )  # fmt: skip
