@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.filters import FILTERS, LABELS_VERSION
 from hesnr_tasks.scoring.types import ScoringRequest, TokenScores
-from hesnr_tasks.store import ScoreStore, Source, Text, scoring_signature
+from hesnr_tasks.store import ScoreStore, Source, Text, Wanted, scoring_signature
+from hesnr_tasks.store.runs import add_run
 
 __all__ = ["ScoreKeeper", "keeps_scores", "place_of_scores"]
 
@@ -28,16 +29,20 @@ _log = logging.getLogger("hesnr_tasks")
 
 
 class ScoreKeeper:
-    """The score files of one run, as `score_requests` uses them. `render` and `sources` describe the requests."""
+    """The score files of one run, as `score_requests` uses them. `render` and `wanted` describe the requests."""
 
-    def __init__(self, folder: Path, *, named: bool, render: str, sources: Mapping[str, Sequence[Source]]) -> None:
-        self._folder, self._named, self._render, self._sources = folder, named, render, sources
+    def __init__(self, folder: Path, *, named: bool, render: str, wanted: Sequence[Wanted]) -> None:
+        self._folder, self._named, self._render, self._wanted = folder, named, render, list(wanted)
+        self._sources: dict[str, list[Source]] = defaultdict(list)
+        for document in wanted:
+            if document.source not in self._sources[document.key]:
+                self._sources[document.key].append(document.source)
         self._store: ScoreStore | None = None
 
     @classmethod
-    def of(cls, requests: Sequence[tuple[ScoringRequest, str | None, str, Source]]) -> ScoreKeeper | None:
-        """For requests with their `scores` setting, rendering and source; None if no scores are to be kept."""
-        folders = {place_of_scores(setting) for _, setting, _, _ in requests}
+    def of(cls, requests: Sequence[tuple[str | None, str, Wanted]]) -> ScoreKeeper | None:
+        """For requests' `scores` setting, rendering and document; None if no scores are to be kept."""
+        folders = {place_of_scores(setting) for setting, _, _ in requests}
         if len(folders) > 1:
             raise SettingsError('tasks of one run must share one "scores" folder; give it once, in --metadata')
         place = next(iter(folders), None)
@@ -46,28 +51,40 @@ class ScoreKeeper:
         if not place[1] and not _can_write():
             _log.warning("no score files are kept: they need pyarrow (pip install 'hesnr-tasks[report]')")
             return None
-        sources: dict[str, list[Source]] = defaultdict(list)
-        for request, _, _, source in requests:
-            if source not in sources[request.key]:
-                sources[request.key].append(source)
         folder, named = place
-        return cls(folder, named=named, render="+".join(sorted({r for _, _, r, _ in requests})), sources=sources)
+        render = "+".join(sorted({rendering for _, rendering, _ in requests}))
+        return cls(folder, named=named, render=render, wanted=[document for _, _, document in requests])
 
-    def open(self, run: Mapping[str, Any], k: int, overflow: str) -> int:
-        """Open the files of this run; returns the number of candidates to score with (k, or more if they have more).
+    def open(
+        self, run: Mapping[str, Any], k: int, overflow: str, gather: Callable[[list[Any]], list[Any]], first: bool
+    ) -> int:
+        """Open the files of this run and write down which texts it is about.
 
-        A folder the user named refuses other settings; in lm-eval's output folder each run has a folder of its own.
+        A folder the user named refuses other settings; in lm-eval's output folder each model and setting has its own.
+
+        Args:
+            run: identity of the model and the tokenizer.
+            k: candidates a token that are wanted.
+            overflow: the policy beyond the context.
+            gather: joins the lists of all processes among which the documents are split.
+            first: whether this process writes for all of them.
+
+        Returns:
+            The number of candidates to score with: k, or more if the files have more.
         """
         signature = scoring_signature(run, render=self._render, overflow=overflow, k=k, filters=tuple(FILTERS))
         folder = self._folder if self._named else self._folder / _run_name(signature)
         self._store = ScoreStore.open(folder, signature)
-        _log.info("score files: %s", folder)
+        wanted = gather(self._wanted)
+        if first:
+            _log.info("score files: %s", folder)
+            add_run(folder, wanted, LABELS_VERSION)
         return max(k, self._store.k)
 
-    def get(self, request: ScoringRequest) -> TokenScores | None:
-        """The scores of a request, if all it wants is there."""
+    def get(self, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> TokenScores | None:
+        """The scores of a request, if all it wants is there; `StoreError` if its text had other token ids then."""
         assert self._store is not None
-        return self._store.get(request.key, request.scored, request.k, self._sources[request.key])
+        return self._store.get(request.key, request.scored, request.k, self._sources[request.key], ids)
 
     def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
         """Write the scores of a request; afterwards they are there whatever happens. `ids`: all ids of the text."""
@@ -112,10 +129,16 @@ def place_of_scores(setting: str | None, argv: Sequence[str] | None = None) -> t
 def _run_name(signature: Mapping[str, Any]) -> str:
     """A folder name people recognise, and a hash that keeps runs with different settings apart.
 
-    Neither k (a run with more candidates serves one with fewer) nor the place of a model with a weights hash counts.
+    Neither k (a run with more candidates serves one with fewer) nor the place of a model with a weights hash counts,
+    nor what a server made of the canary: one that changed its weights must not be given a new folder in silence.
     """
     run = dict(signature["run"])
     model = str(run.pop("model", "model"))
-    identity = {**signature, "k": None, "run": run if run.get("weights") else signature["run"]}
+    run.pop("canary", None)
+    identity = {
+        **signature,
+        "k": None,
+        "run": run if run.get("weights") else {**run, "model": signature["run"].get("model")},
+    }
     short = re.sub(r"[^0-9A-Za-z._-]+", "-", model.rstrip("/").split("/")[-1])[:80]
     return f"{short}-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -116,6 +117,13 @@ class Settings:
             )
         given = {**{n: metadata[n] for n in names if n in metadata}, **(fixed or {})}
         return cls(**{name: _PARSERS[name](name, value) for name, value in given.items()})._checked()
+
+    def data(self) -> str:
+        """The settings that choose the trajectories, where they are not the default, as JSON."""
+        names = ("trajectories", "config", "split", "only_resolved", "limit", "sample", "sample_seed")
+        default = Settings()
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
+        return json.dumps(chosen)
 
     def _checked(self) -> Settings:
         if not 0 <= self.epsilon < math.log(self.k):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hesnr_tasks import __version__
+from hesnr_tasks.filters import LABELS_VERSION
 from hesnr_tasks.results import Item
 from hesnr_tasks.settings import Settings
 
@@ -22,6 +23,7 @@ def signature(settings: Settings, rendering: str, items: Sequence[Item], run: Ma
         "kinds": [kind.value for kind in settings.kinds],
         "filters": list(settings.filters),
         "render": rendering,
+        "labels": LABELS_VERSION,
         "overflow": settings.overflow,
         "max_length": run.get("max_length"),
         "tokens_cut": sum(item.tokens_cut for item in items),

@@ -34,7 +34,7 @@ from hesnr_tasks.scoring import REQUEST_TYPE, score_requests
 from hesnr_tasks.scoring.types import ScoringRequest, TokenScores
 from hesnr_tasks.settings import Settings
 from hesnr_tasks.signature import describe, signature
-from hesnr_tasks.store import Source
+from hesnr_tasks.store import Source, Wanted
 
 __all__ = ["HesnrTask", "topk_loglikelihood"]
 
@@ -56,7 +56,7 @@ LM.topk_loglikelihood = topk_loglikelihood  # evaluate() calls getattr(lm, reque
 class _Request(Instance):
     """An Instance whose text stays out of the sample log and of cache keys."""
 
-    place: tuple[str | None, str, Source]
+    place: tuple[str | None, str, Wanted]
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -65,9 +65,9 @@ class _Request(Instance):
         return (request.key, len(request.rendered.text), int(request.mask), request.k)
 
     @property
-    def kept(self) -> tuple[ScoringRequest, str | None, str, Source]:
-        """The request, where its scores are kept, how it was rendered, and whose text it is."""
-        return (self.arguments[1], *self.place)
+    def kept(self) -> tuple[str | None, str, Wanted]:
+        """Where the scores of the request are kept, how it was rendered, and which document of which task it is."""
+        return self.place
 
 
 class HesnrTask(Task):
@@ -185,7 +185,9 @@ class HesnrTask(Task):
             request_type=REQUEST_TYPE, doc=doc, arguments=(labelled.rendered.text, request), idx=0, **kwargs
         )
         source = Source(doc["id"], doc["instance_id"], doc["resolved"])
-        instance.place = (self.settings.scores, self._rendering, source)
+        mask = int(request.scored)
+        wanted = Wanted(str(self.config.task), doc["index"], labelled.key, mask, source, self.settings.data())
+        instance.place = (self.settings.scores, self._rendering, wanted)
         return instance
 
     def _template(self, chat_template: Callable[..., Any] | None, wanted: bool) -> Callable[..., Any] | None:

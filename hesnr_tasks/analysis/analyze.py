@@ -28,7 +28,7 @@ from hesnr_tasks.analysis.profile import WEIGHTS, profile_rows, profile_table, w
 from hesnr_tasks.analysis.sums import token_sums
 from hesnr_tasks.analysis.tables import Question, breakdown, histograms, results, sweep
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.store import ScoreStore
+from hesnr_tasks.store import ScoreStore, StoredRun, choose_runs
 
 __all__ = ["add_arguments", "analyze", "run"]
 
@@ -66,20 +66,31 @@ def analyze(args: argparse.Namespace) -> str:
     about: dict[str, Any] = {"hesnr_tasks": __version__, "resamples": args.resamples, "seed": args.seed, "runs": {}}
     parts: list[list[Table]] = []
     context, said = context_for(paths, args.context)
-    for path, name in zip(paths, unique_names(paths), strict=True):  # one at a time: memory holds one run
+    read: list[str] = []
+    for name, path, run in _named_runs(paths, args.run):  # one at a time: memory holds one run
         chosen = selections(ScoreStore.open(path).signature["filters"], kinds, args.filters)
-        frame = load(path, ks, masks=[one.mask for one in chosen], extra=extra, name=name, context=context)
-        about["runs"][name] = {"folder": str(path), "trajectories": len(frame.entries), **frame.signature}
+        frame = load(path, ks, masks=[one.mask for one in chosen], extra=extra, name=name, context=context, run=run)
+        about["runs"][name] = {"folder": str(path), "trajectories": len(frame.entries), "read": frame.about}
+        about["runs"][name] |= frame.signature
+        read.append(f"{name}: {frame.about}")
         asked = Question(chosen, ks, epsilons, args.resamples, args.seed, args.min_tokens)
         parts.append(list(_tables(frame, asked, args)))
     tables = _joined(parts, args.format)
-    tables[0] = tables[0]._replace(notes=(*([said] if said else []), *tables[0].notes))
+    tables[0] = tables[0]._replace(notes=(*([said] if said else []), *tables[0].notes, *read))
     about["context"] = context
     if args.exploration and args.output:
         from hesnr_tasks.exploration.drawing import draw
 
         about["figures"] = [str(path) for path in draw(tables, args.output / "exploration")]
     return show(tables, args.format, about)
+
+
+def _named_runs(paths: Sequence[Path], which: str) -> Iterator[tuple[str, Path, StoredRun]]:
+    """The run of each folder that is read, and a name for it; a run whose tasks had different data is several."""
+    for name, path in zip(unique_names(paths), paths, strict=True):
+        runs = choose_runs(path, which)
+        for run in runs:
+            yield (name if len(runs) == 1 else f"{name}:{run.data[:6]}"), path, run
 
 
 def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
@@ -126,7 +137,10 @@ def _tool_entropy(frame: Frame, args: argparse.Namespace) -> Iterable[Table]:
     """Of all scored tokens, whatever was asked for otherwise: actions are looked at whole."""
     from hesnr_tasks.analysis import tool_entropy
 
-    whole = load(frame.store.folder, args.k or [10], extra=tool_entropy.COLUMNS, name=frame.name, context=frame.context)
+    store, ks = frame.store, args.k or [10]
+    whole = load(
+        store.folder, ks, extra=tool_entropy.COLUMNS, name=frame.name, context=frame.context, run=store.run or "all"
+    )
     return tool_entropy.tables(whole, args)
 
 

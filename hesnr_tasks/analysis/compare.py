@@ -74,11 +74,11 @@ def compare(args: argparse.Namespace) -> str:
     paths = folders(args.scores)
     context, said = context_for(paths, args.context)
     read = [
-        read_run(path, name, args.kinds, args.filters, epsilon, k, context)
+        read_run(path, name, args.kinds, args.filters, epsilon, k, context, args.run)
         for path, name in zip(paths, unique_names(paths), strict=True)
     ]
     runs, notes = matched(read, common=args.common)
-    notes = [*([said] if said else []), *notes]
+    notes = [*([said] if said else []), *notes, *(f"{one.name}: {one.about}" for one in runs)]
     reference = _reference(runs, args.reference)
     tables = comparisons(runs, reference, args.metrics, Plan(args.resamples, args.seed, args.power, args.min_tokens))
     tables[-1] = tables[-1]._replace(notes=(*_NOTES, *notes))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import topk_entropy
-from hesnr_tasks.store import Entry, ScoreStore
+from hesnr_tasks.store import Entry, ScoreStore, StoredRun, choose_runs, mixed
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["Frame", "Selection", "context_for", "load", "selection"]
@@ -57,6 +57,17 @@ class Frame:
     extra: Mapping[str, Array]  # further columns, (n,)
     signature: Mapping[str, Any]  # of the scores; `max_length` is the context that they were restricted to
     context: int | None = None  # that they were restricted to
+
+    @property
+    def about(self) -> str:
+        """Which run these are the scores of, and how many of its trajectories have any."""
+        run, scored = self.store.run, sum(max(1, len(entry.sources)) for entry in self.entries)
+        if run is None or run.texts is None:
+            strange = mixed(self.store.folder)
+            return f"{run or 'everything in the folder'}: {scored} trajectories" + (f"; {strange}" if strange else "")
+        wanted = sum(len(sources) for sources in run.texts.values())
+        unfinished = "" if len(self.entries) == len(run.texts) else "; the run was not finished"
+        return f"{run}: {scored} of {wanted} trajectories{unfinished}"
 
     def counted(self, mask: np.uint64) -> npt.NDArray[np.bool_]:
         """Which tokens count under `mask`, shape (n,); raises `SettingsError` where they were not all scored."""
@@ -106,23 +117,26 @@ def load(
     extra: Sequence[str] = (),
     name: str = "",
     context: int | None = None,
+    run: str | StoredRun = "latest",
 ) -> Frame:
-    """Read a folder of score files.
+    """Read the scores of one run of a folder.
 
     Args:
-        folder: of one run.
+        folder: of score files.
         ks: numbers of candidates to compute entropies for.
         masks: keep only tokens that count under one of them (None: all).
         extra: further columns of the score files.
         name: of the run (default: that of the folder).
         context: as if the model had read this many token ids of each text, BOS included, at most (None: all it read).
+        run: as `store.choose_runs` takes it, or one that it gave.
 
     Raises:
         StoreError: for damaged files.
-        SettingsError: for a k beyond what was stored.
+        SettingsError: for a k beyond what was stored, or a run that is not there.
         DataError: if there is no file.
     """
     store = ScoreStore.open(folder)
+    store = store.of_run(run if isinstance(run, StoredRun) else _only(choose_runs(store.folder, run), store.folder))
     _refuse_large_k(store, ks)
     kept = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
     columns = list(dict.fromkeys(["position", "label", "logprob", "rank", "topk_logprobs", "labels_cut", *extra]))
@@ -141,7 +155,7 @@ def load(
 
     parts = list(store.load_columns(columns, work))
     if not parts:
-        raise DataError(f"{folder} has no score files yet")
+        raise DataError(f"{folder} has no score files yet of {store.run}")
 
     def joined(column: str) -> Array:
         return np.concatenate([found.pop(column) for _, found in parts])
@@ -215,6 +229,15 @@ def selection(frame_filters: Sequence[str], kinds: Sequence[Kind], filters: Sequ
     ordered = tuple(kind for kind in Kind if kind in kinds)
     kept = tuple(name for name in frame_filters if name in filters) if Kind.ACTION in kinds else ()
     return Selection(ordered, kept, label_mask(ordered, kept, frame_filters))
+
+
+def _only(runs: Sequence[StoredRun], folder: Path) -> StoredRun:
+    if len(runs) > 1:
+        listed = "; ".join(f"--run {run.data[:10]}: {'+'.join(run.tasks)}" for run in runs)
+        raise SettingsError(
+            f"the tasks of run {runs[0].number} of {folder} had different data; name one of them: {listed}"
+        )
+    return runs[0]
 
 
 def _refuse_large_k(store: ScoreStore, ks: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "add_common",
     "add_context",
     "add_explorations",
+    "add_run_option",
     "check_epsilons",
     "check_explorations",
     "check_resamples",
@@ -56,6 +57,7 @@ def add_common(parser: argparse.ArgumentParser, *, several: bool) -> None:
         "--min-tokens", type=int, default=MIN_TOKENS, metavar="N",
         help=f"a metric over fewer tokens is N/A (default: {MIN_TOKENS})",
     )  # fmt: skip
+    add_run_option(parser)
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
 
@@ -67,6 +69,18 @@ def add_context(parser: argparse.ArgumentParser) -> None:
         help="count only the first N tokens of a text; common: those all runs could see; own: each run as it is "
         "(default: common, where a context cut a run)",
     )  # fmt: skip
+
+
+def add_run_option(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which run of a folder is read: `args.run`, as `store.choose_runs` takes it."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--run", default="latest", metavar="N|DATA",
+        help="the run of each folder to read, by number or by the hash of its data (default: the latest)",
+    )  # fmt: skip
+    group.add_argument(
+        "--all", dest="run", action="store_const", const="all", help="everything that was ever scored into each folder"
+    )
 
 
 def add_explorations(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,8 @@ _SHOWN = 3  # trajectories named in a message
 # what may differ between checkpoints that are ranked together: which model it is, and with what it was run
 _FREE = {
     "k", "model", "revision", "peft", "delta", "adapter", "architecture", "parameters", "weights", "backend", "engine",
-    "attention", "transformers", "torch", "quantization", "autocast", "max_length",
+    "attention", "transformers", "torch", "quantization", "autocast", "max_length", "overrides",
+    "root", "parent", "meta",
 }  # fmt: skip
 
 
@@ -39,18 +40,26 @@ class Run:
     copies: npt.NDArray[np.int64]  # (T,): how many trajectories have this text; 0: left out
     cut: npt.NDArray[np.int64]  # (T,): tokens beyond the context limit
     sums: FloatArray  # (T, 10), metrics.SUMS
+    about: str = ""  # which of the scores in the folder these are
 
 
 def read_run(
-    path: Path, name: str, kinds: str | None, filters: str | None, epsilon: float, k: int, context: int | None = None
+    path: Path,
+    name: str,
+    kinds: str | None,
+    filters: str | None,
+    epsilon: float,
+    k: int,
+    context: int | None = None,
+    run: str = "latest",
 ) -> Run:
-    """Sums of one run under one setting; of the scores themselves nothing is kept."""
+    """Sums of one run under one setting; of the scores themselves nothing is kept. `run`: see `store.choose_runs`."""
     known = ScoreStore.open(path).signature["filters"]
     chosen = selections(known, [kinds] if kinds else None, [filters] if filters else None)
     if len(chosen) > 1:
         raise SettingsError("a comparison is of one set of tokens; name one subset of the filters")
     mask = chosen[0].mask
-    frame = load(path, (k,), masks=[mask], name=name, context=context)
+    frame = load(path, (k,), masks=[mask], name=name, context=context, run=run)
     return Run(
         name=frame.name,
         signature=frame.signature,
@@ -59,6 +68,7 @@ def read_run(
         copies=frame.copies(mask),
         cut=frame.cut(mask),
         sums=token_sums(frame, frame.counted(mask), epsilon, k),
+        about=frame.about,
     )
 
 
@@ -78,7 +88,7 @@ def matched(runs: Sequence[Run], *, common: bool = False) -> tuple[list[Run], li
     if unlike and not common:
         raise DataError(
             f"{runs[0].name} and {unlike[0].name} are not of the same texts: {told[0]}. Score the same trajectories "
-            "with both, or compare on those that both have with --common."
+            "with both, name runs of the same data with --run, or compare on those that both have with --common."
         )
     if not shared:
         raise DataError("the runs have no text in common; score the same trajectories with both")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hesnr_tasks.analysis.options import add_context, check_resamples
+from hesnr_tasks.analysis.options import add_context, add_run_option, check_resamples
 from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import leaderboard
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ladder", type=Path, metavar="YAML", help="steps, stages, labels where names do not tell them")
     add("--scores", nargs="+", default=[], metavar="FOLDER", help="score files that do not lie next to their results")
     add_context(parser)
+    add_run_option(parser)
     add("--sort", choices=("step", "he_snr"), default="step", help="order of the leaderboard (default: step)")
     add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     add("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     made = study(
         rows, ladder.checkpoints, folders, scores,
-        remarks=[*remarks, *strange], resamples=args.resamples, seed=args.seed, context=args.context,
+        remarks=[*remarks, *strange], run=args.run, resamples=args.resamples, seed=args.seed, context=args.context,
     )  # fmt: skip
     if scores:
         print("\n" + show([_short(table) for table in _agreed(made)], "text", {}))

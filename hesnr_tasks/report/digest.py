@@ -19,7 +19,7 @@ from hesnr_tasks.analysis.measures import Share, column, share_scored
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.analysis.sums import grid_sums
 from hesnr_tasks.analysis.tables import SWEEP
-from hesnr_tasks.store import ScoreStore
+from hesnr_tasks.store import ScoreStore, StoredRun
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["BINS", "OBSERVATION", "UNFILTERED", "Digest", "Shape", "digest", "rows_of", "token_sets"]
@@ -52,6 +52,7 @@ class Digest:
 
     name: str
     folder: Path
+    about: str  # which of the scores in the folder these are
     signature: Mapping[str, Any]
     keys: tuple[str, ...]
     ids: tuple[str, ...]
@@ -94,11 +95,13 @@ def token_sets(filters: Sequence[str]) -> dict[str, Selection]:
     return {one.name: one for one in chosen}
 
 
-def digest(folder: Path, name: str, k: int, epsilon: float, context: int | None = None) -> Digest:
-    """Read one folder of score files; raises as `analysis.frame.load`."""
+def digest(
+    folder: Path, name: str, k: int, epsilon: float, context: int | None = None, run: str | StoredRun = "latest"
+) -> Digest:
+    """Read one run of a folder of score files; raises as `analysis.frame.load`."""
     filters = ScoreStore.open(folder).signature["filters"]
     wanted = token_sets(filters)
-    frame = load(folder, (k,), masks=[one.mask for one in wanted.values()], name=name, context=context)
+    frame = load(folder, (k,), masks=[one.mask for one in wanted.values()], name=name, context=context, run=run)
     sets = {key: one for key, one in wanted.items() if _scored(frame, one)}
     masks = [one.mask for one in sets.values()]
     sums: Any = grid_sums(frame, masks, [k], [epsilon]).sums[:, 0, 0] if masks else []
@@ -108,6 +111,7 @@ def digest(folder: Path, name: str, k: int, epsilon: float, context: int | None 
     return Digest(
         name=name,
         folder=folder,
+        about=frame.about,
         signature=frame.signature,
         keys=tuple(entry.key for entry in frame.entries),
         ids=tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries),

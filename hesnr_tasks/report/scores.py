@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.analysis.options import folders
+from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.report.results import Row
-from hesnr_tasks.store import StoreError, differences
+from hesnr_tasks.store import StoredRun, StoreError, choose_runs, differences
 from hesnr_tasks.store.runs import read_run
 
-__all__ = ["find_scores"]
+__all__ = ["find_scores", "run_of"]
 
 
 def find_scores(
@@ -44,6 +46,18 @@ def find_scores(
         for model, folder in strangers:
             found.setdefault(model if model not in found else f"{model} ({folder.name})", folder)
     return found, remarks
+
+
+def run_of(folder: Path, which: str, rows: Iterable[Row]) -> StoredRun:
+    """The run of a folder that a checkpoint's results are of, by the hash of their data; else the latest.
+
+    `which`: as `store.choose_runs` takes it; anything but `latest` wins.
+    """
+    if which == "latest":
+        for row in rows:
+            with contextlib.suppress(SettingsError):
+                return choose_runs(folder, str((row.signature or {}).get("data")))[0]
+    return choose_runs(folder, which)[0]
 
 
 def _near(row: Row) -> Iterator[Path]:

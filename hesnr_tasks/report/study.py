@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +18,9 @@ from hesnr_tasks.report.digest import OBSERVATION, UNFILTERED, Digest, digest, r
 from hesnr_tasks.report.downstream import Score
 from hesnr_tasks.report.ladder import Checkpoint, boundaries
 from hesnr_tasks.report.results import Row, groups
+from hesnr_tasks.report.scores import run_of
 from hesnr_tasks.statistics import RESAMPLES, SEED
-from hesnr_tasks.store import StoreError
+from hesnr_tasks.store import StoredRun, StoreError
 
 __all__ = ["Missing", "Study", "study"]
 
@@ -102,6 +103,7 @@ def study(
     downstream: Mapping[str, Score],
     *,
     remarks: Sequence[str] = (),
+    run: str = "latest",
     resamples: int = RESAMPLES,
     seed: int = SEED,
     context: int | str | None = None,
@@ -115,7 +117,11 @@ def study(
     notes = list(remarks)
     limit, said = _context([folders[one.name] for one in ladder if one.name in folders], context)
     notes += [said] if said else []
-    found = list(_digests(ladder, folders, k, epsilon, limit, notes))
+    of_model = {one.name: [row for row in rows if row.model == one.name and row.signature] for one in ladder}
+    found = list(
+        _digests(ladder, folders, k, epsilon, limit, notes, lambda name: run_of(folders[name], run, of_model[name]))
+    )
+    notes += [f"{one.name}: {one.about}" for one in found]
     kept = _compatible(found, notes)
     filters = list(kept[0].signature["filters"]) if kept else _filters(rows)
     ablation = rows_of(filters)
@@ -161,12 +167,13 @@ def _digests(
     epsilon: float,
     context: int | None,
     notes: list[str],
+    run: Callable[[str], StoredRun],
 ) -> Iterator[Digest]:
     """One at a time; a folder that cannot be read costs its checkpoint the figures, not the others the page."""
     for one in ladder:
         if one.name in folders:
             try:
-                yield digest(folders[one.name], one.name, k, epsilon, context)
+                yield digest(folders[one.name], one.name, k, epsilon, context, run(one.name))
             except StoreError as error:
                 notes.append(f"{one.name}: its score files are not used: {error}")
 

@@ -67,11 +67,16 @@ class _Tally:
 class Keeper(Protocol):
     """Where scores are kept from run to run (hesnr_tasks/keeping.py)."""
 
-    def open(self, run: Mapping[str, Any], k: int, overflow: str) -> int:
-        """Begin; returns the number of candidates to score with, at least `k`."""
+    def open(
+        self, run: Mapping[str, Any], k: int, overflow: str, gather: Callable[[list[Any]], list[Any]], first: bool
+    ) -> int:
+        """Begin; returns the number of candidates to score with, at least `k`.
 
-    def get(self, request: ScoringRequest) -> TokenScores | None:
-        """The scores of a request, if all it wants is there."""
+        `gather` joins the lists of all processes, of which one is the `first`.
+        """
+
+    def get(self, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> TokenScores | None:
+        """The scores of a request, if all it wants is there; refuses those of a text that had other token ids."""
 
     def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
         """Keep the scores of a request; `ids` are all ids of the text."""
@@ -101,7 +106,9 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], keeper: Keeper |
     k = max((request.k for request in merged.values()), default=0)
     known: dict[str, TokenScores] = {}
     if keeper is not None and jobs:
-        k = keeper.open(run, k, jobs[0].request.overflow)
+        canary = backend.canary()
+        run |= {"canary": canary} if canary else {}
+        k = keeper.open(run, k, jobs[0].request.overflow, backend.gather, _rank(lm) == 0)
         keeper.spell(encoder.spellings)
         known = _kept(keeper, jobs, run, quiet=_rank(lm) != 0)
     for job, result in _score(backend, jobs, k, run, known, quiet=_rank(lm) != 0):
@@ -113,7 +120,7 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], keeper: Keeper |
 
 def _kept(keeper: Keeper, jobs: Sequence[_Job], run: Mapping[str, Any], *, quiet: bool) -> dict[str, TokenScores]:
     """What was scored before, under this run's name (the model may have moved since)."""
-    found = {job.request.key: keeper.get(job.request) for job in jobs}
+    found = {job.request.key: keeper.get(job.request, job.encoded.ids) for job in jobs}
     known = {key: replace(scores, run=run) for key, scores in found.items() if scores is not None}
     if known and not quiet:
         _log.info("%d of %d trajectories were scored before and are not read again", len(known), len(jobs))

@@ -25,6 +25,12 @@ __all__ = ["make"]
 
 _UNSET_MAX_LENGTH = 2047  # lm-eval's default of 2048 less the token that it leaves for the answer
 _PROBE = 16  # tokens
+_TOLD = ("root", "parent", "meta")  # what servers say of a model beside its name; times and permissions change
+_CANARY = (
+    "The cache was stale, so the test failed twice before 1024 retries passed.\n\ndef merge(left, right):\n"
+    "    while left and right:\n        yield (left if left[0] <= right[0] else right).pop(0)\n"
+)
+_CANARY_TOKENS, _CANARY_K = 64, 5
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 _log = logging.getLogger("hesnr_tasks")
 
@@ -75,7 +81,15 @@ class _API(Backend):
             "backend": "api",
             "model": str(self._lm.model),
             "engine": self._card.get("owned_by"),
+            **{name: self._card[name] for name in _TOLD if self._card.get(name) is not None},
         }
+
+    def canary(self) -> list[float] | None:
+        """One tiny request: a server cannot prove its weights, but others would score this text otherwise."""
+        ids = np.asarray(self.tokenizer(_CANARY, add_special_tokens=False)["input_ids"], dtype=np.int32)
+        ids = ids[: min(_CANARY_TOKENS, self.max_length)]
+        passage = Passage("a first short request", ids, np.arange(1, len(ids), dtype=np.int32))
+        return [round(float(value), 6) for value in self._first_answer(passage, _CANARY_K)[1].logprob]
 
     def score(
         self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
@@ -114,18 +128,21 @@ class _API(Backend):
     def _find_form(self, passage: Passage, k: int) -> Form:
         ids = passage.ids[:_PROBE]
         probe = Passage("a first short request", ids, np.array([len(ids) - 1], dtype=np.int32))
+        form, _ = self._first_answer(probe, k)
+        _log.info("%s returns %s", self._server, form.name)
+        return form
+
+    def _first_answer(self, probe: Passage, k: int) -> tuple[Form, Scores]:
         failed: dict[str, list[str]] = {}
         for form in FORMS:
             try:
-                to_scores(probe, self._ask(form, probe, k, probe.name), str(self._server), self._vocabulary)
+                rows = self._ask(form, probe, k, probe.name)
+                return form, to_scores(probe, rows, str(self._server), self._vocabulary)
             except Refused as error:
                 self._refuse_for_good(error)
                 failed.setdefault(str(error), []).append(form.name)
             except _MALFORMED as error:
                 failed.setdefault(str(error), []).append(form.name)
-            else:
-                _log.info("%s returns %s", self._server, form.name)
-                return form
         reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in failed.items())
         raise ScoringError(
             f"{self._server} does not return the k={k} most likely tokens at each position of a prompt ({reasons}). It "

@@ -83,6 +83,10 @@ class HuggingFaceBackend(Backend):
             "torch": torch.__version__,
         }
 
+    def gather(self, items: list[Any]) -> list[Any]:
+        """See `Backend.gather`."""
+        return _gather(self._lm)(items)
+
     def score(
         self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:

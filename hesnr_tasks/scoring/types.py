@@ -84,6 +84,14 @@ class Backend(ABC):
     def describe(self) -> dict[str, Any]:
         """What identifies the model in a signature: backend, model, revision, dtype …, JSON-able."""
 
+    def canary(self) -> list[float] | None:
+        """ln p of each token of a short fixed text, where nothing else tells whether the weights are the same."""
+        return None
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all processes among which the documents are split; called by all of them."""
+        return items
+
     @abstractmethod
     def score(
         self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()

@@ -4,7 +4,7 @@ Imports neither torch nor lm-eval, and pyarrow only when a store is opened.
 """
 
 from hesnr_tasks.store.files import StoreError
-from hesnr_tasks.store.runs import Difference, differences, scoring_signature
+from hesnr_tasks.store.runs import Difference, StoredRun, Wanted, choose_runs, differences, mixed, scoring_signature
 from hesnr_tasks.store.schema import COLUMNS, Entry, Source, Text
 from hesnr_tasks.store.store import ScoreStore
 
@@ -15,7 +15,11 @@ __all__ = [
     "ScoreStore",
     "Source",
     "StoreError",
+    "StoredRun",
     "Text",
+    "Wanted",
+    "choose_runs",
     "differences",
+    "mixed",
     "scoring_signature",
 ]

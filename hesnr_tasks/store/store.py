@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.scoring.types import Scores, TokenScores
 from hesnr_tasks.store.files import StoreError, create_whole, explain, locked, tidy, write_whole
-from hesnr_tasks.store.runs import open_run, read_run
+from hesnr_tasks.store.runs import StoredRun, open_run, read_run
 from hesnr_tasks.store.schema import (
     COLUMNS,
     Entry,
@@ -41,12 +41,17 @@ _VOCABULARY = "vocabulary.pq"  # not *.parquet: that is one file a trajectory
 T = TypeVar("T")
 
 
+class OtherTokens(StoreError):
+    """A text that was scored is tokenised otherwise now."""
+
+
 class ScoreStore:
     """The scores of one run. Open it with `open`; several processes may, at once."""
 
-    def __init__(self, folder: Path, signature: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, signature: Mapping[str, Any], run: StoredRun | None = None) -> None:
         self.folder = folder
         self.signature = signature
+        self.run = run  # what is read belongs to this run; None: everything
         self._run = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
@@ -74,11 +79,17 @@ class ScoreStore:
         """Candidates a token; what is written must have as many."""
         return int(self.signature["k"])
 
+    def of_run(self, run: StoredRun) -> ScoreStore:
+        """The same folder, but only the texts of `run` (of `choose_runs`), each with the trajectories that run had."""
+        return ScoreStore(self.folder, self.signature, run)
+
     # --- what is there ------------------------------------------------------------------------------------------------
 
     def keys(self) -> list[str]:
-        """Keys of all score files, sorted; whole or not."""
-        return sorted(path.stem for path in self.folder.glob("*.parquet"))
+        """Keys of all score files (of the run), sorted; whole or not."""
+        there = (path.stem for path in self.folder.glob("*.parquet"))
+        texts = self.run.texts if self.run else None
+        return sorted(there if texts is None else texts.keys() & set(there))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -99,16 +110,30 @@ class ScoreStore:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def get(self, key: str, mask: np.uint64, k: int, sources: Sequence[Source] = ()) -> TokenScores | None:
+    def get(
+        self,
+        key: str,
+        mask: np.uint64,
+        k: int,
+        sources: Sequence[Source] = (),
+        ids: npt.NDArray[np.int32] | None = None,
+    ) -> TokenScores | None:
         """The scores of `key` if they are there, cover `mask` and `k`, and are whole; else None, to be scored (again).
 
-        `sources` (who has this text) are added to the file if it does not know them yet.
+        `sources` (who has this text) are added to the file if it does not know them yet. `ids`: all token ids of the
+        text as it is tokenised now; raises `StoreError` if the file has others, whatever it covers.
         """
         entry = self._entry_or_none(key)
-        if entry is None or not self._covers(entry, int(mask), k):
+        if entry is None:
             return None
         try:
-            found, text = self.read(key), self.text(key)
+            text = self.text(key)
+            self._refuse_other_ids(key, text.ids, ids)
+            if not self._covers(entry, int(mask), k):
+                return None
+            found = self.read(key)
+        except OtherTokens:
+            raise
         except StoreError as error:
             _log.warning("%s", error)
             return None
@@ -161,7 +186,7 @@ class ScoreStore:
             known = self._entry_or_none(scores.key)
             sources = _joined(known.sources if known else (), sources)
             if known is not None:
-                scores = self._with_others(scores, known, wanted)
+                scores = self._with_others(scores, known, wanted, text.ids)
                 wanted |= known.mask
             entry = Entry(
                 key=scores.key,
@@ -175,12 +200,15 @@ class ScoreStore:
             )
             write_whole(self._path(scores.key), encode(scores, text, entry))
 
-    def _with_others(self, scores: TokenScores, known: Entry, mask: int) -> TokenScores:
+    def _with_others(self, scores: TokenScores, known: Entry, mask: int, ids: npt.NDArray[np.int32]) -> TokenScores:
         """`scores` and the tokens of the file that `mask` does not want."""
         if known.mask | mask == mask:
             return scores
         try:
+            self._refuse_other_ids(scores.key, self.text(scores.key).ids, ids)
             return _merged(scores, self.read(scores.key), np.uint64(mask))
+        except OtherTokens:
+            raise
         except StoreError as error:
             _log.warning("%s", error)
             return scores
@@ -200,10 +228,22 @@ class ScoreStore:
 
     def _own(self, key: str, entry: Entry) -> Entry:
         if entry.key == key and entry.run == self._run:
-            return entry
+            texts = self.run.texts if self.run else None
+            return entry if texts is None else entry._replace(sources=texts[key])
         raise StoreError(
             f"{self._path(key)} is not of the run that {self.folder / 'run.json'} describes: it was renamed, "
             "or copied here from another folder. Remove it, and score again if its trajectory is wanted."
+        )
+
+    def _refuse_other_ids(self, key: str, old: npt.NDArray[np.int32], new: npt.NDArray[np.int32] | None) -> None:
+        if new is None or np.array_equal(old, new):
+            return
+        shared = min(len(old), len(new))
+        first = next((i for i in range(shared) if old[i] != new[i]), shared)
+        raise OtherTokens(
+            f"{self._path(key)} has scores of the same text in other tokens ({len(old)} then, {len(new)} now; the "
+            f"first to differ is number {first}): the tokenizer changed, and two tokenisations must not be mixed. Go "
+            'back to the tokenizer of then, or name another folder with "scores": "FOLDER" in --metadata.'
         )
 
     def _covers(self, entry: Entry | None, mask: int, k: int) -> bool:

@@ -21,6 +21,7 @@ class CompletionsServer(ThreadingHTTPServer):
         self.model, self.tokenizer = model, tokenizer
         self.name, self.context, self.key = "tiny", 32768, None
         self.lists_models = True
+        self.card = {}  # what /v1/models says besides
         self.forms = ("prompt_logprobs", "echo")
         self.names_ids = True  # understands return_tokens_as_token_ids
         self.fields = None  # fields it knows, if it refuses others
@@ -76,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path != "/v1/models" or not self.server.lists_models:
             return self.answer(404, {"detail": "Not Found"})
-        card = {"id": self.server.name, "owned_by": "test", "max_model_len": self.server.context}
+        card = {"id": self.server.name, "owned_by": "test", "max_model_len": self.server.context, **self.server.card}
         return self.answer(200, {"object": "list", "data": [card]})
 
     def do_POST(self):
