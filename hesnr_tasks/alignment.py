@@ -13,6 +13,7 @@ tokenizer can no longer see it. Only spans marked `control` (ChatML and template
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ class Encoder:
         if prefix and self._starts_with_bos(rendered):
             prefix = ()
         for piece in self._pieces(rendered):
-            ids, start, end, lost = self._encode_piece(piece)
+            ids, start, end, lost = self._encode_inner(piece) if at else self._encode_piece(piece)
             parts.append(Encoded(ids, start + np.int32(at), end + np.int32(at), lost))
             at += len(piece)
         encoded = _concatenate(parts, prefix)
@@ -141,6 +142,33 @@ class Encoder:
 
     # --- characters of tokens ---------------------------------------------------------------------------------------
 
+    def _encode_inner(self, text: str) -> Encoded:
+        """Tokens of a piece that does not begin the text: without the space some tokenizers put before a text.
+
+        Such a tokenizer reads the piece after a character that no token joins with it, whose tokens are left out.
+        """
+        encoded = self._encode_piece(text)
+        if not self._adds_space(encoded.ids, text):
+            return encoded
+        for guard in _GUARDS:
+            whole = self._encode_piece(guard + text)
+            first = int(np.count_nonzero(whole.end <= len(guard)))
+            ids, start, end = (values[first:] for values in whole[:3])
+            if (start >= len(guard)).all() and len(ids) and not self._adds_space(ids, text):
+                lost = whole.lost - self._encode_piece(guard).lost
+                return Encoded(ids, start - np.int32(len(guard)), end - np.int32(len(guard)), lost)
+        raise ScoringError(
+            f"{type(self.tokenizer).__name__} puts a space before every piece of text, also inside of one, at the "
+            f"special-token string that ends in {text[:20]!r}; use a fast tokenizer without a dummy prefix."
+        )
+
+    def _adds_space(self, ids: IntArray, text: str) -> bool:
+        """Whether the first token begins with a space that `text` does not begin with."""
+        if not len(ids) or text.startswith((" ", "▁")):
+            return False
+        token = self.tokenizer.convert_ids_to_tokens(int(ids[0]))
+        return token.startswith(b" ") if isinstance(token, bytes) else str(token).startswith(("▁", "Ġ"))
+
     def _encode_piece(self, text: str) -> Encoded:
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         kwargs = {"return_offsets_mapping": True} if fast and self._scheme == "offsets" else {}
@@ -195,7 +223,7 @@ class Encoder:
     def _offset_spans(self, text: str, ids: IntArray, offsets: IntArray) -> Encoded:
         if not len(ids):
             return Encoded(ids, ids, ids, len(text))
-        end = np.maximum.accumulate(offsets[:, 1])
+        end = _with_composed(text, offsets)
         before = np.concatenate([[0], end[:-1]]).astype(np.int32)
         start = np.minimum(offsets[:, 0], before)  # white space that was trimmed belongs to the token after it
         unknown = (
@@ -203,6 +231,31 @@ class Encoder:
         )
         lost = int((end - start)[unknown].sum()) + len(text[int(end[-1]) :].strip())
         return Encoded(ids, start, end.astype(np.int32), lost)
+
+
+_GUARDS = ("\n", "\t", "(", "■")
+
+
+def _with_composed(text: str, offsets: IntArray) -> IntArray:
+    """Ends of tokens from their offsets. Normalisation makes one character of several, such as a letter and its accent,
+    and reports the place of the first: those that went into it belong to its tokens, not to the next.
+    """
+    end: IntArray = np.maximum.accumulate(offsets[:, 1])
+    following = np.append(offsets[1:, 0], len(text))
+    for index in np.flatnonzero(following > end):
+        old = new = int(end[index])
+        while new < following[index] and old and text[new] > "\u02ff" and _joins(text, old - 1, new):
+            new += 1
+        if new > old:
+            first = int(np.searchsorted(end[: index + 1], old))  # several tokens may spell one character
+            end[first : index + 1] = new
+    return end
+
+
+def _joins(text: str, start: int, at: int) -> bool:
+    """Whether the character at `at` is a mark on, or composes with, those before it from `start` on."""
+    before, after = (len(unicodedata.normalize("NFC", text[start:stop])) for stop in (at, at + 1))
+    return bool(unicodedata.combining(text[at])) or after <= before
 
 
 def _char_spans(data: bytes, lengths: npt.NDArray[np.int64], shift: int) -> tuple[IntArray, IntArray]:

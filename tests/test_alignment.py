@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from hesnr_tasks.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.errors import ScoringError
@@ -162,3 +164,52 @@ def test_a_slow_tokenizer_that_rewrites_text_is_refused():
 def test_empty_text_has_no_tokens():
     encoded = Encoder(tiny.byte_level()).encode(plain(""))
     assert token_labels(encoded, np.zeros(0, np.uint8)).tolist() == []
+
+
+def metaspace():
+    """A tokenizer that puts a space before every text it is given, as Llama 2's does."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>", "</s>", "<|im_end|>"])
+    tokenizer.train_from_iterator(["def f(x): return x < y / s > z | im_end |\n</ s>\t" * 20], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("tokenizer", [metaspace(), tiny.sentencepiece_fast(), tiny.sentencepiece_slow()])
+@pytest.mark.parametrize("text", ["x </s> y", "x</s>", "</s></s> x", "f(x) < <|im_end|>/s>", "\n</s>\n"])
+def test_no_space_is_fed_that_is_not_in_the_text(tokenizer, text):
+    encoded = Encoder(tokenizer, bos=False).encode(plain(text))
+    spelled = "".join(tokenizer.convert_ids_to_tokens(encoded.ids.tolist())).replace("▁", " ").replace("<0x0A>", "\n")
+    assert spelled in (text, " " + text), "only the whole text may have a space before it"
+    assert covered(encoded, text) == text
+    widths = encoded.end - encoded.start
+    assert (widths[1:] > 0).all()
+
+
+def normalising(form):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = form
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(["café naïve def f(x): return x\n" * 20], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize("tokenizer", [normalising(normalizers.NFC()), normalising(normalizers.NFKC())])
+@pytest.mark.parametrize(
+    ("text", "marks"),
+    [
+        ("cafe\u0301 x", {4: 3}),
+        ("e\u0301", {1: 0}),
+        ("a\u1100\u1161\u11a8b", {2: 1, 3: 1}),  # one syllable of three letters
+        ("e\u0323\u0301 y", {1: 0}),
+        ("xo\u0308\u0304z", {2: 1, 3: 1}),
+    ],
+)
+def test_what_is_composed_belongs_to_the_token_of_its_letter(tokenizer, text, marks):
+    encoded = Encoder(tokenizer, bos=False).encode(plain(text))
+    spans = list(zip(encoded.start.tolist(), encoded.end.tolist(), strict=True))
+    for mark, letter in marks.items():
+        assert all(a <= letter for a, b in spans if a <= mark < b), (text, spans)
+        assert any(a <= letter and mark < b for a, b in spans)
+    assert covered(encoded, text) == text
