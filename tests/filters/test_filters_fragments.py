@@ -2,11 +2,14 @@
 
 import pytest
 
+from hesnr_tasks.actions.tools import names
 from hesnr_tasks.filters.grammars import GRAMMARS, comments_of
 from tests.filters.marked import FRAGMENTS, fragments, mark, positions
 
 LANGUAGES = sorted(path.stem for path in FRAGMENTS.glob("*.txt"))
 COMMON = ("c", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "shell", "typescript")
+
+SMALL = names("dart groovy scala elixir erlang haskell julia lua perl powershell r terraform")
 
 
 def found_in(text, language):
@@ -32,6 +35,7 @@ def test_comment_characters_found_and_code_characters_lost(language):
 
 def test_there_are_twenty_fragments_of_the_common_languages():
     assert all(len(fragments(language)) >= 20 for language in COMMON)
+    assert all(len(fragments(language)) >= 8 for language in SMALL)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -13,7 +13,7 @@ from hesnr_tasks.actions.views import CharSpan
 from hesnr_tasks.filters.grammars.begin import after_comment, after_string
 from hesnr_tasks.filters.lexing import Lexer, Rule, Scan
 
-__all__ = ["CLIKE"]
+__all__ = ["CLIKE", "interpolated"]
 
 _ANY = r"\\(?:\r\n|[\s\S])"  # an escape
 
@@ -49,6 +49,8 @@ REGEX: Rule = (
 )
 BACKTICKS: Rule = ("string", raw("`", "`"))
 
+LINE_END = r'"|(?=[\r\n])'  # of a string on one line
+
 _COMMENT_MODE = {"comment": [("push comment", r"/\*"), ("pop", r"\*/")]}
 
 
@@ -57,7 +59,7 @@ def _nesting(mode: str, opening: str, closing: str, rules: list[Rule]) -> dict[s
     return {mode: [*rules, (f"push {mode}", opening), ("pop", closing)]}
 
 
-def _interpolated(rules: list[Rule], hole: str, *strings: tuple[str, str]) -> dict[str, list[Rule]]:
+def interpolated(rules: list[Rule], hole: str, *strings: tuple[str, str]) -> dict[str, list[Rule]]:
     """Modes for code with `strings` (opening, closing) that may hold code after `hole`, such as `${`."""
     modes: dict[str, list[Rule]] = {}
     openers: list[Rule] = []
@@ -66,7 +68,7 @@ def _interpolated(rules: list[Rule], hole: str, *strings: tuple[str, str]) -> di
         escape = r"\\\\|\\[^({]" if hole == r"\\\(" else _ANY
         modes[f"string_{i}"] = [("push nest", hole), ("skip", escape), ("pop", closing)]
     code = [*openers, *rules]
-    brackets = (r"\(", r"\)") if hole == r"\\\(" else (r"\{", r"\}")
+    brackets = (r"\(", r"\)") if hole.endswith(r"\(") else (r"\{", r"\}")
     return {"code": code, **modes, **_nesting("nest", *brackets, code)}
 
 
@@ -88,8 +90,6 @@ def _begins_literal(text: str, match: re.Match[str]) -> bool:
     return not _OPERAND.search(code) or bool(_KEYWORD.search(code))
 
 
-_END = r'"|(?=[\r\n])'  # of a string on one line
-
 _C = Lexer({"code": [LINE_CONTINUED, BLOCK, DOUBLE, CHARACTER]})
 _CPP = Lexer(
     {"code": [LINE_CONTINUED, BLOCK, ("string", raw(r'R"(?P<d>[^()\\\s"]{0,16})\(', r'\)(?P=d)"')), DOUBLE, CHARACTER]}
@@ -100,9 +100,9 @@ _GROOVY = Lexer(
     {"code": [LINE, BLOCK, LONG, ("string", LONG[1].replace('"', "'")), REGEX, DOUBLE, SINGLE]},
     check=_begins_literal,
 )
-_DART = Lexer(
-    {"code": [LINE, NESTED, LONG, ("string", LONG[1].replace('"', "'")), DOUBLE, SINGLE], **_COMMENT_MODE},
-)
+_DART_RAW = r"""\br(?:\"{3}[\s\S]*?(?:\"{3}|\Z)|'{3}[\s\S]*?(?:'{3}|\Z)|"[^"\r\n]*"?|'[^'\r\n]*'?)"""
+_DART_ENDS = (('"""', '"""'), ("'''", "'''"), ('"', LINE_END), ("'", LINE_END.replace('"', "'")))
+_DART = Lexer({**interpolated([LINE, NESTED, ("string", _DART_RAW)], r"\$\{", *_DART_ENDS), **_COMMENT_MODE})
 _RUST = Lexer(
     {
         "code": [
@@ -115,20 +115,11 @@ _RUST = Lexer(
         **_COMMENT_MODE,
     }
 )
-_KOTLIN = Lexer(
-    {
-        **_interpolated([LINE, NESTED, CHARACTER, ("string", r"`[^`\r\n]*`")], r"\$\{", ('"""', '"""+'), ('"', _END)),
-        **_COMMENT_MODE,
-    }
-)
-_SCALA = Lexer(
-    {
-        **_interpolated([LINE, NESTED, CHARACTER, ("string", r"`[^`\r\n]*`")], r"\$\{", ('"""', '"""+'), ('"', _END)),
-        **_COMMENT_MODE,
-    }
-)
+_KOTLIN_RULES: list[Rule] = [LINE, NESTED, CHARACTER, ("string", r"`[^`\r\n]*`")]
+_KOTLIN = Lexer({**interpolated(_KOTLIN_RULES, r"\$\{", ('"""', '"""+'), ('"', LINE_END)), **_COMMENT_MODE})
+_SCALA = _KOTLIN
 _SWIFT_RAW: Rule = ("string", r'(?<!#)(?P<h>#{1,9})(?:"""[\s\S]*?(?:"""(?P=h)|\Z)|"[^\r\n]*?(?:"(?P=h)|(?=[\r\n])|\Z))')
-_SWIFT_RULES = _interpolated([LINE, NESTED, _SWIFT_RAW, REGEX], r"\\\(", ('"""', '"""'), ('"', _END))
+_SWIFT_RULES = interpolated([LINE, NESTED, _SWIFT_RAW, REGEX], r"\\\(", ('"""', '"""'), ('"', LINE_END))
 _SWIFT = Lexer({**_SWIFT_RULES, **_COMMENT_MODE}, check=_begins_literal)
 
 _CSHARP_CODE: list[Rule] = [
@@ -145,7 +136,7 @@ _CSHARP = Lexer(
     {
         "code": _CSHARP_CODE,
         "string_verbatim": [("skip", r'""|\{\{'), ("push nest", r"\{"), ("pop", '"')],
-        "string_plain": [("skip", r"\\.|\{\{"), ("push nest", r"\{"), ("pop", _END)],
+        "string_plain": [("skip", r"\\.|\{\{"), ("push nest", r"\{"), ("pop", LINE_END)],
         **_nesting("nest", r"\{", r"\}", _CSHARP_CODE),
     }
 )

@@ -6,7 +6,18 @@ import re
 from collections.abc import Callable, Iterator
 
 from hesnr_tasks.actions.views import CharSpan
-from hesnr_tasks.filters.grammars.clike import BLOCK, CHARACTER, DOUBLE, LINE, LONG, REGEX, SINGLE, many_lines, raw
+from hesnr_tasks.filters.grammars.clike import (
+    BLOCK,
+    CHARACTER,
+    DOUBLE,
+    LINE,
+    LINE_END,
+    REGEX,
+    SINGLE,
+    interpolated,
+    many_lines,
+    raw,
+)
 from hesnr_tasks.filters.lexing import LOOSE, Lexer, LineIndex, Rule
 
 __all__ = ["OTHER"]
@@ -26,6 +37,15 @@ def _here_document(lines: LineIndex, match: re.Match[str]) -> CharSpan | None:
 
 def _nested(opening: str, closing: str) -> dict[str, list[Rule]]:
     return {"comment": [("push comment", opening), ("pop", closing)]}
+
+
+_SIGIL = (
+    r"""~[a-zA-Z]+(?:\"{3}[\s\S]*?(?:\"{3}|\Z)|'{3}[\s\S]*?(?:'{3}|\Z)|\([^)]*\)?|\[[^\]]*\]?|\{[^}]*\}?|<[^>]*>?"""
+    r"""|/[^/\r\n]*/?|\|[^|\r\n]*\|?|"[^"]*"?|'[^']*'?)"""
+)
+_JULIA = interpolated(
+    [("push comment", "#="), _HASH, ("string", raw("`", "`")), CHARACTER], r"\$\(", ('"""', '"""'), ('"', '"')
+)
 
 
 def _perl_quotes() -> Iterator[Rule]:
@@ -69,11 +89,20 @@ _LEXERS: dict[str, tuple[tuple[str, ...], Lexer]] = {  # the marks without which
     ),
     "elixir": (
         ("#",),
-        Lexer({"code": [("skip", r"\?#|~[rR]/[^/\r\n]*/?"), _HASH, LONG, _MANY, ("string", many_lines("'"))]}),
+        Lexer(
+            interpolated(
+                [("skip", r"\?#"), ("string", _SIGIL), _HASH],
+                r"#\{",
+                ('"""', '"""'),
+                ("'''", "'''"),
+                ('"', '"'),
+                ("'", "'"),
+            )
+        ),
     ),
     "erlang": (
         ("%",),
-        Lexer({"code": [("skip", r"\$[\"'%]"), ("comment", r"%[^\r\n]*"), _MANY, ("string", many_lines("'"))]}),
+        Lexer({"code": [("skip", r"\$(?:\\.|[\"'%])"), ("comment", r"%[^\r\n]*"), _MANY, ("string", many_lines("'"))]}),
     ),
     "haskell": (
         ("--", "{-"),
@@ -81,7 +110,7 @@ _LEXERS: dict[str, tuple[tuple[str, ...], Lexer]] = {  # the marks without which
             {
                 "code": [
                     ("push comment", r"\{-(?!#)"),
-                    ("comment", r"-{2,}(?![!#$%&*+./<=>?@\\^|~:])[^\r\n]*"),
+                    ("comment", r"(?<![!#$%&*+./<=>?@\\^|~:-])-{2,}(?![!#$%&*+./<=>?@\\^|~:])[^\r\n]*"),
                     DOUBLE,
                     CHARACTER,
                 ],
@@ -89,7 +118,7 @@ _LEXERS: dict[str, tuple[tuple[str, ...], Lexer]] = {  # the marks without which
             }
         ),
     ),
-    "julia": (("#",), Lexer({"code": [("push comment", "#="), _HASH, LONG, _MANY, CHARACTER], **_nested("#=", "=#")})),
+    "julia": (("#",), Lexer({**_JULIA, **_nested("#=", "=#")})),
     "lua": (
         ("--",),
         Lexer(
@@ -141,9 +170,22 @@ _LEXERS: dict[str, tuple[tuple[str, ...], Lexer]] = {  # the marks without which
     ),
     "r": (
         ("#",),
-        Lexer({"code": [_HASH, ("string", raw(r"\b[rR]\"\(", r"\)\"")), _MANY, ("string", many_lines("'"))]}),
+        Lexer(
+            {
+                "code": [
+                    _HASH,
+                    ("string", raw(r"\b[rR]\"\(", r"\)\"")),
+                    ("string", r"`[^`\r\n]*`?"),
+                    _MANY,
+                    ("string", many_lines("'")),
+                ]
+            }
+        ),
     ),
-    "terraform": (("#", "//", "/*"), Lexer({"code": [_HASH, LINE, BLOCK, _HEREDOC, DOUBLE]}, hole=_here_document)),
+    "terraform": (
+        ("#", "//", "/*"),
+        Lexer(interpolated([_HASH, LINE, BLOCK, _HEREDOC], r"[$%]\{", ('"', LINE_END)), hole=_here_document),
+    ),
 }
 
 
