@@ -16,9 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from hesnr_tasks.passk.curve import Plan, curve  # noqa: E402
-from hesnr_tasks.passk.outcomes import Outcomes  # noqa: E402
-from hesnr_tasks.passk.paired import differences  # noqa: E402
+from hesnr_tasks.passk.estimator import Outcomes, Plan, curve, differences  # noqa: E402
 
 KS = [1, 4, 16]
 N = 16

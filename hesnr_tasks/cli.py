@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     from hesnr_tasks.analysis import analyze, compare
     from hesnr_tasks.egss import report as egss
     from hesnr_tasks.egss import select
+    from hesnr_tasks.exploration import command as behaviours
     from hesnr_tasks.integrations import watch
     from hesnr_tasks.passk import command as passk
     from hesnr_tasks.report import command as report
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "passk": (passk, "Pass@K with intervals, from logs, reports or tables"),
         "egss": (egss, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
         "select": (select, "one patch an instance from finished runs, by their tests and by votes (EGSS)"),
+        "behaviours": (behaviours, "what models write: length, reflection, repetition, rarity, from their answers"),
         "search": (search, "an agent that branches where it hesitates (EGSS)"),
     }
     for name, (room, purpose) in rooms.items():

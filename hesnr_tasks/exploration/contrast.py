@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Contrast", "contrast", "difference_bounds"]
+__all__ = ["FEWEST", "Contrast", "contrast", "difference_bounds"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+FEWEST = 8  # trajectories, or problems: of fewer there is no interval, as they say too little of the spread
 _RIDGE = 1e-10  # levels are known up to a constant; this picks one of them
 _NOTHING = 1e-6  # a unit of less lift than this is explained by its cell and trajectory alone
 

@@ -16,13 +16,14 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.frame import Frame, Selection, selection
 from hesnr_tasks.analysis.groups import grouped
-from hesnr_tasks.analysis.intervals import estimates
+from hesnr_tasks.analysis.intervals import estimates, paired
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.planning import holm
 from hesnr_tasks.analysis.tables import Question
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.exploration.bounds import Bounds, frame_bounds, vocabulary_size
-from hesnr_tasks.exploration.contrast import Contrast, contrast, difference_bounds
+from hesnr_tasks.exploration.contrast import FEWEST, Contrast, contrast, difference_bounds
 from hesnr_tasks.exploration.lexicon import Lexicon, load_lexicon
 from hesnr_tasks.exploration.rarity import Embed, distances, rare
 from hesnr_tasks.exploration.units import TURNS, Sentences, Words, collect
@@ -32,15 +33,18 @@ __all__ = ["PARTS", "check_scored", "exploration", "prose_of"]
 
 PARTS = ("pivotal words", "reflective sentences", "rare sentences")
 _SHORTEST = 3  # words of a sentence that can be rare
-_FEWEST = 4  # trajectories: of fewer there is no interval, as they say nothing of the spread
 _NOTES = (
     "entropies: H of the k most likely tokens, renormalised, in nats: a stand-in for that of the whole vocabulary",
     "difference: mean of these less mean of the others; matched: within cells of equal position, word frequency and "
     "turn, each trajectory's own level taken out",
     "of a word: at its first token; of a sentence: the mean over the first tokens of its words, so that it does not "
     "depend on how words split into tokens; code is left out",
-    "±: standard error; intervals: 95 %, cluster bootstrap over trajectories, where 4 or more have such",
+    f"±: standard error; intervals: 95 %, cluster bootstrap over trajectories, where {FEWEST} or more have such; p: of "
+    "the matched difference being 0, two-sided; p holm: corrected for all comparisons of the table",
     "matched share: of these that have others to compare with; trajectories: those with such words or sentences",
+    "an interval that holds 0 does not show that there is no difference: look at how far it reaches",
+    "the entropies are of the model scored, the text may be another's; the lexicon is English, and what share of such "
+    "words and sentences it finds is not known",
 )
 
 FloatArray = npt.NDArray[np.float64]
@@ -178,7 +182,7 @@ def _all_rows(
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     copies = frame.copies(one.mask)
     answers = [_answer(ask, copies) for ask in asks]
-    yield "", [_row(answer, number) for answer, number in _numbers(answers, asked)]
+    yield "", _corrected([_row(answer, number, asked) for answer, number in _numbers(answers, asked)])
     yield "_bounds", [_bounds_row(answer) for answer in answers]
     whole = [ask for ask in asks if ask.group == "all"]
     turns = [
@@ -227,21 +231,37 @@ def _estimated(pairs: Sequence[Contrast], copies: IntArray, asked: Question) -> 
         return [Number(math.nan)] * len(pairs)
     made = estimates(numerators, denominators, resamples=asked.resamples, seed=asked.seed)
     found = (Number(*ends) for ends in zip(*(column.tolist() for column in made), strict=True))
-    return [one if pair.clusters >= _FEWEST else Number(one.value) for one, pair in zip(found, pairs, strict=True)]
+    return [one if pair.clusters >= FEWEST else Number(one.value) for one, pair in zip(found, pairs, strict=True)]
+
+
+def _p_value(answer: _Answer, asked: Question) -> float:
+    """Of the matched difference being 0: that of a ratio against one whose numerator is 0."""
+    pair = answer.matched
+    numerator, denominator = (np.repeat(side, answer.copies) for side in (pair.numerator, pair.denominator))
+    if pair.clusters < FEWEST or not denominator.sum() > 0:
+        return math.nan
+    zero = (np.zeros_like(numerator), denominator)
+    return paired(zero, (numerator, denominator), resamples=asked.resamples, seed=asked.seed).p
+
+
+def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With Holm's p-values over all rows."""
+    p_values = holm({str(i): row["p"] for i, row in enumerate(rows)})
+    return [{**row, "p_holm": p_values[str(i)]} for i, row in enumerate(rows)]
 
 
 def _split_rows(by: str, answers: Sequence[tuple[str, _Answer]], asked: Question) -> list[dict[str, Any]]:
     rows = []
     for (name, _), (answer, numbers) in zip(answers, _numbers([one for _, one in answers], asked), strict=True):
-        row = _row(answer, numbers)
+        row = _row(answer, numbers, asked)
         if row["n"]:
             rows.append(
                 {"part": row["part"], by: name, **{key: row[key] for key in row if key not in ("part", "group")}}
             )
-    return rows
+    return _corrected(rows)
 
 
-def _row(answer: _Answer, numbers: tuple[Number, Number]) -> dict[str, Any]:
+def _row(answer: _Answer, numbers: tuple[Number, Number], asked: Question) -> dict[str, Any]:
     ask, raw, matched = answer.ask, *numbers
     weight = answer.copies[ask.units.trajectory].astype(np.float64)
     return {
@@ -256,6 +276,7 @@ def _row(answer: _Answer, numbers: tuple[Number, Number]) -> dict[str, Any]:
         "interval": _ends(raw),
         "matched": matched,
         "matched_interval": _ends(matched),
+        "p": _p_value(answer, asked),
         "matched_share": answer.matched.used,
     }
 

@@ -13,16 +13,22 @@ from hesnr_tasks.analysis.options import check_resamples, unique_names
 from hesnr_tasks.analysis.output import FORMATS, Table, show
 from hesnr_tasks.analysis.planning import holm
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.passk.curve import Plan, Point, curve
-from hesnr_tasks.passk.estimator import powers
-from hesnr_tasks.passk.figure import draw
-from hesnr_tasks.passk.outcomes import Outcomes, aligned
-from hesnr_tasks.passk.paired import Difference, differences, discordant
-from hesnr_tasks.passk.reading import Asked, read
+from hesnr_tasks.passk.estimator import (
+    Difference,
+    Outcomes,
+    Plan,
+    Point,
+    aligned,
+    curve,
+    differences,
+    discordant,
+    powers,
+)
+from hesnr_tasks.passk.reading import Query, read
 from hesnr_tasks.statistics import RESAMPLES, SEED
 from hesnr_tasks.store.files import write_whole
 
-__all__ = ["Result", "add_arguments", "examine", "run"]
+__all__ = ["Result", "add_arguments", "checkpoints", "drawn", "examine", "run"]
 
 _LISTED = 20  # discordant problems that text shows
 _CURVE_NOTES = (
@@ -86,12 +92,12 @@ def examine(args: argparse.Namespace) -> Result:
     check_resamples(args.resamples, args.seed)
     if not 0.5 <= args.power < 1:
         raise SettingsError("--power must be at least 0.5 and below 1")
-    asked = Asked(args.metric, args.filter, args.task, args.unknown == "fail")
-    runs = [read(name, paths, asked) for name, paths in _checkpoints(args.files, compare=args.compare).items()]
-    notes = [note for one in runs for note in one.notes]
+    query = Query(args.metric, args.filter, args.task, args.unknown == "fail")
+    runs = [read(name, paths, query) for name, paths in checkpoints(args.files, compare=args.compare).items()]
+    notes = [note for run in runs for note in run.notes]
     if args.compare:
-        runs, told = aligned(runs, common=args.common)
-        notes += told
+        runs, left_out = aligned(runs, common=args.common)
+        notes += left_out
     ks = sorted(set(args.k)) if args.k else powers(min(int(one.n.min()) for one in runs))
     plan = Plan(args.resamples, args.seed, power=args.power)
     curves = {one.name: curve(one, ks, plan) for one in runs}
@@ -99,7 +105,7 @@ def examine(args: argparse.Namespace) -> Result:
     return Result(runs, curves, against, [*notes, *_warnings(runs, ks)])
 
 
-def _checkpoints(words: Sequence[str], *, compare: bool) -> dict[str, list[Path]]:
+def checkpoints(words: Sequence[str], *, compare: bool) -> dict[str, list[Path]]:
     """Name → files. Without --compare all files are of one checkpoint."""
     named = [_named(word) for word in words]
     if not compare:
@@ -133,7 +139,7 @@ def _warnings(runs: Sequence[Outcomes], ks: Sequence[int]) -> list[str]:
                 f"warning: {one.name} at k = {at[-1]} uses all answers of some problems: nothing is averaged there, it "
                 "says how many problems had a right answer in this one run"
             )
-        if not one.same_n:
+        if one.n.min() < one.n.max():
             told.append(f"{one.name}: problems have {one.n.min()} to {one.n.max()} answers; each counts by its own n")
     return told
 
@@ -218,4 +224,54 @@ def _write(folder: Path, found: Result, tables: Sequence[Table], about: Mapping[
         name = "".join(c if c.isalnum() or c in "._-" else "-" for c in table.name)
         write_whole(folder / f"{name}.csv", (show([table], "csv", {}) + "\n").encode())
     write_whole(folder / "passk.json", (show(tables, "json", about) + "\n").encode())
-    draw(found.curves, found.against, found.runs[0].name, folder / "passk")
+    _draw(found, folder / "passk")
+
+
+# --- figure -----------------------------------------------------------------------------------------------------------
+
+_Series = dict[str, list[float]]
+
+
+def drawn(found: Result) -> dict[str, dict[str, _Series]]:
+    """The numbers in the figure, in per cent: panel → checkpoint → k, value, low, high."""
+    panels = {"curve": {name: _series(points, "value") for name, points in found.curves.items()}}
+    if found.against:
+        panels["difference"] = {name: _series(rows, "difference") for name, rows in found.against.items()}
+    return panels
+
+
+def _series(points: Sequence[Any], value: str) -> _Series:
+    columns = {"k": "k", "value": value, "low": "low", "high": "high"}
+    return {
+        name: [float(getattr(point, column)) * (1 if name == "k" else 100) for point in points]
+        for name, column in columns.items()
+    }
+
+
+def _draw(found: Result, stem: Path) -> None:
+    from hesnr_tasks.report.style import COLOURS, LINES, MARKERS, figure, save
+
+    panels = drawn(found)
+    picture, axes = figure(1, len(panels), width=4.2, height=3.1)
+    order = {name: i for i, name in enumerate(found.curves)}
+    for panel, plot in zip(panels, axes[0], strict=True):
+        for name, series in panels[panel].items():
+            i, together = order[name], len(panels[panel])
+            shift = 1.05 ** (i - (together - 1) / 2) if together > 1 else 1.0  # error bars do not hide each other
+            pairs = zip(series["value"], series["low"], series["high"], strict=True)
+            reach = list(zip(*((max(0.0, v - low), max(0.0, high - v)) for v, low, high in pairs), strict=True))
+            look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+            look |= {"linestyle": LINES[i % len(LINES)], "elinewidth": 1, "label": name}
+            plot.errorbar([k * shift for k in series["k"]], series["value"], yerr=reach, **look)
+        ks = sorted({int(k) for series in panels[panel].values() for k in series["k"]})
+        plot.set_xscale("log", base=2)
+        plot.set_xticks(ks, [str(k) for k in ks], minor=False)
+        plot.minorticks_off()
+        plot.set_xlabel("k")
+    axes[0, 0].set_ylabel("Pass@k (%)")
+    if len(found.curves) > 1:
+        axes[0, 0].legend(loc="best")
+    if found.against:
+        axes[0, 1].axhline(0, color="#444444", linewidth=0.8)
+        axes[0, 1].set_ylabel(f"difference to {found.runs[0].name} (points)")
+    save(picture, stem)

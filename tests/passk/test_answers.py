@@ -1,20 +1,19 @@
-"""Answers on disk: whole after a crash, never mixed, one writer at a time."""
+"""Answers on disk: whole after a crash, never mixed, never silently another."""
 
-import json
-import os
+import random
+from collections import Counter
 
 import pytest
 
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
-from hesnr_tasks.passk.answers import KeptAnswers, place_of_answers
-from hesnr_tasks.passk.seeds import LIMIT, identity, seed_of
+from hesnr_tasks.passk.sampling import SEED_LIMIT, KeptAnswers, identity, place_of_answers, seed_of
 
 SETTINGS = {"task": "t", "generation_kwargs": {"temperature": 0.6}, "model": {"model": "m"}}
 
 
 def filled(stem, keys="abc", rank=0):
     kept = KeptAnswers(stem, SETTINGS, rank)
-    kept.put((key, 7, f"answer {key}\n\u2028é\ud83d") for key in keys)
+    kept.put([(key, 7, f"answer {key}\n\u2028é\ud83d") for key in keys])
     kept.close()
     return kept.path
 
@@ -25,24 +24,48 @@ def test_what_was_kept_is_there_again(tmp_path):
     assert len(again) == 3
     assert again.get("b") == "answer b\n\u2028é\ud83d"
     assert again.get("x") is None
-    again.put([("b", 7, "another")])
-    assert again.get("b") == "answer b\n\u2028é\ud83d"
     again.close()
 
 
-def test_every_cut_of_the_file_loses_the_cut_line_alone(tmp_path):
+def test_no_flipped_bit_changes_an_answer_silently(tmp_path):
+    """Whatever bit of the file flips: an error that names the file, or answers that are those kept; lost ones are
+    sampled again, and damaged ones counted.
+    """
+    kept = {key: f"answer {key}\n\u2028é\ud83d" for key in "abc"}
     data = filled(tmp_path / "t").read_bytes()
-    for cut in range(len(data)):
-        path = tmp_path / f"{cut}" / "t.0.jsonl"
-        path.parent.mkdir()
-        path.write_bytes(data[:cut])
-        kept = KeptAnswers(tmp_path / f"{cut}" / "t", SETTINGS)
-        assert len(kept) == max(0, data[:cut].count(b"\n") - 1)
-        kept.put([("new", 1, "text")])
-        kept.close()
-        again = KeptAnswers(tmp_path / f"{cut}" / "t", SETTINGS)
-        assert again.get("new") == "text"
+    outcomes = Counter()
+    rng = random.Random(1)
+    used = [i for i, byte in enumerate(data) if byte]
+    places = rng.sample(used, min(len(used), 250)) + rng.sample(range(len(data)), 50)
+    for number, place in enumerate(places):
+        stem = tmp_path / str(number) / "t"
+        stem.parent.mkdir()
+        broken = bytearray(data)
+        broken[place] ^= 1 << rng.randrange(8)
+        stem.with_name("t.0.sqlite").write_bytes(bytes(broken))
+        try:
+            again = KeptAnswers(stem, SETTINGS)
+        except HesnrError as error:
+            outcomes["error" if "t.0.sqlite" in str(error) else "an error without the file"] += 1
+            continue
+        assert all(again.get(key) in (None, text) for key, text in kept.items())
+        outcomes["damaged" if again.damaged else "whole"] += 1
         again.close()
+    assert set(outcomes) == {"error", "damaged", "whole"}
+    assert min(outcomes["error"], outcomes["damaged"], outcomes["whole"]) > 0
+
+
+def test_a_damaged_answer_is_sampled_again_and_counted(tmp_path, caplog):
+    path = filled(tmp_path / "t")
+    path.write_bytes(path.read_bytes().replace(b"answer b", b"answer B"))
+    again = KeptAnswers(tmp_path / "t", SETTINGS)
+    assert (again.get("a") is None, again.get("b"), again.damaged) == (False, None, 1)
+    assert any("1 kept answers are damaged" in record.getMessage() for record in caplog.records)
+    again.put([("b", 7, "mended")])
+    again.close()
+    again = KeptAnswers(tmp_path / "t", SETTINGS)
+    assert (again.get("b"), again.damaged) == ("mended", 0)
+    again.close()
 
 
 def test_another_tasks_answers_in_the_folder_are_not_these(tmp_path):
@@ -67,15 +90,9 @@ def test_other_settings_are_not_mixed_in(tmp_path):
         KeptAnswers(tmp_path / "t", other)
 
 
-@pytest.mark.parametrize(
-    ("line", "text"), [(1, "{}"), (1, "rubbish"), (2, '{"key": 3, "answer": "x"}'), (3, "rub\0bish")]
-)
-def test_damage_is_an_error_with_its_line(tmp_path, line, text):
-    path = filled(tmp_path / "t")
-    lines = path.read_text().splitlines()
-    lines[line - 1] = text
-    path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=rf"t\.0\.jsonl:{line}: "):
+def test_what_is_no_file_of_answers_is_an_error(tmp_path):
+    (tmp_path / "t.0.sqlite").write_text("rubbish" * 100)
+    with pytest.raises(DataError, match=r"t\.0\.sqlite: no readable file of kept answers"):
         KeptAnswers(tmp_path / "t", SETTINGS)
 
 
@@ -88,12 +105,15 @@ def test_processes_write_apart_and_read_all(tmp_path):
     kept.close()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no file locks")
-def test_two_runs_do_not_write_one_file(tmp_path):
-    kept = KeptAnswers(tmp_path / "t", SETTINGS)
-    with pytest.raises(HesnrError, match="another run"):
-        KeptAnswers(tmp_path / "t", SETTINGS)
-    kept.close()
+def test_two_runs_on_one_file_lose_nothing(tmp_path):
+    first, second = (KeptAnswers(tmp_path / "t", SETTINGS) for _ in range(2))
+    first.put([("a", 1, "x"), ("b", 2, "y")])
+    second.put([("b", 2, "y"), ("c", 3, "z")])
+    first.close()
+    second.close()
+    again = KeptAnswers(tmp_path / "t", SETTINGS)
+    assert [again.get(key) for key in "abc"] == ["x", "y", "z"]
+    again.close()
 
 
 def test_the_place(tmp_path, monkeypatch):
@@ -108,17 +128,11 @@ def test_the_place(tmp_path, monkeypatch):
     assert place_of_answers(None, "t", "m", SETTINGS) is None
 
 
-def test_the_file_is_json_lines(tmp_path):
-    lines = [json.loads(line) for line in filled(tmp_path / "t").read_text().splitlines()]
-    assert lines[0]["settings"] == SETTINGS
-    assert [(line["key"], line["seed"]) for line in lines[1:]] == [("a", 7), ("b", 7), ("c", 7)]
-
-
 def test_seeds_are_distinct_within_a_problem_and_the_same_again():
     problem = identity("2 + 2 =", 1)
     seeds = [seed_of(1234, problem, i) for i in range(2000)]
     assert len(set(seeds)) == 2000
-    assert all(0 <= seed < LIMIT for seed in seeds)
+    assert all(0 <= seed < SEED_LIMIT for seed in seeds)
     assert seeds == [seed_of(1234, problem, i) for i in range(2000)]
     assert not set(seeds) & {seed_of(1235, problem, i) for i in range(2000)}
     assert not set(seeds) & {seed_of(1234, identity("2 + 2 =", 2), i) for i in range(2000)}

@@ -10,7 +10,6 @@ import pytest
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.passk import command
 from hesnr_tasks.passk.estimator import pass_at_k
-from hesnr_tasks.passk.figure import drawn
 
 
 def passk(capsys, *words):
@@ -86,7 +85,7 @@ def test_the_figure_draws_the_tables_numbers(two):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     found = command.examine(parser.parse_args([*map(str, two), "--compare", "--resamples", "300"]))
-    panels = drawn(found.curves, found.against)
+    panels = command.drawn(found)
     assert list(panels) == ["curve", "difference"]
     for name, points in found.curves.items():
         assert panels["curve"][name]["value"] == [100 * point.value for point in points]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.passk.reading import Asked, read
+from hesnr_tasks.passk.reading import Query, read
 
 
 def write(path, value):
@@ -66,7 +66,7 @@ def test_unknown_outcomes_are_left_out_or_fail(tmp_path):
     found = read("x", [path])
     assert counts(found) == {"a": (1, 1)}
     assert "no outcome is known for b" in found.notes[0]
-    assert counts(read("x", [path], Asked(unknown_fails=True))) == {"a": (2, 1), "b": (1, 0)}
+    assert counts(read("x", [path], Query(unknown_fails=True))) == {"a": (2, 1), "b": (1, 0)}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_reports_of_several_runs_are_answers(tmp_path):
     ]
     expected = {"a": (3, 2), "b": (2, 1), "c": (3, 1)}
     assert counts(read("x", paths)) == counts(read("x", [tmp_path])) == expected
-    assert counts(read("x", paths, Asked(unknown_fails=True)))["b"] == (3, 1)
+    assert counts(read("x", paths, Query(unknown_fails=True)))["b"] == (3, 1)
 
 
 def test_reports_of_instances_in_a_folder(tmp_path):
@@ -216,7 +216,7 @@ def test_logs_and_tables_are_not_mixed(tmp_path):
     table = write(tmp_path / "t.csv", "problem,ok\na,1\n")
     for task in (None, "t"):
         with pytest.raises(DataError, match="sample logs and other files together"):
-            read("x", [log(tmp_path, [sample(0, ["a"], 1.0)]), table], Asked(task=task))
+            read("x", [log(tmp_path, [sample(0, ["a"], 1.0)]), table], Query(task=task))
 
 
 def test_several_logs_of_one_answer_each(tmp_path):
@@ -241,22 +241,22 @@ def test_equal_documents_are_different_problems(tmp_path):
 
 
 BAD_LOGS = {
-    "take_first lost the others": ([sample(0, list("abcde"), 1.0, scored=1)], Asked(), ":1: .*threw the others away"),
-    "no count gives the value": ([sample(0, list("abc"), 0.5)], Asked(), ":1: .*no number of right answers among 3"),
-    "inconsistent": ([sample(0, list("abcd"), 0.25, **{"pass@2": 0.9})], Asked(), ":1: pass@2 is 0.9"),
-    "no such metric": ([sample(0, ["a"], 1.0)], Asked(metric="exact_mach"), "Did you mean 'exact_match'"),
+    "take_first lost the others": ([sample(0, list("abcde"), 1.0, scored=1)], Query(), ":1: .*threw the others away"),
+    "no count gives the value": ([sample(0, list("abc"), 0.5)], Query(), ":1: .*no number of right answers among 3"),
+    "inconsistent": ([sample(0, list("abcd"), 0.25, **{"pass@2": 0.9})], Query(), ":1: pass@2 is 0.9"),
+    "no such metric": ([sample(0, ["a"], 1.0)], Query(metric="exact_mach"), "Did you mean 'exact_match'"),
     "several metrics": (
-        [sample(0, ["a"], 1.0, metric="f", g=0.0) | {"metrics": ["f", "g"]}], Asked(), ":1: which metric .*f, g"
+        [sample(0, ["a"], 1.0, metric="f", g=0.0) | {"metrics": ["f", "g"]}], Query(), ":1: which metric .*f, g"
     ),
-    "several filters": ([sample(0, ["a"], 1.0), sample(0, ["a"], 1.0, filter="x")], Asked(), "filters none, x"),
-    "no such filter": ([sample(0, ["a"], 1.0)], Asked(filter="strict"), "no filter 'strict'"),
-    "not a number": ([sample(0, ["a"], "yes")], Asked(), ":1: exact_match is 'yes'"),
-    "NaN": ([sample(0, ["a"], float("nan"))], Asked(), ":1: exact_match is nan"),
-    "infinite": ([sample(0, ["a"], float("inf"))], Asked(), ":1: exact_match is inf"),
-    "no answer": ([sample(0, [], 0.0) | {"filtered_resps": [[]]}], Asked(), ":1: there is no answer"),
-    "pass@4 of 4": ([sample(0, list("abcd"), 1.0, metric="pass@4")], Asked(), ":1: .* 1 to 4 right answers of 4"),
-    "foreign line": ([sample(0, ["a"], 1.0), {"problem": "a", "ok": 1}], Asked(), ":2: no line of"),
-    "no such task": ([sample(0, ["a"], 1.0)], Asked(task="u"), "task 'u', only t"),
+    "several filters": ([sample(0, ["a"], 1.0), sample(0, ["a"], 1.0, filter="x")], Query(), "filters none, x"),
+    "no such filter": ([sample(0, ["a"], 1.0)], Query(filter="strict"), "no filter 'strict'"),
+    "not a number": ([sample(0, ["a"], "yes")], Query(), ":1: exact_match is 'yes'"),
+    "NaN": ([sample(0, ["a"], float("nan"))], Query(), ":1: exact_match is nan"),
+    "infinite": ([sample(0, ["a"], float("inf"))], Query(), ":1: exact_match is inf"),
+    "no answer": ([sample(0, [], 0.0) | {"filtered_resps": [[]]}], Query(), "no problem has an answer that is known"),
+    "pass@4 of 4": ([sample(0, list("abcd"), 1.0, metric="pass@4")], Query(), ":1: .* 1 to 4 right answers of 4"),
+    "foreign line": ([sample(0, ["a"], 1.0), {"problem": "a", "ok": 1}], Query(), ":2: no line of"),
+    "no such task": ([sample(0, ["a"], 1.0)], Query(task="u"), "task 'u', only t"),
 }  # fmt: skip
 
 
@@ -272,7 +272,7 @@ def test_one_of_several_filters_or_tasks(tmp_path):
     log(tmp_path, [sample(0, ["a"], 0.0)], task="other")
     with pytest.raises(DataError, match="several tasks"):
         read("x", [tmp_path])
-    assert counts(read("x", [tmp_path], Asked(task="t", filter="x"))) == {"T/0": (1, 0)}
+    assert counts(read("x", [tmp_path], Query(task="t", filter="x"))) == {"T/0": (1, 0)}
 
 
 def test_the_same_run_twice_is_refused(tmp_path):

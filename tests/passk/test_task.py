@@ -1,6 +1,7 @@
 """The lm-eval task on a tiny Hugging Face model: template, seeds, verifiers, refusals, going on after a stop."""
 
 import argparse
+import contextlib
 import json
 import re
 import sqlite3
@@ -17,17 +18,15 @@ from lm_eval.tasks import TaskManager
 from hesnr_tasks.errors import ScoringError, SettingsError
 from hesnr_tasks.passk import command
 from hesnr_tasks.passk.hf_sampler import SeededSampler, sampling_of
-from hesnr_tasks.passk.registered import KeepAll, passk
-from hesnr_tasks.passk.task_settings import PassKSettings, all_answers, verifier_of
+from hesnr_tasks.passk.lm_tasks import KeepAll, PassKSettings, passk
 from hesnr_tasks.registration import tasks_path
 from tests import tiny
 
 CHECKS = Path(__file__).with_name("checks.py")
-TEMPLATE = tasks_path() / "passk" / "_passk_template_yaml"
 YAML = """
-include: {template}
 task: {name}
-custom_dataset: !function hesnr_tasks.passk.example.dataset
+class: !function hesnr_tasks.passk.lm_tasks.PassKTask
+custom_dataset: !function hesnr_tasks.passk.lm_tasks.arithmetic
 test_split: test
 doc_to_text: "{{{{question}}}} ="
 doc_to_target: "{{{{answer}}}}"
@@ -46,13 +45,13 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def tasks(tmp_path):
-    """A folder with a user's own task that includes the template, and its verifier beside it."""
+    """A folder with a user's own task, and its verifier beside it."""
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "checks.py").write_text(CHECKS.read_text())
 
     def write(name="even", more=""):
-        (folder / f"{name}.yaml").write_text(YAML.format(template=TEMPLATE, name=name, more=more))
+        (folder / f"{name}.yaml").write_text(YAML.format(name=name, more=more))
         return folder
 
     write()
@@ -69,7 +68,12 @@ def evaluate(checkpoint, folder, name="even", passk=None, batch_size=8, **kwargs
 
 
 def answers_of(result, name="even"):
-    return [[one[0] for one in sample["resps"]] for sample in result["samples"][name]]
+    return [sample["resps"][0] for sample in result["samples"][name]]
+
+
+def rows_of(path):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return database.execute("SELECT key, seed, answer, checksum FROM answers ORDER BY key").fetchall()
 
 
 def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, tmp_path, capsys):
@@ -91,17 +95,20 @@ def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, 
     (points,) = found.curves.values()
     assert [point.k for point in points] == [1, 2, 4]
     for point in points:
-        assert point.value == saved[f"pass@{point.k},none"]
-        assert point.stderr == saved[f"pass@{point.k}_stderr,none"]
+        assert point.value == pytest.approx(saved[f"pass@{point.k},none"], rel=1e-12)
+        # lm-eval's is s / √P, ours the bootstrap's spread, which has P instead of P - 1
+        assert point.stderr == pytest.approx(saved[f"pass@{point.k}_stderr,none"] * (11 / 12) ** 0.5, rel=0.05)
         assert f"{point.value:.4f}" == printed[f"pass@{point.k}"]
     assert 0 < points[0].value < points[2].value <= 1
-    (kept,) = (out / "answers").glob("even-*.jsonl")
-    assert kept.read_text().count("\n") == 1 + 12 * 4
+    (kept,) = (out / "answers").glob("even-*.sqlite")
+    assert len(rows_of(kept)) == 12 * 4
     (log,) = out.rglob("samples_even_*.jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     for row in rows:
-        assert len({one["arg_1"]["seed"] for one in row["arguments"].values()}) == 4
-        assert len({one[0] for one in row["resps"]}) == 4
+        assert len(set(row["resps"][0])) == 4
+        assert sum(row["right_answers"]) / 4 == row["pass@1"]
+    assert len({row["arguments"]["gen_args_0"]["arg_1"]["seed"] for row in rows}) == 12
+    assert saved["right_answers,none"] == sum(sum(row["right_answers"]) for row in rows)
 
 
 def test_the_same_run_gives_the_same_answers_and_another_seed_others(checkpoint, tasks):
@@ -114,13 +121,14 @@ def test_the_same_run_gives_the_same_answers_and_another_seed_others(checkpoint,
 
 
 def test_going_on_after_a_stop_gives_the_undisturbed_answers(checkpoint, tasks, tmp_path):
-    whole = evaluate(checkpoint, tasks(), passk={"answers": str(tmp_path / "a")})
-    kept = (tmp_path / "a" / "even.0.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "even.0.jsonl").write_bytes(b"".join(kept[:12]) + kept[12][:10])  # in the middle of a batch
-    again = evaluate(checkpoint, tasks(), passk={"answers": str(tmp_path / "b")})
+    whole = evaluate(checkpoint, tasks(), passk={"answers": str(tmp_path)})
+    path = tmp_path / "even.0.sqlite"
+    kept = rows_of(path)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.executemany("DELETE FROM answers WHERE key = ?", [(row[0],) for row in kept[7:]])
+    again = evaluate(checkpoint, tasks(), passk={"answers": str(tmp_path)})
     assert answers_of(again) == answers_of(whole)
-    assert sorted((tmp_path / "b" / "even.0.jsonl").read_bytes().splitlines()) == sorted(b"".join(kept).splitlines())
+    assert rows_of(path) == kept
 
 
 def test_kept_answers_of_other_settings_or_weights_are_refused(checkpoint, tasks, tmp_path):
@@ -177,20 +185,144 @@ def test_automatic_batch_size_and_one_at_a_time(checkpoint, tasks):
     assert sum(a == b for x, y in zip(alone, automatic) for a, b in zip(x, y)) >= 7  # padding moves the last bit
 
 
-def test_lm_evals_own_task_gains_pass_at_k_by_an_include(checkpoint, tasks):
-    """Its few-shot prompt, its two filters and its lenient exact match, for every answer."""
+BASE = """
+task: mine
+custom_dataset: !function checks.rows
+test_split: test
+fewshot_split: train
+num_fewshot: 5
+output_type: generate_until
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_target: "{{answer}}"
+generation_kwargs: {do_sample: false, temperature: 0.0, max_gen_toks: 4, until: ["Question:"]}
+"""
+
+
+def test_a_task_gains_pass_at_k_by_its_name(checkpoint, tasks):
+    """gsm8k as lm-eval ships it, on rows of our own: few-shot prompt, two filters with take_first, lenient match."""
     folder = tasks()
     (folder / "checks.py").write_text((folder / "checks.py").read_text() + GSM8K_ROWS)
     theirs = Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"
-    own = "task: gsm8k_passk\ncustom_dataset: !function checks.rows\ndataset_kwargs: null\nrepeats: 3\n"
-    own += "generation_kwargs: {do_sample: true, temperature: 1.0, max_gen_toks: 4, until: ['Question:']}\n"
-    (folder / "gsm8k_passk.yaml").write_text(f"include: [{TEMPLATE}, {theirs}]\n{own}")
-    result = evaluate(checkpoint, folder, "gsm8k_passk", limit=2)
-    found = result["results"]["gsm8k_passk"]
+    own = "custom_dataset: !function checks.rows\ndataset_kwargs: null\n"
+    own += "generation_kwargs: {do_sample: false, temperature: 0.0, max_gen_toks: 4, until: ['Question:']}\n"
+    (folder / "mine.yaml").write_text(f"include: {theirs}\ntask: mine\n{own}")
+    (folder / "mine_passk.yaml").write_text(
+        "task: mine_passk\nclass: !function hesnr_tasks.passk.lm_tasks.PassKTask\nbase: mine\nrepeats: 3\n"
+    )
+    result = evaluate(checkpoint, folder, "mine_passk", limit=2)
+    found = result["results"]["mine_passk"]
     assert {"pass@1,strict-match", "pass@1,flexible-extract", "pass@3_stderr,flexible-extract"} <= set(found)
-    for sample in result["samples"]["gsm8k_passk"]:
-        assert len({one[0] for one in sample["resps"]}) == 3
+    assert result["versions"]["mine_passk"] == 3.0
+    for sample in result["samples"]["mine_passk"]:
+        assert len(set(sample["resps"][0])) == 3
+        assert len(sample["filtered_resps"][0]) == 3
+        kwargs = sample["arguments"][0][1]
+        assert (kwargs["temperature"], kwargs["do_sample"], kwargs["max_gen_toks"]) == (0.6, True, 4)
         assert sample["arguments"][0][0].count("Question:") == 6
+
+
+@pytest.mark.parametrize(
+    "judged",
+    [
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true}]",
+        "process_results: !function checks.odd_or_even\n"
+        "metric_list: [{metric: even, aggregation: mean, higher_is_better: true}, "
+        "{metric: odd, aggregation: mean, higher_is_better: true}]",
+        "metric_list: [{metric: !function checks.lists, aggregation: mean, higher_is_better: true}]\n"
+        "filter_list: [{name: a, filter: [{function: custom, filter_fn: !function checks.pairs}]}]",
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+        "filter_list: [{name: a, filter: [{function: majority_vote}, {function: take_first}]}]",
+    ],
+    ids=["metric", "process_results", "code runner", "vote"],
+)
+def test_every_answer_is_judged_as_the_tasks_only_answer_is(checkpoint, tasks, judged):
+    """Verdicts of the wrapped task equal those the base task gives to each answer alone."""
+    folder = tasks()
+    more = "\n\ndef odd_or_even(doc, results):\n    n = len(results[0])\n    return {'even': 1 - n % 2, 'odd': n % 2}\n"
+    more += (
+        "\n\ndef pairs(resps, docs):\n    return [[d['question'] + r for r in one] for one, d in zip(resps, docs)]\n"
+    )
+    more += "\n\ndef lists(references, predictions, **kwargs):\n    return {'pass@1': len(predictions[0][0]) % 2}\n"
+    (folder / "checks.py").write_text((folder / "checks.py").read_text() + GSM8K_ROWS + more)
+    (folder / "mine.yaml").write_text(BASE + judged + "\n")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    base = manager.load(["mine"])["tasks"]["mine"]
+    (folder / "mine_passk.yaml").write_text(
+        "task: mine_passk\nclass: !function hesnr_tasks.passk.lm_tasks.PassKTask\nbase: mine\nrepeats: 4\n"
+    )
+    (samples,) = evaluate(checkpoint, folder, "mine_passk", limit=6)["samples"].values()
+    seen = set()
+    for sample in samples:
+        for answer, right in zip(sample["resps"][0], sample["right_answers"]):
+            base.build_all_requests(limit=1)
+            base.instances[0].resps, base.instances[0].doc = [answer], sample["doc"]
+            base.apply_filters()
+            (name,) = base.instances[0].filtered_resps
+            scores = base.process_results(sample["doc"], [base.instances[0].filtered_resps[name]])
+            assert right == next(iter(scores.values()))
+            seen.add(right)
+    assert seen == {0, 1} or "exact_match" in judged
+
+
+@pytest.mark.parametrize(
+    ("yaml", "why"),
+    [
+        ("", r"Pass@K of which task\? Name one"),
+        ("base: gsm8kk\n", r"no task 'gsm8kk'.*Did you mean 'gsm8k"),
+        ("base: even\ndoc_to_text: x\n", "doc_to_text cannot be set beside `base: even`"),
+        ("base: choice\n", "not of multiple_choice"),
+    ],
+)
+def test_tasks_that_cannot_be(checkpoint, tasks, yaml, why):
+    folder = tasks()
+    (folder / "choice.yaml").write_text(
+        "task: choice\ncustom_dataset: !function hesnr_tasks.passk.lm_tasks.arithmetic\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: x\ndoc_to_choice: [a, b]\ndoc_to_target: a\n"
+    )
+    (folder / "bad.yaml").write_text(f"task: bad\nclass: !function hesnr_tasks.passk.lm_tasks.PassKTask\n{yaml}")
+    with pytest.raises(SettingsError, match=why):
+        TaskManager(include_path=str(folder), include_defaults=False).load(["bad"])
+
+
+READY = {"gsm8k": "gsm8k", "aime24": "aime24", "aime25": "aime25", "math500": "minerva_math500",
+         "humaneval_plus": "humaneval_plus"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READY)
+def test_ready_tasks_name_tasks_that_lm_eval_has(name):
+    """Their data are a network away; their bases are not."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    from hesnr_tasks.passk.lm_tasks import _yaml_of
+
+    config = load_yaml(tasks_path() / "passk" / f"hesnr_passk_{name}.yaml")
+    assert config["base"] == READY[name]
+    base = load_yaml(_yaml_of(config["base"], str(tasks_path() / "passk" / "x.yaml")), resolve_func=False)
+    assert (base["task"], base["output_type"]) == (READY[name], "generate_until")
+    verifier = (config.get("passk") or {}).get("verifier")
+    assert verifier is None or verifier in [metric["metric"] for metric in base["metric_list"]]
+
+
+def test_a_metric_and_a_filter_alone_give_the_same_table(checkpoint, tasks):
+    """Plain YAML on lm-eval's repeats: other answers (no seed of their own), the same estimate of those it has."""
+    folder = tasks()
+    plain = (
+        BASE.replace("task: mine", "task: plain")
+        .replace(
+            "custom_dataset: !function checks.rows", ("custom_dataset: !function hesnr_tasks.passk.lm_tasks.arithmetic")
+        )
+        .replace("num_fewshot: 5", "num_fewshot: 0")
+    )
+    plain = plain.replace("do_sample: false, temperature: 0.0", "do_sample: true, temperature: 1.0")
+    plain = plain.replace("fewshot_split: train\n", "") + (
+        "repeats: 4\nfilter_list: [{name: all, filter: [{function: regex, regex_pattern: '(.)'}, "
+        "{function: keep_all}]}]\n"
+        "metric_list: [{metric: passk, aggregation: mean, higher_is_better: true}]\n"
+    )
+    (folder / "plain.yaml").write_text(plain)
+    result = evaluate(checkpoint, folder, "plain", limit=3)
+    assert {"pass@1,all", "pass@2,all", "pass@4,all", "pass@4_stderr,all"} <= set(result["results"]["plain"])
+    assert all(len(sample["filtered_resps"][0]) == 4 for sample in result["samples"]["plain"])
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -232,35 +364,16 @@ def test_the_models_own_configuration_counts_where_nothing_is_said():
     assert sampling_of({"temperature": 0.6, "top_p": 1.0}, Model()) == {"temperature": 0.6, "top_k": 20}
 
 
-def test_take_first_becomes_keep_all_and_lossy_filters_are_refused():
-    regex = {"function": "regex", "regex_pattern": "x"}
-    found = all_answers([{"name": "strict", "filter": [regex, {"function": "take_first"}]}])
-    assert found == [{"name": "strict", "filter": [regex, {"function": "keep_all"}]}]
-    assert all_answers(None) == [{"name": "none", "filter": [{"function": "keep_all"}]}]
-    with pytest.raises(SettingsError, match="majority_vote"):
-        all_answers([{"name": "maj", "filter": [{"function": "majority_vote"}]}])
-
-
 @pytest.mark.parametrize(
-    "given", [{"bootstrap_seed": "x"}, {"bootstrap_seed": -1}, {"threshold": True}, {"verifier": 3}, {"answers": 5}]
+    "given", [{"seed": "x"}, {"seed": -1}, {"threshold": True}, {"verifier": 3}, {"answers": 5}, {"base": 1}]
 )
 def test_settings_of_the_wrong_kind_are_refused_before_anything_is_sampled(given):
     with pytest.raises(SettingsError, match=f"passk: {next(iter(given))} must be"):
-        PassKSettings.read(given, None, 4)
-
-
-def test_the_verifier_is_the_tasks_first_metric_or_the_one_named():
-    usual = {"aggregation": "mean", "higher_is_better": True}
-    assert verifier_of([{"metric": "passk", "verifier": "acc", "x": 1}], None) == (
-        "acc",
-        [{**usual, "metric": "acc", "x": 1}],
-    )
-    assert verifier_of([{"metric": "f1"}, {"metric": "acc"}], "acc")[0] == "acc"
-    assert verifier_of(None, None)[0] == "exact_match"
+        PassKSettings.read(given)
 
 
 def test_the_registered_filter_and_metric_serve_stock_tasks():
-    assert KeepAll().apply([["a", "b"], ("c",)], [{}, {}]) == [["a", "b"], ["c"]]
+    assert KeepAll().apply([["a", "b"], ("c",)], [{}, {}]) == [["a", "b"], "c"]
     assert passk(references=["7"], predictions=[["7", "8", "7 ", "9"]], k=[1, 2]) == {
         "pass@1": 0.25,
         "pass@2": 0.5,
@@ -270,9 +383,9 @@ def test_the_registered_filter_and_metric_serve_stock_tasks():
 
 
 def test_settings_from_yaml_and_command_line():
-    made = PassKSettings.read({"repeats": 8, "k": [1, 8]}, {"repeats": 16}, 4)
+    made = PassKSettings.read({"repeats": 4}, {"repeats": 8, "k": [1, 8]}, {"repeats": 16})
     assert (made.repeats, made.ks) == (16, [1, 8])
-    assert PassKSettings.read(None, None, 6).ks == [1, 2, 4, 6]
+    assert PassKSettings.read({"repeats": 6}, None).ks == [1, 2, 4, 6]
     for block, why in (({"seed": -1}, "seed"), ({"repeats": 0}, "repeats"), ({"k": "x"}, "k must"), (3, "block")):
         with pytest.raises(SettingsError, match=why):
-            PassKSettings.read(block, None, 4)
+            PassKSettings.read(block)

@@ -1,0 +1,352 @@
+"""Pass@K on lm-eval's own rails: `repeats` answers a problem, each judged as the task judges its only answer.
+
+`PassKTask` wraps any `generate_until` task, found by its name (`base:`) or described in the same YAML file. Prompts,
+filters and verifier stay the task's own; every answer goes through them alone, so that `take_first`, several filters,
+`process_results` and code runners work as they are. Ours is a seed an answer, answers kept on disk (sampling.py), and
+pass@k of the verdicts. Only documented methods of lm-eval's tasks are overridden.
+
+For tasks in plain YAML there are the filter `keep_all` and the metric `passk`; lm-eval then sends all repeats of a
+request with one seed and keeps no answer.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lm_eval.api.filter import Filter
+from lm_eval.api.registry import get_aggregation, get_metric, register_filter, register_metric
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.task import TaskConfig
+
+from hesnr_tasks.errors import SettingsError, nearest, show_without_traceback
+from hesnr_tasks.passk.estimator import pass_at_ks, powers
+from hesnr_tasks.passk.sampling import REQUEST_TYPE, SEED_LIMIT, Job, identity, seed_of
+
+__all__ = ["KeepAll", "PassKSettings", "PassKTask", "arithmetic", "passk"]
+
+_log = logging.getLogger("lm_eval.hesnr_passk")
+_SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+_OF_BASE = {"task", "class", "base", "repeats", "generation_kwargs", "passk", "metadata", "num_fewshot", "description"}
+_RIGHT = "right_answers"
+
+
+# --- for plain YAML ---------------------------------------------------------------------------------------------------
+
+
+@register_filter("keep_all")
+class KeepAll(Filter):
+    """Every answer to a problem, where lm-eval's `take_first` keeps one; an only answer stays itself."""
+
+    def apply(self, resps: Iterable[Any], docs: Sequence[dict[str, Any]]) -> list[Any]:
+        """Lists of answers, one list a request, as they came."""
+        return [list(answers) if len(answers) > 1 else answers[0] for answers in resps]
+
+
+@register_metric(metric="passk", higher_is_better=True, aggregation="mean")
+def passk(
+    references: Sequence[Any],
+    predictions: Sequence[Any],
+    k: int | Sequence[int] | None = None,
+    verifier: str = "exact_match",
+    threshold: float | None = None,
+    **kwargs: Any,
+) -> dict[str, float]:
+    """Pass@k of one problem.
+
+    Args:
+        references: Its one target.
+        predictions: One list of all its answers, as `keep_all` gives it.
+        k: Default: powers of two up to the number of answers.
+        verifier: A metric of lm-eval that gives 1 for right and 0 for wrong; other arguments are its own.
+        threshold: From which value of the verifier on an answer is right.
+    """
+    answers = list(predictions[0]) if isinstance(predictions[0], (list, tuple)) else [predictions[0]]
+    check = get_metric(verifier)
+    if check is None:
+        raise SettingsError(f"verifier {verifier!r} is no metric of lm-eval")
+    scores = (check(references=[references[0]], predictions=[answer], **kwargs) for answer in answers)
+    values = [score[verifier] if isinstance(score, dict) else score for score in scores]
+    right = sum(_is_right(value, verifier, threshold) for value in values)
+    ks = [k] if isinstance(k, int) else list(k or powers(len(answers)))
+    return {f"pass@{k}": float(v) for k, v in zip(ks, pass_at_ks([len(answers)], [right], ks)[0], strict=True)}
+
+
+def _is_right(value: Any, verifier: str, threshold: float | None) -> bool:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise SettingsError(f"verifier {verifier!r} gives {value!r}, no number") from None
+    if threshold is not None:
+        return number >= threshold
+    if number not in (0.0, 1.0):
+        raise SettingsError(
+            f"verifier {verifier!r} gives {number:g}, neither right (1) nor wrong (0); say from which value on an "
+            'answer is right: "threshold" of passk'
+        )
+    return bool(number)
+
+
+def arithmetic(**_: Any) -> dict[str, datasets.Dataset]:
+    """The 24 problems of `hesnr_passk_arithmetic` as lm-eval's `custom_dataset`; arguments are not used."""
+    lines = Path(__file__).with_name("arithmetic.jsonl").read_text().splitlines()
+    return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines])}
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PassKSettings:
+    """The block `passk` of a task's YAML or of --metadata, which wins."""
+
+    repeats: int = 16  # answers a problem (default: the YAML file's `repeats`)
+    k: tuple[int, ...] = ()  # default: powers of two up to repeats
+    seed: int = 1234  # from which every answer's seed is made
+    base: str | None = None  # the lm-eval task whose problems, prompts, filters and verifier are used
+    verifier: str | None = None  # the metric that says right or wrong (default: the task's first)
+    threshold: float | None = None  # from which value of the verifier on an answer is right (default: it says 0 or 1)
+    answers: str | None = None  # folder where answers are kept; "none": nowhere (default: beside --output_path)
+
+    @classmethod
+    def read(cls, *blocks: Any) -> PassKSettings:
+        """From several blocks, of which later ones win; `SettingsError` for what is unknown or cannot be used."""
+        merged: dict[str, Any] = {}
+        for block in blocks:
+            if block is not None and not isinstance(block, Mapping):
+                raise SettingsError(f"passk must be a block of settings, not {block!r}")
+            merged |= dict(block or {})
+        known = [field.name for field in fields(cls)]
+        for name in merged:
+            if name not in known:
+                raise SettingsError(f"passk: unknown setting {name!r}.{nearest(str(name), known)}")
+        k = merged.get("k")
+        listed = [] if k is None else [k] if isinstance(k, int) else k
+        if not isinstance(listed, (list, tuple)) or any(isinstance(k, bool) or not isinstance(k, int) for k in listed):
+            raise SettingsError(f"passk: k must be a whole number or a list of them, not {k!r}")
+        settings = cls(**{**merged, "k": tuple(listed)})
+        settings._check()
+        return settings
+
+    @property
+    def ks(self) -> list[int]:
+        """Every k to report."""
+        return sorted(set(self.k)) or powers(self.repeats)
+
+    def _check(self) -> None:
+        for name, low in (("repeats", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value < SEED_LIMIT:
+                raise SettingsError(f"passk: {name} must be a whole number of at least {low}, not {value!r}")
+        for k in self.ks:
+            if not 1 <= k <= self.repeats:
+                raise SettingsError(
+                    f"passk: pass@{k} cannot be known from {self.repeats} answers a problem; raise repeats, or lower k"
+                )
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float, type(None))):
+            raise SettingsError(f"passk: threshold must be a number, not {self.threshold!r}")
+        for name in ("base", "verifier", "answers"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise SettingsError(f"passk: {name} must be a text, not {getattr(self, name)!r}")
+
+
+# --- the task ---------------------------------------------------------------------------------------------------------
+
+
+class PassKTask:
+    """What is put before the class of a task of lm-eval, whose metrics are then pass@k.
+
+    `PassKTask(config)` is that task, of a class made for it. Raises `SettingsError` for settings that give no Pass@K.
+    """
+
+    passk: PassKSettings
+
+    def __new__(cls, config: Mapping[str, Any]) -> PassKTask:  # noqa: D102
+        show_without_traceback()
+        settings = _settings(config)
+        task = _named(settings.base, config) if settings.base else _described(config)
+        if task.OUTPUT_TYPE != "generate_until":
+            raise SettingsError(f"{task.config.task}: Pass@K is of sampled answers, not of {task.OUTPUT_TYPE}")
+        if task.config.doc_to_image or task.config.doc_to_audio:
+            raise SettingsError(f"{task.config.task}: Pass@K of tasks with images or sound is not supported")
+        self = super().__new__(type(f"PassK{type(task).__name__}", (cls, type(task)), {}))
+        self.__dict__ = task.__dict__
+        return self
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.passk = _settings(config)
+        self._occurrences: Counter[str] = Counter()
+        task: Any = self
+        metadata = {**(task.config.metadata or {}), **(config.get("metadata") or {})}
+        task.set_config("metadata", {**metadata, "passk": {**asdict(self.passk), "k": self.passk.ks}})
+        task.set_config("repeats", self.passk.repeats)
+
+    def build_all_requests(self, *, samples: list[int] | None = None, **kwargs: Any) -> None:
+        """As lm-eval's, with two of its traps closed: stale request caches and unsorted `--samples`."""
+        if kwargs.pop("cache_requests", False):
+            _log.warning(
+                "--cache_requests is ignored: lm-eval's key lacks the data, so it can pair old prompts with new"
+            )
+        kwargs.pop("rewrite_requests_cache", None)
+        if samples is not None:
+            samples.sort()  # in place: lm-eval numbers the documents by this very list
+        self._refuse_greedy()
+        self._occurrences.clear()
+        super().build_all_requests(samples=samples, **kwargs)  # type: ignore[misc]
+
+    def _refuse_greedy(self) -> None:
+        """After --gen_kwargs are known: the same answer again and again is no Pass@K."""
+        config = self.config  # type: ignore[attr-defined]
+        kwargs = config.generation_kwargs or {}
+        greedy = kwargs.get("do_sample") is False or float(kwargs.get("temperature") or 0) <= 0
+        if greedy and self.passk.repeats > 1:
+            raise SettingsError(
+                f"{config.task}: Pass@K needs sampling, and generation_kwargs have do_sample="
+                f"{kwargs.get('do_sample')}, temperature={kwargs.get('temperature')}. Set, for instance, --gen_kwargs "
+                "do_sample=true,temperature=0.6,top_p=0.95"
+            )
+        if "seed" in kwargs:
+            raise SettingsError(
+                f'{config.task}: generation_kwargs has a seed, which all answers would share; set "seed" of passk'
+            )
+
+    def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> Any:
+        """The task's request, whose repeats `sampling` answers; the seed in its arguments is that of the first."""
+        made = super().construct_requests(doc, ctx, **kwargs)  # type: ignore[misc]
+        for request in made if isinstance(made, list) else [made]:
+            context, arguments, *rest = request.arguments
+            prompt = str(getattr(context, "prompt", context))
+            self._occurrences[prompt] += 1
+            problem = identity(prompt, self._occurrences[prompt])
+            request.request_type = REQUEST_TYPE
+            request.arguments = (context, {**arguments, "seed": seed_of(self.passk.seed, problem, 0)}, *rest)
+            request.job = Job(
+                task=str(request.task_name),
+                version=str(self.VERSION),  # type: ignore[attr-defined]
+                problem=problem,
+                context=context,
+                kwargs=arguments,
+                base_seed=self.passk.seed,
+                folder=self.passk.answers,
+            )
+        return made
+
+    def apply_filters(self) -> None:
+        """The task's filters on every answer alone, as if it were the only one."""
+        instances = self._instances
+        passes = []
+        try:
+            for i in range(self.passk.repeats):
+                self._instances = [_with(instance, [instance.resps[i]]) for instance in instances]
+                super().apply_filters()  # type: ignore[misc]
+                passes.append(self._instances)
+        finally:
+            self._instances = instances
+        for instance, *answers in zip(instances, *passes, strict=True):
+            names = answers[0].filtered_resps
+            instance.filtered_resps = {name: [answer.filtered_resps[name] for answer in answers] for name in names}
+
+    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+        """Every answer through the task's own verifier, then pass@k of the problem."""
+        if "bypass" in getattr(self, "_metric_fn_list", {}):  # --predict_only
+            return {"bypass": 999}
+        right = [int(self._right(doc, answer)) for answer in results[0]]
+        values = pass_at_ks([len(right)], [sum(right)], self.passk.ks)[0].tolist()
+        return {**{f"pass@{k}": value for k, value in zip(self.passk.ks, values, strict=True)}, _RIGHT: right}
+
+    def _right(self, doc: dict[str, Any], answer: Any) -> bool:
+        scores = super().process_results(doc, [answer])  # type: ignore[misc]
+        verifier = self.passk.verifier or next(iter(scores), "")
+        if verifier not in scores:
+            raise SettingsError(
+                f"{self.config.task}: the verifier {verifier!r} is not among the task's metrics "  # type: ignore[attr-defined]
+                f'({", ".join(map(str, scores))}); name one of them as "verifier" of passk'
+            )
+        return _is_right(scores[verifier], verifier, self.passk.threshold)
+
+    def aggregation(self) -> dict[str, Callable[[Any], Any]]:
+        """Means over problems, whose standard errors are lm-eval's; the number of right answers."""
+        if "bypass" in getattr(self, "_metric_fn_list", {}):
+            return dict(super().aggregation())  # type: ignore[misc]
+        mean: Any = get_aggregation("mean")
+        return {**{f"pass@{k}": mean for k in self.passk.ks}, _RIGHT: _total}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """More is better."""
+        return {**{f"pass@{k}": True for k in self.passk.ks}, _RIGHT: True}
+
+
+def _settings(config: Mapping[str, Any]) -> PassKSettings:
+    named = {name: config[name] for name in ("base", "repeats") if config.get(name) is not None}
+    return PassKSettings.read(named, config.get("passk"), (config.get("metadata") or {}).get("passk"))
+
+
+def _described(config: Mapping[str, Any]) -> Any:
+    """The task of a YAML file that says all itself."""
+    known = {field.name for field in fields(TaskConfig)}
+    if "metric_list" not in config and "process_results" not in config:
+        raise SettingsError(
+            f"{config.get('task')}: Pass@K of which task? Name one of lm-eval's as `base:` in the YAML file, or with "
+            '--metadata \'{"passk": {"base": "gsm8k"}}\''
+        )
+    given = {name: value for name, value in config.items() if name in known}
+    usual = {"aggregation": "mean", "higher_is_better": True}
+    given["metric_list"] = [{**usual, **metric} for metric in given.get("metric_list") or [{"metric": "exact_match"}]]
+    return ConfigurableTask(config={"output_type": "generate_until", **given})
+
+
+def _named(base: str, config: Mapping[str, Any]) -> Any:
+    """The lm-eval task `base`, sampled."""
+    from lm_eval.tasks import TaskManager
+
+    foreign = sorted(str(name) for name in config if name not in _OF_BASE)
+    if foreign:
+        raise SettingsError(
+            f"{config.get('task')}: {', '.join(foreign)} cannot be set beside `base: {base}`, which keeps its own; "
+            "write the whole task without base, or leave it out"
+        )
+    metadata = {name: value for name, value in (config.get("metadata") or {}).items() if name != "passk"}
+    path = _yaml_of(base, metadata.pop("config_source", None))
+    task: Any = next(iter(TaskManager(include_defaults=False, metadata=metadata).load([str(path)])["tasks"].values()))
+    kwargs = {**(task.config.generation_kwargs or {}), **_SAMPLING, **(config.get("generation_kwargs") or {})}
+    task.set_config("generation_kwargs", kwargs)
+    task.set_config("task", config.get("task"))
+    for name in ("num_fewshot", "description"):
+        if config.get(name) is not None:
+            task.set_config(name, config[name])
+    return task
+
+
+def _yaml_of(base: str, source: Any) -> Path:
+    """The YAML file of a task: beside the one that names it, or lm-eval's, whose own index is slow to make."""
+    spec = importlib.util.find_spec("lm_eval")
+    roots = [Path(source).parent] if source and source != "inline" else []
+    roots += [Path(spec.origin).parent / "tasks"] if spec and spec.origin else []
+    named = re.compile(rb"^task:[ \t]*[\"']?" + re.escape(base.encode()) + rb"[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+    known = set()
+    for root in roots:
+        for path in sorted(root.rglob("*.yaml")):
+            text = path.read_bytes()
+            if named.search(text):
+                return path
+            known |= {name.decode(errors="replace") for name in re.findall(rb"^task:[ \t]*([\w.-]+)", text, re.M)}
+    raise SettingsError(f"lm-eval has no task {base!r} to sample answers of (base of passk).{nearest(base, known)}")
+
+
+def _with(instance: Any, responses: list[Any]) -> Any:
+    one = copy.copy(instance)
+    one.resps, one.filtered_resps = responses, {}
+    return one
+
+
+def _total(verdicts: Iterable[Sequence[int]]) -> int:
+    return sum(map(sum, verdicts))
