@@ -366,12 +366,9 @@ def _kept_at_each_step(lm: Any, by_seed: Mapping[int, int], kwargs: Mapping[str,
     def watched_step(*args: Any, **named: Any) -> Any:
         outputs = step(*args, **named)
         finished = [output for output in outputs if output.finished and str(output.request_id) in numbers]
-        keep(
-            [
-                (numbers[str(o.request_id)], postprocess_generated_text(o.outputs[0].text, until, lm.think_end_token))
-                for o in finished
-            ]
-        )
+        texts = [postprocess_generated_text(one.outputs[0].text, until, lm.think_end_token) for one in finished]
+        if finished:
+            keep([(numbers[str(one.request_id)], text) for one, text in zip(finished, texts, strict=True)])
         return outputs
 
     engine.add_request, engine.step = watched_add, watched_step

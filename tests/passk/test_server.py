@@ -108,7 +108,7 @@ def test_killed_in_the_middle_and_gone_on_the_answers_are_the_same(undisturbed, 
         words = ["--model", "local-completions", "--model_args", model, "--tasks", TASK]
         words += ["--include_path", str(tasks_path()), "--metadata", settings]
         process = subprocess.Popen([sys.executable, "-m", "lm_eval", *words], stderr=subprocess.PIPE)
-        until = time.monotonic() + 100
+        until = time.monotonic() + 400
         while count(kept) < 40:
             assert process.poll() is None, process.stderr.read().decode()[-2000:]
             assert time.monotonic() < until
