@@ -238,7 +238,7 @@ def problem_means(corpus: Corpus, name: str, outcome: str = "all") -> dict[str, 
 
 
 def mean_of(means: Iterable[float], resamples: int = RESAMPLES, seed: int = SEED) -> Number:
-    """Mean over problems, standard error and 95 % interval (bootstrap over problems; none of fewer than `FEWEST`)."""
+    """Mean over problems, standard error (bootstrap over problems) and 95 % interval (none of fewer than `FEWEST`)."""
     values = np.array(sorted(means), dtype=np.float64)[:, None]
     if not len(values):
         return Number(math.nan)
