@@ -40,7 +40,7 @@ __all__ = ["add_arguments", "run", "tables"]
 
 _DEFAULT_KS = 5  # powers of two
 _NOTES = (
-    "each problem counts with the mean over its answers; ±: standard error, over problems; intervals: 95 %, Student's t, "
+    "each problem counts with the mean over its answers; ±: standard error; intervals: 95 %, Student's t, "
     f"where {FEWEST} or more have such answers",
 )
 
