@@ -349,7 +349,7 @@ def _kept(a: _Strata, b: _Strata) -> dict[int, int]:
 
 
 def _raw_pass(strata: _Strata, kept: Mapping[int, int], k: int) -> float:
-    n, wrong = (sum(row[i] for row in strata.values()) for i in (0, 1))
+    n, wrong = sum(row[0] for row in strata.values()), sum(row[1] for row in strata.values())
     return 1 - math.comb(wrong, k) / math.comb(n, k)
 
 

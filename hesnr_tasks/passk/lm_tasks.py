@@ -169,6 +169,7 @@ class PassKTask:
     """
 
     passk: PassKSettings
+    _instances: Any
 
     def __new__(cls, config: Mapping[str, Any]) -> PassKTask:  # noqa: D102
         show_without_traceback()
@@ -178,7 +179,7 @@ class PassKTask:
             raise SettingsError(f"{task.config.task}: Pass@K is of sampled answers, not of {task.OUTPUT_TYPE}")
         if task.config.doc_to_image or task.config.doc_to_audio:
             raise SettingsError(f"{task.config.task}: Pass@K of tasks with images or sound is not supported")
-        self = super().__new__(type(f"PassK{type(task).__name__}", (cls, type(task)), {}))
+        self: Any = super().__new__(type(f"PassK{type(task).__name__}", (cls, type(task)), {}))
         self.__dict__ = task.__dict__
         return self
 

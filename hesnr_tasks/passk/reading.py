@@ -93,8 +93,8 @@ def _gathered(name: str, answers: Sequence[_Answers], notes: Sequence[str]) -> O
         raise DataError(f"{name}: no problem has an answer that is known to be right or wrong")
     if unknown:
         notes = [*notes, f"{name}: no outcome is known for {listed(unknown)}: left out"]
-    counts = (np.array([table[problem] for problem in order], dtype=np.int64) for table in (n, c))
-    return Outcomes(name, tuple(order), tuple(labels[problem] for problem in order), *counts, tuple(notes))
+    answers_, right = (np.array([table[problem] for problem in order], dtype=np.int64) for table in (n, c))
+    return Outcomes(name, tuple(order), tuple(labels[problem] for problem in order), answers_, right, tuple(notes))
 
 
 # --- which files, and of what kind ------------------------------------------------------------------------------------
@@ -514,7 +514,7 @@ def _verdict(value: Any) -> bool | None:
         return value
     if isinstance(value, (int, float)) and (math.isnan(value) or value in (0, 1)):
         return None if math.isnan(value) else bool(value)
-    word = value.strip().lower() if isinstance(value, str) else None
+    word = value.strip().lower() if isinstance(value, str) else "neither"
     if word not in _WORDS:
         raise _Neither(repr(value)[:80])
     return _WORDS[word]

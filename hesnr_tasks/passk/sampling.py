@@ -87,7 +87,7 @@ class Job:
         return f"{self.problem}:{self.repeat}"
 
 
-def generate_samples(lm: Any, requests: Sequence[Any], **_: Any) -> list[str]:
+def generate_samples(lm: Any, requests: Sequence[Any], **ignored: Any) -> list[str]:
     """lm-eval's entry for our request type: an answer a request, in their order; a request is there `repeats` times."""
     times: Counter[int] = Counter()
     tasks: dict[str, list[tuple[int, Job]]] = defaultdict(list)
