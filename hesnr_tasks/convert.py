@@ -8,17 +8,15 @@ import gzip
 import io
 import itertools
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
 
-from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.atomic_io import open_output
+from hesnr_tasks.errors import DataError, SettingsError, printable
 from hesnr_tasks.readers import ReadReport, read_trajectories
 from hesnr_tasks.readers.evaluations import read_outcomes
 from hesnr_tasks.readers.report import named, nothing_left
@@ -106,7 +104,7 @@ class Totals:
             counts: Counter[str] = getattr(self, name)
             table.append((name, ", ".join(f"{count:,} {key}" for key, count in sorted(counts.items()))))
         table += [("warning", f"{text}{f' ({n:,} times)' if n > 1 else ''}") for text, n in report.warnings.items()]
-        return [f"{name:<12}{value}" for name, value in table]
+        return [printable(f"{name:<12}{value}") for name, value in table]
 
 
 def convert(
@@ -133,7 +131,7 @@ def convert(
     totals = Totals()
     found = read_trajectories(source, config=config, split=split, on_error=on_error, format=format, report=report)
     wanted = _wanted(_judged(found, outcomes, totals), only_resolved, totals)
-    with _whole_file(output) as file:
+    with open_output(output) as raw, _compressed(raw, output) as file:
         for trajectory in tqdm(itertools.islice(wanted, limit), unit=" trajectories", disable=None):
             file.write(_line(trajectory))
             totals.add(trajectory)
@@ -189,32 +187,6 @@ def _line(trajectory: Trajectory) -> bytes:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half a character in what a file had under `meta`
         return json.dumps(record).encode() + b"\n"
-
-
-@contextlib.contextmanager
-def _whole_file(output: str) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `output` when all went well, and leaves no trace when not."""
-    path = Path(output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise SettingsError(f"{output!r} cannot be written ({error.strerror}); choose another place with -o") from error
-    try:
-        with os.fdopen(handle, "wb") as raw, _compressed(raw, output) as file:
-            yield file
-        _as_any_new_file(name)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _as_any_new_file(name: str) -> None:
-    """Give a temporary file, which only its owner may read, the rights a new file gets."""
-    mask = os.umask(0)
-    os.umask(mask)
-    Path(name).chmod(0o666 & ~mask)
 
 
 def _compressed(raw: IO[bytes], output: str) -> contextlib.AbstractContextManager[IO[bytes]]:

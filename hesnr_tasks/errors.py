@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 from collections.abc import Iterable
 from types import TracebackType
@@ -32,6 +33,10 @@ __all__ = [
 
 class HesnrError(Exception):
     """Something a user can mend; the message says what, where and how."""
+
+    def __str__(self) -> str:
+        """The message, with nothing in it that steers a terminal: it may quote files and servers."""
+        return printable(super().__str__(), keep="\n")
 
 
 class SettingsError(HesnrError):
@@ -63,6 +68,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def printable(text: str, keep: str = "") -> str:
     """`text` with a space for whatever is neither printable nor in `keep`: no foreign word steers a terminal."""
     return "".join(c if c.isprintable() or c in keep else " " for c in text)
+
+
+class _PrintableFilter(logging.Filter):
+    """Takes what steers a terminal out of log lines: they quote files, servers and settings."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage(), keep="\n"), ()
+        return True
+
+
+logging.getLogger("hesnr_tasks").addFilter(_PrintableFilter())
+logging.getLogger("lm_eval.hesnr_passk").addFilter(_PrintableFilter())
 
 
 def show_without_traceback() -> None:

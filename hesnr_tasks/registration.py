@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
-from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.bounded_io import open_regular
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 
 __all__ = ["register", "tasks_path", "unregister"]
 
@@ -24,19 +27,22 @@ def register() -> Path:
     """Copy the task files into the lm-eval that this Python imports; returns their folder.
 
     Copies, not links or includes: if this package goes away, lm-eval still reads its task index without an error.
-    Running it again refreshes the copies. Nothing that exists is touched.
+    Running it again, also at the same time, refreshes the copies. Nothing of others is touched.
     """
     folder = _lm_eval_tasks() / _FOLDER
-    try:
-        unregister()
-        folder.mkdir()
-        for path in sorted(tasks_path().rglob("*yaml")):  # templates have no suffix, so that lm-eval skips them
-            copy = folder / path.relative_to(tasks_path())
-            copy.parent.mkdir(exist_ok=True)
-            copy.write_text(_MARK + path.read_text())
-    except OSError as error:
+    wanted = {folder / path.relative_to(tasks_path()): path for path in sorted(tasks_path().rglob("*yaml"))}
+    try:  # templates have no suffix, so that lm-eval skips them
+        for copy, path in wanted.items():
+            if copy.exists() and not _is_ours(copy):
+                raise HesnrError(f"{copy} is in the way and not ours; move it elsewhere and register again")
+            write_output(copy, _MARK + path.read_text(encoding="utf-8"))
+        for path in folder.rglob("*yaml"):
+            if path not in wanted and _is_ours(path):
+                path.unlink(missing_ok=True)
+    except (OSError, SettingsError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise HesnrError(
-            f"cannot write into {folder.parent} ({error.strerror}). "
+            f"cannot write into {folder.parent} ({reason}). "
             f"Use --include_path {tasks_path()} or `hesnr eval` instead: neither needs registering."
         ) from None
     return folder
@@ -47,13 +53,22 @@ def unregister() -> Path | None:
     folder = _lm_eval_tasks() / _FOLDER
     if not folder.is_dir():
         return None
-    for path in folder.rglob("*yaml"):
-        if path.read_text().startswith(_MARK):
-            path.unlink()
+    for path in folder.rglob("*"):
+        if _is_ours(path):
+            path.unlink(missing_ok=True)
     for place in [*(path for path in folder.iterdir() if path.is_dir()), folder]:
-        if not any(place.iterdir()):
+        with contextlib.suppress(OSError):  # something of others is in it
             place.rmdir()
     return folder
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `register` wrote the file, or was stopped while it wrote it."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(_MARK.encode())) == _MARK.encode()
+    except (OSError, DataError):
+        return False
 
 
 def _lm_eval_tasks() -> Path:

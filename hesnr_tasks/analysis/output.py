@@ -76,11 +76,11 @@ def _csv(table: Table, digits: int, *, named: bool) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     if named:
-        writer.writerow([f"# {table.name}"])
+        writer.writerow([_csv_cell(f"# {table.name}", digits)])
     numbers = {name for row in table.rows for name, value in row.items() if isinstance(value, Number)}
     columns = _columns(table)
     parts = {name: ["", "_stderr", "_low", "_high"] if name in numbers else [""] for name in columns}
-    writer.writerow([name + part for name in columns for part in parts[name]])
+    writer.writerow([_csv_cell(name + part, digits) for name in columns for part in parts[name]])
     for row in table.rows:
         cells = (row.get(name) if name not in numbers else row.get(name, Number(math.nan)) for name in columns)
         writer.writerow(
@@ -126,7 +126,7 @@ def _shared(table: Table) -> dict[str, Any]:
 
 
 def _heading(name: str) -> str:
-    return _HEADINGS.get(name, name.replace("_", " "))
+    return _HEADINGS.get(name, printable(name.replace("_", " ")))
 
 
 def _long(value: Any) -> str:

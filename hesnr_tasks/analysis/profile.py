@@ -20,6 +20,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.frame import Frame, Selection
 from hesnr_tasks.analysis.measures import ALL_METRICS, column
 from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import evaluate
 
@@ -76,7 +77,7 @@ def write_weights(path: Path, rows: Sequence[Mapping[str, Any]], by: str) -> Non
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_output(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
         raise SettingsError(f"cannot write {path} ({error.strerror}); name another file with --weights") from None
 

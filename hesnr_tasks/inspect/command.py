@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hesnr_tasks.alignment import Encoder
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
+from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.inspect import page, pager, terminal
 from hesnr_tasks.inspect.scores import ScoredRun
 from hesnr_tasks.inspect.tokens import load_tokenizer, tokenize
@@ -127,10 +128,7 @@ def _write_page(path: Path, found: _Found, encoder: Encoder | None, runs: list[S
         scored = [[tokenize(view, encoder).tokens for view in views]]
     tokens, compare = [*scored, None, None][:2]
     text = page.render_views(views, tokens, compare, _names(runs))
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise HesnrError(f"cannot write {str(path)!r} ({error.strerror}); give another place with --html") from None
+    write_output(path, text)
     print(f"{path}: {len(views)} trajectories, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.inspect.view import Block, Totals, View, filter_bits
+from hesnr_tasks.readers.registry import warnings_of
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["Style", "legend", "lines", "printable", "total_lines"]
@@ -95,14 +96,14 @@ _LETTERS = _letters()
 def _heading(view: View, style: Style) -> Iterator[str]:
     t = view.trajectory
     outcome = {True: "resolved", False: "not resolved", None: "outcome not known"}[t.resolved]
-    facts = [outcome, f"{t.source or 'unknown format'}, {t.fidelity.value}", f"{view.turns} turns"]
+    facts = [outcome, f"{printable(t.source) or 'unknown format'}, {t.fidelity.value}", f"{view.turns} turns"]
     if t.instance_id and t.instance_id != t.id:
         facts.insert(0, f"instance {printable(t.instance_id)}")
     rule = "=" * 4
     yield _sgr(f"{rule} {printable(t.id)} {rule}", "1", style)
     yield "  ".join(facts)
-    for warning in t.meta.get("warnings", ()):
-        yield f"warning: {printable(str(warning))}"
+    for warning in warnings_of(t):
+        yield f"warning: {printable(warning)}"
 
 
 def _counts(turn: Totals) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hesnr_tasks.analysis.options import add_context, add_run_option, check_resamples
 from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
+from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import leaderboard
 from hesnr_tasks.report.downstream import Score, in_one_unit, read_downstream, scaled
@@ -121,13 +122,13 @@ def write_report(made: Study, folder: Path, by: str = "step") -> None:
         tables = _tables(made)
         for table in tables.values():
             if table.rows:
-                _write(folder / "tables" / f"{table.name}.csv", show([table], "csv", {}, REPRODUCIBLE) + "\n")
+                write_output(folder / "tables" / f"{table.name}.csv", show([table], "csv", {}, REPRODUCIBLE) + "\n")
         figures = list(_figures(made, folder / "figures"))
         captions = [
             f"**{d.name}** – {d.title} (paper: {d.paper}). {leaderboard.plain(d.caption)}\n" for d, _, _ in figures
         ]
-        _write(folder / "figures" / "captions.md", "\n".join(captions))
-        _write(folder / "report.html", render(made, tables, figures, by))
+        write_output(folder / "figures" / "captions.md", "\n".join(captions))
+        write_output(folder / "report.html", render(made, tables, figures, by))
     except OSError as error:
         raise HesnrError(
             f"cannot write {error.filename or folder} ({error.strerror}); name another folder with -o"
@@ -179,10 +180,5 @@ def _figures(made: Study, folder: Path) -> Iterator[Drawn]:
             svg, _ = save(picture, folder / drawing.name)
             csvs = {f"{table.name}.csv": show([table], "csv", {}, REPRODUCIBLE) + "\n" for table in drawing.tables}
             for file, content in csvs.items():
-                _write(folder / file, content)
+                write_output(folder / file, content)
             yield Drawn(drawing, svg.read_bytes(), csvs)
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")

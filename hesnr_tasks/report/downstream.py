@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hesnr_tasks.bounded_io import read_json, read_text
 from hesnr_tasks.errors import DataError
 
 __all__ = ["Score", "in_one_unit", "read_downstream", "scaled"]
@@ -96,8 +96,8 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 
 def _csv(path: Path) -> list[tuple[str, Score, str]]:
     try:
-        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = list(csv.reader(read_text(path).splitlines()))
+    except csv.Error as error:
         raise DataError(f"cannot read {path} ({error})") from None
     heading = [word.strip().lower() for word in lines[0]] if lines else []
     if "checkpoint" not in heading or "score" not in heading:
@@ -135,11 +135,11 @@ def _count(word: str, where: str) -> int:
 def _report(path: Path, names: Sequence[str]) -> list[tuple[str, Score, str]]:
     """One report of SWE-bench's harness: its file name says whose it is."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         resolved, total = found["resolved_instances"], found["total_instances"]
-        if not (isinstance(resolved, int) and isinstance(total, int) and 0 <= resolved <= total > 0):
+        if not (type(resolved) is int and type(total) is int and 0 <= resolved <= total > 0):
             raise ValueError(f"{resolved!r} resolved of {total!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"
         raise DataError(f"{path} is no SWE-bench report (resolved_instances of total_instances): {why}") from None
     return [(_named_in(path.stem, names) or path.stem, Score(resolved / total, total), str(path))]

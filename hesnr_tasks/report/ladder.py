@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hesnr_tasks.analysis.options import natural
-from hesnr_tasks.errors import HesnrError, SettingsError, nearest
+from hesnr_tasks.bounded_io import read_yaml
+from hesnr_tasks.errors import DataError, SettingsError, nearest
 
 __all__ = ["Boundary", "Checkpoint", "Ladder", "boundaries", "order", "parse", "read_ladder"]
 
@@ -128,13 +128,9 @@ def boundaries(ladder: Sequence[Checkpoint]) -> list[Boundary]:
 
 def _read(path: Path) -> dict[str, Mapping[str, Any]]:
     try:
-        yaml: Any = importlib.import_module("yaml")
-    except ImportError:
-        raise HesnrError("a ladder file needs PyYAML: pip install 'hesnr-tasks[report]'") from None
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date there is none of
-        raise SettingsError(f"cannot read {path}: {error}") from None
+        found = read_yaml(path)
+    except DataError as error:
+        raise SettingsError(f"cannot read the ladder: {error}") from None
     found = found.get("checkpoints", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(fields, dict) for fields in found.values()):
         raise SettingsError(

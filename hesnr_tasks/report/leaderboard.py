@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
+from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import printable
 from hesnr_tasks.report.digest import UNFILTERED
 from hesnr_tasks.report.ladder import Checkpoint
@@ -93,8 +94,8 @@ def write(
     """Save the leaderboard as Markdown and CSV; `more`: further boards, for the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join([markdown(rows, ladder, by), *map(_markdown, more)])
-    (folder / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
-    (folder / "leaderboard.csv").write_text(csv_text(rows, ladder), encoding="utf-8")
+    write_output(folder / "leaderboard.md", text + "\n")
+    write_output(folder / "leaderboard.csv", csv_text(rows, ladder))
 
 
 def markdown(rows: Sequence[Row], ladder: Sequence[Checkpoint], by: str = "step") -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.metrics import METRICS
 
@@ -94,13 +95,15 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*.json") if _SAVED.fullmatch(file.name))
     if not path.is_file():
-        raise DataError(f"{path}: no such file or folder")
+        what = "not a plain file" if path.exists() else "no such file or folder"
+        raise DataError(f"{path}: {what}")
     return [path]
 
 
 def _rows(path: Path) -> Iterator[Row]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
+        _check(found)
         results, configs = dict(found["results"]), dict(found["configs"])
         members = {task for tasks in dict(found.get("group_subtasks") or {}).values() for task in tasks}
         date = float(found.get("date") or 0)
@@ -125,8 +128,66 @@ def _rows(path: Path) -> Iterator[Row]:
                     scores=metadata.get("scores"),
                     member=task in members,
                 )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DataError as error:
+        raise DataError(f"{path} is not an lm-eval result file: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is not an lm-eval result file ({type(error).__name__}: {error})") from None
+
+
+_NUMBER = (int, float)
+_NONE = type(None)
+_SHAPES: dict[str, tuple[type, ...]] = {
+    "results": (dict,), "configs": (dict,), "group_subtasks": (dict, _NONE), "higher_is_better": (dict, _NONE),
+    "versions": (dict, _NONE), "n-shot": (dict, _NONE), "n-samples": (dict, _NONE), "config": (dict, _NONE),
+    "date": (*_NUMBER, _NONE), "model_name": (str, _NONE), "chat_template": (str, _NONE),
+    "chat_template_sha": (str, _NONE), "system_instruction_sha": (str, _NONE),
+}  # fmt: skip
+_SIGNATURE_SHAPES: dict[str, tuple[type, ...]] = {
+    "k": (int,), "epsilon": _NUMBER, "kinds": (list,), "filters": (list,), "render": (str,), "overflow": (str,),
+    "max_length": (int, _NONE), "tokens_cut": (int,), "trajectories": (int,),
+    "data": (str, _NONE), "run": (dict, _NONE),
+}  # fmt: skip
+
+
+def _check(found: Any) -> None:
+    """`ValueError` for what lm-eval would not write: a wrong type that is read on gives a wrong number or none."""
+    _shapes(found, _SHAPES, "the file")
+    for task, values in found["results"].items():
+        _shape(values, (dict,), f"results.{task}")
+        config: Any = found["configs"].get(task) or {}
+        _shapes(config, {"metadata": (dict, _NONE)}, f"configs.{task}")
+        metadata: Any = config.get("metadata") or {}
+        _shapes(metadata, {"signature": (dict, _NONE), "scores": (str, _NONE)}, f"configs.{task}.metadata")
+        made = metadata.get("signature") or {}
+        _shapes(made, {name: kind for name, kind in _SIGNATURE_SHAPES.items() if name in made}, f"{task}: signature")
+        for word in [*made.get("kinds", ()), *made.get("filters", ())]:
+            _shape(word, (str,), f"{task}: kinds and filters")
+        if made and not any(f"{name},none" in values for name in METRICS):
+            raise ValueError(f"results.{task} holds none of the metrics that its signature is for")
+        for name in METRICS if made else ():
+            _shape(values.get(f"{name},none"), (*_NUMBER, _NONE), f"results.{task}.{name}")
+        _shape((found.get("higher_is_better") or {}).get(task), (dict, _NONE), f"higher_is_better.{task}")
+        _shape((found.get("n-samples") or {}).get(task), (dict, _NONE), f"n-samples.{task}")
+    for task, leaves in (found.get("group_subtasks") or {}).items():
+        _shape(leaves, (list,), f"group_subtasks.{task}")
+        for leaf in leaves:
+            _shape(leaf, (str,), f"group_subtasks.{task}")
+    arguments: Any = (found.get("config") or {}).get("model_args")
+    _shape(arguments, (str, dict, _NONE), "config.model_args")
+    for name in ("pretrained", "model", *_PLACES) if isinstance(arguments, dict) else ():
+        _shape(arguments.get(name), (str, _NONE), f"config.model_args.{name}")
+
+
+def _shapes(value: Any, shapes: Mapping[str, tuple[type, ...]], where: str) -> None:
+    _shape(value, (dict,), where)
+    for name, kinds in shapes.items():
+        _shape(value.get(name), kinds, f"{where}: {name}")
+
+
+def _shape(value: Any, kinds: tuple[type, ...], where: str) -> None:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        words = " or ".join("null" if kind is _NONE else kind.__name__ for kind in kinds)
+        raise ValueError(f"{where} must be {words}, not {type(value).__name__}")
 
 
 def _model(found: Mapping[str, Any]) -> str:

@@ -6,10 +6,12 @@ Colours are Okabe and Ito's; every series also differs by marker and line, so th
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import HesnrError
 
 if TYPE_CHECKING:
@@ -67,19 +69,22 @@ def save(drawn: Figure, stem: Path) -> list[Path]:
     """Write `stem`.svg (vector) and `stem`.png (200 dpi); returns both paths."""
     import matplotlib
 
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    svg, png = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(_LOOK):
-        paths = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
-        drawn.savefig(paths[0], metadata={"Date": None})
-        drawn.savefig(paths[1], dpi=200)
-    _shrink(paths[1])
+        drawn.savefig(svg, format="svg", metadata={"Date": None})
+        drawn.savefig(png, format="png", dpi=200)
+    paths = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
+    for path, content in zip(paths, (svg.getvalue(), _shrunk(png)), strict=True):
+        write_output(path, content)
     return paths
 
 
-def _shrink(png: Path) -> None:
+def _shrunk(png: IO[bytes]) -> bytes:
     """A palette of 256 colours: a third of the size, and figures have fewer colours than that to lose."""
     from PIL import Image  # matplotlib needs it, so it is there
 
     with Image.open(png) as picture:
         small = picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    small.save(png, optimize=True)
+    made = io.BytesIO()
+    small.save(made, format="png", optimize=True)
+    return made.getvalue()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from hesnr_tasks.alignment import Encoded, Encoder, token_labels, token_turns
-from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.errors import ScoringError, printable
 from hesnr_tasks.scoring.identity import tokenizer_of
 from hesnr_tasks.scoring.types import Backend, Passage, Scores, ScoringRequest, TokenScores
 
@@ -232,7 +232,7 @@ def _score(
     total = sum(len(passage.ids) for index, passage in enumerate(passages) if index not in skip)
     with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", disable=True if quiet else None) as bar:
         for index, scores in backend.score(passages, k, bar.update, skip):
-            bar.set_postfix_str(passages[index].name[:40], refresh=False)
+            bar.set_postfix_str(printable(passages[index].name[:40]), refresh=False)
             _refuse_non_finite(passages[index], scores)
             yield todo[index], _token_scores(todo[index], scores, run)
     for job in jobs:
