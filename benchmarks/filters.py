@@ -3,12 +3,15 @@
     python benchmarks/filters.py speed [--trajectories 500] [--size 100000]
     python benchmarks/filters.py fragments
     python benchmarks/filters.py files FOLDER... [--pieces 10]
+    python benchmarks/filters.py guesses FOLDER... [--pieces 60]
 
 `speed` writes trajectories of `--size` characters made of the turns of real ones (../shared/trajectories, else the
 demo), and reads, renders and labels them; then the same with nothing but actions, in all languages. `fragments` prints
 recall and loss on the labelled fragments of the tests, `files` on whole files of clones of repositories and on random
 pieces of 2 to 40 lines of them; the truth is then tree-sitter's tree of the whole file. Both compare with Pygments and,
-where its wheels (`tree-sitter`, `tree-sitter-python` …) are installed, with tree-sitter.
+where its wheels (`tree-sitter`, `tree-sitter-python` …) are installed, with tree-sitter. `guesses` needs nothing but
+files: on such pieces, and on all around a `*/` that ends no comment, it compares what is found in the piece with what
+is found in the whole file.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from pygments.lexers import get_lexer_by_name
@@ -242,6 +245,41 @@ def on_language(language: str, texts: list[str], pieces: int) -> None:
     show(language, "pieces", number * pieces, parts)
 
 
+def on_guesses(folders: list[str], pieces: int) -> None:
+    print("comment characters missed, code characters lost, pieces that lose code, of pieces")
+    rng = random.Random(0)
+    paths: dict[str, list[Path]] = {language: [] for language in LANGUAGES}
+    for path in sorted(p for folder in folders for p in Path(folder).rglob("*") if p.is_file()):
+        language = by_file_name(path.name)
+        if language in paths and ".min." not in path.name and 20 < path.stat().st_size < 200_000:
+            paths[language].append(path)
+    for language, candidates in paths.items():
+        tally, losing, number = Tally(), 0, 0
+        for path in rng.sample(candidates, min(150, len(candidates))):
+            text = path.read_bytes().decode("utf-8", "replace")
+            truth = visible(text, comments_of(text, language))
+            for start, piece in [*cut(text, pieces, rng), *around_signs(text, truth)]:
+                inside = {i - start for i in truth if start <= i < start + len(piece)}
+                before = tally.lost
+                tally.add(piece, inside, comments_of(piece, language))
+                losing, number = losing + (tally.lost > before), number + 1
+        if number:
+            missed, lost = tally.missed / max(1, tally.wanted), tally.lost / max(1, tally.code)
+            print(f"{language:12} {missed:8.2%} {lost:8.4%} {losing:5} {number:6}")
+
+
+def around_signs(text: str, truth: set[int]) -> Iterable[tuple[int, str]]:
+    """Pieces with a `*/` that is no comment's, from 0 to 10 lines before it to two after it."""
+    lines = text.split("\n")
+    starts = [0, *accumulate(len(line) + 1 for line in lines)]
+    for i, line in enumerate(lines):
+        sign = line.find("*/")
+        if sign >= 0 and starts[i] + sign not in truth:
+            for before in (0, 1, 3, 10):
+                first = max(0, i - before)
+                yield starts[first], "\n".join(lines[first : i + 3])
+
+
 def cut(text: str, pieces: int, rng: random.Random) -> Iterable[tuple[int, str]]:
     lines = text.split("\n")
     for _ in range(pieces):
@@ -252,7 +290,7 @@ def cut(text: str, pieces: int, rng: random.Random) -> Iterable[tuple[int, str]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("speed", "fragments", "files"))
+    parser.add_argument("what", choices=("speed", "fragments", "files", "guesses"))
     parser.add_argument("folders", nargs="*")
     parser.add_argument("--trajectories", type=int, default=500)
     parser.add_argument("--size", type=int, default=100_000)
@@ -262,6 +300,8 @@ def main() -> None:
         speed(args.trajectories, args.size)
     elif args.what == "fragments":
         on_fragments()
+    elif args.what == "guesses":
+        on_guesses(args.folders, args.pieces)
     else:
         on_files(args.folders, args.pieces)
 
