@@ -31,7 +31,7 @@ from hesnr_tasks.readers.records import Record, records
 from hesnr_tasks.readers.report import Problem, ReadReport
 from hesnr_tasks.trajectory import Kind, Trajectory
 
-__all__ = ["PYTEST_FILES", "Candidate", "Tests", "changed_files", "collect", "patch_key", "source_patch"]
+__all__ = ["PYTEST_FILES", "AgentTests", "Candidate", "changed_files", "collect", "patch_key", "source_patch"]
 
 PYTEST_FILES = r"(^|/)(test_[^/]*|[^/]*_test)\.py$"  # as pytest collects them
 _PREDICTIONS = ("preds.json", "all_preds.jsonl", "preds.jsonl", "*/*.pred", "*.pred")
@@ -43,7 +43,7 @@ _CONTENTS = ("file_text", "content", "contents", "new_file")
 
 
 @dataclass(frozen=True)
-class Tests:
+class AgentTests:
     """Test files that an agent wrote (path in the repository -> content), and those of the repository that it ran."""
 
     written: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Candidate:
     run: str
     patch: str
     task: str = ""  # what the agent was asked; empty: only a prediction is there
-    tests: Tests = field(default_factory=Tests)
+    tests: AgentTests = field(default_factory=AgentTests)
 
 
 def collect(runs: Sequence[str], notes: Counter[str], test_files: str = PYTEST_FILES) -> dict[str, list[Candidate]]:
@@ -118,7 +118,7 @@ def _of_run(run: str, name: str, notes: Counter[str], test_files: re.Pattern[str
             if patch is None:
                 notes[f"{name}: a trajectory without a submission"] += 1
                 continue
-            tests = _tests(trajectory, test_files) if trajectory else Tests()
+            tests = _tests(trajectory, test_files) if trajectory else AgentTests()
             place = posixpath.relpath(str(record.where), run)
             yield Candidate(instance, name, patch, _task(value, trajectory), tests), place
     for instance, patch in predicted.items():
@@ -177,7 +177,7 @@ _HEREDOC = re.compile(r"^.*<<(?P<tabs>-?)\s*(?P<quote>['\"]?)(?P<end>\w+)(?P=quo
 _TARGET = re.compile(r"(?:>\s*|\btee\s+(?:--\s+)?)(?P<path>[^\s;|&<>]+)")
 
 
-def _tests(trajectory: Trajectory, test_files: re.Pattern[str]) -> Tests:
+def _tests(trajectory: Trajectory, test_files: re.Pattern[str]) -> AgentTests:
     """Test files as the agent's own calls wrote them (the latest content), and test files it ran."""
     written: dict[str, str] = {}
     ran: dict[str, None] = {}
@@ -197,7 +197,7 @@ def _tests(trajectory: Trajectory, test_files: re.Pattern[str]) -> Tests:
         targets = (target for part in action_parts(action) if part.kind == "test" for target in part.targets)
         ran.update((path, None) for target in targets if (path := _inside(target)))
     tests = {path: text for path, text in written.items() if test_files.search(path)}
-    return Tests(tests, tuple(path for path in ran if test_files.search(path) and path not in tests))
+    return AgentTests(tests, tuple(path for path in ran if test_files.search(path) and path not in tests))
 
 
 def _heredocs(command: str) -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ from hesnr_tasks.egss.collect import PYTEST_FILES, Candidate, collect, load_inst
 from hesnr_tasks.egss.journal import Journal, write_json
 from hesnr_tasks.egss.sandbox import sandbox_config
 from hesnr_tasks.egss.selectors import Ballot, ChatModel, Finalist, vote, write_tests
-from hesnr_tasks.egss.suite import PYTEST, WRITTEN_BY_MODEL, Runner, Suite, Tester, TestFile
+from hesnr_tasks.egss.suite import PYTEST, WRITTEN_BY_MODEL, PatchTester, Runner, Suite, TestFile
 from hesnr_tasks.errors import SettingsError, nearest, printable
 
 __all__ = ["METHODS", "Settings", "add_arguments", "run", "select_instance"]
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
             found: Counter[str] = Counter()
             models = [ChatModel(name, journal, found, kwargs) for name in args.selector]
             writer = ChatModel(args.augment, journal, found, kwargs) if args.augment else None
-            tester = Tester(config, row, settings.runner, journal, found) if needs_suite else None
+            tester = PatchTester(config, row, settings.runner, journal, found) if needs_suite else None
             patch, record = select_instance(candidates[instance_id], row, settings, tester, models, writer)
             return patch, record, found
 
@@ -205,7 +205,7 @@ def select_instance(
     candidates: Sequence[Candidate],
     instance: Mapping[str, Any],
     settings: Settings,
-    tester: Tester | None,
+    tester: PatchTester | None,
     models: Sequence[ChatModel],
     writer: ChatModel | None,
 ) -> tuple[str, dict[str, Any]]:

@@ -174,10 +174,13 @@ def _litellm() -> Any:
     try:
         import httpx
         import litellm
+        from litellm.llms.custom_httpx.http_handler import HTTPHandler
     except ImportError:
         raise SettingsError("models need litellm: pip install 'hesnr-tasks[egss]'") from None
     if litellm.client_session is None:
         litellm.client_session = httpx.Client(follow_redirects=False, timeout=600)
+        # for providers without OpenAI's client: httpx would take x-api-key and its like along to another host
+        HTTPHandler.__init__ = functools.partialmethod(HTTPHandler.__init__, follow_redirects=False)
         litellm.suppress_debug_info = True
     return litellm
 

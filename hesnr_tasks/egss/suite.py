@@ -29,7 +29,7 @@ from hesnr_tasks.egss.journal import Journal, fingerprint
 from hesnr_tasks.egss.sandbox import PatchError, Sandbox, SandboxError
 from hesnr_tasks.errors import printable
 
-__all__ = ["PYTEST", "WRITTEN_BY_MODEL", "Counts", "Runner", "Suite", "TestFile", "Tester", "junit_outcomes"]
+__all__ = ["PYTEST", "WRITTEN_BY_MODEL", "Counts", "PatchTester", "Runner", "Suite", "TestFile", "junit_outcomes"]
 
 PYTEST = (
     "$(command -v python || command -v python3 || echo python) -m pytest -q -p no:cacheprovider -o junit_logging=no "
@@ -108,7 +108,7 @@ class Suite:
 
 
 @dataclass
-class Tester:
+class PatchTester:
     """Runs tests on the patches of one instance; what was run before is taken from the journal."""
 
     config: Mapping[str, Any]

@@ -16,12 +16,12 @@ import pytest
 pytest.importorskip("minisweagent")
 
 from hesnr_tasks.cli import main
-from hesnr_tasks.egss.collect import Candidate, Tests, patch_key
+from hesnr_tasks.egss.collect import AgentTests, Candidate, patch_key
 from hesnr_tasks.egss.journal import Journal
 from hesnr_tasks.egss.sandbox import PatchError, Sandbox, SandboxError, sandbox_config, secret_variables
 from hesnr_tasks.egss.select import Settings, select_instance
-from hesnr_tasks.egss.selectors import DIMENSIONS, GATE
-from hesnr_tasks.egss.suite import PYTEST, Runner, Tester, junit_outcomes
+from hesnr_tasks.egss.selectors import DIMENSIONS, GATE, ChatModel
+from hesnr_tasks.egss.suite import PYTEST, PatchTester, Runner, junit_outcomes
 from hesnr_tasks.errors import DataError, SettingsError
 from tests.egss import runs
 from tests.egss.chat_server import serve
@@ -199,7 +199,7 @@ def tester(data, tmp_path):
         config = config or sandbox_config([COPY.format(data[0])], "local", [])
         runner = Runner(QUICK, timeout=timeout, repeats=repeats, budget=budget)
         keeper = journal or Journal(tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl")
-        return Tester(
+        return PatchTester(
             config, {"instance_id": "demo__clamp-1", "problem_statement": "Clamp."}, runner, keeper, Counter()
         )
 
@@ -208,7 +208,7 @@ def tester(data, tmp_path):
 
 def candidate(run, solution, tests=None, patch=None):
     text = runs.patch("clamp", solution) if patch is None else patch
-    return Candidate("demo__clamp-1", run, text, "Clamp.", Tests(tests or {}))
+    return Candidate("demo__clamp-1", run, text, "Clamp.", AgentTests(tests or {}))
 
 
 RIGHT, WRONG = patch_key(runs.patch("clamp", runs.RIGHT)), patch_key(runs.patch("clamp", runs.WRONG))
@@ -329,6 +329,18 @@ def test_voters_without_a_usable_answer_cast_no_vote(data, tmp_path, answer, not
     assert any(note in line for line in read(output)[2])
     assert (record["ballots"], record["tie_broken_at_random"]) == ([], True)
     assert requests
+
+
+@pytest.mark.parametrize("name", ["openai/m", "anthropic/m", "hosted_vllm/m", "gemini/m"])
+def test_no_key_and_no_question_follows_a_redirect(tmp_path, name):
+    with serve(lambda body: "{}") as (other, stolen), Journal(tmp_path / "j") as journal:
+        elsewhere = {"Location": other.replace("127.0.0.1", "localhost")}
+        with serve(lambda body: (307, elsewhere)) as (url, asked):
+            kwargs = {"api_base": url, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
+            model = ChatModel(name, journal, Counter(), kwargs)
+            assert model.ask([{"role": "user", "content": "hi"}], str, None, 1) is None
+    assert asked
+    assert not stolen
 
 
 def test_a_key_that_is_refused_stops_with_what_to_do(data, tmp_path, capsys):
