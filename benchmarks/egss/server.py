@@ -3,7 +3,8 @@
 It speaks OpenAI's chat completions, over loopback (`serving`) or called as `complete` in place of litellm.completion:
 the same requests and replies as JSON either way. Whoever asks sees what any server shows: choices, log-probabilities of
 the chosen tokens, usage with cached tokens. Which agent, repetition and quality of judge is in the field `user`:
-NAME-VARIANT|SEED, or NAME-VARIANT|SEED|D-PRIME of a judge.
+NAME-VARIANT|SEED, or NAME-VARIANT|SEED|D-PRIME of a judge; without it, the first agent of the repository whose task the
+messages hold, and a judge of d' = 1.
 """
 
 import contextlib
@@ -12,10 +13,11 @@ import json
 import math
 import re
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from benchmarks.egss.world import build, seeded
+from benchmarks.egss.world import build, load, names, seeded
 from hesnr_tasks.egss.judge import DIMENSIONS
 
 __all__ = ["Server", "serving"]
@@ -31,7 +33,7 @@ class Server:
 
     def __init__(self, prefix="cd /testbed && "):
         self.prefix = prefix
-        self.requests, self.faults, self.answers = 0, {}, None
+        self.requests, self.faults, self.answers, self.delay = 0, {}, None, 0.0
         self.gives_logprobs = self.states_usage = True
         self.several = "all"  # or "refused", or "one": how it takes n > 1
         self.frozen, self.malformed, self.refused_formats = False, set(), set()  # other ways of servers
@@ -41,6 +43,7 @@ class Server:
 
     def reply(self, asked):
         """(status, body) of one request."""
+        time.sleep(self.delay)
         with self._lock:
             self.requests += 1
             self.log.append(asked)
@@ -75,11 +78,11 @@ class Server:
     # --- an agent ---------------------------------------------------------------------------------------------------
 
     def _act(self, asked):
-        name, seed = asked["user"].split("|")[:2]
+        name, seed = _user(asked)[:2]
         graph = build(*_split(name))
         calls = [call for message in asked["messages"] for call in message.get("tool_calls") or ()]
         path = tuple(call["id"].partition("#")[0].replace("__", ":") for call in calls)
-        key, count = (asked["user"], path), asked.get("n") or 1
+        key, count = (name, seed, path), asked.get("n") or 1
         count = 1 if self.several == "one" else count
         # equal requests of one user draw on from where the last one ended: draws are shared by all methods
         choices = [self._draw(asked, graph, path, seed, self._drawn[key] + i, i) for i in range(count)]
@@ -117,7 +120,7 @@ class Server:
     # --- a judge ----------------------------------------------------------------------------------------------------
 
     def _judge(self, asked):
-        name, seed, quality = asked["user"].split("|")
+        name, seed, quality = (*_user(asked), "1")[:3]
         graph, text = build(*_split(name)), asked["messages"][1]["content"]
         actions = re.findall(r"===== action (\w+) =====\n(.*?)\n===== end of action \1 =====", text, re.S)
         trace = text.partition("===== end of trace")[0]
@@ -133,8 +136,8 @@ class Server:
             said += edge.output
         content = json.dumps(points) if self.answers is None else self.answers(points)
         read = RUBRIC + round(len(trace) / 4)
-        cached = min(read, self._seen.get(asked["user"], 0))
-        self._seen[asked["user"]] = read
+        cached = min(read, self._seen.get(name, 0))
+        self._seen[name] = read
         message = {"role": "assistant", "content": content}
         return [{"index": 0, "message": message, "finish_reason": "stop"}], _usage(
             read + said, cached, 10 + 45 * len(actions)
@@ -142,6 +145,13 @@ class Server:
 
 
 WORDS = ("so", "next", "this", "part", "fails", "because", "here", "then", "mend", "it", "and", "run", "again", "look")
+
+
+def _user(asked):
+    if "user" in asked:
+        return asked["user"].split("|")
+    text = asked["messages"][1]["content"]
+    return [next(f"{name}-0" for name in names() if load(name).task in text), "0"]
 
 
 def _split(name):

@@ -170,7 +170,7 @@ def execute(name):
         s: all(row[s] for (author, _), row in passes.items() if author in ("hidden", "repository")) for s in states
     }
     telling = [
-        {"author": author, "name": test, "passes": row}
+        {"authors": [author], "name": test, "passes": row}
         for (author, test), row in sorted(passes.items())
         if author != "hidden" and len(set(row.values())) > 1
     ]
