@@ -47,7 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     from hesnr_tasks.integrations import watch
     from hesnr_tasks.passk import command as passk
     from hesnr_tasks.report import command as report
-    from hesnr_tasks.search import command as search
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
     parser.add_argument("--version", action="version", version=f"hesnr-tasks {__version__}")
@@ -65,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
         "egss": (egss, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
         "select": (select, "one patch an instance from finished runs, by their tests and by votes (EGSS)"),
         "behaviours": (behaviours, "what models write: length, reflection, repetition, rarity, from their answers"),
-        "search": (search, "an agent that branches where it hesitates (EGSS)"),
     }
     for name, (room, purpose) in rooms.items():
         command = commands.add_parser(name, help=purpose)

@@ -32,9 +32,9 @@ commands begin with a needless `cd`. Judges are scripted: d' = 2 (good), 1 (medi
 same limits, and the same way to choose among several runs (their tests, then three selectors of d' = 1; ties by lot).
 
 **Costs at equal resolve rate, over those of best-of-{at} without a gate (resolves {rate:.2f})**, [95 % interval,
-repositories resampled]. Below 1: cheaper. prompt: all prompt tokens; cached: cached ones at a tenth; money: at 3, 0.30 and 15 $
-a million. Probes, draws, judge and selectors are in it. ∞: the rate is not reached with up to {runs} runs; 0: what it is
-compared with does not reach it; –: neither does.
+repositories resampled]. Below 1: cheaper. prompt: all prompt tokens; cached: cached ones at a tenth; money: at 3, 0.30
+and 15 $ a million. Probes, draws, judge and selectors are in it. ∞: the rate is not reached with up to {runs} runs;
+0: what it is compared with does not reach it; –: neither does.
 
 | gate, judge | fires | prompt | cached | output | money |
 | --- | ---: | --- | --- | --- | --- |
