@@ -42,6 +42,7 @@ def data(tmp_path):
         "environment": {"environment_class": "bubblewrap", "cwd": "", "wrapper_args": wrapper, "env": {"BASH_ENV": ""}},
         "run": {"env_startup_command": f"cp -a {tmp_path}/repositories/{{{{instance_id}}}}/. ."},
         "model": {"cost_tracking": "ignore_errors"},
+        "agent": {"step_limit": 40},
     }
     (tmp_path / "local.yaml").write_text(json.dumps(local))  # JSON is YAML
     return tmp_path
@@ -84,17 +85,20 @@ def test_killed_resumed_and_reported(data, capsys):
     assert set(found) == set(NAMES)
     assert all((data / "runs" / n / f"{n}.traj.json").stat().st_mtime_ns == at for n, at in times.items())
     resolved = []
-    for name in NAMES:  # the agent's own submission is a patch that applies
+    for name in NAMES:
         patch, clone = found[name]["model_patch"], data / "clones" / name
-        subprocess.run(["git", "clone", "-q", data / "repositories" / name, clone], check=True)
-        subprocess.run(["git", "apply", "-"], cwd=clone, input=patch, text=True, check=True)
-        resolved += [name] if patch else []
         trajectory = json.loads((data / "runs" / name / f"{name}.traj.json").read_text())
-        assert trajectory["info"]["exit_status"] == "Submitted"
+        if trajectory["info"]["exit_status"] == "Submitted":  # its own submission is a patch that applies
+            subprocess.run(["git", "clone", "-q", data / "repositories" / name, clone], check=True)
+            subprocess.run(["git", "apply", "-"], cwd=clone, input=patch, text=True, check=True)
+            resolved.append(name)
+        else:  # an agent that loops has none
+            assert (trajectory["info"]["exit_status"], patch) == ("LimitsExceeded", "")
         stats = trajectory["info"]["model_stats"]["egss"]
         assert stats["steps"] == trajectory["info"]["model_stats"]["api_calls"]
         assert 0 < stats["fired"] < stats["steps"]
         assert stats["usage"]["judge"]["calls"] > 0
+    assert len(resolved) >= 3
     (data / "runs" / "report.json").write_text(json.dumps({"resolved_ids": resolved, "unresolved_ids": []}))
     assert main(["egss", "report", str(data / "runs")]) == 0
     text = capsys.readouterr().out
