@@ -77,7 +77,7 @@ def test_html_is_one_file(source, tmp_path, capsys):
 
 
 def test_what_cannot_be_done_is_told_in_words(source, tmp_path):
-    with pytest.raises(HesnrError, match="cannot write"):
+    with pytest.raises(HesnrError, match="cannot be written"):
         call(source, "--html", tmp_path)
     with pytest.raises(SettingsError, match="tokenizer"):
         call(source, "--tokenizer", tmp_path)
