@@ -6,6 +6,7 @@ One grammar for both who asks where in a message the calls are (`find_calls`) an
 - tags: ``<function=NAME>``, ``<parameter=KEY>VALUE</parameter>``, ``</function>``; ``<invoke name="…">``; in
   ``<tool_call>`` these, JSON, or ``<arg_key>`` and ``<arg_value>`` (`functions`);
 - the control strings of model families around a name and JSON (`marked`);
+- Terminus-2's ``<keystrokes>`` (`commands`);
 - one pair of tags around a command: ``<command>``, ``<mswea_bash_command>``, ``<execute_bash>``, ``<execute_ipython>``
   … (`commands`);
 - JSON alone, or the rest of it after a thought (`json_calls`);
@@ -19,10 +20,11 @@ tags belongs to the syntax. Nothing here raises, whatever the text, and time is 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from hesnr_tasks.actions.calls import Call, Parameter
-from hesnr_tasks.actions.commands import bare, fenced, tagged
+from hesnr_tasks.actions.commands import bare, fenced, keystrokes, tagged
 from hesnr_tasks.actions.functions import find_functions, functions
 from hesnr_tasks.actions.json_calls import whole_json
 from hesnr_tasks.actions.marked import find_marked, marked
@@ -39,8 +41,13 @@ def parse_action(text: str) -> list[Call]:
 def _parse(text: str) -> tuple[Call, ...]:
     if not text.strip():
         return ()
-    calls = functions(text) or marked(text) or tagged(text) or whole_json(text) or fenced(text)
+    calls = functions(text) or marked(text) or keystrokes(text) or tagged(text) or whole_json(text) or fenced(text)
+    if calls and (turn_end := _TURN_END.match(text, calls[-1].end)):
+        calls[-1] = calls[-1]._replace(tags=(*calls[-1].tags, turn_end.span()))
     return tuple(calls) or (bare(text),)
+
+
+_TURN_END = re.compile(r"\s*(?:<\|\w{1,40}\|>|<｜[^<>｜\s]{1,40}｜>|</s>)\s*\Z")
 
 
 def find_calls(text: str, start: int = 0) -> list[Call]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from hesnr_tasks.actions.calls import Call, Parameter, blank, trim
+from hesnr_tasks.actions.calls import Call, CharSpan, Parameter, blank, trim
+from hesnr_tasks.actions.functions import functions
 from hesnr_tasks.actions.json_calls import whole_json
+from hesnr_tasks.actions.marked import marked
+from hesnr_tasks.actions.tools import tool_runs
 
-__all__ = ["bare", "fenced", "tagged"]
+__all__ = ["bare", "fenced", "keystrokes", "tagged"]
 
 
 def bare(text: str) -> Call:
@@ -41,8 +44,33 @@ def tagged(text: str) -> list[Call]:
     return [Call(_TAGS[opener[1]], opener.start(), tags[-1][1] if at >= 0 else end, (value,), tuple(tags), form="tag")]
 
 
+_KEYS = re.compile(r"<keystrokes\b[^<>\n]*>")
+_KEYS_END = re.compile(r"</keystrokes>(?=\s*(?:<keystrokes\b|</commands>|\Z))")
+_AROUND_KEYS = re.compile(r"</?(?:response|analysis|plan|commands|task_complete)>")
+
+
+def keystrokes(text: str) -> list[Call]:
+    """Terminus-2's XML: each `<keystrokes>` in the `<commands>` that the text begins with (or has after its plan)."""
+    if not (_AROUND_KEYS.match(text.lstrip()) or _KEYS.match(text.lstrip())):
+        return []
+    calls: list[Call] = []
+    at = 0
+    while opener := _KEYS.search(text, at):
+        tags: list[CharSpan] = [m.span() for m in _AROUND_KEYS.finditer(text, at, opener.start())]
+        closer = _KEYS_END.search(text, opener.end())
+        end, after = closer.span() if closer else (len(text), len(text))
+        tags += [opener.span(), (end, after)] if closer else [opener.span()]
+        value = Parameter("keystrokes", *trim(text, opener.end(), end))
+        calls.append(Call("bash", opener.start(), after, (value,), tuple(tags), form="tag"))
+        at = after
+    rest = tuple(m.span() for m in _AROUND_KEYS.finditer(text, at))
+    if not calls:
+        return [Call("", rest[0][0], rest[-1][1], (), rest, form="tag")] if "<commands>" in text else []
+    calls[-1] = calls[-1]._replace(tags=(*calls[-1].tags, *rest))
+    return calls
+
+
 _FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*$", re.MULTILINE)
-_SHELLS = ("", "bash", "sh", "shell", "console", "zsh", "mswea_bash_command", "terminal", "shell-session")
 
 
 def fenced(text: str) -> list[Call]:
@@ -81,11 +109,12 @@ def _blocks(fences: list[re.Match[str]]) -> list[tuple[re.Match[str], re.Match[s
 
 def _fence_calls(text: str, opener: re.Match[str], closer: re.Match[str] | None) -> list[Call]:
     tag = opener[2].strip("{}.").lower()
-    name = "bash" if tag in _SHELLS else tag
+    name = "bash" if not tag or tool_runs(tag) == "shell" else tag
     end = closer.start() if closer else len(text)
     fences = (opener.span(),) if closer is None else (opener.span(), closer.span())
-    if tag in ("", "json", "tool_call"):
-        inner = [call.shifted(opener.end()) for call in whole_json(text[opener.end() : end])]
+    if tag in ("", "json", "xml", "tool_call"):
+        block = text[opener.end() : end]
+        inner = [call.shifted(opener.end()) for call in functions(block) or marked(block) or whole_json(block)]
         if inner:
             inner[0] = inner[0]._replace(start=opener.start(), fences=fences[:1])
             inner[-1] = inner[-1]._replace(end=fences[-1][1], fences=(*inner[-1].fences, *fences[1:]))

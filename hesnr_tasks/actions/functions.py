@@ -26,11 +26,12 @@ _MARK = re.compile(
     r"""<(?:antml:|｜DSML｜)?(?P<open>function|parameter|invoke)(?:=|\s+name=["']?|(?=>))
         (?P<name>[^<>\n="']*)(?P<stop>["']?(?:\s+[a-z]+=["'][^"'<>\n]*["'])*\s*>|=|\Z|(?=[<\n"']))
     |</(?:antml:|｜DSML｜)?(?P<close>function|parameter|invoke)>
-    |<(?P<wrap>/?(?:antml:|minimax:|｜DSML｜)?(?:tool_call|function_calls))>""",
+    |<(?P<wrap>/?(?:[a-z]{2,12}:|｜DSML｜|[a-z]{2,12}_)?(?:tool_calls?|tool_use|function_calls?|TOOL_?CALL))>""",
     re.VERBOSE,
 )
 _CLOSERS = ("</function>", "</parameter>", "</tool_call>", "</invoke>")
-_JSON = re.compile(r'\s*(?:\[\s*)?\{\s*(?:"|\}|\Z)')
+_JSON = re.compile(r"""\s*(?P<fence>```(?:json)?\s*)?(?:\[\s*)?\{{1,2}\s*(?:["'}]|\Z)""")
+_FENCE_END = re.compile(r"\s*```")
 _KEYED = re.compile(r"\s*([\w.:\-]{1,100})\s*(?=<arg_key>|</tool_call>)")
 
 
@@ -159,7 +160,7 @@ class _FunctionReader:
         ):
             return []
         end = self.value_end(start, "", ())
-        if _JSON.match(self.text[start:end]):
+        if (value := _JSON.match(self.text[start:end])) and not value["fence"]:
             (call, *_) = json_calls(self.text[:end], start, end, name="-")
             tags += between(start, end, call.parameters)
             return list(call.parameters)
@@ -180,6 +181,12 @@ class _FunctionReader:
                 given = tuple(parameter.name for parameter in parameters)
                 value = trim(self.text, mark.end, self.value_end(mark.end, mark.name, given))
                 parameters.append(Parameter(mark.name, *value))
+                last = self.marks[-1]
+                after = self.text[last.end : self.limit]
+                if self.at == len(self.marks) - 1 and last.kind == "/parameter" and re.match(r"\s*\n\n\s*\S", after):
+                    tags.append((last.start, last.end))  # the call is not closed, and text comes after it
+                    self.at += 1
+                    return last.end
         return len(self.text)
 
     def value_end(self, start: int, name: str, given: tuple[str, ...]) -> int:
@@ -251,10 +258,20 @@ class _FunctionReader:
         return not self.text[self.marks[at].end : end].strip()
 
     def json(self, wrap: _Mark) -> list[Call]:
-        after = json_end(self.text, wrap.end)
-        self.skip_to(after)
+        """The calls in `<tool_call>`: one value of JSON, or several one after the other; a fence may be around it."""
         start = (self.take_pending() or [(wrap.start, wrap.end)])[0][0]
-        return json_calls(self.text, start, after, wrap.end)
+        calls: list[Call] = []
+        at = wrap.end
+        while value := _JSON.match(self.text, at):
+            first = value.end("fence") if value["fence"] else at
+            after = json_end(self.text, first)
+            closer = _FENCE_END.match(self.text, after) if value["fence"] else None
+            calls += json_calls(self.text, start, after, first)
+            if closer:
+                calls[-1] = calls[-1]._replace(end=closer.end(), tags=(*calls[-1].tags, (after, closer.end())))
+            start = at = max(calls[-1].end, first + 1)
+        self.skip_to(at)
+        return calls
 
     def skip_to(self, position: int) -> None:
         while self.at < len(self.marks) and self.marks[self.at].start < position:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hesnr_tasks.actions.calls import Call, Parameter, between
+from hesnr_tasks.actions.tools import is_prose
 from hesnr_tasks.actions.views import View, json_decoded
 
 __all__ = ["call_json_end", "json_calls", "json_end", "whole_json"]
@@ -40,18 +41,20 @@ class _Node:
 # --- the tree -------------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(r'["{}\[\]:,]|[^\s{}\[\]:,"]+')
-_STRING = re.compile(r'[^"\\]*(?:\\[\s\S][^"\\]*)*')
+_TOKEN_PYTHON = re.compile(r"""["'{}\[\]:,]|[^\s{}\[\]:,"']+""")
+_PYTHON = re.compile(r"(?:\[\s*)?\{\s*'\w+'\s*:")  # a dictionary as Python prints it
+_STRING = {quote: re.compile(rf"[^{quote}\\]*(?:\\[\s\S][^{quote}\\]*)*") for quote in "\"'"}
 _GOES_ON = re.compile(r"\s*(?:[,:}\]]|\Z|</tool_call>|```|<[|｜])")
 _BREAKS = re.compile(r"</tool_call>|```|<[|｜]")
 
 
-def _string_end(text: str, start: int) -> tuple[int, int]:
+def _string_end(text: str, start: int, quote: str = '"') -> tuple[int, int]:
     """Where the string that begins at `start` ends, and where the text goes on."""
     at = start
     while True:
-        match = _STRING.match(text, at)
+        match = _STRING[quote].match(text, at)
         at = min(match.end(), len(text)) if match else len(text)
-        if at >= len(text) or text[at] != '"':
+        if at >= len(text) or text[at] != quote:
             at, after = len(text), len(text)
             break
         after = at + 1
@@ -68,12 +71,13 @@ def _tree(text: str, start: int, inside: bool = False) -> tuple[_Node, int]:
     stack = [root] + ([_Node("object", start, len(text))] if inside else [])
     root.members += [("", node) for node in stack[1:]]
     key, at = "", start
-    while match := _TOKEN.search(text, at):
+    tokens = _TOKEN_PYTHON if _PYTHON.match(text[start : start + 200].lstrip()) else _TOKEN
+    while match := tokens.search(text, at):
         token, at = match[0], match.end()
         top = stack[-1]
         node: _Node | None = None
-        if token == '"':
-            end, after = _string_end(text, at)
+        if token in ('"', "'"):
+            end, after = _string_end(text, at, token)
             node, at = _Node("string", at, end), after
         elif token in "{[":
             node = _Node("object" if token == "{" else "array", match.start(), len(text))
@@ -118,8 +122,10 @@ _ARGUMENTS = ("arguments", "parameters", "input", "args", "params", "kwargs", "t
 _LISTS = ("tool_calls", "calls", "commands", "actions")
 _INNER = ("function", "function_call", "tool_call", "command", "action")
 _BESIDE = ("id", "type", "index", "call_id", "tool_call_id")
-_SIGNS = frozenset((*_NAMES, *_ARGUMENTS, *_LISTS, *_INNER, "cmd", "keystrokes", "thought", "analysis", "plan"))
+_ALONE = ("cmd", "keystrokes", "bash_command", "code", "thought", "analysis", "plan")
+_SIGNS = frozenset((*_NAMES, *_ARGUMENTS, *_LISTS, *_INNER, *_ALONE))
 _DEPTH = 6
+_LEVELS = 3  # strings of JSON in strings of JSON
 
 
 @dataclass(slots=True)
@@ -150,6 +156,13 @@ def _understood(node: _Node, view: View, level: int, depth: int = 0) -> Iterator
 def _object(node: _Node, view: View, level: int, depth: int) -> Iterator[_Said]:
     end = view.at[node.end]
     listed, inner = node.get(*_LISTS), node.get(*_INNER)
+    if listed and listed[1].kind == "string" and listed[0] == "tool_calls" and level < _LEVELS:
+        decoded = json_decoded(view.cut(listed[1].start, listed[1].end))
+        if decoded.text.lstrip().startswith(("[", "{")):
+            root, _ = _tree(decoded.text, 0)
+            calls = [one for _, member in root.members for one in _understood(member, decoded, level + 1, depth + 1)]
+            yield from _with_rest(node, (listed[0],), calls, view, level)
+            return
     if listed and listed[1].kind == "array" and depth < _DEPTH:
         calls = list(_understood(listed[1], view, level, depth + 1))
         if listed[0] == "commands":
@@ -161,8 +174,16 @@ def _object(node: _Node, view: View, level: int, depth: int) -> Iterator[_Said]:
     else:
         name = next(((k, m) for k in _NAMES for k, m in [node.get(k) or ("", node)] if m.kind == "string"), None)
         arguments = node.get(*_ARGUMENTS)
+        if name and name[0] == "action" and not arguments and _is_command(node, view):
+            keys = ("command" if key == "action" else key for key, _ in node.members)
+            values = (member for _, member in node.members)
+            yield _Said("", [_parameter(k, m, view, level) for k, m in zip(keys, values, strict=True)], end)
+            return
         if not name and not arguments and len(node.members) == 1 and node.members[0][1].kind == "object":
             key, only = node.members[0]
+            if not key and depth < _DEPTH:  # a pair of braces too many
+                yield from _object(only, view, level, depth + 1)
+                return
             yield _Said(key, [_parameter(k, m, view, level) for k, m in only.members], end)
             return
         used = ([name[0]] if name else []) + ([arguments[0]] if arguments else [])
@@ -171,6 +192,13 @@ def _object(node: _Node, view: View, level: int, depth: int) -> Iterator[_Said]:
             parameters += _arguments(*arguments, view, level)
         text = view.text[name[1].start : name[1].end] if name else ""
         yield _Said(text, sorted(parameters, key=lambda p: p.value_start), end)
+
+
+def _is_command(node: _Node, view: View) -> bool:
+    """Whether `action` is what is to be run rather than the name of a tool: it has no arguments, or is no name."""
+    said = next(view.text[member.start : member.end] for key, member in node.members if key == "action")
+    alone = all(key in ("action", "thought", "analysis", "plan") for key, _ in node.members)
+    return not re.fullmatch(r"[\w.:/-]{1,100}", said) or (alone and not is_prose(said))
 
 
 def _rest(node: _Node, used: tuple[str, ...], view: View, level: int) -> list[Parameter]:
@@ -198,10 +226,10 @@ def _arguments(key: str, node: _Node, view: View, level: int) -> list[Parameter]
     if node.kind == "string":
         inner = json_decoded(view.cut(node.start, node.end))
         start = len(inner.text) - len(inner.text.lstrip())
-        if inner.text.startswith(("{", "["), start) and (level < 3):
+        if inner.text.startswith(("{", "["), start) and level < _LEVELS:
             root, _ = _tree(inner.text, start)
             return _arguments(key, root.members[0][1], inner, level + 1) if root.members else []
-    named = "" if key in ("arguments", "parameters", "args", "params", "kwargs") else key
+    named = key if key == "input" else ""
     return [_parameter(named, node, view, level)]
 
 

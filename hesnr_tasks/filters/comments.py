@@ -1,8 +1,8 @@
 """The filter `comments`: code comments, found by lexing each piece of the action in its own language.
 
 Comments are what the language's own lexer throws away (documentation comments such as `/** … */` and `///` included),
-so Python docstrings, which are string expressions, stay, and `# noqa` or `// eslint-disable` go; so do shebang lines,
-which choose the interpreter, and preprocessor lines.
+so Python docstrings, which are string expressions, stay, and `# noqa` or `// eslint-disable` go. Shebang lines,
+which choose the interpreter, and preprocessor lines stay.
 """
 
 from __future__ import annotations

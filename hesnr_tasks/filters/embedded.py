@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from hesnr_tasks.actions.tools import names
+from hesnr_tasks.actions.tools import is_editor, names, parameter_role
 from hesnr_tasks.actions.views import View, unescape
-from hesnr_tasks.filters.languages import by_file, by_interpreter, by_look, by_tag
+from hesnr_tasks.filters.languages import by_file, by_file_name, by_interpreter, by_look, by_tag
 from hesnr_tasks.filters.patches import sides
 from hesnr_tasks.filters.shell import Command, HereDocument, Word, lex_shell
 
@@ -41,7 +41,8 @@ def _in_shell(view: View) -> Iterator[Piece]:
             yield body, language
     for command in script.commands:
         for word, language in _inline(command):
-            yield _unquoted(view, word), language
+            if word.quote or _SINGLE.fullmatch(view.text, word.start, word.end):
+                yield _unquoted(view, word), language
 
 
 def _document_language(document: HereDocument, body: str) -> str | None:
@@ -60,7 +61,8 @@ def _document_language(document: HereDocument, body: str) -> str | None:
             name, arguments = _program(reader)
             if name and name not in _PASSING:
                 return _by_shebang(body)
-            written = (arguments if name == "tee" else []) + [word.text for word in reader.targets]
+            files = arguments if name == "tee" else [a[3:] for a in arguments if name == "dd" and a.startswith("of=")]
+            written = files + [word.text for word in reader.targets]
             for path in written:
                 if language := by_file(path, body):
                     return language
@@ -177,6 +179,9 @@ def _inline(command: Command) -> Iterator[tuple[Word, str]]:
     words = command.words
     if words and _name(words[0].text) in _TEXT_TOOLS:
         return
+    if words and is_editor(words[0].text):
+        yield from _edited(words)
+        return
     for word, following in pairwise(words):
         if word.text == "apply_patch" and following.quote:
             yield following, "patch"
@@ -184,8 +189,7 @@ def _inline(command: Command) -> Iterator[tuple[Word, str]]:
         if named in _OPTIONS:
             language, option = named, _OPTIONS[named]
         elif language and option and option.fullmatch(word.text):
-            if following.quote:
-                yield following, language
+            yield following, language
             language = option = None
 
 
@@ -196,7 +200,23 @@ _ANSI_ESCAPE = re.compile(r"\\[\s\S]")
 _ANSI_VALUES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
 
 
+def _edited(words: list[Word]) -> Iterator[tuple[Word, str]]:
+    """The values of an editing tool written as a command: `str_replace_editor create a.py --file_text '…'`."""
+    path = next((word.text for word in words[1:3] if by_file_name(word.text)), None)
+    for option, value in pairwise(words):
+        language = by_file(path, value.text) if path and parameter_role(option.text[2:], "content") else None
+        if language and option.text.startswith("--"):
+            yield value, language
+
+
+_SINGLE = re.compile(r"'[^']*(?:'(?:\"'\"|\\')'[^']*)*'")
+_SINGLE_ESCAPE = re.compile(r"'(?:\"'\"|\\')'")
+
+
 def _unquoted(view: View, word: Word) -> View:
+    raw = view.cut(word.start, word.end)
+    if _SINGLE.fullmatch(raw.text):
+        return unescape(raw.cut(1, len(raw.text) - 1), _SINGLE_ESCAPE, lambda escape: "'")
     inner = view.cut(word.start + len(word.quote), max(word.start + len(word.quote), word.end - 1))
     if word.quote == '"':
         return unescape(inner, _DOUBLE_ESCAPE, lambda escape: "" if escape[-1] == "\n" else escape[1:])

@@ -146,6 +146,7 @@ _TAGS = {
     "plpgsql": "sql",
     "sqlite": "sql",
     "cfg": "ini",
+    "tool_code": "python",
     "console": "console",
     "shell-session": "console",
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from hesnr_tasks.actions import Call, parse_action
@@ -51,6 +52,9 @@ def _call(text: str, call: Call) -> Iterator[Region]:
     path = _named(text, call, "path")
     for parameter in call.parameters:
         view = parameter.view(text)
+        if path is not None and (blocks := _SEARCH_REPLACE.search(view.text)):
+            yield from _replaced(view, blocks, path)
+            continue
         language = _language(text, call, parameter.name, view, path)
         if language:
             listed = language == "shell" and _ARGUMENTS.fullmatch(view.text)
@@ -82,7 +86,7 @@ def _language(text: str, call: Call, name: str, view: View, path: str | None) ->
             return by_look(view.text)
         return by_tag(_named(text, call, "language") or "")
     own = path is not None and works_on_files(call.name)
-    return "shell" if name in ("command", "cmd", "keystrokes") and not own else None
+    return "shell" if name in ("command", "cmd", "keystrokes", "bash_command") and not own else None
 
 
 # --- values that are JSON -------------------------------------------------------------------------------------------
@@ -91,6 +95,19 @@ _STRING = r'"([^"\\]*(?:\\[\s\S][^"\\]*)*)"'
 _ARGUMENT = re.compile(_STRING)
 _ARGUMENTS = re.compile(rf"\s*\[\s*{_STRING}\s*(?:,\s*{_STRING}\s*)*\]\s*")
 _EDIT = re.compile(rf'"(\w+)"\s*:\s*{_STRING}')
+
+
+_SEARCH_REPLACE = re.compile(r"^[<-]{5,9} ?SEARCH\b", re.MULTILINE)
+_SIDE = re.compile(r"^(?:[<-]{5,9} ?SEARCH.*|={5,9}|[>+]{5,9} ?REPLACE.*)\r?$", re.MULTILINE)
+
+
+def _replaced(view: View, first: re.Match[str], path: str) -> Iterator[Region]:
+    """Edits as blocks of `<<<<<<< SEARCH`, `=======`, `>>>>>>> REPLACE`."""
+    marks = list(_SIDE.finditer(view.text, first.start()))
+    for mark, following in pairwise(marks):
+        side = view.cut(mark.end(), following.start())
+        if language := by_file(path, side.text):
+            yield Region(side, language)
 
 
 def _arguments(view: View) -> Iterator[Region]:

@@ -20,7 +20,7 @@ __all__ = ["NAME", "RULE", "detect", "read"]
 
 NAME = "chat-text"
 RULE = "messages with calls as fenced blocks or tags in the assistant text, or with no calls"
-_STYLES = ("tool_call", "mswea", "bash", "json", "command", "fence")
+_STYLES = ("tool_call", "mswea", "bash", "json", "keystrokes", "execute", "command", "fence")
 _SMITH_ID = re.compile(r".+__.+\.[0-9a-f]{8}\.")
 
 

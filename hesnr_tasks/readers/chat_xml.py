@@ -26,8 +26,9 @@ _REWRITTEN = (
 
 
 def detect(record: Any) -> float:
-    """1 when some assistant text calls a function in XML."""
-    return float(any("<function=" in text for text in chat.assistant_texts(chat.peek(record))))
+    """1 when most assistant texts with a call have it in XML: one that only speaks of the tag says nothing."""
+    texts = list(chat.assistant_texts(chat.peek(record)))
+    return float(any("<function=" in t for t in texts) and text.guess_style(texts) == "function")
 
 
 def read(record: Any, where: Where) -> Trajectory:

@@ -9,6 +9,8 @@ style         the action is
 function      every `<function=…>` or `<invoke …>` block that is a call (`hesnr_tasks.actions`), to its closing tag or,
               where that is missing, to the end
 tool_call     every `<tool_call>` block, and every call between a model family's control strings
+keystrokes    Terminus-2's `<commands>` of `<keystrokes>`, and what closes them
+execute       every `<execute_bash>`, `<execute_ipython>` and their like (CodeAct)
 command       the last `<command>…</command>` (SWE-agent `xml_thought_action`)
 fence         the last fenced block that is not inside another (SWE-agent `thought_action`)
 bash          every block fenced as `bash` (SWE-agent `*_bash_code_block`, mini-swe-agent 1)
@@ -33,12 +35,13 @@ from hesnr_tasks.trajectory import Kind, Segment
 __all__ = ["GUESSED", "STYLES", "guess_style", "label", "split"]
 
 Span = tuple[int, int]
-GUESSED = ("function", "tool_call", "mswea", "json", "command", "fence")
+GUESSED = ("function", "tool_call", "mswea", "json", "keystrokes", "execute", "command", "fence")
 
 _SPACE = re.compile(r"\s*")
 _FENCE = re.compile(r"^```(\S*)\s*\n|^```\s*$", re.MULTILINE)
 _OBJECT = re.compile(r"^(```(?:json)?[ \t]*\n\s*|[ \t]*)(?=\{\s*\")", re.MULTILINE)
 _FENCE_END = re.compile(r"\s*```")
+_ASKS = re.compile(r'"(?:command|arguments"|parameters"|action_input")')
 _THOUGHT_STRING = re.compile(r'"(?:thought|analysis|plan)"\s{0,20}:\s{0,20}"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 
@@ -83,26 +86,33 @@ def guess_style(texts: Iterable[str], styles: Sequence[str] = GUESSED) -> str:
 
 
 def _function(text: str) -> Iterator[Span]:
-    return _calls(text, "<function", "<invoke")
+    return _calls(text, _FUNCTION)
 
 
 def _tool_call(text: str) -> Iterator[Span]:
-    return _calls(text, "<tool_call>", "<|tool_call", "<｜tool▁call", "<|channel|>", "[TOOL_CALLS]", "<|python_tag|>")
+    return _calls(text, _TOOL_CALL)
 
 
-def _calls(text: str, *openings: str) -> Iterator[Span]:
-    """The calls that the grammar finds in a text with one of `openings`; the first that is there says from where on."""
-    opening = next((opening for opening in openings if opening in text), None)
-    calls = find_calls(text, _after_reasoning(text, opening)) if opening else []
+_FUNCTION = re.compile(r"<(?:antml:|｜DSML｜)?(?:function|invoke)")
+_TOOL_CALL = re.compile(
+    r"<(?:[a-z]{2,12}[:_]|｜DSML｜)?(?:tool_call|tool_use|function_call|invoke|TOOL_?CALL)|<｜tool▁call|\[TOOL_CALLS\]"
+    r"|<\|(?:tool_call|channel|start|python_tag|START_ACTION|action_start|tools_prefix)"
+)
+
+
+def _calls(text: str, opening: re.Pattern[str]) -> Iterator[Span]:
+    """The calls that the grammar finds in a text with an `opening`; the first that is there says from where on."""
+    first = opening.search(text)
+    calls = find_calls(text, _after_reasoning(text, first.start(), opening)) if first else []
     return ((call.start, call.end) for call in calls)
 
 
-def _after_reasoning(text: str, opening: str) -> int:
+def _after_reasoning(text: str, first: int, opening: re.Pattern[str]) -> int:
     """Where to look for calls from: behind `</think>` when reasoning before it (opening tag or not) quotes a call."""
-    close, first = text.find("</think>"), text.find(opening)
-    if not 0 <= first < close:
+    close = text.find("</think>")
+    if first >= close:
         return 0
-    return close if text.find("<think>", 0, first) >= 0 or text.find(opening, close) >= 0 else 0
+    return close if text.find("<think>", 0, first) >= 0 or opening.search(text, close) else 0
 
 
 def _between(text: str, opening: str, closing: str, at: int = 0) -> Iterator[Span]:
@@ -110,6 +120,28 @@ def _between(text: str, opening: str, closing: str, at: int = 0) -> Iterator[Spa
         end = text.find(closing, start + len(opening))
         at = len(text) if end < 0 else end + len(closing)
         yield start, at
+
+
+def _keystrokes(text: str) -> Iterator[Span]:
+    opening = _COMMANDS.search(text)
+    if opening:
+        closing = _COMMANDS_END.search(text, opening.end(1))
+        yield opening.start(), closing.end() if closing else len(text)
+
+
+_COMMANDS = re.compile(r"(<commands>)\s*(?:<keystrokes\b|</commands>)")
+_COMMANDS_END = re.compile(r"</commands>(?:\s*<task_complete>[^<>]{0,20}</task_complete>)?(?:\s*</response>)?")
+
+
+def _execute(text: str) -> Iterator[Span]:
+    at = 0
+    while opening := _EXECUTE.search(text, at):
+        closing = text.find(f"</{opening[1]}>", opening.end())
+        at = closing + len(opening[1]) + 3 if closing >= 0 else len(text)
+        yield opening.start(), at
+
+
+_EXECUTE = re.compile(r"^[ \t]*<(execute_(?:bash|ipython|ipython_cell|browse))>", re.MULTILINE)
 
 
 def _command(text: str) -> Iterator[Span]:
@@ -163,7 +195,7 @@ def _mswea(text: str) -> Iterator[Span]:
 def _json(text: str) -> Iterator[Span]:
     """A text that is a JSON object with a command, or has it after (and before) other text, fenced or not."""
     opening = _OBJECT.search(text)
-    if not opening or '"command' not in text:
+    if not opening or not _ASKS.search(text):
         return
     start, closing = opening.start(), call_json_end(text, opening.end(1))
     if closing is None:
@@ -189,6 +221,8 @@ def _none(text: str) -> Iterator[Span]:
 STYLES: dict[str, Callable[[str], Iterator[Span]]] = {
     "function": _function,
     "tool_call": _tool_call,
+    "keystrokes": _keystrokes,
+    "execute": _execute,
     "command": _command,
     "fence": _fence,
     "bash": _bash,

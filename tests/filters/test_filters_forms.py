@@ -69,6 +69,39 @@ FORMS = {
     "harmony": (around("<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>ARGUMENTS<|call|>"), 1),
     "mistral": (around("[TOOL_CALLS]NAMEARGUMENTS"), 1),
     "raw": (around("<function=NAME>\nARGUMENTS\n</function>"), 1),
+    "seed": (
+        tags(
+            "<seed:tool_call>\n<function=NAME>\n",
+            "<parameter=KEY>VALUE</parameter>\n",
+            "</function>\n</seed:tool_call>",
+        ),
+        0,
+    ),
+    "dsml": (
+        tags(
+            '<｜DSML｜function_calls>\n<｜DSML｜invoke name="NAME">\n',
+            '<｜DSML｜parameter name="KEY" string="true">VALUE</｜DSML｜parameter>\n',
+            "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        ),
+        0,
+    ),
+    "fenced tags": (
+        tags("```xml\n<function=NAME>\n", "<parameter=KEY>VALUE</parameter>\n", "</function>\n```"),
+        0,
+    ),
+    "fence in tags": (
+        around('<tool_call>\n```json\n{"name": "NAME", "arguments": ARGUMENTS}\n```\n</tool_call>'),
+        1,
+    ),
+    "braces": (around('<tool_call>\n{{"name": "NAME", "arguments": ARGUMENTS}}\n</tool_call>'), 1),
+    "nemotron": (around('<TOOLCALL>[{"name": "NAME", "arguments": ARGUMENTS}]</TOOLCALL>'), 1),
+    "jamba": (around('<tool_calls>[{"name": "NAME", "arguments": ARGUMENTS}]</tool_calls>'), 1),
+    "phi": (around('<|tool_call|>[{"name": "NAME", "arguments": ARGUMENTS}]<|/tool_call|>'), 1),
+    "command": (around('<|START_ACTION|>[{"tool_name": "NAME", "parameters": ARGUMENTS}]<|END_ACTION|>'), 1),
+    "internlm": (around('<|action_start|><|plugin|>\n{"name": "NAME", "parameters": ARGUMENTS}<|action_end|>'), 1),
+    "apertus": (around('<|tools_prefix|>[{"NAME": ARGUMENTS}]<|tools_suffix|>'), 1),
+    "mistral id": (around("[TOOL_CALLS]NAME[CALL_ID]a1b2c3d4e[ARGS]ARGUMENTS</s>"), 1),
+    "end of turn": (around('<tool_call>\n{"name": "NAME", "arguments": ARGUMENTS}\n</tool_call><|im_end|>'), 1),
     "json fence": (around('```json\n{"name": "NAME", "arguments": ARGUMENTS}\n```'), 1),
 }
 CODE = ('x = "# // no"', "f(a, 'b')", "y = [1, 2]", 'print("é 😀")', "a\\nb", "z = {}")
@@ -103,7 +136,7 @@ def test_every_form_keeps_the_same(form, language, lines):
     assert left == expected
     (call,) = parse_action(text)[-1:]
     assert call.values(text)[key] == value
-    if form not in ("swe-agent", "after a thought", "openai", "json fence"):
+    if form not in ("swe-agent", "after a thought", "openai", "json fence", "fenced tags"):
         message = f"I use <function={tool}> or a <tool_call>.\n\n{text}\n"
         (inside,) = find_calls(message)
         assert (inside.name, inside.values(message)[key]) == (tool, value)

@@ -195,3 +195,33 @@ def test_rows_of_parquet_are_read_like_lines_and_arrays_like_lists(tmp_path):
     assert [t.messages for t in from_parquet] == [t.messages for t in load(str(FIXTURES / "chat_tools/swegym.jsonl"))]
     frame = pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pandas()
     assert [_read(dict(row))[0].messages for _, row in frame.iterrows()] == [t.messages for t in from_parquet]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "<seed:tool_call>\n<function=bash>\n<parameter=command>ls</parameter>\n</function>\n</seed:tool_call>",
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="bash">\n<｜DSML｜parameter name="command" string="true">ls'
+        "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        '<invoke name="bash">\n<parameter name="command">ls</parameter>\n</invoke>',
+        '<TOOLCALL>[{"name": "bash", "arguments": {"command": "ls"}}]</TOOLCALL>',
+        "<tool_call>\n{'name': 'bash', 'arguments': {'command': 'ls'}}\n</tool_call>",
+        '<tool_call>\n{"name": "a", "arguments": {"command": "ls"}}\n{"name": "b", "arguments": {}}\n</tool_call>',
+        '<|tool_call|>[{"name": "bash", "arguments": {"command": "ls"}}]<|/tool_call|>',
+        '<|START_ACTION|>[{"tool_name": "bash", "parameters": {"command": "ls"}}]<|END_ACTION|>',
+        "<commands>\n<keystrokes>ls\n</keystrokes>\n</commands>\n<task_complete>false</task_complete>\n</response>",
+        "<execute_bash>\nls\n</execute_bash>",
+        "<execute_ipython>\nprint(1)\n</execute_ipython>",
+        '{"name": "python", "arguments": {"code": "1"}}',
+        "<function=bash>\n<parameter=command>ls</parameter>",
+    ],
+)
+@pytest.mark.parametrize("after", ["", "\n\nThat should do."])
+def test_the_calls_of_a_chat_are_found_in_text_around_them(call, after, tmp_path):
+    content = f"I could use <tool_call> or <function=bash>.\n\n{call}{after}"
+    row = {"messages": [{"role": "user", "content": "Go."}, {"role": "assistant", "content": content}]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    (trajectory,) = read_trajectories(str(path))
+    actions = [s.text.strip() for s in trajectory.messages[-1].segments if s.kind is Kind.ACTION]
+    assert actions == [call]

@@ -96,8 +96,9 @@ _CPP = Lexer(
 )
 _JAVA = Lexer({"code": [LINE, BLOCK, LONG, DOUBLE, CHARACTER]})
 _GO = Lexer({"code": [LINE, BLOCK, BACKTICKS, DOUBLE, CHARACTER]})
+_DOLLAR_SLASHY: Rule = ("string", r"\$/(?:[^$/]|\$[\s\S]|/(?!\$)){0,2000}/\$")
 _GROOVY = Lexer(
-    {"code": [LINE, BLOCK, LONG, ("string", LONG[1].replace('"', "'")), REGEX, DOUBLE, SINGLE]},
+    {"code": [LINE, BLOCK, LONG, ("string", LONG[1].replace('"', "'")), _DOLLAR_SLASHY, REGEX, DOUBLE, SINGLE]},
     check=_begins_literal,
 )
 _DART_RAW = r"""\br(?:\"{3}[\s\S]*?(?:\"{3}|\Z)|'{3}[\s\S]*?(?:'{3}|\Z)|"[^"\r\n]*"?|'[^'\r\n]*'?)"""
@@ -201,8 +202,21 @@ def _js(text: str, position: int) -> Scan:
     """A `//` in the text between two tags of JSX is text."""
     scan = _JS.scan(text, position=position)
     if "</" in text:
-        scan.comments = [span for span in scan.comments if not _in_jsx(text, *span)]
+        scan.comments = [rest for span in scan.comments if not _in_jsx(text, *span) for rest in _after_jsx(text, *span)]
     return scan
+
+
+def _after_jsx(text: str, start: int, end: int) -> list[CharSpan]:
+    """The comments of what seems to be one; where it begins in the text of a tag that closes in it, those after it."""
+    before = text[max(text.rfind("\n", 0, start) + 1, start - 1_000) : start]
+    tag = _JSX_TEXT.match(before, max(0, before.rfind("<")))
+    close = text.find(f"</{tag[1]}>", start, end) if tag else -1
+    if close < 0:
+        return [(start, end)]
+    return _JS.scan(text, position=text.index(">", close) + 1, end=end).comments
+
+
+_JSX_TEXT = re.compile(r"<([A-Za-z][\w.:]*)(?:\s[^<>]*)?>[^<>{}]*\Z")
 
 
 def _in_jsx(text: str, start: int, end: int) -> bool:

@@ -26,6 +26,7 @@ _HASH: Rule = ("comment", r"#[^\r\n]*")
 _HASH_WORD: Rule = ("comment", r"#(?<![^\s;{}()]#)[^\r\n]*")  # at the start of a word
 _HASH_CLAUSE: Rule = ("comment", r"#(?<![^\s;,{}()]#)[^\r\n]*")
 _MANY: Rule = ("string", many_lines('"'))
+_HEREDOC_ANY: Rule = ("hole", r"<<-?(?P<q>)(?P<label>[A-Za-z_]\w*)")  # `<<` is no operator there
 _HEREDOC: Rule = ("hole", r"<<[-~]?(?P<q>[\"']?)(?P<label>[A-Z_]{2,})(?P=q)")
 
 
@@ -184,7 +185,7 @@ _LEXERS: dict[str, tuple[tuple[str, ...], Lexer]] = {  # the marks without which
     ),
     "terraform": (
         ("#", "//", "/*"),
-        Lexer(interpolated([_HASH, LINE, BLOCK, _HEREDOC], r"[$%]\{", ('"', LINE_END)), hole=_here_document),
+        Lexer(interpolated([_HASH, LINE, BLOCK, _HEREDOC_ANY], r"[$%]\{", ('"', LINE_END)), hole=_here_document),
     ),
 }
 
