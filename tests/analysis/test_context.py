@@ -13,10 +13,10 @@ from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.store import ScoreStore
 from hesnr_tasks.trajectory import Kind
+from tests import tiny
 from tests.analysis import made
 from tests.store import made as parts
 from tests.test_task import SMALL, evaluate, values, write
-from tests.test_task import checkpoint as checkpoint  # the fixture
 
 METRICS = ("he_snr", "he_ppl", "ppl", "top1_acc", "entropy", "tokens", "he_tokens", "scored")
 
@@ -32,21 +32,32 @@ def results(*words):
     return json.loads(ask(analyze, *words, "--format", "json"))["tables"]["results"]
 
 
+@pytest.fixture(scope="session")
+def with_bos(tmp_path_factory):
+    return tiny.llama(str(tmp_path_factory.mktemp("bos")), steps=80, tokenizer=lambda: tiny.byte_level(bos=True))
+
+
 @pytest.mark.parametrize("overflow", ["right", "skip"])
 @pytest.mark.parametrize("bos", [False, True])
-def test_restricting_equals_scoring_with_the_smaller_context(checkpoint, tmp_path, overflow, bos):
-    """Every context from one that cuts all to one that cuts nothing; overflow=skip leaves out the same trajectories."""
-    metadata = {"trajectories": write(tmp_path / "t.jsonl", SMALL), "overflow": overflow, "min_tokens": 0}
+def test_restricting_equals_scoring_with_the_smaller_context(with_bos, tmp_path, overflow, bos):
+    """Contexts from where all texts are cut to where none is; overflow=skip leaves out the same trajectories."""
+    metadata = {
+        "trajectories": write(tmp_path / "t.jsonl", SMALL),
+        "overflow": overflow,
+        "min_tokens": 0,
+        "resamples": 100,
+    }
     args = f"dtype=float32,add_bos_token={bos}"
     whole = {**metadata, "scores": str(tmp_path / "whole")}
-    evaluate(checkpoint, ["hesnr_swe"], whole, args)
-    lengths = [
-        ScoreStore.open(tmp_path / "whole").entry(key).tokens_total for key in ScoreStore.open(tmp_path / "whole")
-    ]
-    contexts = {min(lengths), sorted(lengths)[1], max(lengths)} | ({40, 61} if overflow == "right" else set())
+    evaluate(with_bos, ["hesnr_swe"], whole, args)
+    store = ScoreStore.open(tmp_path / "whole")
+    shortest, middle, longest = sorted(store.entry(key).tokens_total for key in store)
+    contexts = {shortest, middle, longest, longest + 1}
+    if overflow == "right":
+        contexts |= {shortest // 2, shortest - 1}
     for context in sorted(contexts):
-        run = evaluate(checkpoint, ["hesnr_swe"], metadata | {"scores": "none"}, f"{args},max_length={context}")
-        row = results(tmp_path / "whole", "--context", context, "--min-tokens", 0)[0]
+        run = evaluate(with_bos, ["hesnr_swe"], metadata | {"scores": "none"}, f"{args},max_length={context}")
+        row = results(tmp_path / "whole", "--context", context, "--min-tokens", 0, "--resamples", 100)[0]
         want = values(run, "hesnr_swe") | {"scored": run["results"]["hesnr_swe"]["scored,none"]}
         for name in METRICS:
             number = row[name]["value"] if isinstance(row[name], dict) else row[name]
