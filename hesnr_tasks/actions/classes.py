@@ -31,9 +31,9 @@ import shlex
 from collections.abc import Iterable, Iterator
 
 from hesnr_tasks.actions import Call, Parameter, parse_action
-from hesnr_tasks.actions.programs import CLASSES, FILTER, Part, classify, inner_script, table, written_files
+from hesnr_tasks.actions.programs import CLASSES, FILTER, Part, classify, inner_script, written_files
 from hesnr_tasks.actions.shell import Simple, canonical, program, simple_commands, verb
-from hesnr_tasks.actions.tools import parameter_role, tool_runs
+from hesnr_tasks.actions.tools import EDITORS, KINDS, PATTERNS, parameter_role, tool_runs
 from hesnr_tasks.actions.views import View
 from hesnr_tasks.errors import SettingsError, nearest
 
@@ -181,28 +181,6 @@ def _short(key: str) -> str:
 
 # --- tools that are not shells ---
 
-_FOLDERS = ("dir_path", "directory")
-_PATTERNS = ("pattern", "query", "search_term", "regex", "search", "keyword", "file_pattern", "glob_pattern")
-_KINDS = table(
-        read="view read read_file open open_file cat view_file show_file readfile notebookread read_many_files "
-        "view_image goto goto_line scroll_up scroll_down fetch webfetch web_fetch browse browser "
-        "browse_interactive",
-        edit="edit edit_file write write_file create create_file str_replace insert undo_edit multiedit multi_edit "
-        "apply_patch replace replace_in_file write_to_file search_replace notebookedit edit_file_by_replace "
-        "delete_file append_file append modify_file edit_file_by_line",
-        search="grep glob ls find find_file search search_dir search_file search_code list_dir list_files "
-        "codebase_search list_directory search_files grep_search file_search websearch web_search "
-        "google_web_search find_files semantic_search",
-        test="run_tests test run_test runtests execute_tests",
-        submit="submit finish complete attempt_completion exit done task_complete answer final_answer",
-        think="think sequentialthinking todowrite todo_write todoread update_plan task_tracker plan write_todos "
-        "exit_plan_mode",
-        run="python execute_ipython_cell execute_ipython ipython run_python execute_python python_repl "
-        "code_interpreter",
-        vcs="git git_diff git_status git_commit",
-        install="install_package",
-)  # fmt: skip
-_EDITORS = ("str_replace_editor", "file_editor", "str_replace_based_edit_tool", "text_editor", "edit_tool")
 _PATCHED = re.compile(r"^\*\*\* (?:Update|Add|Delete) File: (\S+)", re.MULTILINE)
 
 
@@ -246,15 +224,13 @@ def _joined(value: str) -> str:
 def tool_part(call: Call, text: str) -> Part:
     """What a call does that is no shell command; an unknown tool is `other`, with its name for a target."""
     values = call.values(text)
-    name = call.name.lower().rsplit("__", 1)[-1].strip()
+    name = call.name.lower().rsplit("__", 1)[-1].strip().replace("-", "_")
     path = tuple(
-        value.strip()
-        for key, value in values.items()
-        if value.strip() and (parameter_role(key, "path") or key in _FOLDERS)
+        value.strip() for key, value in values.items() if value.strip() and parameter_role(key, "path", "folder")
     )[:1]
-    if name in _EDITORS:
+    if name in EDITORS:
         return Part("read" if values.get("command", "").strip() == "view" else "edit", path)
-    kind = _KINDS.get(name, "other")
+    kind = KINDS.get(name, "other")
     if kind == "run":
         script = _script(call)
         code = script.view(text).text if script else ""
@@ -263,7 +239,7 @@ def tool_part(call: Call, text: str) -> Part:
     if kind == "edit" and not path:
         path = tuple(file for value in values.values() for file in _PATCHED.findall(value))
     if kind == "search" and not path:
-        path = tuple(value for value in (values.get(key, "").strip() for key in _PATTERNS) if value)[:1]
+        path = tuple(value for value in (values.get(key, "").strip() for key in PATTERNS) if value)[:1]
     if kind in ("submit", "think"):
         return Part(kind)
     return Part(kind, path or ((call.name,) if kind == "other" and call.name else ()))

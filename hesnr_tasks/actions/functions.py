@@ -23,7 +23,7 @@ from hesnr_tasks.actions.json_calls import json_calls, json_end
 __all__ = ["find_functions", "functions"]
 
 _MARK = re.compile(
-    r"""<(?:antml:|｜DSML｜)?(?P<open>function|parameter|invoke)(?:=|\s+name=["']?|(?=>))
+    r"""<(?:antml:|｜DSML｜)?(?P<open>function|parameter|invoke)(?:[ ]?=[ ]?["']?|\s+name=["']?|(?=>))
         (?P<name>[^<>\n="']*)(?P<stop>["']?(?:\s+[a-z]+=["'][^"'<>\n]*["'])*\s*>|=|\Z|(?=[<\n"']))
     |</(?:antml:|｜DSML｜)?(?P<close>function|parameter|invoke)>
     |<(?P<wrap>/?(?:[a-z]{2,12}:|｜DSML｜|[a-z]{2,12}_)?(?:tool_calls?|tool_use|function_calls?|TOOL_?CALL))>""",

@@ -118,7 +118,18 @@ _COLON = re.compile(r"\s*:")
 # --- what it says ---------------------------------------------------------------------------------------------------
 
 _NAMES = ("name", "tool_name", "function_name", "recipient_name", "tool", "function", "action")
-_ARGUMENTS = ("arguments", "parameters", "input", "args", "params", "kwargs", "tool_input", "action_input")
+_ARGUMENTS = (
+    "arguments",
+    "parameters",
+    "input",
+    "args",
+    "params",
+    "kwargs",
+    "tool_input",
+    "action_input",
+    "tool_args",
+    "tool_arguments",
+)
 _LISTS = ("tool_calls", "calls", "commands", "actions")
 _INNER = ("function", "function_call", "tool_call", "command", "action")
 _BESIDE = ("id", "type", "index", "call_id", "tool_call_id")
@@ -185,6 +196,10 @@ def _object(node: _Node, view: View, level: int, depth: int) -> Iterator[_Said]:
                 yield from _object(only, view, level, depth + 1)
                 return
             yield _Said(key, [_parameter(k, m, view, level) for k, m in only.members], end)
+            return
+        uses = arguments[1].get("tool_uses") if arguments and arguments[1].kind == "object" else None
+        if uses and uses[1].kind == "array" and depth < _DEPTH:  # several calls as the arguments of one
+            yield from _understood(uses[1], view, level, depth + 1)
             return
         used = ([name[0]] if name else []) + ([arguments[0]] if arguments else [])
         parameters = _rest(node, (*used, *_BESIDE), view, level)

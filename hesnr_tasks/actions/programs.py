@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hesnr_tasks.actions.shell import Simple, operands, program, program_name, values
-from hesnr_tasks.actions.tools import names
+from hesnr_tasks.actions.tools import names, table
 
-__all__ = ["CLASSES", "FILTER", "Part", "classify", "inner_script", "table", "written_files"]
+__all__ = ["CLASSES", "FILTER", "Part", "classify", "inner_script", "written_files"]
 
 # from what matters most to what matters least: the first of them that an action contains is the action's class
 CLASSES = ("submit", "edit", "test", "run", "install", "vcs", "search", "read", "think", "other", "none")
@@ -27,11 +27,6 @@ class Part(NamedTuple):
 
 
 # --- the table of programs ---
-
-
-def table(**rows: str) -> dict[str, str]:
-    """What each word is, from the words of each kind."""
-    return {name: kind for kind, text in rows.items() for name in text.split()}
 
 
 KINDS = table(

@@ -9,12 +9,30 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-__all__ = ["PARAMETERS", "is_editor", "is_patch", "is_prose", "names", "parameter_role", "tool_runs", "works_on_files"]
+__all__ = [
+    "EDITORS",
+    "KINDS",
+    "PARAMETERS",
+    "PATTERNS",
+    "is_editor",
+    "is_patch",
+    "is_prose",
+    "names",
+    "parameter_role",
+    "table",
+    "tool_runs",
+    "works_on_files",
+]
 
 
 def names(text: str) -> frozenset[str]:
     """The words of `text`, as a set."""
     return frozenset(text.split())
+
+
+def table(**rows: str) -> dict[str, str]:
+    """What each word is, from the words of each kind."""
+    return {name: kind for kind, text in rows.items() for name in text.split()}
 
 
 # what a parameter holds
@@ -23,6 +41,7 @@ PARAMETERS = {
         "path file file_path filepath filename file_name target_file targetfile target_path absolute_path "
         "relative_path notebook_path"
     ),
+    "folder": names("dir_path directory"),
     "command": names("command cmd commands bash_command keystrokes script"),
     "code": names("code input python_code source ipython_code program"),
     "content": names(
@@ -38,6 +57,30 @@ PARAMETERS = {
     "answer": names("content text result answer output command response"),  # prose, if the tool speaks
     "language": names("language lang interpreter runtime"),
 }  # fmt: skip
+PATTERNS = ("pattern", "query", "search_term", "regex", "search", "keyword", "file_pattern", "glob_pattern")
+
+# what a tool that runs no programs of the shell does: its class, by its whole name
+KINDS = table(
+    read="view read read_file open open_file cat view_file show_file readfile notebookread read_many_files "
+    "view_image goto goto_line scroll_up scroll_down fetch webfetch web_fetch browse browser "
+    "browse_interactive",
+    edit="edit edit_file write write_file create create_file str_replace insert undo_edit multiedit multi_edit "
+    "apply_patch replace replace_in_file write_to_file search_replace notebookedit edit_file_by_replace "
+    "delete_file append_file append modify_file edit_file_by_line",
+    search="grep glob ls find find_file search search_dir search_file search_code list_dir list_files "
+    "codebase_search list_directory search_files grep_search file_search websearch web_search "
+    "google_web_search find_files semantic_search",
+    test="run_tests test run_test runtests execute_tests",
+    submit="submit finish complete attempt_completion exit done task_complete answer final_answer",
+    think="think sequentialthinking todowrite todo_write todoread update_plan task_tracker plan write_todos "
+    "exit_plan_mode",
+    run="python execute_ipython_cell execute_ipython ipython run_python execute_python python_repl "
+    "code_interpreter",
+    vcs="git git_diff git_status git_commit",
+    install="install_package",
+)  # fmt: skip
+EDITORS = ("str_replace_editor", "file_editor", "str_replace_based_edit_tool", "text_editor", "edit_tool")
+
 _RUNNERS = {  # a tool with one of these words in its name runs programs of that language
     "python": names("python ipython jupyter"),
     "shell": names("bash shell terminal cmd sh zsh console"),

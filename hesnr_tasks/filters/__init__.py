@@ -23,7 +23,7 @@ from hesnr_tasks.trajectory import Kind
 
 __all__ = ["FILTERS", "LABELS_VERSION", "Filter", "char_codes", "filter_bits"]
 
-LABELS_VERSION = "5"
+LABELS_VERSION = "6"
 
 Filter = Callable[[str], list[tuple[int, int]]]  # spans may overlap and come in any order
 

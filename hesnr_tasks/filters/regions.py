@@ -113,8 +113,10 @@ def _replaced(view: View, first: re.Match[str], path: str) -> Iterator[Region]:
 def _arguments(view: View) -> Iterator[Region]:
     """A command given as the list of its words: `["bash", "-lc", "…"]`; one word is no list but a test: `[ "$x" ]`."""
     words = list(_ARGUMENT.finditer(view.text))
-    if len(words) == 3 and by_interpreter(words[0][1]) == "shell" and re.fullmatch(r"-\w*c", words[1][1]):
-        yield Region(json_decoded(view.cut(*words[2].span(1))), "shell")
+    language = by_interpreter(words[0][1]) if len(words) == 3 else None
+    option = r"-\w*c" if language in ("shell", "python", "sql") else r"-\w*e|--eval"
+    if language and re.fullmatch(option, words[1][1]):
+        yield Region(json_decoded(view.cut(*words[2].span(1))), language)
     elif len(words) == 2 and words[0][1] == "apply_patch":
         yield Region(json_decoded(view.cut(*words[1].span(1))), "patch")
 
