@@ -153,7 +153,8 @@ class _API(Backend):
     def _refuse_for_good(self, error: Refused) -> None:
         if error.status in (401, 403):
             raise ScoringError(
-                f"{self._server} refused access ({error}); put its key into the environment variable OPENAI_API_KEY"
+                f"{self._server} refused access ({error}); put its key into the environment variable "
+                "OPENAI_API_KEY, or headers of its own into HESNR_HEADERS, as JSON"
             ) from error
         if error.status in (404, 405):
             names = ", ".join(str(card.get("id")) for card in self._served) or "it does not say"

@@ -2,8 +2,9 @@
 
 A server is not trusted: it gets the key only at its own address (no redirect leads elsewhere), a limited time for a
 whole answer, however slowly it comes, and a limited size, unpacked. What it says reaches the terminal without control
-characters and without our secrets. The limits are settings of the environment:
+characters and without our secrets. Settings of the environment:
 
+* `OPENAI_API_KEY`: sent as `Authorization: Bearer …`; `HESNR_HEADERS`: a JSON object of headers, which win.
 * `HESNR_REQUEST_SECONDS`: for one attempt, all of it; default: twice `timeout` of --model_args.
 * `HESNR_ANSWER_MB`: of one answer; default: 16, and 1 for every 2,000 candidates asked for.
 """
@@ -24,6 +25,7 @@ from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
 import requests
 
 from hesnr_tasks.errors import ScoringError, printable
+from hesnr_tasks.invocation import model_arguments
 
 __all__ = ["Refused", "Server"]
 
@@ -36,6 +38,11 @@ _MEGABYTE = 1 << 20
 _BASE_MEGABYTES = 16
 _CANDIDATES_PER_MEGABYTE = 2000
 _READ = 1 << 16
+_SECRET_ARGUMENTS = re.compile(
+    r"(\w*_)?headers?|auth\w*|((api|access|auth|bearer|private|secret|hf)_?)?(key|token)|secret|passw\w*|cookies?|bearer",
+    re.IGNORECASE,
+)
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _SECRET_NAMES = re.compile("key|token|secret|passw|signature", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
 _log = logging.getLogger("hesnr_tasks")
@@ -86,7 +93,8 @@ class Server:
         self._seconds = _limit("HESNR_REQUEST_SECONDS", 2.0 * lm.timeout)
         self._attempts = max(1, int(lm.max_retries))
         self._verify = lm.ca_cert_path or lm.verify_certificate
-        self._header = _header(lm) | {"Accept-Encoding": "identity"}
+        _refuse_secret_arguments(lm)
+        self._header = _headers(lm) | {"accept-encoding": "identity"}
         self._secrets = _secrets(self._header)
         self._local = threading.local()
 
@@ -217,16 +225,49 @@ def _errno(error: Exception) -> str:
     return f" ({found.group(1) or found.group(2)})" if found else ""
 
 
-def _header(lm: Any) -> dict[str, str]:
+def _refuse_secret_arguments(lm: Any) -> None:
+    """lm-eval writes --model_args into its results, whatever they are."""
+    arguments = {"header": getattr(lm, "_header", None), **(model_arguments().given or {})}
+    for name, value in arguments.items():
+        if value and _SECRET_ARGUMENTS.fullmatch(name.replace("-", "_")):
+            raise ScoringError(
+                f"{printable(name)} in --model_args may hold a secret, and lm-eval writes it into its results. "
+                "Put a key into the environment variable OPENAI_API_KEY, other headers into HESNR_HEADERS, as a JSON "
+                'object such as {"X-API-Key": "…"}.'
+            )
+
+
+def _headers(lm: Any) -> dict[str, str]:
+    """lm-eval's header, which has the key of OPENAI_API_KEY, and the headers of HESNR_HEADERS; names in lower case.
+
+    Raises `ScoringError`, without the values, for what is no header.
+    """
     try:
-        return dict(lm.header)
-    except ValueError as error:
-        raise ScoringError(str(error)) from error
+        own = json.loads(os.environ.get("HESNR_HEADERS") or "{}")
+    except (ValueError, RecursionError):
+        own = None
+    if not isinstance(own, dict) or not all(isinstance(value, str) for value in own.values()):
+        raise ScoringError(
+            'HESNR_HEADERS in the environment must be a JSON object of names and texts, such as {"X-API-Key": "…"}'
+        )
+    headers = {name.lower(): value for name, value in own.items()}
+    if "authorization" not in headers:
+        try:
+            headers = {name.lower(): value for name, value in lm.header.items() if value != "Bearer "} | headers
+        except ValueError as error:
+            raise ScoringError(str(error)) from error
+    for name, value in headers.items():
+        if not (_HEADER_NAME.fullmatch(name) and value.isascii() and value.isprintable() and value == value.strip()):
+            raise ScoringError(
+                f"the header {printable(name)[:40]!r} (OPENAI_API_KEY or HESNR_HEADERS in the environment) cannot be "
+                "sent: its name or value has a line break, a blank at an end or a character that is not ASCII"
+            )
+    return headers
 
 
 def _secrets(header: Mapping[str, str]) -> list[str]:
     """What must not be shown: the values of all headers but the common ones, longest first."""
-    values = [str(value) for name, value in header.items() if name.lower() not in ("content-type", "accept-encoding")]
+    values = [str(value) for name, value in header.items() if name not in ("content-type", "accept-encoding")]
     parts = {part for value in values for part in (value, *value.split()) if len(part) >= 4 and part != "Bearer"}
     return sorted(parts, key=len, reverse=True)
 
@@ -244,7 +285,8 @@ def _refuse_secrets_in(url: str) -> None:
     if parts.password or named:
         raise ScoringError(
             f"base_url in --model_args holds a {'password' if parts.password else named[0]}, and lm-eval writes it "
-            "into its results. Put a key into the environment variable OPENAI_API_KEY, user and password into ~/.netrc."
+            "into its results. Put a key into the environment variable OPENAI_API_KEY or, as a header, HESNR_HEADERS; "
+            "user and password into ~/.netrc."
         )
 
 

@@ -120,11 +120,17 @@ def _moved_by_the_last_position(net: Net, ids: npt.NDArray[np.int32], longest: i
     n = len(ids)
     tokens = torch.from_numpy(ids).to(net.device, torch.int64)[None]
     near = read_with(n + 1)  # a gap as well, so that the same kernels and masks are at work
-    noise = float((read_with(n + 1) - near).abs().mean())
-    change = float((read_with(longest - 1) - near).abs().mean())
+    noise = _mean_difference(read_with(n + 1), near)
+    change = _mean_difference(read_with(longest - 1), near)
     if change <= max(_UNMOVED, 4 * noise):
         return ""
     return f"the last of {longest} positions changes log-probabilities before it by {change:.2g} on average"
+
+
+def _mean_difference(values: torch.Tensor, others: torch.Tensor) -> float:
+    """The mean absolute difference where both are finite: a masked vocabulary has minus infinity in both."""
+    both = values.isfinite() & others.isfinite()
+    return float((values[both] - others[both]).abs().mean()) if both.any() else 0.0
 
 
 def _moved_by_more_text(net: Net, way: Way, probe: _Probe, longest: int) -> str:

@@ -31,6 +31,7 @@ __all__ = ["Row", "Rows", "number", "row", "same_value", "stack", "to_scores", "
 _ABOVE_ZERO = 1e-4  # rounding of a log-softmax whose largest value is 0
 _MASS = 1.01  # rounding of k probabilities
 _LEAST_MASS = 0.98
+_WHOLE, _EVIDENT, _EVIDENT_POSITIONS = 1e-4, 1e-3, 8  # a sum of 1 by chance; a k-th token that has others after it
 _NOISE = 1e-3  # nats, between two tellings of one value
 _IMPOSSIBLE = -9000.0  # servers write -9999 for minus infinity
 
@@ -92,8 +93,9 @@ def row(target: int, entries: Iterable[tuple[int, float, int | None]], k: int) -
     falling = sorted(-value for value in values.values())
     greater = bisect_left(falling, -own)
     last = greater == len(values) - 1
+    tied = -own >= falling[-1] - _NOISE  # as likely as the last that came back: others, as likely, may not have
     for token, said in ranks.items():
-        _refuse_other_rank(token, values[token], said, falling, beyond=last and token == target)
+        _refuse_other_rank(token, values[token], said, falling, beyond=tied and token == target)
     rank, certain = 1 + greater, len(values)
     if last and ranks.get(target) != rank:
         certain = greater
@@ -101,7 +103,8 @@ def row(target: int, entries: Iterable[tuple[int, float, int | None]], k: int) -
     if certain < k:
         own_too = len(values) >= k
         came = f"{certain} tokens came back for certain (the last of {len(values)} is the prompt's)" if own_too else ""
-        raise ValueError(f"{came or f'{len(values)} tokens came back'}, {k} were asked for")
+        advice = f"; the server must give one more (vllm serve: --max-logprobs {k + 1})" if own_too else ""
+        raise ValueError(f"{came or f'{len(values)} tokens came back'}, {k} were asked for{advice}")
     return Row([target, *likely[:k]], [own, *(values[token] for token in likely[:k])], rank)
 
 
@@ -139,7 +142,15 @@ def to_scores(passage: Passage, rows: Rows, source: str, vocabulary: int) -> Sco
     within = logprob >= top[:, -1]
     rank = np.where(within, 1 + (top > logprob[:, None]).sum(axis=1), rows.ranks)
     mass = np.exp(np.minimum(top, 0)).sum(axis=1)
-    rest = (vocabulary - k) * np.exp(np.minimum(top[:, -1], 0))  # no other token is more likely than the k-th
+    floor, own = np.exp(np.minimum(top[:, -1], 0)), np.exp(np.minimum(logprob, 0))
+    ranked = ~within & (rows.ranks > k)
+    between = np.where(ranked, rows.ranks - k - 1, 0)  # tokens neither less likely than the target nor among the top
+    least = mass + np.where(within, 0, (between + 1) * own)
+    after = np.maximum(vocabulary - rows.ranks + 1, 0) * own  # the target and all tokens less likely
+    most = mass + np.where(ranked, between * floor + after, (vocabulary - k) * floor)
+    evident = floor > _EVIDENT
+    renormalised = evident & (np.abs(mass - 1) < _WHOLE)
+    renormalised &= (renormalised == evident).all() & (evident.sum() >= _EVIDENT_POSITIONS)
     by_rank = np.where(rank > 0, rank, 1) * np.exp(np.minimum(logprob, 0))
     ids = np.sort(rows.ids[:, 1:], axis=1)
     for wrong, why in (
@@ -156,7 +167,10 @@ def to_scores(passage: Passage, rows: Rows, source: str, vocabulary: int) -> Sco
         (top[:, 0] > _ABOVE_ZERO, "a log-probability is positive (are these raw logits, or probabilities?)"),
         (mass > _MASS, "the top probabilities exceed 1 in sum"),
         (by_rank > _MASS, "as many tokens as the rank says cannot be so likely"),
-        (mass + np.maximum(rest, 0) < _LEAST_MASS,
+        (least > _MASS, "the top probabilities and those up to the target's rank exceed 1 in sum"),
+        (rows.ranks > vocabulary, f"a rank is beyond the vocabulary ({vocabulary})"),
+        (renormalised, "the top probabilities sum to 1, as if nothing came after them (are they renormalised?)"),
+        (most < _LEAST_MASS,
          "the probabilities of the whole vocabulary cannot sum to 1 (another base, temperature or shift?)"),
         ((rows.ranks > 0) & (rows.ranks <= k) & (logprob < top[:, -1]), "rank and top disagree"),
         (within & (rows.ranks > k) & (logprob > top[:, -1]), "rank and top disagree"),

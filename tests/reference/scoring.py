@@ -42,7 +42,7 @@ def _row(logits: list[float], target: int, k: int) -> Row:
     total = greatest + math.log(math.fsum(math.exp(value - greatest) for value in logits))
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i != target, i))
     rank = 1 + sum(value > logits[target] for value in logits)
-    noise = TOLERANCE * (1 + max(map(abs, logits)))
+    noise = TOLERANCE * (1 + max(abs(value) for value in logits if math.isfinite(value)))  # others may be masked
     above = sum(value > logits[target] + noise for value in logits)
     ranks = range(1 + above, 1 + sum(value >= logits[target] - noise for value in logits))
     return Row(logits[target] - total, rank, [(logits[i] - total, i) for i in order[:k]], ranks)

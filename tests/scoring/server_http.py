@@ -29,6 +29,8 @@ class CompletionsServer(ThreadingHTTPServer):
         self.cuts_logprobs = False  # returns fewer than asked for instead of refusing
         self.delay = 0.0
         self.fail = []  # statuses of the next answers
+        self.says = "try later"  # with them
+        self.headers = []  # of all requests
         self.spoil = None  # called with the answer's choice
         self.spoils = 0  # only answers to prompts of so many tokens (0: to all)
         self.body = None  # sent as it is instead of any answer
@@ -75,12 +77,14 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        self.server.headers.append(dict(self.headers))
         if self.path != "/v1/models" or not self.server.lists_models:
             return self.answer(404, {"detail": "Not Found"})
         card = {"id": self.server.name, "owned_by": "test", "max_model_len": self.server.context, **self.server.card}
         return self.answer(200, {"object": "list", "data": [card]})
 
     def do_POST(self):
+        self.server.headers.append(dict(self.headers))
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.counted():
             time.sleep(self.server.delay)
@@ -92,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/completions":
             return 404, {"detail": "Not Found"}
         if server.fail:
-            return server.fail.pop(0), {"error": {"message": "try later", "type": "test"}}
+            return server.fail.pop(0), {"error": {"message": server.says, "type": "test"}}
         if server.key and self.headers.get("Authorization") != f"Bearer {server.key}":
             return 401, {"error": "Unauthorized"}
         if asked["model"] != server.name:

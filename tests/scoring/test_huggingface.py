@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from hesnr_tasks.errors import ScoringError  # noqa: E402
-from hesnr_tasks.scoring import backend_for, huggingface  # noqa: E402
+from hesnr_tasks.metrics import SUMS, statistics_of  # noqa: E402
+from hesnr_tasks.scoring import _refuse_non_finite, backend_for, huggingface  # noqa: E402
 from hesnr_tasks.scoring.hf_engine import Engine  # noqa: E402
 from hesnr_tasks.scoring.hf_memory import _Tracker, is_out_of_memory  # noqa: E402
 from hesnr_tasks.scoring.hf_net import Net  # noqa: E402
@@ -350,6 +352,81 @@ def test_mixed_precision_is_lm_evals():
     expected = logits.float().log_softmax(1).gather(1, torch.from_numpy(text.ids[text.targets]).long()[:, None])[:, 0]
     assert np.abs(found.logprob - expected.numpy()).mean() < 0.02
     assert np.abs(found.logprob - scores_of(engine_for(model), [text])[0].logprob).mean() > 1e-4
+
+
+# --- masked vocabularies ----------------------------------------------------------------------------------------------
+
+
+def phi(masked):
+    """A model that gives probability 0 to some ids: a bias of minus infinity in its head."""
+    torch.manual_seed(0)
+    config = transformers.PhiConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.2,
+    )  # fmt: skip
+    model = transformers.PhiForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.bias[masked] = -math.inf
+    return model
+
+
+def without(text, masked):
+    """The passage with id 5 in place of the masked ones."""
+    return text._replace(ids=np.where(np.isin(text.ids, masked), 5, text.ids).astype(np.int32))
+
+
+@pytest.mark.parametrize(
+    "masked", [[900], list(range(640, 768)), list(range(512, VOCABULARY)), list(range(1, VOCABULARY, 2))]
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_masked_tokens_that_are_neither_target_nor_candidate_change_nothing(masked, batch, caplog):
+    """Single ids, whole blocks of the top k, the padding at the end, every other id; the fastest way is kept."""
+    model, texts = phi(masked), [without(passage(200 + i, 40, i), masked) for i in range(3)]
+    for text, scores in zip(texts, scores_of(engine_for(model, batch), texts), strict=True):
+        assert_right(model, text, scores)
+        assert not np.isin(scores.topk_ids, masked).any()
+    assert not caplog.records
+
+
+def test_a_masked_target_is_an_error_that_names_trajectory_and_token():
+    """Minus infinity is its log-probability, whatever else is masked."""
+    masked = list(range(640, 768))
+    text = without(passage(), masked)
+    place = int(text.targets[5])
+    text.ids[place] = 700
+    scores = scores_of(engine_for(phi(masked)), [text])[0]
+    assert np.isneginf(scores.logprob[5])
+    with pytest.raises(ScoringError, match=rf"probability 0 .* at token {place} of trajectory 't0' \(1 of 80 scored"):
+        _refuse_non_finite(text, scores)
+
+
+def test_fewer_possible_tokens_than_candidates_are_an_error():
+    """Of ten candidates, two would be impossible."""
+    masked = list(range(13, VOCABULARY))
+    text = passage()
+    text.ids[:] = 3 + text.ids % 10
+    model = phi(masked)
+    _refuse_non_finite(text, scores_of(engine_for(model), [text])[0])
+    with torch.no_grad():
+        model.lm_head.bias[:5] = -math.inf
+    text.ids[:] = 5 + text.ids % 8
+    with pytest.raises(ScoringError, match=r"one of the k likeliest, at token \d+ of trajectory 't0' \(80 of 80"):
+        _refuse_non_finite(text, scores_of(engine_for(model), [text])[0])
+
+
+def test_fewer_than_ten_candidates_and_all_ranks():
+    """Ranks are counted over the whole vocabulary, however few candidates are kept: top10_acc is known."""
+    model, text = llama(), passage(400, 300)
+    top = model(torch.from_numpy(text.ids).long()[None]).logits[0].topk(12).indices
+    for place in text.targets[::2]:  # left to right would change what the model says of the next
+        text.ids[place] = int(top[place - 1, place % 12])
+    scores = dict(engine_for(model).score([text], 5, int))[0]
+    rows = score_slowly(model, text.ids.tolist(), text.targets.tolist(), 5)
+    assert_scores(scores, rows)
+    sums = dict(zip(SUMS, statistics_of(scores, np.ones(300, bool), k=5), strict=True))
+    for j in (1, 2, 5, 10):
+        assert sum(row.ranks[-1] <= j for row in rows) <= sums[f"top{j}"] <= sum(row.ranks[0] <= j for row in rows)
+    assert sums["top5"] < sums["top10"]
 
 
 # --- the backend ----------------------------------------------------------------------------------------------------

@@ -103,6 +103,23 @@ def test_key_and_text_follow_no_redirect_to_another_origin(server, status, where
         assert not thief.seen
 
 
+def test_headers_of_the_environment_stay_with_the_origin_too(server, monkeypatch):
+    monkeypatch.setenv("HESNR_HEADERS", json.dumps({"X-Route": "gold-plated-1", "X-Key": "a-third-secret"}))
+    with hostile() as thief:
+        thief.act = lambda handler: handler.reply(200, GOOD)
+        told = outcome(
+            server, lambda handler: handler.reply(307, b"gold-plated-1", Location=f"{thief.url}?a-third-secret")
+        )
+        assert not thief.seen
+    (_, headers, _) = server.seen[0]
+    assert {name: headers[name] for name in ("x-route", "x-key", "authorization")} == {
+        "x-route": "gold-plated-1", "x-key": "a-third-secret", "authorization": f"Bearer {KEY}",
+    }  # fmt: skip
+    told += outcome(server, lambda handler: handler.reply(418, b"gold-plated-1 and a-third-secret"))
+    assert "gold-plated-1" not in told
+    assert "a-third-secret" not in told
+
+
 @pytest.mark.parametrize("status", [307, 308])
 def test_a_redirect_within_the_origin_is_followed(server, status):
     def act(handler):

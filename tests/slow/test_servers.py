@@ -17,6 +17,8 @@ from lm_eval.models.openai_completions import LocalCompletionsAPI  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.scoring import backend_for  # noqa: E402
 from hesnr_tasks.scoring.api_answers import FORMS  # noqa: E402
+from hesnr_tasks.scoring.prompt_logprobs import row, stack, to_scores  # noqa: E402
+from hesnr_tasks.scoring.types import Passage  # noqa: E402
 from tests.scoring.server_http import serving  # noqa: E402
 from tests.scoring.server_model import load, passage, reference, save_model  # noqa: E402
 
@@ -191,6 +193,70 @@ IN_VLLMS = {
 @pytest.mark.parametrize("case", IN_VLLMS)
 def test_prompt_logprobs(served, case):
     assert_error_or_right(served, VLLM, lambda choice: IN_VLLMS[case](choice["prompt_logprobs"]), refused=True)
+
+
+def renormalised(found, *, target):
+    """The top k sum to 1, as after top-k sampling; with the target's own value, or that left as it was."""
+    for i, entry in enumerate(found):
+        if entry:
+            own_value = entry[str(TEXT.ids[i])]
+            top = sorted(entry.values(), key=lambda value: -value["logprob"])[:K]
+            total = math.log(sum(math.exp(value["logprob"]) for value in top))
+            for value in entry.values():
+                if target or value is not own_value or value in top:
+                    value["logprob"] -= total
+
+
+SHRUNK = {
+    "base 2": each(lambda value: value / math.log(2)),
+    "renormalised": lambda f: renormalised(f, target=True),
+    "renormalised but for the target": lambda f: renormalised(f, target=False),
+}
+
+
+@pytest.mark.parametrize("case", SHRUNK)
+def test_values_of_another_distribution(served, case):
+    """Each by itself is possible; ranks, and a text of them, are not."""
+    assert_error_or_right(served, VLLM, lambda choice: SHRUNK[case](choice["prompt_logprobs"]), refused=True)
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.3, 1, 3, 10])
+@pytest.mark.parametrize("size", [40, 2000, 30_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ranks", [True, False])
+def test_no_right_answer_is_refused(scale, size, dtype, ranks):
+    """Flat and peaked distributions over small and large vocabularies, softmax in half precision, tied logits."""
+    logprobs, ids = drawn(scale, size, dtype)
+    got = answered(logprobs, ids, ranks)
+    np.testing.assert_allclose(got.logprob, logprobs.gather(1, ids[1:, None])[:, 0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [-0.1, -1])
+@pytest.mark.parametrize("ranks", [True, False])
+def test_a_shift_is_refused_where_the_model_is_sure_somewhere(shift, ranks):
+    logprobs, ids = drawn(10, 2000, torch.float32)
+    with pytest.raises(ScoringError, match="whole vocabulary cannot sum to 1"):
+        answered(logprobs + shift, ids, ranks)
+
+
+def drawn(scale, size, dtype):
+    """Log-probabilities of 60 positions, and 61 tokens of which every other one is the third likeliest."""
+    torch.manual_seed(0)
+    logprobs = (scale * torch.randn(60, size)).to(dtype).log_softmax(dim=1).double()
+    ids = torch.randint(size, (61,))
+    ids[1::2] = logprobs[::2].topk(3, dim=1).indices[:, 2]
+    return logprobs, ids
+
+
+def answered(logprobs, ids, ranks):
+    """The scores by an engine that counts ranks as vLLM does, or tells none and one candidate more."""
+    one, rows = Passage("t-1", ids.numpy().astype(np.int32), np.arange(1, 61, dtype=np.int32)), []
+    for line, target in zip(logprobs, ids[1:].tolist(), strict=True):
+        top = line.topk(K + 1 - ranks)
+        values = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)) | {target: float(line[target])}
+        rank = int((line >= line[target]).sum()) if ranks else None
+        rows.append(row(target, [(i, value, rank if i == target else None) for i, value in values.items()], K))
+    return to_scores(one, stack(rows), "a server", logprobs.shape[1] + 1024)
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "text", 7, True, [None] * 48, [[]] * 48, [{}] * 48])
