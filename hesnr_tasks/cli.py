@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["eval"]:  # everything after it is lm_eval's
             return _eval(words[1:])
         args = _parser().parse_args(words)
-        return int(args.run(args))
+        return int(args.execute(args))
     except HesnrError as error:
         print(f"hesnr: {error}", file=sys.stderr)
         return 2
@@ -68,14 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, (room, purpose) in rooms.items():
         command = commands.add_parser(name, help=purpose)
         room.add_arguments(command)
-        command.set_defaults(run=room.run)
+        command.set_defaults(execute=room.run)
 
     tasks = commands.add_parser("tasks", help="print the folder for lm_eval --include_path")
-    tasks.set_defaults(run=_tasks)
+    tasks.set_defaults(execute=_tasks)
 
     register = commands.add_parser("register", help="let plain lm_eval find our tasks from now on")
     register.add_argument("--undo", action="store_true", help="take it back")
-    register.set_defaults(run=_register)
+    register.set_defaults(execute=_register)
     return parser
 
 
