@@ -130,7 +130,7 @@ def test_wandb_gets_what_the_callback_finds_in_training(tmp_path, monkeypatch, c
         folder = tmp_path / str(attempt)
         folder.mkdir()
         wandb.init(mode="offline", project="hesnr", dir=str(folder))
-        callback = HESNRCallback(write(folder / "five.jsonl", RUNS), every=2)
+        callback = HESNRCallback(write(folder / "five.jsonl", RUNS), every=2, min_tokens=0)
         logged = hesnr(train(gpt2(), folder, callback, steps=4, report_to=["wandb"]))
         wandb.finish()
         if history := wandb_history(folder):

@@ -11,11 +11,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hesnr_tasks.errors import HesnrError, SettingsError
 from hesnr_tasks.settings import Settings, refuse_unknown
@@ -36,7 +34,10 @@ class HESNRCallback(TrainerCallback):
     `at_start`, `at_end`: also before the first step and after the last. `limit`: the first so many trajectories
     (`sample` draws a seeded sample instead). `max_length`: the most tokens of each that are read (default: what the
     model's configuration says). `tokenizer`: default: the Trainer's `processing_class`. `on_error`: what an evaluation
-    that fails does: "warn" goes on training, "stop" raises. `settings`: as in `--metadata`: kinds, filters, epsilon, k,
+    that fails does: "warn" goes on training, "stop" raises. `trainer`: the Trainer, through which the numbers reach its
+    reporters (W&B, TensorBoard, the progress bar); without it they are in `state.log_history` only. A Trainer takes its
+    callbacks before it exists, so either `trainer.add_callback(HESNRCallback(..., trainer=trainer))`, or the attribute
+    `trainer` is set later, before training. `settings`: as in `--metadata`: kinds, filters, epsilon, k,
     render, only_resolved, sample, overflow, resamples …
 
     Logged, under `hesnr/`: he_snr, he_ppl, ppl (`_stderr`: cluster bootstrap over trajectories), tokens, he_tokens,
@@ -60,11 +61,12 @@ class HESNRCallback(TrainerCallback):
         max_length: int | None = None,
         tokenizer: Any = None,
         on_error: str = "warn",
+        trainer: Trainer | None = None,
         **settings: Any,
     ) -> None:
         self._every, self._at_start, self._at_end = _positive("every", every), at_start, at_end
         self._max_length = None if max_length is None else _positive("max_length", max_length)
-        self._tokenizer, self._on_error = tokenizer, on_error
+        self._tokenizer, self._on_error, self.trainer = tokenizer, on_error, trainer
         if on_error not in ("warn", "stop"):
             raise SettingsError(f"on_error is {on_error!r}; it must be 'warn' or 'stop'")
         _refuse_unknown(settings)
@@ -81,6 +83,7 @@ class HESNRCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Tokenise, let the engine check itself, say what an evaluation costs, and make the first."""
+        self._check_trainer(args, state)
         model = unwrapped(kwargs["model"], getattr(args, "parallelism_config", None))
         tokenizer = tokenizer_of(self._tokenizer or kwargs.get("processing_class"))
         live = LiveModel(model, tokenizer, mixed_precision(args), self._max_length)
@@ -135,7 +138,37 @@ class HESNRCallback(TrainerCallback):
                 "logged", state.global_step, values["he_tokens"], max(1, self.settings.min_tokens),
             )  # fmt: skip
         self.evaluations.append(found)
-        return _record({_PREFIX + name: value for name, value in values.items()}, args, state, control)
+        return self._record({_PREFIX + name: value for name, value in values.items()}, args, state, control)
+
+    def _record(
+        self, values: dict[str, float], args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """Into the history and to every reporter, as `Trainer.log` does.
+
+        Not through `Trainer.log` itself: TRL's trainers put what they have gathered since the last log into whatever
+        is logged next, so their own log would lose it. That a log is due is remembered: `on_log` declares it done.
+        """
+        logs = values if state.epoch is None else {**values, "epoch": state.epoch}
+        state.log_history.append({**logs, "step": state.global_step})
+        if self.trainer is None:
+            return control
+        due = control.should_log
+        control = self.trainer.callback_handler.on_log(args, state, control, logs)
+        control.should_log = due
+        return control
+
+    def _check_trainer(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Callbacks are given neither the Trainer nor its reporters, so that who trains can only be told."""
+        if self.trainer is not None and self not in self.trainer.callback_handler.callbacks:
+            raise SettingsError(
+                "HESNRCallback was given another Trainer than the one that trains; set its `trainer` to that one"
+            )
+        if self.trainer is None and state.is_world_process_zero:
+            _log.warning(
+                "HESNRCallback has no trainer: its numbers are in trainer.state.log_history, but do not reach %s. "
+                "Before training: callback.trainer = trainer, or trainer.add_callback(HESNRCallback(…, trainer=trainer))",
+                ", ".join(args.report_to or ["the progress bar"]),
+            )  # fmt: skip
 
     def _announce(self, evaluator: Evaluator, max_length: int) -> None:
         """On stderr, not in the log: what a run will cost must be seen by everyone, log levels or not."""
@@ -148,35 +181,6 @@ class HESNRCallback(TrainerCallback):
             f"{_PREFIX}seconds)\nhesnr-tasks: {describe(self.signature)}",
             file=sys.stderr,
         )
-
-
-def _record(
-    values: dict[str, float], args: TrainingArguments, state: TrainerState, control: TrainerControl
-) -> TrainerControl:
-    """Into the history and to every reporter, as `Trainer.log` does.
-
-    Not through `Trainer.log` itself: TRL's trainers put what they have gathered since the last log into whatever is
-    logged next, so their own log would lose it. That a log is due is remembered: `on_log` declares it done.
-    """
-    logs = values if state.epoch is None else {**values, "epoch": state.epoch}
-    state.log_history.append({**logs, "step": state.global_step})
-    handler = _handler(sys._getframe())
-    if handler is None:
-        return control
-    due = control.should_log
-    control = handler.on_log(args, state, control, logs)
-    control.should_log = due
-    return control
-
-
-def _handler(frame: FrameType | None) -> CallbackHandler | None:
-    """The handler that is calling: callbacks are given neither it nor the Trainer, and it alone knows the reporters."""
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, CallbackHandler):
-            return owner
-        frame = frame.f_back
-    return None
 
 
 def _positive(name: str, value: Any) -> int:

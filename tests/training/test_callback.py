@@ -103,8 +103,21 @@ def train(model, folder, *callbacks, steps=4, **settings):
     tokenizer = tiny.byte_level()
     data = {"train_dataset": blocks(), "eval_dataset": blocks(4), "data_collator": default_data_collator}
     trainer = Trainer(model, args, **data, processing_class=tokenizer, callbacks=list(callbacks))
+    introduce(trainer, callbacks)
     trainer.train()
     return trainer
+
+
+def scoring(corpus, **settings):
+    """A callback for five short texts, which hold few high-entropy tokens."""
+    return HESNRCallback(corpus, **{"min_tokens": 0, **settings})
+
+
+def introduce(trainer, callbacks):
+    """Tell the callbacks who trains, as a user does."""
+    for callback in callbacks:
+        if isinstance(callback, HESNRCallback) and callback.trainer is None:
+            callback.trainer = trainer
 
 
 def hesnr(trainer):
@@ -131,7 +144,7 @@ def test_training_is_the_same_to_the_last_bit(case, corpus, tmp_path, capsys):
     make, settings = CASES[case]
     alone, beside = Witness(), Witness()
     plain = train(make(), tmp_path, alone, **settings)
-    watched = train(make(), tmp_path, HESNRCallback(corpus, every=1, max_length=400), beside, **settings)
+    watched = train(make(), tmp_path, scoring(corpus, every=1, max_length=400), beside, **settings)
     capsys.readouterr()
     assert len(hesnr(watched)) == 5
     assert len({entry["hesnr/ppl"] for entry in hesnr(watched)}) == 5  # it was evaluated, on a model that moves
@@ -146,7 +159,7 @@ def test_training_is_the_same_to_the_last_bit(case, corpus, tmp_path, capsys):
 
 
 def test_the_number_logged_is_that_of_the_saved_checkpoint(corpus, tmp_path, capsys):
-    callback = HESNRCallback(corpus, every=2, limit=None, kinds="thought+action", epsilon=0.9)
+    callback = scoring(corpus, every=2, limit=None, kinds="thought+action", epsilon=0.9)
     trainer = train(gpt2(), tmp_path, callback)
     announced = capsys.readouterr().err
     trainer.save_model(str(tmp_path / "saved"))
@@ -165,7 +178,7 @@ def test_the_number_logged_is_that_of_the_saved_checkpoint(corpus, tmp_path, cap
 
 
 def test_the_change_is_paired_by_trajectory(corpus, tmp_path, capsys):
-    callback = HESNRCallback(corpus, every=4)
+    callback = scoring(corpus, every=4)
     first, last = hesnr(train(gpt2(), tmp_path, callback))
     before, now = callback.evaluations
     columns = [SUMS.index("he_ratio"), SUMS.index("he_tokens")]
@@ -178,10 +191,10 @@ def test_the_change_is_paired_by_trajectory(corpus, tmp_path, capsys):
 
 
 def test_too_few_trajectories_for_an_error_log_none(corpus, tmp_path, capsys):
-    alone = hesnr(train(gpt2(), tmp_path, HESNRCallback(corpus, every=4, limit=1)))[-1]
+    alone = hesnr(train(gpt2(), tmp_path, scoring(corpus, every=4, limit=1)))[-1]
     assert math.isfinite(alone["hesnr/he_snr_change"])
     assert not [name for name in alone if "stderr" in name or name.endswith(("_low", "_high"))]
-    three = hesnr(train(gpt2(), tmp_path, HESNRCallback(corpus, every=4, limit=3)))[-1]
+    three = hesnr(train(gpt2(), tmp_path, scoring(corpus, every=4, limit=3)))[-1]
     assert three["hesnr/he_snr_stderr"] > 0
     assert "hesnr/he_snr_change_low" not in three
 
@@ -207,11 +220,36 @@ class Reporter(TrainerCallback):
 )
 def test_when_it_evaluates_and_who_is_told(settings, steps, corpus, tmp_path, capsys):
     reporter = Reporter()
-    trainer = train(gpt2(), tmp_path, reporter, HESNRCallback(corpus, limit=2, **settings), steps=5)
+    trainer = train(gpt2(), tmp_path, reporter, scoring(corpus, limit=2, **settings), steps=5)
     assert [entry["step"] for entry in hesnr(trainer)] == steps
     assert [step for step, names in reporter.told if "hesnr/he_snr" in names] == steps
     assert [step for step, names in reporter.told if "loss" in names] == [1, 2, 3, 4, 5]
     json.dumps(trainer.state.log_history, allow_nan=False)
+
+
+def test_without_the_trainer_the_numbers_are_in_the_history_and_it_says_so(corpus, tmp_path, capsys, caplog):
+    reporter = Reporter()
+    args = Arguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True, save_strategy="no", logging_steps=1)
+    data = {"train_dataset": blocks(), "data_collator": default_data_collator, "processing_class": tiny.byte_level()}
+    trainer = Trainer(gpt2(), args, **data, callbacks=[reporter, scoring(corpus, limit=2)])
+    trainer.train()
+    assert [entry["step"] for entry in hesnr(trainer)] == [0, 1]
+    assert not [step for step, names in reporter.told if "hesnr/he_snr" in names]
+    assert "HESNRCallback has no trainer" in caplog.text
+
+    caplog.clear()
+    trainer = Trainer(gpt2(), args, **data, callbacks=[reporter])
+    trainer.add_callback(scoring(corpus, limit=2, trainer=trainer))
+    trainer.train()
+    assert [step for step, names in reporter.told if "hesnr/he_snr" in names] == [0, 1]
+    assert "no trainer" not in caplog.text
+
+
+def test_another_trainer_than_the_one_that_trains_is_refused(corpus, tmp_path):
+    args = Arguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True)
+    other = Trainer(gpt2(), args, train_dataset=blocks(), processing_class=tiny.byte_level())
+    with pytest.raises(SettingsError, match="another Trainer"):
+        train(gpt2(), tmp_path, scoring(corpus, trainer=other))
 
 
 class Stop(TrainerCallback):
@@ -223,7 +261,7 @@ class Stop(TrainerCallback):
 
 def test_it_evaluates_at_the_end_of_a_training_that_ends_early(corpus, tmp_path, capsys):
     settings = {"eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3, "gradient_accumulation_steps": 4}
-    callbacks = HESNRCallback(corpus, limit=2, at_start=False), Stop()
+    callbacks = scoring(corpus, limit=2, at_start=False), Stop()
     trainer = train(gpt2(), tmp_path, *callbacks, **settings)
     assert [entry["step"] for entry in hesnr(trainer)] == [trainer.state.global_step] == [4]
 
@@ -240,12 +278,12 @@ class Ruin(TrainerCallback):
 
 
 def test_an_evaluation_that_fails_warns_and_training_goes_on(corpus, tmp_path, capsys, caplog):
-    trainer = train(gpt2(), tmp_path, Ruin(), HESNRCallback(corpus, every=1, limit=2), steps=2, max_grad_norm=0)
+    trainer = train(gpt2(), tmp_path, Ruin(), scoring(corpus, every=1, limit=2), steps=2, max_grad_norm=0)
     assert [entry["step"] for entry in hesnr(trainer)] == [0, 1]
     assert trainer.state.global_step == 2
     assert "no HE-SNR at step 2, training goes on: the model gave NaN" in caplog.text
     with pytest.raises(ScoringError, match="Has the training diverged"):
-        train(gpt2(), tmp_path, Ruin(), HESNRCallback(corpus, every=1, on_error="stop"), max_grad_norm=0)
+        train(gpt2(), tmp_path, Ruin(), scoring(corpus, every=1, on_error="stop"), max_grad_norm=0)
 
 
 def test_what_cannot_be_used_is_said_before_the_first_step(corpus, tmp_path):
@@ -259,11 +297,11 @@ def test_what_cannot_be_used_is_said_before_the_first_step(corpus, tmp_path):
         with pytest.raises(SettingsError, match=words):
             HESNRCallback(corpus, **wrong)
     with pytest.raises(HesnrError, match="no token of the 5 trajectories counts"):
-        train(gpt2(), tmp_path, HESNRCallback(corpus, max_length=3))
+        train(gpt2(), tmp_path, scoring(corpus, max_length=3))
     args = Arguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, max_steps=1)
-    nameless = Trainer(gpt2(), args, train_dataset=blocks(), callbacks=[HESNRCallback(corpus)])
+    nameless = Trainer(gpt2(), args, train_dataset=blocks(), callbacks=[scoring(corpus)])
     with pytest.raises(ScoringError, match="top 100000 asked for"):
-        train(gpt2(), tmp_path, HESNRCallback(corpus, k=100_000))
+        train(gpt2(), tmp_path, scoring(corpus, k=100_000))
     with pytest.raises(SettingsError, match="found no tokenizer"):
         nameless.train()
 

@@ -6,7 +6,7 @@ import torch
 from hesnr_tasks.training import HESNRCallback
 from tests import tiny
 from tests.test_task import write
-from tests.training.test_callback import RUNS, gpt2, hesnr, losses
+from tests.training.test_callback import RUNS, gpt2, hesnr, introduce, losses
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
@@ -32,13 +32,14 @@ def train(folder, *callbacks):
     tokenizer.pad_token = tokenizer.eos_token
     data = datasets.Dataset.from_dict({"text": lines})
     trainer = trl.SFTTrainer(gpt2(), args, train_dataset=data, processing_class=tokenizer, callbacks=list(callbacks))
+    introduce(trainer, callbacks)
     trainer.train()
     return trainer
 
 
 def test_sft_trainer_logs_and_learns_as_without_it(tmp_path, capsys):
     corpus = write(tmp_path / "five.jsonl", RUNS)
-    plain, watched = train(tmp_path), train(tmp_path, HESNRCallback(corpus, every=2))
+    plain, watched = train(tmp_path), train(tmp_path, HESNRCallback(corpus, every=2, min_tokens=0))
     assert [entry["step"] for entry in hesnr(watched)] == [0, 2, 4, 6]
     assert len({entry["hesnr/ppl"] for entry in hesnr(watched)}) == 4
     assert [entry["step"] for entry in losses(watched)] == [3, 6, 6]
