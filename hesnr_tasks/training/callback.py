@@ -166,7 +166,7 @@ class HESNRCallback(TrainerCallback):
         if self.trainer is None and state.is_world_process_zero:
             _log.warning(
                 "HESNRCallback has no trainer: its numbers are in trainer.state.log_history, but do not reach %s. "
-                "Before training: callback.trainer = trainer, or trainer.add_callback(HESNRCallback(…, trainer=trainer))",
+                "Before training: trainer.add_callback(HESNRCallback(…, trainer=trainer)), or set its `trainer`",
                 ", ".join(args.report_to or ["the progress bar"]),
             )  # fmt: skip
 
