@@ -6,8 +6,7 @@
     ├── SettingsError   a setting is unknown or has a value that cannot be used
     ├── DataError       a trajectory file cannot be read, or holds nothing to score
     ├── ScoringError    the model, tokenizer or server cannot give the numbers asked for
-    └── SearchError     a search cannot go on: a fork, a policy or a judge failed
-        └── JudgeError  a judge gave no number
+    └── SearchError     an agent, a judge, a selector or an environment cannot go on
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from types import TracebackType
 __all__ = [
     "DataError",
     "HesnrError",
-    "JudgeError",
     "ScoringError",
     "SearchError",
     "SettingsError",
@@ -52,11 +50,7 @@ class ScoringError(HesnrError):
 
 
 class SearchError(HesnrError):
-    """A search cannot go on: a fork, a policy or a judge failed."""
-
-
-class JudgeError(SearchError):
-    """A judge gave no number."""
+    """An agent, a judge, a selector or an environment cannot go on."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

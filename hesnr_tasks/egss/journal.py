@@ -19,24 +19,13 @@ from filelock import FileLock, Timeout
 
 from hesnr_tasks.errors import DataError, SearchError
 
-__all__ = ["Journal", "fingerprint", "write_json"]
+__all__ = ["Journal", "fingerprint"]
 
 
 def fingerprint(*parts: Any) -> str:
     """A hash of JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()[
-        :24
-    ]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 class Journal:

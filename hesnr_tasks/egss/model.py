@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ from hesnr_tasks.egss.costs import Ledger, spent_of
 from hesnr_tasks.egss.estimators import Estimator, canonical, command_logprob
 from hesnr_tasks.egss.gates import Calibration, Step, open_gate, uniform
 from hesnr_tasks.egss.judge import Candidate, Judge, choose
+from hesnr_tasks.egss.llm import guarded_litellm
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
 
 __all__ = ["GatedModel", "GatedModelConfig", "GatedTextbasedModel", "GatedTextbasedModelConfig"]
@@ -43,6 +45,7 @@ __all__ = ["GatedModel", "GatedModelConfig", "GatedTextbasedModel", "GatedTextba
 Message = dict[str, Any]
 _log = logging.getLogger("hesnr_tasks")
 _CONNECTION = ("api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "extra_headers", "timeout")
+_KEYS = re.compile(r"(^|[_-])(key|token|secret|password|credentials|authorization|cookie)$", re.IGNORECASE)
 _REPEATS = 5  # steps in a row with equal replies, to the letter, until that is said
 
 
@@ -138,6 +141,7 @@ class _Gated(LitellmModel):
         own, gate = self.config, self._gate.name
         if gate == "never":
             return
+        guarded_litellm()  # from here on, keys of agent and judge follow no redirect
         if own.draws < 2 or (self._gate.needs == "estimate" and own.draws < own.probes):
             raise SettingsError(f"model.draws is {own.draws}; it must be at least 2 and not below model.probes.")
         if own.judge not in ("llm", "votes"):
@@ -362,10 +366,8 @@ class _Gated(LitellmModel):
             name = f"{self._stock.__module__}.{self._stock.__name__}"
             return {"info": {"config": {"model": own.model_dump(mode="json"), "model_type": name}}}
         stored = super().serialize()
-        kwargs = stored["info"]["config"]["model"]["judge_kwargs"]
-        stored["info"]["config"]["model"]["judge_kwargs"] = {
-            k: "(hidden)" if "key" in k.lower() or k.lower() == "token" else v for k, v in kwargs.items()
-        }
+        config = stored["info"]["config"]["model"]
+        config |= {name: _without_keys(config[name]) for name in ("model_kwargs", "judge_kwargs")}
         totals = {"steps": self._steps, "fired": self._fired, **self._estimator.identity, **self._total.as_dict()}
         stored["info"]["model_stats"] = {"egss": totals}
         return stored
@@ -387,6 +389,15 @@ class GatedTextbasedModel(_Gated, LitellmTextbasedModel):
 
     def __init__(self, *, config_class: type[BaseModel] = GatedTextbasedModelConfig, **kwargs: Any) -> None:
         super().__init__(config_class=config_class, **kwargs)
+
+
+def _without_keys(value: Any) -> Any:
+    """Settings of litellm without the values of keys, at any depth: `api_key`, headers, `aws_session_token` …"""
+    if isinstance(value, list):
+        return [_without_keys(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: "(hidden)" if _KEYS.search(str(k)) else _without_keys(v) for k, v in value.items()}
 
 
 def _task(messages: Sequence[Message]) -> str:

@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.egss.collect import PYTEST_FILES, Candidate, collect, load_instances, patch_key, source_patch
-from hesnr_tasks.egss.journal import Journal, write_json
+from hesnr_tasks.egss.journal import Journal
 from hesnr_tasks.egss.sandbox import sandbox_config
 from hesnr_tasks.egss.selectors import Ballot, ChatModel, Finalist, vote, write_tests
 from hesnr_tasks.egss.suite import PYTEST, WRITTEN_BY_MODEL, PatchTester, Runner, Suite, TestFile
@@ -161,8 +162,9 @@ def run(args: argparse.Namespace) -> int:
                 row = {"model_name_or_path": args.name or f"hesnr-select-{args.method}", "instance_id": instance_id}
                 predictions[instance_id] = {**row, "model_patch": patch}
                 predictions, why = (dict(sorted(rows.items())) for rows in (predictions, why))
-                write_json(args.output, predictions)
-                write_json(why_path, {"notes": dict(sorted(notes.items())), "instances": why})
+                record = {"notes": dict(sorted(notes.items())), "instances": why}
+                write_output(args.output, json.dumps(predictions, indent=2))
+                write_output(why_path, json.dumps(record, indent=2))
         finally:
             pool.shutdown(cancel_futures=True)
     print(_summary(why, notes, args.output, why_path))
@@ -250,7 +252,9 @@ def select_instance(
         "candidates": [_candidate(c, key_of[c.run], suite) for c in candidates],
         "suite": {"tests": suite.tests, "dropped": suite.dropped, "runs_of_files": suite.runs},
         "ballots": [ballot._asdict() for ballot in ballots],
-        "spent": {model.name: dict(model.spent) for model in [*models, *([writer] if writer else [])] if model.spent},
+        "spent": {
+            model.name: model.spent._asdict() for model in [*models, *([writer] if writer else [])] if model.spent.calls
+        },
     }
     return patch, record
 

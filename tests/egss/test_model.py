@@ -1,10 +1,12 @@
 """`GatedModel` in mini-swe-agent's own agent, against a scripted server that shows what any server shows."""
 
+import itertools
 import json
 import math
 from collections import Counter
 
 import litellm
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from hesnr_tasks.egss import GatedModel, GatedTextbasedModel
 from hesnr_tasks.egss.costs import Spent, spent_of
 from hesnr_tasks.egss.estimators import canonical, command_logprob, vote_entropy
 from hesnr_tasks.errors import SearchError, SettingsError
+from tests.egss.chat_server import serve
 
 USER = "roman-0|7"
 
@@ -256,10 +259,37 @@ class TestJudgeAnswers:
         assert not any("reasoning_effort" in asked for asked in server.log if "tools" in asked)
 
     def test_keys_are_not_written_down(self, server):
-        kwargs = {"extra_body": {"user": f"{USER}|1"}, "api_key": "sk-secret"}
-        agent = agent_for(model_for(judge_kwargs=kwargs), step_limit=2)
-        agent.run("Mend it.")
-        assert "sk-secret" not in json.dumps(agent.serialize())
+        secret = {"api_key": "sk-secret", "extra_headers": {"X-Api-Key": "sk-secret", "Authorization": "sk-secret"}}
+        kwargs = {"extra_body": {"user": f"{USER}|1"}, "max_tokens": 77}
+        agent = agent_for(model_for(judge_kwargs=kwargs | secret, model_kwargs=secret), step_limit=2)
+        server.complete = lambda **asked: Server.complete(server, **{k: v for k, v in asked.items() if k not in secret})
+        with answered_by(server, loopback=False):
+            agent.run("Mend it.")
+        written = json.dumps(agent.serialize())
+        assert "sk-secret" not in written
+        assert '"max_tokens": 77' in written
+
+
+@pytest.mark.parametrize("name", ["openai/m", "anthropic/m", "hosted_vllm/m", "gemini/m"])
+@pytest.mark.parametrize("who", ["agent", "judge"])
+def test_no_key_of_agent_or_judge_follows_a_redirect(name, who):
+    number = itertools.count()
+    acts = lambda body: f"```mswea_bash_command\nls {next(number)}\n```"  # noqa: E731
+    with serve(lambda body: "{}") as (other, stolen), serve(acts) as (answers, _):
+        elsewhere = {"Location": other.replace("127.0.0.1", "localhost")}
+        with serve(lambda body: (307, elsewhere)) as (redirects, asked):
+            reach = {"api_base": redirects, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
+            settings = {"gate": "always", "draws": 2, "cost_tracking": "ignore_errors"}
+            if who == "agent":
+                model = GatedTextbasedModel(model_name=name, model_kwargs=reach, **settings)
+            else:
+                own = {"api_base": answers, "api_key": "sk-mine"}
+                settings |= {"judge_model": name, "judge_kwargs": reach}
+                model = GatedTextbasedModel(model_name="openai/m", model_kwargs=own, **settings)
+            with pytest.raises(openai.OpenAIError):  # the base of all of litellm's
+                model.query([{"role": "system", "content": "."}, {"role": "user", "content": "Mend it."}])
+    assert asked
+    assert not stolen
 
 
 class TestSettings:
