@@ -63,3 +63,16 @@ def test_convert_then_eval_then_report(tmp_path):
     assert "| checkpoint |" in reported.stdout
     assert "3 trajectories" in reported.stdout
     assert (tmp_path / "report" / "leaderboard.csv").read_text().startswith("checkpoint,task,he_snr,he_snr_stderr")
+
+
+def test_no_option_takes_the_place_of_the_command():
+    """Every command runs whatever its options are called: `--run` is not what is to be run."""
+    from hesnr_tasks.analysis import analyze
+    from hesnr_tasks.cli import _parser
+
+    args = _parser().parse_args(["analyze", "scores", "--run", "2"])
+    assert (args.run, args.execute) == ("2", analyze.run)
+    assert _parser().parse_args(["analyze", "scores"]).run == "latest"
+    commands = next(action.choices for action in _parser()._actions if isinstance(action.choices, dict))
+    for name, command in commands.items():
+        assert "execute" not in {action.dest for action in command._actions}, name

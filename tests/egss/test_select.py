@@ -17,6 +17,7 @@ pytest.importorskip("minisweagent")
 
 from hesnr_tasks.cli import main
 from hesnr_tasks.egss.collect import AgentTests, Candidate, patch_key
+from hesnr_tasks.egss.costs import Spent
 from hesnr_tasks.egss.journal import Journal
 from hesnr_tasks.egss.sandbox import PatchError, Sandbox, SandboxError, sandbox_config, secret_variables
 from hesnr_tasks.egss.select import Settings, select_instance
@@ -178,7 +179,7 @@ def test_voters_decide_what_tests_leave_open_and_are_asked_once(data, tmp_path):
         assert predictions[f"demo__{name}-1"]["model_patch"].startswith(runs.patch(name, runs.RIGHT))
         assert record["decided_by"] == "votes"
         assert len(record["ballots"]) == 3
-        assert record["spent"]["openai/judge"] == {"calls": 3, "prompt": 300, "output": 30, "cost": 0.0}
+        assert record["spent"]["openai/judge"] == Spent(calls=3, prompt=300, output=30)._asdict()
     assert notes == {"instances whose suite tells nothing": 5}
     assert all(request["headers"]["Authorization"] == "Bearer sk-of-the-user" for request in requests)
     assert {request["temperature"] for request in requests} == {0.5}
