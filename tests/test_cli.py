@@ -6,6 +6,7 @@ import sys
 
 from hesnr_tasks.registration import tasks_path
 from tests import tiny
+from tests.analysis import made
 
 
 def hesnr(*words, cwd=None):
@@ -32,6 +33,17 @@ def test_an_error_is_one_paragraph_and_status_2(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("hesnr: no results of ours")
     assert "Traceback" not in done.stderr
+
+
+def test_score_files_are_analyzed_and_compared_and_a_run_can_be_named(tmp_path):
+    """No option of a sub-command may take the place of what routes to it."""
+    for seed, name in enumerate("ab"):
+        made.run_of(tmp_path / name, 6, 60, seed=seed)
+    for run in ([], ["--run", "latest"], ["--run", "all"]):
+        for command in ("analyze", "compare"):
+            done = hesnr(command, str(tmp_path / "a"), str(tmp_path / "b"), *run, "--resamples", "100")
+            assert (done.returncode, done.stderr) == (0, ""), (command, run)
+            assert "HE-SNR" in done.stdout
 
 
 def test_convert_then_eval_then_report(tmp_path):
