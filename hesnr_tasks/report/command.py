@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -176,7 +177,8 @@ def _figures(made: Study, folder: Path) -> Iterator[Drawn]:
         for drawing in source(made):
             with look():
                 picture = drawing.draw()
-                picture.suptitle(f"{drawing.title}\n{drawing.about}", fontsize=9)
+                about = textwrap.fill(drawing.about, int(13 * picture.get_figwidth()))  # a line would be clipped
+                picture.suptitle(f"{drawing.title}\n{about}", fontsize=9)
             svg, _ = save(picture, folder / drawing.name)
             csvs = {f"{table.name}.csv": show([table], "csv", {}, REPRODUCIBLE) + "\n" for table in drawing.tables}
             for file, content in csvs.items():
