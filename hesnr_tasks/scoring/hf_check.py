@@ -97,17 +97,18 @@ def depends_on_length(net: Net, way: Way, ids: Sequence[int], longest: int) -> s
     the longest text tells, at the cost of a short text. Code that comes with a checkpoint may look at the number of
     tokens instead, so there a text of that length is read once.
     """
-    probe = _probe(net, ids)
-    if longest <= len(probe.text.ids):
+    line = np.resize(np.asarray(ids, dtype=np.int32), _length(net))
+    if longest <= len(line):
         return ""
-    if not net.remote and "position_ids" in net.takes:
-        try:
-            return _moved_by_the_last_position(net, probe.text.ids, longest)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            _log.debug("%s takes no chosen positions: %s", _name(net), error)
-    return _moved_by_more_text(net, way, probe, longest) if net.remote else ""
+    if net.remote:
+        return _moved_by_more_text(net, way, _probe(net, ids), longest)
+    if "position_ids" not in net.takes:
+        return ""
+    try:
+        return _moved_by_the_last_position(net, line, longest)
+    except Exception as error:  # out of memory: reading, which needs more, ends with an error that helps
+        _log.debug("%s takes no chosen positions: %s", _name(net), error)
+        return ""
 
 
 def _moved_by_the_last_position(net: Net, ids: npt.NDArray[np.int32], longest: int) -> str:

@@ -60,6 +60,13 @@ def assert_right(model, text, scores, tolerance=TOLERANCE):
     assert_scores(scores, score_slowly(model, text.ids.tolist(), text.targets.tolist(), K), tolerance)
 
 
+def tried(model, texts, batch=1):
+    """An engine that has seen how long its texts are: what it tries on a model once is behind it."""
+    engine = engine_for(model, batch)
+    scores_of(engine, texts)
+    return engine
+
+
 def same(a, b):
     return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
 
@@ -88,10 +95,10 @@ def test_nothing_after_the_last_target_is_read():
     """Neither the number of tokens that the body sees nor the numbers change when text is added."""
     model, text, lengths = llama(), passage(), []
     longer = text._replace(ids=np.append(text.ids, np.arange(3, 500)).astype(np.int32))
-    engine = engine_for(model)
+    engine = tried(model, [text, longer])
     model.model.register_forward_pre_hook(lambda _, __, kw: lengths.append(kw["input_ids"].shape[1]), with_kwargs=True)
     assert same(*scores_of(engine, [text, longer]))
-    assert lengths == [text.targets[-1]] * 2
+    assert lengths == [256, text.targets[-1] - 256, text.targets[-1] - 256]  # they share whole blocks of 256
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf"])
@@ -140,7 +147,7 @@ def tree():
 def test_shared_prefixes_are_read_once_and_give_the_same_numbers():
     """Fewer tokens go through the body than the texts have; targets within the prefixes included."""
     model, texts, read = llama(), tree(), []
-    engine = engine_for(model)
+    engine = tried(model, texts)
     model.model.register_forward_pre_hook(lambda _, __, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
     found = scores_of(engine, texts)
     total, shared = sum(text.targets[-1] for text in texts), 5 * 512 + 2 * 768
@@ -165,7 +172,7 @@ def test_short_texts_are_read_side_by_side():
     texts = [passage(40 + 5 * i, 10, i) for i in range(7)]
     for batch, expected in ((1, [1] * 7), (3, [3, 3, 1]), (0, [7])):
         model, rows = llama(), []
-        engine = engine_for(model, batch)
+        engine = tried(model, texts, batch)
         model.model.register_forward_pre_hook(
             lambda _, __, kw, rows=rows: rows.append(len(kw["input_ids"])), with_kwargs=True
         )
@@ -181,7 +188,7 @@ def test_numbers_do_not_depend_on_which_process_has_which_text():
     from hesnr_tasks.scoring.hf_plan import outline
 
     model, texts = llama(), tree()
-    everyone = [outline(text.ids, _length(text)) for text in texts]
+    everyone = [outline(text.ids, _length(text), text.whole) for text in texts]
     alone = scores_of(engine_for(model), texts)
     for part in (slice(0, None, 2), slice(1, None, 2), slice(3, 4)):
         found = scores_of(engine_for(model, gather=lambda own: everyone), texts[part])
@@ -202,7 +209,7 @@ def test_numbers_do_not_depend_on_what_an_earlier_run_finished(batch):
 def test_nothing_is_read_for_texts_that_are_skipped():
     """Neither they nor a prefix that only they share."""
     model, texts, read = llama(), tree(), []
-    engine = engine_for(model)
+    engine = tried(model, texts)
     model.model.register_forward_pre_hook(lambda _, __, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
     assert dict(engine.score(texts, K, skip=range(8))) == {}
     assert list(dict(engine.score(texts, K, skip=range(7)))) == [7]

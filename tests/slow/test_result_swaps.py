@@ -4,13 +4,13 @@ import json
 import random
 
 import pytest
-import type_swaps
 
 from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.metrics import METRICS
 from hesnr_tasks.report.downstream import read_downstream
 from hesnr_tasks.report.results import read_results
+from tests.slow import type_swaps
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,8 @@ import random
 from pathlib import Path
 
 import pytest
-import type_swaps
+
+from tests.slow import type_swaps
 
 FIXTURES = Path(__file__).parents[1] / "readers" / "fixtures"
 FORMATS = sorted(p.name for p in FIXTURES.iterdir() if p.is_dir() and p.name != "edge")
