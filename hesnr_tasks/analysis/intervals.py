@@ -25,8 +25,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
-from scipy.stats import t as student
 
 from hesnr_tasks.statistics import (
     FEWEST_FOR_ERROR,
@@ -219,6 +217,8 @@ def _small_sample(weight: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _quantile(effective: FloatArray, freedom: FloatArray, level: float) -> FloatArray:
     """Of Student's t, two-sided; NaN where the interval is withheld."""
     enough = (effective >= _FEWEST * (1 - 1e-9)) & (freedom >= _FEWEST_FREEDOM)
+    from scipy.stats import t as student  # here: every sub-command imports this module, and scipy is slow to load
+
     return np.where(enough, student.ppf((1 + level) / 2, np.where(enough, freedom, 1.0)), np.nan)
 
 
@@ -231,6 +231,8 @@ def _ends(ratio: float, half: float, scale: Scale) -> tuple[float, float]:
         return float(ratio * np.exp(-reach)), float(ratio * np.exp(reach))
     if scale is Scale.SHARE:
         reach = half / (ratio * (1 - ratio)) if 0 < ratio < 1 else np.nan
+        from scipy.special import expit, logit
+
         return float(expit(logit(ratio) - reach)), float(expit(logit(ratio) + reach))
     return ratio - half, ratio + half
 
@@ -279,6 +281,8 @@ def _p_value(difference: float, error: float, freedom: float, least: float) -> f
         return float("nan")
     if error == 0:
         return 1.0 if difference == 0 else least
+    from scipy.stats import t as student
+
     return float(2 * student.sf(abs(difference) / error, freedom))
 
 
