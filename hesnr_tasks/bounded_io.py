@@ -33,6 +33,7 @@ __all__ = [
     "DuplicateKeys",
     "Growth",
     "TooLongError",
+    "check_parquet",
     "lines",
     "open_bounded",
     "open_regular",
@@ -333,6 +334,19 @@ def _unfolded(node: Any, sizes: dict[int, int]) -> int:
     parts = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
     sizes[id(node)] = 1 + sum(_unfolded(part, sizes) for part in parts)
     return sizes[id(node)]
+
+
+def check_parquet(metadata: Any) -> None:
+    """Refuse row groups that a few bytes claim to be much: text does not compress so far."""
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        columns = [group.column(j) for j in range(group.num_columns)]
+        stored = sum(max(0, column.total_compressed_size) for column in columns)
+        for column in columns:
+            if max(column.total_uncompressed_size, column.num_values) > max(record_limit(), MAX_RATIO * stored):
+                raise DataError(
+                    f"the column {column.path_in_schema!r} grows more than {MAX_RATIO}-fold when it is decompressed"
+                )
 
 
 def _reason(error: BaseException) -> str:

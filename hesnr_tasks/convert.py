@@ -8,6 +8,8 @@ import gzip
 import io
 import itertools
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `hesnr convert`."""
     parser.add_argument("source", nargs="+", metavar="SRC", help="file, glob, folder or hub id")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.jsonl", help="file to write (also .jsonl.gz)")
+    parser.add_argument("--force", action="store_true", help="replace OUT.jsonl if it is there already")
     parser.add_argument("--config", help="configuration of a hub data set")
     parser.add_argument("--split", help="split of a hub data set (default: all)")
     parser.add_argument("--only-resolved", action="store_true", help="keep runs that solved their task")
@@ -57,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         on_error=args.on_error,
         format=args.format,
+        force=args.force,
         report=report,
     )
     print("\n".join(totals.lines(report, args.output)))
@@ -118,21 +122,27 @@ def convert(
     limit: int | None = None,
     on_error: str = "fail",
     format: str | None = None,
+    force: bool = False,
     report: ReadReport | None = None,
 ) -> Totals:
     """Write the trajectories of `source` to `output`, one line each; the file appears whole or not at all.
 
     `outcomes` (instance id → solved) replaces what the files say. `DataError` if a record is bad (`on_error="fail"`),
-    if no outcome fits any trajectory, or if nothing is left to write.
+    if no outcome fits any trajectory, or if nothing is left to write; `SettingsError` if `output` is there already and
+    not a device or a pipe, unless `force`.
     """
     if limit is not None and limit < 1:
         raise SettingsError(f"--limit is {limit}; it must be 1 or more")
+    if not force and os.path.isfile(output):  # noqa: PTH113 - unlike Path's, it takes any name
+        raise SettingsError(f"{output!r} is there already; --force replaces it")
     report = report if report is not None else ReadReport()
     totals = Totals()
     found = read_trajectories(source, config=config, split=split, on_error=on_error, format=format, report=report)
     wanted = _wanted(_judged(found, outcomes, totals), only_resolved, totals)
     with open_output(output) as raw, _compressed(raw, output) as file:
-        for trajectory in tqdm(itertools.islice(wanted, limit), unit=" trajectories", disable=None):
+        for trajectory in tqdm(
+            itertools.islice(wanted, limit and min(limit, sys.maxsize)), unit=" trajectories", disable=None
+        ):
             file.write(_line(trajectory))
             totals.add(trajectory)
         _check(totals, source, only_resolved, outcomes, report)

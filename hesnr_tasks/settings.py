@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -13,7 +14,7 @@ from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
 from hesnr_tasks.rendering import RENDERINGS
 from hesnr_tasks.scoring.types import OVERFLOW
-from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.statistics import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["Settings", "refuse_unknown"]
@@ -194,14 +195,16 @@ def _some_of(options: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
     return parse
 
 
-def _number(low: float, kind: type = int) -> Callable[[str, Any], Any]:
+def _number(low: float, kind: type = int, high: int = sys.maxsize) -> Callable[[str, Any], Any]:
     def parse(name: str, value: Any) -> Any:
         try:
             number = kind(value)
-        except (TypeError, ValueError):
-            number = None
-        if isinstance(value, bool) or number is None or number < low or (kind is int and number != float(value)):
-            raise SettingsError(f"{name} must be a number of at least {low:g}, not {value!r}")
+            usable = low <= number <= high and (kind is float or number == float(value))
+        except (TypeError, ValueError, OverflowError):
+            usable = False
+        if isinstance(value, bool) or not usable:
+            most = "" if high == sys.maxsize else f" and at most {high:,}"
+            raise SettingsError(f"{name} must be a number of at least {low:g}{most}, not {str(value)[:40]!r}")
         return number
 
     return parse
@@ -247,6 +250,6 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "scores": _optional(_text),
     "keep": _kinds,
     "min_tokens": _number(0),
-    "resamples": _number(100),
+    "resamples": _number(100, high=MOST_RESAMPLES),
     "bootstrap_seed": _number(0),
 }

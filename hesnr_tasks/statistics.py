@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 __all__ = [
     "FEWEST_FOR_ERROR",
+    "MOST_RESAMPLES",
     "RESAMPLES",
     "SEED",
     "bootstrap_sums",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 RESAMPLES = 10_000
+MOST_RESAMPLES = 1_000_000
 SEED = 1234
 FEWEST_FOR_ERROR = 2.0  # effective trajectories; of fewer, a spread is that of one trajectory against itself
 _BLOCK = 1_000  # resamples drawn at a time: bounds memory at 8 * _BLOCK * n bytes

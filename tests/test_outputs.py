@@ -42,6 +42,21 @@ def test_convert_to_the_null_device_leaves_it_a_device(tmp_path, capsys):
         assert Path("/dev/null").stat().st_ino == before.st_ino
 
 
+def test_convert_replaces_an_existing_file_only_when_told_to(tmp_path, capsys):
+    out, link = tmp_path / "out.jsonl", tmp_path / "link.jsonl"
+    out.write_text("precious")
+    link.symlink_to("out.jsonl")
+    for path in (out, link):
+        assert cli.main(["convert", source(tmp_path), "-o", str(path)]) == 2
+        assert out.read_text() == "precious"
+        assert "is there already; --force replaces it" in capsys.readouterr().err
+    assert cli.main(["convert", source(tmp_path), "-o", str(link), "--force"]) == 0
+    assert link.is_symlink()
+    assert json.loads(out.read_text())["id"] == "a"
+    assert cli.main(["convert", str(out), "-o", str(out), "--force"]) == 0  # also of itself
+    assert json.loads(out.read_text())["id"] == "a"
+
+
 def test_a_pipe_is_written_into(tmp_path):
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)

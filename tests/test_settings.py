@@ -40,6 +40,16 @@ def test_words_may_be_lists_or_text():
         ({"k": 2.5}, "k must be a number"),
         ({"k": True}, "k must be a number"),
         ({"limit": 0}, "at least 1"),
+        ({"epsilon": math.inf}, "epsilon must be a number"),
+        ({"epsilon": "nan"}, "epsilon must be a number"),
+        ({"epsilon": 10**400}, "epsilon must be a number"),
+        ({"limit": math.inf}, "limit must be a number"),
+        ({"sample": -math.inf}, "sample must be a number"),
+        ({"k": math.nan}, "k must be a number"),
+        ({"min_tokens": "1e400"}, "min_tokens must be a number"),
+        ({"limit": 10**30}, "limit must be a number"),
+        ({"bootstrap_seed": 10**400}, "bootstrap_seed must be a number"),
+        ({"resamples": 10**9}, "at least 100 and at most 1,000,000"),
         ({"only_resolved": "maybe"}, "true or false"),
         ({"kinds": "none"}, "kinds must name some of"),
         ({"kinds": "scaffold"}, "kinds must name some of"),
@@ -50,6 +60,22 @@ def test_words_may_be_lists_or_text():
 def test_a_bad_setting_says_what_to_do(metadata, message):
     with pytest.raises(SettingsError, match=message):
         Settings.read(metadata)
+
+
+@given(
+    st.sampled_from([f.name for f in fields(Settings)]),
+    st.sampled_from([math.inf, -math.inf, math.nan, 1e308, -1e308, 10**400, -(10**400), 2**63]).flatmap(
+        lambda number: st.sampled_from([number, [number], {"a": number}])
+    )
+    | st.sampled_from(["inf", "Infinity", "NaN", "-inf", "1e999", "9" * 5000]),
+)
+def test_no_number_makes_settings_that_hold_what_is_no_number(name, value):
+    try:
+        settings = Settings.read({name: value})
+    except SettingsError:
+        return
+    numbers = [getattr(settings, f.name) for f in fields(Settings)]
+    assert all(math.isfinite(number) for number in numbers if isinstance(number, (int, float)))
 
 
 def test_what_defines_a_task_cannot_be_overridden():

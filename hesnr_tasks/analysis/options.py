@@ -13,7 +13,7 @@ from typing import Any
 from hesnr_tasks.analysis.frame import Selection, selection
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
-from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.statistics import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [
@@ -148,8 +148,8 @@ def check_epsilons(words: Sequence[str] | None, ks: Sequence[int]) -> list[float
 
 def check_resamples(resamples: int, seed: int) -> None:
     """Enough resamples for an interval, and a seed that numpy takes."""
-    if resamples < 100 or seed < 0:
-        raise SettingsError("--resamples must be at least 100 and --seed at least 0")
+    if not 100 <= resamples <= MOST_RESAMPLES or seed < 0:
+        raise SettingsError(f"--resamples must be at least 100 and at most {MOST_RESAMPLES:,}, and --seed at least 0")
 
 
 def selections(known: Sequence[str], kinds: Sequence[str] | None, filters: Sequence[str] | None) -> list[Selection]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
 from hesnr_tasks.egss.estimators import Estimator
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 
@@ -73,7 +74,8 @@ class Calibration:
     def read(cls, path: Path) -> Calibration:
         """From a file of `hesnr egss calibrate`. Raises `DataError`."""
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            with open_regular(path) as file:
+                stored = parse_json(read_rest(file))
             if stored["format"] != FORMAT:
                 raise ValueError(f"its format is {stored['format']!r}")
             estimates = tuple(float(value) for value in stored["estimates"])

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hesnr_tasks.bounded_io import TooLongError, lines, open_regular, parse_json
 from hesnr_tasks.errors import DataError, SearchError
 
 __all__ = ["Journal", "fingerprint"]
@@ -55,17 +56,20 @@ class Journal:
     def _read(self, path: Path) -> None:
         if not path.exists():
             return
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), 1):
-            try:
-                row = json.loads(line)
-                self._values[row["key"]] = row["value"]
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path}:{number}: no line of a selection's journal; move the file away") from None
-        if whole < len(data):
-            with path.open("r+b") as file:
-                file.truncate(whole)
+        whole = 0
+        with open_regular(path) as file:
+            for number, line in enumerate(lines(file), 1):
+                if not isinstance(line, TooLongError) and not line.endswith(b"\n"):  # torn
+                    os.truncate(path, whole)
+                    break
+                if isinstance(line, TooLongError):
+                    raise DataError(f"{path}:{number}: {line}")
+                try:
+                    row = parse_json(line)
+                    self._values[row["key"]] = row["value"]
+                except (ValueError, KeyError, TypeError):
+                    raise DataError(f"{path}:{number}: no line of a selection's journal; move the file away") from None
+                whole += len(line)
 
     def __enter__(self) -> Journal:
         return self

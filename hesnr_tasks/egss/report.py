@@ -21,6 +21,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.options import check_resamples
 from hesnr_tasks.analysis.output import FORMATS, Table, show
+from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.egss import SWEBENCH_CONFIG
 from hesnr_tasks.egss.costs import KINDS, Spent, spent_of
 from hesnr_tasks.egss.curves import CURRENCIES, PRICE, Curve, Record, at_equal_rate, curves, mean_number, paired_ratio
@@ -114,10 +115,7 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}).") from None
+    stored = read_json(path)
     if not isinstance(stored, dict):
         raise DataError(f"{path}: must hold one JSON object, as mini-swe-agent writes it.")
     return stored
@@ -182,6 +180,8 @@ def _rules(calibration: Calibration) -> Iterator[str]:
 
 def _report(args: argparse.Namespace) -> int:
     check_resamples(args.resamples, args.bootstrap_seed)
+    if not 0 <= args.cached_price <= 1:
+        raise SettingsError(f"--cached-price is {args.cached_price:g}; it is a share of a prompt token's price: 0 to 1")
     records, instances, notes = _records(args.runs, args.resolved or [])
     methods, left_out = curves(records, args.cached_price)
     reference = _reference(methods, args.reference)

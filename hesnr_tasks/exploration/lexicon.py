@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.exploration.text import CODE, Sentence, Word
 
@@ -98,9 +98,7 @@ def _fits(entry: _Entry, flat: str, words: Sequence[Word], at: int) -> bool:
 def load_lexicon(path: Path = _PATH) -> Lexicon:
     """The lexicon in a JSON file, the shipped one by default; `DataError` where it is not one."""
     try:
-        return Lexicon(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise DataError(f"cannot read the lexicon {path} ({error.strerror})") from None
+        return Lexicon(read_json(path))
     except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise DataError(
             f"{path} is no lexicon ({error}): it needs version, words and sentences, as the shipped {_PATH.name} has"

@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.errors import HesnrError, SettingsError, printable
+from hesnr_tasks.bounded_io import read_json
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, printable
 from hesnr_tasks.registration import tasks_path
 
 __all__ = ["add_arguments", "run"]
@@ -32,6 +33,7 @@ _TEMPORARY = re.compile(r"\.|tmp|.*(\.tmp|\.partial|\.part|-tmp|_tmp|\.incomplet
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _LARGEST_INDEX = 64 << 20  # bytes
+_LONGEST = 7 * 24 * 3600  # seconds
 _ATTEMPTS = 2  # a checkpoint that fails as often is left out until it changes
 
 
@@ -87,8 +89,8 @@ def _command(args: argparse.Namespace) -> list[str]:
     """The lm_eval command but for checkpoint and output, after everything that can be checked was."""
     if not args.checkpoints.is_dir():
         raise SettingsError(f"{args.checkpoints} is no folder; name the one into which checkpoints are written")
-    if args.interval <= 0 or args.settle < 0:
-        raise SettingsError("--interval must be above 0 and --settle at least 0")
+    if not (0 < args.interval <= _LONGEST and 0 <= args.settle <= _LONGEST):
+        raise SettingsError(f"--interval must be above 0, --settle at least 0, and both at most {_LONGEST:,} seconds")
     if importlib.util.find_spec("lm_eval") is None:
         raise HesnrError("lm-eval is not installed in this Python. Install it with: pip install 'hesnr-tasks[hf]'")
     if re.search(r"(^|,)(pretrained|model)=", args.model_args):
@@ -263,8 +265,8 @@ class _Watcher:
 
     def _state(self, name: str) -> dict[str, Any]:
         try:
-            state = json.loads((self.output / name / "watch.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # never begun, or torn by a power cut: begin again; score files are kept
+            state = read_json(self.output / name / "watch.json")
+        except DataError:  # never begun, or torn by a power cut: begin again; score files are kept
             return {}
         return state if isinstance(state, dict) else {}
 

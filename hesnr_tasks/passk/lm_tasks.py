@@ -28,7 +28,8 @@ from lm_eval.api.registry import get_aggregation, get_metric, register_filter, r
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import TaskConfig
 
-from hesnr_tasks.errors import SettingsError, nearest, show_without_traceback
+from hesnr_tasks.bounded_io import read_bytes
+from hesnr_tasks.errors import DataError, SettingsError, nearest, show_without_traceback
 from hesnr_tasks.passk.estimator import pass_at_ks, powers
 from hesnr_tasks.passk.sampling import REQUEST_TYPE, SEED_LIMIT, Job, identity, seed_of
 
@@ -336,7 +337,10 @@ def _yaml_of(base: str, source: Any) -> Path:
     known = set()
     for root in roots:
         for path in sorted(root.rglob("*.yaml")):
-            text = path.read_bytes()
+            try:
+                text = read_bytes(path)
+            except DataError:  # no file of a task
+                continue
             if named.search(text):
                 return path
             known |= {name.decode(errors="replace") for name in re.findall(rb"^task:[ \t]*([\w.-]+)", text, re.M)}

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hesnr_tasks.bounded_io import read_json, read_text
 from hesnr_tasks.errors import DataError, nearest
 from hesnr_tasks.passk.estimator import Outcomes, listed, pass_at_k, pass_at_ks
 from hesnr_tasks.readers.evaluations import read_outcomes
@@ -158,7 +159,8 @@ def _read(path: Path, query: Query) -> _Log | list[_Answers]:
     found = _rows(rows)
     if found and any(_is_row(value) for _, value in found):
         return list(_table(found, query.unknown_fails))
-    return list(_report(path, query.unknown_fails))
+    whole = rows[0].value if len(rows) == 1 else None
+    return list(_report(path, whole, query.unknown_fails))
 
 
 def _records(path: str) -> Iterator[Record]:
@@ -384,8 +386,8 @@ def _model(path: Path) -> str | None:
     """The model's name, from the results beside the log."""
     date = path.name.removesuffix(".jsonl").rpartition("_")[2]
     try:
-        name = json.loads((path.parent / f"results_{date}.json").read_bytes()).get("model_name")
-    except (OSError, ValueError, AttributeError):
+        name = read_json(path.parent / f"results_{date}.json").get("model_name")
+    except (DataError, AttributeError):
         return None
     return name if isinstance(name, str) else None
 
@@ -435,12 +437,10 @@ def _rows(rows: Sequence[Record]) -> list[_Row]:
 
 
 def _csv_rows(path: str) -> Iterator[_Row]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in header else ",", strict=True)
+    file = io.StringIO(read_text(path), newline=None)
+    header = file.readline()
+    file.seek(0)
+    reader = csv.DictReader(file, delimiter="\t" if "\t" in header else ",", strict=True)
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -556,9 +556,9 @@ def _reports_in(folder: Path) -> list[Path]:
     runs: list[Path] = []
     instances: list[Path] = []
     for path in sorted(folder.rglob("*.json")):
-        if path.name in _PREDICTIONS or path.name.endswith(".traj.json"):
+        if path.name in _PREDICTIONS or path.name.endswith(".traj.json") or path.is_dir():
             continue
-        value = _decoded(path)
+        value = read_json(path)
         if _is_report(value):
             (runs if _is_run(value) else instances).append(path)
     if runs and instances:
@@ -571,14 +571,14 @@ def _reports_in(folder: Path) -> list[Path]:
     return runs or instances
 
 
-def _report(path: Path, unknown_fails: bool) -> Iterator[_Answers]:
+def _report(path: Path, value: Any, unknown_fails: bool) -> Iterator[_Answers]:
     """One answer to each problem the report is about; unknown ones have n = 0 (or 1 and wrong, if asked so)."""
-    value = _decoded(path)
     if _is_predictions(value):
         raise DataError(_unjudged(path))
     judged: dict[str, bool | None] = dict(read_outcomes([str(path)]))
     judged |= {problem: verdict for problem, verdict in _unlisted(path, value) if problem not in judged}
-    predictions = _decoded(path.parent / "preds.json")
+    beside = path.parent / "preds.json"
+    predictions: Any = read_json(beside) if beside.exists() else None
     for problem in predictions if _is_predictions(predictions) else ():
         judged.setdefault(str(problem), None)
     for problem, verdict in judged.items():
@@ -616,14 +616,6 @@ def _is_predictions(value: Any) -> bool:
     """mini-swe-agent's `preds.json`: patches, and nothing of whether they solve anything."""
     rows = list(value.values()) if isinstance(value, Mapping) else []
     return bool(rows) and all(isinstance(row, Mapping) and "model_patch" in row for row in rows)
-
-
-def _decoded(path: Path) -> Any:
-    """The file's value; None for what is no JSON: reading it as a report will say what is wrong."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _unjudged(path: Path) -> str:

@@ -29,6 +29,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 from tqdm import tqdm
 
+from hesnr_tasks.bounded_io import parse_json
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.keeping import place_of_scores
 
@@ -220,7 +221,7 @@ class KeptAnswers:
             theirs = database.execute("SELECT text FROM settings").fetchone()
             rows = database.execute("SELECT key, seed, answer, checksum FROM answers").fetchall()
         try:
-            changed = list(_changed("", json.loads(theirs[0]), self._settings)) if theirs else []
+            changed = list(_changed("", parse_json(theirs[0]), self._settings)) if theirs else []
         except (ValueError, TypeError):
             raise DataError(f"{path}: its settings cannot be read; {_ADVICE}") from None
         if changed:

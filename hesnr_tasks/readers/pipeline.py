@@ -126,7 +126,7 @@ class Reading:
             self._bad(Problem(record.where, "malformed record", str(error)))
             return None
         if reader.NAME == atif.NAME:
-            trajectory = siblings.with_trial(trajectory, record.where.path)
+            trajectory = siblings.with_trial(trajectory, record.where.path, self.report)
         return self._kept(trajectory, record.where)
 
     def _kept(self, trajectory: Trajectory, where: Where) -> Trajectory | None:

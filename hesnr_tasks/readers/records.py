@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from hesnr_tasks.bounded_io import (
-    MAX_RATIO,
     READ_ERRORS,
     DuplicateKeys,
     TooLongError,
+    check_parquet,
     lines,
     open_bounded,
     open_regular,
@@ -184,7 +184,7 @@ def _parquet(where: Where) -> Iterator[Record | Problem]:
     try:
         with open_regular(where.path) as file:
             source = parquet.ParquetFile(file)
-            _check_sizes(source.metadata)
+            check_parquet(source.metadata)
             for batch in source.iter_batches(batch_size=16):
                 for i in range(batch.num_rows):
                     number += 1
@@ -198,16 +198,3 @@ def _parquet(where: Where) -> Iterator[Record | Problem]:
         raise
     except READ_ERRORS as error:
         yield Problem(where, "unreadable file", f"not a readable parquet file ({error})")
-
-
-def _check_sizes(metadata: Any) -> None:
-    """Refuse row groups that a few bytes claim to be much: text does not compress so far."""
-    for i in range(metadata.num_row_groups):
-        group = metadata.row_group(i)
-        columns = [group.column(j) for j in range(group.num_columns)]
-        stored = sum(max(0, column.total_compressed_size) for column in columns)
-        for column in columns:
-            if max(column.total_uncompressed_size, column.num_values) > max(record_limit(), MAX_RATIO * stored):
-                raise DataError(
-                    f"the column {column.path_in_schema!r} grows more than {MAX_RATIO}-fold when it is decompressed"
-                )

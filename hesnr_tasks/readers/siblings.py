@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hesnr_tasks.bounded_io import read_json, read_text
+from hesnr_tasks.errors import DataError
 from hesnr_tasks.readers.fields import deep, scalar_text
 from hesnr_tasks.readers.outcome import outcome_meta, resolved_of
+from hesnr_tasks.readers.report import ReadReport
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["with_trial"]
 
 
-def with_trial(trajectory: Trajectory, path: str) -> Trajectory:
-    """A trajectory read from `TRIAL/agent/trajectory.json` with the trial's name, task and reward."""
+def with_trial(trajectory: Trajectory, path: str, report: ReadReport) -> Trajectory:
+    """A trajectory read from `TRIAL/agent/trajectory.json` with the trial's name, task and reward.
+
+    What cannot be read of them is not known; `report` counts it.
+    """
     folder = Path(path).parent
     if folder.name != "agent":
         return trajectory
     trial = folder.parent
-    result = _json(trial / "result.json")
-    stored = _reward(trial, result)
+    result = _object(trial / "result.json", report)
+    stored = _reward(trial / "verifier", result, report)
     task = scalar_text(result.get("task_name")) or trial.name.rsplit("__", 1)[0]
     known = {} if stored is None else {"outcome": outcome_meta(stored)}
     return replace(
@@ -34,19 +39,23 @@ def with_trial(trajectory: Trajectory, path: str) -> Trajectory:
     )
 
 
-def _reward(trial: Path, result: Mapping[str, Any]) -> Any:
-    for rewards in (deep(result, "verifier_result", "rewards"), _json(trial / "verifier" / "reward.json")):
+def _reward(verifier: Path, result: Mapping[str, Any], report: ReadReport) -> Any:
+    for rewards in (deep(result, "verifier_result", "rewards"), _object(verifier / "reward.json", report)):
         if isinstance(rewards, Mapping) and rewards:
             return rewards.get("reward", next(iter(rewards.values())))
-    try:
-        return (trial / "verifier" / "reward.txt").read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError):
-        return None
+    text = _read(read_text, verifier / "reward.txt", report)
+    return (text or "").strip() or None
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
+def _object(path: Path, report: ReadReport) -> Mapping[str, Any]:
+    value = _read(read_json, path, report)
     return value if isinstance(value, Mapping) else {}
+
+
+def _read(read: Callable[[Path], Any], path: Path, report: ReadReport) -> Any:
+    """What `read` gives; None where nothing is there, or nothing that can be read."""
+    try:
+        return read(path) if path.exists() else None
+    except (DataError, OSError):
+        report.warn(f"a {path.name} beside a trajectory cannot be read: the outcome it holds is not known")
+        return None

@@ -17,7 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
+from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.store.files import StoreError, create_whole, explain
 from hesnr_tasks.store.schema import Source
 
@@ -150,7 +151,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The signature of the run in `folder`; raises `StoreError` where there is none of a kind we know."""
     path = folder / _NAME
     try:
-        content = json.loads(path.read_text())
+        content = _content(path)
         schema, signature = content["schema"], content["signature"]
         if content["format"] != FORMAT or not {"k", "run"} <= set(signature):
             raise ValueError("another kind of file")
@@ -169,6 +170,15 @@ def read_run(folder: Path) -> dict[str, Any]:
     if schema not in _READ:
         raise StoreError(f"{path} has schema {schema}; this version of hesnr-tasks reads schema {SCHEMA}. Update it.")
     return dict(signature)
+
+
+def _content(path: Path) -> Any:
+    """The JSON in a file; `StoreError` for a pipe, a device or more than a record may be."""
+    try:
+        with open_regular(path) as file:
+            return parse_json(read_rest(file))
+    except DataError as error:
+        raise StoreError(f"cannot read {path} ({error})") from None
 
 
 def _inner(folder: Path) -> str:
@@ -333,7 +343,7 @@ def _numbers(folder: Path) -> list[int]:
 def _read(folder: Path, number: int) -> dict[str, Any]:
     path = folder / _RUNS / f"{number:06d}.json"
     try:
-        content = json.loads(path.read_text())
+        content = _content(path)
         for part in content["parts"]:
             dict(part["tasks"]), dict(part["about"]), [(str(key), Source(*source)) for key, source in part["texts"]]
         return {"date": str(content["date"]), "parts": list(content["parts"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zlib
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.bounded_io import check_parquet, open_regular
+from hesnr_tasks.errors import DataError, HesnrError
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scoring.types import TokenScores
 from hesnr_tasks.store.files import StoreError
@@ -202,8 +204,8 @@ def _exactly(values: Any, kind: Any) -> Array:
 def read_entry(path: Path) -> Entry:
     """The footer of a score file; `StoreError` if it is not whole."""
     _, pq = arrow()
-    with _damage(path):
-        return _entry(pq.read_metadata(path).metadata)[0]
+    with _damage(path), open_regular(path) as file:
+        return _entry(pq.read_metadata(file).metadata)[0]
 
 
 def read_columns(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
@@ -221,8 +223,7 @@ def read_text(path: Path) -> Text:
 
 def read_vocabulary(path: Path) -> list[bytes | None]:
     """What `encode_vocabulary` wrote."""
-    _, pq = arrow()
-    with _damage(path), pq.ParquetFile(path) as file:
+    with _damage(path), _parquet(path) as file:
         spellings = list(file.read(use_threads=False).column("token").to_pylist())
         stored = (file.metadata.metadata or {}).get(_CHECKSUM)  # none in files of before it
         if stored is not None and int(stored, 16) != _vocabulary_checksum(spellings):
@@ -231,8 +232,7 @@ def read_vocabulary(path: Path) -> list[bytes | None]:
 
 
 def _read(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
-    _, pq = arrow()
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with _parquet(path) as file:
         entry, checksums = _entry(file.metadata.metadata)
         there = [name for name in names if entry.scored or name not in COLUMNS]  # else they are null
         table = file.read(columns=there, use_threads=False)
@@ -241,6 +241,15 @@ def _read(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
         if zlib.crc32(values.data) != checksums[name]:
             raise ValueError(f"column {name} is not what was written")
     return entry, found
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """The Parquet file; `DataError` for a pipe, a device, and sizes that no scores have."""
+    _, pq = arrow()
+    with open_regular(path) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+        check_parquet(file.metadata)
+        yield file
 
 
 def _entry(metadata: Mapping[bytes, bytes] | None) -> tuple[Entry, dict[str, int]]:
@@ -283,6 +292,8 @@ class _damage:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, DataError):
+            raise StoreError(f"cannot read {self._path} ({error})") from None
         if not isinstance(error, Exception) or isinstance(error, (HesnrError, ImportError)):
             return
         if type(error) is MemoryError:  # Arrow has one of its own, which damaged sizes can raise
