@@ -69,7 +69,7 @@ def test_the_table_says_what_was_read_written_and_skipped(tmp_path, capsys):
     for part in ("read 4", "written 1 to", "skipped 3", "1 not resolved", "1 outcome unknown", "1 unknown format: "):
         assert part in table
     assert "turns 1 characters 75 63 action 7 context 5 thought fidelity 1 synthetic" in table
-    assert [t.id for t in load(str(tmp_path / "out.jsonl"), force=True)] == ["a"]
+    assert [t.id for t in load(str(tmp_path / "out.jsonl"))] == ["a"]
 
 
 def test_an_error_leaves_neither_the_file_nor_a_part_of_it(tmp_path):
@@ -79,14 +79,14 @@ def test_an_error_leaves_neither_the_file_nor_a_part_of_it(tmp_path):
     (out / "old.jsonl").write_text("old")
     for name in ("new.jsonl", "old.jsonl"):
         with pytest.raises(DataError, match=r"in\.jsonl:2"):
-            hesnr_convert(source, "-o", out / name)
+            hesnr_convert(source, "-o", out / name, "--force")
     assert [(p.name, p.read_text()) for p in out.iterdir()] == [("old.jsonl", "old")]
 
 
 def test_limit_and_format_are_obeyed(tmp_path):
     source = write(tmp_path / "in.jsonl", row("a"), row("b"), row("c"))
     hesnr_convert(source, "-o", tmp_path / "out.jsonl", "--limit", 2, "--format", "chat-text")
-    assert [(t.id, t.source) for t in load(str(tmp_path / "out.jsonl"), force=True)] == [("a", "chat-text"), ("b", "chat-text")]
+    assert [(t.id, t.source) for t in load(str(tmp_path / "out.jsonl"))] == [("a", "chat-text"), ("b", "chat-text")]
     with pytest.raises(SettingsError, match="--limit is 0"):
         hesnr_convert(source, "-o", tmp_path / "out.jsonl", "--limit", 0)
 
@@ -144,7 +144,7 @@ def test_outcomes_from_reports_replace_those_in_the_file(tmp_path):
     source = write(tmp_path / "in.jsonl", row("a", False), row("b", True), row("c", True), row("d", True))
     (tmp_path / "run.json").write_text(json.dumps(RUN_REPORT))
     hesnr_convert(source, "-o", tmp_path / "out.jsonl", "--outcomes", tmp_path / "run.json")
-    loaded = load(str(tmp_path / "out.jsonl"), force=True)
+    loaded = load(str(tmp_path / "out.jsonl"))
     assert [t.resolved for t in loaded] == [True, False, None, True]
     assert [t.meta.get("outcome_from") for t in loaded] == ["report", "report", "report", None]
     assert loaded[0].meta["outcome"] is False
