@@ -93,3 +93,24 @@ def test_a_special_file_is_refused_wherever_a_file_is_read(kind, tmp_path):
         assert status == 0, error
         assert f"a {Path(name).name} beside a trajectory cannot be read" in out
         assert json.loads((tmp_path / f"{trial.name}.jsonl").read_text())["resolved"] is None
+
+
+DAMAGE = """
+import io, random, sys
+import pyarrow as pa, pyarrow.parquet as pq
+from hesnr_tasks.readers import ReadReport, read_trajectories
+messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "ls"}]
+out, rng = io.BytesIO(), random.Random(1)
+pq.write_table(pa.table({"id": ["a"] * 20, "messages": [messages] * 20}), out)
+for _ in range(150):
+    damaged = bytearray(out.getvalue())
+    damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+    open("damaged.parquet", "wb").write(damaged)
+    list(read_trajectories("damaged.parquet", on_error="skip", report=ReadReport()))
+"""
+
+
+def test_a_damaged_parquet_file_does_not_end_the_process(tmp_path):
+    command = [sys.executable, "-c", DAMAGE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr[:500]

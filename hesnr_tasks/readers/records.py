@@ -6,6 +6,7 @@ Lines end at `\\n` and nowhere else, so U+2028 and its kin inside strings surviv
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -184,7 +185,7 @@ def _parquet(where: Where) -> Iterator[Record | Problem]:
     try:
         with open_regular(where.path) as file:
             source = parquet.ParquetFile(file)
-            check_parquet(source.metadata)
+            check_parquet(source.metadata, os.fstat(file.fileno()).st_size)
             for batch in source.iter_batches(batch_size=16):
                 for i in range(batch.num_rows):
                     number += 1

@@ -204,8 +204,9 @@ def _exactly(values: Any, kind: Any) -> Array:
 def read_entry(path: Path) -> Entry:
     """The footer of a score file; `StoreError` if it is not whole."""
     _, pq = arrow()
-    with _damage(path), open_regular(path) as file:
-        return _entry(pq.read_metadata(file).metadata)[0]
+    with _damage(path):
+        open_regular(path).close()
+        return _entry(pq.read_metadata(path).metadata)[0]
 
 
 def read_columns(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
@@ -247,8 +248,9 @@ def _read(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
 def _parquet(path: Path) -> Iterator[Any]:
     """The Parquet file; `DataError` for a pipe, a device, and sizes that no scores have."""
     _, pq = arrow()
-    with open_regular(path) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
-        check_parquet(file.metadata)
+    open_regular(path).close()  # a pipe would be waited for
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        check_parquet(file.metadata, path.stat().st_size)
         yield file
 
 
