@@ -1,4 +1,4 @@
-"""A scripted chat server: draws of a scripted agent with log-probabilities of their tokens, and answers of a judge.
+"""A scripted chat server: draws of a scripted agent with log-probabilities of their tokens, answers of a judge, votes.
 
 It speaks OpenAI's chat completions, over loopback (`serving`) or called as `complete` in place of litellm.completion:
 the same requests and replies as JSON either way. Whoever asks sees what any server shows: choices, log-probabilities of
@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks.egss.world import build, load, names, seeded
 from hesnr_tasks.egss.judge import DIMENSIONS
+from hesnr_tasks.egss.selectors import DIMENSIONS as VOTED
+from hesnr_tasks.egss.selectors import GATE
 
 __all__ = ["Server", "serving"]
 
@@ -55,7 +57,7 @@ class Server:
             if (asked.get("response_format") or {}).get("type") in self.refused_formats:
                 return 400, {"error": {"message": "this response_format is not supported", "type": "BadRequestError"}}
             body = {"id": f"r{self.requests}", "object": "chat.completion", "created": 1, "model": asked["model"]}
-            choices, usage = self._judge(asked) if "tools" not in asked else self._act(asked)
+            choices, usage = self._choices(asked)
             self.usages.append(usage)
         return 200, body | {"choices": choices} | ({"usage": usage} if self.states_usage else {})
 
@@ -74,6 +76,12 @@ class Server:
             raise litellm.exceptions.BadRequestError(body["error"]["message"], asked["model"], "openai")
         assert status == 200, body
         return litellm.ModelResponse(**body)
+
+    def _choices(self, asked):
+        if "tools" in asked:
+            return self._act(asked)
+        text = asked["messages"][1]["content"]
+        return self._select(text) if "===== task =====" in text else self._judge(asked)
 
     # --- an agent ---------------------------------------------------------------------------------------------------
 
@@ -142,6 +150,25 @@ class Server:
         return [{"index": 0, "message": message, "finish_reason": "stop"}], _usage(
             read + said, cached, 10 + 45 * len(actions)
         )
+
+    # --- models of `hesnr select` -----------------------------------------------------------------------------------
+
+    def _select(self, text):
+        """A voter who counts the lines that must be there, with some noise; a writer of tests who knows the task."""
+        repository = next(load(name) for name in names() if load(name).task in text)
+        patches = re.findall(r"===== patch (\w+) =====\n(.*?)\n===== end of patch \1 =====", text, re.S)
+        content, points = f"```python\n{repository.tests['right'][1]}```", {}
+        if not text.rstrip().endswith("====="):  # a question comes last
+            wanted = [new for part in repository.edits.values() for _, new in part["right"][1]]
+            for letter, patch in patches:
+                added = "\n".join(line[1:] for line in patch.splitlines())
+                right = sum(new in added for new in wanted) / len(wanted)
+                score = 3 * right + seeded("vote", repository.name, patch).gauss(0, 0.5)
+                points[letter] = dict.fromkeys(VOTED, min(3, max(0, round(score)))) | {GATE: 3}
+            content = json.dumps(points)
+        message = {"role": "assistant", "content": content}
+        usage = _usage(len(text) // 4, 0, len(content) // 4)
+        return [{"index": 0, "message": message, "finish_reason": "stop"}], usage
 
 
 WORDS = ("so", "next", "this", "part", "fails", "because", "here", "then", "mend", "it", "and", "run", "again", "look")

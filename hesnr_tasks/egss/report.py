@@ -25,9 +25,11 @@ from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.egss import SWEBENCH_CONFIG
 from hesnr_tasks.egss.costs import KINDS, Spent, spent_of
 from hesnr_tasks.egss.curves import CURRENCIES, PRICE, Curve, Record, at_equal_rate, curves, mean_number, paired_ratio
+from hesnr_tasks.egss.estimators import Estimator
 from hesnr_tasks.egss.gates import Calibration, calibrate
 from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
 from hesnr_tasks.readers.evaluations import read_outcomes
+from hesnr_tasks.readers.fields import deep
 from hesnr_tasks.statistics import RESAMPLES, SEED
 
 __all__ = ["InstanceRun", "add_arguments", "curve_table", "read_instance", "read_run", "run", "savings_table", "spans"]
@@ -63,16 +65,16 @@ def read_run(folder: Path) -> list[InstanceRun]:
             f"{folder}: no trajectory of mini-swe-agent in it (INSTANCE/INSTANCE.traj.json).\n"
             "Give the folder that mini-extra swebench -o wrote."
         )
-    return [read_instance(_json(path), str(path)) for path in files]
+    return [read_instance(read_json(path), str(path)) for path in files]
 
 
-def read_instance(trajectory: Mapping[str, Any], where: str) -> InstanceRun:
+def read_instance(trajectory: Any, where: str) -> InstanceRun:
     """One trajectory as mini-swe-agent writes it. Raises `DataError` for what it would not write."""
-    info = trajectory.get("info")
-    messages = trajectory.get("messages")
+    info, messages = deep(trajectory, "info"), deep(trajectory, "messages")
     if not isinstance(info, dict) or not isinstance(messages, list):
         raise DataError(f"{where}: not a trajectory of mini-swe-agent 2 (no info, or no messages).")
-    config = (info.get("config") or {}).get("model") or {}
+    config = deep(info, "config", "model")
+    config = config if isinstance(config, dict) else {}
     instance = str(trajectory.get("instance_id") or Path(where).name.removesuffix(".traj.json"))
     extras = [m["extra"] for m in messages if isinstance(m, dict) and isinstance(m.get("extra"), dict)]
     replies = [extra for extra in extras if "response" in extra]
@@ -91,8 +93,8 @@ def read_instance(trajectory: Mapping[str, Any], where: str) -> InstanceRun:
         estimates = tuple(float(step["estimate"]) for step in steps if "estimate" in step)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where}: its record of costs is damaged ({error}).") from None
-    stats = (info.get("model_stats") or {}).get("egss") or {}
-    identity = {name: stats[name] for name in ("estimator", "probes", "actions") if name in stats}
+    stated = {name: deep(info, "model_stats", "egss", name) for name in Estimator().identity}
+    identity = {name: value for name, value in stated.items() if value is not None}
     fired = sum(bool(step.get("fired")) for step in steps)
     model = str(config.get("model_name") or "")
     return InstanceRun(instance, _method(config), model, spent, len(replies), fired, notes, estimates, identity)
@@ -112,13 +114,6 @@ def _method(config: Mapping[str, Any]) -> str:
     judge = config.get("judge_model") or "same model"
     words.append(f"{config.get('draws')} draws, " + ("votes" if config.get("judge") == "votes" else f"judge {judge}"))
     return ", ".join(words)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    stored = read_json(path)
-    if not isinstance(stored, dict):
-        raise DataError(f"{path}: must hold one JSON object, as mini-swe-agent writes it.")
-    return stored
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------

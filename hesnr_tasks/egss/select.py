@@ -276,6 +276,8 @@ def _candidate(candidate: Candidate, key: str, suite: Suite) -> dict[str, Any]:
     described = {"run": candidate.run, "patch": key, "characters": len(candidate.patch)}
     if key in suite.problems:
         described["problem"] = suite.problems[key]
+    elif not candidate.patch.strip():
+        described["problem"] = "it changes nothing"
     return described | ({"tests": counts._asdict()} if counts else {})
 
 

@@ -122,13 +122,21 @@ class TestReport:
         ("make", "words"),
         [
             (lambda folder: None, "no trajectory of mini-swe-agent in it"),
-            (lambda folder: (folder / "a.traj.json").write_text("{"), "cannot be read as JSON"),
+            (lambda folder: (folder / "a.traj.json").write_text("{"), "is not valid JSON"),
             (lambda folder: (folder / "a.traj.json").write_text('{"history": []}'), "not a trajectory of mini"),
             (
                 lambda folder: (folder / "a.traj.json").write_text(
                     json.dumps({"info": {}, "messages": [{"extra": {"response": {}, "egss": {"usage": {"probe": 3}}}}]})
                 ),
                 "its record of costs is damaged",
+            ),
+            (lambda folder: (folder / "a.traj.json").write_text("[" * 100_000), "is not valid JSON"),
+            (lambda folder: (folder / "a.traj.json").write_text("[1]"), "not a trajectory of mini"),
+            (
+                lambda folder: (folder / "a.traj.json").write_text(
+                    json.dumps({"info": {"config": [1], "model_stats": "x"}, "messages": []})
+                ),
+                "no task in common",
             ),
         ],
     )
@@ -199,7 +207,9 @@ class TestGates:
             with pytest.raises(SettingsError, match="calibrated by another estimator"):
                 open_gate("quantile:0.5", other, path)
 
-    @pytest.mark.parametrize("text", ["{", "[]", '{"format": "x"}', '{"format": "hesnr-egss-calibration-1"}'])
+    @pytest.mark.parametrize(
+        "text", ["{", "[]", "[" * 100_000, '{"format": "x"}', '{"format": "hesnr-egss-calibration-1"}']
+    )
     def test_what_is_no_calibration_is_said(self, text, tmp_path):
         (tmp_path / "gate.json").write_text(text)
         with pytest.raises(DataError, match="not a calibration"):

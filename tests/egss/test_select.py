@@ -249,6 +249,19 @@ def test_a_patch_that_does_not_apply_is_counted_and_not_chosen(tester):
     assert patch in (bad, outside)  # nothing else is there
 
 
+@pytest.mark.parametrize("method", ["egss", "suite", "majority", "random"])
+def test_an_empty_submission_is_chosen_only_where_nothing_else_is_there(tester, method):
+    good = {"test_good.py": HEAD + "assert clamp(0, 1, 3) == 1\n"}
+    it = tester()
+    several = [candidate("a", None, patch=""), candidate("b", runs.RIGHT, good), candidate("c", None, patch="\n")]
+    patch, why = select_instance(several, it.instance, Settings(method, runner=it.runner), it, [], None)
+    assert patch == runs.patch("clamp", runs.RIGHT)
+    assert [c.get("problem") for c in why["candidates"]] == ["it changes nothing", None, "it changes nothing"]
+    assert ["tests" in c for c in why["candidates"]] == [False, True, False]
+    patch, _ = select_instance(several[:1], it.instance, Settings(method, runner=it.runner), it, [], None)
+    assert patch == ""
+
+
 def test_environments_that_die_or_do_not_start_are_counted_and_tried_again(tester, data, tmp_path):
     good = {"test_good.py": HEAD + "assert clamp(0, 1, 3) == 1\n"}
     several = [candidate("a", runs.RIGHT, good), candidate("b", runs.WRONG)]

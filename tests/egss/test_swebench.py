@@ -1,4 +1,4 @@
-"""`mini-extra swebench` with the shipped configuration, as a user runs it: killed, resumed, reported."""
+"""`mini-extra swebench` as a user runs it, killed and resumed; then `hesnr select` and `hesnr egss report`."""
 
 import json
 import os
@@ -13,11 +13,10 @@ import pytest
 
 from benchmarks.egss.server import Server, serving
 from benchmarks.egss.world import load
-from hesnr_tasks.cli import main
 from hesnr_tasks.egss import SWEBENCH_CONFIG
 
 NAMES = ("csvline", "lru", "money", "pages", "roman")
-MINI = Path(sys.executable).parent / "mini-extra"
+BIN = Path(sys.executable).parent
 
 
 def bubblewrap_works():
@@ -48,58 +47,119 @@ def data(tmp_path):
     return tmp_path
 
 
-def start(data, address, *more):
-    words = [MINI, "swebench", "--subset", data / "data", "--split", "test", "-w", "4", "-o", data / "runs"]
-    words += ["-c", "swebench.yaml", "-c", SWEBENCH_CONFIG, "-c", data / "local.yaml", "-m", "openai/bench"]
-    words += ["-c", f"model.model_kwargs.api_base={address}", "-c", "model.model_kwargs.api_key=none", *more]
+def reach(address):
+    """Where the server is, for litellm."""
+    return {"api_base": address, "api_key": "none"}
+
+
+def start(data, words):
     home = {"HF_HOME": str(data / "hf"), "MSWEA_GLOBAL_CONFIG_DIR": str(data / "mini"), "HF_HUB_OFFLINE": "1"}
     quiet = {"MSWEA_SILENT_STARTUP": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "COLUMNS": "200"}
     log = (data / "log.txt").open("ab")
     return subprocess.Popen(list(map(str, words)), env=os.environ | home | quiet, stdout=log, stderr=log)
 
 
-def predictions(data):
+def agents(data, address, run, *more):
+    """`mini-extra swebench` into a folder, under way."""
+    words = [BIN / "mini-extra", "swebench", "--subset", data / "data", "--split", "test", "-w", "4", "-o", data / run]
+    words += ["-c", "swebench.yaml", "-c", SWEBENCH_CONFIG, "-c", data / "local.yaml", "-m", "openai/bench"]
+    return start(data, [*words, *(w for k, v in reach(address).items() for w in ("-c", f"model.model_kwargs.{k}={v}")),
+                        *more])  # fmt: skip
+
+
+def hesnr(data, *words):
+    """What a command of ours prints."""
+    (data / "log.txt").write_bytes(b"")
+    process = start(data, [BIN / "hesnr", *words])
+    text = (data / "log.txt").read_text() if process.wait(timeout=400) == 0 else None
+    assert text is not None, (data / "log.txt").read_text()[-3_000:]
+    return text
+
+
+def predictions(folder):
     try:
-        return json.loads((data / "runs" / "preds.json").read_text())
+        return json.loads((folder / "preds.json").read_text())
     except (OSError, ValueError):  # not there yet, or being written
         return {}
 
 
+def resolved(data, folder):
+    """Instances whose submission applies and has both right mends; written as a report of an evaluation."""
+    solved = []
+    for name, row in predictions(folder).items():
+        trajectory = json.loads((folder / name / f"{name}.traj.json").read_text())
+        if trajectory["info"]["exit_status"] != "Submitted":  # an agent that loops has no patch
+            assert (trajectory["info"]["exit_status"], row["model_patch"]) == ("LimitsExceeded", "")
+            continue
+        clone = data / "clones" / folder.name / name
+        subprocess.run(["git", "clone", "-q", data / "repositories" / name, clone], check=True)
+        subprocess.run(["git", "apply", "-"], cwd=clone, input=row["model_patch"], text=True, check=True)
+        mends = [part["right"] for part in load(name).edits.values()]
+        if all(new in (clone / path).read_text() for path, changes in mends for _, new in changes):
+            solved.append(name)
+    report = data / f"{folder.name}.json"
+    report.write_text(json.dumps({"resolved_ids": solved, "unresolved_ids": sorted(set(NAMES) - set(solved))}))
+    return report
+
+
 @pytest.mark.skipif(not bubblewrap_works(), reason="needs bubblewrap and user namespaces")
-def test_killed_resumed_and_reported(data, capsys):
+def test_killed_resumed_selected_and_reported(data):
     server = Server(prefix="")
     server.delay = 0.02
+    gated, plain = data / "runs" / "egss-1", data / "runs" / "plain-1"
     with serving(server) as address:
-        first = start(data, address)
+        first = agents(data, address, gated)
         deadline = time.monotonic() + 240
-        while not predictions(data) and first.poll() is None and time.monotonic() < deadline:
+        while not predictions(gated) and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         first.send_signal(signal.SIGKILL)
         first.wait()
-        done = predictions(data)
+        done = predictions(gated)
         assert 0 < len(done) < len(NAMES), (data / "log.txt").read_text()[-3_000:]
-        times = {name: (data / "runs" / name / f"{name}.traj.json").stat().st_mtime_ns for name in done}
+        times = {name: (gated / name / f"{name}.traj.json").stat().st_mtime_ns for name in done}
         server.delay = 0
-        assert start(data, address).wait(timeout=240) == 0
-    found = predictions(data)
-    assert set(found) == set(NAMES)
-    assert all((data / "runs" / n / f"{n}.traj.json").stat().st_mtime_ns == at for n, at in times.items())
-    resolved = []
-    for name in NAMES:
-        patch, clone = found[name]["model_patch"], data / "clones" / name
-        trajectory = json.loads((data / "runs" / name / f"{name}.traj.json").read_text())
-        if trajectory["info"]["exit_status"] == "Submitted":  # its own submission is a patch that applies
-            subprocess.run(["git", "clone", "-q", data / "repositories" / name, clone], check=True)
-            subprocess.run(["git", "apply", "-"], cwd=clone, input=patch, text=True, check=True)
-            resolved.append(name)
-        else:  # an agent that loops has none
-            assert (trajectory["info"]["exit_status"], patch) == ("LimitsExceeded", "")
-        stats = trajectory["info"]["model_stats"]["egss"]
-        assert stats["steps"] == trajectory["info"]["model_stats"]["api_calls"]
-        assert 0 < stats["fired"] < stats["steps"]
-        assert stats["usage"]["judge"]["calls"] > 0
-    assert len(resolved) >= 3
-    (data / "runs" / "report.json").write_text(json.dumps({"resolved_ids": resolved, "unresolved_ids": []}))
-    assert main(["egss", "report", str(data / "runs")]) == 0
-    text = capsys.readouterr().out
-    assert "gate threshold:0, votes of 2, 4 draws, judge same model" in text
+        assert agents(data, address, gated).wait(timeout=240) == 0
+        assert agents(data, address, plain, "-c", "model.gate=never").wait(timeout=240) == 0
+        assert set(predictions(gated)) == set(predictions(plain)) == set(NAMES)
+        assert all((gated / n / f"{n}.traj.json").stat().st_mtime_ns == at for n, at in times.items())
+        for name in NAMES:
+            stats = json.loads((gated / name / f"{name}.traj.json").read_text())["info"]["model_stats"]
+            assert stats["egss"]["steps"] == stats["api_calls"]
+            assert 0 < stats["egss"]["fired"] < stats["egss"]["steps"]
+            assert stats["egss"]["usage"]["judge"]["calls"] > 0
+            assert "egss" not in json.loads((plain / name / f"{name}.traj.json").read_text())["info"]["model_stats"]
+        chosen, python = data / "preds.json", [sys.prefix, sys.base_prefix, str(BIN.resolve())]
+        binds = [*json.loads((data / "local.yaml").read_text())["environment"]["wrapper_args"]]
+        binds += [word for place in dict.fromkeys(python) for word in ("--ro-bind", place, place)]
+        models = [
+            "--selector",
+            "openai/bench",
+            "--augment",
+            "openai/bench",
+            "--model-kwargs",
+            json.dumps(reach(address)),
+        ]
+        quick = [
+            "--repeats",
+            "1",
+            "--env",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
+            "--env",
+            f"PATH={BIN}:{os.environ['PATH']}",
+        ]
+        where = ["-c", data / "local.yaml", "-c", f"environment.wrapper_args={json.dumps(binds)}"]
+        printed = hesnr(data, "select", gated, plain, "-o", chosen, "-w", "2", *models, *quick, *where)
+    assert "5 instances: " in printed
+    why = json.loads((data / "preds.why.json").read_text())
+    assert not any("environment" in note for note in why["notes"]), why["notes"]
+    for name, row in json.loads(chosen.read_text()).items():
+        submitted = [predictions(folder)[name]["model_patch"] for folder in (gated, plain)]
+        assert row["model_patch"] in submitted
+        assert row["model_patch"] or not any(submitted)
+        record = why["instances"][name]
+        assert record["suite"]["tests"] or not any(submitted)
+        assert bool(record["ballots"]) == (record["decided_by"] == "votes")
+    reports = [resolved(data, folder) for folder in (plain, gated)]
+    text = hesnr(data, "egss", "report", plain, gated, "--resolved", *reports)
+    for words in ("plain", "gate threshold:0, votes of 2, 4 draws, judge same model", "Costs at equal resolve rate"):
+        assert words in text
