@@ -79,7 +79,7 @@ def analyze(args: argparse.Namespace) -> str:
     tables[0] = tables[0]._replace(notes=(*([said] if said else []), *tables[0].notes, *read))
     about["context"] = context
     if args.exploration and args.output:
-        from hesnr_tasks.exploration.drawing import draw
+        from hesnr_tasks.exploration.tables import draw
 
         about["figures"] = [str(path) for path in draw(tables, args.output / "exploration")]
     return show(tables, args.format, about)

@@ -8,12 +8,14 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hesnr_tasks.analysis.measures import Number, Share
-from hesnr_tasks.errors import printable
+from hesnr_tasks.errors import SettingsError, printable
+from hesnr_tasks.store.files import write_whole
 
-__all__ = ["FORMATS", "REPRODUCIBLE", "Table", "show"]
+__all__ = ["FORMATS", "REPRODUCIBLE", "Table", "interval", "show", "write_tables"]
 
 FORMATS = ("text", "csv", "json")
 REPRODUCIBLE = 6  # significant digits that float32 scores give alike on any CPU
@@ -53,6 +55,23 @@ def show(tables: Sequence[Table], format: str, about: Mapping[str, Any], digits:
     if format == "csv":
         return "\n".join(_csv(table, digits, named=len(tables) > 1) for table in tables).rstrip("\n")
     return "\n\n".join("\n".join(_text(table)) for table in tables)
+
+
+def write_tables(folder: Path, name: str, tables: Sequence[Table], about: Mapping[str, Any]) -> None:
+    """A CSV file a table, and all of them in `name`.json; `SettingsError` where no folder can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"-o {folder}: no folder can be made there ({error.strerror})") from None
+    for table in tables:
+        stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in table.name)
+        write_whole(folder / f"{stem}.csv", (show([table], "csv", {}) + "\n").encode())
+    write_whole(folder / f"{name}.json", (show(tables, "json", about) + "\n").encode())
+
+
+def interval(number: Number, digits: int = 3) -> str:
+    """[low, high] for people; a dash where there is none."""
+    return "–" if math.isnan(number.low) else f"[{number.low:.{digits}f}, {number.high:.{digits}f}]"
 
 
 def _plain(value: Any) -> Any:
@@ -102,7 +121,7 @@ def _csv_cell(value: Any, digits: int) -> str:
 
 def _text(table: Table) -> Iterator[str]:
     shared = _shared(table)
-    yield ", ".join([table.title, *(f"{_heading(name)} = {_cell(value)}" for name, value in shared.items())])
+    yield ", ".join([printable(table.title), *(f"{_heading(name)} = {_cell(value)}" for name, value in shared.items())])
     columns = [name for name in _columns(table) if name not in {*table.wide, *table.below, *shared}]
     cells = [[_heading(name) for name in columns]]
     cells += [[_cell(row.get(name)) for name in columns] for row in table.rows]
@@ -115,7 +134,7 @@ def _text(table: Table) -> Iterator[str]:
             yield "  ".join("-" * width for width in widths)
         else:
             yield from (f"    {_heading(name)}: {_long(row[name])}" for name in table.below)
-    yield from (f"  {note}" for note in table.notes)
+    yield from (f"  {printable(note)}" for note in table.notes)
 
 
 def _shared(table: Table) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.options import check_resamples
-from hesnr_tasks.analysis.output import FORMATS, Table, show
+from hesnr_tasks.analysis.output import FORMATS, Table, interval, show, write_tables
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.exploration.behaviours import (
     MEASURES,
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     about = {"hesnr_tasks": __version__, "files": args.files, "reference": args.reference, "notes": notes}
     about |= {"resamples": args.resamples, "seed": args.seed, "lexicon": load_lexicon().version}
     if args.output:
-        _write(args.output, made, about)
+        write_tables(args.output, "behaviours", made, about)
+        _draw(made, args.output / "behaviours")
     print(show(made, args.format, about))
     return 0
 
@@ -145,7 +146,7 @@ def _means(corpora: Sequence[Corpus], args: argparse.Namespace, notes: Sequence[
                 means = problem_means(corpus, name, outcome)
                 number = mean_of(means.values(), args.resamples, args.seed)
                 row: dict[str, Any] = {"run": corpus.name, "measure": name, "answers": outcome, "mean": number}
-                rows.append({**row, "interval": _ends(number), "problems": len(means)})
+                rows.append({**row, "interval": interval(number), "problems": len(means)})
     meaning = [f"{name}: {MEASURES[name]}" for name in _measures(corpora)]
     about = f"lexicon {load_lexicon().version}, English; what share of such sentences it finds is not known"
     return Table("behaviours", "What was written", rows, (*_NOTES, *meaning, about, *notes))
@@ -160,7 +161,7 @@ def _right_and_wrong(corpora: Sequence[Corpus], args: argparse.Namespace) -> Ite
         }
         for name, difference, p in compared(pairs, args.resamples, args.seed):
             row: dict[str, Any] = {"run": corpus.name, "measure": name, "difference": difference.value}
-            row |= {"interval": _ends(difference.value), "p": difference.p, "p_holm": p}
+            row |= {"interval": interval(difference.value), "p": difference.p, "p_holm": p}
             rows.append({**row, "problems": difference.problems})
     if any(row["problems"] for row in rows):
         note = "within problems that have both; p_holm: corrected for the number of measures"
@@ -186,7 +187,7 @@ def _comparison(a: Corpus, b: Corpus, args: argparse.Namespace, several: bool) -
     for key, difference, p in compared(words, args.resamples, args.seed):
         name, _, outcome = key.partition("|")
         row: dict[str, Any] = {"run": b.name, "measure": name, "answers": outcome, "difference": difference.value}
-        row |= {"interval": _ends(difference.value), "p": difference.p, "p_holm": p, "problems": difference.problems}
+        row |= {"interval": interval(difference.value), "p": difference.p, "p_holm": p, "problems": difference.problems}
         rows.append(row)
     end = f"_{b.name}" if several else ""
     note = f"p_holm: corrected for all {len(rows)} comparisons of this table"
@@ -207,8 +208,8 @@ def _matched(a: Corpus, b: Corpus, args: argparse.Namespace, end: str) -> Iterat
     rows = []
     for found in matched_passk(a, b, ks, args.resamples, args.seed):
         row: dict[str, Any] = {"run": b.name, "k": found.k, "difference": found.raw.value}
-        row |= {"interval": _ends(found.raw.value), "matched": found.matched.value}
-        row |= {"matched_interval": _ends(found.matched.value), "p": found.matched.p, "problems": found.problems}
+        row |= {"interval": interval(found.raw.value), "matched": found.matched.value}
+        row |= {"matched_interval": interval(found.matched.value), "p": found.matched.p, "problems": found.problems}
         row |= {"left_out": found.left_out, "used": found.used}
         rows.append({**row, "words": found.words[0], "words_other": found.words[1]})
     notes = (
@@ -228,75 +229,45 @@ def _most(corpus: Corpus) -> int:
     return max(counts.values(), default=0)
 
 
-def _ends(number: Number) -> str:
-    return "–" if math.isnan(number.low) else f"[{number.low:.3f}, {number.high:.3f}]"
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _write(folder: Path, made: Sequence[Table], about: Mapping[str, Any]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"-o {folder}: no folder can be made there ({error.strerror})") from None
-    for table in made:
-        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in table.name)
-        write_whole(folder / f"{name}.csv", (show([table], "csv", {}) + "\n").encode())
-    write_whole(folder / "behaviours.json", (show(made, "json", about) + "\n").encode())
-    _draw(made, folder / "behaviours")
 
 
 def _draw(made: Sequence[Table], stem: Path) -> None:
     """A panel a measure, a row a run, with all answers, the right and the wrong; then Pass@k raw and matched."""
-    from hesnr_tasks.report.style import COLOURS, MARKERS, figure, save
+    from hesnr_tasks.report.drawing import label
+    from hesnr_tasks.report.style import error_bars, figure, save
 
     means = made[0].rows
     names = list(dict.fromkeys(row["measure"] for row in means))
     runs = list(dict.fromkeys(row["run"] for row in means))
     matched = [table for table in made if table.name.startswith("matched_passk") and table.rows]
-    columns = min(4, len(names) + bool(matched))
-    picture, axes = figure(math.ceil((len(names) + bool(matched)) / columns), columns, width=2.6, height=1.9)
-    panels = list(axes.flat)
-    for axis, name in zip(panels, names, strict=False):
+    count = len(names) + bool(matched)
+    columns = min(4, count)
+    picture, axes = figure(math.ceil(count / columns), columns, width=2.6, height=1.9)
+    for name, axis in zip(names, axes.flat, strict=False):
         for i, outcome in enumerate(OUTCOMES):
             rows = [row for row in means if row["measure"] == name and row["answers"] == outcome]
             places = [runs.index(row["run"]) + 0.2 * (i - 1) for row in rows]
-            _bars(axis, [row["mean"] for row in rows], places, outcome, COLOURS[i], MARKERS[i], across=True)
-        axis.set_yticks(range(len(runs)), runs)
+            error_bars(axis, i, outcome, places, [row["mean"] for row in rows], across=True)
+        axis.set_yticks(range(len(runs)), [label(run) for run in runs])
         axis.set_ylim(len(runs) - 0.5, -0.5)
         axis.set_xlabel(name if name in ("words", "steps", "sentences") else f"{name} (%)")
-    panels[0].legend(fontsize=7)
-    for axis in panels[len(names) + bool(matched) :]:
+    axes.flat[0].legend(fontsize=7)
+    for axis in list(axes.flat)[count:]:
         axis.set_visible(False)
     if matched:
-        axis, i = panels[len(names)], 0
-        for table in matched:
-            for column in ("difference", "matched"):
-                ks = [row["k"] for row in table.rows]
-                label = f"{table.rows[0]['run']} {'all' if column == 'difference' else 'matched'}"
-                _bars(axis, [r[column] for r in table.rows], ks, label, COLOURS[i % 8], MARKERS[i % 8], across=False)
-                i += 1
+        axis = axes.flat[len(names)]
+        ks = [row["k"] for row in matched[0].rows]
+        for i, (table, column) in enumerate(itertools.product(matched, ("difference", "matched"))):
+            name = f"{label(table.rows[0]['run'])} {'all' if column == 'difference' else 'matched'}"
+            error_bars(axis, i, name, ks, [row[column] for row in table.rows], line=False)
         axis.axhline(0, color="#444444", linewidth=0.8)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ks, [str(k) for k in ks])
         axis.set_xlabel("k")
-        axis.set_ylabel(f"Pass@k less {runs[0]}'s")
+        axis.set_ylabel(f"Pass@k less {label(runs[0])}'s")
         axis.legend(fontsize=7)
     save(picture, stem)
-
-
-def _bars(
-    axis: Any, numbers: Sequence[Number], places: Sequence[float], label: str, colour: str, marker: str, *, across: bool
-) -> None:
-    values = [number.value for number in numbers]
-    reach = [(n.value - n.low, n.high - n.value) if math.isfinite(n.low) else (0.0, 0.0) for n in numbers]
-    errors = list(zip(*reach, strict=True))
-    look: dict[str, Any] = {"color": colour, "marker": marker, "label": label, "linestyle": "none", "elinewidth": 1}
-    if across:
-        axis.errorbar(values, places, xerr=errors, **look)
-    else:
-        axis.errorbar(places, values, yerr=errors, **look)
 
 
 def _write_trajectories(corpus: Corpus, path: Path) -> str:

@@ -5,16 +5,33 @@ taken out. That is the coefficient d of the least-squares fit  y = cell + trajec
 have both treated and other units (Frisch, Waugh and Lovell: residuals of y on residuals of `treated`). It is a ratio
 of sums over trajectories, so the package's cluster bootstrap gives its interval; the residual of the ratio is the
 influence of a trajectory on d, in which the error of the controls is contained.
+
+Bounds: known are the k largest probabilities p_1 ≥ … ≥ p_k and so the mass r = 1 − Σ p of all other tokens, none of
+which is more likely than p_k. The entropy over the whole vocabulary is smallest where that mass is packed into as few
+tokens as possible (each p_k, one with what is left), and largest where it is spread evenly over the V − k others.
 """
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FEWEST", "Contrast", "contrast", "difference_bounds"]
+from hesnr_tasks.analysis.frame import Frame
+from hesnr_tasks.store import Entry, ScoreStore
+
+__all__ = [
+    "FEWEST",
+    "Bounds",
+    "Contrast",
+    "contrast",
+    "difference_bounds",
+    "entropy_bounds",
+    "frame_bounds",
+    "vocabulary_size",
+]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -125,3 +142,54 @@ def _levels(counts: FloatArray, sums: FloatArray) -> tuple[FloatArray, FloatArra
     level = np.linalg.solve(system, sums.sum(axis=0) - share.T @ total)
     rest = total - counts @ level
     return np.divide(rest, rows[:, None], out=np.zeros_like(rest), where=rows[:, None] > 0), level
+
+
+# --- bounds of the entropy over the vocabulary ------------------------------------------------------------------------
+
+
+class Bounds(NamedTuple):
+    """Least and greatest entropy over the vocabulary, in nats, each (n,); `high` is inf where its size is not known."""
+
+    low: FloatArray
+    high: FloatArray
+
+
+def entropy_bounds(topk_logprobs: npt.NDArray[np.floating], vocabulary: int | None) -> Bounds:
+    """Bounds from log-probabilities (n, k), falling, of a vocabulary of so many tokens (None: not known)."""
+    logs = np.asarray(topk_logprobs, dtype=np.float64)
+    chances = np.exp(logs)
+    known = -(chances * np.where(chances > 0, logs, 0.0)).sum(axis=1)
+    tail = np.clip(1.0 - chances.sum(axis=1), 0.0, None)  # rounding can make it a little less than nothing
+    last = chances[:, -1]
+    full = np.floor(np.divide(tail, last, out=np.zeros_like(tail), where=last > 0))
+    low = known + full * _surprise(last) + _surprise(np.clip(tail - full * last, 0.0, None))
+    if vocabulary is None:
+        return Bounds(low, np.full(len(low), np.inf))
+    others = max(1, vocabulary - logs.shape[1])
+    return Bounds(low, np.maximum(low, known + others * _surprise(tail / others)))
+
+
+def _surprise(chance: FloatArray) -> FloatArray:
+    """-p ln p, 0 at 0."""
+    return -chance * np.log(np.where(chance > 0, chance, 1.0))
+
+
+def frame_bounds(frame: Frame) -> Bounds:
+    """Bounds of every token of `frame`, from all candidates that were stored."""
+    size = vocabulary_size(frame.store)
+    places = {entry.key: i for i, entry in enumerate(frame.entries)}
+
+    def work(entry: Entry, found: dict[str, npt.NDArray[np.float32]]) -> Bounds:
+        i = places[entry.key]
+        return entropy_bounds(found["topk_logprobs"][frame.row[frame.bounds[i] : frame.bounds[i + 1]]], size)
+
+    parts = list(frame.store.load_columns(["topk_logprobs"], work))
+    return Bounds(np.concatenate([part.low for part in parts]), np.concatenate([part.high for part in parts]))
+
+
+def vocabulary_size(store: ScoreStore) -> int | None:
+    """Tokens the tokenizer knows, as the run says; None if it does not."""
+    told = re.match(r"(\d+) tokens", str(store.signature["run"].get("tokenizer", "")))
+    stored = store.vocabulary()
+    sizes = [int(told[1])] if told else []
+    return max([*sizes, *([len(stored)] if stored else [])], default=None)

@@ -1,4 +1,4 @@
-"""The tables of `hesnr analyze --exploration`, for one run.
+"""The tables of `hesnr analyze --exploration`, for one run, and their figure.
 
 The entropy of a word is that at its first token, of a sentence the mean of its words': later pieces of a word are
 nearly certain, so a mean over all tokens would be lower for sentences of words that split more, which rare sentences
@@ -8,7 +8,8 @@ have, and nothing that they are matched on takes that off.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,18 +19,25 @@ from hesnr_tasks.analysis.frame import Frame, Selection, selection
 from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.analysis.intervals import estimates, paired
 from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.output import Table, interval
 from hesnr_tasks.analysis.planning import holm
 from hesnr_tasks.analysis.tables import Question
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.exploration.bounds import Bounds, frame_bounds, vocabulary_size
-from hesnr_tasks.exploration.contrast import FEWEST, Contrast, contrast, difference_bounds
+from hesnr_tasks.exploration.contrast import (
+    FEWEST,
+    Bounds,
+    Contrast,
+    contrast,
+    difference_bounds,
+    frame_bounds,
+    vocabulary_size,
+)
 from hesnr_tasks.exploration.lexicon import Lexicon, load_lexicon
 from hesnr_tasks.exploration.rarity import Embed, distances, rare
 from hesnr_tasks.exploration.units import TURNS, Sentences, Words, collect
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["PARTS", "check_scored", "exploration", "prose_of"]
+__all__ = ["PARTS", "Line", "draw", "drawn", "exploration"]
 
 PARTS = ("pivotal words", "reflective sentences", "rare sentences")
 _SHORTEST = 3  # words of a sentence that can be rare
@@ -87,7 +95,7 @@ class _Answer(NamedTuple):
     copies: IntArray  # (T,): trajectories that count
 
 
-def check_scored(frame: Frame, one: Selection) -> None:
+def _check_scored(frame: Frame, one: Selection) -> None:
     """Refuse, and say how to get them, where the tokens of prose were not scored."""
     try:
         frame.counted(one.mask)
@@ -98,7 +106,7 @@ def check_scored(frame: Frame, one: Selection) -> None:
         ) from None
 
 
-def prose_of(asked: Question, filters: Sequence[str]) -> list[Selection]:
+def _prose_of(asked: Question, filters: Sequence[str]) -> list[Selection]:
     """What of the token sets asked for is prose: actions are left out."""
     found = [selection(filters, [kind for kind in one.kinds if kind is not Kind.ACTION], []) for one in asked.chosen]
     kept = list({one.name: one for one in found if one.kinds}.values())
@@ -115,8 +123,8 @@ def exploration(
     limits = frame_bounds(frame)
     rows: dict[str, list[dict[str, Any]]] = {"": [], "_by_turn": [], "_by_resolved": [], "_bounds": []}
     skipped = ""
-    for one in prose_of(asked, frame.filters):
-        check_scored(frame, one)
+    for one in _prose_of(asked, frame.filters):
+        _check_scored(frame, one)
         words, sentences = collect(frame, one, lexicon)
         skipped = f"{words.unscored} words were beyond the context and {words.inside} begin inside a token"
         far = _rare(sentences, embed)
@@ -182,7 +190,7 @@ def _all_rows(
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     copies = frame.copies(one.mask)
     answers = [_answer(ask, copies) for ask in asks]
-    yield "", _corrected([_row(answer, number, asked) for answer, number in _numbers(answers, asked)])
+    yield "", _corrected([_row(answer, asked) for answer in answers])
     yield "_bounds", [_bounds_row(answer) for answer in answers]
     whole = [ask for ask in asks if ask.group == "all"]
     turns = [
@@ -210,23 +218,11 @@ def _answer(ask: _Ask, copies: IntArray) -> _Answer:
     return _Answer(few, contrast(*common), contrast(*common, units.cell), copies)
 
 
-def _numbers(answers: Sequence[_Answer], asked: Question) -> Iterator[tuple[_Answer, tuple[Number, Number]]]:
-    """Both differences of each answer with error and interval; those that count the same trajectories at once."""
-    by_copies: dict[bytes, list[int]] = {}
-    for i, answer in enumerate(answers):
-        by_copies.setdefault(answer.copies.tobytes(), []).append(i)
-    found: dict[int, tuple[Number, Number]] = {}
-    for places in by_copies.values():
-        pairs = [one for i in places for one in (answers[i].raw, answers[i].matched)]
-        numbers = _estimated(pairs, answers[places[0]].copies, asked)
-        found |= {i: (numbers[2 * n], numbers[2 * n + 1]) for n, i in enumerate(places)}
-    for i, answer in enumerate(answers):
-        yield answer, found[i]
-
-
-def _estimated(pairs: Sequence[Contrast], copies: IntArray, asked: Question) -> list[Number]:
+def _numbers(answer: _Answer, asked: Question) -> list[Number]:
+    """Both differences with error and interval."""
+    pairs = (answer.raw, answer.matched)
     sides = [np.stack([getattr(pair, name) for pair in pairs], axis=1) for name in ("numerator", "denominator")]
-    numerators, denominators = (np.repeat(side, copies, axis=0) for side in sides)
+    numerators, denominators = (np.repeat(side, answer.copies, axis=0) for side in sides)
     if not len(numerators):
         return [Number(math.nan)] * len(pairs)
     made = estimates(numerators, denominators, resamples=asked.resamples, seed=asked.seed)
@@ -252,8 +248,8 @@ def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _split_rows(by: str, answers: Sequence[tuple[str, _Answer]], asked: Question) -> list[dict[str, Any]]:
     rows = []
-    for (name, _), (answer, numbers) in zip(answers, _numbers([one for _, one in answers], asked), strict=True):
-        row = _row(answer, numbers, asked)
+    for name, answer in answers:
+        row = _row(answer, asked)
         if row["n"]:
             rows.append(
                 {"part": row["part"], by: name, **{key: row[key] for key in row if key not in ("part", "group")}}
@@ -261,8 +257,8 @@ def _split_rows(by: str, answers: Sequence[tuple[str, _Answer]], asked: Question
     return _corrected(rows)
 
 
-def _row(answer: _Answer, numbers: tuple[Number, Number], asked: Question) -> dict[str, Any]:
-    ask, raw, matched = answer.ask, *numbers
+def _row(answer: _Answer, asked: Question) -> dict[str, Any]:
+    ask, (raw, matched) = answer.ask, _numbers(answer, asked)
     weight = answer.copies[ask.units.trajectory].astype(np.float64)
     return {
         "part": ask.part,
@@ -273,9 +269,9 @@ def _row(answer: _Answer, numbers: tuple[Number, Number], asked: Question) -> di
         "entropy": _mean(ask.units.value, ask.treated, weight),
         "others_entropy": _mean(ask.units.value, ask.others, weight),
         "difference": raw,
-        "interval": _ends(raw),
+        "interval": interval(raw),
         "matched": matched,
-        "matched_interval": _ends(matched),
+        "matched_interval": interval(matched),
         "p": _p_value(answer, asked),
         "matched_share": answer.matched.used,
     }
@@ -285,9 +281,10 @@ def _bounds_row(answer: _Answer) -> dict[str, Any]:
     ask, limits = answer.ask, answer.ask.units.bounds
     weight = answer.copies[ask.units.trajectory].astype(np.float64)
     ends = difference_bounds(answer.matched.lift, weight, *limits)
+    least, greatest = (end if math.isfinite(end) else math.nan for end in ends)
     sides = (("", ask.treated), ("others_", ask.others))
     means = {
-        f"{side}{name}": _finite(_mean(values, which, weight))
+        f"{side}{name}": _mean(values, which, weight)
         for side, which in sides
         for name, values in zip(("low", "high"), limits, strict=True)
     }
@@ -297,19 +294,81 @@ def _bounds_row(answer: _Answer) -> dict[str, Any]:
         "topk": _mean(ask.units.value, ask.treated, weight),
         **means,
         "matched": answer.matched.value(answer.copies),
-        "difference_low": _finite(ends[0]),
-        "difference_high": _finite(ends[1]),
+        "difference_low": least,
+        "difference_high": greatest,
     }
 
 
 def _mean(values: FloatArray, which: BoolArray, weight: FloatArray) -> float:
     total = weight[which].sum()
-    return float((values[which] * weight[which]).sum() / total) if total > 0 else math.nan
+    mean = float((values[which] * weight[which]).sum() / total) if total > 0 else math.nan
+    return mean if math.isfinite(mean) else math.nan
 
 
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.nan
+# --- the figure -------------------------------------------------------------------------------------------------------
 
 
-def _ends(number: Number) -> str:
-    return "–" if math.isnan(number.low) else f"[{number.low:.3f}, {number.high:.3f}]"
+class Line(NamedTuple):
+    """A series: what it is called, and a value with its interval at each of its places."""
+
+    name: str
+    places: tuple[str, ...]
+    values: tuple[Number, ...]
+
+
+def drawn(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
+    """The numbers of the figure (of the first token set and k), from the tables of all runs: the name of the last run;
+    its differences, raw and matched, a place a group; and the matched difference of each part over runs, or over turns
+    where there is one run.
+    """
+    whole, by_turn = (_first(tables, name) for name in ("exploration", "exploration_by_turn"))
+    run = whole[-1]["run"]
+    last = [row for row in whole if row["run"] == run]
+    places = tuple(str(row["part"] if row["group"] == "all" else f"– {row['group']}") for row in last)
+    groups = [
+        Line(name, places, tuple(row[key] for row in last)) for name, key in (("raw", "difference"), ("matched",) * 2)
+    ]
+    several = whole[0]["run"] != run
+    rows, by = ([row for row in whole if row["group"] == "all"], "run") if several else (by_turn, "turn")
+    seen = {row[by] for row in rows}
+    names = tuple(dict.fromkeys(row[by] for row in rows) if several else (turn for turn in TURNS if turn in seen))
+    course = []
+    for part in PARTS:
+        numbers = {row[by]: row["matched"] for row in rows if row["part"] == part}
+        course.append(Line(part, names, tuple(numbers.get(name, Number(math.nan)) for name in names)))
+    return run, groups, course
+
+
+def draw(tables: Sequence[Table], stem: Path) -> list[Path]:
+    """Write `stem`.svg and `stem`.png; returns both paths."""
+    from hesnr_tasks.report.drawing import label
+    from hesnr_tasks.report.style import error_bars, figure, save
+
+    run, groups, course = drawn(tables)
+    picture, axes = figure(1, 2, width=4.2, height=3.6)
+    left, right = axes[0]
+    for i, line in enumerate(groups):
+        rows = [row + 0.14 * (2 * i - 1) for row in range(len(line.places))]
+        error_bars(left, i, line.name, rows, line.values, across=True)
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set_yticks(range(len(groups[0].places)), groups[0].places)
+    left.set_ylim(len(groups[0].places) + 0.6, -0.6)  # room for the legend
+    left.set_xlabel("entropy less that of the others (nats)")
+    left.set_title(label(run), fontsize=9)
+    left.legend(loc="lower center", ncols=2)
+    for i, line in enumerate(course):
+        error_bars(right, i, line.name, [place + 0.08 * (i - 1) for place in range(len(line.places))], line.values)
+    places = course[0].places
+    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, places)) > 5 else {}
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set_xticks(range(len(places)), [label(place) for place in places], **slanted)
+    right.margins(y=0.3)  # room for the legend
+    right.set_ylabel("matched difference (nats)")
+    right.set_title("by run" if places[-1] == run else f"{label(run)}, by turn", fontsize=9)
+    right.legend(loc="upper center")
+    return save(picture, stem)
+
+
+def _first(tables: Sequence[Table], name: str) -> list[Mapping[str, Any]]:
+    rows = next(table.rows for table in tables if table.name == name)
+    return [row for row in rows if all(row[key] == rows[0][key] for key in ("select", "k"))]

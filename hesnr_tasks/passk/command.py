@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.options import check_resamples, unique_names
-from hesnr_tasks.analysis.output import FORMATS, Table, show
+from hesnr_tasks.analysis.output import FORMATS, Table, interval, show, write_tables
 from hesnr_tasks.analysis.planning import holm
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.passk.estimator import (
@@ -26,7 +26,6 @@ from hesnr_tasks.passk.estimator import (
 )
 from hesnr_tasks.passk.reading import Query, read
 from hesnr_tasks.statistics import RESAMPLES, SEED
-from hesnr_tasks.store.files import write_whole
 
 __all__ = ["Result", "add_arguments", "checkpoints", "drawn", "examine", "run"]
 
@@ -82,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     tables = _tables(found)
     about = _about(args, found)
     if args.output:
-        _write(args.output, found, tables, about)
+        write_tables(args.output, "passk", tables, about)
+        _draw(found, args.output / "passk")
     print(show(_shortened(tables) if args.format == "text" else tables, args.format, about))
     return 0
 
@@ -163,7 +163,7 @@ def _curve_table(found: Result) -> Table:
     for one in found.runs:
         for point in found.curves[one.name]:
             number = Number(point.value, point.stderr, point.low, point.high)
-            named = {"run": one.name, "k": point.k, "pass@k": number, "interval": _ends(point.low, point.high)}
+            named = {"run": one.name, "k": point.k, "pass@k": number, "interval": interval(number, 4)}
             rows.append({**named, "method": point.method, "averaged": point.averaged, "problems": len(one.problems)})
     return Table("passk", "Pass@k", rows, (*_CURVE_NOTES, *found.notes))
 
@@ -172,7 +172,7 @@ def _difference_rows(found: Result, name: str) -> list[dict[str, Any]]:
     rows = []
     for i, one in enumerate(found.against[name]):
         number = Number(one.difference, one.stderr, one.low, one.high)
-        row = {"run": name, "k": one.k, "difference": number, "interval": _ends(one.low, one.high)}
+        row = {"run": name, "k": one.k, "difference": number, "interval": interval(number, 4)}
         row |= {
             "method": one.method,
             "p": one.p,
@@ -184,10 +184,6 @@ def _difference_rows(found: Result, name: str) -> list[dict[str, Any]]:
             row["p_holm"] = holm({other: others[i].p for other, others in found.against.items()})[name]
         rows.append({**row, "better": one.better, "worse": one.worse})
     return rows
-
-
-def _ends(low: float, high: float) -> str:
-    return f"[{low:.4f}, {high:.4f}]"
 
 
 def _shortened(tables: Sequence[Table]) -> list[Table]:
@@ -215,63 +211,43 @@ def _about(args: argparse.Namespace, found: Result) -> dict[str, Any]:
     return about
 
 
-def _write(folder: Path, found: Result, tables: Sequence[Table], about: Mapping[str, Any]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"-o {folder}: no folder can be made there ({error.strerror})") from None
-    for table in tables:
-        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in table.name)
-        write_whole(folder / f"{name}.csv", (show([table], "csv", {}) + "\n").encode())
-    write_whole(folder / "passk.json", (show(tables, "json", about) + "\n").encode())
-    _draw(found, folder / "passk")
-
-
 # --- figure -----------------------------------------------------------------------------------------------------------
 
-_Series = dict[str, list[float]]
 
-
-def drawn(found: Result) -> dict[str, dict[str, _Series]]:
-    """The numbers in the figure, in per cent: panel → checkpoint → k, value, low, high."""
-    panels = {"curve": {name: _series(points, "value") for name, points in found.curves.items()}}
+def drawn(found: Result) -> dict[str, dict[str, list[Number]]]:
+    """The numbers in the figure, in per cent: panel → checkpoint → one for each k."""
+    panels = {"curve": {name: [_percent(one, one.value) for one in points] for name, points in found.curves.items()}}
     if found.against:
-        panels["difference"] = {name: _series(rows, "difference") for name, rows in found.against.items()}
+        panels["difference"] = {
+            name: [_percent(one, one.difference) for one in rows] for name, rows in found.against.items()
+        }
     return panels
 
 
-def _series(points: Sequence[Any], value: str) -> _Series:
-    columns = {"k": "k", "value": value, "low": "low", "high": "high"}
-    return {
-        name: [float(getattr(point, column)) * (1 if name == "k" else 100) for point in points]
-        for name, column in columns.items()
-    }
+def _percent(one: Point | Difference, value: float) -> Number:
+    return Number(100 * value, 100 * one.stderr, 100 * one.low, 100 * one.high)
 
 
 def _draw(found: Result, stem: Path) -> None:
-    from hesnr_tasks.report.style import COLOURS, LINES, MARKERS, figure, save
+    from hesnr_tasks.report.drawing import label
+    from hesnr_tasks.report.style import error_bars, figure, save
 
     panels = drawn(found)
     picture, axes = figure(1, len(panels), width=4.2, height=3.1)
     order = {name: i for i, name in enumerate(found.curves)}
-    for panel, plot in zip(panels, axes[0], strict=True):
-        for name, series in panels[panel].items():
-            i, together = order[name], len(panels[panel])
-            shift = 1.05 ** (i - (together - 1) / 2) if together > 1 else 1.0  # error bars do not hide each other
-            pairs = zip(series["value"], series["low"], series["high"], strict=True)
-            reach = list(zip(*((max(0.0, v - low), max(0.0, high - v)) for v, low, high in pairs), strict=True))
-            look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            look |= {"linestyle": LINES[i % len(LINES)], "elinewidth": 1, "label": name}
-            plot.errorbar([k * shift for k in series["k"]], series["value"], yerr=reach, **look)
-        ks = sorted({int(k) for series in panels[panel].values() for k in series["k"]})
-        plot.set_xscale("log", base=2)
-        plot.set_xticks(ks, [str(k) for k in ks], minor=False)
-        plot.minorticks_off()
-        plot.set_xlabel("k")
+    ks = [point.k for point in found.curves[found.runs[0].name]]
+    for panel, axis in zip(panels, axes[0], strict=True):
+        for name, numbers in panels[panel].items():
+            shift = 1.05 ** (order[name] - (len(order) - 1) / 2)  # error bars do not hide each other
+            error_bars(axis, order[name], label(name), [k * shift for k in ks], numbers)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ks, [str(k) for k in ks], minor=False)
+        axis.minorticks_off()
+        axis.set_xlabel("k")
     axes[0, 0].set_ylabel("Pass@k (%)")
     if len(found.curves) > 1:
         axes[0, 0].legend(loc="best")
     if found.against:
         axes[0, 1].axhline(0, color="#444444", linewidth=0.8)
-        axes[0, 1].set_ylabel(f"difference to {found.runs[0].name} (points)")
+        axes[0, 1].set_ylabel(f"difference to {label(found.runs[0].name)} (points)")
     save(picture, stem)

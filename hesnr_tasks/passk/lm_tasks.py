@@ -3,10 +3,8 @@
 `PassKTask` wraps any `generate_until` task, found by its name (`base:`) or described in the same YAML file. Prompts,
 filters and verifier stay the task's own; every answer goes through them alone, so that `take_first`, several filters,
 `process_results` and code runners work as they are. Ours is a seed an answer, answers kept on disk (sampling.py), and
-pass@k of the verdicts. Only documented methods of lm-eval's tasks are overridden.
-
-For tasks in plain YAML there are the filter `keep_all` and the metric `passk`; lm-eval then sends all repeats of a
-request with one seed and keeps no answer.
+pass@k of the verdicts. Only documented methods of lm-eval's tasks are overridden, for 0.4 `apply_filters` and
+`process_results`, for 0.5 `process_instances`, which does both.
 """
 
 from __future__ import annotations
@@ -16,15 +14,14 @@ import importlib.util
 import json
 import logging
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import datasets
-from lm_eval.api.filter import Filter
-from lm_eval.api.registry import get_aggregation, get_metric, register_filter, register_metric
+from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import TaskConfig
 
@@ -33,53 +30,13 @@ from hesnr_tasks.errors import DataError, SettingsError, nearest, show_without_t
 from hesnr_tasks.passk.estimator import pass_at_ks, powers
 from hesnr_tasks.passk.sampling import REQUEST_TYPE, SEED_LIMIT, Job, identity, seed_of
 
-__all__ = ["KeepAll", "PassKSettings", "PassKTask", "arithmetic", "passk"]
+__all__ = ["PassKSettings", "PassKTask", "arithmetic"]
 
 _log = logging.getLogger("lm_eval.hesnr_passk")
 _SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
 _OF_BASE = {"task", "class", "base", "repeats", "generation_kwargs", "passk", "metadata", "num_fewshot", "description"}
 _RIGHT = "right_answers"
-
-
-# --- for plain YAML ---------------------------------------------------------------------------------------------------
-
-
-@register_filter("keep_all")
-class KeepAll(Filter):
-    """Every answer to a problem, where lm-eval's `take_first` keeps one; an only answer stays itself."""
-
-    def apply(self, resps: Iterable[Any], docs: Sequence[dict[str, Any]]) -> list[Any]:
-        """Lists of answers, one list a request, as they came."""
-        return [list(answers) if len(answers) > 1 else answers[0] for answers in resps]
-
-
-@register_metric(metric="passk", higher_is_better=True, aggregation="mean")
-def passk(
-    references: Sequence[Any],
-    predictions: Sequence[Any],
-    k: int | Sequence[int] | None = None,
-    verifier: str = "exact_match",
-    threshold: float | None = None,
-    **kwargs: Any,
-) -> dict[str, float]:
-    """Pass@k of one problem.
-
-    Args:
-        references: Its one target.
-        predictions: One list of all its answers, as `keep_all` gives it.
-        k: Default: powers of two up to the number of answers.
-        verifier: A metric of lm-eval that gives 1 for right and 0 for wrong; other arguments are its own.
-        threshold: From which value of the verifier on an answer is right.
-    """
-    answers = list(predictions[0]) if isinstance(predictions[0], (list, tuple)) else [predictions[0]]
-    check = get_metric(verifier)
-    if check is None:
-        raise SettingsError(f"verifier {verifier!r} is no metric of lm-eval")
-    scores = (check(references=[references[0]], predictions=[answer], **kwargs) for answer in answers)
-    values = [score[verifier] if isinstance(score, dict) else score for score in scores]
-    right = sum(_is_right(value, verifier, threshold) for value in values)
-    ks = [k] if isinstance(k, int) else list(k or powers(len(answers)))
-    return {f"pass@{k}": float(v) for k, v in zip(ks, pass_at_ks([len(answers)], [right], ks)[0], strict=True)}
+_SINCE_0_5 = hasattr(ConfigurableTask, "process_instances")
 
 
 def _is_right(value: Any, verifier: str, threshold: float | None) -> bool:
@@ -171,6 +128,7 @@ class PassKTask:
 
     passk: PassKSettings
     _instances: Any
+    _scorers: Any
 
     def __new__(cls, config: Mapping[str, Any]) -> PassKTask:  # noqa: D102
         show_without_traceback()
@@ -244,29 +202,67 @@ class PassKTask:
 
     def apply_filters(self) -> None:
         """The task's filters on every answer alone, as if it were the only one."""
-        instances = self._instances
+        if _SINCE_0_5:  # called by `process_instances`, for one answer at a time
+            super().apply_filters()  # type: ignore[misc]
+            return
         passes = []
+        for instances in self._one_by_one():
+            super().apply_filters()  # type: ignore[misc]
+            passes.append([{name: [one] for name, one in instance.filtered_resps.items()} for instance in instances])
+        self._put_together(passes)
+
+    def process_instances(self) -> None:
+        """Of lm-eval 0.5: filters and verifier on every answer alone, then pass@k of each problem."""
+        if _is_bypassed(self):
+            super().process_instances()  # type: ignore[misc]
+            return
+        from lm_eval.scorers import ScoredDoc  # type: ignore[import-not-found, unused-ignore]
+
+        passes, right = [], defaultdict[tuple[str, int], list[int]](list)
+        for instances in self._one_by_one():
+            super().process_instances()  # type: ignore[misc]
+            passes.append([instance.filtered_resps for instance in instances])
+            for scorer in self._scorers:
+                for number, scores in scorer.reduced_docs.items():
+                    right[scorer.name, number].append(int(self._right(scores)))
+        self._put_together(passes)
+        for scorer in self._scorers:
+            scored = {number: self._estimates(some) for (name, number), some in right.items() if name == scorer.name}
+            scorer.set_results(
+                {
+                    number: ScoredDoc(number, None, {name: [value] for name, value in values.items()})
+                    for number, values in scored.items()
+                }
+            )
+
+    def _one_by_one(self) -> Iterator[list[Any]]:
+        """The instances with their first answers only, then with their second ones, and so on."""
+        instances = self._instances
         try:
             for i in range(self.passk.repeats):
                 self._instances = [_with(instance, [instance.resps[i]]) for instance in instances]
-                super().apply_filters()  # type: ignore[misc]
-                passes.append(self._instances)
+                yield self._instances
         finally:
             self._instances = instances
-        for instance, *answers in zip(instances, *passes, strict=True):
-            names = answers[0].filtered_resps
-            instance.filtered_resps = {name: [answer.filtered_resps[name] for answer in answers] for name in names}
 
-    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+    def _put_together(self, passes: Sequence[Sequence[Mapping[str, Sequence[Any]]]]) -> None:
+        for instance, *filtered in zip(self._instances, *passes, strict=True):
+            instance.filtered_resps = {name: [x for one in filtered for x in one[name]] for name in filtered[0]}
+
+    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any] | None:
         """Every answer through the task's own verifier, then pass@k of the problem."""
-        if "bypass" in getattr(self, "_metric_fn_list", {}):  # --predict_only
+        if _SINCE_0_5:  # called by `process_instances`, for one answer at a time
+            return super().process_results(doc, results)  # type: ignore[misc, no-any-return]
+        if _is_bypassed(self):  # --predict_only
             return {"bypass": 999}
-        right = [int(self._right(doc, answer)) for answer in results[0]]
+        judge = super().process_results  # type: ignore[misc]
+        return self._estimates([int(self._right(judge(doc, [answer]))) for answer in results[0]])
+
+    def _estimates(self, right: list[int]) -> dict[str, Any]:
         values = pass_at_ks([len(right)], [sum(right)], self.passk.ks)[0].tolist()
         return {**{f"pass@{k}": value for k, value in zip(self.passk.ks, values, strict=True)}, _RIGHT: right}
 
-    def _right(self, doc: dict[str, Any], answer: Any) -> bool:
-        scores = super().process_results(doc, [answer])  # type: ignore[misc]
+    def _right(self, scores: Mapping[str, Any]) -> bool:
         verifier = self.passk.verifier or next(iter(scores), "")
         if verifier not in scores:
             raise SettingsError(
@@ -275,9 +271,19 @@ class PassKTask:
             )
         return _is_right(scores[verifier], verifier, self.passk.threshold)
 
+    def aggregate(self, bootstrap_iters: int | None = None) -> Any:
+        """As lm-eval 0.5's, which would bootstrap the number of right answers 100 000 times."""
+        totals = {
+            scorer.name: _total(scores.pop(_RIGHT) for scores in scorer.reduced_docs.values())
+            for scorer in self._scorers
+            if not _is_bypassed(self)
+        }
+        values, documents = super().aggregate(bootstrap_iters=bootstrap_iters)  # type: ignore[misc]
+        return values | {f"{_RIGHT},{name}": total for name, total in totals.items()}, documents
+
     def aggregation(self) -> dict[str, Callable[[Any], Any]]:
         """Means over problems, whose standard errors are lm-eval's; the number of right answers."""
-        if "bypass" in getattr(self, "_metric_fn_list", {}):
+        if _is_bypassed(self):
             return dict(super().aggregation())  # type: ignore[misc]
         mean: Any = get_aggregation("mean")
         return {**{f"pass@{k}": mean for k in self.passk.ks}, _RIGHT: _total}
@@ -303,7 +309,8 @@ def _described(config: Mapping[str, Any]) -> Any:
     given = {name: value for name, value in config.items() if name in known}
     usual = {"aggregation": "mean", "higher_is_better": True}
     given["metric_list"] = [{**usual, **metric} for metric in given.get("metric_list") or [{"metric": "exact_match"}]]
-    return ConfigurableTask(config={"output_type": "generate_until", **given})
+    make: Any = ConfigurableTask.from_config if _SINCE_0_5 else ConfigurableTask  # type: ignore[attr-defined]
+    return make(config={"output_type": "generate_until", **given})
 
 
 def _named(base: str, config: Mapping[str, Any]) -> Any:
@@ -351,6 +358,12 @@ def _with(instance: Any, responses: list[Any]) -> Any:
     one = copy.copy(instance)
     one.resps, one.filtered_resps = responses, {}
     return one
+
+
+def _is_bypassed(task: Any) -> bool:
+    """Whether answers are only kept (--predict_only)."""
+    scorers = getattr(task, "_scorers", ())  # 0.5
+    return "bypass" in {*getattr(task, "_metric_fn_list", ()), *(m.name for s in scorers for m in s.metrics or ())}
 
 
 def _total(verdicts: Iterable[Sequence[int]]) -> int:

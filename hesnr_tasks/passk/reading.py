@@ -153,8 +153,12 @@ def _task_of(path: Path) -> str:
 def _read(path: Path, query: Query) -> _Log | list[_Answers]:
     if path.suffix.lower() in (".csv", ".tsv"):
         return list(_table(_csv_rows(str(path)), query.unknown_fails))
-    rows = list(_records(str(path)))
-    if any(is_log(record.value) for record in rows):
+    lines = _records(str(path))
+    first = next(lines, None)
+    if first is None:
+        raise DataError(f"{path} is empty: there is no answer in it. Was the run stopped before it wrote its log?")
+    rows = itertools.chain([first], lines)
+    if is_log(first.value):
         return _log(path, rows, query)
     found = _rows(rows)
     if found and any(_is_row(value) for _, value in found):
@@ -173,7 +177,7 @@ def _records(path: str) -> Iterator[Record]:
 
 # --- lm-eval's sample logs (--log_samples) ----------------------------------------------------------------------------
 
-_PASS = re.compile(r"pass(?:@|_at_)([0-9]{1,9})")
+_PASS = re.compile(r"pass(?:@|_at_)([0-9]{1,9})(?:\(.*\))?")  # 0.5's own: pass@1(exact_match)
 _RIGHT = "right_answers"  # our task's list of verdicts
 _CLOSE = 1e-6
 _MANY = 10  # problems with the same answers in two logs, from which on they are one run and no coincidence
@@ -216,10 +220,10 @@ def read_log(path: Path, query: Query = _USUAL) -> tuple[list[Logged], list[str]
         DataError: With file and line, where right answers cannot be counted.
     """
     notes: list[str] = []
-    return [logged for logged, _ in _logged(path, list(_records(str(path))), query, notes)], notes
+    return [logged for logged, _ in _logged(path, _records(str(path)), query, notes)], notes
 
 
-def _log(path: Path, rows: Sequence[Record], query: Query) -> _Log:
+def _log(path: Path, rows: Iterable[Record], query: Query) -> _Log:
     log = _Log(path, model=_model(path))
     for logged, row in _logged(path, rows, query, log.notes):
         log.answers.append(_Answers(logged.problem, logged.n, logged.c, logged.label))
@@ -229,7 +233,7 @@ def _log(path: Path, rows: Sequence[Record], query: Query) -> _Log:
 
 
 def _logged(
-    path: Path, rows: Sequence[Record], query: Query, notes: list[str]
+    path: Path, rows: Iterable[Record], query: Query, notes: list[str]
 ) -> Iterator[tuple[Logged, Mapping[str, Any]]]:
     occurrence: Counter[str] = Counter()
     keys: dict[tuple[str, str], str] = {}  # (document, its number in the log) → problem
@@ -263,25 +267,29 @@ def _logged(
 
 
 def _of_filter(path: Path, rows: Iterable[Record], wanted: str | None) -> Iterator[Record]:
-    kept, names = [], dict[str, None]()
+    names = dict[str, None]()
     for record in rows:
         if not is_log(record.value):
             raise DataError(f"{record.where}: no line of an lm-eval sample log (doc_id, resps, filtered_resps)")
-        names[str(record.value.get("filter"))] = None
-        kept.append(record)
-    if wanted is None and len(names) > 1:
-        raise DataError(f"{path} has answers of the filters {', '.join(names)}; choose one with --filter")
+        name = str(record.value.get("filter"))
+        names[name] = None
+        if wanted is None and len(names) > 1:
+            names |= dict.fromkeys(str(rest.value.get("filter")) for rest in rows if is_log(rest.value))
+            raise DataError(f"{path} has answers of the filters {', '.join(names)}; choose one with --filter")
+        if wanted in (None, name):
+            yield record
     if wanted is not None and wanted not in names:
         raise DataError(f"{path} has no filter {wanted!r}, only {', '.join(names)}.{nearest(wanted, names)}")
-    return (record for record in kept if wanted is None or str(record.value.get("filter")) == wanted)
 
 
 def _verdicts(row: Mapping[str, Any]) -> tuple[bool, ...] | None:
-    listed_ = row.get(_RIGHT)
+    verdicts, scores = row.get(_RIGHT), row.get("scores_per_repeat")  # the latter is lm-eval 0.5's own
+    if verdicts is None and isinstance(scores, Mapping) and len(scores) == 1:
+        (verdicts,) = scores.values()
     answers = len(_leaves(row["resps"]))
-    if not isinstance(listed_, list) or len(listed_) != answers or any(right not in (0, 1) for right in listed_):
+    if not isinstance(verdicts, list) or len(verdicts) != answers or any(right not in (0, 1) for right in verdicts):
         return None
-    return tuple(map(bool, listed_))
+    return tuple(map(bool, verdicts))
 
 
 def _counted(row: Mapping[str, Any], where: Where, metric: str | None) -> tuple[int, int]:
@@ -297,7 +305,7 @@ def _counted(row: Mapping[str, Any], where: Where, metric: str | None) -> tuple[
     if scored < taken:
         raise DataError(
             f"{where}: of {taken} answers {scored} was scored (the filter {row.get('filter')!r} threw the others away, "
-            "as take_first does); Pass@K cannot be had from this log. Use the filter keep_all, or our tasks."
+            "as take_first does); Pass@K cannot be had from this log. Run it as hesnr_passk with this task as its base."
         )
     right = _right(name, float(value), scored, where)
     for other, estimate in row.items():
@@ -340,7 +348,7 @@ def _metric(row: Mapping[str, Any], where: Where, wanted: str | None) -> str:
         if wanted not in known:
             raise DataError(f"{where}: no metric {wanted!r}, only {', '.join(known)}.{nearest(wanted, known)}")
         return wanted
-    usual = [name for name in ("pass@1", "pass_at_1", "exact_match") if name in known]
+    usual = [name for name in ("pass@1", "pass_at_1", "pass@1(exact_match)", "exact_match") if name in known]
     if not usual and len(known) != 1:
         raise DataError(f"{where}: which metric says right or wrong? Name one of {', '.join(known)} with --metric")
     return (usual or known)[0]
@@ -423,7 +431,7 @@ def _is_row(value: Any) -> bool:
     return _first(value, _OK) is not None or _is_counts(value)
 
 
-def _rows(rows: Sequence[Record]) -> list[_Row]:
+def _rows(rows: Iterable[Record]) -> list[_Row]:
     """Lines, or the items of one list."""
     found: list[_Row] = []
     for record in rows:

@@ -420,8 +420,8 @@ def _ask(lm: Any, job: Job) -> str:
 def _generated(lm: Any, jobs: Sequence[Job], kwargs: Sequence[Mapping[str, Any]]) -> list[str]:
     """lm-eval's own generation, without --use_cache, which would file a sampled answer under a greedy one's key."""
     requests = [
-        Instance(request_type="generate_until", doc={}, arguments=(job.context, dict(some)), idx=0)
-        for job, some in zip(jobs, kwargs, strict=True)
+        Instance("generate_until", {}, (job.context, dict(some)), idx=i, task_name=job.task, doc_id=i)
+        for i, (job, some) in enumerate(zip(jobs, kwargs, strict=True))
     ]
     hook = getattr(lm, "cache_hook", None)
     lm.cache_hook = CacheHook(None)

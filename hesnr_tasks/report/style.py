@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from hesnr_tasks.errors import HesnrError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "LINES", "MARKERS", "figure", "look", "save"]
+    from hesnr_tasks.analysis.measures import Number
+
+__all__ = ["COLOURS", "LINES", "MARKERS", "error_bars", "figure", "look", "save"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -54,6 +57,30 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 3.6, height: float
     with matplotlib.rc_context(_LOOK):
         drawn = Figure(figsize=(width * columns, height * rows), layout="constrained")
         return drawn, drawn.subplots(rows, columns, squeeze=False)
+
+
+def error_bars(
+    axis: Any,
+    i: int,
+    label: str,
+    places: Sequence[float],
+    numbers: Sequence[Number],
+    *,
+    across: bool = False,
+    line: bool = True,
+) -> None:
+    """Series `i`: values with their intervals, where they have one, along y, or along x if `across`."""
+    reach = [(n.value - n.low, n.high - n.value) if math.isfinite(n.low + n.high) else (0.0, 0.0) for n in numbers]
+    errors = [[max(0.0, end) for end in side] for side in zip(*reach, strict=True)]
+    values = [number.value for number in numbers]
+    style = LINES[i % len(LINES)] if line and not across else "none"
+    shape: dict[str, Any] = {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": style,
+    }
+    x, y = (values, places) if across else (places, values)
+    axis.errorbar(x, y, **{"xerr" if across else "yerr": errors}, label=label, elinewidth=1, **shape)
 
 
 @contextlib.contextmanager

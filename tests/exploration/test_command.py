@@ -13,9 +13,9 @@ from hesnr_tasks.analysis import analyze
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.exploration.bounds import vocabulary_size
-from hesnr_tasks.exploration.drawing import drawn
+from hesnr_tasks.exploration.contrast import vocabulary_size
 from hesnr_tasks.exploration.lexicon import load_lexicon
+from hesnr_tasks.exploration.tables import drawn
 from hesnr_tasks.store import ScoreStore
 from tests.analysis import made
 from tests.conftest import SHARED
@@ -78,15 +78,15 @@ def test_the_figure_draws_the_numbers_of_the_tables(ladder, tmp_path, over):
     assert (tmp_path / "exploration.png").stat().st_size > 10_000
     assert b"matched difference" in (tmp_path / "exploration.svg").read_bytes()
     tables = [Table(name, name, [_numbers(row) for row in rows]) for name, rows in told["tables"].items()]
-    found, rows = drawn(tables), {table.name: table.rows for table in tables}
+    (run, groups, courses), rows = drawn(tables), {table.name: table.rows for table in tables}
     last = [row for row in rows["exploration"] if row["run"] == "step200"]
-    assert [line.values for line in found.groups] == [tuple(r[n] for r in last) for n in ("difference", "matched")]
+    assert [line.values for line in groups] == [tuple(r[n] for r in last) for n in ("difference", "matched")]
     course = [
         r for r in rows["exploration" if over == "run" else "exploration_by_turn"] if r.get("group", "all") == "all"
     ]
-    assert (found.run, found.over) == ("step200", over)
-    assert found.course[0].places == (("step100", "step200") if over == "run" else ("1", "2", "3-4", "5-8"))
-    assert found.course[0].values == tuple(row["matched"] for row in course if row["part"] == "pivotal words")
+    assert run == "step200"
+    assert courses[0].places == (("step100", "step200") if over == "run" else ("1", "2", "3-4", "5-8"))
+    assert courses[0].values == tuple(row["matched"] for row in course if row["part"] == "pivotal words")
 
 
 def _numbers(row):

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.analysis.intervals import estimates
-from hesnr_tasks.exploration.bounds import entropy_bounds
-from hesnr_tasks.exploration.contrast import contrast, difference_bounds
+from hesnr_tasks.exploration.contrast import contrast, difference_bounds, entropy_bounds
 from hesnr_tasks.metrics import topk_entropy
 from tests.reference import exploration as reference
 

@@ -88,9 +88,10 @@ def test_the_figure_draws_the_tables_numbers(two):
     panels = command.drawn(found)
     assert list(panels) == ["curve", "difference"]
     for name, points in found.curves.items():
-        assert panels["curve"][name]["value"] == [100 * point.value for point in points]
-        assert panels["curve"][name]["k"] == [1, 2, 4, 8]
-    assert panels["difference"]["tuned.csv"]["low"] == [100 * one.low for one in found.against["tuned.csv"]]
+        assert [number.value for number in panels["curve"][name]] == [100 * point.value for point in points]
+        assert [point.k for point in points] == [1, 2, 4, 8]
+    lows = [number.low for number in panels["difference"]["tuned.csv"]]
+    assert lows == [100 * one.low for one in found.against["tuned.csv"]]
 
 
 def test_other_problems_are_refused_unless_common(capsys, two, tmp_path):

@@ -2,11 +2,14 @@
 
 import json
 import re
+import tracemalloc
 
 import pytest
 
+from hesnr_tasks.analysis.output import Table, show
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.passk.reading import Query, read
+from hesnr_tasks.passk.estimator import pass_at_ks
+from hesnr_tasks.passk.reading import Query, read, read_log
 
 
 def write(path, value):
@@ -292,3 +295,48 @@ def test_two_models_are_no_samples_of_one(tmp_path):
         log(tmp_path / model, [sample(0, [model], 1.0)], model=model)
     with pytest.raises(DataError, match="answers of two models"):
         read("x", [tmp_path])
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_an_empty_log_is_said_to_be_empty(tmp_path, text):
+    with pytest.raises(DataError, match=r"samples_t_2026\.jsonl.* is empty"):
+        read("x", [write(tmp_path / "samples_t_2026.jsonl", text)])
+
+
+def test_lm_evals_own_repeats_since_0_5(tmp_path):
+    """Its names `group::task`, its metrics `pass@1(exact_match)` and a score an answer."""
+    rows = []
+    for i, right in enumerate([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]):
+        values = pass_at_ks([4], [sum(right)], (1, 2, 4))[0].tolist()
+        names = {f"pass@{k}(exact_match)": value for k, value in zip((1, 2, 4), values)}
+        more = {"metrics": list(names), "scores_per_repeat": {"exact_match": right}}
+        rows.append(sample(i, list("abcd"), 0.0) | names | more)
+        del rows[-1]["exact_match"]
+    path = write(tmp_path / "samples_group::task_2026.jsonl", rows)
+    expected = {"T/0": (4, 2), "T/1": (4, 0), "T/2": (4, 4)}
+    assert counts(read("x", [path], Query(task="group::task"))) == expected
+    assert next(logged.right for logged in read_log(path)[0]) == (True, False, False, True)
+    for row in rows:
+        del row["scores_per_repeat"]
+    assert counts(read("x", [write(path, rows)])) == expected
+
+
+def test_a_long_log_is_read_a_line_at_a_time(tmp_path):
+    path = write(tmp_path / "samples_t_2026.jsonl", [sample(i, [f"{i}" * 100_000], i % 2) for i in range(60)])
+    tracemalloc.start()
+    try:
+        found = read("x", [path])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found.n.sum(), found.c.sum()) == (60, 30)
+    assert peak < path.stat().st_size / 3
+
+
+def test_names_in_a_log_steer_no_terminal(tmp_path):
+    rows = [sample(i, ["a"], 1.0) | {"doc": {"task_id": f"\x1b[2J{i}"}} for i in range(3)] + [sample(9, [], 1.0)]
+    rows[-1]["doc"] = {"task_id": "\x1b[31mnone"}
+    found = read("\x1b[1mrun", [log(tmp_path, rows)])
+    table = Table("t", f"of {found.name}", [{"problem": label} for label in found.labels], found.notes)
+    assert any("none" in note for note in found.notes)
+    assert "\x1b" not in show([table], "text", {})
