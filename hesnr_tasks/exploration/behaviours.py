@@ -211,7 +211,7 @@ def rarity(corpora: Sequence[Corpus], reference: Corpus, embed: Embed | None = N
             answer.values["rare"] = _percent(int((apart[start:end] > limit).sum()), end - start)
     return (
         f"rare: farther from its {NEIGHBOURS} nearest of {len(base)} sentences of {reference.name} "
-        f"({'embeddings' if embed else 'TF-IDF'}) than {limit:.3f}, as a tenth of the reference's own are"
+        f"({'embeddings' if embed else 'TF-IDF'}) than {limit:.3f}, as {np.mean(own > limit):.0%} of its own are"
     )
 
 

@@ -301,8 +301,8 @@ def mean_error(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 
     """Mean over problems and its cluster-bootstrap standard error (NaN for one problem), in any order of problems."""
     ordered = sorted(values)
     mean = math.fsum(ordered) / len(ordered)
-    if len(ordered) < 2:
-        return mean, math.nan
+    if len(ordered) < 2 or ordered[-1] - ordered[0] < _ROUNDING:
+        return mean, math.nan if len(ordered) < 2 else 0.0
     sums = bootstrap_sums(np.array(ordered)[:, None], resamples, seed)[:, 0]
     return mean, standard_error(sums / len(ordered))
 

@@ -129,9 +129,8 @@ def log_files(paths: Sequence[Path], task: str | None) -> list[Path]:
         if not path.exists():
             list(_files(path))
         for file in _sample_logs(path) if path.is_dir() else [path]:
-            if path.is_dir() or any(
-                is_log(record.value) for record in itertools.islice(records(str(file)), 1) if isinstance(record, Record)
-            ):
+            first = next(records(str(file)), None)
+            if file.name.startswith("samples_") or (isinstance(first, Record) and is_log(first.value)):
                 by_path.setdefault(file.resolve(), file)
     return list(_of_task(list(by_path.values()), task)) if by_path else []
 
@@ -158,7 +157,7 @@ def _read(path: Path, query: Query) -> _Log | list[_Answers]:
     if first is None:
         raise DataError(f"{path} is empty: there is no answer in it. Was the run stopped before it wrote its log?")
     rows = itertools.chain([first], lines)
-    if is_log(first.value):
+    if is_log(first.value) or path.name.startswith("samples_"):
         return _log(path, rows, query)
     found = _rows(rows)
     if found and any(_is_row(value) for _, value in found):
@@ -217,10 +216,17 @@ def read_log(path: Path, query: Query = _USUAL) -> tuple[list[Logged], list[str]
     """The problems of one sample log with all their answers, and notes on rows that were there twice.
 
     Raises:
-        DataError: With file and line, where right answers cannot be counted.
+        DataError: With file and line, where right answers cannot be counted, or answers are no text.
     """
     notes: list[str] = []
-    return [logged for logged, _ in _logged(path, _records(str(path)), query, notes)], notes
+    problems = []
+    for logged, row in _logged(path, _records(str(path)), query, notes):
+        if not all(isinstance(x, (str, type(None))) for x in _flat(row["resps"])):
+            raise DataError(
+                f"{path}: document {row['doc_id']} has likelihoods where answers should be: no text to read"
+            )
+        problems.append(logged)
+    return problems, notes
 
 
 def _log(path: Path, rows: Iterable[Record], query: Query) -> _Log:
@@ -254,7 +260,11 @@ def _logged(
         digests[problem].add(_digest(row))
         more += again
         right = _verdicts(row)
-        n, c = (len(right), sum(right)) if right and not query.metric else _counted(row, record.where, query.metric)
+        if right and not query.metric:
+            n, c = len(right), sum(right)
+            _check_estimates(row, n, c, "", record.where)
+        else:
+            n, c = _counted(row, record.where, query.metric)
         texts = tuple(_leaves(row["resps"]))
         if right is None and len(texts) == n and c in (0, n):
             right = (c > 0,) * n
@@ -308,15 +318,18 @@ def _counted(row: Mapping[str, Any], where: Where, metric: str | None) -> tuple[
             "as take_first does); Pass@K cannot be had from this log. Run it as hesnr_passk with this task as its base."
         )
     right = _right(name, float(value), scored, where)
-    for other, estimate in row.items():
-        k = _k(other)
-        if 1 <= k <= scored and isinstance(estimate, (int, float)):
-            expected = pass_at_k(scored, right, k)
-            if abs(expected - estimate) > _CLOSE:
-                raise DataError(
-                    f"{where}: {other} is {estimate}, but {right} right of {scored} answers give {expected:.6g}"
-                )
+    _check_estimates(row, scored, right, name[name.find("(") :] if "(" in name else "", where)
     return scored, right
+
+
+def _check_estimates(row: Mapping[str, Any], n: int, c: int, metric: str, where: Where) -> None:
+    """`DataError` where a pass@k of the row is not that of its answers; `metric`: "(name)" in 0.5's own logs."""
+    for name, estimate in row.items():
+        k = _k(name)
+        if 1 <= k <= n and isinstance(estimate, (int, float)) and name.endswith(metric or name):
+            expected = pass_at_k(n, c, k)
+            if not abs(expected - estimate) <= _CLOSE:
+                raise DataError(f"{where}: {name} is {estimate}, but {c} right of {n} answers give {expected:.6g}")
 
 
 def _right(name: str, value: float, n: int, where: Where) -> int:
@@ -355,13 +368,16 @@ def _metric(row: Mapping[str, Any], where: Where, wanted: str | None) -> str:
 
 
 def _leaves(responses: Any) -> list[str]:
-    """Answers in `resps` or `filtered_resps`: per instance a list of them, or one."""
+    """Answers in `resps` or `filtered_resps` as texts."""
+    return [
+        x if isinstance(x, str) else "" if x is None else json.dumps(x, ensure_ascii=False) for x in _flat(responses)
+    ]
+
+
+def _flat(responses: Any) -> list[Any]:
+    """Per instance there is a list of answers, or one."""
     instances = responses if isinstance(responses, list) else [responses]
-    return [_text(answer) for one in instances for answer in (one if isinstance(one, list) else [one])]
-
-
-def _text(answer: Any) -> str:
-    return answer if isinstance(answer, str) else "" if answer is None else json.dumps(answer, ensure_ascii=False)
+    return [answer for one in instances for answer in (one if isinstance(one, list) else [one])]
 
 
 def _arguments(row: Mapping[str, Any]) -> list[Any]:

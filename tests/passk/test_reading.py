@@ -9,7 +9,7 @@ import pytest
 from hesnr_tasks.analysis.output import Table, show
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.passk.estimator import pass_at_ks
-from hesnr_tasks.passk.reading import Query, read, read_log
+from hesnr_tasks.passk.reading import Query, log_files, read, read_log
 
 
 def write(path, value):
@@ -340,3 +340,30 @@ def test_names_in_a_log_steer_no_terminal(tmp_path):
     table = Table("t", f"of {found.name}", [{"problem": label} for label in found.labels], found.notes)
     assert any("none" in note for note in found.notes)
     assert "\x1b" not in show([table], "text", {})
+
+
+def test_estimates_that_are_not_those_of_the_verdicts_are_refused(tmp_path):
+    for wrong in (0.5, float("nan")):
+        rows = [sample(0, ["a", "b"], wrong, metric="pass@1", right_answers=[1, 1])]
+        with pytest.raises(DataError, match=r"pass@1 is (0\.5|nan), but 2 right of 2 answers give 1"):
+            read("x", [log(tmp_path, rows)])
+    named = {"pass@1(a)": 0.5, "pass@1(b)": 1.0, "metrics": ["pass@1(a)", "pass@1(b)"]}
+    path = log(tmp_path, [sample(0, ["x", "y"], 0.0) | named])
+    for metric, right in (("pass@1(a)", 1), ("pass@1(b)", 2)):
+        assert counts(read("x", [path], Query(metric=metric))) == {"T/0": (2, right)}
+
+
+def test_likelihoods_are_no_answers_to_read(tmp_path):
+    row = sample(0, [], 1.0, metric="acc") | {"resps": [[[-1.0, False]], [[-2.0, True]]]}
+    row["filtered_resps"] = [[-1.0, False], [-2.0, True]]
+    path = log(tmp_path, [row])
+    assert counts(read("x", [path])) == {"T/0": (1, 1)}
+    with pytest.raises(DataError, match="likelihoods where answers should be"):
+        read_log(path)
+
+
+def test_a_file_called_a_sample_log_that_is_none(tmp_path):
+    path = log(tmp_path, [{"id": 1, "text": "hi"}])
+    with pytest.raises(DataError, match=r":1: no line of an lm-eval sample log"):
+        read("x", [path])
+    assert log_files([path], None) == [path]
