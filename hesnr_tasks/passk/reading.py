@@ -156,9 +156,9 @@ def _read(path: Path, query: Query) -> _Log | list[_Answers]:
     first = next(lines, None)
     if first is None:
         raise DataError(f"{path} is empty: there is no answer in it. Was the run stopped before it wrote its log?")
-    rows = itertools.chain([first], lines)
     if is_log(first.value) or path.name.startswith("samples_"):
-        return _log(path, rows, query)
+        return _log(path, itertools.chain([first], lines), query)
+    rows = [first, *lines]
     found = _rows(rows)
     if found and any(_is_row(value) for _, value in found):
         return list(_table(found, query.unknown_fails))
