@@ -252,7 +252,7 @@ class PassKTask:
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any] | None:
         """Every answer through the task's own verifier, then pass@k of the problem."""
         if _SINCE_0_5:  # called by `process_instances`, for one answer at a time
-            return super().process_results(doc, results)  # type: ignore[misc, no-any-return]
+            return super().process_results(doc, results)  # type: ignore[misc]
         if _is_bypassed(self):  # --predict_only
             return {"bypass": 999}
         judge = super().process_results  # type: ignore[misc]
@@ -309,7 +309,7 @@ def _described(config: Mapping[str, Any]) -> Any:
     given = {name: value for name, value in config.items() if name in known}
     usual = {"aggregation": "mean", "higher_is_better": True}
     given["metric_list"] = [{**usual, **metric} for metric in given.get("metric_list") or [{"metric": "exact_match"}]]
-    make: Any = ConfigurableTask.from_config if _SINCE_0_5 else ConfigurableTask  # type: ignore[attr-defined]
+    make: Any = ConfigurableTask.from_config if _SINCE_0_5 else ConfigurableTask
     return make(config={"output_type": "generate_until", **given})
 
 
