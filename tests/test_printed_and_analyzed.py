@@ -58,17 +58,18 @@ def test_printed_and_analyzed_agree_over_random_sequences_of_runs(checkpoint, da
             tasks = rng.sample(sorted(ASKED), rng.randint(1, 3))
             metadata = {"trajectories": data[rng.choice(sorted(data))], "scores": str(folder), "resamples": 100}
             metadata |= rng.choice([{}, {"limit": 2}, {"sample": 2}, {"sample": 1, "sample_seed": 5}])
-            limit = rng.choice([None, None, 1, 2])
+            limit, floor = rng.choice([None, None, 1, 2]), rng.choice([0, 30])
+            metadata |= {"min_tokens": floor}
             result = evaluate(checkpoint, tasks, metadata, limit=limit)
-            printed.append((tasks, result))
+            printed.append((tasks, result, floor))
             for task in tasks:
-                rows, said = analyzed(folder, *ASKED[task])
+                rows, said = analyzed(folder, *ASKED[task], "--min-tokens", floor)
                 assert (len(rows), len(said)) == (1, 1)
                 same(rows[0], result, task)
-        for tasks, result in printed:  # and every one of them can be had again
+        for tasks, result, floor in printed:  # and every one of them can be had again
             task = tasks[0]
             digest = result["configs"][task]["metadata"]["signature"]["data"]
-            rows, _ = analyzed(folder, *ASKED[task], "--run", digest[:10])
+            rows, _ = analyzed(folder, *ASKED[task], "--min-tokens", floor, "--run", digest[:10])
             same(rows[0], result, task)
 
 
@@ -76,12 +77,12 @@ def test_two_data_sets_are_not_pooled_unless_asked_for(checkpoint, data, tmp_pat
     folder = tmp_path / "scores"
     first = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": data["first"], "scores": str(folder)})
     second = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": data["second"], "scores": str(folder)})
-    rows, said = analyzed(folder)
+    rows, said = analyzed(folder, "--min-tokens", 0)
     same(rows[0], second, "hesnr_swe")
     assert "run 2 of 2" in said[0]
     assert "second.jsonl" in said[0]
     assert said[0].endswith("3 of 3 trajectories")
-    rows, said = analyzed(folder, "--run", 1)
+    rows, said = analyzed(folder, "--run", 1, "--min-tokens", 0)
     same(rows[0], first, "hesnr_swe")
     rows, said = analyzed(folder, "--all")
     assert rows[0]["trajectories"] == 6
