@@ -187,6 +187,8 @@ class PassKTask:
             prompt = str(getattr(context, "prompt", context))
             self._occurrences[prompt] += 1
             problem = identity(prompt, self._occurrences[prompt])
+            if isinstance(getattr(request, "target", None), int):  # 0.5 turns "07" into 7, which equals no text
+                request.target = self._target(doc, request.target)
             request.request_type = REQUEST_TYPE
             request.arguments = (context, {**arguments, "seed": seed_of(self.passk.seed, problem, 0)}, *rest)
             request.job = Job(
@@ -199,6 +201,12 @@ class PassKTask:
                 folder=self.passk.answers,
             )
         return made
+
+    def _target(self, doc: dict[str, Any], number: int) -> str:
+        from lm_eval.config.templates import process_field
+
+        template = self.config.doc_to_target  # type: ignore[attr-defined]
+        return str(number if template is None else process_field(doc, template))
 
     def apply_filters(self) -> None:
         """The task's filters on every answer alone, as if it were the only one."""

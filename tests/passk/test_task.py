@@ -291,6 +291,23 @@ def test_tasks_that_cannot_be(checkpoint, tasks, yaml, why):
         TaskManager(include_path=str(folder), include_defaults=False).load(["bad"])
 
 
+def test_answers_of_digits_are_judged_as_text():
+    """lm-eval 0.5 makes a number of a target of digits, which no answer would equal."""
+    manager = TaskManager(include_path=str(tasks_path()), include_defaults=False)
+    task = manager.load(["hesnr_passk_arithmetic"])["tasks"]["hesnr_passk_arithmetic"]
+    task.build_all_requests(limit=2)
+    first, second = task.instances
+    first.doc["answer"], first.resps, second.resps = "9", ["9", " 9.", "x", "8", "9", "99", "", "9"], ["x"] * 8
+    if SINCE_0_5:
+        task.process_instances()
+        (found, _) = task.scorers[0].reduced_docs.values()
+    else:
+        task.apply_filters()
+        found = task.process_results(first.doc, [first.filtered_resps["first_integer"]])
+    assert found["right_answers"] == [1, 1, 0, 0, 1, 0, 0, 1]
+    assert found["pass@1"] == 0.5
+
+
 READY = {"gsm8k": "gsm8k", "aime24": "aime24", "aime25": "aime25", "math500": "minerva_math500",
          "humaneval_plus": "humaneval_plus"}  # fmt: skip
 
