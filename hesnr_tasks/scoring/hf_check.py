@@ -101,12 +101,14 @@ def depends_on_length(net: Net, way: Way, ids: Sequence[int], longest: int) -> s
     if longest <= len(line):
         return ""
     if net.remote:
-        return _moved_by_more_text(net, way, _probe(net, ids), longest)
+        return net.reason(_moved_by_more_text(net, way, _probe(net, ids), longest))
     if "position_ids" not in net.takes:
         return ""
     try:
-        return _moved_by_the_last_position(net, line, longest)
+        return net.reason(_moved_by_the_last_position(net, line, longest))
     except Exception as error:  # out of memory: reading, which needs more, ends with an error that helps
+        if net.sharded and is_out_of_memory(error):
+            raise
         _log.debug("%s takes no chosen positions: %s", _name(net), error)
         return ""
 
@@ -115,7 +117,7 @@ def _moved_by_the_last_position(net: Net, ids: npt.NDArray[np.int32], longest: i
     def read_with(last: int) -> torch.Tensor:
         positions = torch.arange(n, device=net.device)
         positions[-1] = last
-        with torch.inference_mode(), fresh_rope(net.outer):
+        with net.no_grad(), fresh_rope(net.outer):
             return net.plain(tokens, positions[None])[0, :-1].float().log_softmax(dim=1)
 
     n = len(ids)
@@ -140,7 +142,7 @@ def _moved_by_more_text(net: Net, way: Way, probe: _Probe, longest: int) -> str:
     try:
         (scores,), _ = read(net, alone, [long], probe.k, [0, longest], rows=_ROWS)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if net.sharded or not is_out_of_memory(error):
             raise
         _log.warning(
             "%s comes with its own code, and whether its numbers depend on the length of the text could not be tried: "
@@ -278,7 +280,7 @@ def _spread(n: int) -> npt.NDArray[np.int32]:
 def _plain_scores(net: Net, text: Text) -> Scores:
     """By a plain forward pass, full log-softmax and full sort; shares nothing with the fast ways."""
     ids = torch.from_numpy(text.ids).to(net.device, torch.int64)
-    with torch.inference_mode(), fresh_rope(net.outer):
+    with net.no_grad(), fresh_rope(net.outer):
         logits = net.plain(ids[None])[0]
         rows = logits[torch.from_numpy(text.targets - 1).to(logits.device, torch.int64)].float().log_softmax(dim=1)
     logprob = rows.gather(1, ids[text.targets].to(rows.device)[:, None])
@@ -302,9 +304,9 @@ def _disagreement(net: Net, probe: _Probe, attempt: Callable[[], list[Scores]]) 
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+        return net.reason(f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}")
     reasons = [_difference(net, *pair) for pair in zip(found, probe.scores, strict=False)]
-    return next(filter(None, reasons), "")
+    return net.reason(next(filter(None, reasons), ""))
 
 
 def _difference(net: Net, found: Scores, expected: Scores) -> str:

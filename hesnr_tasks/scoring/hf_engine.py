@@ -169,12 +169,13 @@ class _Run:
         several = len(job.texts) > 1
         if not several:
             self._engine.limits.refuse_too_long(job.stop, job.names[0])
+        net = self._engine.net
         chunk = job.stop - job.start if several else self._engine.limits.chunk(job.start, job.stop)
         while True:
             try:
                 return self._attempt(job, chunk, bar)
             except Exception as error:
-                if not is_out_of_memory(error):
+                if net.sharded or not is_out_of_memory(error):  # the others are waiting inside the same pass
                     raise
                 reason = str(error).strip().split("\n")[0]
             if torch.cuda.is_available():

@@ -112,6 +112,13 @@ HEADS: dict[str, Head] = {"stub": _stub, "keep": _keep, "hook": _hook, "plain": 
 
 
 def usable_heads(net: Net) -> list[str]:
-    """The ways this model offers, best first."""
-    offered = {"stub": bool(net.bodies), "keep": "logits_to_keep" in net.takes, "hook": net.head is not None}
+    """The ways this model offers, best first.
+
+    `stub` runs the wrapper without its body; hooks that gather the parameters of a sharded model do not allow that.
+    """
+    offered = {
+        "stub": bool(net.bodies) and not net.sharded,
+        "keep": "logits_to_keep" in net.takes,
+        "hook": net.head is not None,
+    }
     return [name for name in HEADS if offered.get(name, True)]

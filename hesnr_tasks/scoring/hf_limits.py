@@ -46,7 +46,7 @@ class Limits:
         if stop > _SURELY_FITS and (start or not self._fits_at_once(n)):
             fits = max(_SURELY_FITS, int(self._budget(stop) / self._needs.chunk(1, stop)))
             most = min(most, 1 << (fits.bit_length() - 1))  # so that a little more memory does not change the numbers
-        return max(1, min(n, most))
+        return max(1, min(self._net.together(min(n, most))))
 
     def _fits_at_once(self, n: int) -> bool:
         """Whether one pass, which keeps no cache, takes no more than the cache and the activations of chunks may."""
@@ -73,11 +73,9 @@ class Limits:
         if self._way.cached or n <= _SURELY_FITS or self._net.device.type == "cuda":
             return
         needs, free = self._needs.one_pass(n), free_bytes(self._net.device)
-        if needs > free:
-            raise ScoringError(
-                f"trajectory {name!r} does not fit into memory ({n} tokens take {needs / 1e9:.1f} GB, "
-                f"{free / 1e9:.1f} are free){self._one_pass}. {_ADVICE}"
-            )
+        lacking = f"{n} tokens take {needs / 1e9:.1f} GB, {free / 1e9:.1f} are free" if needs > free else ""
+        if lacking := self._net.reason(lacking):
+            raise ScoringError(f"trajectory {name!r} does not fit into memory ({lacking}){self._one_pass}. {_ADVICE}")
 
     @property
     def _one_pass(self) -> str:
@@ -90,11 +88,11 @@ class Limits:
     @cached_property
     def _needs(self) -> Needs:
         try:
-            with torch.inference_mode(), fresh_rope(self._net.outer):
+            with self._net.no_grad(), fresh_rope(self._net.outer):
                 way = self._way
                 return measure(self._net, self._sample, head=way.head, cached=way.cached, unmasked=way.unmasked)
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) and not self._net.sharded:
                 raise ScoringError(f"not even a short text fits into memory beside the model. {_ADVICE}") from error
             raise
 

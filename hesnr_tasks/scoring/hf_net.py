@@ -32,11 +32,20 @@ class Net:
     """The wrapper (what has a head), its body (what gives hidden states), and what the wrapper's `forward` takes.
 
     `model`: what lm-eval calls (a PEFT model is unwrapped, its adapters stay in place).
-    `autocast`: dtype of lm-eval's mixed precision, or None.
+    `autocast`: dtype of lm-eval's mixed precision, or None. `together`: for a model of which each process holds a part
+    (None: this process holds all of it): gathers a value of every process. All processes then make the same calls in
+    the same order, and what could differ between them (memory, a comparison) is agreed upon before it is acted upon.
     """
 
-    def __init__(self, model: Any, device: torch.device, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+        together: Callable[[Any], list[Any]] | None = None,
+    ) -> None:
         self.outer = model
+        self.sharded, self.together = together is not None, together or _alone
         self.wrapper = _without_peft(model)
         self.device = device
         self.dtype: torch.dtype = getattr(self.wrapper, "dtype", torch.float32)
@@ -77,10 +86,19 @@ class Net:
 
     def call(self, feed: Feed, **extra: Any) -> tuple[torch.Tensor, Any]:
         """Logits and the cache (None where there is none)."""
+        model = self.outer if self.sharded else self.wrapper  # hooks that gather parameters start at the outermost
         with self.precision():
-            output = self.wrapper(input_ids=feed.ids, **self._arguments(feed), **extra)
+            output = model(input_ids=feed.ids, **self._arguments(feed), **extra)
         cache = getattr(output, self.cache_name, None) if self.cache_name and feed.keep_cache else None
         return _logits(output), cache
+
+    def reason(self, own: str) -> str:
+        """The first reason that any process has, "" where none has."""
+        return next(filter(None, self.together(own)), "")
+
+    def no_grad(self) -> Any:
+        """The context of reading; parameters gathered under inference mode could not be used in training again."""
+        return torch.no_grad() if self.sharded else torch.inference_mode()
 
     def precision(self) -> Any:
         """The context of lm-eval's own forward pass."""
@@ -97,6 +115,10 @@ class Net:
             position = torch.arange(feed.start, feed.start + n, device=feed.ids.device)
             found["position_ids"] = position.expand(rows, n)
         return found
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]
 
 
 def _bodies(wrapper: Any) -> list[torch.nn.Module]:

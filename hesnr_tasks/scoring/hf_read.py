@@ -88,7 +88,7 @@ def read(
     rows = rows or head_rows(net)
     collector = Collector(wanted.ids.to(net.device), k)
     fresh = fresh_rope(net.outer) if way.whole else nullcontext()
-    with torch.inference_mode(), CausalChunks() if way.unmasked else nullcontext(), fresh:
+    with net.no_grad(), CausalChunks() if way.unmasked else nullcontext(), fresh:
         for (start, stop), indices in zip(chunks, wanted.indices, strict=True):
             part = ids[:, start - edges[0] : stop - edges[0]]
             feed = Feed(part, start, cache, want_cache, positions=want_cache and way.positions)

@@ -38,7 +38,8 @@ class HuggingFaceBackend(Backend):
 
     def __init__(self, lm: Any) -> None:
         self._lm = lm
-        self._net = Net(lm.model, lm.device, getattr(lm, "mixed_precision_dtype", None))
+        precision, together = getattr(lm, "mixed_precision_dtype", None), getattr(lm, "together", None)
+        self._net = Net(lm.model, lm.device, precision, together)
         self._engine: Engine | None = None
 
     @property

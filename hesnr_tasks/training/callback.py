@@ -18,8 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from hesnr_tasks.errors import HesnrError, SettingsError
 from hesnr_tasks.settings import Settings, refuse_unknown
 from hesnr_tasks.signature import describe
-from hesnr_tasks.training.eval_model import LiveModel, mixed_precision, tokenizer_of, unwrapped
-from hesnr_tasks.training.eval_scores import Evaluation, Evaluator, change, numbers
+from hesnr_tasks.training.eval_model import LiveModel, is_sharded, mixed_precision, tokenizer_of, unwrapped
+from hesnr_tasks.training.eval_scores import Evaluation, Evaluator, UnfinishedPass, change, gather, numbers
 
 __all__ = ["HESNRCallback"]
 
@@ -46,8 +46,11 @@ class HESNRCallback(TrainerCallback):
     tokens_per_second (reading). `evaluations` keeps the sums of each trajectory, `signature` every choice behind them.
 
     With several processes that each hold the whole model (DistributedDataParallel, DeepSpeed stages 1 and 2) the
-    trajectories are split over all of them. Raises `HesnrError` when it is made or before the first step for settings,
-    data or models that cannot be scored, sharded ones (FSDP, ZeRO stage 3, tensor parallel) among them.
+    trajectories are split over all of them. A model that FSDP2 has spread over them reads all trajectories in all of
+    them together, through its own forward pass; a process that fails inside one (out of memory, say) ends the run
+    whatever `on_error` is: the others wait for it. Raises `HesnrError` when it is made or before the first step for
+    settings, data or models that cannot be scored, among them FSDP 1, ZeRO stage 3, and tensor, context and sequence
+    parallel ones.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class HESNRCallback(TrainerCallback):
         model = unwrapped(kwargs["model"], getattr(args, "parallelism_config", None))
         tokenizer = tokenizer_of(self._tokenizer or kwargs.get("processing_class"))
         live = LiveModel(model, tokenizer, mixed_precision(args), self._max_length)
+        if is_sharded(model):
+            live.together, live.computes = gather, args.device
         self._evaluator = Evaluator(live, self.settings)
         self.evaluations, self._last_step = [], -1
         self.signature = self._evaluator.signature()
@@ -122,7 +127,7 @@ class HESNRCallback(TrainerCallback):
         try:
             found = self._evaluator.run(state.global_step)
         except HesnrError as error:
-            if self._on_error == "stop":
+            if self._on_error == "stop" or isinstance(error, UnfinishedPass):
                 raise
             _log.warning("no HE-SNR at step %d, training goes on: %s", state.global_step, error)
             return control
@@ -173,7 +178,8 @@ class HESNRCallback(TrainerCallback):
     def _announce(self, evaluator: Evaluator, max_length: int) -> None:
         """On stderr, not in the log: what a run will cost must be seen by everyone, log levels or not."""
         texts, processes = evaluator.texts, evaluator.processes
-        split = f", split over {processes} processes" if processes > 1 else ""
+        how = "by all of" if evaluator.sharded else "split over"
+        split = f", {how} {processes} processes" if processes > 1 else ""
         print(
             f"hesnr-tasks: HE-SNR every {self._every} steps: {len(texts.items)} trajectories, {texts.tokens:,} tokens "
             f"read each time{split}, {texts.counted:,} of them scored, "

@@ -21,10 +21,9 @@ from hesnr_tasks.scoring.types import Scores
 from hesnr_tasks.settings import Settings
 from hesnr_tasks.signature import signature
 from hesnr_tasks.training.eval_model import LiveModel
-from hesnr_tasks.training.eval_state import untouched
 from hesnr_tasks.training.eval_texts import prepare
 
-__all__ = ["Evaluation", "Evaluator", "change", "numbers"]
+__all__ = ["Evaluation", "Evaluator", "UnfinishedPass", "change", "gather", "numbers"]
 
 _log = logging.getLogger("hesnr_tasks")
 _WITH_ERRORS = ("he_snr", "he_ppl", "ppl")
@@ -39,43 +38,56 @@ class Evaluation(NamedTuple):
     sums: npt.NDArray[np.float64]  # (trajectories, 10): metrics.SUMS of each, in the order of their keys
 
 
+class UnfinishedPass(ScoringError):
+    """A forward pass of all processes that only some may have finished: the others wait, so this process must end."""
+
+
 class Evaluator:
     """Scores the same texts again and again, with the engine of `lm_eval --model hf`.
 
     The texts are tokenised and the engine checks itself when this is made; `run` only reads. With several processes
-    each reads its share and all get all sums; numbers do not depend on how many there are.
+    each reads its share and all get all sums; numbers do not depend on how many there are. Of a model that is spread
+    over the processes (`live.together`) all of them read all texts, pass by pass.
     """
 
     def __init__(self, live: LiveModel, settings: Settings) -> None:
         self.settings, self._live = settings, live
+        self.sharded = live.together is not None
         backend = huggingface.make(live)
         assert isinstance(backend, huggingface.HuggingFaceBackend)
         self._backend = backend
         self.texts = prepare(settings, live.tokenizer, live.add_bos_token, live.max_length)
         grouped = dist.is_available() and dist.is_initialized()
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
-        with untouched(live.model, live.device):
+        with live.reading():
             self._check()
 
     def run(self, step: int) -> Evaluation:
         """Read all texts once. Raises `ScoringError`, in every process alike, where a number cannot be had."""
         start, found, problem = time.perf_counter(), {}, ""
         try:
-            with untouched(self._live.model, self._live.device):
+            with self._live.reading():
                 found = self._sums()
         except Exception as error:
+            if self.sharded and not isinstance(error, HesnrError):
+                raise UnfinishedPass(
+                    f"process {self.rank} failed inside a forward pass that all processes run together "
+                    f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). The others wait for it, so the "
+                    "run ends here. If memory ran out, give HESNRCallback a smaller max_length."
+                ) from error
             problem = self._problem(error)
-        answers = self._gather((found, problem, time.perf_counter() - start))
+        answers = gather((found, problem, time.perf_counter() - start))
         problems = [text for _, text, _ in answers if text]
         if problems:
             raise ScoringError(problems[0])
-        sums = {number: row for part, _, _ in answers for number, row in part.items()}
+        sums = {number: row for part, _, _ in reversed(answers) for number, row in part.items()}
         rows = np.array([sums[number] for number in range(len(self.texts.items))], dtype=np.float64)
         return Evaluation(step, max(seconds for _, _, seconds in answers), rows)
 
     def signature(self) -> dict[str, Any]:
         """Every choice behind the numbers; the weights change with each step and are left out."""
         run = {"backend": "hf", "in_training": True, "max_length": self._live.max_length}
+        run |= {"sharded": True} if self.sharded else {}
         run |= {"autocast": str(self._live.mixed_precision_dtype), "architecture": type(self._live.model).__name__}
         items = [Item(text.key, 0.0, 1.0, text.cut) for text in self.texts.items]
         return signature(self.settings, self.settings.render, items, run)
@@ -95,9 +107,17 @@ class Evaluator:
             ) from error
 
     def _sums(self) -> dict[int, list[float]]:
-        own = self.texts.share(self.rank, self.processes)
-        others = set(range(len(self.texts.items))) - own
-        return {number: self._sum(number, scores) for number, scores in self._score(others)}
+        everything = set(range(len(self.texts.items)))
+        others = set() if self.sharded else everything - self.texts.share(self.rank, self.processes)
+        sums, problems = dict[int, list[float]](), list[HesnrError]()
+        for number, scores in self._score(others):
+            try:
+                sums[number] = self._sum(number, scores)
+            except HesnrError as error:  # raised after the last pass, which other processes may be in
+                problems.append(error)
+        if problems:
+            raise problems[0]
+        return sums
 
     def _score(self, skipped: Collection[int]) -> Iterator[tuple[int, Scores]]:
         passages = [text.passage for text in self.texts.items]
@@ -120,12 +140,14 @@ class Evaluator:
         _log.warning("while reading a model in training", exc_info=error)
         return f"process {self.rank} failed with {type(error).__name__}: {error}"
 
-    def _gather(self, own: Any) -> list[Any]:
-        if self.processes == 1:
-            return [own]
-        answers: list[Any] = [None] * self.processes
-        dist.all_gather_object(answers, own)
-        return answers
+
+def gather(own: Any) -> list[Any]:
+    """`own` of every process, in the order of their ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    answers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(answers, own)
+    return answers
 
 
 def numbers(found: Evaluation, settings: Settings, tokens_read: int) -> dict[str, float]:

@@ -95,14 +95,14 @@ class Witness(TrainerCallback):
         self.seen.append((flags, grads, buffers, switches, memory, draws))
 
 
-def train(model, folder, *callbacks, steps=4, **settings):
+def train(model, folder, *callbacks, steps=4, kind=Trainer, **settings):
     """A trainer after some steps."""
     usual = {"max_steps": steps, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2}
     usual |= {"save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 5}
     args = Arguments(output_dir=str(folder), **usual | settings)
     tokenizer = tiny.byte_level()
     data = {"train_dataset": blocks(), "eval_dataset": blocks(4), "data_collator": default_data_collator}
-    trainer = Trainer(model, args, **data, processing_class=tokenizer, callbacks=list(callbacks))
+    trainer = kind(model, args, **data, processing_class=tokenizer, callbacks=list(callbacks))
     introduce(trainer, callbacks)
     trainer.train()
     return trainer
