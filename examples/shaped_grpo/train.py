@@ -79,6 +79,7 @@ def config(seed: int, steps: int, learning_rate: float) -> GRPOConfig:
 def run(arm: str, seed: int, start: LlamaForCausalLM, options: argparse.Namespace) -> list[Row]:
     """One arm from the warmed-up model; rows of results.csv."""
     kind, strength = ARMS[arm]
+    strength = strength | {"alpha": options.alpha} if strength else strength
     held_out = problems(options.held_out, seed=99)
     watch = Evaluate(arm, seed, options.every, held_out)
     model = copy.deepcopy(start)
@@ -129,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--warm-up", type=int, default=90, help="supervised steps before")
     parser.add_argument("--held-out", type=int, default=128, help="problems for Pass@K")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--alpha", type=float, default=0.4, help="of the shaped arm")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer with the entropy-shaped advantage, without a second forward pass.
 
 TRL computes the entropies of a batch and then reads its advantages. The mixin hands it a copy of the batch, waits for
-the entropies, and puts the shaped advantages into that copy. This leans on the order of two calls inside TRL, so it
-accepts one line of TRL versions only, and stops training if the order is ever another one.
+the entropies, and puts the shaped advantages into that copy. This leans on the order of two calls inside TRL, which is
+watched while it runs: training stops in the first step if the order is ever another one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from hesnr_tasks.errors import SettingsError
@@ -20,22 +21,20 @@ from hesnr_tasks.training.advantage import ALPHA_GRPO, KAPPA, Shaped, check_stre
 __all__ = ["LOSS_TYPES", "EntropyShapedGRPOMixin", "EntropyShapedGRPOTrainer", "Pivotal", "check_version"]
 
 LOSS_TYPES = ("bnpo", "cispo", "dapo", "dr_grpo", "grpo", "sapo", "vespo")
-OLDEST, NEWEST = (1, 16), (1, 16)  # minor lines whose order of calls was read and tested
+OLDEST = "0.29.1"  # this version and 1.0, 1.8 and 1.16 were read: entropies first, then advantages
 
 Pivotal = Callable[[Sequence[int]], Sequence[bool]]
 """The token ids of one completion → which of them count as pivotal, one bool for each id."""
 
 
 def check_version(found: str | None) -> None:
-    """Raise `SettingsError` unless `found`, TRL's version or None where it is not installed, is one that was tested."""
+    """Raise `SettingsError` for TRL's version `found` (None: not installed) where it is too old."""
     if found is None:
         raise SettingsError("shaping advantages in TRL needs TRL: pip install 'hesnr-tasks[trl]'")
-    line = tuple(int(part) for part in found.split(".")[:2])
-    if not OLDEST <= line <= NEWEST:
+    if Version(found) < Version(OLDEST):
         raise SettingsError(
-            f"TRL {found} is installed, but shaping leans on the order of calls inside TRL's GRPOTrainer, which was "
-            f"tested with TRL >={OLDEST[0]}.{OLDEST[1]},<{NEWEST[0]}.{NEWEST[1] + 1} only: pip install "
-            "'hesnr-tasks[trl]'. With another version, call entropy_shaped_advantage in a trainer of your own."
+            f"TRL {found} is installed; shaping needs TRL {OLDEST} or newer: pip install 'hesnr-tasks[trl]'. With an "
+            "older version, call entropy_shaped_advantage in a trainer of your own."
         )
 
 
@@ -181,7 +180,7 @@ class EntropyShapedGRPOTrainer(EntropyShapedGRPOMixin, GRPOTrainer):
 def _moved(what: str) -> SettingsError:
     return SettingsError(
         f"TRL {version('trl')} (or a subclass between it and the mixin) {what}, so the advantages cannot be shaped. "
-        f"Install TRL >={OLDEST[0]}.{OLDEST[1]},<{NEWEST[0]}.{NEWEST[1] + 1}, or train with the plain GRPOTrainer."
+        f"Install TRL {OLDEST} … 1.16, or train with the plain GRPOTrainer."
     )
 
 

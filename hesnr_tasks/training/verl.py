@@ -5,7 +5,7 @@ verl 0.9 allows (older versions have no such place)::
 
     from functools import partial
     loss = partial(EntropyShapedPPOLoss(alpha=0.4), config=actor_config)
-    actor_rollout_wg.set_loss_fn(loss)
+    actor_rollout_wg.set_loss_fn(loss)   # after init_workers(), which sets verl's own, before fit()
 
 The actor must compute entropies: `actor_rollout_ref.actor.calculate_entropy=true`.
 """
@@ -107,4 +107,5 @@ def _as_given(shaped: Tensor, given: Tensor) -> Tensor:
 def _metrics(shaped: Shaped) -> dict[str, float]:
     count = shaped.counted.sum().clamp_min(1)
     capped, relative = shaped.capped.sum() / count, shaped.relative.sum() / count
-    return {"actor/shaping_capped": capped.item(), "actor/shaping_relative_bonus": relative.item()}
+    values = torch.stack([capped, relative]).tolist()  # one transfer; verl averages numbers, not tensors on a device
+    return dict(zip(("actor/shaping_capped", "actor/shaping_relative_bonus"), values, strict=True))
