@@ -45,7 +45,10 @@ def arguments(folder):
     model = tiny.llama(str(folder / "model"), steps=10)
     found = ["run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu"]
     found += ["--tasks", ",".join(TASKS), "--include_path", str(tasks_path()), "--log_samples"]
-    found += ["--metadata", json.dumps({"trajectories": write(folder / "small.jsonl", SMALL), "epsilon": 2.0})]
+    found += [
+        "--metadata",
+        json.dumps({"trajectories": write(folder / "small.jsonl", SMALL), "epsilon": 2.0, "min_tokens": 0}),
+    ]
     found += ["--output_path", str(folder / "out")]
     if INSTALLED["wandb"]:
         found += ["--wandb_args", f"mode=offline,project=hesnr,dir={folder}"]

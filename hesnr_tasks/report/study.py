@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ _METRICS = (
 )  # fmt: skip
 _FEWEST = 4  # trajectories for an interval, as in analysis.intervals
 _Z = 1.96
+_EVERYTHING = re.compile(r"^run 1 of 1 .*: (\d+) of \1 trajectories$")  # nothing that a reader must be told
 _RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks hesnr_swe,hesnr_swe_unfiltered --output_path DIR"
 
 
@@ -121,7 +123,7 @@ def study(
     found = list(
         _digests(ladder, folders, k, epsilon, limit, notes, lambda name: run_of(folders[name], run, of_model[name]))
     )
-    notes += [f"{one.name}: {one.about}" for one in found]
+    notes += [f"{one.name}: {one.about}" for one in found if not _EVERYTHING.search(one.about)]
     kept = _compatible(found, notes)
     filters = list(kept[0].signature["filters"]) if kept else _filters(rows)
     ablation = rows_of(filters)

@@ -290,7 +290,7 @@ def test_a_report_twice_is_the_same_to_the_byte(real, tmp_path):
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
 
 
-def test_resampling_is_seeded(real):
+def test_intervals_do_not_depend_on_a_seed(real):
     from hesnr_tasks.report.ladder import parse
     from hesnr_tasks.report.study import study
 
@@ -299,4 +299,4 @@ def test_resampling_is_seeded(real):
         study([], [parse("step5-2k")], {"step5-2k": folder}, {}, resamples=200, seed=seed).values for seed in (1, 1, 2)
     ]
     highs = [one["action-xml-format-comments"]["step5-2k"]["ppl"].high for one in ends]
-    assert highs[0] == highs[1] != highs[2]
+    assert highs[0] == highs[1] == highs[2]  # of a closed form: no seed is behind it
