@@ -99,6 +99,8 @@ def load_lexicon(path: Path = _PATH) -> Lexicon:
     """The lexicon in a JSON file, the shipped one by default; `DataError` where it is not one."""
     try:
         return Lexicon(read_json(path))
+    except DataError as error:
+        raise DataError(f"cannot read the lexicon: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise DataError(
             f"{path} is no lexicon ({error}): it needs version, words and sentences, as the shipped {_PATH.name} has"

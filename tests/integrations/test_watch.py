@@ -29,7 +29,7 @@ def watch(folder, *words, **kwargs):
         "--trajectories",
         "small.jsonl",
     ]
-    command += ["--model_args", "dtype=float32", "--settle", "0", *words]
+    command += ["--model_args", "dtype=float32", "--settle", "0", "--metadata", '{"min_tokens": 0}', *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, **kwargs)
 
 
@@ -64,7 +64,8 @@ def test_complete_checkpoints_are_scored_in_the_order_of_their_steps(training):
     expected = evaluate(
         str(folder / "checkpoints" / "step5"), ["hesnr_swe"], {"trajectories": str(folder / "small.jsonl")}
     )
-    assert values(saved, "hesnr_swe") == values(expected, "hesnr_swe")
+    want = values(expected, "hesnr_swe")  # with score files whole actions are read: float32's last bits differ
+    assert values(saved, "hesnr_swe") == pytest.approx(want, rel=1e-5)
     board = (folder / "out" / "leaderboard.md").read_text()
     assert "step5" in board
     assert "step10" in board
