@@ -266,7 +266,7 @@ def test_real_runs_make_every_figure_with_the_bits_of_analyze(real, capsys):
                 analyzed = "" if want[name][part] is None else f"{want[name][part]:.6g}"  # empty: withheld
                 assert row[name + end] == (analyzed and repr(float(analyzed))), (name, part)
     saved = json.loads((real / "runs" / "step5-2k" / "model" / "results_1.json").read_text())
-    assert float(rows[0]["he_snr"]) == pytest.approx(saved["results"]["hesnr_swe"]["he_snr,none"], rel=1e-5)
+    assert float(rows[0]["ppl"]) == pytest.approx(saved["results"]["hesnr_swe"]["ppl,none"], rel=1e-5)
     cases = list(csv.DictReader(io.StringIO((out / "tables" / "cases.csv").read_text())))
     assert {row["near"] for row in cases} <= {"ln 2", "ln 3", "ln 4"}
     assert {row["run"] for row in cases} == {"step25-8k-sft"}
