@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, printable
 from hesnr_tasks.registration import tasks_path
@@ -271,10 +272,7 @@ class _Watcher:
         return state if isinstance(state, dict) else {}
 
     def _remember(self, name: str, state: dict[str, Any]) -> None:
-        target = self.output / name / "watch.json"
-        part = target.with_suffix(".tmp")
-        part.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        part.replace(target)
+        write_output(self.output / name / "watch.json", json.dumps(state, indent=1) + "\n")
 
 
 def _snapshot(folder: Path) -> Snapshot:
@@ -304,9 +302,9 @@ def _lacking(folder: Path) -> str:
     try:
         if index.stat().st_size > _LARGEST_INDEX:
             raise ValueError("too large")
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(read_json(index)["weight_map"].values())
         missing = [str(shard) for shard in shards if not (folder / str(shard)).is_file()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"an {index.name} that cannot be read"
     return f"{len(missing)} of {len(shards)} weight files still missing" if missing else ""
 

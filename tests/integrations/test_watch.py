@@ -17,24 +17,22 @@ from tests.test_task import SMALL, evaluate, values, write
 CONVERT = "import shutil, sys; shutil.copytree(sys.argv[1] + '/weights', sys.argv[2])"
 
 
-def watch(folder, *words, **kwargs):
-    command = [
-        sys.executable,
-        "-m",
-        "hesnr_tasks.cli",
-        "watch",
-        "checkpoints",
-        "-o",
-        "out",
-        "--trajectories",
-        "small.jsonl",
-    ]
-    command += ["--model_args", "dtype=float32", "--settle", "0", "--metadata", '{"min_tokens": 0}', *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, **kwargs)
+COMMAND = [
+    sys.executable,
+    "-m",
+    "hesnr_tasks.cli",
+    "watch",
+    "checkpoints",
+    "-o",
+    "out",
+    "--trajectories",
+    "small.jsonl",
+]
+COMMAND += ["--model_args", "dtype=float32", "--settle", "0", "--metadata", '{"min_tokens": 0}']
 
 
-def log(folder, name):
-    return (folder / "out" / name / "lm_eval.log").read_text()
+def watch(folder, *words):
+    return subprocess.run([*COMMAND, *words], cwd=folder, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -121,19 +119,7 @@ def test_a_killed_watcher_goes_on_and_leaves_no_lm_eval_behind(training, tmp_pat
     folder, _ = training
     shutil.copytree(folder / "checkpoints" / "step10", tmp_path / "checkpoints" / "step10")
     shutil.copy(folder / "small.jsonl", tmp_path)
-    command = [
-        sys.executable,
-        "-m",
-        "hesnr_tasks.cli",
-        "watch",
-        "checkpoints",
-        "-o",
-        "out",
-        "--trajectories",
-        "small.jsonl",
-    ]
-    command += ["--model_args", "dtype=float32", "--settle", "0"]
-    watcher = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    watcher = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "step10" / "lm_eval.log").exists():
         assert time.monotonic() < deadline
