@@ -6,9 +6,9 @@ READY := $(VENV)/.ready
 NEXT := .venv-lm-eval-next
 NEXT_VERSION := 0.5.0.dev1
 # what stands between our tasks and lm-eval, run again with the next one
-NEXT_TESTS := tests/test_task.py tests/test_registration.py tests/test_cli.py tests/test_public_tasks.py tests/passk/test_task.py
+NEXT_TESTS := tests/slow/test_task.py tests/slow/test_registration.py tests/slow/test_cli.py tests/slow/test_public_tasks.py tests/slow/test_passk_task.py
 # arithmetic on float32, run again as on a CPU without vector instructions
-NUMERIC_TESTS := tests/scoring tests/test_metrics.py tests/test_task.py
+NUMERIC_TESTS := tests/unit/backends tests/unit/analysis/test_metrics.py tests/slow/test_task.py
 
 .PHONY: demo results test lint vllm lm-eval-next clean
 

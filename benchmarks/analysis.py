@@ -46,7 +46,7 @@ def speed(folder):
 
 def write(folder, name, seed):
     """One run of 2.5 M scored tokens."""
-    from tests.analysis import made
+    from tests.unit.analysis import made
 
     made.run_of(folder / name, TRAJECTORIES, TOKENS, seed=seed, quality=0.02 * seed)
 
@@ -56,7 +56,7 @@ def grid(folder):
     from hesnr_tasks.analysis.frame import load
     from hesnr_tasks.analysis.options import selections
     from hesnr_tasks.analysis.tables import SWEEP, Question, results
-    from hesnr_tasks.store import ScoreStore
+    from hesnr_tasks.scores import ScoreStore
 
     began = time.perf_counter()
     chosen = selections(ScoreStore.open(folder / "a").signature["filters"], ["action"], ["every"])
@@ -68,7 +68,7 @@ def grid(folder):
 
 def compare(folder):
     """The whole of `hesnr compare a b`."""
-    from hesnr_tasks.analysis import compare as command
+    from hesnr_tasks.cli import compare as command
 
     began = time.perf_counter()
     parser = argparse.ArgumentParser()

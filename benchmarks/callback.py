@@ -30,9 +30,9 @@ from transformers import (
 from transformers.trainer_callback import TrainerCallback
 
 from hesnr_tasks import demo
-from hesnr_tasks.readers import load
+from hesnr_tasks.formats import load
+from hesnr_tasks.integrations import HESNRCallback
 from hesnr_tasks.rendering import render
-from hesnr_tasks.training import HESNRCallback
 
 _LENGTH, _BATCH = 512, 8
 

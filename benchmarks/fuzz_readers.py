@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "readers")]
+sys.path.insert(0, str(ROOT))
 
-import mutations  # noqa: E402
+from tests.unit.formats import mutations  # noqa: E402
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--real-share", type=float, default=0.02, help="share of mutants made of the real files")
     args = parser.parse_args()
-    fixtures = mutations.sources(ROOT / "tests" / "readers" / "fixtures")
+    fixtures = mutations.sources(ROOT / "tests" / "unit" / "formats" / "fixtures")
     real = mutations.sources(ROOT.parent / "shared" / "trajectories")
     plan = [fixtures[i % len(fixtures)] for i in range(args.mutants)]
     if real:

@@ -88,7 +88,7 @@ def bare(model, ids, targets):
 
 def ours(model, ids, targets):
     """The engine, its self-check and memory estimate behind it."""
-    from hesnr_tasks.scoring.types import Passage
+    from hesnr_tasks.backends.types import Passage
 
     engine = engine_for(model)
     passages = [Passage("t", ids, targets)]
@@ -126,8 +126,8 @@ def with_vllm(model, ids, targets):
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from lm_eval.models.vllm_causallms import VLLM
 
-    from hesnr_tasks.scoring import backend_for
-    from hesnr_tasks.scoring.types import Passage
+    from hesnr_tasks.backends import backend_for
+    from hesnr_tasks.backends.types import Passage
 
     if not hasattr(with_vllm, "backend"):  # one engine for the warm-up and the run
         folder = tempfile.mkdtemp()
@@ -144,8 +144,8 @@ def engine_for(model):
     """The engine on a model, checked and measured."""
     import torch
 
-    from hesnr_tasks.scoring.hf_engine import Engine
-    from hesnr_tasks.scoring.hf_net import Net
+    from hesnr_tasks.backends.hf_engine import Engine
+    from hesnr_tasks.backends.hf_net import Net
 
     sample = np.random.default_rng(9).integers(3, model.config.vocab_size, 200).tolist()
     return Engine(Net(model, torch.device("cpu")), sample)
@@ -210,7 +210,7 @@ def child(way: str, model_name: str, tokens: int):
 
 def prefixes(model, *, shared: bool):
     """100 texts of 400 to 600 tokens after the same 2,048."""
-    from hesnr_tasks.scoring.types import Passage
+    from hesnr_tasks.backends.types import Passage
 
     engine = engine_for(model)
     engine.way = replace(engine.way, shared=shared)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hesnr_tasks.metrics import Metric, evaluate
-from hesnr_tasks.statistics import FEWEST_FOR_ERROR, bootstrap_sums, effective_number, standard_error
+from hesnr_tasks.stats import FEWEST_FOR_ERROR, bootstrap_sums, effective_number, standard_error
 
 __all__ = ["Item", "aggregate", "aggregate_error"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "trajectories"
+from tests import ROOT, SHARED
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +13,10 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real trajectories are not beside this clone (../shared/trajectories)")
     return SHARED
+
+
+def pytest_collection_modifyitems(items):
+    """What is under tests/slow is marked slow: `make check` leaves it out."""
+    for item in items:
+        if "slow" in item.path.relative_to(ROOT / "tests").parts:
+            item.add_marker(pytest.mark.slow)

@@ -22,7 +22,7 @@ from task import ANSWER, make_model, make_tokenizer, problems, reward, warm_up
 from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from hesnr_tasks.training.trl import EntropyShapedGRPOTrainer
+from hesnr_tasks.rl.trl import EntropyShapedGRPOTrainer
 
 ARMS: dict[str, tuple[type, dict[str, float]]] = {
     "plain": (GRPOTrainer, {}),

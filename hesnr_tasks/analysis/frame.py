@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import topk_entropy
-from hesnr_tasks.store import Entry, ScoreStore, StoredRun, choose_runs, mixed
+from hesnr_tasks.scores import Entry, ScoreStore, StoredRun, choose_runs, mixed
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["Frame", "Selection", "context_for", "load", "selection"]

@@ -8,9 +8,9 @@ freedom, so the interval widens with them instead of failing. It is made on the 
 (`Scale`) and so stays within its range.
 
 Coverage of nominal 95 % intervals, in simulations of 10 to 30 trajectories whose lengths are log-normal (sigma 0.5 to
-1.5), Pareto (1.5) or cut by a context limit (tests/analysis/test_coverage.py; where the level does not depend on the
-length): 93 to 99 %. A bootstrap-t on the same data covers 84 to 98 %, and its ends can be absurd. Where the level falls
-steeply with a length of infinite variance, it can drop below 90 %: no method knows the trajectories that were not
+1.5), Pareto (1.5) or cut by a context limit (tests/unit/analysis/test_coverage.py; where the level does not depend on
+the length): 93 to 99 %. A bootstrap-t on the same data covers 84 to 98 %, and its ends can be absurd. Where the level
+falls steeply with a length of infinite variance, it can drop below 90 %: no method knows the trajectories that were not
 seen. An interval is withheld (NaN) where the weights are those of fewer than 4 equal trajectories (Kish) or
 leave fewer than 2 degrees of freedom.
 
@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.statistics import (
+from hesnr_tasks.stats import (
     FEWEST_FOR_ERROR,
     RESAMPLES,
     SEED,

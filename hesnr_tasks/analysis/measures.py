@@ -13,7 +13,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.intervals import Scale, estimates
 from hesnr_tasks.metrics import METRICS, SUMS, Metric, evaluate
 from hesnr_tasks.results import Item, aggregate_error
-from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.stats import RESAMPLES, SEED
 
 __all__ = ["ALL_METRICS", "Number", "Share", "column", "measure", "scale_of", "share_scored"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from hesnr_tasks.analysis.frame import Selection, selection
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
-from hesnr_tasks.statistics import MOST_RESAMPLES, RESAMPLES, SEED
+from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from hesnr_tasks.analysis.measures import Number, Share
 from hesnr_tasks.errors import SettingsError, printable
-from hesnr_tasks.store.files import write_whole
+from hesnr_tasks.scores.files import write_whole
 
 __all__ = ["FORMATS", "REPRODUCIBLE", "Table", "interval", "show", "write_tables"]
 

@@ -15,7 +15,7 @@ from hesnr_tasks.analysis.measures import column
 from hesnr_tasks.analysis.options import selections
 from hesnr_tasks.analysis.sums import token_sums
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.store import ScoreStore, differences
+from hesnr_tasks.scores import ScoreStore, differences
 
 __all__ = ["Run", "matched", "read_run"]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.intervals import why_withheld
 from hesnr_tasks.analysis.measures import ALL_METRICS, column
-from hesnr_tasks.statistics import effective_number
+from hesnr_tasks.stats import effective_number
 
 __all__ = ["diagnostics", "holm", "minimum_detectable", "trajectories_needed"]
 

@@ -17,7 +17,7 @@ from hesnr_tasks.analysis.measures import Number, column, measure, share_scored
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.analysis.sums import grid_sums, group_sums, token_sums
 from hesnr_tasks.metrics import EPSILON
-from hesnr_tasks.statistics import RESAMPLES, SEED, effective_number
+from hesnr_tasks.stats import RESAMPLES, SEED, effective_number
 
 __all__ = ["SWEEP", "Question", "breakdown", "histograms", "results", "sweep"]
 

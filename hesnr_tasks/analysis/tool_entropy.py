@@ -35,7 +35,7 @@ from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.rendering import Rendered
-from hesnr_tasks.statistics import RESAMPLES, SEED, bootstrap_sums, resample_counts, standard_error
+from hesnr_tasks.stats import RESAMPLES, SEED, bootstrap_sums, resample_counts, standard_error
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [

@@ -1,6 +1,6 @@
 """What finished runs hold for a selection: each agent's own submitted patch, the tests it wrote, and what it was asked.
 
-A run is a folder or a file of any agent that `hesnr_tasks.readers` knows; its submission is what the agent's own
+A run is a folder or a file of any agent that `hesnr_tasks.formats` knows; its submission is what the agent's own
 evaluation takes: `info.submission` of mini-swe-agent and SWE-agent, `git_patch` of OpenHands, else `preds.json` (or
 `*.pred`, `all_preds.jsonl`) beside the trajectories. Nothing of a run is executed here.
 """
@@ -24,11 +24,11 @@ from hesnr_tasks.actions.classes import action_parts, canonical_path
 from hesnr_tasks.actions.tools import parameter_role
 from hesnr_tasks.analysis.options import unique_names
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.readers import registry
-from hesnr_tasks.readers.fields import Where, deep, scalar_text, string
-from hesnr_tasks.readers.files import find
-from hesnr_tasks.readers.records import Record, records
-from hesnr_tasks.readers.report import Problem, ReadReport
+from hesnr_tasks.formats import registry
+from hesnr_tasks.formats.fields import Where, deep, scalar_text, string
+from hesnr_tasks.formats.files import find
+from hesnr_tasks.formats.records import Record, records
+from hesnr_tasks.formats.report import Problem, ReadReport
 from hesnr_tasks.trajectory import Kind, Trajectory
 
 __all__ = ["PYTEST_FILES", "AgentTests", "Candidate", "changed_files", "collect", "patch_key", "source_patch"]

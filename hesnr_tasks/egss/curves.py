@@ -22,7 +22,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.egss.costs import Spent
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.statistics import RESAMPLES, SEED, resample_counts, standard_error
+from hesnr_tasks.stats import RESAMPLES, SEED, resample_counts, standard_error
 
 __all__ = ["CURRENCIES", "PRICE", "Curve", "Record", "at_equal_rate", "curves", "mean_number", "paired_ratio"]
 

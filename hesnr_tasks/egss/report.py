@@ -28,9 +28,9 @@ from hesnr_tasks.egss.curves import CURRENCIES, PRICE, Curve, Record, at_equal_r
 from hesnr_tasks.egss.estimators import Estimator
 from hesnr_tasks.egss.gates import Calibration, calibrate
 from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
-from hesnr_tasks.readers.evaluations import read_outcomes
-from hesnr_tasks.readers.fields import deep
-from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.formats.evaluations import read_outcomes
+from hesnr_tasks.formats.fields import deep
+from hesnr_tasks.stats import RESAMPLES, SEED
 
 __all__ = ["InstanceRun", "add_arguments", "curve_table", "read_instance", "read_run", "run", "savings_table", "spans"]
 

@@ -28,10 +28,10 @@ from hesnr_tasks.exploration.contrast import FEWEST
 from hesnr_tasks.exploration.lexicon import Lexicon, load_lexicon
 from hesnr_tasks.exploration.rarity import NEIGHBOURS, Embed, distances
 from hesnr_tasks.exploration.text import CODE, Sentence, prose, sentences
+from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.passk.estimator import listed
 from hesnr_tasks.passk.reading import Query, log_files, read_log
-from hesnr_tasks.readers import ReadReport, read_trajectories
-from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.stats import RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.frame import Frame
-from hesnr_tasks.store import Entry, ScoreStore
+from hesnr_tasks.scores import Entry, ScoreStore
 
 __all__ = [
     "FEWEST",

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, printable
-from hesnr_tasks.registration import tasks_path
+from hesnr_tasks.tasks.registration import tasks_path
 
 __all__ = ["add_arguments", "run"]
 

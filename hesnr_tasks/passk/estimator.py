@@ -24,7 +24,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.intervals import estimates, paired
 from hesnr_tasks.analysis.planning import minimum_detectable, trajectories_needed
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.statistics import RESAMPLES, SEED, bootstrap_sums, standard_error
+from hesnr_tasks.stats import RESAMPLES, SEED, bootstrap_sums, standard_error
 
 __all__ = [
     "FEWEST",

@@ -21,11 +21,11 @@ import numpy as np
 
 from hesnr_tasks.bounded_io import read_json, read_text
 from hesnr_tasks.errors import DataError, nearest
+from hesnr_tasks.formats.evaluations import read_outcomes
+from hesnr_tasks.formats.fields import Where, as_list, deep, scalar_text
+from hesnr_tasks.formats.records import Record, records
+from hesnr_tasks.formats.report import Problem
 from hesnr_tasks.passk.estimator import Outcomes, listed, pass_at_k, pass_at_ks
-from hesnr_tasks.readers.evaluations import read_outcomes
-from hesnr_tasks.readers.fields import Where, as_list, deep, scalar_text
-from hesnr_tasks.readers.records import Record, records
-from hesnr_tasks.readers.report import Problem
 
 __all__ = ["Logged", "Query", "is_log", "log_files", "read", "read_log"]
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from hesnr_tasks.bounded_io import parse_json
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
-from hesnr_tasks.keeping import place_of_scores
+from hesnr_tasks.tasks.score_cache import place_of_scores
 
 __all__ = [
     "REQUEST_TYPE",
@@ -304,7 +304,7 @@ def _describe(lm: Any) -> dict[str, Any]:
     """Whose answers they are: those of different descriptions are not mixed."""
     if any(cls.__name__ == "TemplateAPI" for cls in type(lm).__mro__):
         return {"backend": "api", "model": str(lm.model), "base_url": str(lm.base_url)}
-    from hesnr_tasks.scoring import backend_for
+    from hesnr_tasks.backends import backend_for
 
     return dict(backend_for(lm).describe())
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.measures import ALL_METRICS
-from hesnr_tasks.statistics import RESAMPLES, SEED
+from hesnr_tasks.stats import RESAMPLES, SEED
 
 __all__ = ["FEWEST", "STATISTICS", "Agreement", "Ends", "agreement", "correlate", "worth"]
 

@@ -19,7 +19,7 @@ from hesnr_tasks.analysis.measures import Share, column, share_scored
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.analysis.sums import grid_sums
 from hesnr_tasks.analysis.tables import SWEEP
-from hesnr_tasks.store import ScoreStore, StoredRun
+from hesnr_tasks.scores import ScoreStore, StoredRun
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["BINS", "OBSERVATION", "UNFILTERED", "Digest", "Shape", "digest", "rows_of", "token_sets"]

@@ -10,8 +10,8 @@ from typing import Any
 from hesnr_tasks.analysis.options import folders
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.report.results import Row
-from hesnr_tasks.store import StoredRun, StoreError, choose_runs, differences
-from hesnr_tasks.store.runs import read_run
+from hesnr_tasks.scores import StoredRun, StoreError, choose_runs, differences
+from hesnr_tasks.scores.runs import read_run
 
 __all__ = ["find_scores", "run_of"]
 

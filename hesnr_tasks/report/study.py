@@ -20,8 +20,8 @@ from hesnr_tasks.report.downstream import Score
 from hesnr_tasks.report.ladder import Checkpoint, boundaries
 from hesnr_tasks.report.results import Row, groups
 from hesnr_tasks.report.scores import run_of
-from hesnr_tasks.statistics import RESAMPLES, SEED
-from hesnr_tasks.store import StoredRun, StoreError
+from hesnr_tasks.scores import StoredRun, StoreError
+from hesnr_tasks.stats import RESAMPLES, SEED
 
 __all__ = ["Missing", "Study", "study"]
 

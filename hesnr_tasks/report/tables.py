@@ -17,7 +17,7 @@ from hesnr_tasks.metrics import evaluate
 from hesnr_tasks.report.correlation import FEWEST, Agreement, agreement, worth
 from hesnr_tasks.report.digest import UNFILTERED
 from hesnr_tasks.report.study import Study
-from hesnr_tasks.statistics import bootstrap_sums
+from hesnr_tasks.stats import bootstrap_sums
 
 __all__ = ["AGREED", "PAPER", "ablation", "agreements", "entropy_peaks", "neighbours", "sweep_agreements"]
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from hesnr_tasks.backends.api_http import Refused, Server
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.scoring.api_http import Refused, Server
 
 pytestmark = pytest.mark.slow
 KEY = "sk-very-secret-1234"
@@ -214,7 +214,7 @@ def test_odd_pauses_are_borne(server, again, monkeypatch):
 
 
 def reply(status, body, again):
-    from hesnr_tasks.scoring.api_http import _Reply
+    from hesnr_tasks.backends.api_http import _Reply
 
     return _Reply(status, {"Retry-After": again}, body, "")
 

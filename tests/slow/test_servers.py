@@ -14,13 +14,13 @@ pytest.importorskip("lm_eval.models.openai_completions")
 
 from lm_eval.models.openai_completions import LocalCompletionsAPI  # noqa: E402
 
+from hesnr_tasks.backends import backend_for  # noqa: E402
+from hesnr_tasks.backends.api_answers import FORMS  # noqa: E402
+from hesnr_tasks.backends.prompt_logprobs import row, stack, to_scores  # noqa: E402
+from hesnr_tasks.backends.types import Passage  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
-from hesnr_tasks.scoring import backend_for  # noqa: E402
-from hesnr_tasks.scoring.api_answers import FORMS  # noqa: E402
-from hesnr_tasks.scoring.prompt_logprobs import row, stack, to_scores  # noqa: E402
-from hesnr_tasks.scoring.types import Passage  # noqa: E402
-from tests.scoring.server_http import serving  # noqa: E402
-from tests.scoring.server_model import load, passage, reference, save_model  # noqa: E402
+from tests.unit.backends.server_http import serving  # noqa: E402
+from tests.unit.backends.server_model import load, passage, reference, save_model  # noqa: E402
 
 pytestmark = pytest.mark.slow
 K = 10
@@ -43,7 +43,7 @@ def served(tmp_path_factory):
             model="tiny", base_url=server.address, tokenizer=str(folder), tokenizer_backend="huggingface",
             max_length=4096, max_retries=1, timeout=20,
         )  # fmt: skip
-        yield server, backend_for(lm), reference(model, TEXT)
+        yield server, backend_for(lm), reference(model, TEXT, logits=server.logprobs(TEXT.ids.tolist()))
 
 
 def assert_error_or_right(served, form, spoil, *, refused=None):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.slow import type_swaps
 
-FIXTURES = Path(__file__).parents[1] / "readers" / "fixtures"
+FIXTURES = ROOT / "tests" / "unit" / "formats" / "fixtures"
 FORMATS = sorted(p.name for p in FIXTURES.iterdir() if p.is_dir() and p.name != "edge")
 PER_FORMAT = 100
 

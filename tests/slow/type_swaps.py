@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.readers import ReadReport, read_trajectories
+from hesnr_tasks.formats import ReadReport, read_trajectories
 
 MARKER = "qzxjvwkymarker" * 3
 Steps = tuple[str | int, ...]

@@ -1,0 +1,228 @@
+"""Scoring with vLLM (`--model vllm`): prompt log-probabilities of whole trajectories, one request each.
+
+vLLM scores every token of a prompt and computes them from the logits of a whole scheduler step, so the step's size
+bounds its memory; that is checked against the free memory before anything is scored. A prompt whose log-probabilities
+are wanted never reads the prefix cache (positions read from it would have none); this is asked for and checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from hesnr_tasks.backends.identity import fingerprint
+from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, stack, to_scores, vocabulary_bound
+from hesnr_tasks.backends.types import Backend, Passage, Scores
+from hesnr_tasks.backends.vllm_memory import check_memory, warn_of_unknown_memory
+from hesnr_tasks.errors import ScoringError
+
+__all__ = ["make"]
+
+_AT_ONCE = 1 << 17  # tokens in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
+_AT_ONCE_REPLICAS = 1 << 22  # with data parallelism, where lm-eval starts the engines anew for every call
+
+# arguments of the engine that change what the weights compute
+_OVERRIDES = ("hf_overrides", "rope_scaling", "rope_theta", "kv_cache_dtype")
+
+
+def make(lm: Any) -> Backend:
+    """The backend for lm-eval's `VLLM`, any parallel layout.
+
+    Raises `ScoringError` where the model gives no log-probabilities of a text, or where their computation would not
+    fit into the memory that is free now.
+    """
+    return _VLLM(lm)
+
+
+class _VLLM(Backend):
+    def __init__(self, lm: Any) -> None:
+        self._lm = lm
+        self._replicas = int(lm.data_parallel_size)
+        self._engine = None if self._replicas > 1 else lm.model.llm_engine.vllm_config
+        self._refuse_other_models()
+        if self._engine is None:
+            warn_of_unknown_memory(lm.model_args)
+        else:
+            check_memory(self._engine)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._lm.tokenizer
+
+    @property
+    def bos(self) -> bool | None:
+        return self._lm.add_bos_token
+
+    @property
+    def max_length(self) -> int:
+        """One less than vLLM's `max_model_len`: vLLM always generates a token after the prompt."""
+        return int(self._lm.max_length) - 1
+
+    def describe(self) -> dict[str, Any]:
+        args = self._lm.model_args
+        dtype = args["dtype"] if self._engine is None else self._engine.model_config.dtype
+        lora = getattr(self._lm, "lora_request", None)
+        return {
+            "backend": "vllm",
+            "engine": _engine_version(),
+            "model": str(args["model"]),
+            "revision": args["revision"],
+            "dtype": str(dtype).removeprefix("torch."),
+            "quantization": args["quantization"],
+            "adapter": lora.lora_path if lora else None,
+            "overrides": {name: args[name] for name in _OVERRIDES if args.get(name)} or None,
+            "weights": fingerprint(str(args["model"]), args["revision"], lora.lora_path if lora else None),
+        }
+
+    def score(
+        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
+    ) -> Iterator[tuple[int, Scores]]:
+        self._refuse_small_k(k)
+        numbers = [index for index in range(len(passages)) if index not in skip]
+        wanted, vocabulary = [passages[index] for index in numbers], vocabulary_bound(self.tokenizer)
+        for batch in _batches(wanted, _AT_ONCE_REPLICAS if self._replicas > 1 else _AT_ONCE):
+            answers = self._read([wanted[i] for i in batch], k)
+            for index, answer in zip([numbers[i] for i in batch], answers, strict=True):
+                yield index, _scores(passages[index], answer, k, vocabulary)
+                progress(len(passages[index].ids))
+
+    def _read(self, batch: Sequence[Passage], k: int) -> list[Any]:
+        batch_size, self._lm.batch_size = self._lm.batch_size, 1  # "auto" would draw vLLM's own progress bars
+        try:
+            prompts = [passage.ids.tolist() for passage in batch]
+            params = [_sampling(k) for _ in batch]
+            answers = list(self._lm._model_generate(prompts, generate=True, sampling_params=params))
+        except Exception as error:
+            raise _engine_failed(error, batch) from error
+        finally:
+            self._lm.batch_size = batch_size
+        if len(answers) != len(batch):
+            raise _engine_failed(RuntimeError(f"{len(answers)} answers to {len(batch)} prompts"), batch)
+        return answers
+
+    # --- what cannot work, before it is tried -------------------------------------------------------------------------
+
+    def _refuse_small_k(self, k: int) -> None:
+        allowed = self._setting("max_logprobs", 20)
+        if 0 <= allowed < k:
+            raise ScoringError(
+                f"k={k} top log-probabilities are wanted and this vLLM engine gives at most {allowed}, which is fixed "
+                f"when it starts: add max_logprobs={k} to --model_args"
+            )
+
+    def _refuse_other_models(self) -> None:
+        mode = self._setting("logprobs_mode", "raw_logprobs")
+        if not str(getattr(mode, "value", mode)).endswith("logprobs"):
+            raise ScoringError(
+                f"this vLLM engine returns logits (logprobs_mode={mode}), not log-probabilities; leave logprobs_mode "
+                "out of --model_args"
+            )
+        config = self._lm._config if self._engine is None else self._engine.model_config
+        if getattr(config, "is_encoder_decoder", False):
+            raise ScoringError(
+                f"{self._lm.model_args['model']} is an encoder–decoder model: it has no probability of a text as a "
+                "whole. Use a decoder-only (causal) language model."
+            )
+
+    def _setting(self, name: str, default: Any) -> Any:
+        if self._engine is None:
+            return self._lm.model_args.get(name, default)
+        return getattr(self._engine.model_config, name, default)
+
+
+def _sampling(k: int) -> Any:
+    from vllm import SamplingParams
+
+    known = getattr(SamplingParams, "__struct_fields__", ())
+    newer = {"flat_logprobs": True, "skip_reading_prefix_cache": True}
+    return SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        prompt_logprobs=k,
+        detokenize=False,
+        **{name: value for name, value in newer.items() if name in known},
+    )
+
+
+def _engine_version() -> str:
+    try:
+        return version("vllm")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _batches(passages: Sequence[Passage], tokens: int) -> Iterator[list[int]]:
+    """Indices of passages, in order, in groups of at most `tokens` tokens (or one passage)."""
+    group: list[int] = []
+    size = 0
+    for index, passage in enumerate(passages):
+        if group and size + len(passage.ids) > tokens:
+            yield group
+            group, size = [], 0
+        group.append(index)
+        size += len(passage.ids)
+    if group:
+        yield group
+
+
+def _engine_failed(error: Exception, batch: Sequence[Passage]) -> ScoringError:
+    others = f" (read together with {len(batch) - 1} others)" if len(batch) > 1 else ""
+    advice = (
+        "; its own messages above say why. Most often memory ran out while it computed log-probabilities of the "
+        "prompt: then lower max_num_batched_tokens (2048, say) or gpu_memory_utilization (0.8, say) in --model_args"
+    )
+    told = str(error).strip().rstrip(".") + (advice if "Dead" in type(error).__name__ else "")
+    return ScoringError(f"vLLM failed on trajectory {batch[0].name!r}{others}: {type(error).__name__}: {told}")
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def _scores(passage: Passage, answer: Any, k: int, vocabulary: int) -> Scores:
+    if list(answer.prompt_token_ids or ()) != passage.ids.tolist():
+        raise _unusable(passage, "the answer is to another prompt")
+    if getattr(answer, "num_cached_tokens", None):
+        raise _unusable(passage, f"{answer.num_cached_tokens} tokens were read from the prefix cache")
+    found = answer.prompt_logprobs
+    if found is None or len(found) != len(passage.ids):
+        raise _unusable(passage, f"{len(found or ())} positions came back for {len(passage.ids)} tokens")
+    try:
+        rows = _flat_rows(passage, found, k) if hasattr(found, "start_indices") else _dict_rows(passage, found, k)
+    except (ValueError, TypeError) as error:
+        raise _unusable(passage, str(error)) from error
+    return to_scores(passage, rows, "vLLM", vocabulary)
+
+
+def _flat_rows(passage: Passage, found: Any, k: int) -> Rows:
+    """vLLM's `FlatLogprobs`: at each position the prompt's token with its rank, then the k most likely in order."""
+    start = np.asarray(found.start_indices, dtype=np.int64)[passage.targets]
+    width = np.asarray(found.end_indices, dtype=np.int64)[passage.targets] - start
+    if (width != k + 1).any():
+        wrong = int(np.argmax(width != k + 1))
+        raise ValueError(f"{width[wrong]} values at token {passage.targets[wrong]} instead of {k + 1}")
+    at = start[:, None] + np.arange(k + 1)
+    ranks = np.fromiter((found.ranks[i] or -k for i in start.tolist()), dtype=np.int64, count=len(start))
+    return Rows(np.asarray(found.token_ids, dtype=np.int64)[at], _numbers(found.logprobs)[at], ranks)
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if None in values:
+        raise ValueError("a log-probability is missing")
+    return np.asarray(values, dtype=np.float64)
+
+
+def _dict_rows(passage: Passage, found: Sequence[Any], k: int) -> Rows:
+    """Older vLLM: at each position a dict from token id to an object with `logprob` and `rank`."""
+    rows = []
+    for at in passage.targets.tolist():
+        values = (found[at] or {}).items()
+        entries = [(token, number(value.logprob, f"token {token}"), value.rank) for token, value in values]
+        rows.append(row(int(passage.ids[at]), entries, k))
+    return stack(rows)
+
+
+def _unusable(passage: Passage, why: str) -> ScoringError:
+    return ScoringError(f"vLLM's answer for trajectory {passage.name!r} cannot be used: {why}")

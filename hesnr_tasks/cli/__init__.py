@@ -1,0 +1,107 @@
+"""The `hesnr` command. Each sub-command lives in the module that does its work; this file only routes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hesnr_tasks import __version__
+from hesnr_tasks.errors import HesnrError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; errors a user can mend end with their message and exit status 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["eval"]:  # everything after it is lm_eval's
+            return _eval(words[1:])
+        args = _parser().parse_args(words)
+        return int(args.execute(args))
+    except HesnrError as error:
+        print(f"hesnr: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a folder that cannot be written: the user's to mend, like the above
+        if not error.strerror:
+            raise
+        print(f"hesnr: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from hesnr_tasks.cli import analyze, behaviours, compare, convert, demo, inspect, passk, report
+    from hesnr_tasks.egss import report as egss
+    from hesnr_tasks.egss import select
+    from hesnr_tasks.integrations import watch
+
+    parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
+    parser.add_argument("--version", action="version", version=f"hesnr-tasks {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("eval", help="lm_eval with our tasks on its path; takes lm_eval's own arguments")
+    rooms: dict[str, tuple[Any, str]] = {
+        "demo": (demo, "score the shipped ladder of tiny checkpoints and print its leaderboard"),
+        "convert": (convert, "any supported trajectory format to one clean file"),
+        "inspect": (inspect, "see what was read and what counts, in the terminal or as a page"),
+        "analyze": (analyze, "any threshold, k, kinds, filters and breakdown, from score files"),
+        "compare": (compare, "is one run better than another? paired, from score files"),
+        "report": (report, "leaderboard, correlations, figures and one page, of lm-eval results"),
+        "watch": (watch, "score each checkpoint of a training run as it is completed"),
+        "passk": (passk, "Pass@K with intervals, from logs, reports or tables"),
+        "egss": (egss, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
+        "select": (select, "one patch an instance from finished runs, by their tests and by votes (EGSS)"),
+        "behaviours": (behaviours, "what models write: length, reflection, repetition, rarity, from their answers"),
+    }
+    for name, (room, purpose) in rooms.items():
+        command = commands.add_parser(name, help=purpose)
+        room.add_arguments(command)
+        command.set_defaults(execute=room.run)
+
+    tasks = commands.add_parser("tasks", help="print the folder for lm_eval --include_path")
+    tasks.set_defaults(execute=_tasks)
+
+    register = commands.add_parser("register", help="let plain lm_eval find our tasks from now on")
+    register.add_argument("--undo", action="store_true", help="take it back")
+    register.set_defaults(execute=_register)
+    return parser
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from hesnr_tasks.tasks.registration import tasks_path
+
+    print(tasks_path())
+    return 0
+
+
+def _register(args: argparse.Namespace) -> int:
+    from hesnr_tasks.tasks.registration import register, unregister
+
+    if args.undo:
+        folder = unregister()
+        print(f"removed {folder}" if folder else "nothing was registered")
+    else:
+        print(f"lm_eval now finds our tasks; the files are in {register()} (undo: hesnr register --undo)")
+    return 0
+
+
+def _eval(words: list[str]) -> int:
+    from hesnr_tasks.tasks.registration import tasks_path
+
+    if importlib.util.find_spec("lm_eval") is None:
+        raise HesnrError("lm-eval is not installed in this Python. Install it with: pip install 'hesnr-tasks[hf]'")
+    from lm_eval.__main__ import cli_evaluate
+
+    if not any(word.split("=")[0] == "--include_path" for word in words) and words:
+        words = [*words, "--include_path", str(tasks_path())]
+    sys.argv = ["lm_eval", *words]
+    cli_evaluate()
+    return 0

@@ -1,0 +1,206 @@
+"""`hesnr convert`: any supported trajectory format to one clean, labelled file, and a table of what became of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import io
+import itertools
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import IO
+
+from tqdm import tqdm
+
+from hesnr_tasks.atomic_io import open_output
+from hesnr_tasks.errors import DataError, SettingsError, printable
+from hesnr_tasks.formats import ReadReport, read_trajectories
+from hesnr_tasks.formats.evaluations import read_outcomes
+from hesnr_tasks.formats.report import named, nothing_left
+from hesnr_tasks.trajectory import Trajectory
+
+__all__ = ["Totals", "add_arguments", "convert", "run"]
+
+_JUDGED = {True: "resolved", False: "not resolved", None: "outcome unknown"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `hesnr convert`."""
+    parser.add_argument("source", nargs="+", metavar="SRC", help="file, glob, folder or hub id")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.jsonl", help="file to write (also .jsonl.gz)")
+    parser.add_argument("--force", action="store_true", help="replace OUT.jsonl if it is there already")
+    parser.add_argument("--config", help="configuration of a hub data set")
+    parser.add_argument("--split", help="split of a hub data set (default: all)")
+    parser.add_argument("--only-resolved", action="store_true", help="keep runs that solved their task")
+    parser.add_argument(
+        "--outcomes", action="append", default=[], metavar="REPORT", help="evaluation report to join; may be repeated"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="stop after N trajectories")
+    parser.add_argument(
+        "--on-error", choices=("fail", "skip"), default="fail", help="bad records: list them and stop, or count them"
+    )
+    parser.add_argument("--format", help="force a format instead of finding it by content")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert and print the closing table; 0 when the file was written."""
+    report = ReadReport()
+    totals = convert(
+        args.source,
+        args.output,
+        config=args.config,
+        split=args.split,
+        only_resolved=args.only_resolved,
+        outcomes=read_outcomes(args.outcomes) if args.outcomes else None,
+        limit=args.limit,
+        on_error=args.on_error,
+        format=args.format,
+        force=args.force,
+        report=report,
+    )
+    print("\n".join(totals.lines(report, args.output)))
+    return 0
+
+
+@dataclass
+class Totals:
+    """Plain counts of what was written, and of what was read well but not wanted."""
+
+    written: int = 0
+    turns: int = 0
+    joined: int = 0
+    characters: Counter[str] = field(default_factory=Counter)
+    fidelity: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    seen: Counter[bool | None] = field(default_factory=Counter)
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Count a trajectory that is written."""
+        self.written += 1
+        self.turns += sum(message.generated for message in trajectory.messages)
+        for message in trajectory.messages:
+            for segment in message.segments:
+                self.characters[segment.kind.value] += len(segment.text)
+        self.fidelity[trajectory.fidelity.value] += 1
+        self.formats[trajectory.source or "not named"] += 1
+        self.outcomes[_JUDGED[trajectory.resolved]] += 1
+
+    def lines(self, report: ReadReport, output: str) -> list[str]:
+        """The closing table."""
+        skipped = sum(s.count for s in report.skipped.values()) + sum(self.dropped.values())
+        table = [
+            ("read", f"{report.read:,}"),
+            ("written", f"{self.written:,} to {output}"),
+            ("skipped", f"{skipped:,}"),
+        ]
+        table += [("", f"{count:,} {reason}") for reason, count in sorted(self.dropped.items())]
+        table += [("", f"{s.count:,} {reason}: {s.examples[0]}") for reason, s in sorted(report.skipped.items())]
+        table += [("turns", f"{self.turns:,}"), ("characters", f"{sum(self.characters.values()):,}")]
+        table += [("", f"{self.characters[kind]:,} {kind}") for kind in sorted(self.characters)]
+        for name in ("fidelity", "outcomes", "formats"):
+            counts: Counter[str] = getattr(self, name)
+            table.append((name, ", ".join(f"{count:,} {key}" for key, count in sorted(counts.items()))))
+        table += [("warning", f"{text}{f' ({n:,} times)' if n > 1 else ''}") for text, n in report.warnings.items()]
+        return [printable(f"{name:<12}{value}") for name, value in table]
+
+
+def convert(
+    source: list[str],
+    output: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    only_resolved: bool = False,
+    outcomes: Mapping[str, bool | None] | None = None,
+    limit: int | None = None,
+    on_error: str = "fail",
+    format: str | None = None,
+    force: bool = False,
+    report: ReadReport | None = None,
+) -> Totals:
+    """Write the trajectories of `source` to `output`, one line each; the file appears whole or not at all.
+
+    `outcomes` (instance id → solved) replaces what the files say. `DataError` if a record is bad (`on_error="fail"`),
+    if no outcome fits any trajectory, or if nothing is left to write; `SettingsError` if `output` is there already and
+    not a device or a pipe, unless `force`.
+    """
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit is {limit}; it must be 1 or more")
+    if not force and os.path.isfile(output):  # noqa: PTH113 - unlike Path's, it takes any name
+        raise SettingsError(f"{output!r} is there already; --force replaces it")
+    report = report if report is not None else ReadReport()
+    totals = Totals()
+    found = read_trajectories(source, config=config, split=split, on_error=on_error, format=format, report=report)
+    wanted = _wanted(_judged(found, outcomes, totals), only_resolved, totals)
+    with open_output(output) as raw, _compressed(raw, output) as file:
+        for trajectory in tqdm(
+            itertools.islice(wanted, limit and min(limit, sys.maxsize)), unit=" trajectories", disable=None
+        ):
+            file.write(_line(trajectory))
+            totals.add(trajectory)
+        _check(totals, source, only_resolved, outcomes, report)
+    return totals
+
+
+def _judged(
+    found: Iterable[Trajectory], outcomes: Mapping[str, bool | None] | None, totals: Totals
+) -> Iterator[Trajectory]:
+    for trajectory in found:
+        for name in (trajectory.instance_id, trajectory.id):
+            if outcomes is not None and name is not None and name in outcomes:
+                totals.joined += 1
+                meta = {**trajectory.meta, "outcome_from": "report"}
+                trajectory = replace(trajectory, resolved=outcomes[name], meta=meta)
+                break
+        yield trajectory
+
+
+def _wanted(found: Iterable[Trajectory], only_resolved: bool, totals: Totals) -> Iterator[Trajectory]:
+    for trajectory in found:
+        totals.seen[trajectory.resolved] += 1
+        if only_resolved and not trajectory.resolved:
+            totals.dropped[_JUDGED[trajectory.resolved]] += 1
+        else:
+            yield trajectory
+
+
+def _check(
+    totals: Totals,
+    source: list[str],
+    only_resolved: bool,
+    outcomes: Mapping[str, bool | None] | None,
+    report: ReadReport,
+) -> None:
+    if outcomes is not None and totals.seen and not totals.joined:
+        raise DataError(
+            f"no instance of the evaluation reports ({_first(outcomes)}, …) occurs in {named(source)}; "
+            f"check that report and runs belong together"
+        )
+    if not totals.written:
+        raise DataError(nothing_left(source, only_resolved, totals.seen, report))
+
+
+def _first(outcomes: Mapping[str, bool | None]) -> str:
+    return repr(min(outcomes)) if outcomes else "none"
+
+
+def _line(trajectory: Trajectory) -> bytes:
+    record = trajectory.to_json()
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a character in what a file had under `meta`
+        return json.dumps(record).encode() + b"\n"
+
+
+def _compressed(raw: IO[bytes], output: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    if not output.endswith(".gz"):
+        return contextlib.nullcontext(raw)
+    packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # nothing of the day or place: deterministic
+    return contextlib.closing(io.BufferedWriter(packed, 1 << 20))

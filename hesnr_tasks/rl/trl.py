@@ -1,0 +1,228 @@
+"""TRL's GRPOTrainer with the entropy-shaped advantage, without a second forward pass.
+
+TRL computes the entropies of a batch and then reads its advantages. The mixin hands it a copy of the batch, waits for
+the entropies, and puts the shaped advantages into that copy. This leans on the order of two calls inside TRL, which is
+watched while it runs: training stops in the first step if the order is ever another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.rl.advantage import ALPHA_GRPO, KAPPA, Shaped, check_strength, shape
+
+__all__ = ["LOSS_TYPES", "EntropyShapedGRPOMixin", "EntropyShapedGRPOTrainer", "Pivotal", "check_version"]
+
+LOSS_TYPES = ("bnpo", "cispo", "dapo", "dr_grpo", "grpo", "sapo", "vespo")
+OLDEST = "0.29.1"  # this version and 1.0, 1.8 and 1.16 were read: entropies first, then advantages
+
+Pivotal = Callable[[Sequence[int]], Sequence[bool]]
+"""The token ids of one completion → which of them count as pivotal, one bool for each id."""
+
+
+def check_version(found: str | None) -> None:
+    """Raise `SettingsError` for TRL's version `found` (None: not installed) where it is too old."""
+    if found is None:
+        raise SettingsError("shaping advantages in TRL needs TRL: pip install 'hesnr-tasks[trl]'")
+    if Version(found) < Version(OLDEST):
+        raise SettingsError(
+            f"TRL {found} is installed; shaping needs TRL {OLDEST} or newer: pip install 'hesnr-tasks[trl]'. With an "
+            "older version, call entropy_shaped_advantage in a trainer of your own."
+        )
+
+
+def _installed() -> str | None:
+    try:
+        return version("trl")
+    except PackageNotFoundError:
+        return None
+
+
+check_version(_installed())
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402  (a version that does not fit may fail to import)
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer as _Trainer
+else:
+    _Trainer = object
+
+
+class _Batch(dict[str, Any]):
+    """A shallow copy of a batch that sees to it that its advantages are read only after they were shaped."""
+
+    shaped = False
+    read = False
+
+    def __getitem__(self, key: str) -> Any:
+        self._note(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._note(key)
+        return super().get(key, default)
+
+    def _note(self, key: str) -> None:
+        if key == "advantages":
+            if not self.shaped:
+                raise _moved("reads the advantages before it computes the entropies")
+            self.read = True
+
+    def shape(self, entropies: Tensor, mask: Tensor, alpha: float, kappa: float) -> Shaped:
+        """Put shaped advantages, (B, T), in the place of those given."""
+        if self.shaped:
+            raise _moved("computes the entropies of a batch twice")
+        shaped = shape(super().__getitem__("advantages"), entropies, mask, alpha, kappa)
+        self["advantages"] = shaped.advantages
+        self.shaped = True
+        return shaped
+
+
+class EntropyShapedGRPOMixin(_Trainer):
+    """Put before `GRPOTrainer` in a class: A + min(α·H, |A| / κ) takes the place of A in its loss.
+
+    Keyword arguments besides those of `GRPOTrainer`:
+
+    - `alpha` (0.4) and `kappa` (2): see `hesnr_tasks.rl.advantage`; `alpha` = 0 trains as the stock trainer does,
+      bit for bit;
+    - `alpha_decay_steps`: α falls linearly from `alpha` to 0 over so many optimizer steps (None: stays);
+    - `pivotal`: which tokens of a completion are pivotal, for the logs (None: not logged), such as
+      `hesnr_tasks.rl.pivotal.LexiconPivotal(tokenizer)`.
+
+    H is the entropy, in nats, at the trainer's temperature, that TRL computes anyway. Shaped are tokens of the model
+    alone: completion mask times tool mask. The evaluation loss is shaped as well. Logged beside TRL's metrics, over
+    all processes: `shaping/alpha`; over tokens whose advantage is not 0, `shaping/capped` (share with α·H >= |A| / κ)
+    and `shaping/relative_bonus` (mean ψ / |A|); with `pivotal`, `shaping/pivotal_entropy` and `shaping/other_entropy`
+    (mean nats).
+
+    `SettingsError` at construction: a trainer that is not GRPOTrainer (RLOO's loss is one number per sequence; the
+    asynchronous trainer computes its loss elsewhere), `importance_sampling_level="sequence"`, a `loss_type` outside
+    `LOSS_TYPES` (luspo is a loss of sequences), Liger kernels. `SettingsError` in the first step: a TRL that reads the
+    advantages before the entropies are known.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if GRPOTrainer in order and order.index(GRPOTrainer) < order.index(EntropyShapedGRPOMixin):
+            raise SettingsError(
+                f"class {cls.__name__}: EntropyShapedGRPOMixin must stand before GRPOTrainer, or nothing is shaped: "
+                f"class {cls.__name__}(EntropyShapedGRPOMixin, GRPOTrainer)"
+            )
+
+    def __init__(
+        self,
+        *args: Any,
+        alpha: float = ALPHA_GRPO,
+        kappa: float = KAPPA,
+        alpha_decay_steps: int | None = None,
+        pivotal: Pivotal | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_settings(type(self), alpha, kappa, alpha_decay_steps)
+        for given in (*args, *kwargs.values()):  # before a model is loaded
+            if isinstance(given, GRPOConfig):
+                _check_config(given)
+        self.alpha, self.kappa, self.alpha_decay_steps = alpha, kappa, alpha_decay_steps
+        self.pivotal = pivotal
+        self._shaping_batch: _Batch | None = None
+        super().__init__(*args, **kwargs)
+
+    def current_alpha(self) -> float:
+        """α in the optimizer step that is under way."""
+        if self.alpha_decay_steps is None:
+            return self.alpha
+        return self.alpha * max(0.0, 1.0 - self.state.global_step / self.alpha_decay_steps)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        batch = self._shaping_batch = _Batch(inputs)
+        try:
+            loss = super()._compute_loss(model, batch)
+        finally:
+            self._shaping_batch = None
+        if not (batch.shaped and batch.read):
+            raise _moved("computed a loss without the shaped advantages")
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._shaping_batch is not None:  # else: log-probabilities of the old or the reference policy
+            if len(result) < 2 or result[1] is None:
+                raise _moved("computes a loss without entropies")
+            self._shape(self._shaping_batch, result[1].detach())
+        return result
+
+    def _shape(self, batch: _Batch, entropies: Tensor) -> None:
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+        alpha = self.current_alpha()
+        sums = _sums(batch.shape(entropies, mask, alpha, self.kappa))
+        if self.pivotal is not None:
+            chosen = _pivotal(self.pivotal, batch["completion_ids"], batch["completion_mask"])
+            sums |= {"pivotal_entropy": _over(entropies, chosen & (mask != 0))}
+            sums |= {"other_entropy": _over(entropies, ~chosen & (mask != 0))}
+        totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["shaping/alpha"].append(alpha)
+        for name, (total, count) in zip(sums, totals, strict=True):
+            metrics[f"shaping/{name}"].append(total / count if count else float("nan"))  # TRL leaves NaN out of means
+
+
+class EntropyShapedGRPOTrainer(EntropyShapedGRPOMixin, GRPOTrainer):
+    """`GRPOTrainer` with the entropy-shaped advantage: see `EntropyShapedGRPOMixin`."""
+
+
+def _moved(what: str) -> SettingsError:
+    return SettingsError(
+        f"TRL {version('trl')} (or a subclass between it and the mixin) {what}, so the advantages cannot be shaped. "
+        f"Install TRL {OLDEST} … 1.16, or train with the plain GRPOTrainer."
+    )
+
+
+def _check_settings(trainer: type, alpha: float, kappa: float, decay: int | None) -> None:
+    check_strength(alpha, kappa)
+    if decay is not None and decay < 1:
+        raise SettingsError(f"alpha_decay_steps is {decay}; it must be at least 1, or None for a constant alpha")
+    if not issubclass(trainer, GRPOTrainer):
+        raise SettingsError(
+            f"{trainer.__name__} is not a GRPOTrainer. The advantage is shaped token by token: RLOO weighs whole "
+            "sequences, and the asynchronous trainer computes its loss elsewhere; neither can be shaped."
+        )
+
+
+def _check_config(config: GRPOConfig) -> None:
+    if config.importance_sampling_level != "token":
+        raise SettingsError(
+            f"importance_sampling_level is {config.importance_sampling_level!r}; entropy shapes the advantage of each "
+            "token, which has no meaning in a loss of whole sequences: use 'token'"
+        )
+    if config.loss_type not in LOSS_TYPES:
+        raise SettingsError(f"loss_type is {config.loss_type!r}; shaping supports {', '.join(LOSS_TYPES)}")
+    if config.use_liger_kernel:
+        raise SettingsError("use_liger_kernel is not supported with shaping: leave it False")
+
+
+def _over(values: Tensor, chosen: Tensor) -> Tensor:
+    """Sum of `values` where `chosen`, and how many; (2,), float32."""
+    return torch.stack([torch.where(chosen, values, 0.0).sum(dtype=torch.float32), chosen.sum()])
+
+
+def _sums(shaped: Shaped) -> dict[str, Tensor]:
+    capped = _over(shaped.capped.float(), shaped.counted)
+    return {"capped": capped, "relative_bonus": _over(shaped.relative, shaped.counted)}
+
+
+def _pivotal(pivotal: Pivotal, ids: Tensor, mask: Tensor) -> Tensor:
+    """`pivotal` of each completion, as a bool tensor (B, T)."""
+    chosen = torch.zeros_like(mask, dtype=torch.bool)
+    for row, (of_row, inside) in enumerate(zip(ids, mask.bool(), strict=True)):
+        marks = list(pivotal(of_row[inside].tolist()))
+        if len(marks) != int(inside.sum()):
+            raise SettingsError(f"pivotal gave {len(marks)} marks for {int(inside.sum())} tokens; it must give as many")
+        chosen[row, inside] = torch.tensor(marks, dtype=torch.bool, device=mask.device)
+    return chosen

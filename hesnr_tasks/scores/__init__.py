@@ -1,0 +1,25 @@
+"""Score files: what a model made of each trajectory, kept so that everything after needs no model (README.md).
+
+Imports neither torch nor lm-eval, and pyarrow only when a store is opened.
+"""
+
+from hesnr_tasks.scores.files import StoreError
+from hesnr_tasks.scores.runs import Difference, StoredRun, Wanted, choose_runs, differences, mixed, scoring_signature
+from hesnr_tasks.scores.schema import COLUMNS, Entry, Source, Text
+from hesnr_tasks.scores.store import ScoreStore
+
+__all__ = [
+    "COLUMNS",
+    "Difference",
+    "Entry",
+    "ScoreStore",
+    "Source",
+    "StoreError",
+    "StoredRun",
+    "Text",
+    "Wanted",
+    "choose_runs",
+    "differences",
+    "mixed",
+    "scoring_signature",
+]

@@ -1,0 +1,356 @@
+"""What the scores of one folder have in common (`run.json`), and which of them each run was about (`runs/`).
+
+`run.json` is made once and compared by everybody who comes later. `runs/` only grows: a file a run, so that what a run
+printed can be had again from its own trajectories, whatever else was scored into the folder since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.scores.files import StoreError, create_whole, explain
+from hesnr_tasks.scores.schema import Source
+
+__all__ = [
+    "FORMAT",
+    "SCHEMA",
+    "Difference",
+    "StoredRun",
+    "Wanted",
+    "add_run",
+    "choose_runs",
+    "differences",
+    "open_run",
+    "read_run",
+    "scoring_signature",
+]
+
+FORMAT = "hesnr-scores"
+SCHEMA = 2  # raised when an older reader could misread a newer file, or an older identity is not to be trusted
+_READ = (1, SCHEMA)  # 1: the identity of weights and tokenizer was a sample
+_NAME = "run.json"
+_PLACES = ("model", "revision", "peft", "delta", "adapter")  # where weights came from, not what they are
+_ABSENT = object()
+_ELSEWHERE = (
+    'To begin anew, name another folder with "scores": "FOLDER" in --metadata, or move the old one away if its scores '
+    "are no longer wanted."
+)
+# Nats. Half precision rounds a logit between 16 and 32 to 1/8; other batches and GPUs move a mean by about 0.02 and
+# its sign by less. Another checkpoint of the same training run moves them by more, unless it is very near.
+_CANARY_NOISE, _CANARY_SHIFT, _CANARY_MEAN, _CANARY_MOST = 0.005, 0.02, 0.05, 0.5
+_log = logging.getLogger("hesnr_tasks")
+
+
+class Difference(NamedTuple):
+    """One setting that differs between two runs; `None` where a run does not have it."""
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        """`dtype: float32 → bfloat16`."""
+        return f"{self.name}: {_show(self.old)} → {_show(self.new)}"
+
+
+def scoring_signature(
+    run: Mapping[str, Any], *, render: str, overflow: str, k: int, filters: Sequence[str]
+) -> dict[str, Any]:
+    """Everything that changes token scores, JSON-able. (What changes texts or labels changes the key of a file.)
+
+    `run`: `TokenScores.run` (model, tokenizer, dtype, backend, BOS, max_length …). `filters`: all known filters, in
+    the order of their bits in a label.
+    """
+    return {
+        "schema": SCHEMA,
+        "k": k,
+        "filters": list(filters),
+        "render": render,
+        "overflow": overflow,
+        "run": dict(run),
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """The settings in which two signatures differ, in a fixed order.
+
+    A model that was moved is the same model: its place does not count where both runs have a hash of its weights.
+    """
+    left, right = _flat(old), _flat(new)
+    if left.get("weights") and left.get("weights") == right.get("weights"):
+        for name in _PLACES:
+            left.pop(name, None)
+            right.pop(name, None)
+    names = dict.fromkeys([*left, *right])
+    names.pop("canary", None)  # measured, so equal only up to noise: `open_run` compares it
+    return [
+        Difference(name, left.get(name), right.get(name))
+        for name in names
+        if left.get(name, _ABSENT) != right.get(name, _ABSENT)
+    ]
+
+
+def open_run(folder: Path, signature: Mapping[str, Any]) -> dict[str, Any]:
+    """The signature of the run in `folder`, which becomes `signature` if there is none yet.
+
+    The run's k may be larger than the one asked for. Raises `SettingsError` naming every other setting that differs,
+    or if a server's canary text has other log-probabilities than before.
+    """
+    wanted = json.loads(json.dumps(signature))
+    content = json.dumps({"format": FORMAT, "schema": SCHEMA, "signature": wanted}, indent=1, sort_keys=True) + "\n"
+    if not (folder / _NAME).exists() and create_whole(folder / _NAME, content.encode()):
+        return dict(wanted)
+    found = read_run(folder)
+    if found.get("schema") != SCHEMA:
+        raise SettingsError(
+            f"{folder} was written by an older version of hesnr-tasks, which could take one checkpoint or tokenizer "
+            f"for another: its scores can be analyzed but not added to. {_ELSEWHERE}"
+        )
+    larger = {**wanted, "k": max(wanted["k"], found["k"])}
+    changed = differences(found, larger)
+    if changed:
+        listed = "; ".join(map(str, changed))
+        raise SettingsError(
+            f"{folder} holds scores made with other settings ({listed}), and scores of two kinds must not be mixed. "
+            f"Go back to those settings. {_ELSEWHERE}"
+        )
+    _compare_canaries(folder, found["run"].get("canary"), wanted["run"].get("canary"))
+    return found
+
+
+def _compare_canaries(folder: Path, old: Sequence[float] | None, new: Sequence[float] | None) -> None:
+    """Refuse a server whose weights are not those that the folder's scores are of, as far as a short text tells."""
+    if not old or not new:
+        return
+    changes = [b - a for a, b in zip(old, new, strict=False)]
+    mean, size, most = sum(changes) / len(changes), sum(map(abs, changes)) / len(changes), max(map(abs, changes))
+    told = (
+        f"the server's log-probabilities of a fixed text of {len(changes)} tokens are not those with which {folder} "
+        f"began: they differ by {size:.3g} nats a token, {most:.3g} at most"
+    )
+    if len(old) != len(new) or abs(mean) > _CANARY_SHIFT or size > _CANARY_MEAN or most > _CANARY_MOST:
+        raise SettingsError(
+            f"{told}. It serves other weights, or serves them otherwise, under the same name. {_ELSEWHERE}"
+        )
+    if size > _CANARY_NOISE:
+        _log.warning("%s. That may be numerical noise; if it is another checkpoint, name another folder.", told)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The signature of the run in `folder`; raises `StoreError` where there is none of a kind we know."""
+    path = folder / _NAME
+    try:
+        content = _content(path)
+        schema, signature = content["schema"], content["signature"]
+        if content["format"] != FORMAT or not {"k", "run"} <= set(signature):
+            raise ValueError("another kind of file")
+    except FileNotFoundError:
+        raise StoreError(
+            f"{folder} is no folder of score files (it has no {_NAME}). Name the folder that a scoring run wrote"
+            f"{_inner(folder)}."
+        ) from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path} ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error}). The score files beside it are whole; move them to a new folder together "
+            f"with the {_NAME} of a run with the same settings, or score again into another folder."
+        ) from None
+    if schema not in _READ:
+        raise StoreError(f"{path} has schema {schema}; this version of hesnr-tasks reads schema {SCHEMA}. Update it.")
+    return dict(signature)
+
+
+def _content(path: Path) -> Any:
+    """The JSON in a file; `StoreError` for a pipe, a device or more than a record may be."""
+    try:
+        with open_regular(path) as file:
+            return parse_json(read_rest(file))
+    except DataError as error:
+        raise StoreError(f"cannot read {path} ({error})") from None
+
+
+def _inner(folder: Path) -> str:
+    found = sorted(path.parent.name for path in folder.glob(f"*/{_NAME}"))[:5]
+    return f"; below it there are {', '.join(found)}" if found else ""
+
+
+def _flat(signature: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in signature.items() if name != "run"}
+    return rest | dict(signature.get("run") or {})
+
+
+def _show(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+# --- which trajectories a run was about -------------------------------------------------------------------------------
+
+_RUNS = "runs"
+_NUMBERED = re.compile(r"(\d{6,})\.json")
+
+
+class Wanted(NamedTuple):
+    """One document of one task of a run."""
+
+    task: str
+    number: int  # of the document in its task
+    key: str  # hash of its labelled text
+    mask: int  # labels that were scored for it
+    source: Source
+    data: str  # JSON of the settings that chose the data
+
+
+class StoredRun(NamedTuple):
+    """The texts that one or more tasks of a run were about; `texts` None: everything that is in the folder."""
+
+    number: int
+    runs: int  # how many the folder has
+    date: str
+    tasks: tuple[str, ...]
+    data: str  # hash of the texts, as results have it in their signature
+    about: Mapping[str, Any]  # settings that chose the data, and the version of the labels
+    texts: Mapping[str, tuple[Source, ...]] | None  # by key: the trajectories that have the text
+
+    def __str__(self) -> str:
+        """`run 2 of 3 (2026-01-31 12:00 UTC: hesnr_swe on my.jsonl, sample 50; data 3fa9c1d2e0)`."""
+        if self.texts is None:
+            return f"everything in the folder ({self.runs} runs)" if self.runs else "everything in the folder"
+        paths = self.about.get("trajectories") or ["the demo trajectories"]
+        settings = [f"{k} {v}" for k, v in self.about.items() if k not in ("trajectories", "labels") and v]
+        where = ", ".join([*(str(path) for path in paths[:3]), *(["…"] if len(paths) > 3 else []), *settings])
+        return (
+            f"run {self.number} of {self.runs} ({self.date}: {'+'.join(self.tasks)} on {where}; data {self.data[:10]})"
+        )
+
+
+def add_run(folder: Path, wanted: Iterable[Wanted], labels: str) -> None:
+    """Write down which texts a run is about, unless it is the newest one once more (a crash, a new threshold).
+
+    Args:
+        folder: of score files.
+        wanted: documents of all tasks, of all processes.
+        labels: version of filters and labels.
+    """
+    documents: dict[str, dict[int, Wanted]] = {}
+    for one in wanted:
+        documents.setdefault(one.task, {})[one.number] = one
+    parts: dict[str, dict[str, Any]] = {}
+    for task, by_index in sorted(documents.items()):
+        ordered = [by_index[index] for index in sorted(by_index)]
+        texts = [[one.key, list(one.source)] for one in ordered]
+        settings = json.loads(ordered[0].data)
+        same = json.dumps([settings, texts], sort_keys=True)
+        part = parts.setdefault(same, {"tasks": {}, "about": {**settings, "labels": labels}, "texts": texts})
+        part["tasks"][task] = max(one.mask for one in ordered)
+    content = {"parts": json.loads(json.dumps(list(parts.values())))}
+    numbers = _numbers(folder)
+    with contextlib.suppress(StoreError):  # a damaged one is not this one
+        if numbers and _read(folder, numbers[-1])["parts"] == content["parts"]:
+            return
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    try:
+        (folder / _RUNS).mkdir(exist_ok=True)
+    except OSError as error:
+        raise explain(error, folder / _RUNS) from error
+    data = json.dumps({"date": date, **content}, indent=1).encode()
+    number = numbers[-1] + 1 if numbers else 1
+    while not create_whole(folder / _RUNS / f"{number:06d}.json", data):  # another run was first
+        number += 1
+    _log.info("run %d of %s; hesnr analyze takes the newest unless --run names another", number, folder)
+
+
+def choose_runs(folder: Path, which: str = "latest") -> list[StoredRun]:
+    """The run(s) that `which` names: `latest`, `all`, a number, or the hash of their data (as many digits as tell).
+
+    More than one where the tasks of a run had different data. A folder of an older version has no list of runs: all
+    of it is one. Raises `SettingsError` where `which` names none.
+    """
+    numbers = _numbers(folder)
+    everything = StoredRun(0, len(numbers), "", (), "", {}, None)
+    if which == "all" or (which == "latest" and not numbers):
+        return [everything]
+    if which == "latest":
+        return _parts(folder, numbers[-1], numbers)
+    if which.isdigit() and int(which) in numbers:
+        return _parts(folder, int(which), numbers)
+    for number in reversed(numbers):
+        parts = [run for run in _parts(folder, number, numbers) if len(which) >= 6 and run.data.startswith(which)]
+        if parts:
+            return parts[:1]
+    there = "; ".join(str(run) for number in numbers[-5:] for run in _parts(folder, number, numbers))
+    raise SettingsError(f"{folder} has no run {which!r}. It has {there or 'no list of runs'}. --all takes everything.")
+
+
+def mixed(folder: Path) -> str:
+    """What is to be said of everything in a folder taken together; empty if it is one thing."""
+    texts: dict[str, set[str]] = {}
+    labels: Counter[str] = Counter()
+    damaged = 0
+    runs: list[StoredRun] = []
+    for number in _numbers(folder):
+        try:
+            runs += _parts(folder, number, [number])
+        except StoreError:
+            damaged += 1
+    for run in runs:
+        labels[str(run.about.get("labels"))] += 1
+        for key, sources in (run.texts or {}).items():
+            for source in sources:
+                texts.setdefault(source.id, set()).add(key)
+    several = sorted(name for name, keys in texts.items() if len(keys) > 1)
+    said = []
+    if several:
+        named = ", ".join(several[:3]) + (", …" if len(several) > 3 else "")
+        said.append(f"{len(several)} trajectories count with more than one text each ({named})")
+    if damaged:
+        said.append(f"{damaged} files of the list of runs are damaged")
+    if len(labels) > 1:
+        said.append(f"they were labelled by versions {', '.join(sorted(labels))} of the filters")
+    return "; ".join(said)
+
+
+def _parts(folder: Path, number: int, numbers: Sequence[int]) -> list[StoredRun]:
+    content = _read(folder, number)
+    found = []
+    for part in content["parts"]:
+        texts: dict[str, list[Source]] = {}
+        for key, source in part["texts"]:
+            texts.setdefault(key, []).append(Source(*source))
+        data = hashlib.sha256("".join(sorted(key for key, _ in part["texts"])).encode()).hexdigest()
+        by_key = {key: tuple(sources) for key, sources in texts.items()}
+        date = str(content["date"])
+        found.append(StoredRun(number, len(numbers), date, tuple(part["tasks"]), data, part["about"], by_key))
+    return found
+
+
+def _numbers(folder: Path) -> list[int]:
+    names = (_NUMBERED.fullmatch(path.name) for path in (folder / _RUNS).glob("*.json"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def _read(folder: Path, number: int) -> dict[str, Any]:
+    path = folder / _RUNS / f"{number:06d}.json"
+    try:
+        content = _content(path)
+        for part in content["parts"]:
+            dict(part["tasks"]), dict(part["about"]), [(str(key), Source(*source)) for key, source in part["texts"]]
+        return {"date": str(content["date"]), "parts": list(content["parts"])}
+    except OSError as error:
+        raise StoreError(f"cannot read {path} ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(
+            f"{path} is damaged ({type(error).__name__}: {error}). The score files are not affected: name another run "
+            "with --run, take everything with --all, or remove this file and run the scoring command again."
+        ) from None

@@ -1,0 +1,309 @@
+"""The columns of a score file, and the way from arrays to bytes and back without losing a bit (see README.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.backends.types import TokenScores
+from hesnr_tasks.bounded_io import check_parquet, open_regular
+from hesnr_tasks.errors import DataError, HesnrError
+from hesnr_tasks.rendering import Rendered, Span
+from hesnr_tasks.scores.files import StoreError
+from hesnr_tasks.trajectory import Kind
+
+__all__ = [
+    "COLUMNS",
+    "Entry",
+    "Source",
+    "Text",
+    "arrow",
+    "encode",
+    "encode_vocabulary",
+    "read_columns",
+    "read_entry",
+    "read_text",
+    "read_vocabulary",
+]
+
+Array = npt.NDArray[Any]
+
+_ONE = {  # one number a token: type and Parquet encoding, the smallest on real scores
+    "position": (np.int32, "DELTA_BINARY_PACKED"),
+    "token_id": (np.int32, "PLAIN"),
+    "turn": (np.int32, "PLAIN"),
+    "label": (np.uint64, "PLAIN"),
+    "char_start": (np.int32, "DELTA_BINARY_PACKED"),
+    "char_end": (np.int32, "DELTA_BINARY_PACKED"),
+    "logprob": (np.float32, "BYTE_STREAM_SPLIT"),
+    "rank": (np.int32, "PLAIN"),
+}
+_MANY = {"topk_logprobs": (np.float32, "BYTE_STREAM_SPLIT"), "topk_ids": (np.int32, "PLAIN")}  # k a token
+_ONCE = {  # one list a trajectory
+    "text_ids": np.int32,
+    "labels_cut": np.uint64,
+    "span_end": np.int32,
+    "span_kind": np.int8,
+    "span_turn": np.int32,
+    "span_control": np.bool_,
+}
+COLUMNS = (*_ONE, *_MANY)
+_KINDS = tuple(Kind)
+_META = b"hesnr"
+_CHECKSUM = b"hesnr_vocabulary_crc32"
+_LEVEL = 15  # of Zstandard: about 50 ms a trajectory, 3 % smaller than level 9
+
+
+class Source(NamedTuple):
+    """A trajectory that has the text. There can be several: two attempts of an agent may end in the same words."""
+
+    id: str
+    instance_id: str | None = None
+    resolved: bool | None = None
+
+
+class Entry(NamedTuple):
+    """What a score file says in its footer."""
+
+    key: str  # hash of the labelled text
+    run: str  # hash of the run's signature
+    sources: tuple[Source, ...]
+    mask: int  # labels that were wanted when it was scored (labels.py)
+    k: int
+    scored: int  # tokens, one row each
+    cut: int  # wanted tokens beyond the context limit
+    tokens_total: int  # tokens of the whole text
+
+
+class Text(NamedTuple):
+    """The text that was scored, with the kind and turn of its characters, and its token ids."""
+
+    rendered: Rendered
+    ids: npt.NDArray[np.int32]  # (tokens_total,)
+
+
+def arrow() -> tuple[Any, Any]:
+    """`pyarrow` and `pyarrow.parquet`; only score files need them."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise HesnrError(
+            "score files need pyarrow, which is not installed. Install it with: pip install 'hesnr-tasks[report]'"
+        ) from None
+    return pyarrow, pyarrow.parquet
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def encode(scores: TokenScores, text: Text, entry: Entry) -> bytes:
+    """The score file of one trajectory."""
+    pa, pq = arrow()
+    values = _arrays(scores, text)
+    columns = {**_token_columns(pa, values, entry), **_text_columns(pa, values, entry)}
+    table = pa.table(columns).replace_schema_metadata({_META: _footer(entry, values)})
+    out = io.BytesIO()
+    pq.write_table(
+        table,
+        out,
+        compression="zstd",
+        compression_level=_LEVEL,
+        use_dictionary=False,
+        column_encoding=_encodings(),
+        write_statistics=False,
+    )
+    return out.getvalue()
+
+
+def encode_vocabulary(spellings: Sequence[bytes | None]) -> bytes:
+    """A file of what each token id spells."""
+    pa, pq = arrow()
+    out = io.BytesIO()
+    check = {_CHECKSUM: f"{_vocabulary_checksum(spellings):08x}"}
+    table = pa.table({"token": pa.array(spellings, pa.binary())}).replace_schema_metadata(check)
+    pq.write_table(table, out, compression="zstd", use_dictionary=False)
+    return out.getvalue()
+
+
+def _vocabulary_checksum(spellings: Sequence[bytes | None]) -> int:
+    """Over lengths and bytes: Parquet itself does not notice every damage."""
+    lengths = np.array([-1 if token is None else len(token) for token in spellings], "<i8")
+    return zlib.crc32(b"".join(token or b"" for token in spellings), zlib.crc32(lengths.tobytes()))
+
+
+def _encodings() -> dict[str, str]:
+    found = {name: encoding for name, (_, encoding) in _ONE.items()}
+    return found | {f"{name}.list.element": encoding for name, (_, encoding) in _MANY.items()}
+
+
+def _arrays(scores: TokenScores, text: Text) -> dict[str, Array]:
+    """Everything a file holds, as arrays of the types it holds them in."""
+    spans = text.rendered.spans
+    found = {
+        **{name: getattr(scores, name) for name in _ONE if name not in scores.scores._fields},
+        **scores.scores._asdict(),
+        "text": np.frombuffer(text.rendered.text.encode(), np.uint8),
+        "text_ids": text.ids,
+        "labels_cut": scores.labels_cut,
+        "span_end": [span.end for span in spans],
+        "span_kind": [_KINDS.index(span.kind) for span in spans],
+        "span_turn": [span.turn for span in spans],
+        "span_control": [span.control for span in spans],
+    }
+    return {name: _exactly(values, _types()[name]) for name, values in found.items()}
+
+
+def _types() -> dict[str, Any]:
+    return {name: kind for name, (kind, _) in (_ONE | _MANY).items()} | _ONCE | {"text": np.uint8}
+
+
+def _token_columns(pa: Any, values: Mapping[str, Array], entry: Entry) -> dict[str, Any]:
+    """One row a token; a single row of nulls where no token was scored, to carry the text."""
+    found = {name: pa.array(values[name]) for name in _ONE}
+    for name in _MANY:
+        found[name] = pa.FixedSizeListArray.from_arrays(pa.array(values[name].ravel()), entry.k)
+    return found if entry.scored else {name: pa.nulls(1, column.type) for name, column in found.items()}
+
+
+def _text_columns(pa: Any, values: Mapping[str, Array], entry: Entry) -> dict[str, Any]:
+    """What the trajectory has once stands in the first row."""
+    first = {"text": pa.array([values["text"].tobytes().decode()], pa.large_string())}
+    for name in _ONCE:
+        first[name] = pa.ListArray.from_arrays(pa.array([0, len(values[name])], pa.int32()), pa.array(values[name]))
+    rest = max(0, entry.scored - 1)
+    return {name: pa.concat_arrays([one, pa.nulls(rest, one.type)]) for name, one in first.items()}
+
+
+def _footer(entry: Entry, values: Mapping[str, Array]) -> str:
+    """The entry, a checksum of each column and one of all that: Parquet itself does not notice every damage."""
+    content = json.dumps({**entry._asdict(), "checksums": {name: zlib.crc32(v.data) for name, v in values.items()}})
+    return f"{zlib.crc32(content.encode()):08x} {content}"
+
+
+def _exactly(values: Any, kind: Any) -> Array:
+    """`values` as an array of `kind`; refuses to change any of them."""
+    found = np.asarray(values) if len(values) else np.zeros(np.shape(values), kind)
+    made = np.ascontiguousarray(found, dtype=kind)
+    if found.dtype != made.dtype and not np.array_equal(found, made, equal_nan=found.dtype.kind == "f"):
+        raise ValueError(f"values of type {found.dtype} cannot be stored as {made.dtype} without changing them")
+    return made
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_entry(path: Path) -> Entry:
+    """The footer of a score file; `StoreError` if it is not whole."""
+    _, pq = arrow()
+    with _damage(path):
+        open_regular(path).close()
+        return _entry(pq.read_metadata(path).metadata)[0]
+
+
+def read_columns(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
+    """Some of `COLUMNS`, and `labels_cut`, of one file, bit for bit: (n,), or (n, k) for the top k (C order)."""
+    with _damage(path):
+        return _read(path, names)
+
+
+def read_text(path: Path) -> Text:
+    """The text of one file."""
+    with _damage(path):
+        _, found = _read(path, ["text", "text_ids", "span_end", "span_kind", "span_turn", "span_control"])
+        return Text(Rendered(found["text"].tobytes().decode(), tuple(_spans(found))), found["text_ids"])
+
+
+def read_vocabulary(path: Path) -> list[bytes | None]:
+    """What `encode_vocabulary` wrote."""
+    with _damage(path), _parquet(path) as file:
+        spellings = list(file.read(use_threads=False).column("token").to_pylist())
+        stored = (file.metadata.metadata or {}).get(_CHECKSUM)  # none in files of before it
+        if stored is not None and int(stored, 16) != _vocabulary_checksum(spellings):
+            raise ValueError("the spellings are not what was written")
+        return spellings
+
+
+def _read(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
+    with _parquet(path) as file:
+        entry, checksums = _entry(file.metadata.metadata)
+        there = [name for name in names if entry.scored or name not in COLUMNS]  # else they are null
+        table = file.read(columns=there, use_threads=False)
+    found = {name: _values(table, name, entry) for name in names}
+    for name, values in found.items():
+        if zlib.crc32(values.data) != checksums[name]:
+            raise ValueError(f"column {name} is not what was written")
+    return entry, found
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """The Parquet file; `DataError` for a pipe, a device, and sizes that no scores have."""
+    _, pq = arrow()
+    open_regular(path).close()  # a pipe would be waited for
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        check_parquet(file.metadata, path.stat().st_size)
+        yield file
+
+
+def _entry(metadata: Mapping[bytes, bytes] | None) -> tuple[Entry, dict[str, int]]:
+    check, _, content = (metadata or {})[_META].partition(b" ")
+    if int(check, 16) != zlib.crc32(content):
+        raise ValueError("the footer is not what was written")
+    fields = json.loads(content)
+    checksums = fields.pop("checksums")
+    return Entry(**{**fields, "sources": tuple(Source(*source) for source in fields["sources"])}), checksums
+
+
+def _values(table: Any, name: str, entry: Entry) -> Array:
+    kind = _types()[name]
+    shape = (entry.scored, entry.k) if name in _MANY else (entry.scored,)
+    if name in COLUMNS and not entry.scored:
+        return np.zeros(shape, kind)
+    column = table.column(name).combine_chunks()
+    if name == "text":
+        return np.frombuffer(column[0].as_buffer(), np.uint8)
+    if name in _ONCE:
+        return column.slice(0, 1).flatten().to_numpy(zero_copy_only=False).astype(kind, copy=False)
+    return (column.flatten() if name in _MANY else column).to_numpy().reshape(shape)
+
+
+def _spans(found: Mapping[str, Array]) -> Iterator[Span]:
+    start = 0
+    columns = [found[name].tolist() for name in ("span_end", "span_kind", "span_turn", "span_control")]
+    for end, kind, turn, control in zip(*columns, strict=True):
+        yield Span(start, end, _KINDS[kind], turn, control)
+        start = end
+
+
+class _damage:
+    """Turns whatever a damaged file makes the reader raise into one message."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, DataError):
+            raise StoreError(f"cannot read {self._path} ({error})") from None
+        if not isinstance(error, Exception) or isinstance(error, (HesnrError, ImportError)):
+            return
+        if type(error) is MemoryError:  # Arrow has one of its own, which damaged sizes can raise
+            return
+        if isinstance(error, OSError) and error.errno:
+            raise StoreError(f"cannot read {self._path} ({error.strerror})") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StoreError(
+            f"{self._path} is damaged ({reason}). Nothing of it is used. Run the scoring command again, which replaces "
+            "this file alone, or remove it to go on without this trajectory; the other files are not affected."
+        ) from None

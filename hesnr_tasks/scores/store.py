@@ -1,0 +1,302 @@
+"""A folder of score files: one run, one file a trajectory, each whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.backends.types import Scores, TokenScores
+from hesnr_tasks.scores.files import StoreError, create_whole, explain, locked, tidy, write_whole
+from hesnr_tasks.scores.runs import StoredRun, open_run, read_run
+from hesnr_tasks.scores.schema import (
+    COLUMNS,
+    Entry,
+    Source,
+    Text,
+    arrow,
+    encode,
+    encode_vocabulary,
+    read_columns,
+    read_entry,
+    read_text,
+    read_vocabulary,
+)
+
+__all__ = ["ScoreStore"]
+
+_log = logging.getLogger("hesnr_tasks")
+_KEY = re.compile(r"[0-9A-Za-z_-]+")
+_VOCABULARY = "vocabulary.pq"  # not *.parquet: that is one file a trajectory
+T = TypeVar("T")
+
+
+class OtherTokens(StoreError):
+    """A text that was scored is tokenised otherwise now."""
+
+
+class ScoreStore:
+    """The scores of one run. Open it with `open`; several processes may, at once."""
+
+    def __init__(self, folder: Path, signature: Mapping[str, Any], run: StoredRun | None = None) -> None:
+        self.folder = folder
+        self.signature = signature
+        self.run = run  # what is read belongs to this run; None: everything
+        self._run = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
+
+    @classmethod
+    def open(cls, folder: str | Path, signature: Mapping[str, Any] | None = None, *, create: bool = True) -> ScoreStore:
+        """The store in `folder`, made if need be. `signature`: `scoring_signature(…)`; None takes what is there.
+
+        Raises `SettingsError` naming each setting that differs from those of the scores already there, and
+        `StoreError` where the folder cannot be made or read.
+        """
+        arrow()
+        folder = Path(folder)
+        if signature is None or not create:
+            found = read_run(folder)
+            return cls(folder, found if signature is None else open_run(folder, signature))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain(error, folder) from error
+        store = cls(folder, open_run(folder, signature))
+        tidy(folder)
+        return store
+
+    @property
+    def k(self) -> int:
+        """Candidates a token; what is written must have as many."""
+        return int(self.signature["k"])
+
+    def of_run(self, run: StoredRun) -> ScoreStore:
+        """The same folder, but only the texts of `run` (of `choose_runs`), each with the trajectories that run had."""
+        return ScoreStore(self.folder, self.signature, run)
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    def keys(self) -> list[str]:
+        """Keys of all score files (of the run), sorted; whole or not."""
+        there = (path.stem for path in self.folder.glob("*.parquet"))
+        texts = self.run.texts if self.run else None
+        return sorted(there if texts is None else texts.keys() & set(there))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).exists()
+
+    def entry(self, key: str) -> Entry:
+        """What the file of `key` says of itself; `StoreError` if it is not whole or not of this run."""
+        return self._own(key, read_entry(self._path(key)))
+
+    def has(self, key: str, mask: np.uint64, k: int) -> bool:
+        """Whether all tokens that count under `mask` are there, with at least `k` candidates."""
+        return self._covers(self._entry_or_none(key), int(mask), k)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def get(
+        self,
+        key: str,
+        mask: np.uint64,
+        k: int,
+        sources: Sequence[Source] = (),
+        ids: npt.NDArray[np.int32] | None = None,
+    ) -> TokenScores | None:
+        """The scores of `key` if they are there, cover `mask` and `k`, and are whole; else None, to be scored (again).
+
+        `sources` (who has this text) are added to the file if it does not know them yet. `ids`: all token ids of the
+        text as it is tokenised now; raises `StoreError` if the file has others, whatever it covers.
+        """
+        entry = self._entry_or_none(key)
+        if entry is None:
+            return None
+        try:
+            text = self.text(key)
+            self._refuse_other_ids(key, text.ids, ids)
+            if not self._covers(entry, int(mask), k):
+                return None
+            found = self.read(key)
+        except OtherTokens:
+            raise
+        except StoreError as error:
+            _log.warning("%s", error)
+            return None
+        if _joined(entry.sources, sources) != entry.sources:
+            self.write(found, text=text, mask=mask, sources=sources)
+        return found
+
+    def read(self, key: str) -> TokenScores:
+        """The scores of `key`, bit for bit as they were written."""
+        entry, columns = self.columns(key, [*COLUMNS, "labels_cut"])
+        scores = Scores(*(columns.pop(name) for name in Scores._fields))
+        return TokenScores(
+            key=key, scores=scores, tokens_total=entry.tokens_total, run=self.signature["run"], **columns
+        )
+
+    def text(self, key: str) -> Text:
+        """The text of `key`, its spans and its token ids."""
+        return read_text(self._path(key))
+
+    def columns(self, key: str, names: Sequence[str]) -> tuple[Entry, dict[str, npt.NDArray[Any]]]:
+        """Some columns of `key` (`schema.COLUMNS` and `labels_cut`); nothing else is read from the disk."""
+        entry, columns = read_columns(self._path(key), names)
+        return self._own(key, entry), columns
+
+    def load_columns(
+        self, names: Sequence[str], work: Callable[[Entry, dict[str, npt.NDArray[Any]]], T], threads: int | None = None
+    ) -> Iterator[T]:
+        """`work(entry, columns)` of every file, in the order of keys; files are read and worked on in `threads`.
+
+        Memory holds the columns of a few files at a time, and what `work` returns.
+        """
+        return _ordered(lambda key: work(*self.columns(key, names)), self.keys(), threads)
+
+    def vocabulary(self) -> list[bytes | None] | None:
+        """What each token id spells; None if that was not stored."""
+        path = self.folder / _VOCABULARY
+        return read_vocabulary(path) if path.exists() else None
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def write(self, scores: TokenScores, *, text: Text, mask: np.uint64, sources: Sequence[Source]) -> None:
+        """Put the scores of one text on disk; afterwards they are there whatever happens.
+
+        `mask`: the labels that were wanted. Tokens that the file has beyond those (another task wanted them) stay.
+        """
+        if scores.scores.topk_logprobs.shape[1] != self.k:
+            raise ValueError(f"the store keeps {self.k} candidates, not {scores.scores.topk_logprobs.shape[1]}")
+        with locked(self.folder):
+            wanted = int(mask)
+            known = self._entry_or_none(scores.key)
+            sources = _joined(known.sources if known else (), sources)
+            if known is not None:
+                scores = self._with_others(scores, known, wanted, text.ids)
+                wanted |= known.mask
+            entry = Entry(
+                key=scores.key,
+                run=self._run,
+                sources=sources,
+                mask=wanted,
+                k=self.k,
+                scored=len(scores.position),
+                cut=len(scores.labels_cut),
+                tokens_total=scores.tokens_total,
+            )
+            write_whole(self._path(scores.key), encode(scores, text, entry))
+
+    def _with_others(self, scores: TokenScores, known: Entry, mask: int, ids: npt.NDArray[np.int32]) -> TokenScores:
+        """`scores` and the tokens of the file that `mask` does not want."""
+        if known.mask | mask == mask:
+            return scores
+        try:
+            self._refuse_other_ids(scores.key, self.text(scores.key).ids, ids)
+            return _merged(scores, self.read(scores.key), np.uint64(mask))
+        except OtherTokens:
+            raise
+        except StoreError as error:
+            _log.warning("%s", error)
+            return scores
+
+    def keep_vocabulary(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
+        """Store what each token id spells, once; `spellings()` gives the bytes of ids 0, 1, … (None: not known)."""
+        path = self.folder / _VOCABULARY
+        if not path.exists():
+            create_whole(path, encode_vocabulary(spellings()))
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key of a score file")
+        return self.folder / f"{key}.parquet"
+
+    def _own(self, key: str, entry: Entry) -> Entry:
+        if entry.key == key and entry.run == self._run:
+            texts = self.run.texts if self.run else None
+            return entry if texts is None else entry._replace(sources=texts[key])
+        raise StoreError(
+            f"{self._path(key)} is not of the run that {self.folder / 'run.json'} describes: it was renamed, "
+            "or copied here from another folder. Remove it, and score again if its trajectory is wanted."
+        )
+
+    def _refuse_other_ids(self, key: str, old: npt.NDArray[np.int32], new: npt.NDArray[np.int32] | None) -> None:
+        if new is None or np.array_equal(old, new):
+            return
+        shared = min(len(old), len(new))
+        first = next((i for i in range(shared) if old[i] != new[i]), shared)
+        raise OtherTokens(
+            f"{self._path(key)} has scores of the same text in other tokens ({len(old)} then, {len(new)} now; the "
+            f"first to differ is number {first}): the tokenizer changed, and two tokenisations must not be mixed. Go "
+            'back to the tokenizer of then, or name another folder with "scores": "FOLDER" in --metadata.'
+        )
+
+    def _covers(self, entry: Entry | None, mask: int, k: int) -> bool:
+        return entry is not None and entry.k >= k and entry.mask | mask == entry.mask
+
+    def _entry_or_none(self, key: str) -> Entry | None:
+        """None for a file that is not there, and for a damaged one, after a warning."""
+        if key not in self:
+            return None
+        try:
+            return self.entry(key)
+        except StoreError as error:
+            _log.warning("%s", error)
+            return None
+
+
+def _joined(known: Sequence[Source], new: Sequence[Source]) -> tuple[Source, ...]:
+    """By id, the newer word on a trajectory wins."""
+    return tuple(sorted({source.id: source for source in (*known, *new)}.values(), key=lambda source: source.id))
+
+
+def _merged(new: TokenScores, old: TokenScores, mask: np.uint64) -> TokenScores:
+    """`new` and those tokens of `old` that `mask`, which `new` was scored for, does not want."""
+    extra = ~old.where(mask)
+    order = np.argsort(np.concatenate([new.position, old.position[extra]]), kind="stable")
+
+    def both(name: str, a: Any, b: Any) -> npt.NDArray[Any]:
+        left, right = getattr(a, name), getattr(b, name)
+        return np.concatenate([left, right[extra]])[order]
+
+    names = ("position", "token_id", "turn", "label", "char_start", "char_end")
+    return TokenScores(
+        key=new.key,
+        **{name: both(name, new, old) for name in names},
+        scores=Scores(*(both(name, new.scores, old.scores) for name in Scores._fields)),
+        tokens_total=new.tokens_total,
+        labels_cut=np.concatenate([new.labels_cut, old.labels_cut[(old.labels_cut & mask) == 0]]),
+        run=new.run,
+    )
+
+
+def _ordered(work: Callable[[str], T], items: Iterable[str], threads: int | None) -> Iterator[T]:
+    """`map` over a few threads, in order, never more than a few results ahead."""
+    count = threads or min(8, os.cpu_count() or 1)
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,1 @@
+"""The lm-eval tasks: settings, signature, registration, and everything that lm-eval asks of a task."""

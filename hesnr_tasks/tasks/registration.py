@@ -1,0 +1,78 @@
+"""Where the task files are, and how plain `lm_eval --tasks hesnr_swe` is made to find them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from pathlib import Path
+
+from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.bounded_io import open_regular
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+
+__all__ = ["register", "tasks_path", "unregister"]
+
+_FOLDER = "hesnr_tasks_registered"
+_MARK = "# Copied here by `hesnr register`; `hesnr register --undo` removes it.\n"
+
+
+def tasks_path() -> Path:
+    """The folder for lm-eval's `--include_path`: the clone's own, or the one installed with the package."""
+    package = Path(__file__).resolve().parent.parent
+    candidates = (package.parent / "task_configs", package / "task_configs")
+    return next(path for path in candidates if (path / "hesnr_swe.yaml").is_file())
+
+
+def register() -> Path:
+    """Copy the task files into the lm-eval that this Python imports; returns their folder.
+
+    Copies, not links or includes: if this package goes away, lm-eval still reads its task index without an error.
+    Running it again, also at the same time, refreshes the copies. Nothing of others is touched.
+    """
+    folder = _lm_eval_tasks() / _FOLDER
+    wanted = {folder / path.relative_to(tasks_path()): path for path in sorted(tasks_path().rglob("*yaml"))}
+    try:  # templates have no suffix, so that lm-eval skips them
+        for copy, path in wanted.items():
+            if copy.exists() and not _is_ours(copy):
+                raise HesnrError(f"{copy} is in the way and not ours; move it elsewhere and register again")
+            write_output(copy, _MARK + path.read_text(encoding="utf-8"))
+        for path in folder.rglob("*yaml"):
+            if path not in wanted and _is_ours(path):
+                path.unlink(missing_ok=True)
+    except (OSError, SettingsError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise HesnrError(
+            f"cannot write into {folder.parent} ({reason}). "
+            f"Use --include_path {tasks_path()} or `hesnr eval` instead: neither needs registering."
+        ) from None
+    return folder
+
+
+def unregister() -> Path | None:
+    """Remove what `register` wrote, and nothing else; returns the folder if there was one."""
+    folder = _lm_eval_tasks() / _FOLDER
+    if not folder.is_dir():
+        return None
+    for path in folder.rglob("*"):
+        if _is_ours(path):
+            path.unlink(missing_ok=True)
+    for place in [*(path for path in folder.iterdir() if path.is_dir()), folder]:
+        with contextlib.suppress(OSError):  # something of others is in it
+            place.rmdir()
+    return folder
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `register` wrote the file, or was stopped while it wrote it."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(_MARK.encode())) == _MARK.encode()
+    except (OSError, DataError):
+        return False
+
+
+def _lm_eval_tasks() -> Path:
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        raise HesnrError("lm-eval is not installed in this Python. Install it with: pip install 'hesnr-tasks[hf]'")
+    return Path(spec.origin).parent / "tasks"

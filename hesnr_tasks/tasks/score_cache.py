@@ -1,0 +1,144 @@
+"""Score files beside a scoring run: what is there is not scored again, what is new is written as it finishes."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import logging
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.backends.types import ScoringRequest, TokenScores
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.filters import FILTERS, LABELS_VERSION
+from hesnr_tasks.scores import ScoreStore, Source, Text, Wanted, scoring_signature
+from hesnr_tasks.scores.runs import add_run
+
+__all__ = ["ScoreKeeper", "keeps_scores", "place_of_scores"]
+
+_log = logging.getLogger("hesnr_tasks")
+
+
+class ScoreKeeper:
+    """The score files of one run, as `score_requests` uses them. `render` and `wanted` describe the requests."""
+
+    def __init__(self, folder: Path, *, named: bool, render: str, wanted: Sequence[Wanted]) -> None:
+        self._folder, self._named, self._render, self._wanted = folder, named, render, list(wanted)
+        self._sources: dict[str, list[Source]] = defaultdict(list)
+        for document in wanted:
+            if document.source not in self._sources[document.key]:
+                self._sources[document.key].append(document.source)
+        self._store: ScoreStore | None = None
+
+    @classmethod
+    def of(cls, requests: Sequence[tuple[str | None, str, Wanted]]) -> ScoreKeeper | None:
+        """For requests' `scores` setting, rendering and document; None if no scores are to be kept."""
+        folders = {place_of_scores(setting) for setting, _, _ in requests}
+        if len(folders) > 1:
+            raise SettingsError('tasks of one run must share one "scores" folder; give it once, in --metadata')
+        place = next(iter(folders), None)
+        if place is None:
+            return None
+        if not place[1] and not _can_write():
+            _log.warning("no score files are kept: they need pyarrow (pip install 'hesnr-tasks[report]')")
+            return None
+        folder, named = place
+        render = "+".join(sorted({rendering for _, rendering, _ in requests}))
+        return cls(folder, named=named, render=render, wanted=[document for _, _, document in requests])
+
+    def open(
+        self, run: Mapping[str, Any], k: int, overflow: str, gather: Callable[[list[Any]], list[Any]], first: bool
+    ) -> int:
+        """Open the files of this run and write down which texts it is about.
+
+        A folder the user named refuses other settings; in lm-eval's output folder each model and setting has its own.
+
+        Args:
+            run: identity of the model and the tokenizer.
+            k: candidates a token that are wanted.
+            overflow: the policy beyond the context.
+            gather: joins the lists of all processes among which the documents are split.
+            first: whether this process writes for all of them.
+
+        Returns:
+            The number of candidates to score with: k, or more if the files have more.
+        """
+        signature = scoring_signature(run, render=self._render, overflow=overflow, k=k, filters=tuple(FILTERS))
+        folder = self._folder if self._named else self._folder / _run_name(signature)
+        self._store = ScoreStore.open(folder, signature)
+        wanted = gather(self._wanted)
+        if first:
+            _log.info("score files: %s", folder)
+            add_run(folder, wanted, LABELS_VERSION)
+        return max(k, self._store.k)
+
+    def get(self, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> TokenScores | None:
+        """The scores of a request, if all it wants is there; `StoreError` if its text had other token ids then."""
+        assert self._store is not None
+        return self._store.get(request.key, request.scored, request.k, self._sources[request.key], ids)
+
+    def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
+        """Write the scores of a request; afterwards they are there whatever happens. `ids`: all ids of the text."""
+        assert self._store is not None
+        sources = self._sources[request.key]
+        self._store.write(scores, text=Text(request.rendered, ids), mask=request.scored, sources=sources)
+
+    def spell(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
+        """Keep what each token id spells, once."""
+        assert self._store is not None
+        self._store.keep_vocabulary(spellings)
+
+
+def keeps_scores(setting: str | None) -> bool:
+    """Whether a run with this `scores` setting writes score files."""
+    place = place_of_scores(setting)
+    return place is not None and (place[1] or _can_write())
+
+
+def _can_write() -> bool:
+    return importlib.util.find_spec("pyarrow") is not None
+
+
+def place_of_scores(setting: str | None, argv: Sequence[str] | None = None) -> tuple[Path, bool] | None:
+    """The folder for score files and whether the user named it; None: none are kept.
+
+    Without a setting they go next to lm-eval's `--output_path`, which lm-eval tells no task: it is read off the
+    command line.
+    """
+    if setting == "none":
+        return None
+    if setting:
+        return Path(setting), True
+    command = argparse.ArgumentParser(add_help=False)  # as lm-eval's own: the last one counts, --output is enough
+    command.add_argument("--output_path", "-o", nargs="?", type=Path)
+    output = command.parse_known_args(list(sys.argv if argv is None else argv)[1:])[0].output_path
+    if output is None:
+        return None
+    return (output.parent if output.suffix == ".json" else output) / "scores", False
+
+
+def _run_name(signature: Mapping[str, Any]) -> str:
+    """A folder name people recognise, and a hash that keeps runs with different settings apart.
+
+    Neither k (a run with more candidates serves one with fewer) nor the place of a model with a weights hash counts,
+    nor what a server made of the canary: one that changed its weights must not be given a new folder in silence.
+    """
+    run = dict(signature["run"])
+    model = str(run.pop("model", "model"))
+    run.pop("canary", None)
+    identity = {
+        **signature,
+        "k": None,
+        "run": run if run.get("weights") else {**run, "model": signature["run"].get("model")},
+    }
+    short = re.sub(r"[^0-9A-Za-z._-]+", "-", model.rstrip("/").split("/")[-1])[:80]
+    return f"{short}-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]}"

@@ -1,0 +1,318 @@
+"""The lm-eval task: trajectories become documents, documents become requests, answers become sums, sums become metrics.
+
+This is the only room that knows lm-eval's `Task`. Facts about lm-eval 0.4.13 and 0.5 that shape it: metrics' standard
+errors travel as metrics named `<metric>_stderr` that come *after* their metric; whatever an aggregation needs must be
+in the per-document values, because documents are spread over ranks; `args` is what the sample log keeps of a request.
+0.5 names an `Instance` by `task_name` and `doc_id` (0.4 by a tuple, `metadata`), scores through `_scorers` (0.4:
+`_filters`), and bootstraps every aggregation itself unless `aggregate` says not to.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.config.task import TaskConfig
+from lm_eval.filters import build_filter_ensemble
+
+from hesnr_tasks.backends import REQUEST_TYPE, score_requests
+from hesnr_tasks.backends.types import ScoringRequest, TokenScores
+from hesnr_tasks.errors import SettingsError, show_without_traceback
+from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.labels import label_mask
+from hesnr_tasks.metrics import METRICS, SCORED, SUMS, statistics_of
+from hesnr_tasks.results import Item, aggregate, aggregate_error
+from hesnr_tasks.scores import Source, Wanted
+from hesnr_tasks.tasks.corpus import open_corpus
+from hesnr_tasks.tasks.invocation import model_arguments, print_at_exit
+from hesnr_tasks.tasks.score_cache import ScoreKeeper, keeps_scores
+from hesnr_tasks.tasks.settings import Settings
+from hesnr_tasks.tasks.signature import describe, signature
+
+__all__ = ["HesnrTask", "topk_loglikelihood"]
+
+_log = logging.getLogger("hesnr_tasks")
+_RATIOS = [name for name, metric in METRICS.items() if metric.denominator]  # a count has no standard error
+
+
+def topk_loglikelihood(lm: Any, requests: list[_Request], **_: Any) -> list[TokenScores]:
+    """lm-eval's entry for our request type; one answer per request, one pass per distinct text."""
+    if getattr(getattr(lm, "cache_hook", None), "dbdict", None) is not None:
+        _log.warning("--use_cache does not cover %s requests: they are computed again", REQUEST_TYPE)
+    keeper = ScoreKeeper.of([request.kept for request in requests])
+    return score_requests(lm, [request.arguments[1] for request in requests], keeper)
+
+
+LM.topk_loglikelihood = topk_loglikelihood  # evaluate() calls getattr(lm, request_type); no other type is touched
+
+
+class _Request(Instance):
+    """An Instance whose text stays out of the sample log and of cache keys."""
+
+    place: tuple[str | None, str, Wanted]
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """What identifies the request, in a few bytes."""
+        _, request = self.arguments
+        return (request.key, len(request.rendered.text), int(request.mask), request.k)
+
+    @property
+    def kept(self) -> tuple[str | None, str, Wanted]:
+        """Where the scores of the request are kept, how it was rendered, and which document of which task it is."""
+        return self.place
+
+
+class HesnrTask(Task):
+    """HE-SNR, HE-PPL, PPL and their kin over the tokens a YAML file (and --metadata) says count.
+
+    Raises `SettingsError` for settings that cannot be used and `DataError` for trajectories that cannot be read.
+    """
+
+    VERSION = 1
+    OUTPUT_TYPE = REQUEST_TYPE
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        show_without_traceback()
+        _be_heard()
+        self._config = _task_config(dict(config or {}))
+        self.settings = Settings.read(self._config.metadata, (config or {}).get("fixed"), model_arguments().include)
+        self.corpus = open_corpus(self.settings)
+        self._mask = label_mask(self.settings.kinds, self.settings.filters, tuple(FILTERS))
+        kept = self.settings.keep if keeps_scores(self.settings.scores) else ()
+        self._also = label_mask(kept, (), tuple(FILTERS))
+        self._instances = None
+        self._answers_as_they_are()
+        self._rendering = self.settings.render
+        self._ids: dict[str, str] = {}  # of texts, by hash
+        self._run: Mapping[str, Any] = {}
+        self.fewshot_rnd = None
+        # lm-eval's W&B logger looks here for what a sample has
+        self._config.metric_list = [{"metric": name} for name in self.aggregation() if not name.endswith("_stderr")]
+
+    def _answers_as_they_are(self) -> None:
+        """One filter that changes nothing, in the form this lm-eval wants (`Task.__init__` would want a data set)."""
+        try:
+            from lm_eval.scorers import Scorer  # 0.5
+        except ImportError:
+            self._filters = [build_filter_ensemble("none", [["take_first", None]])]
+        else:
+            step = {"function": "take_first"}
+            self._scorers = [Scorer.from_dict({"name": "none", "filter": [step], "metric_list": []})]
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+
+    def has_training_docs(self) -> bool:
+        """No few-shot examples are ever used."""
+        return False
+
+    def has_validation_docs(self) -> bool:
+        """See `has_training_docs`."""
+        return False
+
+    def has_test_docs(self) -> bool:
+        """Every trajectory is a test document."""
+        return True
+
+    def test_docs(self) -> list[dict[str, Any]]:
+        """One small document a trajectory; the text stays in the corpus, out of the sample log."""
+        return [
+            {"index": i, "id": t.id, "instance_id": t.instance_id, "resolved": t.resolved}
+            for i, t in enumerate(self.corpus.trajectories)
+        ]
+
+    def doc_to_text(self, doc: dict[str, Any]) -> str:
+        """The trajectory's id: the text itself is too long to be of use where lm-eval shows this."""
+        return str(doc["id"])
+
+    def doc_to_target(self, doc: dict[str, Any]) -> str:
+        """There is no target beside the text itself."""
+        return ""
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **_: Any) -> str:
+        """No context: the trajectory is everything the model reads."""
+        return ""
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def build_all_requests(self, *, samples: list[int] | None = None, **kwargs: Any) -> None:
+        """As lm-eval's, with two of its traps closed: stale request caches and unsorted `--samples`."""
+        if kwargs.pop("cache_requests", False):
+            _log.warning("--cache_requests is ignored: lm-eval's key lacks the data, so it can pair old texts with new")
+        kwargs.pop("rewrite_requests_cache", None)
+        if samples is not None:
+            samples.sort()  # in place: lm-eval numbers the documents by this very list
+            if samples and not 0 <= samples[0] <= samples[-1] < len(self.corpus.trajectories):
+                raise SettingsError(f"--samples names documents outside 0…{len(self.corpus.trajectories) - 1}")
+        if kwargs.get("system_instruction"):
+            _log.warning("--system_instruction is ignored: a trajectory brings its own system prompt")
+        self._refuse_idle_ranks(samples, kwargs.get("limit"), kwargs.get("world_size", 1))
+        super().build_all_requests(samples=samples, **kwargs)
+
+    def _refuse_idle_ranks(self, samples: list[int] | None, limit: int | None, world_size: int) -> None:
+        """lm-eval dies on a process without documents while the others wait for it; all of them must stop alike."""
+        documents = sum(1 for _ in self.doc_iterator(limit=limit, samples=samples))
+        if 0 < documents < world_size:
+            raise SettingsError(
+                f"{documents} trajectories cannot be split over {world_size} processes; start at most {documents}"
+            )
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
+        """One request: the labelled text and which of its tokens count."""
+        template = self._template(kwargs.pop("chat_template", None), kwargs.pop("apply_chat_template", False))
+        labelled = self.corpus.labelled(doc["index"], self._rendering, template)
+        self._ids[labelled.key] = doc["id"]
+        request = ScoringRequest(
+            name=doc["id"],
+            rendered=labelled.rendered,
+            codes=labelled.codes,
+            mask=self._mask,
+            k=self.settings.k,
+            overflow=self.settings.overflow,
+            key=labelled.key,
+            also=self._also,
+        )
+        if "doc_id" in kwargs:  # lm-eval 0.5
+            kwargs["task_name"] = self.config.task
+        instance = _Request(
+            request_type=REQUEST_TYPE, doc=doc, arguments=(labelled.rendered.text, request), idx=0, **kwargs
+        )
+        source = Source(doc["id"], doc["instance_id"], doc["resolved"])
+        mask = int(request.scored)
+        wanted = Wanted(str(self.config.task), doc["index"], labelled.key, mask, source, self.settings.data())
+        instance.place = (self.settings.scores, self._rendering, wanted)
+        return instance
+
+    def _template(self, chat_template: Callable[..., Any] | None, wanted: bool) -> Callable[..., Any] | None:
+        if not wanted or chat_template is None:
+            return None
+        if self.settings.render != "transcript":
+            raise SettingsError(f"--apply_chat_template and render={self.settings.render} exclude each other")
+        self._rendering = "template"
+        # without a generation prompt lm-eval strips the last message's end marker
+        return partial(chat_template, add_generation_prompt=True)
+
+    # --- results ------------------------------------------------------------------------------------------------------
+
+    def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Item]:
+        """Every metric's numerator and denominator for one trajectory, then the same for its standard error.
+
+        A trajectory that overflow=skip leaves out is told from the others by its cut tokens: see `_included`.
+        """
+        found = results[0]
+        self._run = found.run
+        counted = found.where(self._mask)
+        sums = statistics_of(found.scores, counted, self.settings.epsilon, self.settings.k)
+        cut = int(((found.labels_cut & self._mask) != 0).sum())
+        by_name = dict(zip(SUMS, sums.tolist(), strict=True)) | {"wanted": float(counted.sum() + cut)}
+        items = {
+            name: Item(found.key, by_name[m.numerator], by_name.get(m.denominator or "", 1.0), cut)
+            for name, m in {**METRICS, "scored": SCORED}.items()
+        }
+        # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
+        return items | {f"{name}_stderr": items[name] for name in _RATIOS}
+
+    def aggregation(self) -> dict[str, Callable[[Iterable[Item]], Any]]:
+        """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""
+        values = {name: partial(self._value, name) for name in METRICS}
+        return {**values, "scored": self._scored, **{f"{name}_stderr": partial(self._error, name) for name in _RATIOS}}
+
+    def aggregate(self, bootstrap_iters: int | None = None) -> Any:
+        """As lm-eval 0.5's, which would bootstrap each value, our standard errors too, 100 000 times."""
+        return super().aggregate(bootstrap_iters=0)
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """The direction of every metric that has one."""
+        return {n: m.higher_is_better for n, m in METRICS.items() if m.higher_is_better is not None}
+
+    def _value(self, name: str, items: Iterable[Item]) -> float:
+        """A metric; N/A (NaN) over fewer tokens than `min_tokens`, which is said once for 𝓗 and once for the others."""
+        included = self._included(items)
+        value = aggregate(METRICS[name], included, self.settings.min_tokens)
+        if name in ("he_snr", "ppl") and value != value:
+            high = f"𝓗 (H_top{self.settings.k} > {self.settings.epsilon:.4f}, target among the candidates)"
+            tokens, which = (high, "he_snr and he_ppl") if name == "he_snr" else ("the set that counts", "all metrics")
+            _log.warning(
+                "%s: %s has %d tokens, fewer than min_tokens=%d: %s are NaN (N/A)", self.config.task, tokens,
+                sum(item.denominator for item in included), max(1, self.settings.min_tokens), which,
+            )  # fmt: skip
+        return value
+
+    def _error(self, name: str, items: Iterable[Item]) -> float | str:
+        return aggregate_error(
+            METRICS[name], self._included(items), self.settings.resamples, self.settings.bootstrap_seed,
+            self.settings.min_tokens,
+        )  # fmt: skip
+
+    def _included(self, items: Iterable[Item]) -> list[Item]:
+        """Without the trajectories that overflow=skip leaves out."""
+        whole = [Item(*item) for item in items]
+        return [item for item in whole if not item.tokens_cut] if self.settings.overflow == "skip" else whole
+
+    def _scored(self, items: Iterable[Item]) -> float:
+        """The share of the tokens that would count that was scored. The last of all values: signs and sums up."""
+        items = [Item(*item) for item in items]
+        included = self._included(items)
+        scored = sum(item.numerator for item in included)
+        wanted = sum(item.denominator for item in items)
+        self._sign(items)
+        self._conclude(int(scored), int(wanted), items)
+        return scored / wanted if wanted else math.nan
+
+    def _sign(self, items: list[Item]) -> None:
+        """Put the numbers' signature into the configuration that lm-eval saves with the results."""
+        included = self._included(items)
+        empty = [item.key for item in included if not item.numerator]
+        if empty:
+            names = [self._ids[key] for key in empty if key in self._ids]  # other ranks know the others
+            _log.warning(
+                "%s: no token counts in %d of %d trajectories (nothing left after filters, or all of it beyond the "
+                "context): %s", self.config.task, len(empty), len(included), ", ".join(names[:5]),
+            )  # fmt: skip
+        made = signature(self.settings, self._rendering, included, self._run)
+        if len(included) < len(items):
+            made["trajectories_skipped"] = len(items) - len(included)
+        self._config.metadata["signature"] = made
+        _log.info("%s: %s", self.config.task, describe(made))
+
+    def _conclude(self, scored: int, wanted: int, items: list[Item]) -> None:
+        """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""
+        task, lines = self.config.task, []
+        if scored < wanted:
+            cut = sum(item.tokens_cut > 0 for item in items)
+            lines.append(
+                f"{task}: {'LESS THAN HALF: ' if 2 * scored < wanted else ''}only {scored / wanted:.1%} of the tokens "
+                f"that count were scored ({scored:,} of {wanted:,}): {cut} of {len(items)} trajectories are longer "
+                f"than the context of {self._run.get('max_length')} tokens (overflow={self.settings.overflow})"
+            )
+        if not self.settings.trajectories:
+            lines.append(
+                f"{task}: THESE NUMBERS ARE OF {len(items)} SHIPPED DEMO TRAJECTORIES, NOT OF YOURS. Name yours with "
+                """--metadata '{"trajectories": "PATH"}'"""
+            )
+        for line in lines:
+            _log.warning("%s", line)
+            print_at_exit(line)
+
+
+def _be_heard() -> None:
+    """Log where and as loudly as lm-eval does: its handler is on its own logger, not on the root."""
+    theirs = logging.getLogger("lm_eval")
+    _log.setLevel(theirs.getEffectiveLevel())
+    for handler in theirs.handlers:
+        if handler not in _log.handlers:
+            _log.addHandler(handler)
+
+
+def _task_config(config: dict[str, Any]) -> TaskConfig:
+    known = {f.name for f in fields(TaskConfig)}
+    own = {name: value for name, value in config.items() if name in known}
+    own |= {"output_type": REQUEST_TYPE, "num_fewshot": 0, "metadata": dict(config.get("metadata") or {})}
+    return TaskConfig(**own)

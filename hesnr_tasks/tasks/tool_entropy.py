@@ -1,0 +1,105 @@
+"""The lm-eval task `hesnr_tool_entropy`: where a checkpoint hesitates over what an agent does next.
+
+The same documents, requests and score files as every other task, so each trajectory is read once whatever tasks are
+named beside it; only what is made of the scores differs. What a step's entropy is: `analysis/tool_entropy.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+
+from hesnr_tasks.analysis.tool_entropy import COMBINE, MEASURES, Item, item_of, measure, number, stderr_of, steps_of
+from hesnr_tasks.backends.types import TokenScores
+from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.metrics import topk_entropy
+from hesnr_tasks.rendering import Rendered
+from hesnr_tasks.results import Item as SignedItem
+from hesnr_tasks.stats import FEWEST_FOR_ERROR, effective_number
+from hesnr_tasks.tasks.task import HesnrTask
+
+__all__ = ["ToolEntropyTask"]
+
+_NAMES = {"steps": "tool_steps", "unmeasured": "tool_steps_unmeasured", "mean": "tool_entropy"}
+_PUBLIC = {_NAMES.get(name, f"tool_entropy_{name}"): name for name in MEASURES}
+_WITH_ERROR = [public for public, name in _PUBLIC.items() if name not in ("steps", "unmeasured")]  # not of counts
+
+
+class ToolEntropyTask(HesnrTask):
+    """Entropy at the decision tokens of each action: mean, quantiles, skewness, share of high-entropy steps.
+
+    Two settings of its own: `decision_arguments` (how many words after the verb decide too) and `combine` (how the
+    entropies of their tokens become one: max, mean, first, sum). The threshold is `epsilon`.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        super().__init__(config)
+        given = self._config.metadata
+        self._arguments = _natural("decision_arguments", given.get("decision_arguments", 0))
+        self._combine = str(given.get("combine", "max"))
+        if self._combine not in COMBINE:
+            hint = nearest(self._combine, COMBINE)
+            raise SettingsError(f"combine is {self._combine!r}; it must be one of {', '.join(COMBINE)}.{hint}")
+        self._texts: dict[str, Rendered] = {}
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
+        """As every task; the text is remembered for its steps."""
+        instance = super().construct_requests(doc, ctx, **kwargs)
+        request = instance.arguments[1]
+        self._texts[request.key] = request.rendered
+        return instance
+
+    def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Any]:
+        """The trajectory's part in every number, then the same for its standard error."""
+        scored = results[0]
+        self._run = scored.run
+        tokens_cut = int(((scored.labels_cut & self._mask) != 0).sum())
+        counted = scored.where(self._mask)
+        rank, k, epsilon = scored.scores.rank[counted], self.settings.k, self.settings.epsilon
+        entropy = topk_entropy(scored.scores.topk_logprobs[counted], k)
+        decisive = (entropy > epsilon) & (rank >= 1) & (rank <= k)
+        steps = steps_of(self._texts[scored.key], self._arguments)
+        spans = (scored.char_start[counted], scored.char_end[counted])
+        measured = measure(steps, *spans, entropy, decisive, self._combine)
+        item = item_of(scored.key, measured, epsilon, tokens_cut)
+        tokens = float(counted.sum())
+        share = SignedItem(scored.key, tokens, tokens + tokens_cut, tokens_cut)
+        return dict.fromkeys(_PUBLIC, item) | {"scored": share} | {f"{public}_stderr": item for public in _WITH_ERROR}
+
+    def aggregation(self) -> dict[str, Callable[[Iterable[Any]], Any]]:
+        """Pooled over steps; errors from the cluster bootstrap over trajectories."""
+        values = {public: partial(self._pooled, name) for public, name in _PUBLIC.items()}
+        errors = {f"{public}_stderr": partial(self._spread, _PUBLIC[public]) for public in _WITH_ERROR}
+        return {**values, "scored": self._scored, **errors}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """None of these numbers has a better end."""
+        return {}
+
+    def _pooled(self, name: str, items: Iterable[Any]) -> float:
+        return number(name, self._steps(items))
+
+    def _spread(self, name: str, items: Iterable[Any]) -> float | str:
+        steps = self._steps(items)
+        if effective_number(np.array([item.sums()[0] for item in steps])) < FEWEST_FOR_ERROR:
+            return "N/A"  # lm-eval prints it
+        return stderr_of(name, steps, self.settings.resamples, self.settings.bootstrap_seed)
+
+    def _steps(self, items: Iterable[Any]) -> list[Item]:
+        """Without those of the trajectories that overflow=skip leaves out."""
+        steps = [Item(*item) for item in items]
+        return [item for item in steps if not item.tokens_cut] if self.settings.overflow == "skip" else steps
+
+    def _sign(self, items: list[SignedItem]) -> None:
+        super()._sign(items)
+        self._config.metadata["signature"] |= {"decision_arguments": self._arguments, "combine": self._combine}
+
+
+def _natural(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not str(value).isdigit():
+        raise SettingsError(f"{name} must be a whole number of at least 0, not {value!r}")
+    return int(value)

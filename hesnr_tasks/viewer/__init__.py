@@ -1,0 +1,1 @@
+"""`hesnr inspect`: what was read and what counts, in the terminal or as one self-contained HTML page."""

@@ -1,0 +1,229 @@
+"""A trajectory in the terminal: turn by turn, kinds and filters marked, with colour or without.
+
+Without colour, kinds have bars of their own and a row of letters under a line names the filters that drop the
+characters above. White space is never marked: it never counts. Nothing of a trajectory reaches the terminal as a
+control character.
+"""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.formats.registry import warnings_of
+from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.viewer.view import Block, Totals, View, filter_bits
+
+__all__ = ["Style", "legend", "lines", "printable", "total_lines"]
+
+
+class Style(NamedTuple):
+    """How to write: with ANSI colours, wrapped to `width` columns (None: not), every line of long texts, ASCII bars."""
+
+    colour: bool = False
+    width: int | None = None
+    full: bool = False
+    ascii: bool = False
+
+
+_KIND_SGR = {Kind.CONTEXT: "2", Kind.OBSERVATION: "36", Kind.THOUGHT: "33", Kind.ACTION: "32", Kind.SCAFFOLD: "2;3"}
+_FILTER_SGR = ("2;9;37", "2;9;35", "2;9;31", "2;9;34", "2;9;36")
+_BARS = dict(zip(Kind, "┊│╎┃ ", strict=True))
+_ASCII_BARS = dict(zip(Kind, ":|!# ", strict=True))
+_FOLDED = (Kind.CONTEXT, Kind.OBSERVATION)
+_LONG, _HEAD, _TAIL = 60, 30, 10  # of more than 60 lines, the first 30 and the last 10
+_GUTTER = 14  # columns before the text
+
+
+def legend(style: Style) -> str:
+    """What the marks mean, in one line."""
+    kinds = "  ".join(_sgr(f"{_bar(kind, style)} {kind.value}", _KIND_SGR[kind], style) for kind in Kind)
+    if style.colour:
+        dropped = "  ".join(_sgr(name, _FILTER_SGR[i], style) for i, name in enumerate(FILTERS))
+    else:
+        dropped = "  ".join(f"{letter} {name}" for letter, name in zip(_LETTERS, FILTERS, strict=True))
+    return f"{kinds}   dropped: {dropped}"
+
+
+def lines(view: View, turns: Sequence[Totals], style: Style) -> Iterator[str]:
+    """The trajectory, line by line, without line ends. `turns`: totals of each turn."""
+    yield from _heading(view, style)
+    blocks = itertools.groupby(view.blocks, key=lambda block: block.turn)
+    for number, in_turn in blocks:
+        yield ""
+        yield _sgr(f"-- turn {number} -- {_counts(turns[number - 1])}", "1", style)
+        for block in in_turn:
+            yield from _block(view, block, style)
+    yield ""
+    yield from total_lines("total", turns, style)
+
+
+def total_lines(name: str, turns: Sequence[Totals], style: Style) -> Iterator[str]:
+    """The sum of `turns`, and what the filters dropped."""
+    total = Totals()
+    for turn in turns:
+        total.add(turn)
+    yield _sgr(f"{name}: {_counts(total)}", "1", style)
+    dropped = ", ".join(f"{name} {count:,}" for name, count in total.dropped.items())
+    yield f"dropped from actions: {dropped} (a character may be dropped by several)"
+
+
+def printable(text: str) -> str:
+    """`text` with every control character, and every character that turns the direction of text, made visible."""
+    return text if text.isascii() and text.isprintable() else "".join(map(_sign, text))
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _letters() -> list[str]:
+    """A letter for each filter: its first that no filter before it has."""
+    taken: list[str] = []
+    for name in FILTERS:
+        taken.append(next((c for c in f"{name}0123456789" if c not in taken), "?"))
+    return taken
+
+
+_LETTERS = _letters()
+
+
+def _heading(view: View, style: Style) -> Iterator[str]:
+    t = view.trajectory
+    outcome = {True: "resolved", False: "not resolved", None: "outcome not known"}[t.resolved]
+    facts = [outcome, f"{printable(t.source) or 'unknown format'}, {t.fidelity.value}", f"{view.turns} turns"]
+    if t.instance_id and t.instance_id != t.id:
+        facts.insert(0, f"instance {printable(t.instance_id)}")
+    rule = "=" * 4
+    yield _sgr(f"{rule} {printable(t.id)} {rule}", "1", style)
+    yield "  ".join(facts)
+    for warning in warnings_of(t):
+        yield f"warning: {printable(warning)}"
+
+
+def _counts(turn: Totals) -> str:
+    parts = [
+        f"{kind.value} {count:,}" for kind, count in turn.characters.items() if count and kind is not Kind.SCAFFOLD
+    ]
+    if action := turn.characters[Kind.ACTION]:
+        parts.append(f"kept {turn.kept:,} of action ({100 * turn.kept / action:.0f} %)")
+    if turn.tokens is not None:
+        parts.append(f"tokens {turn.tokens:,}, {turn.counted:,} count")
+    return ", ".join(parts)
+
+
+def _block(view: View, block: Block, style: Style) -> Iterator[str]:
+    text = view.text[block.start : block.end]
+    if block.kind is Kind.SCAFFOLD:
+        text = text.strip("\n")  # ours, and only there to part messages
+    bits = filter_bits(view.codes[block.start : block.end])
+    label = block.kind.value
+    for row in _folded(text, bits, block.kind, style):
+        yield f"{label:>11} {_sgr(_bar(block.kind, style), _KIND_SGR[block.kind], style)} {row}".rstrip()
+        label = ""
+
+
+def _folded(text: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) -> Iterator[str]:
+    bounds = list(_line_bounds(text))
+    skipped = range(0)
+    if kind in _FOLDED and len(bounds) > _LONG and not style.full:
+        skipped = range(_HEAD, len(bounds) - _TAIL)
+    for i, (start, end) in enumerate(bounds):
+        if i not in skipped:
+            yield from _rows(text[start:end], bits[start:end], kind, style)
+        elif i == skipped[0]:
+            hidden = bounds[skipped[-1]][1] - start
+            yield _sgr(
+                f"... {len(skipped):,} lines, {hidden:,} characters not shown (--full shows them) ...", "2", style
+            )
+
+
+def _line_bounds(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each line, its end mark left out."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield start, end
+        start = end + 1
+
+
+def _rows(line: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) -> Iterator[str]:
+    """One line of text as one row, or several where it is too wide, each with its marks."""
+    cells = list(line) if line.isascii() and line.isprintable() else list(map(_sign, line))
+    whole = [(0, len(cells))]
+    for start, end in whole if style.width is None else _wrapped(cells, max(20, style.width - _GUTTER)):
+        if style.colour:
+            yield "".join(_painted(cells[start:end], bits[start:end], kind, style))
+        else:
+            yield "".join(cells[start:end])
+            if marks := _marks(cells[start:end], bits[start:end]):
+                yield marks
+
+
+def _wrapped(cells: list[str], room: int) -> Iterator[tuple[int, int]]:
+    start = used = 0
+    for i, cell in enumerate(cells):
+        width = _width(cell)
+        if used + width > room:
+            yield start, i
+            start, used = i, 0
+        used += width
+    yield start, len(cells)
+
+
+def _painted(cells: list[str], bits: npt.NDArray[np.uint8], kind: Kind, style: Style) -> Iterator[str]:
+    at = 0
+    for hit, run in itertools.groupby(bits.tolist()):
+        length = len(list(run))
+        text = "".join(cells[at : at + length])
+        at += length
+        yield _sgr(
+            text, _FILTER_SGR[_first(hit) % len(_FILTER_SGR)] if hit and text.strip() else _KIND_SGR[kind], style
+        )
+
+
+def _marks(cells: list[str], bits: npt.NDArray[np.uint8]) -> str:
+    """A letter under each dropped character that is not white space."""
+    pairs = zip(cells, bits.tolist(), strict=True)
+    return "".join(
+        (_LETTERS[_first(hit)] if hit and cell.strip() else " ") * _width(cell) for cell, hit in pairs
+    ).rstrip()
+
+
+def _first(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1
+
+
+def _bar(kind: Kind, style: Style) -> str:
+    return (_ASCII_BARS if style.ascii else _BARS)[kind]
+
+
+def _sgr(text: str, code: str, style: Style) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if style.colour and text else text
+
+
+def _sign(char: str) -> str:
+    """What stands for one character: itself, or something that can neither move the cursor nor turn text round."""
+    if char == "\t":
+        return "    "
+    if char == "\r":
+        return ""  # nearly always part of a line's end
+    if char < " ":
+        return chr(0x2400 + ord(char))
+    if char == "\x7f":
+        return "\u2421"
+    return "\ufffd" if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Cs") and char != "\u200d" else char
+
+
+def _width(cell: str) -> int:
+    if cell.isascii():
+        return len(cell)
+    if unicodedata.category(cell) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(cell) in "WF" else 1

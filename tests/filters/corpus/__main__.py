@@ -1,3 +1,0 @@
-from tests.filters.corpus import pin
-
-pin()

@@ -1,0 +1,168 @@
+"""Whole runs of lm_eval on a server: no secret in what is written, and no rank where none is known."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lm_eval
+import numpy as np
+import pytest
+from lm_eval.tasks import TaskManager
+from transformers import AutoTokenizer
+
+from hesnr_tasks import cli
+from hesnr_tasks.backends.types import Scores
+from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
+from hesnr_tasks.tasks.registration import tasks_path
+from tests import tiny
+from tests.slow.test_task import SMALL, values, write
+from tests.unit.backends.server_http import serving
+from tests.unit.backends.server_model import load
+from tests.unit.scores.test_runs import analyzed
+
+SECRETS = ("sk-top-secret-77", "route-of-gold-42")
+HEADERS = json.dumps({"Authorization": f"Bearer {SECRETS[0]}", "X-Gateway": SECRETS[1]})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.llama(str(tmp_path_factory.mktemp("runs")), steps=80)
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with pytest.MonkeyPatch.context() as patch, serving(load(folder), AutoTokenizer.from_pretrained(folder)) as server:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+
+
+def arguments(server, folder):
+    return {
+        "model": "tiny", "base_url": server.address, "tokenizer": str(folder), "max_length": 32768,
+        "tokenizer_backend": "huggingface", "max_retries": 3,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def printed(server, folder, tmp_path_factory):
+    """What a run printed and the folder that it wrote: k + 1 candidates, no ranks, keys in HESNR_HEADERS."""
+    out = tmp_path_factory.mktemp("out")
+    server.forms, server.most_logprobs, server.key = ("echo",), 6, SECRETS[0]
+    server.fail, server.says = [503], f"who is {SECRETS[0]} of {SECRETS[1]}?"
+    server.headers.clear()
+    metadata = {"trajectories": write(out / "small.jsonl", SMALL), "k": 5, "min_tokens": 0, "resamples": 100}
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args",
+         ",".join(f"{name}={value}" for name, value in arguments(server, folder).items()), "--tasks", "hesnr_swe",
+         "--include_path", str(tasks_path()), "--metadata", json.dumps(metadata), "--output_path", str(out / "results"),
+         "--log_samples"],
+        env={**os.environ, "HESNR_HEADERS": HEADERS, "NO_PROXY": "127.0.0.1"}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    server.forms, server.most_logprobs, server.key = ("prompt_logprobs", "echo"), 20, None
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout + done.stderr, out
+
+
+def test_headers_of_the_environment_are_sent_and_written_nowhere(printed, server):
+    text, out = printed
+    assert "HTTP 503: who is … of …?" in text
+    assert {(headers["authorization"], headers["x-gateway"]) for headers in server.headers} == {
+        (f"Bearer {SECRETS[0]}", SECRETS[1])
+    }
+    files = [path for path in Path(out).rglob("*") if path.is_file()]
+    names = [path.name for path in files]
+    assert any(name.startswith("results_") for name in names)
+    assert any(name.startswith("samples_") for name in names)
+    assert "run.json" in names
+    for secret in SECRETS:
+        assert secret not in text
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "name", ["header", "headers", "extra-headers", "api_key", "auth_token", "token", "Authorization"]
+)
+def test_secrets_among_the_model_arguments_are_refused(server, folder, tmp_path, name):
+    value = {"Authorization": SECRETS[0]} if "header" in name else SECRETS[0]
+    server.prompts.clear()
+    with pytest.raises(ScoringError, match=f"{name} in --model_args.*OPENAI_API_KEY.*HESNR_HEADERS") as caught:
+        evaluate(arguments(server, folder) | {name: value}, {"trajectories": write(tmp_path / "a.jsonl", SMALL)})
+    assert SECRETS[0] not in str(caught.value)
+    assert not server.prompts
+
+
+@pytest.mark.parametrize(
+    "text", [SECRETS[0], f'["{SECRETS[0]}"]', f'{{"X": {{"a": "{SECRETS[0]}"}}}}', f'{{"X": "{SECRETS[0]}\\n"}}', 
+             f'{{"X": "{SECRETS[0]}é"}}', f'{{"X y": "{SECRETS[0]}"}}', f'{{"": "{SECRETS[0]}"}}'],
+)  # fmt: skip
+def test_headers_that_cannot_be_sent_are_refused_without_showing_them(server, folder, tmp_path, monkeypatch, text):
+    monkeypatch.setenv("HESNR_HEADERS", text)
+    with pytest.raises(ScoringError, match="HESNR_HEADERS") as caught:
+        evaluate(arguments(server, folder), {"trajectories": write(tmp_path / "a.jsonl", SMALL)})
+    assert SECRETS[0] not in str(caught.value)
+
+
+def evaluate(model_args, metadata, model="local-completions"):
+    manager = TaskManager(
+        include_path=str(tasks_path()), include_defaults=False, metadata={"min_tokens": 0, "k": 5, **metadata}
+    )
+    return lm_eval.simple_evaluate(
+        model=model, model_args=model_args, tasks=["hesnr_swe"], task_manager=manager, bootstrap_iters=0, device="cpu"
+    )
+
+
+# --- ranks beyond the candidates ------------------------------------------------------------------------------------
+
+
+def test_an_unknown_rank_is_no_accuracy_anywhere(printed, folder, tmp_path, capsys):
+    """The other metrics are those of the model itself, which knows its ranks."""
+    text, out = printed
+    row = {line.split("|")[5].strip(): line for line in text.splitlines() if line.count("|") > 8}
+    assert "nan" in row["top10_acc"].lower() or "N/A" in row["top10_acc"]
+    (file,) = Path(out).rglob("results_*.json")
+    told = values(json.loads(file.read_text()), "hesnr_swe")
+    data = {"trajectories": str(out / "small.jsonl")}
+    own = values(evaluate({"pretrained": str(folder), "dtype": "float32"}, data, "hf"), "hesnr_swe")
+    assert own["top5_acc"] < own["top10_acc"]  # or the case says nothing
+    (run,) = {path.parent for path in Path(out).rglob("run.json")}
+    (analysis,), _ = analyzed(run, "--k", 5, "--min-tokens", 0)
+    for name in METRICS:
+        listed = analysis[name]["value"] if isinstance(analysis[name], dict) else analysis[name]
+        if name == "top10_acc":
+            assert not isinstance(told[name], float) or math.isnan(told[name])
+            assert listed is None or math.isnan(listed)
+        else:
+            assert told[name] == pytest.approx(own[name], rel=1e-4), name
+            assert listed == pytest.approx(told[name], rel=1e-12), name
+    assert cli.main(["analyze", str(run), "--k", "5"]) == 0
+    assert cli.main(["report", str(out / "results"), "-o", str(tmp_path / "report")]) == 0
+    shown = capsys.readouterr().out + (tmp_path / "report" / "report.html").read_text()
+    assert f"{100 * own['top10_acc']:.1f}" not in shown
+    assert f"{own['top10_acc']:.3f}" not in shown
+
+
+def test_what_is_not_known_of_one_token_spoils_nothing_else():
+    """A rank beyond the n likeliest leaves open only the accuracies above n, of its own trajectory."""
+    rng = np.random.default_rng(0)
+    top = np.log(np.sort(rng.dirichlet(np.ones(12), 40)[:, :5])[:, ::-1]).astype(np.float32)
+    ids = np.tile(np.arange(5, dtype=np.int32), (40, 1))
+    rank = rng.integers(1, 6, 40).astype(np.int32)
+    scores = Scores(top[np.arange(40), rank - 1], rank, top, ids)
+    unknown = rank.copy()
+    unknown[7] = -5
+    known, open_ = (statistics_of(s, np.ones(40, bool), k=5) for s in (scores, scores._replace(rank=unknown)))
+    for name, before, after in zip(SUMS, known, open_, strict=True):
+        if name == "top10":
+            assert math.isnan(after)
+        elif name in ("top1", "top2", "top5"):
+            assert after == before - (rank[7] <= int(name[3:]))
+        elif not name.startswith("he_"):  # its target may be none of the candidates now
+            assert after == before
+        assert not math.isnan(before)
+    counted = np.arange(40) != 7
+    assert not np.isnan(statistics_of(scores._replace(rank=unknown), counted, k=5)).any()

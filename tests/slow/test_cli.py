@@ -1,0 +1,89 @@
+"""The `hesnr` command, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+from hesnr_tasks.tasks.registration import tasks_path
+from tests import tiny
+from tests.unit.analysis import made
+
+
+def hesnr(*words, cwd=None):
+    return subprocess.run([sys.executable, "-m", "hesnr_tasks.cli", *words], capture_output=True, text=True, cwd=cwd)
+
+
+def test_help_needs_neither_torch_nor_lm_eval():
+    code = (
+        "import sys, hesnr_tasks.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print({m for m in ('torch', 'lm_eval', 'transformers', 'datasets', 'pyarrow') if m in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_tasks_prints_the_folder_for_include_path():
+    assert hesnr("tasks").stdout.strip() == str(tasks_path())
+
+
+def test_an_error_is_one_paragraph_and_status_2(tmp_path):
+    done = hesnr("report", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith("hesnr: no results of ours")
+    assert "Traceback" not in done.stderr
+
+
+def test_score_files_are_analyzed_and_compared_and_a_run_can_be_named(tmp_path):
+    """No option of a sub-command may take the place of what routes to it."""
+    for seed, name in enumerate("ab"):
+        made.run_of(tmp_path / name, 6, 60, seed=seed)
+    for run in ([], ["--run", "latest"], ["--run", "all"]):
+        for command in ("analyze", "compare"):
+            done = hesnr(command, str(tmp_path / "a"), str(tmp_path / "b"), *run, "--resamples", "100")
+            assert (done.returncode, done.stderr) == (0, ""), (command, run)
+            assert "HE-SNR" in done.stdout
+
+
+def test_convert_then_eval_then_report(tmp_path):
+    """The three commands a newcomer types, on a file of chat rows."""
+    turns = [
+        {"role": "user", "content": "Fix the bug."},
+        {
+            "role": "assistant",
+            "content": "Look.\n\n<function=bash>\n<parameter=command>ls src</parameter>\n</function>",
+        },
+        {"role": "user", "content": "OBSERVATION:\na.py"},
+        {
+            "role": "assistant",
+            "content": "Read.\n\n<function=bash>\n<parameter=command>cat src/a.py</parameter>\n</function>",
+        },
+    ]
+    rows = [{"messages": turns, "instance_id": f"a__b-{i}"} for i in range(3)]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checkpoint = tiny.llama(str(tmp_path / "checkpoint"), steps=5)
+    converted = hesnr("convert", "runs.jsonl", "-o", "clean.jsonl", cwd=tmp_path)
+    assert converted.returncode == 0, converted.stderr
+    evaluated = hesnr(
+        "eval", "--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", "hesnr_swe",
+        "--metadata", '{"trajectories": "clean.jsonl"}', "--output_path", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr[-2000:]
+    assert "he_snr" in evaluated.stdout
+    reported = hesnr("report", "out", "-o", "report", cwd=tmp_path)
+    assert "| checkpoint |" in reported.stdout
+    assert "3 trajectories" in reported.stdout
+    assert (tmp_path / "report" / "leaderboard.csv").read_text().startswith("checkpoint,task,he_snr,he_snr_stderr")
+
+
+def test_no_option_takes_the_place_of_the_command():
+    """Every command runs whatever its options are called: `--run` is not what is to be run."""
+    from hesnr_tasks.cli import _parser, analyze
+
+    args = _parser().parse_args(["analyze", "scores", "--run", "2"])
+    assert (args.run, args.execute) == ("2", analyze.run)
+    assert _parser().parse_args(["analyze", "scores"]).run == "latest"
+    commands = next(action.choices for action in _parser()._actions if isinstance(action.choices, dict))
+    for name, command in commands.items():
+        assert "execute" not in {action.dest for action in command._actions}, name

@@ -1,0 +1,83 @@
+"""The next lm-eval, in an environment of its own (`make lm-eval-next`): same command, same numbers."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hesnr_tasks.report.results import read_results
+from hesnr_tasks.tasks.registration import tasks_path
+from tests import ROOT, tiny
+from tests.slow.test_task import SMALL, write
+
+NEXT = Path(os.environ.get("HESNR_LM_EVAL_NEXT_PYTHON", ROOT / ".venv-lm-eval-next" / "bin" / "python"))
+TASKS = "hesnr_swe,hesnr_swe_ablation,hesnr_tool_entropy"
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """What this environment's lm-eval saved, and what the next one saved, for one tiny checkpoint."""
+    if not NEXT.exists():
+        pytest.skip("no environment with the next lm-eval (make lm-eval-next)")
+    folder = tmp_path_factory.mktemp("versions")
+    model = tiny.llama(str(folder / "model"), steps=10)
+    metadata = json.dumps({"trajectories": write(folder / "small.jsonl", SMALL), "epsilon": 1.0, "min_tokens": 0})
+    for name, python in {"current": sys.executable, "next": str(NEXT)}.items():
+        command = [python, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--log_samples"]
+        command += ["--model_args", f"pretrained={model},dtype=float32", "--tasks", TASKS, "--metadata", metadata]
+        command += ["--include_path", str(tasks_path()), "--output_path", str(folder / name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "Traceback" not in done.stderr
+    return folder / "current", folder / "next"
+
+
+def numbers(folder):
+    """Every value of every task, by the task's own name."""
+    saved = json.loads(next(folder.rglob("results_*.json")).read_text())
+    return {
+        task.rsplit("::", 1)[-1]: {key: value for key, value in row.items() if "," in key}
+        for task, row in saved["results"].items()
+    }
+
+
+def test_another_version_is_what_runs_there(outputs):
+    asked = [str(NEXT), "-c", "import importlib.metadata as m; print(m.version('lm_eval'))"]
+    version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    assert version != importlib.metadata.version("lm_eval")
+
+
+def test_every_value_and_error_is_the_same(outputs):
+    current, following = map(numbers, outputs)
+    assert current == following
+    assert len(current) == 8
+    assert any(isinstance(value, float) for row in current.values() for key, value in row.items() if "_stderr," in key)
+
+
+def test_every_sample_has_the_same_numbers(outputs):
+    def samples(folder):
+        texts = {
+            path.name.split("samples_")[1].rsplit("_", 1)[0]: path.read_text() for path in folder.rglob("samples_*")
+        }
+        rows = {task.rsplit("::", 1)[-1]: map(json.loads, text.splitlines()) for task, text in texts.items()}
+        return {
+            task: {row["doc_id"]: {name: row[name] for name in row["metrics"]} for row in logged}
+            for task, logged in rows.items()
+        }
+
+    current, following = map(samples, outputs)
+    assert current == following
+    assert len(current) == 7
+    assert all(len(rows) == len(SMALL) for rows in current.values())
+
+
+def test_a_report_reads_both_alike(outputs):
+    def rows(folder):
+        return {row.task: (str(row.values), row.comparable, row.member) for row in read_results([folder])}
+
+    assert rows(outputs[0]) == rows(outputs[1])
+    assert len(rows(outputs[0])) == 7

@@ -1,0 +1,143 @@
+"""lm-eval's own loggers, W&B and Trackio, offline: what they keep of a real run is what the run found."""
+
+import importlib.util
+import json
+import math
+import os
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+from hesnr_tasks.integrations import HESNRCallback
+from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.tasks.registration import tasks_path
+from tests import tiny
+from tests.slow.test_callback import RUNS, gpt2, hesnr, train
+from tests.slow.test_task import SMALL, write
+
+INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("wandb", "trackio")}
+INSTALLED["trackio"] &= importlib.util.find_spec("lm_eval.loggers.trackio_logger") is not None  # not in lm-eval 0.5
+_BLOCK, _WHOLE, _LAST = 32768, 1, 4  # of LevelDB's log format
+TASKS = ("hesnr_swe", "hesnr_swe_thought")
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """One run of the real command with both loggers: its folder, its results, what it said."""
+    folder = tmp_path_factory.mktemp("loggers")
+    places = {"WANDB_DIR": folder, "WANDB_SILENT": "true", "TRACKIO_DIR": folder / "trackio"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *arguments(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {name: str(value) for name, value in places.items()},
+    )
+    results = next((folder / "out").rglob("results_*.json"))
+    return folder, json.loads(results.read_text()), done.stderr.splitlines()
+
+
+def arguments(folder):
+    model = tiny.llama(str(folder / "model"), steps=10)
+    found = ["run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu"]
+    found += ["--tasks", ",".join(TASKS), "--include_path", str(tasks_path()), "--log_samples"]
+    found += [
+        "--metadata",
+        json.dumps({"trajectories": write(folder / "small.jsonl", SMALL), "epsilon": 2.0, "min_tokens": 0}),
+    ]
+    found += ["--output_path", str(folder / "out")]
+    if INSTALLED["wandb"]:
+        found += ["--wandb_args", f"mode=offline,project=hesnr,dir={folder}"]
+    if INSTALLED["trackio"]:
+        found += ["--trackio_args", "project=hesnr,name=tiny"]
+    return found
+
+
+def scalars(results, task):
+    """Every number of the results of a task, by the name the loggers give it."""
+    pairs = [(name.removesuffix(",none"), value) for name, value in results["results"][task].items()]
+    return {f"{task}/{name}": value for name, value in pairs if isinstance(value, (int, float))}
+
+
+def wandb_history(folder):
+    """Every number of the offline run's history by its name, in the order in which they came."""
+    found = defaultdict(list)
+    for record in wandb_records(folder):
+        for item in record.history.item:
+            found["/".join(item.nested_key) or item.key].append(json.loads(item.value_json))
+    return found
+
+
+def wandb_records(folder):
+    """The records of the offline run's file: a LevelDB log (blocks, chunks) of protocol buffers after 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, gathered = next(folder.rglob("run-*.wandb")).read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = _BLOCK - at % _BLOCK
+        length, kind = struct.unpack_from("<HB", data, at + 4) if left >= 7 else (0, 0)
+        if kind == 0:  # the rest of the block is padding
+            at += left
+            continue
+        gathered += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (_WHOLE, _LAST):
+            yield wandb_internal_pb2.Record.FromString(gathered)
+            gathered = b""
+
+
+@pytest.mark.skipif(not INSTALLED["wandb"], reason="wandb is not installed")
+def test_wandb_keeps_every_number_of_a_run(logged):
+    folder, results, _ = logged
+    history = {name: numbers[-1] for name, numbers in wandb_history(folder).items()}
+    for task in TASKS:
+        expected = scalars(results, task)
+        assert expected[f"{task}/he_snr_stderr"] > 0
+        assert {f"{task}/{name}" for name in METRICS} <= expected.keys()
+        assert {name: history[name] for name in expected} == expected
+
+
+@pytest.mark.skipif(not INSTALLED["wandb"], reason="wandb is not installed")
+def test_wandb_keeps_the_samples(logged):
+    folder, _, said = logged
+    assert not [line for line in said if "Logging to" in line]
+    for task in TASKS:
+        table = json.loads(next(folder.rglob(f"{task}_eval_results_*.table.json")).read_text())
+        assert len(table["data"]) == len(SMALL)
+        assert {"id", "he_snr", "ppl"} <= set(table["columns"])
+
+
+@pytest.mark.skipif(not INSTALLED["trackio"], reason="trackio is not installed")
+def test_trackio_keeps_every_number_and_a_trace_a_trajectory(logged):
+    folder, results, said = logged
+    assert not [line for line in said if "Logging to Trackio failed" in line]
+    with sqlite3.connect(folder / "trackio" / "hesnr.db") as base:
+        rows = [json.loads(row[0]) for row in base.execute("SELECT metrics FROM metrics ORDER BY step")]
+        traces = [json.loads(row[0]) for row in base.execute("SELECT metadata FROM traces")]
+    for task in TASKS:
+        assert scalars(results, task).items() <= rows[0].items()
+        assert math.isfinite(rows[0][f"{task}/he_snr"])
+        assert len([trace for trace in traces if trace["task"] == task]) == len(SMALL)
+
+
+@pytest.mark.skipif(not INSTALLED["wandb"], reason="wandb is not installed")
+def test_wandb_gets_what_the_callback_finds_in_training(tmp_path, monkeypatch, capsys):
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for attempt in range(3):  # on a busy machine W&B's service has been seen to end before it wrote any history
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        wandb.init(mode="offline", project="hesnr", dir=str(folder))
+        callback = HESNRCallback(write(folder / "five.jsonl", RUNS), every=2, min_tokens=0)
+        logged = hesnr(train(gpt2(), folder, callback, steps=4, report_to=["wandb"]))
+        wandb.finish()
+        if history := wandb_history(folder):
+            break
+    for name in ("he_snr", "he_snr_stderr", "ppl", "tokens", "seconds"):
+        assert history[f"train/hesnr/{name}"] == [entry[f"hesnr/{name}"] for entry in logged]
+    assert len(history["train/hesnr/he_snr_change"]) == len(history["train/hesnr/he_snr"]) - 1 == 2

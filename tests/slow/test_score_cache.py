@@ -1,0 +1,164 @@
+"""Scores are kept beside a run: read once, resumed after a crash, never mixed."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hesnr_tasks.backends import huggingface
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.labels import label_mask
+from hesnr_tasks.scores import ScoreStore
+from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks.score_cache import place_of_scores
+from hesnr_tasks.trajectory import Kind
+from tests import tiny
+from tests.slow.test_task import SMALL, call, evaluate, run, write
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny.llama(str(tmp_path_factory.mktemp("keeping")), steps=40)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return write(tmp_path / "small.jsonl", SMALL)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the trajectories that the model really reads."""
+    names = []
+    score = huggingface.HuggingFaceBackend.score
+
+    def counting(self, passages, k, progress, skip=()):
+        names.extend(p.name for i, p in enumerate(passages) if i not in skip)
+        return score(self, passages, k, progress, skip)
+
+    monkeypatch.setattr(huggingface.HuggingFaceBackend, "score", counting)
+    return names
+
+
+def test_a_second_run_reads_nothing_and_gives_the_same_bits(checkpoint, small, tmp_path, read):
+    metadata = {"trajectories": small, "scores": str(tmp_path / "scores")}
+    tasks = ["hesnr_swe_ablation", "hesnr_swe"]
+    first = evaluate(checkpoint, tasks, metadata)["results"]
+    assert sorted(read) == ["one", "three", "two"]
+    second = evaluate(checkpoint, tasks, metadata)["results"]
+    assert len(read) == 3
+    assert first == second
+    bare = evaluate(checkpoint, tasks, {"trajectories": small})["results"]["hesnr_swe"]
+    # without score files the head sees fewer rows: equal but for float32's last bits
+    assert {name: bare[name] for name in bare if name != "alias" and isinstance(bare[name], float)} == pytest.approx(
+        {name: value for name, value in first["hesnr_swe"].items() if isinstance(value, float)}, rel=1e-5
+    )
+
+
+def test_thoughts_and_whole_actions_are_kept_for_later_questions(checkpoint, small, tmp_path, read):
+    metadata = {"trajectories": small, "scores": str(tmp_path / "scores")}
+    evaluate(checkpoint, ["hesnr_swe"], metadata)
+    later = evaluate(checkpoint, ["hesnr_swe_unfiltered", "hesnr_swe_ablation"], metadata)["results"]
+    assert len(read) == 3
+    alone = evaluate(checkpoint, ["hesnr_swe_unfiltered"], {"trajectories": small})["results"]
+    assert later["hesnr_swe_unfiltered"]["ppl,none"] == pytest.approx(
+        alone["hesnr_swe_unfiltered"]["ppl,none"], rel=1e-5
+    )
+    read.clear()
+    least = metadata | {"scores": str(tmp_path / "least"), "keep": "none"}
+    evaluate(checkpoint, ["hesnr_swe"], least)
+    evaluate(checkpoint, ["hesnr_swe_unfiltered"], least)
+    assert len(read) == 6
+    everything = metadata | {"scores": str(tmp_path / "most"), "keep": "thought+action+observation+context"}
+    evaluate(checkpoint, ["hesnr_swe"], everything)
+    most, usual = ScoreStore.open(tmp_path / "most"), ScoreStore.open(tmp_path / "scores")
+    everyone = label_mask([kind for kind in Kind if kind is not Kind.SCAFFOLD], (), tuple(FILTERS))
+    assert all(most.has(key, everyone, 10) and not usual.has(key, everyone, 10) for key in most)
+    assert all(len(most.read(key).position) > len(usual.read(key).position) for key in most)
+
+
+def test_without_pyarrow_no_scores_are_kept_unless_asked_for(checkpoint, small, tmp_path, monkeypatch, caplog):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pyarrow" else find(name))
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "--output_path", str(tmp_path / "out")])
+    evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})
+    assert "no score files are kept: they need pyarrow" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_task_on_kept_scores_reads_only_what_is_missing(checkpoint, small, tmp_path, read):
+    metadata = {"trajectories": small, "scores": str(tmp_path / "scores")}
+    evaluate(checkpoint, ["hesnr_swe_unfiltered"], metadata)
+    filtered = evaluate(checkpoint, ["hesnr_swe"], metadata)["results"]["hesnr_swe"]
+    assert len(read) == 3  # filtered action tokens are among those kept
+    more = write(tmp_path / "more.jsonl", [*SMALL, run("four", ("Look.", call("pwd"), "/"))])
+    evaluate(checkpoint, ["hesnr_swe"], metadata | {"trajectories": more})
+    assert read[3:] == ["four"]
+    alone = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})["results"]["hesnr_swe"]
+    # the head saw other rows beside these: equal but for float32's last bits
+    assert filtered["ppl,none"] == pytest.approx(alone["ppl,none"], rel=1e-5)
+    assert filtered["he_snr,none"] == pytest.approx(alone["he_snr,none"], rel=1e-5)
+
+
+def test_other_settings_are_refused_by_name(checkpoint, small, tmp_path):
+    metadata = {"trajectories": small, "scores": str(tmp_path / "scores")}
+    evaluate(checkpoint, ["hesnr_swe"], metadata)
+    with pytest.raises(SettingsError, match="render: transcript → chatml"):
+        evaluate(checkpoint, ["hesnr_swe"], metadata | {"render": "chatml"})
+    with pytest.raises(SettingsError, match="max_length: 32768 → 100"):
+        evaluate(checkpoint, ["hesnr_swe"], metadata, "dtype=float32,max_length=100")
+    other = tiny.llama(str(tmp_path / "other"), seed=5)
+    with pytest.raises(SettingsError, match="weights"):
+        evaluate(other, ["hesnr_swe"], metadata)
+
+
+def test_what_each_token_spells_is_kept(checkpoint, small, tmp_path):
+    folder = tmp_path / "scores"
+    evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "scores": str(folder)})
+    store = ScoreStore.open(folder)
+    spelled = store.vocabulary()
+    for key in store:
+        text = store.text(key)
+        assert b"".join(spelled[i] for i in text.ids.tolist()).decode() == text.rendered.text
+
+
+def test_the_default_place_is_next_to_the_output():
+    assert place_of_scores(None, ["lm_eval", "--tasks", "x"]) is None
+    assert str(place_of_scores(None, ["lm_eval", "--output_path", "out"])[0]) == "out/scores"
+    assert str(place_of_scores(None, ["lm_eval", "--output_path=out/r.json"])[0]) == "out/scores"
+    assert str(place_of_scores(None, ["lm_eval", "run", "-o", "old", "--output", "new"])[0]) == "new/scores"
+    assert str(place_of_scores(None, ["lm_eval", "--tasks", "x", "-oout"])[0]) == "out/scores"
+    assert place_of_scores(None, ["lm_eval", "--output_path"]) is None
+    assert place_of_scores("none", ["lm_eval", "--output_path", "out"]) is None
+    named, by_user = place_of_scores("here", ["lm_eval", "--output_path", "out"])
+    assert (str(named), by_user) == ("here", True)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(checkpoint, tmp_path):
+    """kill -9 in the middle; the second run gives what an undisturbed one gives, to the bit."""
+    runs = [run(f"r{i}", *[("Look.", call(f"cat f{i}_{j}.py"), "x = 1\n" * 60) for j in range(20)]) for i in range(12)]
+    data = write(tmp_path / "many.jsonl", runs)
+    command = [
+        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--tasks", "hesnr_swe"),
+        *("--model_args", f"pretrained={checkpoint},dtype=float32", "--output_path", str(tmp_path / "out")),
+        *("--include_path", str(tasks_path()), "--metadata", json.dumps({"trajectories": data})),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(tmp_path.rglob("scores/*/*.parquet"))) < 3:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = len(list(tmp_path.rglob("scores/*/*.parquet")))
+    assert 3 <= kept < 12
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{kept} of 12 trajectories were scored before" in done.stderr
+    resumed = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())["results"]["hesnr_swe"]
+    plain = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": data, "scores": str(tmp_path / "undisturbed")})
+    plain = plain["results"]["hesnr_swe"]
+    assert resumed == json.loads(json.dumps(plain))

@@ -1,0 +1,179 @@
+"""The vLLM backend against a plain forward, on the real engine (CPU), in the environment that `make vllm` makes."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hesnr_tasks.backends.types import Scores
+from hesnr_tasks.backends.vllm import _batches, _scores
+from hesnr_tasks.backends.vllm_memory import refuse_too_large_steps
+from hesnr_tasks.errors import ScoringError
+from tests import ROOT
+from tests.unit.backends.server_model import (
+    assert_same,
+    entropy,
+    find_vllm_python,
+    load,
+    passage,
+    reference,
+    run_group,
+    save_model,
+)
+
+TOKENS = int(os.environ.get("HESNR_TEST_TOKENS", "3500"))  # of the long passage; 20000 takes a minute
+
+
+@pytest.fixture(scope="module")
+def passages():
+    """A long one, and two that share its first 600 tokens."""
+    long, one, two = passage("long", 0, TOKENS), passage("one", 0, 700, every=3), passage("two", 0, 640, every=7)
+    two.ids[600:] = two.ids[600:][::-1]
+    return {p.name: p for p in (long, one, two)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, passages):
+    """One start of the engine, all that is asked of it; see server_engine.py."""
+    python = find_vllm_python()
+    folder = tmp_path_factory.mktemp("vllm")
+    model = save_model(folder / "model")
+    arrays = {
+        f"{p.name}/{name}": value for p in passages.values() for name, value in p._asdict().items() if name != "name"
+    }
+    np.savez(folder / "passages.npz", **arrays)
+    script = Path(__file__).with_name("server_engine.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    started = time.perf_counter()
+    code, output = run_group([python, script, model, folder], environment, timeout=600)
+    assert code == 0, output[-8000:]
+    told = json.loads((folder / "told.json").read_text())
+    print(f"engine test: {time.perf_counter() - started:.0f} s, scoring {told['seconds']:.1f} s")
+    return np.load(folder / "scores.npz"), told, load(folder / "model")
+
+
+def found(run, kind, name):
+    return Scores(*(run[0][f"{kind}/{name}/{field}"] for field in Scores._fields))
+
+
+def test_agrees_with_a_plain_forward(run, passages):
+    for name, one in passages.items():
+        got, want = found(run, "flat", name), reference(run[2], one)
+        assert_same(got, want)
+        differences = (
+            np.abs(got.logprob - want.logprob).max(),
+            np.abs(entropy(got.topk_logprobs) - entropy(want.topk_logprobs)).max(),
+        )
+        print(f"{name}: {len(one.ids)} tokens, |Δ logprob| {differences[0]:.1e}, |Δ H| {differences[1]:.1e}")
+
+
+def test_prefix_cache_and_order_change_nothing(run, passages):
+    for name in passages:
+        first, again = found(run, "flat", name), found(run, "again", name)
+        assert np.abs(first.logprob - again.logprob).max() < 1e-4
+        assert np.abs(first.topk_logprobs - again.topk_logprobs).max() < 1e-4
+
+
+def test_the_older_answer_form_gives_the_same(run, passages):
+    for name in passages:
+        flat, dicts = found(run, "flat", name), found(run, "dicts", name)
+        assert np.abs(flat.logprob - dicts.logprob).max() < 1e-4
+        assert (flat.rank != dicts.rank).mean() < 0.01
+
+
+def test_longest_prompt_is_one_below_the_context(run):
+    told = run[1]
+    assert told["max_length"] == told["context"] - 1
+    assert told["longest"] == "no error"
+    assert "'long'" in told["too long"]
+
+
+def test_passages_to_skip_are_not_scored(run):
+    assert run[1]["skipping"] == [1, 2]
+
+
+def test_k_above_max_logprobs_names_the_setting(run):
+    assert "max_logprobs=25" in run[1]["k"]
+
+
+def test_a_dead_engine_is_an_error_that_names_the_trajectory(run):
+    assert run[1]["dead"].startswith("vLLM failed on trajectory 'long'")
+    assert "max_num_batched_tokens" in run[1]["dead"]
+
+
+def test_description_identifies_the_model(run):
+    described = run[1]["describe"]
+    assert described["backend"] == "vllm"
+    assert described["dtype"] == "float32"
+    assert described["model"].endswith("model")
+    assert run[1]["bos"] is None
+
+
+def test_steps_too_large_for_memory_are_refused_with_the_setting():
+    refuse_too_large_steps(8192, 152_000, 10 << 30, 256)
+    with pytest.raises(ScoringError, match=r"max_num_batched_tokens=5632 to --model_args\.$"):
+        refuse_too_large_steps(8192, 152_000, 8 << 30, 256)
+    with pytest.raises(ScoringError, match=r"max_num_batched_tokens=512,max_num_seqs=512 to .* gpu_memory_utilization"):
+        refuse_too_large_steps(8192, 152_000, 1 << 30, 1024)
+
+
+@dataclass
+class Answer:
+    """What a vLLM engine hands back for one prompt, in the older form."""
+
+    prompt_token_ids: list
+    prompt_logprobs: list | None
+    num_cached_tokens: int = 0
+
+
+@dataclass
+class Logprob:
+    logprob: float | None
+    rank: int | None = None
+
+
+def answer_to(one):
+    """Every token but the first is the most likely, with ln 0.5; the next has ln 0.25."""
+    at = [{int(token): Logprob(-0.69, 1), 1999: Logprob(-1.39, 2)} for token in one.ids[1:]]
+    return Answer(one.ids.tolist(), [None, *at])
+
+
+def test_a_whole_answer_becomes_scores():
+    one = passage("t", 0, 6, every=2)
+    scores = _scores(one, answer_to(one), 2, 2000)
+    assert np.allclose(scores.logprob, -0.69)
+    assert scores.rank.tolist() == [1, 1, 1]
+    assert scores.topk_ids.tolist() == [[token, 1999] for token in one.ids[one.targets]]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda a: setattr(a, "prompt_logprobs", None), "0 positions came back for 6"),
+        (lambda a: a.prompt_logprobs.pop(), "5 positions came back for 6"),
+        (lambda a: a.prompt_token_ids.reverse(), "another prompt"),
+        (lambda a: setattr(a, "num_cached_tokens", 16), "16 tokens were read from the prefix cache"),
+        (lambda a: a.prompt_logprobs.__setitem__(5, None), "other tokens than token"),
+        (lambda a: a.prompt_logprobs[5].pop(1999), "1 tokens came back, 2 were asked for"),
+        (lambda a: setattr(a.prompt_logprobs[5][1999], "logprob", None), "token 1999 is null"),
+        (lambda a: setattr(a.prompt_logprobs[5][1999], "logprob", -0.5), "rank and top disagree"),
+        (lambda a: setattr(a.prompt_logprobs[5][1999], "logprob", 7.5), "raw logits"),
+    ],
+)
+def test_an_answer_with_a_fault_is_an_error_that_names_the_trajectory(spoil, told):
+    one = passage("t-17", 0, 6, every=2)
+    answer = answer_to(one)
+    spoil(answer)
+    with pytest.raises(ScoringError, match=told) as caught:
+        _scores(one, answer, 2, 2000)
+    assert "'t-17'" in str(caught.value)
+
+
+def test_batches_hold_every_passage_once_and_few_tokens():
+    sizes = [5, 100, 40, 40, 30, 1]
+    made = list(_batches([passage(str(n), 0, n) for n in sizes], tokens=100))
+    assert made == [[0], [1], [2, 3], [4, 5]]

@@ -1,0 +1,213 @@
+"""Errors and intervals: against slow loops, and by simulation with tokens correlated within trajectories."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import t as student
+
+from hesnr_tasks.analysis.intervals import Scale, estimates, paired, why_withheld
+from hesnr_tasks.analysis.planning import diagnostics, holm, minimum_detectable, trajectories_needed
+from hesnr_tasks.metrics import SUMS
+from hesnr_tasks.stats import bootstrap_sums, effective_number, standard_error
+from tests.reference import comparison as slow
+
+
+def trajectories(rng, n, spread=0.4, length=120):
+    """(numerator, denominator) of n trajectories of unequal length; each has a level of its own, skewed."""
+    size = np.maximum(5, rng.lognormal(math.log(length), spread, n)).astype(int).astype(float)
+    level = 0.3 * rng.gamma(4, 1 / 4, n)
+    return size * level + rng.normal(0, 0.3, n) * np.sqrt(size), size
+
+
+# --- against slow loops -----------------------------------------------------------------------------------------------
+
+
+def test_intervals_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    pairs = [trajectories(rng, 12) for _ in range(3)]
+    found = estimates(*(np.stack(side, axis=1) for side in zip(*pairs)), resamples=1000, seed=5)
+    for i, (numerator, denominator) in enumerate(pairs):
+        want = slow.robust_t(list(zip(numerator.tolist(), denominator.tolist())))
+        assert (found.value[i], found.low[i], found.high[i]) == pytest.approx(want, rel=1e-9)
+        sums = bootstrap_sums(np.stack([numerator, denominator], axis=1), 1000, 5)
+        assert found.stderr[i] == pytest.approx(standard_error(sums[:, 0] / sums[:, 1]), rel=1e-9)
+
+
+def test_trajectories_of_equal_length_have_the_textbook_interval_of_a_mean():
+    values = np.random.default_rng(3).normal(5, 2, 9)
+    found = estimates(100 * values[:, None], np.full((9, 1), 100.0), resamples=200)
+    want = student.interval(0.95, 8, values.mean(), values.std(ddof=1) / 3)
+    assert (found.low[0], found.high[0]) == pytest.approx(want, rel=1e-12)
+
+
+def test_perplexities_are_exponentiated_intervals_of_their_logarithm_and_at_least_one():
+    numerator, denominator = (side[:, None] for side in trajectories(np.random.default_rng(1), 15))
+    plain = estimates(numerator, denominator, resamples=500)
+    powers = estimates(numerator, denominator, Scale.EXP, resamples=500)
+    assert powers.low[0] == pytest.approx(math.exp(plain.low[0]))
+    assert powers.high[0] == pytest.approx(math.exp(plain.high[0]))
+    sums = bootstrap_sums(np.hstack([numerator, denominator]), 500)
+    assert powers.stderr[0] == pytest.approx(standard_error(np.exp(sums[:, 0] / sums[:, 1])))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 1)), min_size=1, max_size=30),
+    st.sampled_from([Scale.EXP, Scale.SHARE, Scale.POSITIVE]),
+)
+def test_no_interval_leaves_the_range_of_its_metric(rows, scale):
+    """However unequal the trajectories; and an interval holds its value, or there is none."""
+    size = np.array([[n] for n, _ in rows], dtype=np.float64)
+    level = np.array([[x] for _, x in rows]) * (9 if scale is not Scale.SHARE else 1)
+    found = estimates(np.floor(size * level) if scale is Scale.SHARE else size * level, size, scale, resamples=100)
+    value, _, low, high = (float(column[0]) for column in found)
+    if math.isnan(low):
+        assert math.isnan(high)
+        return
+    least, most = {Scale.EXP: (1, math.inf), Scale.SHARE: (0, 1), Scale.POSITIVE: (0, math.inf)}[scale]
+    assert least <= low <= value * (1 + 1e-9)
+    assert value * (1 - 1e-9) <= high <= most
+
+
+@pytest.mark.parametrize("exponentiate", [False, True])
+def test_paired_differences_are_those_of_a_plain_loop(exponentiate):
+    rng = np.random.default_rng(2)
+    a, size = trajectories(rng, 14)
+    b, other = a + rng.normal(0.3, 2, 14), size + rng.integers(0, 9, 14)
+    found = paired((a, size), (b, other), exponentiate, resamples=1000, seed=3)
+    sides = [list(zip(x.tolist(), y.tolist())) for x, y in ((a, size), (b, other))]
+    want = slow.paired_t(*sides, exponentiate)
+    assert (found.difference, found.low, found.high, found.p) == pytest.approx(want, rel=1e-8)
+
+
+def test_holm_is_the_textbook_rule():
+    given = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": 0.9}
+    assert list(holm(given).values()) == pytest.approx(slow.holm(list(given.values())))
+    assert holm({"a": 0.01, "b": 0.04}) == {"a": 0.02, "b": 0.04}
+    assert math.isnan(holm({"a": 0.01, "b": math.nan})["b"])
+
+
+# --- by simulation ----------------------------------------------------------------------------------------------------
+
+
+def test_intervals_cover_clustered_tokens_where_naive_ones_fail():
+    """1000 data sets of 60 trajectories: 93 to 97 % of the intervals hold the truth; per-token ones far fewer."""
+    rng = np.random.default_rng(4)
+    truth, trials, covered, naive = 0.3, 1000, 0, 0
+    for _ in range(trials):
+        size = np.maximum(5, rng.lognormal(math.log(60), 0.4, 60)).astype(int)
+        level = 0.3 * rng.gamma(4, 1 / 4, 60)
+        tokens = np.repeat(level, size) + rng.normal(0, 0.3, size.sum())
+        numerator = np.add.reduceat(tokens, np.concatenate([[0], np.cumsum(size)[:-1]]))
+        found = estimates(numerator[:, None], size[:, None].astype(float), resamples=400, seed=9)
+        covered += found.low[0] < truth < found.high[0]
+        naive += abs(tokens.mean() - truth) < 1.96 * tokens.std() / math.sqrt(len(tokens))
+    assert 0.93 <= covered / trials <= 0.97
+    assert naive / trials < 0.6
+
+
+def test_a_comparison_of_equals_is_significant_one_time_in_twenty():
+    """2000 pairs of runs without a true difference: 4 to 6 % have p <= 0.05."""
+    rng = np.random.default_rng(5)
+    alarms = 0
+    for _ in range(2000):
+        base, size = trajectories(rng, 80)
+        a, b = (base + size * rng.normal(0, 0.05, 80) for _ in range(2))
+        alarms += paired((a, size), (b, size), resamples=399, seed=8).p <= 0.05
+    assert 0.04 <= alarms / 2000 <= 0.06
+
+
+def test_the_minimum_detectable_difference_is_found_as_often_as_said():
+    rng = np.random.default_rng(6)
+    base, size = trajectories(rng, 100)
+    first = paired((base, size), (base + size * rng.normal(0, 0.05, 100), size), resamples=999)
+    effect = minimum_detectable(first.stderr, 0.8)
+    found = 0
+    for _ in range(300):
+        base, size = trajectories(rng, 100)
+        a, b = base, base + size * (effect + rng.normal(0, 0.05, 100))
+        found += paired((a, size), (b, size), resamples=199, seed=2).p <= 0.05
+    assert 0.7 < found / 300 < 0.9
+    assert trajectories_needed(effect / 2, first.stderr, 100) == pytest.approx(400, abs=1)
+
+
+# --- edges ------------------------------------------------------------------------------------------------------------
+
+
+def test_identical_runs_do_not_differ():
+    a, size = trajectories(np.random.default_rng(7), 20)
+    found = paired((a, size), (a, size), resamples=200)
+    assert (found.difference, found.low, found.high, found.p, found.below) == (0, 0, 0, 1, 0.5)
+    assert found.correlation == pytest.approx(1)
+
+
+def test_a_set_without_tokens_has_no_interval():
+    found = estimates(np.zeros((5, 1)), np.zeros((5, 1)), resamples=200)
+    assert all(np.isnan(column[0]) for column in found)
+    assert math.isnan(paired((np.zeros(5), np.zeros(5)), (np.ones(5), np.ones(5)), resamples=200).p)
+
+
+def test_one_trajectory_has_a_value_and_no_error():
+    found = estimates(np.array([[3.0]]), np.array([[4.0]]), resamples=200)
+    assert found.value[0] == 0.75
+    assert np.isnan([found.stderr[0], found.low[0], found.high[0]]).all()
+    difference, *others = paired((np.array([3.0]), np.array([4.0])), (np.array([1.3]), np.array([4.0])), resamples=200)
+    assert difference == pytest.approx(-0.425)
+    assert np.isnan(others).all()
+
+
+def test_a_set_that_few_trajectories_have_gets_no_interval():
+    """With 1 of 30 trajectories holding all tokens, a third of the resamples have none."""
+    numerator, denominator = np.zeros((30, 1)), np.zeros((30, 1))
+    numerator[0], denominator[0] = 2.0, 5.0
+    found = estimates(numerator, denominator, resamples=500)
+    assert found.value[0] == 0.4
+    assert np.isnan([found.stderr[0], found.low[0], found.high[0]]).all()
+
+
+def test_diagnostics_name_what_makes_errors_doubtful():
+    sums = np.zeros((40, len(SUMS)))
+    sums[:, SUMS.index("tokens")] = 100
+    sums[:2, SUMS.index("he_tokens")] = (500, 3)
+    cut = np.zeros(40, dtype=np.int64)
+    cut[0] = 400
+    said = list(diagnostics(sums, np.ones(40, dtype=np.int64), cut, "he_snr"))
+    assert said == [
+        "no interval: 40 trajectories as unequal as these tell as much as 1.0 equal ones",
+        "9% of tokens beyond the context",
+        "no such token in 38 trajectories",
+    ]
+    sums[:, SUMS.index("he_tokens")] = [500] * 8 + [3] * 32
+    assert next(diagnostics(sums, np.ones(40, dtype=np.int64), cut, "he_snr")) == (
+        "uneven: 40 trajectories tell as much as 8 of equal length"
+    )
+    assert list(diagnostics(sums[:20], np.ones(20, dtype=np.int64), cut[:20] * 0, "ppl")) == ["few trajectories (20)"]
+    assert effective_number(np.ones(7)) == pytest.approx(7)
+
+
+@pytest.mark.parametrize(
+    ("n", "error", "has"), [(1, False, False), (2, True, False), (3, True, False), (4, True, True)]
+)
+def test_a_few_equal_trajectories_have_an_error_but_no_interval(n, error, has):
+    rng = np.random.default_rng(n)
+    size = np.full(n, 100.0)
+    numerator = size * rng.gamma(4, 1 / 4, n)
+    found = estimates(numerator[:, None], size[:, None], resamples=2000)
+    other = paired((numerator, size), (numerator + rng.normal(0, 1, n), size), resamples=2000)
+    for one in (found.stderr[0], other.stderr):
+        assert np.isfinite(one) == error
+    for one in (found.low[0], found.high[0], other.low, other.high, other.p):
+        assert np.isfinite(one) == has
+    assert bool(why_withheld(size)) != has
+
+
+def test_where_one_trajectory_holds_most_tokens_neither_error_nor_interval_is_given_and_the_reason_is():
+    size = np.array([2000.0, *[20.0] * 14])
+    rng = np.random.default_rng(1)
+    found = estimates((size * rng.gamma(4, 1 / 4, 15))[:, None], size[:, None], resamples=500)
+    assert np.isfinite(found.value[0])
+    assert np.isnan([found.stderr[0], found.low[0], found.high[0]]).all()
+    assert why_withheld(size) == "15 trajectories as unequal as these tell as much as 1.3 equal ones"

@@ -1,0 +1,139 @@
+"""Sums for many settings at once: the bits of `statistics_of`, and the numbers of a plain loop."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hesnr_tasks.analysis.frame import load, selection
+from hesnr_tasks.analysis.sums import grid_sums, group_sums, token_sums
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.metrics import SUMS, statistics_of
+from hesnr_tasks.scores import StoreError
+from hesnr_tasks.trajectory import Kind
+from tests.reference import comparison as slow
+from tests.unit.analysis import made
+from tests.unit.scores import made as parts
+
+KS = (5, 8, 10)
+EPSILONS = (1.4, math.log(2), 0.0, 1.2424533, 1.1)  # in no order
+SETS = (
+    ((Kind.ACTION,), ("xml", "format", "comments")),
+    ((Kind.ACTION,), ("xml",)),
+    ((Kind.THOUGHT,), ()),
+    ((Kind.THOUGHT, Kind.ACTION), ()),
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return made.run_of(tmp_path_factory.mktemp("sums") / "run", 9, 150, cut=(2,))
+
+
+@pytest.fixture(scope="module")
+def frame(store):
+    return load(store.folder, KS, extra=("turn", "position"))
+
+
+def selections(frame):
+    return [selection(frame.filters, *one) for one in SETS]
+
+
+def test_every_sum_has_the_bits_of_a_run(store, frame):
+    """4 masks, 3 k, 5 thresholds, 9 trajectories: each of the 10 sums, compared as bytes."""
+    chosen = selections(frame)
+    grid = grid_sums(frame, [one.mask for one in chosen], KS, EPSILONS)
+    for t, key in enumerate(store):
+        scores = store.read(key)
+        for m, one in enumerate(chosen):
+            for i, k in enumerate(KS):
+                for e, epsilon in enumerate(EPSILONS):
+                    want = statistics_of(scores.scores, scores.where(one.mask), epsilon, k)
+                    assert grid.sums[m, i, e, t].tobytes() == want.tobytes(), (key, one.name, k, epsilon)
+
+
+def test_single_sums_have_the_same_bits(store, frame):
+    for one in selections(frame):
+        found = token_sums(frame, frame.counted(one.mask), 1.1, 10)
+        for t, key in enumerate(store):
+            scores = store.read(key)
+            assert found[t].tobytes() == statistics_of(scores.scores, scores.where(one.mask), 1.1, 10).tobytes()
+
+
+def test_sums_are_those_of_a_plain_loop(store, frame):
+    found = token_sums(frame, frame.counted(made.WANTED), 1.2, 8)
+    names = ("tokens", "nll", "he_tokens", "he_nll", "he_ratio")
+    for t, key in enumerate(store):
+        s = store.read(key).scores
+        tokens = zip(s.logprob.tolist(), s.rank.tolist(), s.topk_logprobs.tolist())
+        want = slow.tally(tokens, 1.2, 8)
+        assert [found[t, SUMS.index(name)] for name in names] == pytest.approx(want, rel=1e-9)
+
+
+def test_groups_split_the_whole(store, frame):
+    """Each turn's sums are those of its tokens alone, and together they are everything."""
+    turn = frame.extra["turn"].astype(np.int64)
+    counted = frame.counted(made.WANTED)
+    found = group_sums(frame, np.where(counted, turn - 1, -1), 10, 1.2, 10)
+    for t, key in enumerate(store):
+        scores = store.read(key)
+        for group in range(10):
+            want = statistics_of(scores.scores, scores.where(made.WANTED) & (scores.turn == group + 1), 1.2, 10)
+            assert found[group, t].tobytes() == want.tobytes()
+    assert found.sum(axis=0) == pytest.approx(token_sums(frame, counted, 1.2, 10), rel=1e-12)
+
+
+def test_an_empty_selection_is_zero_everywhere(frame):
+    nothing = np.zeros(len(frame.label), dtype=bool)
+    assert not token_sums(frame, nothing, 1.2, 10).any()
+    assert group_sums(frame, np.full(len(frame.label), -1), 3, 1.2, 10).shape == (3, 9, 10)
+
+
+# --- what may be asked ------------------------------------------------------------------------------------------------
+
+
+def test_tokens_that_were_not_scored_are_an_error_not_a_zero(tmp_path):
+    parts.filled(tmp_path / "run", [1, 2], parts.ACTION_FILTERED)
+    frame = load(tmp_path / "run")
+    frame.counted(selection(frame.filters, [Kind.ACTION], list(parts.FILTERS)).mask)
+    with pytest.raises(SettingsError, match=r"run: not all .*action-xml-format-comments were, in .*'run1'"):
+        frame.counted(selection(frame.filters, [Kind.ACTION], ["xml"]).mask)
+    with pytest.raises(SettingsError, match="hesnr_swe_unfiltered"):
+        frame.counted(selection(frame.filters, [Kind.THOUGHT], []).mask)
+
+
+def test_a_k_that_was_not_stored_is_an_error(store):
+    with pytest.raises(SettingsError, match=r"has the 10 most likely tokens .* k = 20 needs more"):
+        load(store.folder, (10, 20))
+
+
+def test_an_unknown_filter_is_named(frame):
+    with pytest.raises(SettingsError, match="know the filters xml, format, comments, not smells"):
+        selection(frame.filters, [Kind.ACTION], ["smells"])
+
+
+def test_a_damaged_file_stops_the_analysis_by_name(tmp_path):
+    store = made.run_of(tmp_path / "run", 3, 60)
+    path = tmp_path / "run" / f"{1:064x}.parquet"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(StoreError, match=path.name):
+        load(store.folder)
+
+
+def test_tokens_beyond_the_context_are_counted(frame):
+    cut = frame.cut(made.WANTED)
+    assert cut[2] > 0
+    assert cut.sum() == cut[2]
+    assert frame.included(made.WANTED).all()
+
+
+def test_with_skip_a_cut_trajectory_is_left_out(tmp_path):
+    made.run_of(tmp_path / "run", 4, 80, cut=(1,), overflow="skip")
+    frame = load(tmp_path / "run")
+    assert frame.copies(made.WANTED).tolist() == [1, 0, 1, 1]
+
+
+def test_a_text_two_trajectories_have_counts_twice(tmp_path):
+    store = parts.filled(tmp_path / "run", [1, 2])
+    parts.put(store, 1, sources=[parts.Source("other attempt")])
+    assert load(store.folder).copies(parts.BOTH).tolist() == [2, 1]

@@ -1,0 +1,488 @@
+"""The Hugging Face backend around the numbers: what it reads, refuses, tells, and does when memory runs out."""
+
+import json
+import logging
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from hesnr_tasks.backends import _refuse_non_finite, backend_for, huggingface  # noqa: E402
+from hesnr_tasks.backends.hf_engine import Engine  # noqa: E402
+from hesnr_tasks.backends.hf_memory import _Tracker, is_out_of_memory  # noqa: E402
+from hesnr_tasks.backends.hf_net import Net  # noqa: E402
+from hesnr_tasks.backends.hf_read import Way  # noqa: E402
+from hesnr_tasks.backends.types import Passage  # noqa: E402
+from hesnr_tasks.errors import ScoringError  # noqa: E402
+from hesnr_tasks.metrics import SUMS, statistics_of  # noqa: E402
+from tests import tiny  # noqa: E402
+from tests.reference.scoring import TOLERANCE, assert_scores, score_slowly  # noqa: E402
+
+VOCABULARY = 1031
+K = 10
+CPU = torch.device("cpu")
+Llama = transformers.LlamaForCausalLM
+
+
+def llama(kind=Llama, **changes):
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "initializer_range": 0.2,
+    }  # fmt: skip
+    return kind(transformers.LlamaConfig(**{**settings, **changes})).eval()
+
+
+def engine_for(model, batch=1, **settings):
+    sample = np.random.default_rng(7).integers(3, VOCABULARY, 150).tolist()
+    engine = Engine(Net(model, CPU), sample, batch, **settings)
+    assert engine.limits._needs.per_token > 0  # measured now, so that tests which count calls do not count this
+    return engine
+
+
+def passage(n=300, wanted=80, seed=0, start=()):
+    rng = np.random.default_rng(seed)
+    ids = np.append(start, rng.integers(3, VOCABULARY, n - len(start))).astype(np.int32)
+    targets = np.sort(np.append(rng.choice(np.arange(1, n - 1), wanted - 1, replace=False), n - 1))
+    return Passage(f"t{seed}", ids, targets.astype(np.int32))
+
+
+def scores_of(engine, texts, progress=int):
+    found = dict(engine.score(texts, K, progress))
+    return [found[i] for i in range(len(texts))]
+
+
+def assert_right(model, text, scores, tolerance=TOLERANCE):
+    assert_scores(scores, score_slowly(model, text.ids.tolist(), text.targets.tolist(), K), tolerance)
+
+
+def tried(model, texts, batch=1):
+    """An engine that has seen how long its texts are: what it tries on a model once is behind it."""
+    engine = engine_for(model, batch)
+    scores_of(engine, texts)
+    return engine
+
+
+def same(a, b):
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
+def hflm(model, **settings):
+    lm_eval = pytest.importorskip("lm_eval.models.huggingface")
+    return lm_eval.HFLM(pretrained=model, tokenizer=tiny.byte_level(), **settings)
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_ties_favour_the_target():
+    """Three identical rows of the head: none of the three is strictly more likely than another."""
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight[[5, 900]] = model.lm_head.weight[77].clone()
+    text = passage()
+    text.ids[text.targets[::3]] = 77
+    text.ids[text.targets[1::3]] = 900
+    (scores,) = scores_of(engine_for(model), [text])
+    assert_right(model, text, scores)
+
+
+def test_nothing_after_the_last_target_is_read():
+    """Neither the number of tokens that the body sees nor the numbers change when text is added."""
+    model, text, lengths = llama(), passage(), []
+    longer = text._replace(ids=np.append(text.ids, np.arange(3, 500)).astype(np.int32))
+    engine = tried(model, [text, longer])
+    model.model.register_forward_pre_hook(lambda _, __, kw: lengths.append(kw["input_ids"].shape[1]), with_kwargs=True)
+    assert same(*scores_of(engine, [text, longer]))
+    assert lengths == [256, text.targets[-1] - 256, text.targets[-1] - 256]  # they share whole blocks of 256
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_nan_and_infinite_logits_arrive_as_nan(bad):
+    """In the rows they are in (one infinite weight gives +inf or, harmless, -inf): not as numbers that look good."""
+    model, text = llama(), passage()
+    with torch.no_grad():
+        model.lm_head.weight[40, 3] = float(bad)
+        logits = model(torch.from_numpy(text.ids).long()[None]).logits[0, text.targets - 1, 40]
+    (scores,) = scores_of(engine_for(model), [text])
+    expected = (logits.isnan() | (logits == float("inf"))).numpy()
+    assert expected.any()
+    np.testing.assert_array_equal(np.isnan(scores.logprob), expected)
+    np.testing.assert_array_equal(np.isnan(scores.topk_logprobs).all(1), expected)
+
+
+def test_logits_are_never_held_for_the_whole_text():
+    """The most bytes alive while 3000 of 3000 positions of a 20 K vocabulary are scored; all logits are 240 MB."""
+    engine, text = engine_for(llama(vocab_size=20_000)), passage(3001, 3000)
+    with _Tracker() as tracker:
+        scores_of(engine, [text])
+    assert tracker.peak < 150e6
+
+
+def test_the_estimate_of_memory_is_what_a_pass_needs():
+    """Two short passes tell what a longer one allocates."""
+    engine = engine_for(llama())
+    needs = engine.limits._needs
+    with _Tracker() as tracker, torch.inference_mode():
+        engine.net.body(input_ids=torch.zeros(1, 3000, dtype=torch.long), use_cache=False)
+    assert needs.one_pass(3000) == pytest.approx(tracker.peak, rel=0.1)
+    assert needs.cached_token == 3 * 2 * 2 * 16 * 4
+
+
+# --- reading together -----------------------------------------------------------------------------------------------
+
+
+def tree():
+    """Texts of two families with a common start, one family with a longer one, and loners."""
+    root = np.random.default_rng(90).integers(3, VOCABULARY, 600)
+    branch = np.append(root, np.random.default_rng(91).integers(3, VOCABULARY, 700))
+    starts = [root, branch, root, branch, branch, root, (), ()]
+    return [passage(len(start) + 100 + 7 * i, 40, i, start) for i, start in enumerate(starts)]
+
+
+def test_shared_prefixes_are_read_once_and_give_the_same_numbers():
+    """Fewer tokens go through the body than the texts have; targets within the prefixes included."""
+    model, texts, read = llama(), tree(), []
+    engine = tried(model, texts)
+    model.model.register_forward_pre_hook(lambda _, __, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
+    found = scores_of(engine, texts)
+    total, shared = sum(text.targets[-1] for text in texts), 5 * 512 + 2 * 768
+    assert sum(read) == total - shared
+    for text, scores in zip(texts, found, strict=True):
+        assert_right(model, text, scores)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 0])
+def test_progress_sums_to_the_tokens_of_the_passages(batch):
+    """Whatever is shared or padded."""
+    texts, told = tree(), []
+    engine = engine_for(llama(), batch)
+    engine.limits.longest = 150
+    scores_of(engine, texts, told.append)
+    assert sum(told) == sum(len(text.ids) for text in texts)
+    assert min(told) > 0
+
+
+def test_short_texts_are_read_side_by_side():
+    """`batch` texts at most go through the body at once, all of them where it is left open."""
+    texts = [passage(40 + 5 * i, 10, i) for i in range(7)]
+    for batch, expected in ((1, [1] * 7), (3, [3, 3, 1]), (0, [7])):
+        model, rows = llama(), []
+        engine = tried(model, texts, batch)
+        model.model.register_forward_pre_hook(
+            lambda _, __, kw, rows=rows: rows.append(len(kw["input_ids"])), with_kwargs=True
+        )
+        found = scores_of(engine, texts)
+        assert rows == expected
+        for text, scores in zip(texts, found, strict=True):
+            assert_right(model, text, scores)
+
+
+def test_numbers_do_not_depend_on_which_process_has_which_text():
+    """Bit for bit: a prefix is shared or not by what all processes have."""
+    from hesnr_tasks.backends.hf_engine import _length
+    from hesnr_tasks.backends.hf_plan import outline
+
+    model, texts = llama(), tree()
+    everyone = [outline(text.ids, _length(text), text.whole) for text in texts]
+    alone = scores_of(engine_for(model), texts)
+    for part in (slice(0, None, 2), slice(1, None, 2), slice(3, 4)):
+        found = scores_of(engine_for(model, gather=lambda own: everyone), texts[part])
+        assert all(same(a, b) for a, b in zip(found, alone[part], strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 0])
+def test_numbers_do_not_depend_on_what_an_earlier_run_finished(batch):
+    """Bit for bit: passages to skip are not answered and not counted, but shape what is read together."""
+    model, texts, told = llama(), tree(), []
+    alone = scores_of(engine_for(model, batch), texts)
+    found = dict(engine_for(model, batch).score(texts, K, told.append, skip={0, 1, 2, 4, 6}))
+    assert sorted(found) == [3, 5, 7]
+    assert all(same(found[i], alone[i]) for i in found)
+    assert sum(told) == sum(len(texts[i].ids) for i in found)
+
+
+def test_nothing_is_read_for_texts_that_are_skipped():
+    """Neither they nor a prefix that only they share."""
+    model, texts, read = llama(), tree(), []
+    engine = tried(model, texts)
+    model.model.register_forward_pre_hook(lambda _, __, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
+    assert dict(engine.score(texts, K, skip=range(8))) == {}
+    assert list(dict(engine.score(texts, K, skip=range(7)))) == [7]
+    assert sum(read) == texts[7].targets[-1]
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+class Room:
+    """Makes a model's body run out of memory with more than so many tokens."""
+
+    def __init__(self, model, tokens):
+        self.tokens = tokens
+        model.model.register_forward_pre_hook(self._check, with_kwargs=True)
+
+    def _check(self, _module, _args, settings):
+        if settings["input_ids"].numel() > self.tokens:
+            raise torch.OutOfMemoryError("out of memory. Tried to allocate 7.00 GiB")
+
+
+def test_out_of_memory_halves_the_chunk_and_goes_on(caplog):
+    """For this text and the next ones, saying so; several texts at once are first read one by one."""
+    model, texts = llama(), [passage(900, 80, 1), passage(150, 20, 2), passage(140, 20, 3)]
+    engine, room = engine_for(model, 0), Room(model, 200)
+    with caplog.at_level(logging.WARNING, "hesnr_tasks"):
+        found = scores_of(engine, texts)
+    assert caplog.text.count("out of memory with") == 2
+    assert "going on with 224" in caplog.text  # 899 tokens are then five chunks of 180
+    room.tokens = 10**9
+    for text, scores in zip(texts, found, strict=True):
+        assert_right(model, text, scores)
+
+
+def test_too_little_memory_for_anything_is_an_error_that_helps():
+    """It names the trajectory and what to change."""
+    model = llama()
+    engine = engine_for(model)
+    Room(model, 40)
+    with pytest.raises(ScoringError, match=r"'t1' does not fit into memory \(out of memory.*dtype=bfloat16"):
+        scores_of(engine, [passage(900, 80, 1)])
+
+
+def test_the_allocators_own_message_is_recognised():
+    """PyTorch on a CPU raises a bare RuntimeError."""
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(error.value)
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+# --- models out of the ordinary -------------------------------------------------------------------------------------
+
+
+class Mixing(Llama):
+    """Its wrapper mixes the logits of neighbours: only all positions at once give its numbers."""
+
+    def forward(self, input_ids, **settings):
+        hidden = self.model(input_ids).last_hidden_state
+        logits = self.lm_head(hidden)
+        return SimpleNamespace(logits=logits + 0.5 * torch.nn.functional.pad(logits, (0, 0, 1, -1)))
+
+
+class Scaled(Llama):
+    """Its wrapper treats the body's output by position, and takes no cache; but its head can be cut."""
+
+    def forward(self, input_ids):
+        hidden = self.model(input_ids).last_hidden_state
+        return SimpleNamespace(logits=self.lm_head(hidden * (1 + torch.arange(hidden.shape[1]) % 3)[:, None]))
+
+
+@pytest.mark.parametrize(("kind", "head"), [(Mixing, "plain"), (Scaled, "hook")])
+def test_where_the_fast_ways_disagree_a_slower_one_is_used_and_named(kind, head, caplog):
+    """The numbers stay right."""
+    model, text = llama(kind), passage()
+    with caplog.at_level(logging.WARNING, "hesnr_tasks"):
+        engine = engine_for(model, batch=0)
+    assert engine.way.head == head
+    assert engine.way == Way(head)
+    assert f"{kind.__name__}: logits at selected positions by 'stub' do not work here (log-prob" in caplog.text
+    assert "cannot be read in chunks (its forward takes no cache)" in caplog.text
+    assert_right(model, text, *scores_of(engine, [text]))
+
+
+def test_a_body_that_cannot_be_found_leaves_logits_to_keep():
+    """In chunks of so many positions as may have logits at a time."""
+    model, text = llama(), passage(800, 300)
+    net = Net(model, CPU)
+    net.bodies = []
+    engine = Engine(net, passage().ids.tolist())
+    assert (engine.way.head, engine.way.cached) == ("keep", True)
+    assert_right(model, text, *scores_of(engine, [text]))
+
+
+def test_a_model_that_draws_random_numbers_is_refused():
+    """It has no log-likelihoods."""
+    with pytest.raises(ScoringError, match="other numbers for the same tokens when it is run again"):
+        engine_for(llama(attention_dropout=0.5).train())
+
+
+def test_a_model_that_looks_ahead_is_refused():
+    """What it gives a token depends on the text after it."""
+    torch.manual_seed(0)
+    settings = {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 32, "initializer_range": 0.3}
+    config = transformers.XLNetConfig(vocab_size=VOCABULARY, **settings)
+    with pytest.raises(ScoringError, match="or look ahead in the text"):
+        engine_for(transformers.XLNetLMHeadModel(config).eval())
+
+
+def test_adapters_are_scored_as_peft_runs_them():
+    """LoRA stays in place; prompt learning shifts positions and is refused."""
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    text = passage()
+    (scores,) = scores_of(engine_for(model), [text])
+    assert_right(model, text, scores)
+    with model.disable_adapter():
+        assert abs(scores.logprob - scores_of(engine_for(model), [text])[0].logprob).max() > 0.1
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(ScoringError, match="virtual tokens"):
+        engine_for(peft.get_peft_model(llama(), prompts))
+
+
+def test_weights_that_accelerate_brings_in_as_needed():
+    """Its hooks replace every module's forward; they must run, and still be there afterwards."""
+    accelerate = pytest.importorskip("accelerate")
+    plain, text = llama(), passage()
+    model = accelerate.cpu_offload(llama(), execution_device="cpu")
+    assert model.lm_head.weight.device.type == "meta"
+    before = [module.__dict__.get("forward") for module in model.modules()]
+    (scores,) = scores_of(engine_for(model), [text])
+    assert_right(plain, text, scores)
+    assert [module.__dict__.get("forward") for module in model.modules()] == before
+    assert any(before)
+
+
+def test_mixed_precision_is_lm_evals():
+    """Under autocast the numbers are those of autocast, not of float32."""
+    model, text = llama(), passage()
+    lm = hflm(model, mixed_precision_dtype="bfloat16")
+    found = dict(backend_for(lm).score([text], K, int))[0]
+    logits = lm._model_call(torch.from_numpy(text.ids).long()[None])[0, text.targets - 1]
+    expected = logits.float().log_softmax(1).gather(1, torch.from_numpy(text.ids[text.targets]).long()[:, None])[:, 0]
+    assert np.abs(found.logprob - expected.numpy()).mean() < 0.02
+    assert np.abs(found.logprob - scores_of(engine_for(model), [text])[0].logprob).mean() > 1e-4
+
+
+# --- masked vocabularies ----------------------------------------------------------------------------------------------
+
+
+def phi(masked):
+    """A model that gives probability 0 to some ids: a bias of minus infinity in its head."""
+    torch.manual_seed(0)
+    config = transformers.PhiConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.2,
+    )  # fmt: skip
+    model = transformers.PhiForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.bias[masked] = -math.inf
+    return model
+
+
+def without(text, masked):
+    """The passage with id 5 in place of the masked ones."""
+    return text._replace(ids=np.where(np.isin(text.ids, masked), 5, text.ids).astype(np.int32))
+
+
+@pytest.mark.parametrize(
+    "masked", [[900], list(range(640, 768)), list(range(512, VOCABULARY)), list(range(1, VOCABULARY, 2))]
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_masked_tokens_that_are_neither_target_nor_candidate_change_nothing(masked, batch, caplog):
+    """Single ids, whole blocks of the top k, the padding at the end, every other id; the fastest way is kept."""
+    model, texts = phi(masked), [without(passage(200 + i, 40, i), masked) for i in range(3)]
+    for text, scores in zip(texts, scores_of(engine_for(model, batch), texts), strict=True):
+        assert_right(model, text, scores)
+        assert not np.isin(scores.topk_ids, masked).any()
+    assert not caplog.records
+
+
+def test_a_masked_target_is_an_error_that_names_trajectory_and_token():
+    """Minus infinity is its log-probability, whatever else is masked."""
+    masked = list(range(640, 768))
+    text = without(passage(), masked)
+    place = int(text.targets[5])
+    text.ids[place] = 700
+    scores = scores_of(engine_for(phi(masked)), [text])[0]
+    assert np.isneginf(scores.logprob[5])
+    with pytest.raises(ScoringError, match=rf"probability 0 .* at token {place} of trajectory 't0' \(1 of 80 scored"):
+        _refuse_non_finite(text, scores)
+
+
+def test_fewer_possible_tokens_than_candidates_are_an_error():
+    """Of ten candidates, two would be impossible."""
+    masked = list(range(13, VOCABULARY))
+    text = passage()
+    text.ids[:] = 3 + text.ids % 10
+    model = phi(masked)
+    _refuse_non_finite(text, scores_of(engine_for(model), [text])[0])
+    with torch.no_grad():
+        model.lm_head.bias[:5] = -math.inf
+    text.ids[:] = 5 + text.ids % 8
+    with pytest.raises(ScoringError, match=r"one of the k likeliest, at token \d+ of trajectory 't0' \(80 of 80"):
+        _refuse_non_finite(text, scores_of(engine_for(model), [text])[0])
+
+
+def test_fewer_than_ten_candidates_and_all_ranks():
+    """Ranks are counted over the whole vocabulary, however few candidates are kept: top10_acc is known."""
+    model, text = llama(), passage(400, 300)
+    top = model(torch.from_numpy(text.ids).long()[None]).logits[0].topk(12).indices
+    for place in text.targets[::2]:  # left to right would change what the model says of the next
+        text.ids[place] = int(top[place - 1, place % 12])
+    scores = dict(engine_for(model).score([text], 5, int))[0]
+    rows = score_slowly(model, text.ids.tolist(), text.targets.tolist(), 5)
+    assert_scores(scores, rows)
+    sums = dict(zip(SUMS, statistics_of(scores, np.ones(300, bool), k=5), strict=True))
+    for j in (1, 2, 5, 10):
+        assert sum(row.ranks[-1] <= j for row in rows) <= sums[f"top{j}"] <= sum(row.ranks[0] <= j for row in rows)
+    assert sums["top5"] < sums["top10"]
+
+
+# --- the backend ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 4, "auto", "auto:2"])
+def test_the_backend_of_an_lm_eval_model(size):
+    """Any --batch_size; passages without targets are answered too."""
+    model, texts = llama(), [passage(100 + i, 20, i) for i in range(5)]
+    texts.append(Passage("none", texts[0].ids, np.zeros(0, np.int32)))
+    backend, told = backend_for(hflm(model, batch_size=size, max_length=900, add_bos_token=True)), []
+    assert (backend.max_length, backend.bos) == (900, True)
+    found = dict(backend.score(texts, K, told.append))
+    for i, text in enumerate(texts[:5]):
+        assert_right(model, text, found[i])
+    assert sum(told) == sum(len(text.ids) for text in texts)
+    assert found[5].topk_ids.shape == (0, K)
+
+
+def test_what_a_signature_says_of_a_model(tmp_path):
+    """The same weights give the same identity wherever they lie; any other weights another."""
+    model = llama()
+    told = huggingface.make(hflm(model)).describe()
+    model.save_pretrained(tmp_path / "elsewhere")
+    loaded = huggingface.make(hflm(Llama.from_pretrained(tmp_path / "elsewhere"))).describe()
+    assert loaded["weights"] == told["weights"]
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.001)
+    assert huggingface.make(hflm(model)).describe()["weights"] != told["weights"]
+    assert json.loads(json.dumps(told)) == told
+    assert told["backend"] == "hf"
+    assert told["dtype"] == "float32"
+    assert told["attention"] == "sdpa"
+    assert told["parameters"] == model.num_parameters()
+
+
+def test_models_that_cannot_be_scored_are_refused():
+    """Encoder-decoder models, models without a tokenizer."""
+    with pytest.raises(ScoringError, match=r"encoder-decoder.*decoder-only"):
+        huggingface.make(SimpleNamespace(backend="seq2seq"))
+    with pytest.raises(ScoringError, match="tokenizer=… in --model_args"):
+        huggingface.make(SimpleNamespace(backend="causal", tokenizer=None))
+
+
+def test_ids_and_k_beyond_the_vocabulary_are_refused():
+    """Before anything is read, naming the trajectory."""
+    backend, text = huggingface.make(hflm(llama())), passage()
+    text.ids[17] = VOCABULARY
+    with pytest.raises(ScoringError, match="'t0' has token id 1031, the model knows 1031 ids"):
+        next(backend.score([text], K, int))
+    with pytest.raises(ScoringError, match=r"top 2000 asked for.*1031"):
+        next(backend.score([passage()], 2000, int))

@@ -1,0 +1,173 @@
+"""Parts of the Hugging Face engine that can be checked against something simpler."""
+
+import weakref
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
+
+from hesnr_tasks.backends.hf_attention import CausalChunks  # noqa: E402
+from hesnr_tasks.backends.hf_logits import Collector, reduce_logits  # noqa: E402
+from hesnr_tasks.backends.hf_plan import outline, plan, side_by_side  # noqa: E402
+from hesnr_tasks.backends.hf_read import split  # noqa: E402
+
+
+@given(
+    seed=st.integers(0, 99),
+    rows=st.integers(1, 5),
+    size=st.integers(10, 3000),
+    k=st.integers(1, 10),
+    tied=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_reductions_equal_sorting(seed, rows, size, k, tied):
+    """Also where many logits are equal and the vocabulary is no multiple of anything."""
+    torch.manual_seed(seed)
+    logits = torch.randn(rows, size) * 3
+    logits = logits.round() if tied else logits
+    targets = torch.randint(0, size, (rows,))
+    logprob, rank, values, ids = reduce_logits(logits, targets, k)
+    expected = logits.double().log_softmax(1)
+    at_target = expected.gather(1, targets[:, None])
+    np.testing.assert_allclose(logprob, at_target[:, 0], rtol=1e-6, atol=1e-5)
+    np.testing.assert_array_equal(rank, 1 + (logits > logits.gather(1, targets[:, None])).sum(1))
+    np.testing.assert_allclose(values, expected.sort(1, descending=True).values[:, :k], rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(values, expected.gather(1, ids.long()), rtol=1e-6, atol=1e-5)
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_are_never_in_half_precision(dtype):
+    """From half-precision logits, the same numbers as from the same logits in float64."""
+    torch.manual_seed(0)
+    logits, targets = (torch.randn(7, 50_000) * 4).to(dtype), torch.randint(0, 50_000, (7,))
+    collector = Collector(targets, 10)
+    for part in logits.split(3):
+        collector(part)
+    expected = logits.double().log_softmax(1)
+    np.testing.assert_allclose(
+        collector.scores().logprob, expected.gather(1, targets[:, None])[:, 0], rtol=1e-6, atol=1e-5
+    )
+    np.testing.assert_allclose(collector.scores().topk_logprobs, expected.topk(10).values, rtol=1e-6, atol=1e-5)
+
+
+def test_a_missing_position_is_noticed():
+    """Rather a crash than numbers of other tokens."""
+    collector = Collector(torch.zeros(3, dtype=torch.long), 2)
+    collector(torch.randn(2, 9))
+    with pytest.raises(RuntimeError, match="2 of 3 positions"):
+        collector.scores()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("new", "past"), [(50, 0), (2, 1), (70, 333), (300, 40), (1500, 600)])
+def test_attention_without_the_mask_equals_attention_with_it(new, past, dtype):
+    """For one text or several, and the scale of the model."""
+    torch.manual_seed(0)
+    query = torch.randn(2, 3, new, 16).to(dtype)
+    key, value = (torch.randn(2, 3, past + new, 16).to(dtype) for _ in "kv")
+    mask = torch.ones(new, past + new, dtype=torch.bool).tril(past).expand(2, 1, new, past + new)
+    expected = scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask=mask, scale=0.3)
+    with CausalChunks() as mode:
+        found = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
+        assert mode._causal(mask)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.float(), expected, rtol=1e-6, atol=1e-5 if dtype == torch.float32 else 3e-2)
+
+
+def test_masks_of_earlier_chunks_are_let_go():
+    """A long text has a mask for every chunk, each larger than the last: together they would be quadratic in memory."""
+    alive = weakref.WeakSet()
+    with CausalChunks():
+        for past in range(0, 200, 10):
+            mask = torch.ones(1, 1, 10, past + 10, dtype=torch.bool).tril(past)
+            alive.add(mask)
+            query, key, value = torch.randn(1, 2, 10, 8), *torch.randn(2, 1, 2, past + 10, 8)
+            scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            del mask
+            assert len(alive) <= 2
+
+
+def test_masks_that_are_not_causal_are_left_alone():
+    """Sliding windows, padding, holes, biases: bit for bit what PyTorch gives."""
+    torch.manual_seed(0)
+    query, (key, value) = torch.randn(2, 2, 40, 8), torch.randn(2, 2, 2, 90, 8)
+    causal = torch.ones(40, 90, dtype=torch.bool).tril(50)[None, None]
+    window = causal & ~torch.ones(40, 90, dtype=torch.bool).tril(20)
+    hole = causal.clone()
+    hole[0, 0, 30, 5] = False
+    padded = causal.repeat(2, 1, 1, 1)
+    padded[1, :, :, :9] = False
+    for mask in (window, hole, padded, torch.randn(1, 1, 40, 90)):
+        with CausalChunks():
+            found = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        assert torch.equal(found, scaled_dot_product_attention(query, key, value, attn_mask=mask))
+
+
+@given(st.integers(0, 5000), st.integers(1, 9000), st.integers(1, 3000))
+def test_chunks_cover_the_text_and_are_of_about_equal_length(start, length, chunk):
+    """None is longer than asked for, and none is a stub."""
+    edges = split(start, start + length, chunk)
+    sizes = np.diff(edges)
+    assert (edges[0], edges[-1]) == (start, start + length)
+    assert sizes.max() <= chunk
+    assert sizes.max() - sizes.min() <= 1
+
+
+@given(st.lists(st.integers(1, 600), max_size=30), st.integers(1, 9), st.integers(1, 2000))
+def test_batches_hold_every_text_once_within_the_limits(lengths, most, tokens):
+    """Only a text that is too long by itself exceeds the number of tokens."""
+    texts = [100 + i for i in range(len(lengths))]
+    batches = side_by_side(texts, lengths, most, tokens)
+    assert sorted(text for batch in batches for text in batch) == texts
+    for batch in batches:
+        widest = max(lengths[text - 100] for text in batch)
+        assert len(batch) <= most
+        assert len(batch) * widest <= tokens or len(batch) == 1
+
+
+def texts_with(starts, rest=50):
+    rng = np.random.default_rng(0)
+    return [np.append(start, rng.integers(0, 999, rest)).astype(np.int32) for start in starts]
+
+
+def shape(group):
+    return (group.stop, sorted(group.members), sorted(map(shape, group.groups)))
+
+
+def test_the_plan_is_a_tree_of_prefixes():
+    """Two families, one within the other, and loners; prefixes are cut to whole steps."""
+    rng = np.random.default_rng(1)
+    root, other = rng.integers(0, 999, 1100), rng.integers(0, 999, 300)
+    branch = np.append(root, rng.integers(0, 999, 900))
+    texts = texts_with([root, branch, other, branch, root, rng.integers(0, 999, 700), other, root, branch])
+    group = plan([outline(text, len(text) - 1) for text in texts])
+    inner = (1792, [1, 3, 8], [])
+    assert shape(group) == (0, [5], sorted([(1024, [0, 4, 7], [inner]), (256, [2, 6], [])]))
+
+
+def test_short_prefixes_of_long_texts_are_not_worth_a_cache():
+    """What going on from a cache costs would exceed what is saved."""
+    start = np.random.default_rng(1).integers(0, 999, 300)
+    assert shape(plan([outline(text, len(text) - 1) for text in texts_with([start] * 3, 9000)])) == (0, [0, 1, 2], [])
+    assert shape(plan([outline(text, len(text) - 1) for text in texts_with([start] * 3, 300)]))[1] == []
+
+
+def test_a_shared_prefix_includes_the_token_it_predicts():
+    """Texts that part exactly at a step do not share that step: the score after it would differ."""
+    start = np.random.default_rng(1).integers(0, 999, 512).astype(np.int32)
+    texts = [np.append(start, [i] * 40).astype(np.int32) for i in range(3)]
+    assert shape(plan([outline(text, len(text) - 1) for text in texts])) == (0, [], [(256, [0, 1, 2], [])])
+
+
+def test_the_plan_can_be_cut_to_one_process():
+    """Groups without a text of this process disappear; the others keep their borders."""
+    start = np.random.default_rng(1).integers(0, 999, 600)
+    texts = texts_with([start, start, range(600), start, range(600)])
+    group = plan([outline(text, len(text) - 1) for text in texts])
+    assert shape(group.of({3: [0]})) == (0, [], [(512, [0], [])])

@@ -1,0 +1,3 @@
+from tests.unit.filters.corpus import pin
+
+pin()

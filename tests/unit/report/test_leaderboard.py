@@ -1,0 +1,197 @@
+"""The leaderboard shows what lm-eval saved, and never ranks what was made differently together."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from hesnr_tasks import cli
+from hesnr_tasks.errors import DataError
+from hesnr_tasks.report.ladder import read_ladder
+from hesnr_tasks.report.leaderboard import csv_text, markdown, number
+from hesnr_tasks.report.results import read_results
+from tests.unit.report.ladders import result
+
+
+def board(folder, **options):
+    rows = read_results([str(folder)])
+    return markdown(rows, read_ladder({row.model for row in rows}).checkpoints, **options)
+
+
+def test_checkpoints_are_in_natural_order_with_errors(tmp_path):
+    for name, snr in (("step1600", 0.3), ("step800", 0.2), ("step1600-8k", 0.25)):
+        result(tmp_path, name, snr, others={})
+    lines = board(tmp_path).splitlines()
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| step800", "| step1600", "| step1600-8k"]
+    assert "| 0.200 ± 0.010 |" in lines[4]
+    assert "| 3 |" in lines[4]
+
+
+def test_the_newest_result_of_a_checkpoint_counts(tmp_path):
+    result(tmp_path, "a", 0.1, date=1.0, others={})
+    result(tmp_path, "a", 0.9, date=2.0, others={})
+    assert [row.values["he_snr"][0] for row in read_results([str(tmp_path)])] == [0.9]
+
+
+@pytest.mark.parametrize("difference", [{"data": "y"}, {"run": {"tokenizer": "t", "weights": "2"}}])
+def test_an_older_result_made_differently_is_named(tmp_path, capsys, difference):
+    run = {"tokenizer": "t", "weights": "1"}
+    for snr, date, other in ((0.9, 3.0, {}), (0.8, 2.0, {}), (0.2, 1.0, difference)):
+        result(tmp_path, "a", snr, date=date, others={}, **({"run": run} | other))
+    assert cli.main(["report", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "| a | 0.900 ± 0.010 |" in told.out
+    assert "results_1.0.json is not shown" in told.err
+    assert "results_2.0.json" not in told.err
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"k": 20}, {"epsilon": 1.0}, {"kinds": ["thought"]}, {"filters": []}, {"render": "chatml"}, {"data": "f"},
+        {"tokens_cut": 5}, {"run": {"tokenizer": "u"}}, {"hesnr_tasks": "0.2.0"},
+    ],
+)  # fmt: skip
+def test_different_signatures_are_in_different_tables(tmp_path, difference):
+    result(tmp_path, "a", others={})
+    result(tmp_path, "b", others={}, **difference)
+    assert board(tmp_path).count("| checkpoint |") == 2
+
+
+def test_a_context_limit_that_cuts_nothing_does_not_separate(tmp_path):
+    result(tmp_path, "a", others={})
+    result(tmp_path, "b", others={}, max_length=8192)
+    assert board(tmp_path).count("| checkpoint |") == 1
+
+
+def test_the_share_scored_is_a_column_and_marked_below_a_half(tmp_path):
+    """Also of results of a version that did not save it; beside other benchmarks where anything was cut."""
+    saved = result(tmp_path, "a", tokens_cut=900)
+    for numbers, want in (({"tokens,none": 100}, "10.0% (!)"), ({"tokens,none": 100, "scored,none": 0.75}, "75.0%")):
+        saved["results"]["hesnr_swe"] |= numbers
+        (tmp_path / "a" / "results_1.0.json").write_text(json.dumps(saved))
+        side, own = board(tmp_path).split("\n\n**")
+        assert f"| {want} |" in side
+        assert f"| {want} |" in own
+
+
+def test_a_folder_without_results_says_how_to_make_some(tmp_path):
+    with pytest.raises(DataError, match="--tasks hesnr_swe"):
+        read_results([str(tmp_path)])
+    with pytest.raises(DataError, match="no such file"):
+        read_results([str(tmp_path / "none")])
+    (tmp_path / "results_1.json").write_text("{")
+    with pytest.raises(DataError, match="not an lm-eval result file"):
+        read_results([str(tmp_path)])
+
+
+# --- side by side with standard benchmarks ----------------------------------------------------------------------------
+
+
+def test_benchmarks_stand_beside_ours_with_their_errors(tmp_path):
+    gsm = {"gsm8k": {"exact_match,strict-match": 0.51, "exact_match_stderr,strict-match": 0.013}}
+    result(tmp_path, "step2", 0.2)
+    result(tmp_path, "step10", 0.3, others=gsm)
+    lines = board(tmp_path).splitlines()
+    heads = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert heads[0] == "checkpoint"
+    assert heads[-2:] == ["gsm8k exact_match (strict-match)", "hellaswag acc ↑"]
+    assert lines[4].startswith("| step2 | 0.200 ± 0.010 |")
+    assert lines[4].endswith("| – | 0.3000 ± 0.0040 |")
+    assert lines[5].endswith("| 0.510 ± 0.013 | – |")
+
+
+def test_results_without_our_tasks_make_a_leaderboard_too(tmp_path):
+    saved = result(tmp_path, "a")
+    saved["results"].pop("hesnr_swe")
+    next(tmp_path.rglob("*.json")).write_text(json.dumps(saved))
+    assert board(tmp_path).splitlines()[-1] == "| a | 0.3000 ± 0.0040 |"
+
+
+def test_numbers_made_differently_have_columns_of_their_own_and_no_common_rank(tmp_path):
+    result(tmp_path, "step1", 0.1)
+    result(tmp_path, "step2", 0.3, k=20)
+    first = board(tmp_path, by="he_snr").split("\n\n")[1].splitlines()
+    assert "hesnr_swe \\[a\\] HE-SNR ↑" in first[0]
+    assert "hesnr_swe \\[b\\] HE-SNR ↑" in first[0]
+    assert [line.split(" | ")[0] for line in first[2:]] == ["| step1", "| step2"]
+    result(tmp_path, "step2", 0.3, date=2.0)  # now made alike: the better one leads
+    first = board(tmp_path, by="he_snr").split("\n\n")[1].splitlines()
+    assert [line.split(" | ")[0] for line in first[2:]] == ["| step2", "| step1"]
+
+
+def test_a_group_stands_for_its_tasks(tmp_path):
+    others = {"mmlu": {"acc,none": 0.4}, "mmlu_law": {"acc,none": 0.3, "alias": " - law"}}
+    saved = result(tmp_path, "a", others=others)
+    next(tmp_path.rglob("*.json")).write_text(json.dumps({**saved, "group_subtasks": {"mmlu": ["mmlu_law"]}}))
+    assert "mmlu_law" not in board(tmp_path)
+    rows = read_results([tmp_path])
+    assert "\na,mmlu_law," in csv_text(rows, read_ladder(["a"]).checkpoints)
+
+
+def test_groups_of_other_documents_have_columns_of_their_own(tmp_path):
+    """lm-eval counts documents of tasks alone, so `--limit` is not seen at the group."""
+    others = {"mmlu": {"acc,none": 0.4}, "mmlu_law": {"acc,none": 0.3}}
+    for name, documents in (("a", 1000), ("b", 10)):
+        saved = result(tmp_path, name, others=others)
+        below = {"mmlu": ["mmlu_all"], "mmlu_all": ["mmlu_law"]}
+        changed = {**saved, "group_subtasks": below, "n-samples": {"mmlu_law": {"effective": documents}}}
+        next((tmp_path / name).glob("*.json")).write_text(json.dumps(changed))
+    assert "mmlu \\[a\\] acc | mmlu \\[b\\] acc |" in board(tmp_path)
+
+
+def test_a_signature_that_lacks_something_is_refused_by_name(tmp_path):
+    saved = result(tmp_path, "a")
+    del saved["configs"]["hesnr_swe"]["metadata"]["signature"]["filters"]
+    next((tmp_path / "a").glob("*.json")).write_text(json.dumps(saved))
+    with pytest.raises(DataError, match="signature of hesnr_swe lacks filters"):
+        read_results([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [(0.1072, 0.0041, "0.1072 ± 0.0041"), (1e300, 2.0, "1e+300 ± 2.0e+00"), (0.2, 3e-18, "0.2 ± 3.0e-18")],
+)
+def test_numbers_stay_short(value, error, shown):
+    assert number(value, error) == shown
+
+
+def test_revisions_and_folders_of_one_name_are_told_apart(tmp_path):
+    for at, args in enumerate(
+        (
+            "pretrained=me/pythia,revision=step1",
+            "pretrained=me/pythia,revision=step2",
+            {"pretrained": "x/s1/hf"},
+            {"pretrained": "x/s2/hf"},
+        )
+    ):
+        result(tmp_path, f"f{at}", model_args=args)
+    assert {row.model for row in read_results([tmp_path])} == {"me/pythia@step1", "me/pythia@step2", "s1/hf", "s2/hf"}
+
+
+def test_an_output_path_that_ends_in_json_is_found_too(tmp_path):
+    result(tmp_path, "a")
+    old = next(tmp_path.rglob("*.json"))
+    old.rename(tmp_path / "mine_2026-01-31T10-11-12.123456.json")
+    (tmp_path / "other.json").write_text("{}")  # somebody else's
+    assert {row.model for row in read_results([tmp_path])} == {"a"}
+
+
+def test_hostile_names_stay_in_their_cell(tmp_path):
+    name = "a|b<script>alert(1)</script>[x](javascript:1)\n# c"
+    result(tmp_path, "f", model_args={"pretrained": name}, others={})
+    row = board(tmp_path).splitlines()[-1]
+    assert row.startswith("| script\\>\\[x\\](javascript:1) # c |")
+    assert len(board(tmp_path).splitlines()) == 5
+
+
+def test_the_csv_has_every_number_and_starts_no_formula(tmp_path):
+    result(tmp_path, "f", model_args={"pretrained": "=1+1"})
+    rows = read_results([tmp_path])
+    bench, ours = csv.DictReader(io.StringIO(csv_text(rows, read_ladder(["=1+1"]).checkpoints)))
+    assert (ours["checkpoint"], ours["task"], bench["task"]) == ("'=1+1", "hesnr_swe", "hellaswag")
+    assert (float(ours["he_snr"]), float(ours["he_snr_stderr"])) == (0.2, 0.01)
+    assert (float(bench["acc"]), float(bench["acc_stderr"])) == (0.3, 0.004)
+    assert ours["acc"] == ours["ppl_stderr"] == ""
+    assert json.loads(ours["signature"])[1]["k"] == 10

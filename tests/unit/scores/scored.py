@@ -1,0 +1,41 @@
+"""Scores of the demo trajectories by a small model, through the real engine, in a store."""
+
+from lm_eval.models.huggingface import HFLM
+
+from hesnr_tasks import demo
+from hesnr_tasks.alignment import Encoder
+from hesnr_tasks.backends import score_requests
+from hesnr_tasks.backends.types import ScoringRequest
+from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.formats import load
+from hesnr_tasks.labels import label_mask
+from hesnr_tasks.scores import ScoreStore, Source, Text, scoring_signature
+from hesnr_tasks.tasks.corpus import Corpus
+from hesnr_tasks.trajectory import Kind
+from tests import tiny
+
+MASK = label_mask([Kind.ACTION, Kind.THOUGHT], [], list(FILTERS))
+
+
+def score_demo(folder, count=3, steps=25):
+    """A store in `folder`/store with the first `count` demo trajectories."""
+    model = HFLM(pretrained=tiny.llama(str(folder / "model"), steps=steps), dtype="float32", device="cpu")
+    trajectories = load([str(demo.trajectories_path())], limit=count)
+    corpus = Corpus(trajectories)
+    labelled = [corpus.labelled(i, "transcript") for i in range(len(trajectories))]
+    requests = [
+        ScoringRequest(t.id, text.rendered, text.codes, MASK, 10, "right", text.key)
+        for t, text in zip(trajectories, labelled, strict=True)
+    ]
+    found = score_requests(model, requests)
+    signature = scoring_signature(found[0].run, render="transcript", overflow="right", k=10, filters=list(FILTERS))
+    store = ScoreStore.open(folder / "store", signature)
+    encoder = Encoder(model.tokenizer)
+    for trajectory, text, scores in zip(trajectories, labelled, found, strict=True):
+        store.write(
+            scores,
+            text=Text(text.rendered, encoder.encode(text.rendered).ids),
+            mask=MASK,
+            sources=[Source(trajectory.id, trajectory.instance_id, trajectory.resolved)],
+        )
+    return store

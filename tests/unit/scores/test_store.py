@@ -1,0 +1,216 @@
+"""Score files: what goes in comes out, runs are not mixed, tasks add to each other."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hesnr_tasks.scores
+from hesnr_tasks.backends.types import Scores
+from hesnr_tasks.errors import HesnrError, SettingsError
+from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
+from tests.unit.scores import made
+
+# --- bit for bit ------------------------------------------------------------------------------------------------------
+
+
+def test_scores_come_back_bit_for_bit(tmp_path):
+    store = made.filled(tmp_path, range(5))
+    for seed in range(5):
+        found = ScoreStore.open(tmp_path, made.signature()).read(f"{seed:064x}")
+        assert made.same(found, made.scores_of(seed))
+        assert found.scores.topk_logprobs.flags.c_contiguous
+        assert store.text(found.key).rendered == made.text_of(seed).rendered
+        assert (store.text(found.key).ids == made.text_of(seed).ids).all()
+
+
+bits = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(bits, bits, st.integers(0, 2**64 - 1), st.integers(-(2**31), 2**31 - 1)), max_size=9))
+def test_any_bits_come_back(tmp_path_factory, rows):
+    """NaN payloads, -0.0, denormals, the highest label: nothing is interpreted on the way."""
+    store = ScoreStore.open(tmp_path_factory.mktemp("s"), made.signature(k=5))
+    base, n = made.scores_of(1, k=5), len(rows)
+    raw = np.array([row[:2] for row in rows], dtype=np.uint32).reshape(n, 2)
+    whole = np.array([row[3] for row in rows], dtype=np.int32)
+    scores = dataclasses.replace(
+        base,
+        **dict.fromkeys(("position", "token_id", "turn", "char_start", "char_end"), whole),
+        label=np.array([row[2] for row in rows], dtype=np.uint64),
+        scores=Scores(
+            raw[:, 0].copy().view(np.float32),
+            whole,
+            np.repeat(raw[:, 1:].view(np.float32), 5, 1),
+            np.tile(whole, (5, 1)).T.copy(),
+        ),
+    )
+    store.write(scores, text=made.text_of(1), mask=made.BOTH, sources=[])
+    assert made.same(store.read(scores.key), scores)
+
+
+def test_a_text_without_a_scored_token_is_kept_too(tmp_path):
+    store = ScoreStore.open(tmp_path, made.signature())
+    scores = made.scores_of(3, cut=10_000)
+    assert len(scores.position) == 0 < len(scores.labels_cut)
+    store.write(scores, text=made.text_of(3), mask=made.BOTH, sources=[Source("x")])
+    assert made.same(store.read(scores.key), scores)
+    assert store.text(scores.key).rendered == made.text_of(3).rendered
+    assert store.entry(scores.key).scored == 0
+
+
+def test_values_that_do_not_fit_are_refused_not_changed(tmp_path):
+    store = ScoreStore.open(tmp_path, made.signature())
+    scores = made.scores_of(3)
+    for name, change in (("logprob", 1e-12), ("rank", 0.5)):
+        values = getattr(scores.scores, name).astype(np.float64) + change
+        odd = dataclasses.replace(scores, scores=scores.scores._replace(**{name: values}))
+        with pytest.raises(ValueError, match="without changing them"):
+            store.write(odd, text=made.text_of(3), mask=made.BOTH, sources=[])
+    assert len(store) == 0
+
+
+def test_a_subset_of_columns_is_the_same_as_all(tmp_path):
+    store = made.filled(tmp_path, [1, 2])
+    _, some = store.columns(f"{1:064x}", ["rank", "topk_logprobs"])
+    assert list(some) == ["rank", "topk_logprobs"]
+    assert some["topk_logprobs"].tobytes() == made.scores_of(1).scores.topk_logprobs.tobytes()
+    entries = list(store.load_columns(COLUMNS, lambda entry, columns: (entry.key, len(columns["label"])), threads=3))
+    assert entries == [(key, len(store.read(key).position)) for key in store]
+
+
+def test_vocabulary_comes_back_and_is_stored_once(tmp_path):
+    store = made.filled(tmp_path, [1])
+    assert store.vocabulary() is None
+    store.keep_vocabulary(lambda: [b"a", b"\xf0\x9f", None])
+    store.keep_vocabulary(lambda: pytest.fail("it is there already"))
+    assert store.vocabulary() == [b"a", b"\xf0\x9f", None]
+    assert store.keys() == [f"{1:064x}"]
+
+
+# --- runs are not mixed -----------------------------------------------------------------------------------------------
+
+
+def test_another_setting_is_refused_by_name(tmp_path):
+    made.filled(tmp_path, [1])
+    with pytest.raises(SettingsError, match=r"dtype: float32 → bfloat16; max_length: 32768 → 4096\)") as caught:
+        ScoreStore.open(tmp_path, made.signature(dtype="bfloat16", max_length=4096))
+    assert '"scores"' in str(caught.value)
+    assert ScoreStore.open(tmp_path, made.signature()).keys() == [f"{1:064x}"]
+
+
+def test_a_smaller_k_is_served_a_larger_one_refused(tmp_path):
+    store = made.filled(tmp_path, [1])
+    assert ScoreStore.open(tmp_path, made.signature(k=5)).k == 10
+    assert store.has(f"{1:064x}", made.BOTH, 5)
+    assert not store.has(f"{1:064x}", made.BOTH, 11)
+    with pytest.raises(SettingsError, match="k: 10 → 20"):
+        ScoreStore.open(tmp_path, made.signature(k=20))
+
+
+def test_a_model_that_moved_is_the_same_model_only_if_its_weights_are_hashed():
+    old, new = made.signature(model="a", weights="w"), made.signature(model="b", weights="w")
+    assert differences(old, new) == []
+    assert [d.name for d in differences(old, made.signature(model="a", weights="v"))] == ["weights"]
+    assert [d.name for d in differences(made.signature(model="a"), made.signature(model="b"))] == ["model"]
+
+
+def test_a_file_of_another_run_is_refused(tmp_path):
+    made.filled(tmp_path / "a", [1, 2])
+    made.filled(tmp_path / "b", [3], dtype="bfloat16")
+    stray = (tmp_path / "a" / f"{1:064x}.parquet").read_bytes()
+    (tmp_path / "b" / f"{1:064x}.parquet").write_bytes(stray)
+    (tmp_path / "a" / f"{9:064x}.parquet").write_bytes(stray)
+    for folder, key in (("b", f"{1:064x}"), ("a", f"{9:064x}")):
+        store = ScoreStore.open(tmp_path / folder)
+        with pytest.raises(StoreError, match="renamed, or copied here"):
+            store.read(key)
+        assert not store.has(key, made.BOTH, 10)
+
+
+def test_opening_what_is_no_store_says_so(tmp_path):
+    with pytest.raises(StoreError, match=r"it has no run\.json"):
+        ScoreStore.open(tmp_path)
+    made.filled(tmp_path / "inner", [1])
+    with pytest.raises(StoreError, match="below it there are inner"):
+        ScoreStore.open(tmp_path)
+    (tmp_path / "run.json").write_text('{"format": "hesnr-scores", "schema": 99, "signature": {"k": 1, "run": {}}}')
+    with pytest.raises(StoreError, match="has schema 99"):
+        ScoreStore.open(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(StoreError, match="is damaged"):
+        ScoreStore.open(tmp_path)
+
+
+# --- tasks add to each other ------------------------------------------------------------------------------------------
+
+
+def test_a_file_serves_the_masks_it_was_scored_for_and_no_others(tmp_path):
+    store = made.filled(tmp_path, [1], made.ACTION)
+    key = f"{1:064x}"
+    assert store.has(key, made.ACTION_FILTERED, 10)
+    assert store.get(key, made.BOTH, 10) is None
+    assert not store.has(f"{2:064x}", made.ACTION, 10)
+
+
+def test_what_another_task_wanted_stays(tmp_path):
+    """Action first, thoughts later: the file then has both, as if they had been scored together."""
+    store = made.filled(tmp_path, [1], made.ACTION)
+    made.put(store, 1, made.THOUGHT)
+    made.put(store, 1, made.ACTION_FILTERED)
+    found = store.read(f"{1:064x}")
+    assert made.same(found, made.scores_of(1, made.BOTH))
+    assert len(found.labels_cut) > 0
+    assert store.has(found.key, made.BOTH, 10)
+
+
+def test_everybody_who_has_the_text_is_remembered(tmp_path):
+    store = made.filled(tmp_path, [1])
+    key = f"{1:064x}"
+    found = store.get(key, made.ACTION, 5, [Source("again", "task1", None)])
+    assert made.same(found, made.scores_of(1))
+    assert [source.id for source in store.entry(key).sources] == ["again", "run1"]
+    stamp = (tmp_path / f"{key}.parquet").stat().st_mtime_ns
+    assert store.get(key, made.ACTION, 5, [Source("again", "task1", None)]) is not None
+    assert (tmp_path / f"{key}.parquet").stat().st_mtime_ns == stamp
+    assert store.has(key, made.BOTH, 10)
+
+
+def test_keys_cannot_leave_the_folder(tmp_path):
+    store = made.filled(tmp_path, [1])
+    with pytest.raises(ValueError, match="is no key"):
+        store.read("../run")
+
+
+def test_without_pyarrow_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from hesnr_tasks.scores import ScoreStore\n"
+        "try: ScoreStore.open('x', {})\n"
+        "except Exception as e: print(type(e).__name__, e)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert said.startswith(HesnrError.__name__)
+    assert "pip install 'hesnr-tasks[report]'" in said
+
+
+def test_neither_torch_nor_lm_eval_nor_pyarrow_is_imported():
+    code = "import sys, hesnr_tasks.scores\nprint([m for m in ('torch', 'lm_eval', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_readme_describes_every_column(tmp_path):
+    """Checked against the file itself, read by pyarrow alone."""
+    import pyarrow.parquet
+
+    made.filled(tmp_path, [1])
+    schema = pyarrow.parquet.read_schema(tmp_path / f"{1:064x}.parquet")
+    readme = (Path(hesnr_tasks.scores.__file__).parent / "README.md").read_text()
+    assert schema.names[: len(COLUMNS)] == list(COLUMNS)
+    assert [name for name in schema.names if f"`{name}`" not in readme] == []

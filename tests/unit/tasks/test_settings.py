@@ -1,0 +1,129 @@
+"""What users can set, and what they are told when it cannot be."""
+
+import math
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.tasks.settings import _SYNONYMS, Settings
+from hesnr_tasks.trajectory import Kind
+
+
+def test_defaults_are_the_papers_metric():
+    settings = Settings.read({"version": 1.0, "config_source": "hesnr_swe.yaml"})
+    assert settings.kinds == (Kind.ACTION,)
+    assert settings.filters == ("xml", "format", "comments")
+    assert settings.epsilon == pytest.approx((math.log(3) + math.log(4)) / 2, abs=1e-15)
+    assert settings.k == 10
+
+
+def test_words_may_be_lists_or_text():
+    a = Settings.read({"kinds": "thought+action", "filters": "none", "only_resolved": "true", "k": "20"})
+    b = Settings.read({"kinds": ["action", "thought"], "filters": [], "only_resolved": True, "k": 20})
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"trajectoriez": "x"}, "unknown setting 'trajectoriez'.*Did you mean 'trajectories'"),
+        ({"epsilom": 1}, "Did you mean 'epsilon'"),
+        ({"kinds": "acton"}, "kinds is 'acton'.*Did you mean 'action'"),
+        ({"filters": ["xlm"]}, "Did you mean 'xml'"),
+        ({"render": "chat-ml"}, "Did you mean 'chatml'"),
+        ({"overflow": "left"}, "right, error, skip"),
+        ({"epsilon": "high"}, "epsilon must be a number"),
+        ({"epsilon": 3}, "no entropy exceeds 2.3026 nats"),
+        ({"k": 2.5}, "k must be a number"),
+        ({"k": True}, "k must be a number"),
+        ({"limit": 0}, "at least 1"),
+        ({"epsilon": math.inf}, "epsilon must be a number"),
+        ({"epsilon": "nan"}, "epsilon must be a number"),
+        ({"epsilon": 10**400}, "epsilon must be a number"),
+        ({"limit": math.inf}, "limit must be a number"),
+        ({"sample": -math.inf}, "sample must be a number"),
+        ({"k": math.nan}, "k must be a number"),
+        ({"min_tokens": "1e400"}, "min_tokens must be a number"),
+        ({"limit": 10**30}, "limit must be a number"),
+        ({"bootstrap_seed": 10**400}, "bootstrap_seed must be a number"),
+        ({"resamples": 10**9}, "at least 100 and at most 1,000,000"),
+        ({"only_resolved": "maybe"}, "true or false"),
+        ({"kinds": "none"}, "kinds must name some of"),
+        ({"kinds": "scaffold"}, "kinds must name some of"),
+        ({"trajectories": 3}, "trajectories"),
+        ({"trajectories": [3]}, "trajectories must be text"),
+    ],
+)
+def test_a_bad_setting_says_what_to_do(metadata, message):
+    with pytest.raises(SettingsError, match=message):
+        Settings.read(metadata)
+
+
+@given(
+    st.sampled_from([f.name for f in fields(Settings)]),
+    st.sampled_from([math.inf, -math.inf, math.nan, 1e308, -1e308, 10**400, -(10**400), 2**63]).flatmap(
+        lambda number: st.sampled_from([number, [number], {"a": number}])
+    )
+    | st.sampled_from(["inf", "Infinity", "NaN", "-inf", "1e999", "9" * 5000]),
+)
+def test_no_number_makes_settings_that_hold_what_is_no_number(name, value):
+    try:
+        settings = Settings.read({name: value})
+    except SettingsError:
+        return
+    numbers = [getattr(settings, f.name) for f in fields(Settings)]
+    assert all(math.isfinite(number) for number in numbers if isinstance(number, (int, float)))
+
+
+def test_what_defines_a_task_cannot_be_overridden():
+    fixed = {"kinds": ["thought"], "filters": []}
+    assert Settings.read({}, fixed).kinds == (Kind.THOUGHT,)
+    with pytest.raises(SettingsError, match=r"filters, kinds cannot be set for this task"):
+        Settings.read({"kinds": "action", "filters": "xml"}, fixed)
+
+
+WRONG = {
+    "trajectories": "data path dataset dataset_path runs run traj trajs trajectory files folder input Trajectories",
+    "epsilon": "eps threshold epsilom EPSILON",
+    "k": "topk top_k top-k",
+    "bootstrap_seed": "seed",
+    "only_resolved": "resolved only-resolved",
+    "render": "format template chat_template",
+    "kinds": "kind tokens roles",
+    "filters": "filter drop",
+    "limit": "max_trajectories num_samples",
+    "overflow": "truncate",
+    "scores": "output_path",
+    "resamples": "bootstrap_iters",
+    "min_tokens": "min_token",
+    "combine": "combin",
+}
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in WRONG.items() for key in keys.split()])
+def test_a_wrong_key_is_refused_with_the_setting_that_was_meant(name, key):
+    with pytest.raises(SettingsError, match=rf"unknown setting '{key}' in --metadata\. Did you mean '{name}'\?"):
+        Settings.read({key: "x"})
+
+
+@given(st.text(max_size=12))
+def test_every_other_key_is_refused_and_cannot_steer_the_terminal(key):
+    names = {field.name for field in fields(Settings)}
+    if key in names | {"version", "config_source", "pretrained", "tokenizer", "max_seq_lengths", "passk"}:
+        return
+    if key in ("decision_arguments", "combine"):
+        return
+    with pytest.raises(SettingsError) as caught:
+        Settings.read({key: 1})
+    assert str(caught.value).isprintable()
+
+
+def test_synonyms_are_no_settings_and_belong_to_one_setting_each():
+    names = {field.name for field in fields(Settings)}
+    words = [word for synonyms in _SYNONYMS.values() for word in synonyms.split()]
+    assert len(set(words)) == len(words)
+    assert not names & set(words)
+    assert set(_SYNONYMS) <= names

@@ -1,0 +1,128 @@
+"""The page as a file: one executable script, a policy that admits only it, and data that decode to what went in."""
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from hesnr_tasks.errors import DataError
+from hesnr_tasks.filters import filter_bits
+from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.viewer import page
+from hesnr_tasks.viewer.tokens import TokenView
+from hesnr_tasks.viewer.view import view_of
+from tests.unit.viewer import examples
+
+
+class Parsed(HTMLParser):
+    """Elements and the raw text of scripts and styles, as a browser would split them."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=False)
+        self.elements, self.raw = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.elements[-1:] and self.elements[-1][0] in ("script", "style"):
+            known = self.raw and self.raw[-1][0] is self.elements[-1]
+            before = self.raw.pop()[1] if known else ""
+            self.raw.append((self.elements[-1], before + data))
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self.elements.append(("end", {}))
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    return Parsed(page.render([examples.hostile(), examples.strange()]))
+
+
+def data(parsed, name):
+    return next(json.loads(text) for (tag, attrs), text in parsed.raw if attrs.get("id") == name)
+
+
+def test_only_our_script_can_run(hostile):
+    scripts = [(attrs, text) for (tag, attrs), text in hostile.raw if tag == "script"]
+    assert [attrs.get("type", "executable") for attrs, _ in scripts].count("executable") == 1
+    policy = next(a["content"] for t, a in hostile.elements if a.get("http-equiv") == "Content-Security-Policy")
+    for kind in ("script", "style"):
+        text = next(text for (tag, attrs), text in hostile.raw if tag == kind and "type" not in attrs)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_a_trajectory_adds_no_markup(hostile):
+    harmless = Parsed(page.render([examples.small(), examples.small()]))
+    assert [(tag, attrs.get("id")) for tag, attrs in hostile.elements] == [
+        (tag, attrs.get("id")) for tag, attrs in harmless.elements
+    ]
+
+
+def test_nothing_is_loaded_and_nothing_handles_events_in_markup(hostile):
+    names = {name for _, attrs in hostile.elements for name in attrs}
+    assert not {name for name in names if name.startswith("on") or name in ("src", "action", "srcset", "style")}
+    assert {attrs["href"] for _, attrs in hostile.elements if "href" in attrs} == {"data:,"}
+    style = next(text for (tag, _), text in hostile.raw if tag == "style")
+    assert not re.search(r"url\(|@import", style)
+
+
+def test_our_script_never_makes_markup_or_code_from_text(hostile):
+    script = next(text for (tag, attrs), text in hostile.raw if tag == "script" and "type" not in attrs)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(|\bfetch\b|XMLHttp", script
+    )
+    assert "<" + "/script" not in script
+    assert "<!--" not in script
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_the_data_are_the_trajectory(hostile, i):
+    trajectory = [examples.hostile(), examples.strange()][i]
+    view, found = view_of(trajectory), data(hostile, f"trajectory-{i}")
+    assert found["text"] == view.text
+    units = found["text"].encode("utf-16-le")
+    ends, kinds = found["blocks"][::3], found["blocks"][1::3]
+    starts = [0, *ends[:-1]]
+    shown = [(list(Kind)[k], units[2 * s : 2 * e].decode("utf-16-le")) for s, e, k in zip(starts, ends, kinds)]
+    assert shown == [(b.kind, view.text[b.start : b.end]) for b in view.blocks]
+    hits = found["hits"]
+    dropped = [units[2 * s : 2 * e].decode("utf-16-le") for s, e in zip(hits[::3], hits[1::3])]
+    assert dropped == [view.text[h.start : h.end] for h in view.hits]
+    actions = "".join(s.text for m in trajectory.messages for s in m.segments if s.kind is Kind.ACTION)
+    assert sum(map(len, dropped)) == sum(bool(b) for a in view.blocks if a.kind is Kind.ACTION
+                                         for b in filter_bits(view.text[a.start : a.end])) <= len(actions)  # fmt: skip
+
+
+def test_the_index_names_every_trajectory(hostile):
+    entries = data(hostile, "index")["trajectories"]
+    assert [e["id"] for e in entries] == [examples.hostile().id, examples.strange().id]
+    assert [e["resolved"] for e in entries] == [None, True]
+    assert entries[0]["warnings"] == list(examples.ATTACKS)
+
+
+def test_the_same_trajectories_give_the_same_page():
+    assert page.render([examples.small()]) == page.render([examples.small()])
+
+
+def test_half_a_character_is_shown_as_such():
+    text = page.render([examples.Trajectory("\ud800", (examples.message("user", ("context", "ok")),))])
+    assert "\ufffd" in text
+    text.encode()
+
+
+def test_tokens_must_be_given_for_every_trajectory():
+    with pytest.raises(DataError, match="2 trajectories but tokens of 1"):
+        page.render([examples.small()] * 2, [[TokenView(0, 1)]])
+    with pytest.raises(DataError, match="compared with"):
+        page.render([examples.small()], None, [[]])
+    with pytest.raises(DataError, match="no trajectory"):
+        page.render([])

@@ -1,0 +1,186 @@
+"""The terminal: the same text and marks with colour and without, in a pager or a pipe, and nothing that steers it."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+
+from hesnr_tasks.filters import FILTERS, filter_bits
+from hesnr_tasks.trajectory import Kind, Trajectory
+from hesnr_tasks.viewer.pager import style_of
+from hesnr_tasks.viewer.terminal import Style, legend, lines, printable
+from hesnr_tasks.viewer.view import totals, view_of
+from tests.unit.viewer import examples
+
+SGR = re.compile(r"\x1b\[([\d;]*)m")
+SIGNS = {"\t": "    ", "\r": ""}
+
+
+def written(trajectory, **style):
+    view = view_of(trajectory)
+    return list(lines(view, totals(view), Style(**style)))
+
+
+def rows(out, kind, bar):
+    """Texts of the rows of the first block of `kind`, without the gutter."""
+    gutter = re.compile(rf"( *\w* )(?:\x1b\[[\d;]+m)?{bar}(?:\x1b\[0m)? ?(.*)")
+    start = next(i for i, line in enumerate(out) if (m := gutter.match(line)) and m[1].strip() == kind)
+    found = []
+    for line in out[start:]:
+        match = gutter.match(line)
+        if not match or (found and match[1].strip()):
+            break
+        found.append(match[2])
+    return found
+
+
+def action(text):
+    return Trajectory("t", (examples.message("assistant", ("action", text)),))
+
+
+def test_letters_stand_under_the_characters_that_are_dropped():
+    command = "cd a && ls  # look 漢字 around\n====\necho 漢字 # x"
+    text = f"<function=bash>\n<parameter=command>{command}</parameter>\n</function>"
+    found = iter(rows(written(action(text)), "action", "┃"))
+    bits = filter_bits(text).tolist()
+    at = 0
+    for line in text.split("\n"):
+        hit = [b if c.strip() else 0 for c, b in zip(line, bits[at:])]
+        at += len(line) + 1
+        assert next(found) == line
+        if any(hit):
+            widths = [2 if unicodedata.east_asian_width(c) == "W" else 1 for c in line]
+            letters = {0: " ", 1: "x", 2: "f", 4: "c"}
+            assert next(found) == "".join(letters[b & -b] * w for b, w in zip(hit, widths)).rstrip()
+    assert next(found, None) is None
+    assert all(f"{name[0]} {name}" in legend(Style()) for name in FILTERS)
+
+
+def test_colours_say_the_same_as_letters():
+    out = rows(
+        written(action("<function=bash>\n<parameter=command>ls  # look</parameter>"), colour=True), "action", "┃"
+    )
+    shown = SGR.sub(lambda m: {"0": "", "32": ""}.get(m[1], f"‹{m[1]}›"), out[1])
+    assert shown == "‹2;9;37›<parameter=command>ls  ‹2;9;31›# ‹2;9;31›look‹2;9;37›</parameter>"
+
+
+def test_every_kind_has_a_colour_and_a_bar_of_its_own():
+    out = written(examples.hostile(), colour=True)
+    bars = {m[2]: m[1] for line in out if (m := re.search(r"^ +\w* ?\x1b\[([\d;]+)m(.)\x1b", line))}
+    assert len(bars) == len(set(bars.values())) == len(Kind)
+
+
+def test_ascii_bars_where_others_cannot_be_written():
+    out = "\n".join([legend(Style(ascii=True)), *written(examples.small(), ascii=True)])
+    assert "action #" in out
+    assert out.replace("😀", "").isascii()
+
+
+def test_nothing_steers_the_terminal():
+    steering = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+    for trajectory in (examples.strange(), examples.hostile()):
+        assert not steering.search("\n".join(written(trajectory)))
+        assert not steering.search(SGR.sub("", "\n".join(written(trajectory, colour=True))))
+    assert printable("\x1b]0;x\x07\u202ea\n") == "␛]0;x␇\ufffda␊"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_wrapped_rows_fit_and_lose_nothing(width):
+    text = "ab漢" * 100 + "\n\tend"
+    trajectory = Trajectory("t", (examples.message("assistant", ("thought", text)),))
+    found = rows(written(trajectory, width=width), "thought", "╎")
+    cells = [sum(2 if c == "漢" else 1 for c in row) for row in found]
+    assert max(cells) <= width - 14
+    assert "".join(found) == text.replace("\n", "").replace("\t", "    ")
+
+
+def test_long_texts_are_folded_and_say_so():
+    trajectory = examples.long(20_000)
+    out = rows(written(trajectory), "observation", "│")
+    note = re.fullmatch(r"\.\.\. (\d+) lines, ([\d,]+) characters not shown \(--full shows them\) \.\.\.", out[30])
+    listing = trajectory.messages[2].text.splitlines(keepends=True)
+    assert len(out) == 41
+    assert int(note[1]) == len(listing) - 40
+    assert (
+        int(note[2].replace(",", "")) == len("".join(listing[30:-10])) - 1
+    )  # the last line end is not of the text cut
+    assert rows(written(trajectory, full=True), "observation", "│")[-1] == listing[-1].rstrip().replace("\t", "    ")
+
+
+def test_totals_are_printed_by_turn_and_in_all():
+    trajectory = examples.long(20_000)
+    turns = totals(view_of(trajectory))
+    out = written(trajectory)
+    heads = [line for line in out if line.startswith("-- turn")]
+    for number, (head, turn) in enumerate(zip(heads, turns, strict=True), 1):
+        assert head.startswith(f"-- turn {number} --")
+        assert f"action {turn.characters[Kind.ACTION]:,}, kept {turn.kept:,} of action" in head
+    assert f"kept {sum(turn.kept for turn in turns):,} of action" in out[-2]
+    assert out[-1].startswith("dropped from actions: " + ", ".join(
+        f"{name} {sum(turn.dropped[name] for turn in turns):,}" for name in FILTERS))  # fmt: skip
+
+
+# --- where it goes ----------------------------------------------------------------------------------------------------
+
+SHOW = """
+import sys
+from hesnr_tasks.viewer import pager
+sys.argv = ["x"]
+style = pager.style_of(sys.stdout, full=False)
+pager.write(iter(["style " + str(tuple(style)), *(f"line {i} ┃" for i in range(5))]))
+print("done", file=sys.stderr)
+"""
+
+
+def in_terminal(**environment):
+    """What a process that has a terminal as its standard output writes to it."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHOW],
+        stdout=theirs,
+        stdin=theirs,
+        stderr=subprocess.PIPE,
+        env={**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm", **environment},
+        text=True,
+    )
+    os.close(theirs)
+    out = b""
+    try:
+        while data := os.read(ours, 4096):
+            out += data
+    except OSError:  # Linux says so when the other end is closed
+        pass
+    assert process.communicate(timeout=20)[1] == "done\n"
+    os.close(ours)
+    return out.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_gets_the_pager_of_the_user():
+    out = in_terminal(PAGER="sed s/^/paged:/")
+    assert out.startswith("paged:style (True, ")
+    assert out.count("paged:line") == 5
+
+
+def test_leaving_the_pager_early_is_no_error():
+    assert in_terminal(PAGER="head -n 1").count("\n") == 1
+
+
+def test_no_color_and_no_pager():
+    out = in_terminal(PAGER="no-such-pager", NO_COLOR="1")
+    assert out.startswith("style (False, ")
+    assert "line 4 ┃" in out
+
+
+def test_a_pipe_gets_plain_unwrapped_text_in_its_encoding():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    out = subprocess.run(
+        [sys.executable, "-c", SHOW], capture_output=True, text=True, env=environment, check=True
+    ).stdout
+    assert out.startswith("style (False, None, False, True)")
+    assert "line 4 ?" in out
+    assert style_of(io.StringIO(), full=True) == Style(full=True, ascii=True)
