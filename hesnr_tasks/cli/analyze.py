@@ -79,7 +79,7 @@ def analyze(args: argparse.Namespace) -> str:
     tables[0] = tables[0]._replace(notes=(*([said] if said else []), *tables[0].notes, *read))
     about["context"] = context
     if args.exploration and args.output:
-        from hesnr_tasks.exploration.tables import draw
+        from hesnr_tasks.exploration.entropy_profile import draw
 
         about["figures"] = [str(path) for path in draw(tables, args.output / "exploration")]
     return show(tables, args.format, about)
@@ -127,8 +127,8 @@ def _tables(frame: Frame, asked: Question, args: argparse.Namespace) -> Iterator
 
 
 def _exploration(frame: Frame, asked: Question, embed: str | None) -> Iterable[Table]:
-    from hesnr_tasks.exploration.rarity import embedder
-    from hesnr_tasks.exploration.tables import exploration
+    from hesnr_tasks.exploration.entropy_profile import exploration
+    from hesnr_tasks.exploration.text import embedder
 
     return exploration(frame, asked, embed=embedder(embed) if embed else None)
 

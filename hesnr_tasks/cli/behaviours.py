@@ -28,10 +28,9 @@ from hesnr_tasks.exploration.behaviours import (
     read_corpus,
 )
 from hesnr_tasks.exploration.contrast import FEWEST
-from hesnr_tasks.exploration.lexicon import load_lexicon
-from hesnr_tasks.exploration.rarity import embedder
+from hesnr_tasks.exploration.text import embedder, load_lexicon
 from hesnr_tasks.passk.estimator import listed, powers
-from hesnr_tasks.passk.reading import Query
+from hesnr_tasks.passk.outcome_files import Query
 from hesnr_tasks.scores.files import write_whole
 from hesnr_tasks.stats import RESAMPLES, SEED
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory

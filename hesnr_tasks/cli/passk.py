@@ -24,7 +24,7 @@ from hesnr_tasks.passk.estimator import (
     discordant,
     powers,
 )
-from hesnr_tasks.passk.reading import Query, read
+from hesnr_tasks.passk.outcome_files import Query, read
 from hesnr_tasks.stats import RESAMPLES, SEED
 
 __all__ = ["Result", "add_arguments", "checkpoints", "drawn", "examine", "run"]

@@ -25,12 +25,20 @@ from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.planning import holm
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.exploration.contrast import FEWEST
-from hesnr_tasks.exploration.lexicon import Lexicon, load_lexicon
-from hesnr_tasks.exploration.rarity import NEIGHBOURS, Embed, distances
-from hesnr_tasks.exploration.text import CODE, Sentence, prose, sentences
+from hesnr_tasks.exploration.text import (
+    CODE,
+    NEIGHBOURS,
+    Embed,
+    Lexicon,
+    Sentence,
+    distances,
+    load_lexicon,
+    prose,
+    sentences,
+)
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.passk.estimator import listed
-from hesnr_tasks.passk.reading import Query, log_files, read_log
+from hesnr_tasks.passk.outcome_files import Query, log_files, read_log
 from hesnr_tasks.stats import RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 

@@ -5,11 +5,35 @@ Code is found first and never read as words. Offsets are characters of the text 
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
-__all__ = ["CODE", "Sentence", "Word", "prose", "sentences"]
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.bounded_io import read_json
+from hesnr_tasks.errors import DataError, SettingsError
+
+__all__ = [
+    "CODE",
+    "NEIGHBOURS",
+    "Embed",
+    "Hit",
+    "Lexicon",
+    "Sentence",
+    "Word",
+    "distances",
+    "embedder",
+    "load_lexicon",
+    "prose",
+    "rare",
+    "sentences",
+]
 
 CODE = "\ue000"  # stands for each character of code
 
@@ -141,3 +165,198 @@ def _words(flat: str, start: int, end: int) -> Iterator[Word]:
             clause = 0
         yield Word(match.start(), match.end(), match[0].lower().replace("’", "'"), place, clause, gap)
         place, clause, last = place + 1, clause + 1, match.end()
+
+
+# --- The shipped lexicon: which words are pivotal, and which sentences reflect ---
+
+_PATH = Path(__file__).with_name("lexicon.json")
+_NONE = "none"
+_JOINERS = ("and", "or", "but")
+_BETWEEN = re.compile(r"[ \t\n*_-]*")  # within a phrase: no comma, no code
+
+
+class _Entry(NamedTuple):
+    words: tuple[str, ...]
+    group: str
+    head: int  # the word that is measured
+    opens: bool  # only where a clause begins
+    comma: bool  # only before a comma
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.words)
+
+
+class Hit(NamedTuple):
+    """A pivotal word: its place among the words of its sentence, its group, and the entry it is there by."""
+
+    word: int
+    group: str
+    entry: str
+
+
+class Lexicon:
+    """Words and sentences to look for; `groups` and `kinds` name them, `version` is that of the file."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.version = str(content["version"])
+        self.groups = tuple(name for name in content["words"] if name != _NONE)
+        self.kinds = tuple(content["sentences"])
+        self._entries: dict[str, list[_Entry]] = {}
+        for group, words in content["words"].items():
+            for one in words:
+                entry = _entry(one, group)
+                self._entries.setdefault(entry.words[0], []).append(entry)
+        for entries in self._entries.values():
+            entries.sort(key=lambda entry: -len(entry.words))
+        self._patterns = {kind: re.compile("|".join(found)) for kind, found in content["sentences"].items()}
+
+    def hits(self, flat: str, sentence: Sentence) -> list[Hit]:
+        """The pivotal words of a sentence of `flat` (`text.prose`), in order."""
+        words, found, at = sentence.words, [], 0
+        while at < len(words):
+            known = self._entries.get(words[at].text)
+            entry = next((e for e in known if _fits(e, flat, words, at)), None) if known else None
+            if entry is not None and entry.group != _NONE:
+                found.append(Hit(at + entry.head, entry.group, entry.name))
+            at += len(entry.words) if entry else 1
+        return found
+
+    def reflects(self, flat: str, sentence: Sentence) -> tuple[str, ...]:
+        """The kinds of reflection that a sentence of `flat` shows; most show none."""
+        line = re.sub(rf"{CODE}+", "`", flat[sentence.start : sentence.end].lower().replace("’", "'"))
+        line = re.sub(r"\s+", " ", line)
+        return tuple(kind for kind, pattern in self._patterns.items() if pattern.search(line))
+
+
+def _entry(written: str, group: str) -> _Entry:
+    parts = written.strip("^,").split()
+    head = next((i for i, part in enumerate(parts) if part.startswith("|")), 0)
+    words = tuple(part.lstrip("|") for part in parts)
+    return _Entry(words, group, head, written.startswith("^"), written.endswith(","))
+
+
+def _fits(entry: _Entry, flat: str, words: Sequence[Word], at: int) -> bool:
+    if at + len(entry.words) > len(words):
+        return False
+    there = words[at : at + len(entry.words)]
+    if any(word.text != wanted for word, wanted in zip(there, entry.words, strict=True)):
+        return False
+    if entry.opens and words[at].clause > 0 and not (at and words[at - 1].text in _JOINERS):
+        return False
+    if entry.comma and flat[there[-1].end : there[-1].end + 1] != ",":
+        return False
+    return all(_BETWEEN.fullmatch(word.gap) for word in there[1:])
+
+
+@lru_cache
+def load_lexicon(path: Path = _PATH) -> Lexicon:
+    """The lexicon in a JSON file, the shipped one by default; `DataError` where it is not one."""
+    try:
+        return Lexicon(read_json(path))
+    except DataError as error:
+        raise DataError(f"cannot read the lexicon: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+        raise DataError(
+            f"{path} is no lexicon ({error}): it needs version, words and sentences, as the shipped {_PATH.name} has"
+        ) from None
+
+
+# --- How unlike others a sentence is: the mean cosine distance to its nearest neighbours, by TF-IDF or an embedding ---
+
+FloatArray = npt.NDArray[np.float64]
+Embed = Callable[[list[str]], Any]  # n texts -> array (n, d)
+NEIGHBOURS = 5
+REFERENCES = 10_000
+_SHARE = 0.1
+
+
+def distances(
+    texts: Sequence[str],
+    reference: Sequence[str] | None = None,
+    *,
+    embed: Embed | None = None,
+    references: int = REFERENCES,
+    seed: int = 0,
+) -> FloatArray:
+    """Mean cosine distance of each text to its nearest neighbours.
+
+    Args:
+        texts: Words separated by spaces.
+        reference: Among which neighbours are sought, and whose term frequencies weigh; None: among the other texts.
+        embed: Texts to vectors, in the place of TF-IDF of words and pairs of neighbouring words.
+        references: Of more than so many, so many are drawn by `seed`.
+        seed: Of the draw.
+
+    Returns:
+        Shape (n,), mean over `NEIGHBOURS` neighbours, in [0, 1] for TF-IDF; NaN where there are too few.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    own = reference is None
+    corpus = texts if reference is None else reference
+    if not len(texts) or len(corpus) < NEIGHBOURS + own:
+        return np.full(len(texts), np.nan)
+    drawn = np.random.default_rng(seed).permutation(len(corpus))[:references]
+    rows = np.sort(drawn) if len(corpus) > references else np.arange(len(corpus))
+    of_corpus, of_texts = _vectors(corpus, None if own else texts, embed)
+    search = NearestNeighbors(n_neighbors=NEIGHBOURS + own, metric="cosine", algorithm="brute").fit(of_corpus[rows])
+    apart, found = search.kneighbors(of_texts)
+    if own:  # a text is no neighbour of its own; where equal texts crowd it out, all of these are at distance 0
+        itself = rows[found] == np.arange(len(texts))[:, None]
+        itself[~itself.any(axis=1), -1] = True
+        apart = apart[~itself].reshape(len(texts), NEIGHBOURS)
+    return np.clip(apart.mean(axis=1, dtype=np.float64), 0.0, None)
+
+
+def rare(found: FloatArray, share: float = _SHARE) -> npt.NDArray[np.bool_]:
+    """The `share` of texts with the greatest distances; ties at the limit are not rare."""
+    known = found[~np.isnan(found)]
+    if not len(known):
+        return np.zeros(len(found), dtype=bool)
+    limit = np.sort(known)[::-1][int(share * len(known))]  # the first one beyond the share
+    return np.nan_to_num(found, nan=-np.inf) > limit
+
+
+def embedder(name: str) -> Embed:
+    """The function `package.module:function`; `SettingsError` where there is none."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"--embed {name!r} cannot be used ({error}); it names a function as package.module:function, which takes "
+            "a list of texts and gives an array with a row for each"
+        ) from None
+    if not callable(found):
+        raise SettingsError(f"--embed {name!r} is no function")
+    return cast(Embed, found)
+
+
+def _vectors(corpus: Sequence[str], texts: Sequence[str] | None, embed: Embed | None) -> tuple[Any, Any]:
+    """Vectors of the corpus and of the texts (None: the corpus itself)."""
+    if embed is not None:
+        of_corpus = _embedded(corpus, embed)
+        return of_corpus, of_corpus if texts is None else _embedded(texts, embed)
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    terms = TfidfVectorizer(analyzer=_terms, sublinear_tf=True)
+    of_corpus = terms.fit_transform(corpus)
+    return of_corpus, of_corpus if texts is None else terms.transform(texts)
+
+
+def _embedded(texts: Sequence[str], embed: Embed) -> npt.NDArray[np.float64]:
+    distinct = list(dict.fromkeys(texts))
+    vectors = np.asarray(embed(distinct), dtype=np.float64)
+    if vectors.ndim != 2 or len(vectors) != len(distinct) or not np.isfinite(vectors).all():
+        raise SettingsError(
+            f"the function of --embed gave an array of shape {vectors.shape} (or one with NaN) for {len(distinct)} "
+            "texts; it must give one finite row a text"
+        )
+    places = {text: i for i, text in enumerate(distinct)}
+    return vectors[[places[text] for text in texts]]
+
+
+def _terms(text: str) -> list[str]:
+    words = text.split()
+    return [*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))]

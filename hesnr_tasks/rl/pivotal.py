@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from hesnr_tasks.alignment import Encoder
-from hesnr_tasks.exploration.lexicon import load_lexicon
-from hesnr_tasks.exploration.text import prose, sentences
+from hesnr_tasks.exploration.text import load_lexicon, prose, sentences
 
 __all__ = ["LexiconPivotal"]
 

@@ -18,8 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.cli import passk as command
 from hesnr_tasks.errors import ScoringError, SettingsError
-from hesnr_tasks.passk.hf_sampler import SeededSampler, sampling_of
-from hesnr_tasks.passk.lm_tasks import PassKSettings
+from hesnr_tasks.passk.lm_tasks import PassKSettings, SeededSampler, sampling_of
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
 

@@ -14,8 +14,8 @@ from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.exploration.contrast import vocabulary_size
-from hesnr_tasks.exploration.lexicon import load_lexicon
-from hesnr_tasks.exploration.tables import drawn
+from hesnr_tasks.exploration.entropy_profile import drawn
+from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.scores import ScoreStore
 from tests.conftest import SHARED
 from tests.unit.analysis import made

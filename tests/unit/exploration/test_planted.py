@@ -11,9 +11,8 @@ from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.analysis.intervals import estimates
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.exploration.contrast import contrast
-from hesnr_tasks.exploration.lexicon import load_lexicon
-from hesnr_tasks.exploration.rarity import distances, rare
-from hesnr_tasks.exploration.units import COLUMNS, collect
+from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect
+from hesnr_tasks.exploration.text import distances, load_lexicon, rare
 from hesnr_tasks.trajectory import Kind
 from tests.unit.exploration import planted
 

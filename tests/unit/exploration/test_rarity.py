@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.exploration.rarity import distances, embedder, rare
+from hesnr_tasks.exploration.text import distances, embedder, rare
 from tests.reference import exploration as reference
 
 WORDS = tuple("let me the a look at read open test file code fix run see again now first it is in to".split())  # noqa: SIM905

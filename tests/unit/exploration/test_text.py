@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.exploration.lexicon import load_lexicon
-from hesnr_tasks.exploration.text import CODE, prose, sentences
+from hesnr_tasks.exploration.text import CODE, load_lexicon, prose, sentences
 from hesnr_tasks.formats import load
 from hesnr_tasks.trajectory import Kind
 

@@ -6,8 +6,8 @@ import pytest
 from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.backends.types import Scores, TokenScores
-from hesnr_tasks.exploration.lexicon import load_lexicon
-from hesnr_tasks.exploration.units import COLUMNS, band, collect
+from hesnr_tasks.exploration.entropy_profile import COLUMNS, band, collect
+from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.trajectory import Kind

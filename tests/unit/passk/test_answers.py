@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
-from hesnr_tasks.passk.sampling import SEED_LIMIT, KeptAnswers, identity, place_of_answers, seed_of
+from hesnr_tasks.passk.lm_tasks import SEED_LIMIT, KeptAnswers, identity, place_of_answers, seed_of
 
 SETTINGS = {"task": "t", "generation_kwargs": {"temperature": 0.6}, "model": {"model": "m"}}
 

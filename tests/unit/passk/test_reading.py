@@ -9,7 +9,7 @@ import pytest
 from hesnr_tasks.analysis.output import Table, show
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.passk.estimator import pass_at_ks
-from hesnr_tasks.passk.reading import Query, log_files, read, read_log
+from hesnr_tasks.passk.outcome_files import Query, log_files, read, read_log
 
 
 def write(path, value):
