@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from hesnr_tasks.report.style import COLOURS, LINES, MARKERS, figure, save
+from hesnr_tasks.plotting import COLOURS, LINES, MARKERS, figure, save
 
 ARMS = ("plain", "shaped")
 RESULTS = Path(__file__).parent / "results" / "results.csv"

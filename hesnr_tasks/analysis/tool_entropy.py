@@ -547,7 +547,7 @@ def draw(profile: Profile, stem: Path) -> list[Path]:
     Returns:
         `stem`.svg and `stem`.png.
     """
-    from hesnr_tasks.report.style import COLOURS, LINES, figure, save
+    from hesnr_tasks.plotting import COLOURS, LINES, figure, save
 
     drawing, axes = figure(width=4.6, height=2.9)
     axis = axes[0, 0]

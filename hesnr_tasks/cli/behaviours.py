@@ -233,8 +233,7 @@ def _most(corpus: Corpus) -> int:
 
 def _draw(made: Sequence[Table], stem: Path) -> None:
     """A panel a measure, a row a run, with all answers, the right and the wrong; then Pass@k raw and matched."""
-    from hesnr_tasks.report.drawing import label
-    from hesnr_tasks.report.style import error_bars, figure, save
+    from hesnr_tasks.plotting import error_bars, figure, label, save
 
     means = made[0].rows
     names = list(dict.fromkeys(row["measure"] for row in means))

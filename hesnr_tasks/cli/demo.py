@@ -59,8 +59,8 @@ def _report(folders: Sequence[Path], output: Path) -> int:
         print(f"\nFigures and the page need {' and '.join(lacking)}: pip install 'hesnr-tasks[report]'")
         leaderboard.write(rows, ladder, output)
         return 0
-    from hesnr_tasks.report.scores import find_scores
-    from hesnr_tasks.report.study import study
+    from hesnr_tasks.report.data import study
+    from hesnr_tasks.report.results import find_scores
 
     found, remarks = find_scores(rows, folders)
     write_report(study(rows, ladder, found, {}, remarks=remarks), output)

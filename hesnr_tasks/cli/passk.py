@@ -229,8 +229,7 @@ def _percent(one: Point | Difference, value: float) -> Number:
 
 
 def _draw(found: Result, stem: Path) -> None:
-    from hesnr_tasks.report.drawing import label
-    from hesnr_tasks.report.style import error_bars, figure, save
+    from hesnr_tasks.plotting import error_bars, figure, label, save
 
     panels = drawn(found)
     picture, axes = figure(1, len(panels), width=4.2, height=3.1)

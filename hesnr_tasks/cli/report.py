@@ -15,14 +15,13 @@ from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import leaderboard
-from hesnr_tasks.report.downstream import Score, in_one_unit, read_downstream, scaled
-from hesnr_tasks.report.ladder import Ladder, read_ladder
+from hesnr_tasks.report.ladder import Ladder, Score, in_one_unit, read_downstream, read_ladder, scaled
 from hesnr_tasks.report.results import Row, hidden, read_results
 from hesnr_tasks.stats import RESAMPLES, SEED
 
 if TYPE_CHECKING:
+    from hesnr_tasks.report.data import Study
     from hesnr_tasks.report.page import Drawn
-    from hesnr_tasks.report.study import Study
 
 __all__ = ["add_arguments", "run", "write_report"]
 
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None and not scores:
         _tell(remarks)
         return _nothing_more(rows)
-    from hesnr_tasks.report.study import study
+    from hesnr_tasks.report.data import study
 
     made = study(
         rows, ladder.checkpoints, folders, scores,
@@ -95,7 +94,7 @@ def _found(args: argparse.Namespace) -> tuple[list[Row], dict[str, Path], list[s
     remarks = hidden(rows)
     if args.output is None and not args.downstream and rows:
         return rows, {}, remarks
-    from hesnr_tasks.report.scores import find_scores
+    from hesnr_tasks.report.results import find_scores
 
     folders, strange = find_scores(rows, args.results, args.scores)
     return rows, folders, [*remarks, *strange]
@@ -163,12 +162,11 @@ def _short(table: Table) -> Table:
 
 
 def _figures(made: Study, folder: Path) -> Iterator[Drawn]:
-    from hesnr_tasks.report.figures_downstream import downstream_drawings
-    from hesnr_tasks.report.figures_entropy import entropy_drawings
-    from hesnr_tasks.report.figures_ladder import ladder_drawings
+    from hesnr_tasks.plotting import look, save
+    from hesnr_tasks.report.data import Missing
+    from hesnr_tasks.report.figures.entropy import entropy_drawings
+    from hesnr_tasks.report.figures.metrics import downstream_drawings, ladder_drawings
     from hesnr_tasks.report.page import Drawn
-    from hesnr_tasks.report.study import Missing
-    from hesnr_tasks.report.style import look, save
 
     if importlib.util.find_spec("matplotlib") is None:
         made.missing.append(Missing("figures", "matplotlib is not installed", "pip install 'hesnr-tasks[report]'"))

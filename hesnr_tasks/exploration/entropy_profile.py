@@ -536,8 +536,7 @@ def drawn(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
 
 def draw(tables: Sequence[Table], stem: Path) -> list[Path]:
     """Write `stem`.svg and `stem`.png; returns both paths."""
-    from hesnr_tasks.report.drawing import label
-    from hesnr_tasks.report.style import error_bars, figure, save
+    from hesnr_tasks.plotting import error_bars, figure, label, save
 
     run, groups, course = drawn(tables)
     picture, axes = figure(1, 2, width=4.2, height=3.6)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import Table
-from hesnr_tasks.errors import printable
+from hesnr_tasks.plotting import COLOURS, LINES, MARKERS, label
 from hesnr_tasks.report.ladder import Boundary, Checkpoint
-from hesnr_tasks.report.style import COLOURS, LINES, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hesnr_tasks.report.study import Study
+    from hesnr_tasks.report.data import Study
 
 __all__ = [
     "NAMES",
@@ -26,7 +25,6 @@ __all__ = [
     "bound_axis",
     "cells",
     "checkpoint_axis",
-    "label",
     "line",
     "series",
     "tokens_name",
@@ -42,7 +40,6 @@ NAMES = {
 }
 TOKENS = {"thought": "Thought", "action": "Action", "thought+action": "Thought + Action", "observation": "Observation"}
 _TICKS = 7  # more labels than that run into each other
-_LONGEST = 18
 
 
 class Drawing(NamedTuple):
@@ -55,13 +52,6 @@ class Drawing(NamedTuple):
     caption: str
     tables: tuple[Table, ...]
     draw: Callable[[], Figure]
-
-
-def label(text: str) -> str:
-    """A name that is shown as it is, whatever is in it: no formula, no line break, no endless line."""
-    shown = printable(text)
-    shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
-    return shown.replace("$", r"\$")
 
 
 def tokens_name(select: str) -> str:

@@ -17,12 +17,12 @@ from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import printable
-from hesnr_tasks.report.digest import UNFILTERED
+from hesnr_tasks.report.data import UNFILTERED
 from hesnr_tasks.report.ladder import Checkpoint
 from hesnr_tasks.report.results import Row, Value, groups
 
 if TYPE_CHECKING:
-    from hesnr_tasks.report.study import Study
+    from hesnr_tasks.report.data import Study
 
 __all__ = [
     "Board",

@@ -10,8 +10,8 @@ from typing import Any
 
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.errors import printable
+from hesnr_tasks.report.data import Missing
 from hesnr_tasks.report.leaderboard import Board, number, of_number
-from hesnr_tasks.report.study import Missing
 
 __all__ = ["agreement_table", "board", "cases", "cell", "figure", "missing", "signed", "table", "text", "with_ends"]
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.report import markup
+from hesnr_tasks.report.data import Study
 from hesnr_tasks.report.drawing import NAMES, Drawing, tokens_name
 from hesnr_tasks.report.leaderboard import boards, context_boards
 from hesnr_tasks.report.markup import text
-from hesnr_tasks.report.study import Study
 
 __all__ = ["Drawn", "render"]
 
@@ -154,7 +154,7 @@ def _signature(study: Study) -> str:
 
 
 def _page(title: str, body: str) -> str:
-    style = (resources.files("hesnr_tasks.report") / "assets" / "report.css").read_text(encoding="utf-8")
+    style = (resources.files("hesnr_tasks.report") / "templates" / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     return "".join(_parts(title, body, style, policy))

@@ -15,8 +15,7 @@ from hesnr_tasks.analysis.measures import ALL_METRICS, Number, column
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.metrics import evaluate
 from hesnr_tasks.report.correlation import FEWEST, Agreement, agreement, worth
-from hesnr_tasks.report.digest import UNFILTERED
-from hesnr_tasks.report.study import Study
+from hesnr_tasks.report.data import UNFILTERED, Study
 from hesnr_tasks.stats import bootstrap_sums
 
 __all__ = ["AGREED", "PAPER", "ablation", "agreements", "entropy_peaks", "neighbours", "sweep_agreements"]

@@ -17,7 +17,7 @@ from hesnr_tasks.cli import analyze
 from hesnr_tasks.cli import report as command
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import markup
-from hesnr_tasks.report.scores import find_scores
+from hesnr_tasks.report.results import find_scores
 from hesnr_tasks.scores import ScoreStore, Source
 from tests.slow import browser
 from tests.unit.analysis import made as analysis_made
@@ -293,8 +293,8 @@ def test_a_report_twice_is_the_same_to_the_byte(real, tmp_path):
 
 
 def test_intervals_do_not_depend_on_a_seed(real):
+    from hesnr_tasks.report.data import study
     from hesnr_tasks.report.ladder import parse
-    from hesnr_tasks.report.study import study
 
     folder = real / "runs" / "step5-2k" / "scores" / "run"
     ends = [

@@ -8,7 +8,7 @@ import pytest
 from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.metrics import METRICS
-from hesnr_tasks.report.downstream import read_downstream
+from hesnr_tasks.report.ladder import read_downstream
 from hesnr_tasks.report.results import read_results
 from tests.slow import type_swaps
 

@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 
-from hesnr_tasks.report.downstream import Score
-from hesnr_tasks.report.ladder import read_ladder
-from hesnr_tasks.report.study import study
+from hesnr_tasks.report.data import study
+from hesnr_tasks.report.ladder import Score, read_ladder
 from tests.unit.analysis import made
 
 NAMES = ("step200-2k", "step800-2k", "step1600-2k", "step1604-8k", "step2000-8k", "step2000-8k-sft")

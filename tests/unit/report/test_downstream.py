@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.report.downstream import Score, in_one_unit, read_downstream
+from hesnr_tasks.report.ladder import Score, in_one_unit, read_downstream
 
 NAMES = ["step100-32k", "step1000-32k", "runs/step2000"]
 

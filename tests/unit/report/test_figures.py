@@ -8,12 +8,14 @@ import pytest
 
 from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.metrics import EPSILON
-from hesnr_tasks.report import figures_downstream, figures_entropy, figures_ladder, tables
-from hesnr_tasks.report.digest import OBSERVATION, token_sets
+from hesnr_tasks.plotting import look, save
+from hesnr_tasks.report import tables
+from hesnr_tasks.report.data import OBSERVATION, token_sets
 from hesnr_tasks.report.drawing import bars, bound_axis
+from hesnr_tasks.report.figures import entropy as entropy_figures
+from hesnr_tasks.report.figures import metrics as metrics_figures
 from hesnr_tasks.report.ladder import order, parse
 from hesnr_tasks.report.results import read_results
-from hesnr_tasks.report.style import look, save
 from tests.reference import comparison
 from tests.unit.analysis import made
 from tests.unit.report import ladders, reference
@@ -64,7 +66,7 @@ def values(folder, select):
 
 
 def test_figure_1_has_ppl_and_accuracies_of_thought_and_action(study, folders):
-    rows = figures_ladder.accuracy(study).tables[0].rows
+    rows = metrics_figures.accuracy(study).tables[0].rows
     assert [row["checkpoint"] for row in rows] == list(ladders.NAMES)
     tokens = [t for part in ladders.raw_tokens(folders["step800-2k"], SETS["thought+action"].mask) for t in part]
     assert rows[1]["ppl"].value == pytest.approx(values(folders["step800-2k"], "thought+action")["ppl"], rel=1e-12)
@@ -74,7 +76,7 @@ def test_figure_1_has_ppl_and_accuracies_of_thought_and_action(study, folders):
 
 
 def test_figure_2_has_the_filtered_numbers_and_the_downstream_score(study, folders):
-    rows = figures_ladder.steps(study).tables[0].rows
+    rows = metrics_figures.steps(study).tables[0].rows
     for row in rows:
         want = values(folders[row["checkpoint"]], FILTERED)
         assert row["ppl"].value == pytest.approx(want["ppl"], rel=1e-12)
@@ -85,7 +87,7 @@ def test_figure_2_has_the_filtered_numbers_and_the_downstream_score(study, folde
 
 
 def test_figure_7_counts_steps_from_the_last_checkpoint_before_the_extension(study, folders):
-    rows = figures_ladder.extension(study).tables[0].rows
+    rows = metrics_figures.extension(study).tables[0].rows
     assert [row["since"] for row in rows] == [-1400, -800, 0, 4, 400]  # without the one after SFT
     assert [row["he_tokens"].value for row in rows] == [
         values(folders[row["checkpoint"]], FILTERED)["he_tokens"] for row in rows
@@ -95,11 +97,11 @@ def test_figure_7_counts_steps_from_the_last_checkpoint_before_the_extension(stu
 
 def test_steps_that_begin_anew_are_counted_as_they_are():
     ladder = order(map(parse, ["step500-32k", "step2000-32k", "step10-128k", "step100-128k"]))
-    assert list(figures_ladder._since(ladder, ladder[1]).values()) == [-1500, 0, 10, 100]
+    assert list(metrics_figures._since(ladder, ladder[1]).values()) == [-1500, 0, 10, 100]
 
 
 def test_figure_8_pairs_what_sft_made_with_what_it_was_made_from(study, folders):
-    rows = figures_ladder.sft(study).tables[0].rows
+    rows = metrics_figures.sft(study).tables[0].rows
     assert {(row["before"], row["after"]) for row in rows} == {("step2000-8k", "step2000-8k-sft")}
     for row in rows:
         for side in ("before", "after"):
@@ -119,7 +121,7 @@ def test_figure_8_pairs_what_sft_made_with_what_it_was_made_from(study, folders)
     ],
 )
 def test_sft_pairs_by_name(names, pairs):
-    found = figures_ladder.sft_pairs(order(map(parse, names)))
+    found = metrics_figures.sft_pairs(order(map(parse, names)))
     assert [(a.name, b.name) for a, b in found] == pairs
 
 
@@ -127,7 +129,7 @@ def test_sft_pairs_by_name(names, pairs):
 
 
 def test_histograms_count_every_token_once(study, folders):
-    rows = figures_entropy.histogram_rows(study.digests, FILTERED)
+    rows = entropy_figures.histogram_rows(study.digests, FILTERED)
     tokens = [t for part in ladders.raw_tokens(folders["step200-2k"], SETS[FILTERED].mask) for t in part]
     for which, worst in (("all", 0), ("non-top-1", 1), ("non-top-2", 2)):
         own = [row for row in rows if (row["checkpoint"], row["population"]) == ("step200-2k", which)]
@@ -141,7 +143,7 @@ def test_histograms_count_every_token_once(study, folders):
 
 
 def test_densities_are_those_of_a_slow_kernel_estimate_with_their_mode(study, folders):
-    rows = figures_entropy.curves(study.digests[:1], FILTERED)
+    rows = entropy_figures.curves(study.digests[:1], FILTERED)
     tokens = [t for part in ladders.raw_tokens(folders["step200-2k"], SETS[FILTERED].mask) for t in part]
     entropies = [comparison.entropy(top[:10]) for _, rank, top in tokens if rank != 1]
     shape = next(s for s in study.digests[0].shapes if (s.select, s.population) == (FILTERED, "non-top-1"))
@@ -156,16 +158,16 @@ def test_densities_are_those_of_a_slow_kernel_estimate_with_their_mode(study, fo
 
 def test_at_most_eight_checkpoints_have_histograms_of_their_own():
     items = list(range(30))
-    found = figures_entropy.spread(items)
+    found = entropy_figures.spread(items)
     assert (found[0], found[-1], len(found), len(set(found))) == (0, 29, 8, 8)
-    assert figures_entropy.spread(items[:8]) == items[:8]
+    assert entropy_figures.spread(items[:8]) == items[:8]
 
 
 # --- what metrics are worth -------------------------------------------------------------------------------------------
 
 
 def test_correlations_are_those_of_the_numbers_in_the_scatter(study):
-    scatter = figures_downstream.scatter_rows(study)
+    scatter = metrics_figures.scatter_rows(study)
     for row in tables.agreements(study).rows:
         own = [one for one in scatter if one["select"] == row["select"]]
         if own:
@@ -184,7 +186,7 @@ def test_the_scatter_says_that_points_are_numbered_where_they_are(tmp_path, chec
     for at, name in enumerate(names):
         ladders.result(tmp_path, name, 0.1 + 0.01 * at, others={}, filters=["xml", "format", "comments"])
     made = ladders.study_of({}, rows=read_results([tmp_path]), names=names)
-    scatter = next(figures_downstream.downstream_drawings(made))
+    scatter = next(metrics_figures.downstream_drawings(made))
     assert ("numbered" in scatter.caption) == numbered
     shown = [text.get_text() for text in scatter.draw().axes[2].texts]
     assert shown == [str(at) for at in range(1, checkpoints + 1) if numbered]
@@ -198,7 +200,7 @@ def test_a_checkpoint_has_one_number_whatever_else_is_in_its_panel(tmp_path):
                 ladders.result(tmp_path / str(len(filters)), name, 0.1 + at, others={}, kinds=kinds, filters=filters)
     rows = [row for part in ("0", "3") for row in read_results([tmp_path / part])]
     made = ladders.study_of({}, rows=rows, names=["step1", "step2", "step3"])
-    drawn = next(figures_downstream.downstream_drawings(made)).draw()
+    drawn = next(metrics_figures.downstream_drawings(made)).draw()
     assert [text.get_text() for text in drawn.axes[2].texts] == ["1", "3"]
     assert [text.get_text() for text in drawn.axes[5].texts] == ["1", "2", "3"]
 
@@ -234,7 +236,7 @@ def test_the_ablation_has_a_row_a_filter_and_the_papers_values_beside_it(study, 
 
 
 def test_the_sweep_is_the_value_at_each_threshold(study, folders):
-    rows = [row for row in figures_downstream.sweep_rows(study) if row["checkpoint"] == "step1604-8k"]
+    rows = [row for row in metrics_figures.sweep_rows(study) if row["checkpoint"] == "step1604-8k"]
     assert len(rows) == 20
     for row in rows[::6]:
         _, _, high, _, ratio = tally(folders["step1604-8k"], FILTERED, row["epsilon"])
@@ -243,7 +245,7 @@ def test_the_sweep_is_the_value_at_each_threshold(study, folders):
         assert row["he_tokens"] == high
     found = tables.sweep_agreements(study).rows
     at = found[6]
-    x = [r["he_snr"].value for r in figures_downstream.sweep_rows(study) if r["epsilon"] == at["epsilon"]]
+    x = [r["he_snr"].value for r in metrics_figures.sweep_rows(study) if r["epsilon"] == at["epsilon"]]
     assert at["pearson"] == pytest.approx(reference.pearson(x, [s.value for s in study.downstream.values()]), rel=1e-9)
 
 
@@ -292,9 +294,9 @@ def test_every_figure_is_drawn_whatever_the_names_hold(tmp_path):
     study = ladders.study_of(folders)
     drawn = set()
     for source in (
-        figures_ladder.ladder_drawings,
-        figures_downstream.downstream_drawings,
-        figures_entropy.entropy_drawings,
+        metrics_figures.ladder_drawings,
+        metrics_figures.downstream_drawings,
+        entropy_figures.entropy_drawings,
     ):
         for drawing in source(study):
             with look():

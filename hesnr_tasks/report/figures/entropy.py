@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from hesnr_tasks.analysis.density import POPULATIONS
 from hesnr_tasks.analysis.output import Table
-from hesnr_tasks.report.digest import OBSERVATION, Digest, Shape
-from hesnr_tasks.report.drawing import Drawing, label, series, tokens_name
-from hesnr_tasks.report.study import Study
-from hesnr_tasks.report.style import COLOURS, figure
+from hesnr_tasks.plotting import COLOURS, figure, label
+from hesnr_tasks.report.data import OBSERVATION, Digest, Shape, Study
+from hesnr_tasks.report.drawing import Drawing, series, tokens_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.errors import HesnrError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from hesnr_tasks.analysis.measures import Number
 
-__all__ = ["COLOURS", "LINES", "MARKERS", "error_bars", "figure", "look", "save"]
+__all__ = ["COLOURS", "LINES", "MARKERS", "error_bars", "figure", "label", "look", "save"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
+_LONGEST = 18  # characters of a label
 _LOOK: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -59,10 +60,17 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 3.6, height: float
         return drawn, drawn.subplots(rows, columns, squeeze=False)
 
 
+def label(text: str) -> str:
+    """A name that is shown as it is, whatever is in it: no formula, no line break, no endless line."""
+    shown = printable(text)
+    shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+    return shown.replace("$", r"\$")
+
+
 def error_bars(
     axis: Any,
     i: int,
-    label: str,
+    name: str,
     places: Sequence[float],
     numbers: Sequence[Number],
     *,
@@ -80,7 +88,7 @@ def error_bars(
         "linestyle": style,
     }
     x, y = (values, places) if across else (places, values)
-    axis.errorbar(x, y, **{"xerr" if across else "yerr": errors}, label=label, elinewidth=1, **shape)
+    axis.errorbar(x, y, **{"xerr" if across else "yerr": errors}, label=name, elinewidth=1, **shape)
 
 
 @contextlib.contextmanager
