@@ -1,29 +1,45 @@
-"""Files for users: whole or not there, in the place that was named, with the rights they had.
+"""Durable files: a file is complete or absent, whatever happens while it is written.
 
-Written beside their place and moved into it. Through a link the file it leads to is replaced, not the link. Where a
-device or a pipe was named, it is written into: `-o /dev/null` discards, and nothing takes the place of the device.
+Two kinds of callers:
+
+- commands that write where a user says (`open_output`, `write_output`): links are followed, an existing file keeps its
+  mode, devices and pipes are written into, and errors are `SettingsError`;
+- stores that several processes write into (`replace_file`, `create_file`, `locked`, `remove_abandoned`): errors are
+  plain `OSError`, for the store to explain. A process that dies leaves at most a temporary file, which
+  `remove_abandoned` deletes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
+import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from hesnr_tasks.errors import SettingsError
 
-__all__ = ["open_output", "write_output"]
+try:
+    import fcntl
+except ImportError:  # Windows: writers do not exclude each other, but each file is still complete
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["create_file", "locked", "open_output", "remove_abandoned", "replace_file", "write_output"]
+
+# --- outputs of commands ----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def open_output(output: str | Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `output` when the block ends well, and leaves no trace when not.
+    """Open a binary file that replaces `output` when the block ends well, and leaves no trace when it does not.
 
-    Folders on the way are made. An existing file keeps its mode; a new one gets what the umask allows.
+    Parent folders are created. An existing file keeps its mode; a new one gets what the umask allows.
 
     Raises:
         SettingsError: `output` cannot be written, or is a folder, a socket or a block device.
@@ -34,16 +50,16 @@ def open_output(output: str | Path) -> Iterator[IO[bytes]]:
             raise ValueError("it is a link that leads to itself")
         mode = path.stat().st_mode if path.exists() else None
     except (OSError, ValueError) as error:
-        raise _cannot(output, getattr(error, "strerror", None) or str(error)) from error
+        raise _not_writable(output, getattr(error, "strerror", None) or str(error)) from error
     if mode is not None and (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
-        with _explained(output):
+        with _settings_errors(output):
             file = path.open("wb")
         with file:
             yield file
         return
     if mode is not None and not stat.S_ISREG(mode):
-        raise _cannot(output, "it is a folder" if stat.S_ISDIR(mode) else "it is no plain file")
-    with _explained(output):
+        raise _not_writable(output, "it is a folder" if stat.S_ISDIR(mode) else "it is no plain file")
+    with _settings_errors(output):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
     temporary = Path(name)
@@ -52,7 +68,12 @@ def open_output(output: str | Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask() if mode is None else stat.S_IMODE(mode))
+        if mode is None:
+            umask = os.umask(0o077)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+        else:
+            temporary.chmod(stat.S_IMODE(mode))
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -60,24 +81,120 @@ def open_output(output: str | Path) -> Iterator[IO[bytes]]:
 
 
 def write_output(output: str | Path, content: str | bytes) -> None:
-    """Put `content` (text as UTF-8, lone surrogates replaced) at `output`, as `open_output` does."""
+    """Write `content` (text as UTF-8, lone surrogates replaced) to `output`, as `open_output` does."""
     with open_output(output) as file:
         file.write(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
 
 
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
 @contextlib.contextmanager
-def _explained(output: str | Path) -> Iterator[None]:
+def _settings_errors(output: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _cannot(output, error.strerror or str(error)) from error
+        raise _not_writable(output, error.strerror or str(error)) from error
 
 
-def _cannot(output: str | Path, reason: str) -> SettingsError:
+def _not_writable(output: str | Path, reason: str) -> SettingsError:
     return SettingsError(f"{str(output)!r} cannot be written ({reason}); choose another place with -o")
+
+
+# --- folders with several writers -------------------------------------------------------------------------------------
+
+_TEMPORARY = re.compile(r"\.(?P<host>[A-Za-z0-9-]*)\.(?P<pid>\d+)\.[0-9a-f]{16}\.tmp")
+_ABANDONED_SECONDS = 24 * 3600  # after a day a temporary file is a leftover, whoever wrote it
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path` in one step, replacing what is there; on `OSError`, `path` is untouched."""
+    try:
+        with _temporary_file(path.parent, data) as temporary:
+            temporary.replace(path)
+    except FileNotFoundError:  # another process removed the temporary file: once more
+        with _temporary_file(path.parent, data) as temporary:
+            temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Write `data` to `path` in one step unless something is there already; returns whether it was written."""
+    with _temporary_file(path.parent, data) as temporary:
+        try:
+            os.link(temporary, path)  # unlike a rename, this fails if another writer was first
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            if path.exists():
+                return False
+            temporary.replace(path)
+    _sync_folder(path.parent)
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Exclude other writers of `folder`, by its file `.lock`; a file system without locks excludes nobody."""
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # releases the lock; so does the death of the process
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete temporary files in `folder` whose writer is gone. Never raises."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and _is_abandoned(path, match):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path, name: re.Match[str]) -> bool:
+    if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+        return True
+    if name["host"] != _host() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(name["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # alive, and another user's
+        pass
+    return False
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+
+
+@contextlib.contextmanager
+def _temporary_file(folder: Path, data: bytes) -> Iterator[Path]:
+    """A file in `folder` that holds `data`, on the disk; deleted at the end of the block unless it was renamed."""
+    path = folder / f".{_host()}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(handle, view) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name survive a power cut; some file systems cannot, and need not."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

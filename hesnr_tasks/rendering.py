@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 
-__all__ = ["RENDERINGS", "ChatTemplate", "Rendered", "Span", "render"]
+__all__ = ["RENDERINGS", "Block", "ChatTemplate", "Rendered", "Span", "render"]
 
 ChatTemplate = Callable[[list[dict[str, str]]], Any]
 RENDERINGS = ("transcript", "chatml", "template")
@@ -37,12 +37,27 @@ class Span(NamedTuple):
     control: bool
 
 
+class Block(NamedTuple):
+    """Characters `start` to `end` of the text, all of one kind and in one turn."""
+
+    start: int
+    end: int
+    kind: Kind
+    turn: int
+
+
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """A text and the spans that cover it exactly once, in order."""
 
     text: str
     spans: tuple[Span, ...]
+
+    def blocks(self) -> Iterator[Block]:
+        """The text as maximal runs of spans of one kind and one turn, in order: an action of several spans is one."""
+        for (kind, turn), group in itertools.groupby(self.spans, key=lambda span: (span.kind, span.turn)):
+            spans = list(group)
+            yield Block(spans[0].start, spans[-1].end, kind, turn)
 
 
 class _Piece(NamedTuple):

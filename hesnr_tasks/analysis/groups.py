@@ -109,10 +109,9 @@ def _marked(rendered: Rendered, marks: Callable[[str], _Marks], codes: dict[str,
 
 def _actions(rendered: Rendered) -> Iterator[tuple[int, int]]:
     """Start and end of each action: neighbouring spans of one turn are one action."""
-    for (kind, _), spans in itertools.groupby(rendered.spans, lambda span: (span.kind, span.turn)):
-        run = list(spans)
-        if kind is Kind.ACTION:
-            yield run[0].start, run[-1].end
+    for block in rendered.blocks():
+        if block.kind is Kind.ACTION:
+            yield block.start, block.end
 
 
 def _tools(text: str) -> _Marks:

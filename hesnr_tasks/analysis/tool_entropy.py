@@ -102,9 +102,7 @@ def steps_of(rendered: Rendered, arguments: int = 0) -> list[Step]:
         arguments: how many words after the verb decide too.
     """
     steps = []
-    for (kind, turn), group in itertools.groupby(rendered.spans, lambda span: (span.kind, span.turn)):
-        spans = list(group)
-        start, end = spans[0].start, spans[-1].end
+    for start, end, kind, turn in rendered.blocks():
         if kind is Kind.ACTION and rendered.text[start:end].strip():
             words = decision_words(rendered.text[start:end], arguments)
             steps.append(Step(turn, start, end, tuple((start + a, start + b) for a, b in words)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,10 +154,9 @@ class _Tokens(NamedTuple):
 
 def _stretches(rendered: Rendered, one: Selection) -> Iterator[tuple[int, int, int]]:
     """Start, end and turn of each text: neighbouring spans of one kind and turn are one text."""
-    for (kind, turn), spans in itertools.groupby(rendered.spans, lambda span: (span.kind, span.turn)):
-        run = list(spans)
-        if kind in one.kinds:
-            yield run[0].start, run[-1].end, turn
+    for block in rendered.blocks():
+        if block.kind in one.kinds:
+            yield block.start, block.end, block.turn
 
 
 def _add(

@@ -9,7 +9,7 @@ in `FILTERS`, which is stored with every score; so a new filter goes at the end,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from hesnr_tasks.filters.comments import comments
 from hesnr_tasks.filters.format import format
 from hesnr_tasks.filters.xml import xml
 from hesnr_tasks.labels import action_code, kind_code
-from hesnr_tasks.rendering import Rendered, Span
+from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["FILTERS", "LABELS_VERSION", "Filter", "char_codes", "filter_bits"]
@@ -48,18 +48,9 @@ def _covered(spans: list[tuple[int, int]], length: int) -> npt.NDArray[np.bool_]
 def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
     """The label code (`hesnr_tasks.labels`) of each character; shape (len(rendered.text),)."""
     codes = np.empty(len(rendered.text), np.uint8)
-    for start, end, kind in _runs(rendered.spans):
+    for start, end, kind, _ in rendered.blocks():
         if kind is Kind.ACTION:
             codes[start:end] = action_code(filter_bits(rendered.text[start:end]))
         else:
             codes[start:end] = kind_code(kind)
     return codes
-
-
-def _runs(spans: tuple[Span, ...]) -> Iterator[tuple[int, int, Kind]]:
-    """Start, end and kind of the maximal runs of spans of one kind in one turn."""
-    start = 0
-    for span, following in zip(spans, (*spans[1:], None), strict=True):
-        if following is None or (following.kind, following.turn) != (span.kind, span.turn):
-            yield start, span.end, span.kind
-            start = span.end

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats.registry import warnings_of
+from hesnr_tasks.rendering import Block
 from hesnr_tasks.trajectory import Kind
-from hesnr_tasks.viewer.view import Block, Totals, View, filter_bits
+from hesnr_tasks.viewer.view import Totals, View, filter_bits
 
 __all__ = ["Style", "legend", "lines", "printable", "total_lines"]
 

@@ -6,7 +6,7 @@ The text is the one a model would read (`rendering`), so that offsets of score f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,21 +15,12 @@ import numpy.typing as npt
 
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.labels import kind_code, label_mask
-from hesnr_tasks.rendering import ChatTemplate, Rendered, Span, render
+from hesnr_tasks.rendering import Block, ChatTemplate, Rendered, render
 from hesnr_tasks.trajectory import Kind, Trajectory
 
-__all__ = ["COUNTED", "Block", "Hit", "Totals", "View", "filter_bits", "totals", "view_of"]
+__all__ = ["COUNTED", "Hit", "Totals", "View", "filter_bits", "totals", "view_of"]
 
 COUNTED = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))  # what the paper's metric counts
-
-
-class Block(NamedTuple):
-    """Characters `start` to `end`, all of one kind and in one turn."""
-
-    start: int
-    end: int
-    kind: Kind
-    turn: int
 
 
 class Hit(NamedTuple):
@@ -87,7 +78,7 @@ def view_of(trajectory: Trajectory, rendering: str = "transcript", template: Cha
     """Render and label `trajectory`; errors are those of `hesnr_tasks.rendering.render`."""
     rendered = render(trajectory, rendering, template)
     codes = char_codes(rendered)
-    return View(trajectory, rendered, codes, tuple(_blocks(rendered.spans)), tuple(_hits(codes)))
+    return View(trajectory, rendered, codes, tuple(rendered.blocks()), tuple(_hits(codes)))
 
 
 def totals(
@@ -118,15 +109,6 @@ def filter_bits(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The filters that hit each character, as bit sets, from its label code; 0 outside actions."""
     action = kind_code(Kind.ACTION)
     return np.where(codes > action, codes - action, 0).astype(np.uint8)
-
-
-def _blocks(spans: Sequence[Span]) -> Iterator[Block]:
-    start = 0
-    for i, span in enumerate(spans):
-        following = spans[i + 1] if i + 1 < len(spans) else None
-        if following is None or (following.kind, following.turn) != (span.kind, span.turn):
-            yield Block(start, span.end, span.kind, span.turn)
-            start = span.end
 
 
 def _hits(codes: npt.NDArray[np.uint8]) -> Iterator[Hit]:

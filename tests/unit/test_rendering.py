@@ -134,16 +134,27 @@ messages = st.builds(
 
 @given(st.lists(messages, max_size=6), st.sampled_from(["transcript", "chatml", CHATML, TRIMMING, STRICT]))
 @settings(max_examples=150, deadline=None)
-def test_labels_cover_any_trajectory_exactly_once(found, how):
-    run = Trajectory("any", tuple(found))
-    plain = how in ("transcript", "chatml")
+def test_labels_cover_any_trajectory_exactly_once(messages, form):
+    run = Trajectory("any", tuple(messages))
+    plain = form in ("transcript", "chatml")
     try:
-        rendered = render(run, how if plain else "template", None if plain else template(how))
+        rendered = render(run, form if plain else "template", None if plain else template(form))
     except DataError:
-        assert how == STRICT  # it starts with an assistant: no way to please this template
+        assert form == STRICT  # it starts with an assistant: this template accepts no such trajectory
         return
     check(rendered)
     if plain:
         for kind in (Kind.CONTEXT, Kind.OBSERVATION, Kind.THOUGHT, Kind.ACTION):
-            given_text = "".join(s.text for m in found for s in m.segments if s.kind is kind)
+            given_text = "".join(s.text for m in messages for s in m.segments if s.kind is kind)
             assert "".join(of_kind(rendered, kind)) == given_text
+
+
+@given(st.lists(messages, max_size=6))
+def test_blocks_are_the_maximal_runs_of_one_kind_and_turn(messages):
+    rendered = render(Trajectory("any", tuple(messages)))
+    labels = [(span.kind, span.turn) for span in rendered.spans for _ in range(span.start, span.end)]
+    borders = [i for i in range(1, len(labels)) if labels[i] != labels[i - 1]]
+    blocks = list(rendered.blocks())
+    assert [block.start for block in blocks] == [0, *borders] * bool(labels)
+    assert [block.end for block in blocks] == [*borders, len(labels)] * bool(labels)
+    assert [(block.kind, block.turn) for block in blocks] == [labels[block.start] for block in blocks]
