@@ -12,10 +12,8 @@ from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.trajectory import Trajectory
-from hesnr_tasks.viewer import page, pager, terminal
-from hesnr_tasks.viewer.scores import ScoredRun
-from hesnr_tasks.viewer.tokens import load_tokenizer, tokenize
-from hesnr_tasks.viewer.view import Totals, View, totals, view_of
+from hesnr_tasks.viewer import page, terminal
+from hesnr_tasks.viewer.model import ScoredRun, Totals, View, load_tokenizer, tokenize, totals, view_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -48,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         _write_page(args.html, found, encoder, runs)
     else:
-        pager.write(_text(found, encoder, pager.style_of(sys.stdout, full=args.full)))
+        terminal.write(_text(found, encoder, terminal.style_of(sys.stdout, full=args.full)))
     for line in [*report.lines(), *found.notes()]:
         print(f"hesnr inspect: {terminal.printable(line)}", file=sys.stderr)
     return 0

@@ -23,8 +23,7 @@ from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.rendering import ChatTemplate
 from hesnr_tasks.trajectory import Kind, Trajectory, clean
-from hesnr_tasks.viewer.tokens import TokenView, columns
-from hesnr_tasks.viewer.view import View, totals, view_of
+from hesnr_tasks.viewer.model import TokenView, View, columns, totals, view_of
 
 __all__ = ["render", "render_views"]
 

@@ -8,9 +8,14 @@ control character.
 from __future__ import annotations
 
 import itertools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +24,9 @@ from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats.registry import warnings_of
 from hesnr_tasks.rendering import Block
 from hesnr_tasks.trajectory import Kind
-from hesnr_tasks.viewer.view import Totals, View, filter_bits
+from hesnr_tasks.viewer.model import Totals, View, filter_bits
 
-__all__ = ["Style", "legend", "lines", "printable", "total_lines"]
+__all__ = ["Style", "legend", "lines", "printable", "style_of", "total_lines", "write"]
 
 
 class Style(NamedTuple):
@@ -228,3 +233,54 @@ def _width(cell: str) -> int:
     if unicodedata.category(cell) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(cell) in "WF" else 1
+
+
+# --- Where text goes: into the user's pager when there is a terminal, else to standard output ---
+
+
+def style_of(stream: TextIO, *, full: bool) -> Style:
+    """What `stream` can show. NO_COLOR (no-color.org) and TERM=dumb turn colours off."""
+    terminal = stream.isatty()
+    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = shutil.get_terminal_size().columns if terminal else None
+    return Style(colour, width, full, ascii=not _can(stream, "┊┃"))
+
+
+def write(lines: Iterable[str]) -> None:
+    """Write `lines` as they come; quitting the pager early is no error."""
+    command = _pager() if sys.stdout.isatty() else None
+    if command is None:
+        for line in lines:
+            _put(sys.stdout, line, sys.stdout.encoding)
+        sys.stdout.flush()
+        return
+    environment = {"LESS": "FRX", **os.environ}  # as git does: no pager for what fits on a screen
+    with subprocess.Popen(command, stdin=subprocess.PIPE, encoding="utf-8", errors="replace", env=environment) as pager:
+        assert pager.stdin is not None
+        try:
+            for line in lines:
+                _put(pager.stdin, line, "utf-8")
+            pager.stdin.close()
+        except BrokenPipeError:
+            pass
+
+
+def _pager() -> list[str] | None:
+    """The user's `$PAGER`, or less, if it can be found."""
+    try:
+        command = shlex.split(os.environ.get("PAGER") or "less -R")
+    except ValueError:
+        return None
+    return command if command and shutil.which(command[0]) else None
+
+
+def _put(stream: IO[str], line: str, encoding: str) -> None:
+    stream.write(line.encode(encoding, errors="replace").decode(encoding) + "\n")
+
+
+def _can(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,8 +8,7 @@ import pytest
 from hesnr_tasks.filters import FILTERS, filter_bits
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.viewer import page
-from hesnr_tasks.viewer.tokens import tokenize
-from hesnr_tasks.viewer.view import totals, view_of
+from hesnr_tasks.viewer.model import tokenize, totals, view_of
 from tests.slow import browser
 from tests.unit.viewer import examples
 

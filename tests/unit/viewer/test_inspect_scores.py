@@ -4,8 +4,7 @@ import pytest
 
 from hesnr_tasks.cli import main
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.viewer.scores import ScoredRun
-from hesnr_tasks.viewer.view import view_of
+from hesnr_tasks.viewer.model import ScoredRun, view_of
 from tests import tiny
 from tests.slow.test_task import SMALL, evaluate, run, values, write
 

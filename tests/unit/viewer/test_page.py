@@ -12,8 +12,7 @@ from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import filter_bits
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.viewer import page
-from hesnr_tasks.viewer.tokens import TokenView
-from hesnr_tasks.viewer.view import view_of
+from hesnr_tasks.viewer.model import TokenView, view_of
 from tests.unit.viewer import examples
 
 

@@ -12,9 +12,8 @@ import pytest
 
 from hesnr_tasks.filters import FILTERS, filter_bits
 from hesnr_tasks.trajectory import Kind, Trajectory
-from hesnr_tasks.viewer.pager import style_of
-from hesnr_tasks.viewer.terminal import Style, legend, lines, printable
-from hesnr_tasks.viewer.view import totals, view_of
+from hesnr_tasks.viewer.model import totals, view_of
+from hesnr_tasks.viewer.terminal import Style, legend, lines, printable, style_of
 from tests.unit.viewer import examples
 
 SGR = re.compile(r"\x1b\[([\d;]*)m")
@@ -129,10 +128,10 @@ def test_totals_are_printed_by_turn_and_in_all():
 
 SHOW = """
 import sys
-from hesnr_tasks.viewer import pager
+from hesnr_tasks.viewer import terminal
 sys.argv = ["x"]
-style = pager.style_of(sys.stdout, full=False)
-pager.write(iter(["style " + str(tuple(style)), *(f"line {i} ┃" for i in range(5))]))
+style = terminal.style_of(sys.stdout, full=False)
+terminal.write(iter(["style " + str(tuple(style)), *(f"line {i} ┃" for i in range(5))]))
 print("done", file=sys.stderr)
 """
 

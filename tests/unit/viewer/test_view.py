@@ -14,8 +14,7 @@ from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.rendering import render
 from hesnr_tasks.trajectory import Kind, Trajectory
-from hesnr_tasks.viewer.tokens import TokenView, columns, load_tokenizer, tokenize
-from hesnr_tasks.viewer.view import totals, view_of
+from hesnr_tasks.viewer.model import TokenView, columns, load_tokenizer, tokenize, totals, view_of
 from tests import tiny
 from tests.unit.viewer import examples
 
