@@ -14,11 +14,19 @@ from hesnr_tasks.analysis.intervals import paired
 from hesnr_tasks.analysis.measures import ALL_METRICS, Number, column
 from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.metrics import evaluate
-from hesnr_tasks.report.correlation import FEWEST, Agreement, agreement, worth
 from hesnr_tasks.report.data import UNFILTERED, Study
-from hesnr_tasks.stats import bootstrap_sums
+from hesnr_tasks.stats import FEWEST_CHECKPOINTS, Agreement, agreement, bootstrap_sums
 
-__all__ = ["AGREED", "PAPER", "ablation", "agreements", "entropy_peaks", "neighbours", "sweep_agreements"]
+__all__ = [
+    "AGREED",
+    "PAPER",
+    "ablation",
+    "agreements",
+    "entropy_peaks",
+    "neighbours",
+    "orient_higher_is_better",
+    "sweep_agreements",
+]
 
 FloatArray = npt.NDArray[np.float64]
 AGREED = ("ppl", "he_ppl", "he_snr")
@@ -34,6 +42,11 @@ _SIGN = "signs of PPL and HE-PPL are turned (lower is better), so +1 always mean
 _BOTH = "95 % intervals: over checkpoints, and over trajectories; neither knows the downstream scores' own error"
 
 
+def orient_higher_is_better(metric: str, values: FloatArray) -> FloatArray:
+    """`values` of a metric with the sign turned where lower is better."""
+    return values if ALL_METRICS[metric].higher_is_better else -values
+
+
 def agreements(study: Study) -> Table:
     """PPL, HE-PPL and HE-SNR against the downstream score, on every set of tokens that has numbers."""
     order = list(dict.fromkeys([UNFILTERED, study.filtered, *study.ablation]))
@@ -44,8 +57,8 @@ def agreements(study: Study) -> Table:
         for line in [_agreement(study, select, metric)]
         if line
     ]
-    few = f"fewer than {FEWEST} checkpoints with a downstream score: no intervals"
-    notes = [_SIGN, _BOTH, *([few] if rows and rows[0]["checkpoints"] < FEWEST else [])]
+    few = f"fewer than {FEWEST_CHECKPOINTS} checkpoints with a downstream score: no intervals"
+    notes = [_SIGN, _BOTH, *([few] if rows and rows[0]["checkpoints"] < FEWEST_CHECKPOINTS else [])]
     return Table("correlations", "Agreement with the downstream score", rows, notes)
 
 
@@ -69,7 +82,7 @@ def _agreement(study: Study, select: str, metric: str) -> dict[str, Any]:
     names = [one.name for one in study.named(study.downstream) if one.name in values]
     if len(names) < 2:
         return {}
-    x = worth(metric, np.array([values[name][metric].value for name in names]))
+    x = orient_higher_is_better(metric, np.array([values[name][metric].value for name in names]))
     y = np.array([study.downstream[name].value for name in names])
     found = agreement(x, y, _drawn(study, select, metric, names), resamples=study.resamples, seed=study.seed)
     return {"checkpoints": len(names), **flat(found)}
@@ -81,7 +94,7 @@ def flat(found: Mapping[str, Agreement]) -> dict[str, float]:
     for name, (value, *intervals) in found.items():
         line[name] = value
         for over, ends in zip(("checkpoints", "trajectories"), intervals, strict=True):
-            line |= {f"{name}_{over}_low": ends.low, f"{name}_{over}_high": ends.high}
+            line |= {f"{name}_{over}_low": ends[0], f"{name}_{over}_high": ends[1]}
     return line
 
 
@@ -95,11 +108,11 @@ def _drawn(study: Study, select: str, metric: str, names: Sequence[str]) -> Floa
 
 def _resampled(study: Study, sums: Sequence[FloatArray], metric: str) -> FloatArray | None:
     found = ALL_METRICS[metric]
-    if len(sums[0]) < FEWEST:
+    if len(sums[0]) < FEWEST_CHECKPOINTS:
         return None
     parts = [column(one, name) for one in sums for name in (found.numerator, found.denominator or "")]
     drawn = bootstrap_sums(np.column_stack(parts), study.resamples, study.seed)
-    return worth(metric, evaluate(found, drawn[:, 0::2], drawn[:, 1::2]))
+    return orient_higher_is_better(metric, evaluate(found, drawn[:, 0::2], drawn[:, 1::2]))
 
 
 def sweep_agreements(study: Study) -> Table:
