@@ -9,8 +9,6 @@ import peft
 import pytest
 import torch
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
@@ -26,28 +24,13 @@ from hesnr_tasks.integrations.eval_model import unwrapped
 from hesnr_tasks.integrations.eval_state import untouched
 from hesnr_tasks.metrics import SUMS
 from tests import tiny
-from tests.slow.test_task import call, evaluate, run, write
-
-RUNS = [
-    run(
-        f"run{i}",
-        ("Look.", call(f"ls -la dir{i} | head -{i}"), "a.py " * i),
-        ("Read.", call(f"sed -n '{i},9p' dir{i}/a.py && git diff"), "x"),
-    )
-    for i in range(5)
-]
+from tests.slow.test_task import evaluate
+from tests.slow.training import RUNS, blocks, gpt2, hesnr, losses, scoring, train, write
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return write(tmp_path_factory.mktemp("corpus") / "five.jsonl", RUNS)
-
-
-def gpt2():
-    torch.manual_seed(0)
-    config = {"vocab_size": len(tiny.byte_level()), "n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2}
-    dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
-    return GPT2LMHeadModel(GPT2Config(**config, **dropout, initializer_range=0.2, bos_token_id=0, eos_token_id=0))
 
 
 def llama(rope_type="dynamic"):
@@ -74,11 +57,6 @@ def lora():
     return model
 
 
-def blocks(n=64, length=48):
-    ids = tiny.byte_level()(tiny.sample_text(), verbose=False)["input_ids"][: n * length]
-    return [{"input_ids": part, "labels": part} for part in torch.tensor(ids).reshape(n, length)]
-
-
 class Witness(TrainerCallback):
     """Writes down, after every step, what an evaluation might have disturbed."""
 
@@ -95,42 +73,6 @@ class Witness(TrainerCallback):
         self.seen.append((flags, grads, buffers, switches, memory, draws))
 
 
-def train(model, folder, *callbacks, steps=4, kind=Trainer, **settings):
-    """A trainer after some steps."""
-    usual = {"max_steps": steps, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2}
-    usual |= {"save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 5}
-    args = Arguments(output_dir=str(folder), **usual | settings)
-    tokenizer = tiny.byte_level()
-    data = {"train_dataset": blocks(), "eval_dataset": blocks(4), "data_collator": default_data_collator}
-    trainer = kind(model, args, **data, processing_class=tokenizer, callbacks=list(callbacks))
-    introduce(trainer, callbacks)
-    trainer.train()
-    return trainer
-
-
-def scoring(corpus, **settings):
-    """A callback for five short texts, which hold few high-entropy tokens."""
-    return HESNRCallback(corpus, **{"min_tokens": 0, **settings})
-
-
-def introduce(trainer, callbacks):
-    """Tell the callbacks who trains, as a user does."""
-    for callback in callbacks:
-        if isinstance(callback, HESNRCallback) and callback.trainer is None:
-            callback.trainer = trainer
-
-
-def hesnr(trainer):
-    """The logged records of the callback."""
-    return [entry for entry in trainer.state.log_history if "hesnr/he_snr" in entry]
-
-
-def losses(trainer):
-    drop = ("runtime", "per_second")
-    entries = [entry for entry in trainer.state.log_history if "hesnr/he_snr" not in entry]
-    return [{k: v for k, v in entry.items() if not k.endswith(drop)} for entry in entries]
-
-
 CASES = {
     "dropout, gradient accumulation": (gpt2, {"gradient_accumulation_steps": 2}),
     "gradient checkpointing, growing rotary embeddings": (llama, {"gradient_checkpointing": True}),
@@ -143,11 +85,11 @@ CASES = {
 def test_training_is_the_same_to_the_last_bit(case, corpus, tmp_path, capsys):
     make, settings = CASES[case]
     alone, beside = Witness(), Witness()
-    plain = train(make(), tmp_path, alone, **settings)
-    watched = train(make(), tmp_path, scoring(corpus, every=1, max_length=400), beside, **settings)
+    plain = train(make(), tmp_path, alone, steps=3, **settings)
+    watched = train(make(), tmp_path, scoring(corpus, every=1, max_length=400), beside, steps=3, **settings)
     capsys.readouterr()
-    assert len(hesnr(watched)) == 5
-    assert len({entry["hesnr/ppl"] for entry in hesnr(watched)}) == 5  # it was evaluated, on a model that moves
+    assert len(hesnr(watched)) == 4
+    assert len({entry["hesnr/ppl"] for entry in hesnr(watched)}) == 4  # it was evaluated, on a model that moves
     assert losses(watched) == losses(plain)
     assert beside.seen == alone.seen
     for (name, a), (_, b) in zip(plain.model.state_dict().items(), watched.model.state_dict().items(), strict=True):

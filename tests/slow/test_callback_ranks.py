@@ -1,86 +1,76 @@
-"""Several processes: the work is split, the numbers are those of one process, and none is left waiting.
-
-Started by torchrun, this file is the training script.
+"""Several processes: numbers and training are those of one, whether each holds the whole model or a part of it, and
+none is left waiting. One torchrun (`callback_main`) does all of it, and ends with a process that runs out of memory.
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
-from pathlib import Path
+import time
 
+import pytest
 import torch
-import torch.distributed as dist
 
-from hesnr_tasks.errors import HesnrError
-from hesnr_tasks.integrations import HESNRCallback
 from tests import ROOT
-from tests.slow.test_callback import RUNS, gpt2, hesnr, train
-from tests.slow.test_task import write
+from tests.slow import callback_main
+from tests.slow.training import RUNS, gpt2, hesnr, scoring, train, trajectory, without_times, write
 
-SETTINGS = {"every": 2, "limit": None, "min_tokens": 0}
-
-
-def test_two_processes_give_the_numbers_of_one_and_fail_together(tmp_path, capsys):
-    corpus = write(tmp_path / "five.jsonl", RUNS)
-    found = torchrun(corpus, tmp_path)
-    alone = hesnr(train(gpt2(), tmp_path, HESNRCallback(corpus, **SETTINGS), steps=1))[0]
-    assert numbers(found[0]["logged"][0]) == numbers(alone)
-    assert [entry["step"] for entry in found[0]["logged"]] == [0, 2]
-    assert [numbers(entry) for entry in found[0]["logged"]] == [numbers(entry) for entry in found[1]["logged"]]
-    assert sorted(found[0]["read"] + found[1]["read"]) == [0, 1, 2, 3, 4]
-    assert all(len(one["read"]) < 5 for one in found)
-    assert all(one["same"] for one in found)
-    assert found[0]["problem"] == found[1]["problem"]
-    assert "NaN" in found[0]["problem"]
+LONG = trajectory("long", *[("Look.", f"ls -la dir{i} | head -{i}", "a.py " * 6) for i in range(40)])
 
 
-def numbers(entry):
-    return {name: value for name, value in entry.items() if "second" not in name}
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    return write(folder / "five.jsonl", RUNS), write(folder / "six.jsonl", [*RUNS, LONG])
 
 
-def torchrun(corpus, folder):
+@pytest.fixture(scope="module")
+def torchrun(corpora, tmp_path_factory):
+    """What both processes wrote down, the folder, and how the run ended."""
+    folder, begin = tmp_path_factory.mktemp("out"), time.monotonic()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "tests.slow.test_callback_ranks", corpus, str(folder)]
-    root = ROOT
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command += ["-m", "tests.slow.callback_main", *corpora, str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=400)
+    done.seconds = time.monotonic() - begin
+    assert (folder / "1.json").exists(), done.stderr[-20_000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)], folder, done
+
+
+def test_two_processes_give_the_numbers_of_one_and_fail_together(torchrun, corpora, tmp_path, capsys):
+    (first, second), done = [record["split"] for record in torchrun[0]], torchrun[2]
+    alone = hesnr(train(gpt2(), tmp_path, scoring(corpora[0], **callback_main.SPLIT), steps=1))[0]
+    assert without_times(first["logged"][:1]) == without_times([alone])
+    assert [entry["step"] for entry in first["logged"]] == [0, 2]
+    assert without_times(first["logged"]) == without_times(second["logged"])
+    assert sorted(first["scored"] + second["scored"]) == [0, 1, 2, 3, 4]
+    assert all(len(record["scored"]) < 5 for record in (first, second))
+    assert first["same"] is second["same"] is True
+    assert first["problem"] == second["problem"]
+    assert "NaN" in first["problem"]
     assert done.stderr.count("read each time, split over 2 processes") == 1
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def main(corpus, folder):
-    torch.set_num_threads(1)
-    callback = HESNRCallback(corpus, **SETTINGS)
-    trainers = [train(gpt2(), folder, *callbacks, steps=2) for callbacks in ([callback], [])]
-    weights = [trainer.model.state_dict() for trainer in trainers]
-    evaluator = callback._evaluator
-    found = {
-        "logged": hesnr(trainers[0]),
-        "read": sorted(evaluator._sums()),
-        "same": all(torch.equal(value, weights[1][name]) for name, value in weights[0].items()),
-        "problem": problem(ruined, trainers[0].model, evaluator),
-    }
-    Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+def test_a_sharded_model_has_the_numbers_of_the_whole_one_and_trains_the_same(torchrun, corpora, tmp_path, capsys):
+    (first, second), folder, done = [record["sharded"] for record in torchrun[0]], *torchrun[1:]
+    assert first["sharded"] == [True, False]  # the model, and not its plain copy
+    assert [entry["step"] for entry in first["logged"]] == [0, 1, 2]
+    assert without_times(first["logged"]) == without_times(second["logged"])
+    assert first["losses"] == second["losses"]
+    assert first["losses"][0] == first["losses"][1]
+    assert first["same"] is second["same"] is True
+    assert done.stderr.count("read each time, by all of 2 processes") >= 1
+    trained = callback_main.llama()
+    trained.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    for weights, logged in ((callback_main.llama(), first["logged"][0]), (trained, first["logged"][-1])):
+        whole = hesnr(train(weights, tmp_path, scoring(corpora[1], **callback_main.SHARDED), steps=1))[0]
+        assert whole["hesnr/tokens"] == logged["hesnr/tokens"] > 500
+        for name in ("he_snr", "he_ppl", "ppl", "he_tokens"):
+            assert logged[f"hesnr/{name}"] == pytest.approx(whole[f"hesnr/{name}"], rel=1e-4), name
 
 
-def ruined(model, evaluator):
-    """Only the second process's model is broken; both must hear of it."""
-    if dist.get_rank() == 1:
-        model.transformer.wte.weight.data.fill_(math.nan)
-    evaluator.run(3)
-
-
-def problem(function, *args):
-    try:
-        function(*args)
-    except HesnrError as error:
-        return str(error)
-    return ""
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def test_a_process_that_runs_out_of_memory_ends_the_run_and_leaves_none_waiting(torchrun):
+    done = torchrun[2]
+    assert done.returncode != 0
+    assert "process 1 failed inside a forward pass that all processes run together" in done.stderr
+    assert done.seconds < 390

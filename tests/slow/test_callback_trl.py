@@ -5,8 +5,7 @@ import torch
 
 from hesnr_tasks.integrations import HESNRCallback
 from tests import tiny
-from tests.slow.test_callback import RUNS, gpt2, hesnr, introduce, losses
-from tests.slow.test_task import write
+from tests.slow.training import RUNS, gpt2, hesnr, introduce, losses, write
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")

@@ -55,12 +55,12 @@ def test_whole_run_in_miniature(tmp_path, monkeypatch):
     import figure
     import train
 
-    small = ["--seeds", "2", "--steps", "10", "--every", "5", "--warm-up", "60", "--held-out", "4"]
+    small = ["--seeds", "2", "--steps", "4", "--every", "2", "--warm-up", "20", "--held-out", "2"]
     train.main([*small, "--out", str(tmp_path)])
     with (tmp_path / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["arm"] for row in rows} == {"plain", "shaped"}
-    assert {int(row["step"]) for row in rows if row["quantity"] == "pass@1"} == {0, 5, 10}
+    assert {int(row["step"]) for row in rows if row["quantity"] == "pass@1"} == {0, 2, 4}
     start = {(row["seed"], row["quantity"], row["arm"]): row["value"] for row in rows if row["step"] == "0"}
     assert all(value == start[seed, name, "plain"] for (seed, name, _), value in start.items())
     figure.main([str(tmp_path / "results.csv")])
@@ -68,4 +68,4 @@ def test_whole_run_in_miniature(tmp_path, monkeypatch):
     drawn = {title: curves for title, _, _, curves in figure.panels(figure.read(tmp_path / "results.csv"))}
     seeds = [float(row["value"]) for row in rows if (row["arm"], row["quantity"]) == ("shaped", "reward")]
     assert drawn["Reward in training"]["shaped"].mean == pytest.approx([sum(seeds) / 2])
-    assert drawn["Held-out problems, step 10"]["plain"].x == [1, 2, 4, 8, 16, 32]
+    assert drawn["Held-out problems, step 4"]["plain"].x == [1, 2, 4, 8, 16, 32]

@@ -16,8 +16,8 @@ from hesnr_tasks.integrations import HESNRCallback
 from hesnr_tasks.metrics import METRICS
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
-from tests.slow.test_callback import RUNS, gpt2, hesnr, train
 from tests.slow.test_task import SMALL, write
+from tests.slow.training import RUNS, gpt2, hesnr, train
 
 INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("wandb", "trackio")}
 INSTALLED["trackio"] &= importlib.util.find_spec("lm_eval.loggers.trackio_logger") is not None  # not in lm-eval 0.5

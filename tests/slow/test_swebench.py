@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.egss.server import Server, serving
 from benchmarks.egss.world import load
+from hesnr_tasks.cli import main
 from hesnr_tasks.egss import SWEBENCH_CONFIG
 
 NAMES = ("csvline", "lru", "money", "pages", "roman")
@@ -67,15 +68,6 @@ def agents(data, address, run, *more):
                         *more])  # fmt: skip
 
 
-def hesnr(data, *words):
-    """What a command of ours prints."""
-    (data / "log.txt").write_bytes(b"")
-    process = start(data, [BIN / "hesnr", *words])
-    text = (data / "log.txt").read_text() if process.wait(timeout=400) == 0 else None
-    assert text is not None, (data / "log.txt").read_text()[-3_000:]
-    return text
-
-
 def predictions(folder):
     try:
         return json.loads((folder / "preds.json").read_text())
@@ -103,12 +95,13 @@ def resolved(data, folder):
 
 
 @pytest.mark.skipif(not bubblewrap_works(), reason="needs bubblewrap and user namespaces")
-def test_killed_resumed_selected_and_reported(data):
+def test_killed_resumed_selected_and_reported(data, capsys, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     server = Server(prefix="")
     server.delay = 0.02
     gated, plain = data / "runs" / "egss-1", data / "runs" / "plain-1"
     with serving(server) as address:
-        first = agents(data, address, gated)
+        first, stock = agents(data, address, gated), agents(data, address, plain, "-c", "model.gate=never")
         deadline = time.monotonic() + 240
         while not predictions(gated) and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -119,7 +112,7 @@ def test_killed_resumed_selected_and_reported(data):
         times = {name: (gated / name / f"{name}.traj.json").stat().st_mtime_ns for name in done}
         server.delay = 0
         assert agents(data, address, gated).wait(timeout=240) == 0
-        assert agents(data, address, plain, "-c", "model.gate=never").wait(timeout=240) == 0
+        assert stock.wait(timeout=240) == 0
         assert set(predictions(gated)) == set(predictions(plain)) == set(NAMES)
         assert all((gated / n / f"{n}.traj.json").stat().st_mtime_ns == at for n, at in times.items())
         for name in NAMES:
@@ -148,8 +141,9 @@ def test_killed_resumed_selected_and_reported(data):
             f"PATH={BIN}:{os.environ['PATH']}",
         ]
         where = ["-c", data / "local.yaml", "-c", f"environment.wrapper_args={json.dumps(binds)}"]
-        printed = hesnr(data, "select", gated, plain, "-o", chosen, "-w", "2", *models, *quick, *where)
-    assert "5 instances: " in printed
+        select = ["select", gated, plain, "-o", chosen, "-w", "2", *models, *quick, *where]
+        assert main(list(map(str, select))) == 0
+    assert "5 instances: " in capsys.readouterr().out
     why = json.loads((data / "preds.why.json").read_text())
     assert not any("environment" in note for note in why["notes"]), why["notes"]
     for name, row in json.loads(chosen.read_text()).items():
@@ -160,6 +154,7 @@ def test_killed_resumed_selected_and_reported(data):
         assert record["suite"]["tests"] or not any(submitted)
         assert bool(record["ballots"]) == (record["decided_by"] == "votes")
     reports = [resolved(data, folder) for folder in (plain, gated)]
-    text = hesnr(data, "egss", "report", plain, gated, "--resolved", *reports)
+    assert main(["egss", "report", str(plain), str(gated), "--resolved", *map(str, reports)]) == 0
+    text = capsys.readouterr().out
     for words in ("plain", "gate threshold:0, votes of 2, 4 draws, judge same model", "Costs at equal resolve rate"):
         assert words in text

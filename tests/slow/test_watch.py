@@ -1,5 +1,10 @@
-"""`hesnr watch`: checkpoints are scored once each, when they are complete, and the numbers are lm_eval's."""
+"""`hesnr watch`: checkpoints are scored once each, when they are complete, and the numbers are lm_eval's.
 
+The real lm_eval runs once; elsewhere a stand-in that is found before it writes the same results in no time.
+"""
+
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -7,50 +12,96 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from hesnr_tasks.cli import main
 from hesnr_tasks.integrations.watch import _lacking
 from tests import tiny
 from tests.slow.test_task import SMALL, evaluate, values, write
 
 CONVERT = "import shutil, sys; shutil.copytree(sys.argv[1] + '/weights', sys.argv[2])"
+STAND_IN = """import json, os, pathlib, sys, time
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+checkpoint = options["--model_args"].split(",")[0].removeprefix("pretrained=")
+pathlib.Path(options["--output_path"], "pid").write_text(str(os.getpid()))
+while os.environ.get("HOLD"):
+    time.sleep(0.05)
+if pathlib.Path(checkpoint, "model.safetensors").read_bytes()[:3] == b"not":
+    sys.exit("no header in model.safetensors")
+results = pathlib.Path(__file__).with_name("results.json").read_text()
+target = pathlib.Path(options["--output_path"], "model", "results_2026-01-01T00-00-00.000000.json")
+target.parent.mkdir(exist_ok=True)
+target.write_text(results.replace("CHECKPOINT", checkpoint))
+"""
 
 
-COMMAND = [
-    sys.executable,
-    "-m",
-    "hesnr_tasks.cli",
-    "watch",
-    "checkpoints",
-    "-o",
-    "out",
-    "--trajectories",
-    "small.jsonl",
-]
-COMMAND += ["--model_args", "dtype=float32", "--settle", "0", "--metadata", '{"min_tokens": 0}']
+def command(folder, *words):
+    fixed = ["watch", str(folder / "checkpoints"), "-o", str(folder / "out")]
+    fixed += ["--trajectories", str(folder / "small.jsonl"), "--model_args", "dtype=float32", "--settle", "0"]
+    return [*fixed, "--metadata", '{"min_tokens": 0}', *words]
 
 
 def watch(folder, *words):
-    return subprocess.run([*COMMAND, *words], cwd=folder, capture_output=True, text=True)
+    """The command in this process: its status and what it printed."""
+    out, err, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(command(folder, *words))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory):
+def scored(tmp_path_factory):
+    """A checkpoint that the real lm_eval scored."""
+    folder = tmp_path_factory.mktemp("real")
+    write(folder / "small.jsonl", SMALL)
+    tiny.llama(str(folder / "checkpoints" / "step5"), steps=5)
+    done = watch(folder, "--once")
+    assert "step5 scored" in done.stdout, done.stdout
+    return folder, next((folder / "out" / "step5").rglob("results_*.json"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_in(scored, tmp_path_factory):
+    """From here on `python -m lm_eval` is the stand-in."""
+    folder, results = scored
+    package = tmp_path_factory.mktemp("path") / "lm_eval"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(STAND_IN)
+    text = results.read_text().replace(str(folder / "checkpoints" / "step5"), "CHECKPOINT")
+    (package / "results.json").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="module")
+def training(scored, stand_in, tmp_path_factory):
     """What a training run has written by now: whole checkpoints, a broken one, one half written, one begun."""
     folder = tmp_path_factory.mktemp("watch")
     write(folder / "small.jsonl", SMALL)
     checkpoints = folder / "checkpoints"
-    for steps in (10, 5):
-        tiny.llama(str(checkpoints / f"step{steps}"), steps=steps)
-    broken = shutil.copytree(checkpoints / "step10", checkpoints / "step1")
-    (broken / "model.safetensors").write_bytes(b"not weights")
-    half = shutil.copytree(checkpoints / "step10", checkpoints / "step15")
+    for name in ("step10", "step5", "step1", "step15", "tmp-step20"):
+        shutil.copytree(scored[0] / "checkpoints" / "step5", checkpoints / name)
+    (checkpoints / "step1" / "model.safetensors").write_bytes(b"not weights")
+    half = checkpoints / "step15"
     (half / "model.safetensors").unlink()
     (half / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
-    shutil.copytree(checkpoints / "step10", checkpoints / "tmp-step20")
     (checkpoints / "latest.txt").write_text("step15")
     return folder, watch(folder, "--once")
+
+
+def test_the_numbers_are_those_of_lm_eval(scored):
+    folder, results = scored
+    data = {"trajectories": str(folder / "small.jsonl")}
+    expected = values(evaluate(str(folder / "checkpoints" / "step5"), ["hesnr_swe"], data), "hesnr_swe")
+    # with score files whole actions are read: float32's last bits differ
+    assert values(json.loads(results.read_text()), "hesnr_swe") == pytest.approx(expected, rel=1e-5)
 
 
 def test_complete_checkpoints_are_scored_in_the_order_of_their_steps(training):
@@ -58,12 +109,6 @@ def test_complete_checkpoints_are_scored_in_the_order_of_their_steps(training):
     assert done.stdout.index("step5 scored") < done.stdout.index("step10 scored"), done.stdout + done.stderr
     assert "step15 (1 of 1 weight files still missing)" in done.stdout
     assert not (folder / "out" / "tmp-step20").exists()
-    saved = json.loads(next((folder / "out" / "step5").rglob("results_*.json")).read_text())
-    expected = evaluate(
-        str(folder / "checkpoints" / "step5"), ["hesnr_swe"], {"trajectories": str(folder / "small.jsonl")}
-    )
-    want = values(expected, "hesnr_swe")  # with score files whole actions are read: float32's last bits differ
-    assert values(saved, "hesnr_swe") == pytest.approx(want, rel=1e-5)
     board = (folder / "out" / "leaderboard.md").read_text()
     assert "step5" in board
     assert "step10" in board
@@ -100,7 +145,7 @@ def test_marker_and_converter(training, tmp_path):
         "--done-marker",
         "done*",
         "--convert",
-        f"{sys.executable} 'convert it.py' {{checkpoint}} {{output}}",
+        f"{sys.executable} '{tmp_path}/convert it.py' {{checkpoint}} {{output}}",
     ]
     waiting = watch(tmp_path, *words)
     assert "iter_0005 (no done* yet)" in waiting.stdout, waiting.stderr
@@ -119,17 +164,20 @@ def test_a_killed_watcher_goes_on_and_leaves_no_lm_eval_behind(training, tmp_pat
     folder, _ = training
     shutil.copytree(folder / "checkpoints" / "step10", tmp_path / "checkpoints" / "step10")
     shutil.copy(folder / "small.jsonl", tmp_path)
-    watcher = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out" / "step10" / "lm_eval.log").exists():
+    words = [sys.executable, "-m", "hesnr_tasks.cli", *command(tmp_path)]
+    watcher = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"HOLD": "1"})
+    deadline, pid = time.monotonic() + 60, tmp_path / "out" / "step10" / "pid"
+    while not (pid.exists() and pid.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     second = watch(tmp_path, "--once")
     assert second.returncode == 2
     assert "another `hesnr watch`" in second.stderr
     os.kill(watcher.pid, signal.SIGTERM)
-    told, _ = watcher.communicate(timeout=60)
-    assert "the same command goes on from here" in told
+    printed, _ = watcher.communicate(timeout=60)
+    assert "the same command goes on from here" in printed
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
     assert not list((tmp_path / "out" / "step10").rglob("results_*.json"))
     assert "step10 scored" in watch(tmp_path, "--once").stdout
 
