@@ -289,7 +289,7 @@ def test_docker_without_a_daemon_is_a_note(tester):
 
 def test_a_test_that_hangs_on_one_patch_fails_there(tester):
     hangs = "from clamp import clamp\n\n\ndef test_it():\n    while clamp(0, 1, 3) != 1:\n        pass\n"
-    it = tester(timeout=6, repeats=1)
+    it = tester(timeout=3, repeats=1)
     suite = it.suite([candidate("a", runs.RIGHT, {"test_h.py": hangs}), candidate("b", runs.WRONG)], None)
     assert suite.tests == {"test_h.py::test_it": {RIGHT: "passed", WRONG: "error"}}
     assert suite.counts(WRONG)._asdict() == {"passed": 0, "failed": 0, "error": 1, "total": 1}

@@ -52,12 +52,22 @@ def test_the_list_of_loss_types_is_what_is_tested():
     assert set(LOSS_TYPES) == {"grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo"}
 
 
+@pytest.fixture(scope="module", params=LOSS_TYPES)
+def both(request):
+    """(loss type, shaping trainer, stock trainer) with equal models in evaluation mode: no division by accumulation."""
+    trainers = [
+        tinytrl.trainer(kind, loss_type=request.param, epsilon_high=0.3)
+        for kind in (EntropyShapedGRPOTrainer, GRPOTrainer)
+    ]
+    for trainer in trainers:
+        trainer.model.eval()
+    return request.param, *trainers
+
+
 @pytest.mark.parametrize("tool", [False, True])
-@pytest.mark.parametrize("kind", LOSS_TYPES)
-def test_loss_equals_the_one_computed_by_hand(kind, tool):
+def test_loss_equals_the_one_computed_by_hand(both, tool):
     """Fails if the shaped advantages do not reach the loss, whatever TRL calls in which order."""
-    trainer = tinytrl.trainer(EntropyShapedGRPOTrainer, loss_type=kind, epsilon_high=0.3)
-    trainer.model.eval()  # the loss without the division by accumulation steps
+    kind, trainer, _ = both
     inputs = tinytrl.batch(tool=tool)
     logps, entropies = true_logps_and_entropies(trainer.model, inputs)
     noise = torch.randn(len(logps), len(logps[0]), generator=torch.Generator().manual_seed(5)) * 0.3
@@ -75,11 +85,8 @@ def test_loss_equals_the_one_computed_by_hand(kind, tool):
     assert abs(expected - plain) > 3e-3 * size, "shaping must change this loss, or the test proves nothing"
 
 
-@pytest.mark.parametrize("kind", LOSS_TYPES)
-def test_gradient_is_that_of_the_stock_loss_with_constant_shaped_advantages(kind):
-    shaped = tinytrl.trainer(EntropyShapedGRPOTrainer, loss_type=kind)
-    stock = tinytrl.trainer(GRPOTrainer, loss_type=kind)
-    shaped.model.eval(), stock.model.eval()
+def test_gradient_is_that_of_the_stock_loss_with_constant_shaped_advantages(both):
+    _, shaped, stock = both
     inputs = tinytrl.batch(tool=True)
     _, entropies = true_logps_and_entropies(stock.model, inputs)
     mask = inputs["completion_mask"] * inputs["tool_mask"]
@@ -150,8 +157,9 @@ def test_alpha_zero_trains_as_the_stock_trainer_bit_for_bit(settings):
         same = [key for key in theirs if not any(word in key for word in ("time", "per_second"))]
         assert "entropy" in same or "train_loss" in same
         assert [ours[key] for key in same] == [theirs[key] for key in same]
-    _, other, _ = trained(EntropyShapedGRPOTrainer, **settings)
-    assert any(not torch.equal(stock[name], other[name]) for name in stock), "shaping must make a difference"
+    if settings["loss_type"] == "dapo":
+        _, other, _ = trained(EntropyShapedGRPOTrainer, **settings)
+        assert any(not torch.equal(stock[name], other[name]) for name in stock), "shaping must make a difference"
 
 
 class Recorder(EntropyShapedGRPOTrainer):

@@ -63,7 +63,7 @@ class TestNever:
         for kind, more in ((LitellmModel, {}), (GatedModel, {"gate": "never", "draws": 7})):
             server = Server()
             with serving(server) as address:
-                agent = agent_for(model_for({"api_base": address, "api_key": "k"}, kind=kind, **more))
+                agent = agent_for(model_for({"api_base": address, "api_key": "k"}, kind=kind, **more), step_limit=8)
                 agent.run("Mend it.")
             logs.append(server.log)
             text = json.dumps(without_times(agent.serialize()), sort_keys=True)
