@@ -1,5 +1,6 @@
 """Shared by all tests: where the real trajectories are, and tiny real models and tokenizers."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real trajectories are not beside this clone (../shared/trajectories)")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_environment_report():
+    """lm-eval runs `pip list` and ten more programs after each evaluation, for seconds, to describe the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "torch" in sys.modules:
+            patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "not collected")
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -19,7 +19,7 @@ from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
-from tests.slow.test_task import SMALL, values, write
+from tests.lm_eval_run import SMALL, values, write
 from tests.unit.backends.server_http import serving
 from tests.unit.backends.server_model import load
 from tests.unit.scores.test_runs import analyzed

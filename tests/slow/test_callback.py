@@ -24,7 +24,7 @@ from hesnr_tasks.integrations.eval_model import unwrapped
 from hesnr_tasks.integrations.eval_state import untouched
 from hesnr_tasks.metrics import SUMS
 from tests import tiny
-from tests.slow.test_task import evaluate
+from tests.lm_eval_run import evaluate
 from tests.slow.training import RUNS, blocks, gpt2, hesnr, losses, scoring, train, write
 
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.tasks.registration import tasks_path
-from tests.slow.test_task import SMALL, write
+from tests.lm_eval_run import SMALL, write
 from tests.unit.backends.server_http import serving
 from tests.unit.backends.server_model import load, save_model
 

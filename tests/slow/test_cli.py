@@ -4,13 +4,22 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from hesnr_tasks import cli
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
+from tests.lm_eval_run import CommandResult, without_own_tasks
 from tests.unit.analysis import made
 
 
-def hesnr(*words, cwd=None):
-    return subprocess.run([sys.executable, "-m", "hesnr_tasks.cli", *words], capture_output=True, text=True, cwd=cwd)
+@pytest.fixture
+def hesnr(capfd):
+    def run(*words):
+        status = cli.main(list(map(str, words)))
+        return CommandResult(*capfd.readouterr(), status)
+
+    return run
 
 
 def test_help_needs_neither_torch_nor_lm_eval():
@@ -25,28 +34,29 @@ def test_help_needs_neither_torch_nor_lm_eval():
 
 
 def test_tasks_prints_the_folder_for_include_path():
-    assert hesnr("tasks").stdout.strip() == str(tasks_path())
+    typed = [sys.executable, "-m", "hesnr_tasks.cli", "tasks"]
+    assert subprocess.run(typed, capture_output=True, text=True, check=True).stdout.strip() == str(tasks_path())
 
 
-def test_an_error_is_one_paragraph_and_status_2(tmp_path):
+def test_an_error_is_one_paragraph_and_status_2(hesnr, tmp_path):
     done = hesnr("report", str(tmp_path))
-    assert done.returncode == 2
+    assert done.status == 2
     assert done.stderr.startswith("hesnr: no results of ours")
     assert "Traceback" not in done.stderr
 
 
-def test_score_files_are_analyzed_and_compared_and_a_run_can_be_named(tmp_path):
+def test_score_files_are_analyzed_and_compared_and_a_run_can_be_named(hesnr, tmp_path):
     """No option of a sub-command may take the place of what routes to it."""
     for seed, name in enumerate("ab"):
         made.run_of(tmp_path / name, 6, 60, seed=seed)
     for run in ([], ["--run", "latest"], ["--run", "all"]):
         for command in ("analyze", "compare"):
             done = hesnr(command, str(tmp_path / "a"), str(tmp_path / "b"), *run, "--resamples", "100")
-            assert (done.returncode, done.stderr) == (0, ""), (command, run)
+            assert (done.status, done.stderr) == (0, ""), (command, run)
             assert "HE-SNR" in done.stdout
 
 
-def test_convert_then_eval_then_report(tmp_path):
+def test_convert_then_eval_then_report(hesnr, tmp_path, monkeypatch):
     """The three commands a newcomer types, on a file of chat rows."""
     turns = [
         {"role": "user", "content": "Fix the bug."},
@@ -62,16 +72,19 @@ def test_convert_then_eval_then_report(tmp_path):
     ]
     rows = [{"messages": turns, "instance_id": f"a__b-{i}"} for i in range(3)]
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hesnr"])  # put back: `hesnr eval` calls lm_eval by it
     checkpoint = tiny.llama(str(tmp_path / "checkpoint"), steps=5)
-    converted = hesnr("convert", "runs.jsonl", "-o", "clean.jsonl", cwd=tmp_path)
-    assert converted.returncode == 0, converted.stderr
-    evaluated = hesnr(
+    converted = hesnr("convert", "runs.jsonl", "-o", "clean.jsonl")
+    assert converted.status == 0, converted.stderr
+    with without_own_tasks():
+        evaluated = hesnr(
         "eval", "--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", "hesnr_swe",
-        "--metadata", '{"trajectories": "clean.jsonl"}', "--output_path", "out", cwd=tmp_path,
+        "--metadata", '{"trajectories": "clean.jsonl"}', "--output_path", "out",
     )  # fmt: skip
-    assert evaluated.returncode == 0, evaluated.stderr[-2000:]
+    assert evaluated.status == 0, evaluated.stderr[-2000:]
     assert "he_snr" in evaluated.stdout
-    reported = hesnr("report", "out", "-o", "report", cwd=tmp_path)
+    reported = hesnr("report", "out", "-o", "report")
     assert "| checkpoint |" in reported.stdout
     assert "3 trajectories" in reported.stdout
     assert (tmp_path / "report" / "leaderboard.csv").read_text().startswith("checkpoint,task,he_snr,he_snr_stderr")

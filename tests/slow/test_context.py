@@ -14,7 +14,7 @@ from hesnr_tasks.labels import label_mask
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind
 from tests import tiny
-from tests.slow.test_task import SMALL, evaluate, values, write
+from tests.lm_eval_run import SMALL, evaluate, values, write
 from tests.unit.analysis import made
 from tests.unit.scores import made as parts
 

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from hesnr_tasks.report.results import read_results
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import ROOT, tiny
-from tests.slow.test_task import SMALL, write
+from tests.lm_eval_run import SMALL, lm_eval_command, write
 
 NEXT = Path(os.environ.get("HESNR_LM_EVAL_NEXT_PYTHON", ROOT / ".venv-lm-eval-next" / "bin" / "python"))
 TASKS = "hesnr_swe,hesnr_swe_ablation,hesnr_tool_entropy"
@@ -26,13 +25,14 @@ def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("versions")
     model = tiny.llama(str(folder / "model"), steps=10)
     metadata = json.dumps({"trajectories": write(folder / "small.jsonl", SMALL), "epsilon": 1.0, "min_tokens": 0})
-    for name, python in {"current": sys.executable, "next": str(NEXT)}.items():
-        command = [python, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--log_samples"]
-        command += ["--model_args", f"pretrained={model},dtype=float32", "--tasks", TASKS, "--metadata", metadata]
-        command += ["--include_path", str(tasks_path()), "--output_path", str(folder / name)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "Traceback" not in done.stderr
+    command = ["run", "--model", "hf", "--device", "cpu", "--log_samples", "--tasks", TASKS, "--metadata", metadata]
+    command += ["--model_args", f"pretrained={model},dtype=float32", "--include_path", str(tasks_path())]
+    assert lm_eval_command(*command, "--output_path", folder / "current").status == 0
+    done = subprocess.run(
+        [str(NEXT), "-m", "lm_eval", *command, "--output_path", str(folder / "next")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
     return folder / "current", folder / "next"
 
 

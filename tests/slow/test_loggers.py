@@ -3,11 +3,8 @@
 import importlib.util
 import json
 import math
-import os
 import sqlite3
 import struct
-import subprocess
-import sys
 from collections import defaultdict
 
 import pytest
@@ -16,7 +13,7 @@ from hesnr_tasks.integrations import HESNRCallback
 from hesnr_tasks.metrics import METRICS
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
-from tests.slow.test_task import SMALL, write
+from tests.lm_eval_run import SMALL, lm_eval_command, write
 from tests.slow.training import RUNS, gpt2, hesnr, train
 
 INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("wandb", "trackio")}
@@ -29,14 +26,11 @@ TASKS = ("hesnr_swe", "hesnr_swe_thought")
 def logged(tmp_path_factory):
     """One run of the real command with both loggers: its folder, its results, what it said."""
     folder = tmp_path_factory.mktemp("loggers")
-    places = {"WANDB_DIR": folder, "WANDB_SILENT": "true", "TRACKIO_DIR": folder / "trackio"}
-    done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", *arguments(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {name: str(value) for name, value in places.items()},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"WANDB_DIR": folder, "WANDB_SILENT": "true", "TRACKIO_DIR": folder / "trackio"}.items():
+            patch.setenv(name, str(value))
+        done = lm_eval_command(*arguments(folder))
+    assert done.status == 0, done.stderr
     results = next((folder / "out").rglob("results_*.json"))
     return folder, json.loads(results.read_text()), done.stderr.splitlines()
 

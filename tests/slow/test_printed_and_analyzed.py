@@ -15,7 +15,7 @@ from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS
 from hesnr_tasks.scores import StoreError, choose_runs
 from tests import tiny
-from tests.slow.test_task import call, evaluate, run, values, write
+from tests.lm_eval_run import call, evaluate, run, values, write
 from tests.unit.scores.test_runs import analyzed, arguments
 
 ASKED = {

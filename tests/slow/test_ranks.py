@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT, tiny
-from tests.slow.test_task import call, run, write
+from tests.lm_eval_run import call, run, write
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import lm_eval
 import pytest
+from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.tasks.registration import register, tasks_path, unregister
+from tests import tiny
 
 
 def tree():
@@ -33,11 +35,22 @@ def test_register_is_idempotent_and_undone_without_a_trace(registered):
     assert unregister() is None
 
 
-def test_the_index_of_lm_eval_then_holds_our_tasks(registered):
-    code = "from lm_eval.tasks import TaskManager as T; t=T(); print([n for n in t.all_tasks if 'hesnr' in n])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for path in tasks_path().rglob("*.yaml"):
-        assert repr(path.stem) in out
+def test_plain_lm_eval_then_finds_our_tasks_and_ends_with_what_must_not_be_overlooked(registered, tmp_path):
+    model = tiny.llama(str(tmp_path / "model"))
+    words = ["--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--tasks", "hesnr_swe", "--limit", 2]
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "|hesnr_swe|" in done.stdout
+    assert "NUMBERS ARE OF 2 SHIPPED DEMO TRAJECTORIES, NOT OF YOURS" in done.stdout.splitlines()[-1]  # after the table
+
+
+def test_every_task_is_registered_and_may_include_a_template(registered):
+    manager = TaskManager(include_path=str(register()), include_defaults=False)
+    assert {path.stem for path in tasks_path().rglob("*.yaml")} <= set(manager.all_tasks)
+    assert len(manager.load(["hesnr_passk_arithmetic"])["tasks"]["hesnr_passk_arithmetic"].test_docs()) > 10
 
 
 def test_a_file_someone_else_put_there_stays(registered):
@@ -49,13 +62,3 @@ def test_a_file_someone_else_put_there_stays(registered):
     finally:
         other.unlink()
         other.parent.rmdir()
-
-
-def test_a_registered_task_may_include_a_template(registered):
-    code = (
-        "from lm_eval.tasks import TaskManager as T; t=T(); "
-        "print(len(t.load_task_or_group('hesnr_passk_arithmetic')['hesnr_passk_arithmetic'].test_docs()))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert out.returncode == 0, out.stderr
-    assert int(out.stdout.splitlines()[-1]) > 10

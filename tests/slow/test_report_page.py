@@ -228,7 +228,7 @@ def test_two_downstream_scores_of_one_checkpoint_are_refused(tmp_path):
 def real(tmp_path_factory):
     """Four tiny trained models through the real lm_eval, with score files where it puts them."""
     from tests import tiny
-    from tests.slow.test_task import SMALL, evaluate, write
+    from tests.lm_eval_run import SMALL, evaluate, write
 
     folder = tmp_path_factory.mktemp("real")
     shorter = [SMALL[i % 3].__class__(f"part{i}", SMALL[i % 3].messages[: 3 + i // 3]) for i in range(6)]

@@ -19,7 +19,7 @@ from hesnr_tasks.tasks.registration import tasks_path
 from hesnr_tasks.tasks.score_cache import place_of_scores
 from hesnr_tasks.trajectory import Kind
 from tests import tiny
-from tests.slow.test_task import SMALL, call, evaluate, run, write
+from tests.lm_eval_run import SMALL, call, evaluate, run, write
 
 
 @pytest.fixture(scope="module")

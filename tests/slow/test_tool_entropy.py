@@ -20,9 +20,9 @@ from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.rendering import render
 from hesnr_tasks.trajectory import Kind
 from tests import tiny
+from tests.lm_eval_run import SMALL, call, evaluate, write
+from tests.lm_eval_run import run as trajectory_of
 from tests.reference import metrics as reference
-from tests.slow.test_task import SMALL, call, evaluate, write
-from tests.slow.test_task import run as trajectory_of
 
 PUBLIC = {"mean": "tool_entropy", "steps": "tool_steps", "unmeasured": "tool_steps_unmeasured"}
 WITH_SUBMIT = trajectory_of("four", ("Look.", call("ls"), ""), ("", "\n\n<function=submit>\n</function>", ""))

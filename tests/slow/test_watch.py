@@ -19,7 +19,7 @@ import pytest
 from hesnr_tasks.cli import main
 from hesnr_tasks.integrations.watch import _lacking
 from tests import tiny
-from tests.slow.test_task import SMALL, evaluate, values, write
+from tests.lm_eval_run import SMALL, evaluate, values, write
 
 CONVERT = "import shutil, sys; shutil.copytree(sys.argv[1] + '/weights', sys.argv[2])"
 STAND_IN = """import json, os, pathlib, sys, time

@@ -51,7 +51,7 @@ def ladder(tmp_path_factory):
 def test_values_and_errors_have_the_bits_of_the_lm_eval_run(tmp_path):
     """The real lm_eval on a real model with score files; then the same settings from the files alone."""
     from tests import tiny
-    from tests.slow.test_task import SMALL, evaluate, write
+    from tests.lm_eval_run import SMALL, evaluate, write
 
     checkpoint = tiny.llama(str(tmp_path / "model"), steps=40)
     twins = [*SMALL, SMALL[0].__class__("twin", SMALL[0].messages)]  # the same words twice

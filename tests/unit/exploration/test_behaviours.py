@@ -297,7 +297,7 @@ def test_answers_become_trajectories_that_the_model_can_be_scored_on(two, tmp_pa
     """Prompt and answer as they were, the answer as thought; then words of it in the exploration profile."""
     from hesnr_tasks import demo
     from hesnr_tasks.cli import analyze
-    from tests.slow.test_task import evaluate
+    from tests.lm_eval_run import evaluate
 
     path = tmp_path / "own.jsonl"
     _, notes = ask(two[0], "--trajectories", path)

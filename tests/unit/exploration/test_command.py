@@ -145,7 +145,7 @@ def test_texts_without_a_sentence_give_empty_rows_and_no_error(tmp_path):
 
 def test_really_scored_thoughts_of_the_demo_and_of_real_agents(tmp_path):
     """lm_eval on the first shipped checkpoint; then words, sentences and bounds from its files."""
-    from tests.slow.test_task import evaluate
+    from tests.lm_eval_run import evaluate
 
     files = [demo.trajectories_path(), *(p for p in SHARED.glob("mini_swe_agent*.json"))]
     metadata = {"trajectories": [str(path) for path in files], "scores": str(tmp_path / "scores"), "sample": 8}

@@ -6,7 +6,7 @@ from hesnr_tasks.cli import main
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.viewer.model import ScoredRun, view_of
 from tests import tiny
-from tests.slow.test_task import SMALL, evaluate, run, values, write
+from tests.lm_eval_run import SMALL, evaluate, run, values, write
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""lm-eval on small trajectories: its library and its command, both in this process."""
+
+import contextlib
+import io
+import json
+import logging
+import sys
+from functools import partial
+from typing import NamedTuple
+from unittest import mock
+
+import lm_eval
+import lm_eval.tasks
+from lm_eval.tasks import TaskManager
+
+from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+
+
+def evaluate(checkpoint, tasks, metadata, model_args="dtype=float32", **kwargs):
+    """lm-eval as a library; returns its whole result."""
+    manager = TaskManager(
+        include_path=str(tasks_path()), include_defaults=False, metadata={"min_tokens": 0, **metadata}
+    )
+    return lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={checkpoint},{model_args}",
+        tasks=tasks,
+        task_manager=manager,
+        device="cpu",
+        **{"bootstrap_iters": 0, **kwargs},
+    )
+
+
+class CommandResult(NamedTuple):
+    """What a command printed and logged, and its exit status."""
+
+    stdout: str
+    stderr: str
+    status: int
+
+
+def without_own_tasks():
+    """lm-eval's command without the index of its own tasks: to read it takes seconds."""
+    return mock.patch.object(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+
+
+def lm_eval_command(*words):
+    """The `lm_eval` command in this process."""
+    from lm_eval.__main__ import cli_evaluate
+
+    out, err = io.StringIO(), io.StringIO()
+    handler, status = logging.StreamHandler(err), 0
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "hesnr_tasks")]
+    with (
+        mock.patch.object(sys, "argv", ["lm_eval", *map(str, words)]),
+        without_own_tasks(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        for logger in loggers:
+            logger.addHandler(handler)
+        try:
+            cli_evaluate()
+        except HesnrError as error:
+            print(f"\nhesnr-tasks: {error}", file=err)
+            status = 1
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+    return CommandResult(out.getvalue(), err.getvalue(), status)
+
+
+def values(result, task):
+    """Every metric of one task."""
+    rows = {name.rsplit("::", 1)[-1]: row for name, row in result["results"].items()}  # lm-eval 0.5: `group::task`
+    return {name: rows[task][f"{name},none"] for name in METRICS}
+
+
+def write(path, trajectories):
+    """Write trajectories to a file; returns its path as text."""
+    path.write_text("".join(json.dumps(t.to_json()) + "\n" for t in trajectories))
+    return str(path)
+
+
+def run(name, *turns, task="Fix it."):
+    """A trajectory of (thought, action, observation) turns."""
+    messages = [Message("user", (Segment(Kind.CONTEXT, task),))]
+    for thought, action, observation in turns:
+        messages.append(Message("assistant", (Segment(Kind.THOUGHT, thought), Segment(Kind.ACTION, action))))
+        messages.append(Message("tool", (Segment(Kind.OBSERVATION, observation),)))
+    return Trajectory(name, tuple(messages))
+
+
+def call(command):
+    """The text of a call of bash."""
+    return f"\n\n<function=bash>\n<parameter=command>{command}</parameter>\n</function>"
+
+
+SMALL = [
+    run("one", ("Look around.", call("ls -la src  # list"), "a.py"), ("Read it.", call("cat src/a.py"), "x = 1\n")),
+    run(
+        "two",
+        ("Run the tests.", call("python -m pytest -q tests/test_a.py"), "1 failed"),
+        ("", call("grep -rn 'def f' ."), ""),
+    ),
+    run(
+        "three",
+        ("Edit.", call("sed -i 's/1/2/' src/a.py && git diff"), "-x = 1\n+x = 2"),
+        ("Done.", call("submit"), ""),
+    ),
+]
