@@ -176,13 +176,20 @@ FAMILIES = {
 }
 
 
-@lru_cache
 def llama(folder: str, *, seed: int = 0, steps: int = 0, max_length: int = 32768, tokenizer=byte_level) -> str:
     """A Llama with `tokenizer`, saved to `folder`: random, or after a few `steps` on Python source."""
+    _llama(seed, steps, max_length, tokenizer).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@lru_cache
+def _llama(seed, steps, max_length, tokenizer):
+    """Made once for all tests of a process that want the same."""
     torch.manual_seed(seed)
-    made = tokenizer()
+    vocabulary = tokenizer()
     config = LlamaConfig(
-        vocab_size=len(made),
+        vocab_size=len(vocabulary),
         hidden_size=48,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -191,21 +198,20 @@ def llama(folder: str, *, seed: int = 0, steps: int = 0, max_length: int = 32768
         max_position_embeddings=max_length,
         initializer_range=0.05 if steps else 0.3,
         tie_word_embeddings=True,
-        bos_token_id=made.bos_token_id,
-        eos_token_id=made.eos_token_id,
+        bos_token_id=vocabulary.bos_token_id,
+        eos_token_id=vocabulary.eos_token_id,
     )
     model = LlamaForCausalLM(config)
-    _train(model, torch.tensor(made(sample_text(), verbose=False)["input_ids"]), steps)
-    model.save_pretrained(folder)
-    made.save_pretrained(folder)
-    return folder
+    if steps:
+        _train(model, torch.tensor(vocabulary(sample_text(), verbose=False)["input_ids"]), steps)
+    return model
 
 
 def _train(model, ids, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(steps):
-        at = torch.randint(0, len(ids) - 129, (8,))
-        batch = torch.stack([ids[i : i + 128] for i in at.tolist()])
+        starts = torch.randint(0, len(ids) - 129, (8,))
+        batch = torch.stack([ids[start : start + 128] for start in starts.tolist()])
         model(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,9 +1,7 @@
-"""Run by torchrun: lm-eval over several processes. lm-eval's HFLM splits documents only with several GPUs, so a small
-subclass reports the real ranks; everything else is the product's."""
+"""Runs in processes of its own: lm-eval over several ranks. lm-eval's HFLM splits documents only with several GPUs, so a
+small subclass reports the real ranks; everything else is the product's."""
 
 import json
-import sys
-from pathlib import Path
 
 import lm_eval
 import torch
@@ -11,7 +9,10 @@ import torch.distributed as dist
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.tasks.registration import tasks_path
+
+TASKS = ["hesnr_swe", "hesnr_swe_thought"]
 
 
 class RankedHFLM(HFLM):
@@ -34,21 +35,17 @@ class RankedHFLM(HFLM):
         dist.barrier()
 
 
-def main(checkpoint, metadata, out):
-    dist.init_process_group("gloo")
+def main(rank, processes, checkpoint, data, folder):
+    """Evaluate as one of several processes; rank 0 writes the result, every rank its refusal, into `folder`."""
     torch.set_num_threads(1)
-    manager = TaskManager(include_path=str(tasks_path()), include_defaults=False, metadata=json.loads(metadata))
-    result = lm_eval.simple_evaluate(
-        model=RankedHFLM(pretrained=checkpoint, dtype="float32", device="cpu"),
-        tasks=["hesnr_swe", "hesnr_swe_thought"],
-        task_manager=manager,
-        bootstrap_iters=0,
-    )
-    if dist.get_rank() == 0:
-        with Path(out).open("w") as file:
-            json.dump({"results": result["results"], "configs": result["configs"]}, file)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+    manager = TaskManager(include_path=str(tasks_path()), include_defaults=False, metadata={"trajectories": data})
+    model = RankedHFLM(pretrained=checkpoint, dtype="float32", device="cpu")
+    try:
+        result = lm_eval.simple_evaluate(model=model, tasks=TASKS, task_manager=manager, bootstrap_iters=0)
+    except SettingsError as error:
+        (folder / f"refused{rank}").write_text(str(error))
+    else:
+        if rank == 0:
+            (folder / "result.json").write_text(json.dumps({key: result[key] for key in ("results", "configs")}))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

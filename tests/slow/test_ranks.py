@@ -1,20 +1,27 @@
 """Several processes give the numbers of one, bit for bit, and no trajectory is read twice."""
 
 import json
-import re
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import pytest
 
-from tests import ROOT, tiny
+from tests import tiny
 from tests.lm_eval_run import call, run, write
+from tests.slow import ranks_main
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return tiny.llama(str(tmp_path_factory.mktemp("ranks")), steps=40)
+    return tiny.llama(str(tmp_path_factory.mktemp("ranks")), steps=80)
+
+
+@pytest.fixture(scope="module")
+def spawner():
+    """Forks processes from one that has imported everything and computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([ranks_main.__name__])
+    return context
 
 
 @pytest.fixture
@@ -30,35 +37,35 @@ def corpus(tmp_path):
     return write(tmp_path / "five.jsonl", runs)
 
 
-def torchrun(processes, checkpoint, corpus, out):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "tests.slow.ranks_main", checkpoint, json.dumps({"trajectories": corpus}), str(out)]
-    root = ROOT
-    return subprocess.run(command, capture_output=True, text=True, cwd=root, env=_environment(root), timeout=240)
+def evaluate(spawner, processes, checkpoint, corpus, folder):
+    """lm-eval in that many processes; the folder that they wrote to."""
+    folder.mkdir()
+    workers = [
+        spawner.Process(target=ranks_main.main, args=(rank, processes, checkpoint, corpus, folder))
+        for rank in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=240)
+    assert [worker.exitcode for worker in workers] == [0] * processes
+    return folder
 
 
-def _environment(root):
-    import os
-
-    return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-
-
-def test_numbers_do_not_depend_on_the_number_of_processes(checkpoint, corpus, tmp_path):
-    found = []
-    for processes in (1, 3):
-        done = torchrun(processes, checkpoint, corpus, tmp_path / f"{processes}.json")
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(json.loads((tmp_path / f"{processes}.json").read_text()))
-    assert found[0]["results"]["hesnr_swe"]["he_tokens,none"] > 10
-    for task in ("hesnr_swe", "hesnr_swe_thought"):
-        assert found[0]["results"][task] == found[1]["results"][task]
-        signatures = [f["configs"][task]["metadata"]["signature"] for f in found]
-        assert signatures[0] == signatures[1]
+def test_numbers_do_not_depend_on_the_number_of_processes(spawner, checkpoint, corpus, tmp_path):
+    alone, split = (
+        json.loads((evaluate(spawner, n, checkpoint, corpus, tmp_path / str(n)) / "result.json").read_text())
+        for n in (1, 3)
+    )
+    assert alone["results"]["hesnr_swe"]["he_tokens,none"] > 10
+    for task in ranks_main.TASKS:
+        assert alone["results"][task] == split["results"][task]
+        assert alone["configs"][task]["metadata"]["signature"] == split["configs"][task]["metadata"]["signature"]
 
 
-def test_fewer_trajectories_than_processes_says_so_on_every_process(checkpoint, corpus, tmp_path):
-    one = tmp_path / "one.jsonl"
-    one.write_text(Path(corpus).read_text().splitlines(keepends=True)[0])
-    done = torchrun(2, checkpoint, str(one), tmp_path / "out.json")
-    assert done.returncode != 0
-    assert len(re.findall(r"1 trajectories cannot be split over 2 processes", done.stderr)) == 2
+def test_fewer_trajectories_than_processes_says_so_on_every_process(spawner, checkpoint, corpus, tmp_path):
+    single = tmp_path / "single.jsonl"
+    single.write_text(Path(corpus).read_text().splitlines(keepends=True)[0])
+    folder = evaluate(spawner, 2, checkpoint, str(single), tmp_path / "two")
+    for rank in range(2):
+        assert "1 trajectories cannot be split over 2 processes" in (folder / f"refused{rank}").read_text()
