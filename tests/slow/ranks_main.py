@@ -1,5 +1,5 @@
-"""Runs in processes of its own: lm-eval over several ranks. lm-eval's HFLM splits documents only with several GPUs, so a
-small subclass reports the real ranks; everything else is the product's."""
+"""Runs in processes of its own: lm-eval over several ranks. lm-eval's HFLM splits documents only with several GPUs, so
+a small subclass reports the real ranks; everything else is the product's."""
 
 import json
 

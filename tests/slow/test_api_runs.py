@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lm_eval
@@ -19,7 +16,7 @@ from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
-from tests.lm_eval_run import SMALL, values, write
+from tests.lm_eval_run import SMALL, lm_eval_command, values, write
 from tests.unit.backends.server_http import serving
 from tests.unit.backends.server_model import load
 from tests.unit.scores.test_runs import analyzed
@@ -55,17 +52,17 @@ def printed(server, folder, tmp_path_factory):
     server.fail, server.says = [503], f"who is {SECRETS[0]} of {SECRETS[1]}?"
     server.headers.clear()
     metadata = {"trajectories": write(out / "small.jsonl", SMALL), "k": 5, "min_tokens": 0, "resamples": 100}
-    done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args",
-         ",".join(f"{name}={value}" for name, value in arguments(server, folder).items()), "--tasks", "hesnr_swe",
-         "--include_path", str(tasks_path()), "--metadata", json.dumps(metadata), "--output_path", str(out / "results"),
-         "--log_samples"],
-        env={**os.environ, "HESNR_HEADERS": HEADERS, "NO_PROXY": "127.0.0.1"}, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
+    command = [
+        "--model", "local-completions", "--tasks", "hesnr_swe", "--include_path", tasks_path(), "--log_samples",
+        "--model_args", ",".join(f"{name}={value}" for name, value in arguments(server, folder).items()),
+        "--metadata", json.dumps(metadata), "--output_path", out / "results",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HESNR_HEADERS", HEADERS)
+        result = lm_eval_command(*command)
     server.forms, server.most_logprobs, server.key = ("prompt_logprobs", "echo"), 20, None
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr, out
+    assert result.status == 0, result.stderr[-4000:]
+    return result.stdout + result.stderr, out
 
 
 def test_headers_of_the_environment_are_sent_and_written_nowhere(printed, server):

@@ -52,11 +52,13 @@ def test_another_checkpoint_under_the_same_name(server, tmp_path):
     assert len(canary) > 20
     with torch.no_grad():
         server.model.lm_head.weight.mul_(1.1)
+    server.passes.clear()
     with pytest.raises(SettingsError, match=r"serves other weights.*under the same name.*name another folder"):
         evaluate(server, scores, data)
     assert evaluate(server, tmp_path / "new", data) != first
     with torch.no_grad():
         server.model.lm_head.weight.div_(1.1)
+    server.passes.clear()
     assert evaluate(server, scores, data) == first
     server.card = {"root": "/checkpoints/step2000", "created": 5, "meta": {"n_params": 7}}
     with pytest.raises(SettingsError, match=r"root: none → /checkpoints/step2000; meta: none"):

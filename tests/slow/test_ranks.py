@@ -1,12 +1,11 @@
 """Several processes give the numbers of one, bit for bit, and no trajectory is read twice."""
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import processes, tiny
 from tests.lm_eval_run import call, run, write
 from tests.slow import ranks_main
 
@@ -14,14 +13,6 @@ from tests.slow import ranks_main
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return tiny.llama(str(tmp_path_factory.mktemp("ranks")), steps=80)
-
-
-@pytest.fixture(scope="module")
-def spawner():
-    """Forks processes from one that has imported everything and computed nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([ranks_main.__name__])
-    return context
 
 
 @pytest.fixture
@@ -37,25 +28,17 @@ def corpus(tmp_path):
     return write(tmp_path / "five.jsonl", runs)
 
 
-def evaluate(spawner, processes, checkpoint, corpus, folder):
-    """lm-eval in that many processes; the folder that they wrote to."""
+def evaluate(count, checkpoint, corpus, folder):
+    """lm-eval in `count` processes; the folder that they wrote to."""
     folder.mkdir()
-    workers = [
-        spawner.Process(target=ranks_main.main, args=(rank, processes, checkpoint, corpus, folder))
-        for rank in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=240)
-    assert [worker.exitcode for worker in workers] == [0] * processes
+    ranks = [processes.start(ranks_main.main, rank, count, checkpoint, corpus, folder) for rank in range(count)]
+    assert processes.finish(*ranks) == [0] * count
     return folder
 
 
-def test_numbers_do_not_depend_on_the_number_of_processes(spawner, checkpoint, corpus, tmp_path):
+def test_numbers_do_not_depend_on_the_number_of_processes(checkpoint, corpus, tmp_path):
     alone, split = (
-        json.loads((evaluate(spawner, n, checkpoint, corpus, tmp_path / str(n)) / "result.json").read_text())
-        for n in (1, 3)
+        json.loads((evaluate(n, checkpoint, corpus, tmp_path / str(n)) / "result.json").read_text()) for n in (1, 3)
     )
     assert alone["results"]["hesnr_swe"]["he_tokens,none"] > 10
     for task in ranks_main.TASKS:
@@ -63,9 +46,9 @@ def test_numbers_do_not_depend_on_the_number_of_processes(spawner, checkpoint, c
         assert alone["configs"][task]["metadata"]["signature"] == split["configs"][task]["metadata"]["signature"]
 
 
-def test_fewer_trajectories_than_processes_says_so_on_every_process(spawner, checkpoint, corpus, tmp_path):
+def test_fewer_trajectories_than_processes_says_so_on_every_process(checkpoint, corpus, tmp_path):
     single = tmp_path / "single.jsonl"
     single.write_text(Path(corpus).read_text().splitlines(keepends=True)[0])
-    folder = evaluate(spawner, 2, checkpoint, str(single), tmp_path / "two")
+    folder = evaluate(2, checkpoint, str(single), tmp_path / "two")
     for rank in range(2):
         assert "1 trajectories cannot be split over 2 processes" in (folder / f"refused{rank}").read_text()

@@ -1,10 +1,6 @@
 """Scores are kept beside a run: read once, resumed after a crash, never mixed."""
 
 import importlib.util
-import json
-import os
-import signal
-import subprocess
 import sys
 import time
 
@@ -15,16 +11,15 @@ from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.scores import ScoreStore
-from hesnr_tasks.tasks.registration import tasks_path
 from hesnr_tasks.tasks.score_cache import place_of_scores
 from hesnr_tasks.trajectory import Kind
-from tests import tiny
+from tests import processes, tiny
 from tests.lm_eval_run import SMALL, call, evaluate, run, write
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return tiny.llama(str(tmp_path_factory.mktemp("keeping")), steps=40)
+    return tiny.llama(str(tmp_path_factory.mktemp("keeping")), steps=80)
 
 
 @pytest.fixture
@@ -140,25 +135,20 @@ def test_the_default_place_is_next_to_the_output():
     assert (str(named), by_user) == ("here", True)
 
 
-def test_a_killed_run_goes_on_where_it_stopped(checkpoint, tmp_path):
+def test_a_killed_run_goes_on_where_it_stopped(checkpoint, tmp_path, read):
     """kill -9 in the middle; the second run gives what an undisturbed one gives, to the bit."""
-    runs = [run(f"r{i}", *[("Look.", call(f"cat f{i}_{j}.py"), "x = 1\n" * 60) for j in range(20)]) for i in range(12)]
+    runs = [run(f"r{i}", *[("Look.", call(f"cat f{i}_{j}.py"), "x = 1\n" * 40) for j in range(8)]) for i in range(12)]
     data = write(tmp_path / "many.jsonl", runs)
-    command = [
-        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--tasks", "hesnr_swe"),
-        *("--model_args", f"pretrained={checkpoint},dtype=float32", "--output_path", str(tmp_path / "out")),
-        *("--include_path", str(tasks_path()), "--metadata", json.dumps({"trajectories": data})),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(list(tmp_path.rglob("scores/*/*.parquet"))) < 3:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    kept = len(list(tmp_path.rglob("scores/*/*.parquet")))
+    scores = tmp_path / "scores"
+    metadata = {"trajectories": data, "scores": str(scores)}
+    process = processes.start(evaluate, checkpoint, ["hesnr_swe"], metadata)
+    while process.is_alive() and len(list(scores.glob("*.parquet"))) < 3:
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    kept = len(list(scores.glob("*.parquet")))
     assert 3 <= kept < 12
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"{kept} of 12 trajectories were scored before" in done.stderr
-    resumed = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())["results"]["hesnr_swe"]
-    plain = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": data, "scores": str(tmp_path / "undisturbed")})
-    plain = plain["results"]["hesnr_swe"]
-    assert resumed == json.loads(json.dumps(plain))
+    resumed = evaluate(checkpoint, ["hesnr_swe"], metadata)
+    assert len(read) == 12 - kept
+    undisturbed = evaluate(checkpoint, ["hesnr_swe"], metadata | {"scores": str(tmp_path / "undisturbed")})
+    assert resumed["results"]["hesnr_swe"] == undisturbed["results"]["hesnr_swe"]
