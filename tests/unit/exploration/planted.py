@@ -17,6 +17,11 @@ REFLECTIVE = ("Let me verify the new fix", "Let me run the tests again", "Wait, 
 USUAL = ("Let me open the new file", "Let me read the tests first", "Well, I see the file there")
 
 
+def pick(rng, items):
+    """As `rng.choice`, without an array made of the items."""
+    return items[int(rng.integers(len(items)))]
+
+
 def words(rng, level, opening):
     """Clauses of 4 to 8 words; with probability `opening(level)` one opens with a pivotal word, else with a plain one.
 
@@ -27,13 +32,13 @@ def words(rng, level, opening):
             for clause in range(2):
                 opens = rng.random()
                 for place in range(int(rng.integers(4, 9))):
-                    word = str(rng.choice(COMMON))
+                    word = pick(rng, COMMON)
                     if place == 0 and opens < opening(level):
-                        word = str(rng.choice(PIVOTAL))
+                        word = pick(rng, PIVOTAL)
                     elif place == 0 or rng.random() < 0.06:
-                        word = str(rng.choice(PLAIN))
+                        word = pick(rng, PLAIN)
                     elif rng.random() < 0.03:
-                        word = str(rng.choice(("because", "but", "however")))
+                        word = pick(rng, ("because", "but", "however"))
                     shown = word.capitalize() if clause == 0 and place == 0 else word
                     yield turn, (" " + shown if clause or place else shown), word, place
                 yield turn, "," if clause == 0 else ". ", "", -1
@@ -47,8 +52,8 @@ def sentences(rng, level, opening):
     for turn in range(1, 7):
         for place in range(int(rng.integers(3, 7))):
             reflects = rng.random() < opening(level) / (1 + (place > 0))
-            rest = rng.choice((*COMMON, *PLAIN, "parsers", "queue"), int(rng.integers(2, 6)))
-            for i, word in enumerate([*str(rng.choice(REFLECTIVE if reflects else USUAL)).split(), *map(str, rest)]):
+            rest = [pick(rng, (*COMMON, *PLAIN, "parsers", "queue")) for _ in range(rng.integers(2, 6))]
+            for i, word in enumerate([*pick(rng, REFLECTIVE if reflects else USUAL).split(), *rest]):
                 yield turn, " " + word if i else word, "reflective" if reflects else "usual", place
             yield turn, ". ", "reflective" if reflects else "usual", place
 
@@ -61,10 +66,12 @@ def split_sentences(rng, level, opening):
     for turn in range(1, 7):
         for _ in range(int(rng.integers(3, 7))):
             reflects, odd = rng.random() < opening(level) / 2, rng.random() < 1 / 12
-            opener = str(rng.choice(REFLECTIVE if reflects else USUAL)).split()
-            known = COMMON if reflects else (*COMMON, *PLAIN, *PLAIN)
-            made = ["".join(rng.choice(list("bdfgklmnprstvz"), 9)) for _ in range(4)]
-            rest = made if odd else map(str, rng.choice(known, int(rng.integers(2, 6))))
+            opener = pick(rng, REFLECTIVE if reflects else USUAL).split()
+            vocabulary = COMMON if reflects else (*COMMON, *PLAIN, *PLAIN)
+            if odd:
+                rest = ["".join(pick(rng, "bdfgklmnprstvz") for _ in range(9)) for _ in range(4)]
+            else:
+                rest = [pick(rng, vocabulary) for _ in range(rng.integers(2, 6))]
             for place, word in enumerate([*opener, *rest]):
                 yield turn, " " + word if place else word, "reflective" if reflects else "usual", place
             yield turn, ". ", "", -1

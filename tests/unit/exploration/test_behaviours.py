@@ -54,6 +54,11 @@ def ask(*words):
 
 
 @pytest.fixture(scope="module")
+def compared(two):
+    return ask(*two, "--reference", two[0])[0]
+
+
+@pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
     return write(folder / "base", rows_of(1)), write(folder / "tuned", rows_of(2, reflects=0.6, longer=2))
@@ -97,8 +102,8 @@ def test_an_empty_answer_has_no_words_and_no_shares():
     assert math.isnan(found["reflective"])
 
 
-def test_planted_differences_are_found_and_paired(two):
-    tables, _ = ask(*two)
+def test_planted_differences_are_found_and_paired(compared):
+    tables = compared
     by = {(r["measure"], r["answers"]): r for r in tables["difference"].rows}
     assert by["reflective", "all"]["difference"].low > 10
     assert by["words", "all"]["difference"].low > 0
@@ -202,15 +207,14 @@ def test_rare_is_relative_to_the_reference(tmp_path):
     assert any("of its own are" in note for note in notes)
 
 
-def test_the_reference_itself_has_at_most_a_tenth(two):
-    tables, _ = ask(*two, "--reference", two[0])
+def test_the_reference_itself_has_at_most_a_tenth(compared):
     rng = random.Random(1)
     letters = [" ".join(rng.choice("abcdefghijklmnop") * rng.randint(1, 3) for _ in range(6)) + "." for _ in range(60)]
     corpus = Corpus("x", [Answer(f"p{i}", text, None) for i, text in enumerate(letters)], {}, [])
     measure(corpus)
     rarity([corpus], corpus)
     assert np.mean([answer.values["rare"] for answer in corpus.answers]) == pytest.approx(10, abs=2)
-    base = next(r for r in tables["behaviours"].rows if (r["run"], r["measure"]) == ("base", "rare"))
+    base = next(r for r in compared["behaviours"].rows if (r["run"], r["measure"]) == ("base", "rare"))
     assert base["mean"].value <= 10
 
 
@@ -293,24 +297,13 @@ def test_files_and_figure(two, tmp_path, capsys):
     assert float(first["mean_low"]) < float(first["mean"])
 
 
-def test_answers_become_trajectories_that_the_model_can_be_scored_on(two, tmp_path):
-    """Prompt and answer as they were, the answer as thought; then words of it in the exploration profile."""
-    from hesnr_tasks import demo
-    from hesnr_tasks.cli import analyze
-    from tests.lm_eval_run import evaluate
-
+def test_answers_become_trajectories(two, tmp_path):
+    """Prompt and answer as they were, the answer as thought."""
     path = tmp_path / "own.jsonl"
     _, notes = ask(two[0], "--trajectories", path)
     assert f"48 answers of 48 written to {path}" in notes[-1]
-    made = list(read_trajectories(str(path)))
-    assert len({one.id for one in made}) == 48
-    (message,) = made[0].messages
+    written = list(read_trajectories(str(path)))
+    assert len({trajectory.id for trajectory in written}) == 48
+    (message,) = written[0].messages
     assert [segment.kind for segment in message.segments] == [Kind.CONTEXT, Kind.THOUGHT]
     assert message.segments[0].text.startswith("Question ")
-    metadata = {"trajectories": str(path), "scores": str(tmp_path / "scores"), "sample": 8}
-    evaluate(str(demo.ladder_paths()[0][1]), ["hesnr_swe_thought"], metadata)
-    parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
-    words = [str(tmp_path / "scores"), "--exploration", "--format", "json", "--resamples", "200"]
-    rows = json.loads(analyze.analyze(parser.parse_args(words)))["tables"]["exploration"]
-    assert next(row for row in rows if row["part"] == "reflective sentences")["others"] > 10

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hesnr_tasks.analysis.intervals import paired
+from hesnr_tasks.analysis.planning import minimum_detectable
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.passk.estimator import (
     Outcomes,
@@ -136,14 +138,14 @@ def test_discordant_problems_are_those_one_never_solved():
     ]
 
 
-def simulate(problems, n, shape, ks, rounds, seed, resamples=400):
+def simulate(problems, n, shape, ks, rounds, seed):
     """Share of intervals that hold the truth of a population of problems with beta-distributed chances."""
     rng = np.random.default_rng(seed)
-    truth = [1 - np.mean((1 - rng.beta(*shape, 400_000)) ** k) for k in ks]
+    truth = [1 - np.mean((1 - rng.beta(*shape, 100_000)) ** k) for k in ks]
     hits = np.zeros(len(ks))
     for _ in range(rounds):
         c = rng.binomial(n, rng.beta(*shape, problems))
-        points = curve(outcomes(n, c), ks, Plan(resamples=resamples))
+        points = curve(outcomes(n, c), ks, Plan(resamples=100))
         hits += [point.low <= value <= point.high for point, value in zip(points, truth)]
     return hits / rounds
 
@@ -156,24 +158,24 @@ def test_intervals_cover_the_truth(problems, rounds, shape):
 
 
 def test_equal_checkpoints_are_told_apart_once_in_twenty():
+    """Of 16 problems all assignments of signs are enumerated."""
     rng, alarms = np.random.default_rng(2), np.zeros(2)
     for _ in range(150):
-        chance = rng.beta(0.4, 1, 40)
+        chance = rng.beta(0.8, 1, 16)
         a, b = (outcomes(8, rng.binomial(8, chance)) for _ in range(2))
-        (found,) = differences(a, b, [2], Plan(resamples=400))
-        alarms += [found.p < 0.05, found.p_mean < 0.05]
+        (compared,) = differences(a, b, [2], Plan(resamples=100))
+        alarms += [compared.p < 0.05, compared.p_mean < 0.05]
     assert (alarms / 150 <= 0.1).all()
 
 
 def test_the_detectable_difference_is_found_as_often_as_asked():
     """80 % power is asked for at the true standard error; found between 65 and 95 % of 120 rounds."""
-    rng, found = np.random.default_rng(4), 0
+    rng, detected = np.random.default_rng(4), 0
     chance = rng.uniform(0.2, 0.6, 200)
-    first = differences(
-        outcomes(16, rng.binomial(16, chance)), outcomes(16, rng.binomial(16, chance)), [1], Plan(resamples=400)
-    )[0]
-    better = np.clip(chance + first.detectable, 0, 1)
+    ones = np.ones(200)
+    a, b = (rng.binomial(16, chance) / 16 for _ in range(2))
+    lift = minimum_detectable(paired((a, ones), (b, ones), resamples=100).stderr)
     for _ in range(120):
-        a, b = (outcomes(16, rng.binomial(16, p)) for p in (chance, better))
-        found += differences(a, b, [1], Plan(resamples=400))[0].p_mean < 0.05
-    assert 0.65 <= found / 120 <= 0.95
+        a, b = (rng.binomial(16, np.clip(p, 0, 1)) / 16 for p in (chance, chance + lift))
+        detected += paired((a, ones), (b, ones), resamples=100).p < 0.05  # `p_mean` of Pass@1
+    assert 0.65 <= detected / 120 <= 0.95
