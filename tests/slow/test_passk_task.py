@@ -5,8 +5,6 @@ import contextlib
 import json
 import re
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import lm_eval
@@ -14,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
 
 from hesnr_tasks.cli import passk as command
 from hesnr_tasks.errors import ScoringError, SettingsError
@@ -59,13 +60,17 @@ def tasks(tmp_path):
     return write
 
 
-def evaluate(checkpoint, folder, name="even", passk=None, batch_size=8, **kwargs):
+@pytest.fixture(scope="session")
+def model(checkpoint):
+    return HFLM(checkpoint, device="cpu", dtype="float32", batch_size=8)
+
+
+def evaluate(model, folder, name="even", passk=None, batch_size=8, **kwargs):
     metadata = {"passk": {"answers": "none", **(passk or {})}}
     manager = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
-    return lm_eval.simple_evaluate(
-        model="hf", model_args=f"pretrained={checkpoint},dtype=float32", tasks=[name], task_manager=manager,
-        device="cpu", batch_size=batch_size, **{"limit": 5, **kwargs},
-    )  # fmt: skip
+    model.batch_size_per_gpu = batch_size
+    kwargs = {"limit": 5, "bootstrap_iters": 0, **kwargs}
+    return lm_eval.simple_evaluate(model=model, tasks=[name], task_manager=manager, **kwargs)
 
 
 def answers_of(result, name="even"):
@@ -77,23 +82,22 @@ def rows_of(path):
         return database.execute("SELECT key, seed, answer, checksum FROM answers ORDER BY key").fetchall()
 
 
-def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, tmp_path, capsys):
+def test_lm_eval_and_hesnr_passk_give_the_same_numbers(model, tasks, tmp_path, monkeypatch):
+    """Of the table that lm_eval prints, the results and the sample log that it writes."""
     out = tmp_path / "out"
-    words = ["--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", "even"]
-    words += ["--include_path", str(tasks()), "--device", "cpu", "--batch_size", "16", "--limit", "12"]
-    done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", *words, "--log_samples", "--output_path", str(out)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    printed = dict(re.findall(r"\|(pass@\d+)\s*\|[^|]*\|\s*([\d.]+)\|", done.stdout))
+    monkeypatch.setattr("sys.argv", ["lm_eval", "--output_path", str(out)])  # where answers are kept
+    tracker = EvaluationTracker(output_path=str(out))
+    kwargs = {"limit": 12, "bootstrap_iters": 1000, "evaluation_tracker": tracker}
+    result = evaluate(model, tasks(), passk={"answers": None}, batch_size=16, **kwargs)
+    samples = result.pop("samples")
+    tracker.save_results_aggregated(results=result, samples=samples)
+    tracker.save_results_samples(task_name="even", samples=samples["even"])
+    printed = dict(re.findall(r"\|(pass@\d+)\s*\|[^|]*\|\s*([\d.]+)\|", make_table(result)))
     (results,) = out.rglob("results_*.json")
     saved = json.loads(results.read_text())["results"]["even"]
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    found = command.examine(parser.parse_args([str(out)]))
-    (points,) = found.curves.values()
+    (points,) = command.examine(parser.parse_args([str(out)])).curves.values()
     assert [point.k for point in points] == [1, 2, 4]
     for point in points:
         assert point.value == pytest.approx(saved[f"pass@{point.k},none"], rel=1e-12)
@@ -112,31 +116,31 @@ def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, 
     assert saved["right_answers,none"] == sum(sum(row["right_answers"]) for row in rows)
 
 
-def test_the_same_run_gives_the_same_answers_and_another_seed_others(checkpoint, tasks):
-    first = answers_of(evaluate(checkpoint, tasks()))
-    assert answers_of(evaluate(checkpoint, tasks())) == first
-    assert answers_of(evaluate(checkpoint, tasks(), passk={"seed": 99})) != first
-    assert answers_of(evaluate(checkpoint, tasks(), limit=3)) == first[:3]  # whatever else is in the batch
-    more = answers_of(evaluate(checkpoint, tasks(), passk={"repeats": 6}, limit=3))
+def test_the_same_run_gives_the_same_answers_and_another_seed_others(model, tasks):
+    first = answers_of(evaluate(model, tasks()))
+    assert answers_of(evaluate(model, tasks())) == first
+    assert answers_of(evaluate(model, tasks(), passk={"seed": 99})) != first
+    assert answers_of(evaluate(model, tasks(), limit=3)) == first[:3]  # whatever else is in the batch
+    more = answers_of(evaluate(model, tasks(), passk={"repeats": 6}, limit=3))
     assert [some[:4] for some in more] == first[:3]
 
 
-def test_going_on_after_a_stop_gives_the_undisturbed_answers(checkpoint, tasks, tmp_path):
-    whole = evaluate(checkpoint, tasks(), passk={"answers": str(tmp_path)})
+def test_going_on_after_a_stop_gives_the_undisturbed_answers(model, tasks, tmp_path):
+    whole = evaluate(model, tasks(), passk={"answers": str(tmp_path)})
     path = tmp_path / "even.0.sqlite"
     kept = rows_of(path)
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.executemany("DELETE FROM answers WHERE key = ?", [(row[0],) for row in kept[7:]])
-    again = evaluate(checkpoint, tasks(), passk={"answers": str(tmp_path)})
+    again = evaluate(model, tasks(), passk={"answers": str(tmp_path)})
     assert answers_of(again) == answers_of(whole)
     assert rows_of(path) == kept
 
 
-def test_kept_answers_of_other_settings_or_weights_are_refused(checkpoint, tasks, tmp_path):
-    evaluate(checkpoint, tasks(), passk={"answers": str(tmp_path)}, limit=1)
+def test_kept_answers_of_other_settings_or_weights_are_refused(model, tasks, tmp_path):
+    evaluate(model, tasks(), passk={"answers": str(tmp_path)}, limit=1)
     with pytest.raises(SettingsError, match=r"generation_kwargs\.temperature: 0\.7 there, 1\.5 here"):
-        evaluate(checkpoint, tasks(), passk={"answers": str(tmp_path)}, limit=1, gen_kwargs="temperature=1.5")
-    other = tiny.llama(str(tmp_path / "other"), seed=4)
+        evaluate(model, tasks(), passk={"answers": str(tmp_path)}, limit=1, gen_kwargs="temperature=1.5")
+    other = HFLM(tiny.llama(str(tmp_path / "other"), seed=4), device="cpu", dtype="float32", batch_size=8)
     with pytest.raises(SettingsError, match=r"model\.weights"):
         evaluate(other, tasks(), passk={"answers": str(tmp_path)}, limit=1)
 
@@ -160,29 +164,29 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_settings_that_cannot_be(checkpoint, tasks, case):
+def test_settings_that_cannot_be(model, tasks, case):
     settings, kwargs, why = REFUSED[case]
     with pytest.raises(SettingsError, match=why):
-        evaluate(checkpoint, tasks(), passk=settings, limit=1, **kwargs)
+        evaluate(model, tasks(), passk=settings, limit=1, **kwargs)
 
 
-def test_predict_only_keeps_the_answers(checkpoint, tasks):
-    result = evaluate(checkpoint, tasks(), limit=2, predict_only=True)
+def test_predict_only_keeps_the_answers(model, tasks):
+    result = evaluate(model, tasks(), limit=2, predict_only=True)
     assert [len(some) for some in answers_of(result)] == [4, 4]
 
 
-def test_lm_evals_cache_is_neither_read_nor_written(checkpoint, tasks, tmp_path):
-    plain = answers_of(evaluate(checkpoint, tasks(), limit=2))
+def test_lm_evals_cache_is_neither_read_nor_written(model, tasks, tmp_path):
+    plain = answers_of(evaluate(model, tasks(), limit=2))
     for _ in range(2):
-        assert answers_of(evaluate(checkpoint, tasks(), limit=2, use_cache=str(tmp_path / "cache"))) == plain
+        assert answers_of(evaluate(model, tasks(), limit=2, use_cache=str(tmp_path / "cache"))) == plain
     with sqlite3.connect(tmp_path / "cache_rank0.db") as database:
         assert database.execute("SELECT COUNT(*) FROM unnamed").fetchone() == (0,)
 
 
-def test_automatic_batch_size_and_one_at_a_time(checkpoint, tasks):
-    automatic = answers_of(evaluate(checkpoint, tasks(), limit=2, batch_size="auto"))
-    alone = answers_of(evaluate(checkpoint, tasks(), limit=2, batch_size=1))
-    assert automatic == answers_of(evaluate(checkpoint, tasks(), limit=2, batch_size=16))
+def test_automatic_batch_size_and_one_at_a_time(model, tasks):
+    automatic = answers_of(evaluate(model, tasks(), limit=2, batch_size="auto"))
+    alone = answers_of(evaluate(model, tasks(), limit=2, batch_size=1))
+    assert automatic == answers_of(evaluate(model, tasks(), limit=2, batch_size=16))
     assert sum(a == b for x, y in zip(alone, automatic) for a, b in zip(x, y)) >= 7  # padding moves the last bit
 
 
@@ -199,7 +203,7 @@ generation_kwargs: {do_sample: false, temperature: 0.0, max_gen_toks: 4, until: 
 """
 
 
-def test_a_task_gains_pass_at_k_by_its_name(checkpoint, tasks):
+def test_a_task_gains_pass_at_k_by_its_name(model, tasks):
     """gsm8k as lm-eval ships it, on rows of our own: few-shot prompt, two filters with take_first, lenient match."""
     folder = tasks()
     (folder / "checks.py").write_text((folder / "checks.py").read_text() + GSM8K_ROWS)
@@ -210,7 +214,7 @@ def test_a_task_gains_pass_at_k_by_its_name(checkpoint, tasks):
     (folder / "mine_passk.yaml").write_text(
         "task: mine_passk\nclass: !function hesnr_tasks.passk.lm_tasks.PassKTask\nbase: mine\nrepeats: 3\n"
     )
-    result = evaluate(checkpoint, folder, "mine_passk", limit=2)
+    result = evaluate(model, folder, "mine_passk", limit=2)
     found = result["results"]["mine_passk"]
     assert {"pass@1,strict-match", "pass@1,flexible-extract", "pass@3_stderr,flexible-extract"} <= set(found)
     assert result["versions"]["mine_passk"] == 3.0
@@ -236,7 +240,7 @@ def test_a_task_gains_pass_at_k_by_its_name(checkpoint, tasks):
     ],
     ids=["metric", "process_results", "code runner", "vote"],
 )
-def test_every_answer_is_judged_as_the_tasks_only_answer_is(checkpoint, tasks, judged):
+def test_every_answer_is_judged_as_the_tasks_only_answer_is(model, tasks, judged):
     """Verdicts of the wrapped task equal those the base task gives to each answer alone."""
     folder = tasks()
     more = "\n\ndef odd_or_even(doc, results):\n    n = len(results[0])\n    return {'even': 1 - n % 2, 'odd': n % 2}\n"
@@ -252,7 +256,7 @@ def test_every_answer_is_judged_as_the_tasks_only_answer_is(checkpoint, tasks, j
     (folder / "mine_passk.yaml").write_text(
         "task: mine_passk\nclass: !function hesnr_tasks.passk.lm_tasks.PassKTask\nbase: mine\nrepeats: 4\n"
     )
-    (samples,) = evaluate(checkpoint, folder, "mine_passk", limit=6)["samples"].values()
+    (samples,) = evaluate(model, folder, "mine_passk", limit=6)["samples"].values()
     seen = set()
     for sample in samples:
         for answer, right in zip(sample["resps"][0], sample["right_answers"]):
@@ -279,7 +283,7 @@ def test_every_answer_is_judged_as_the_tasks_only_answer_is(checkpoint, tasks, j
         ("base: choice\n", "not of multiple_choice"),
     ],
 )
-def test_tasks_that_cannot_be(checkpoint, tasks, yaml, why):
+def test_tasks_that_cannot_be(model, tasks, yaml, why):
     folder = tasks()
     (folder / "choice.yaml").write_text(
         "task: choice\ncustom_dataset: !function hesnr_tasks.passk.lm_tasks.arithmetic\ntest_split: test\n"
