@@ -8,15 +8,6 @@ import pytest
 from tests import ROOT, SHARED
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_environment_report():
-    """lm-eval describes the machine after every run, for which it starts pip: a second or more each time."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "torch" in sys.modules:
-            patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
-        yield
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real public trajectories, beside a clone; absent for most users."""

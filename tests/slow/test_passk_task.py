@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 import torch
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import make_table
 
 from hesnr_tasks.cli import passk as command
 from hesnr_tasks.errors import ScoringError, SettingsError
 from hesnr_tasks.passk.lm_tasks import PassKSettings, SeededSampler, sampling_of
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
+from tests.lm_eval_run import lm_eval_command
 
 SINCE_0_5 = hasattr(ConfigurableTask, "process_instances")
 CHECKS = Path(__file__).with_name("checks.py")
@@ -82,17 +81,13 @@ def rows_of(path):
         return database.execute("SELECT key, seed, answer, checksum FROM answers ORDER BY key").fetchall()
 
 
-def test_lm_eval_and_hesnr_passk_give_the_same_numbers(model, tasks, tmp_path, monkeypatch):
-    """Of the table that lm_eval prints, the results and the sample log that it writes."""
+def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, tmp_path):
     out = tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["lm_eval", "--output_path", str(out)])  # where answers are kept
-    tracker = EvaluationTracker(output_path=str(out))
-    kwargs = {"limit": 12, "bootstrap_iters": 1000, "evaluation_tracker": tracker}
-    result = evaluate(model, tasks(), passk={"answers": None}, batch_size=16, **kwargs)
-    samples = result.pop("samples")
-    tracker.save_results_aggregated(results=result, samples=samples)
-    tracker.save_results_samples(task_name="even", samples=samples["even"])
-    printed = dict(re.findall(r"\|(pass@\d+)\s*\|[^|]*\|\s*([\d.]+)\|", make_table(result)))
+    words = ["--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", "even"]
+    words += ["--include_path", tasks(), "--device", "cpu", "--batch_size", "16", "--limit", "12"]
+    command_result = lm_eval_command(*words, "--log_samples", "--output_path", out)
+    assert command_result.status == 0, command_result.stderr[-3000:]
+    printed = dict(re.findall(r"\|(pass@\d+)\s*\|[^|]*\|\s*([\d.]+)\|", command_result.stdout))
     (results,) = out.rglob("results_*.json")
     saved = json.loads(results.read_text())["results"]["even"]
     parser = argparse.ArgumentParser()
