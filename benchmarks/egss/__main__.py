@@ -15,8 +15,7 @@ from pathlib import Path
 from benchmarks.egss import experiment, world
 from benchmarks.egss.server import Server, serving
 from hesnr_tasks.analysis.output import show
-from hesnr_tasks.egss.curves import at_equal_rate, curves
-from hesnr_tasks.egss.report import curve_table, spans
+from hesnr_tasks.egss.report import at_equal_rate, curve_table, curves, spans
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "best-of-N (never)"

@@ -27,10 +27,9 @@ from minisweagent.models.utils import actions_toolcall
 from benchmarks.egss.server import Server, serving
 from benchmarks.egss.world import LIMIT, NOTHING, build, names, outcomes, seeded, state_of
 from hesnr_tasks.egss import GatedModel
-from hesnr_tasks.egss.costs import Spent
-from hesnr_tasks.egss.curves import Record
 from hesnr_tasks.egss.gates import calibrate
-from hesnr_tasks.egss.report import InstanceRun, read_instance
+from hesnr_tasks.egss.ledger import Spent
+from hesnr_tasks.egss.report import InstanceRun, Record, read_instance
 
 MODEL = "openai/bench"
 PRICES = (3e-6, 3e-7, 1.5e-5)  # $ a token: prompt, cached prompt, output

@@ -18,9 +18,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks.egss.world import build, load, names, seeded
-from hesnr_tasks.egss.judge import DIMENSIONS
-from hesnr_tasks.egss.selectors import DIMENSIONS as VOTED
-from hesnr_tasks.egss.selectors import GATE
+from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, STEP_DIMENSIONS
 
 __all__ = ["Server", "serving"]
 
@@ -140,7 +138,7 @@ class Server:
             score = 0.5 + SPREAD * (float(quality) * (0.5 if edge.good else -0.5) + noise)
             total = round(15 * min(1.0, max(0.0, score)))
             rows = [total // 5 + (i < total % 5) for i in range(5)]
-            points[letter] = dict(zip(DIMENSIONS, rows, strict=True))
+            points[letter] = dict(zip(STEP_DIMENSIONS, rows, strict=True))
             said += edge.output
         content = json.dumps(points) if self.answers is None else self.answers(points)
         read = RUBRIC + round(len(trace) / 4)
@@ -164,7 +162,7 @@ class Server:
                 added = "\n".join(line[1:] for line in patch.splitlines())
                 right = sum(new in added for new in wanted) / len(wanted)
                 score = 3 * right + seeded("vote", repository.name, patch).gauss(0, 0.5)
-                points[letter] = dict.fromkeys(VOTED, min(3, max(0, round(score)))) | {GATE: 3}
+                points[letter] = dict.fromkeys(PATCH_DIMENSIONS, min(3, max(0, round(score)))) | {GATE: 3}
             content = json.dumps(points)
         message = {"role": "assistant", "content": content}
         usage = _usage(len(text) // 4, 0, len(content) // 4)

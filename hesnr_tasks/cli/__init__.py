@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from hesnr_tasks.cli import analyze, behaviours, compare, convert, demo, inspect, passk, report
-    from hesnr_tasks.egss import report as egss
-    from hesnr_tasks.egss import select
+    from hesnr_tasks.cli import analyze, behaviours, compare, convert, demo, egss, inspect, passk, report, select
     from hesnr_tasks.integrations import watch
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")

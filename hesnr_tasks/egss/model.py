@@ -33,11 +33,9 @@ from minisweagent.models.utils.retry import retry
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hesnr_tasks.actions.classes import action_class
-from hesnr_tasks.egss.costs import Ledger, spent_of
-from hesnr_tasks.egss.estimators import Estimator, canonical, command_logprob
-from hesnr_tasks.egss.gates import Calibration, Step, open_gate, uniform
-from hesnr_tasks.egss.judge import Candidate, Judge, choose
-from hesnr_tasks.egss.llm import guarded_litellm
+from hesnr_tasks.egss.gates import Calibration, Estimator, Step, canonical, command_logprob, open_gate, uniform
+from hesnr_tasks.egss.judges import Candidate, Judge, choose, guarded_litellm
+from hesnr_tasks.egss.ledger import Ledger, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
 
 __all__ = ["GatedModel", "GatedModelConfig", "GatedTextbasedModel", "GatedTextbasedModelConfig"]
@@ -57,7 +55,7 @@ class _Settings(BaseModel):
     gate: str = "threshold:0"
     """never, always, random:RATE, edit, threshold:NATS, quantile:SHARE (see hesnr_tasks.egss.gates)."""
     estimator: str = "votes"
-    """votes, or logprob: of the whole command, a token (see hesnr_tasks.egss.estimators)."""
+    """votes, or logprob: of the whole command, a token (see hesnr_tasks.egss.gates)."""
     probes: int = 2
     """Draws that the estimator looks at, before the gate decides."""
     draws: int = 4

@@ -1,38 +1,164 @@
-"""`hesnr egss report`: what runs cost against what they resolve, from the files that mini-swe-agent wrote.
+"""Cost curves, and the ratio of costs at equal resolve rate, paired by task.
 
-Each argument is the output folder of a run (RUN/INSTANCE/INSTANCE.traj.json), several joined by + where one answer was
-chosen among them. With each goes an evaluation report. Runs with the same settings but for their outcome are one
-method; without a gate the method is `plain`.
+A method is a curve over its number of independent runs: mean cost a task against resolve rate. The cost of a rate is
+read from the curve by straight lines between its points (rates made non-decreasing: who has more runs can ignore some).
+Below the first point there is nothing to read: one run costs what it costs, so the ratio is then an upper bound. Above
+the last point the rate is not reached: infinity. The interval resamples tasks (seeded, those of `statistics`) with all
+of their runs: percentiles, as a ratio of interpolated curves has no standard error to studentise with.
+
+Currencies: `prompt` (every prompt token), `cached` (those read from a cache count `price`), `output` (tokens), `money`.
+Probes, draws and judges are in all of them; NaN where a call did not state it: unknown is not zero.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from hesnr_tasks import __version__
 from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.options import check_resamples
-from hesnr_tasks.analysis.output import FORMATS, Table, show
+from hesnr_tasks.analysis.output import Table
 from hesnr_tasks.bounded_io import read_json
-from hesnr_tasks.egss import SWEBENCH_CONFIG
-from hesnr_tasks.egss.costs import KINDS, Spent, spent_of
-from hesnr_tasks.egss.curves import CURRENCIES, PRICE, Curve, Record, at_equal_rate, curves, mean_number, paired_ratio
-from hesnr_tasks.egss.estimators import Estimator
-from hesnr_tasks.egss.gates import Calibration, calibrate
-from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
-from hesnr_tasks.formats.evaluations import read_outcomes
+from hesnr_tasks.egss.gates import Estimator
+from hesnr_tasks.egss.ledger import KINDS, Spent, spent_of
+from hesnr_tasks.errors import DataError, SettingsError, printable
 from hesnr_tasks.formats.fields import deep
-from hesnr_tasks.stats import RESAMPLES, SEED
+from hesnr_tasks.stats import RESAMPLES, SEED, resample_counts, standard_error
 
-__all__ = ["InstanceRun", "add_arguments", "curve_table", "read_instance", "read_run", "run", "savings_table", "spans"]
+__all__ = ["CURRENCIES", "PRICE", "Curve", "InstanceRun", "Record", "at_equal_rate", "curve_table", "curves"]
+__all__ += [
+    "kinds_table",
+    "mean_number",
+    "paired_ratio",
+    "paired_table",
+    "read_instance",
+    "read_run",
+    "savings_table",
+    "spans",
+]
+
+FloatArray = npt.NDArray[np.float64]
+CURRENCIES = ("prompt", "cached", "output", "money")
+PRICE = 0.1  # of a cached prompt token, in prompt tokens
+
+
+class Record(NamedTuple):
+    """One task by one method: the share resolved with so many runs, and what all of it cost."""
+
+    task: str
+    method: str
+    runs: int
+    resolved: float
+    spent: Spent
+
+
+class Curve(NamedTuple):
+    """One method, task by task and by number of runs: resolved (T, K), costs (T, K, currencies)."""
+
+    method: str
+    tasks: tuple[str, ...]
+    runs: tuple[int, ...]
+    resolved: FloatArray
+    costs: FloatArray
+
+
+def curves(records: Sequence[Record], price: float = PRICE) -> tuple[dict[str, Curve], list[str]]:
+    """The curve of each method on the tasks that all have, and the tasks left out because some lack them.
+
+    Records of the same task, method and number of runs are averaged. Raises `DataError` where no task is left.
+    """
+    if not 0 <= price <= 1:
+        raise SettingsError(f"--cached-price must lie in [0, 1], not {price}.")
+    cells: dict[tuple[str, int], dict[str, list[Record]]] = {}
+    for record in records:
+        cells.setdefault((record.method, record.runs), {}).setdefault(record.task, []).append(record)
+    every = {record.task for record in records}
+    tasks = tuple(sorted(every.intersection(*cells.values()))) if cells else ()
+    if not tasks:
+        raise DataError("these runs have no task in common whose outcome and cost are known; there is no comparison.")
+    found = {}
+    for method in dict.fromkeys(method for method, _ in cells):
+        runs = tuple(sorted(count for name, count in cells if name == method))
+        grid = [[cells[method, count][task] for count in runs] for task in tasks]
+        resolved = np.array([[np.mean([record.resolved for record in cell]) for cell in row] for row in grid])
+        costs = np.array([[np.mean([_costs(r.spent, price) for r in cell], axis=0) for cell in row] for row in grid])
+        found[method] = Curve(method, tasks, runs, resolved, costs)
+    return found, sorted(every - set(tasks))
+
+
+def _costs(spent: Spent, price: float) -> FloatArray:
+    if spent.unstated:
+        return np.full(len(CURRENCIES), math.nan)
+    money = spent.cost if spent.cost > 0 else math.nan
+    weighted = spent.prompt - (1 - price) * spent.cached
+    return np.array([spent.prompt, weighted, spent.output, money], dtype=np.float64)
+
+
+def mean_number(values: Sequence[float] | FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Number:
+    """The mean over tasks with its standard error and 95 % interval (NaN from fewer than 4 tasks)."""
+    column = np.asarray(values, dtype=np.float64)
+    means = resample_counts(len(column), resamples, seed).astype(np.float64) @ column / len(column)
+    return _number(float(column.mean()), means, len(column))
+
+
+def paired_ratio(a: FloatArray, b: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Number:
+    """mean(b) / mean(a) over the same tasks, each of shape (T,)."""
+    counts = resample_counts(len(a), resamples, seed).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _number(float(b.mean() / a.mean()), (counts @ b) / (counts @ a), len(a))
+
+
+def at_equal_rate(
+    method: Curve, reference: Curve, target: Curve, runs: int, resamples: int = RESAMPLES, seed: int = SEED
+) -> list[Number]:
+    """Costs of `method` over costs of `reference` at the resolve rate of `target` with `runs` runs, by currency.
+
+    Returns:
+        Value, bootstrap standard error (NaN where infinite values occur) and 95 % interval of each currency; NaN where
+        the costs are not known.
+    """
+    if runs not in target.runs:
+        raise SettingsError(f"{target.method!r} was not run with {runs} runs; it was with {target.runs}.")
+    n = len(method.tasks)
+    weights = np.vstack([np.full(n, 1 / n), resample_counts(n, resamples, seed) / n])  # the first row: the value itself
+    rate = weights @ target.resolved[:, target.runs.index(runs)]
+    ratios = []
+    for currency in range(len(CURRENCIES)):
+        with np.errstate(invalid="ignore", divide="ignore"):  # neither reaches it: NaN
+            ratio = _at_rate(method, weights, rate, currency) / _at_rate(reference, weights, rate, currency)
+        unknown = any(np.isnan(curve.costs[..., currency]).any() for curve in (method, reference))
+        ratios.append(Number(*[math.nan] * 4) if unknown else _number(float(ratio[0]), ratio[1:], n))
+    return ratios
+
+
+def _number(value: float, replicates: FloatArray, n: int) -> Number:
+    if math.isnan(value) and np.isnan(replicates).all():
+        return Number(*[math.nan] * 4)
+    bounded = np.where(np.isnan(replicates), np.inf, replicates)  # neither reaches the rate: nothing is saved
+    low, high = np.quantile(bounded, [0.025, 0.975], method="inverted_cdf") if n > 3 else (math.nan, math.nan)
+    return Number(value, standard_error(replicates), float(low), float(high))
+
+
+def _at_rate(curve: Curve, weights: FloatArray, rate: FloatArray, currency: int) -> FloatArray:
+    """Costs at each row's `rate` from each row's curve; infinite where the curve does not reach it."""
+    rates = np.maximum.accumulate(weights @ curve.resolved, axis=1)
+    costs = weights @ curve.costs[:, :, currency]
+    cost = np.where(rates[:, 0] >= rate - 1e-12, costs[:, 0], np.inf)
+    for i in range(1, len(curve.runs)):
+        low, high = rates[:, i - 1], rates[:, i]
+        between = np.isinf(cost) & (high >= rate - 1e-12)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(high > low, (rate - low) / (high - low), 1.0)
+        cost = np.where(between, costs[:, i - 1] + share * (costs[:, i] - costs[:, i - 1]), cost)
+    return cost
+
+
+# --- `hesnr egss report`: what runs cost against what they resolve, from the files that mini-swe-agent wrote ---
 
 
 class InstanceRun(NamedTuple):
@@ -116,146 +242,6 @@ def _method(config: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-# --- the commands ---------------------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `hesnr egss`."""
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    report = commands.add_parser("report", help="cost curves and ratios of cost at equal resolve rate")
-    add = report.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of mini-extra swebench; A+B+C: one answer chosen of three")
-    add("--resolved", nargs="+", type=Path, metavar="FILE", help="evaluation reports, one a RUN in the same order")
-    add("--reference", metavar="METHOD", help="what others are compared with (default: plain, else the first)")
-    add("--at", nargs="+", type=int, metavar="N", help="runs of the reference (default: as many as it has)")
-    add("--cached-price", type=float, default=PRICE, help=f"of a cached prompt token (default: {PRICE})")
-    add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap over tasks (default: {RESAMPLES})")
-    add("--bootstrap-seed", type=int, default=SEED, help=f"default: {SEED}")
-    add("--format", choices=FORMATS, default="text", help="default: text")
-    report.set_defaults(egss=_report)
-    calibration = commands.add_parser("calibrate", help="the estimates of finished runs, for quantile gates")
-    calibration.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs with model.gate=threshold:inf")
-    calibration.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="for model.calibration")
-    calibration.set_defaults(egss=_calibrate)
-    config = commands.add_parser("config", help="print the file for mini-extra swebench -c")
-    config.set_defaults(egss=lambda args: print(SWEBENCH_CONFIG) or 0)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run one of the commands."""
-    return int(args.egss(args))
-
-
-def _calibrate(args: argparse.Namespace) -> int:
-    instances = [instance for folder in args.runs for instance in read_run(folder)]
-    with_estimates = [instance for instance in instances if instance.estimates]
-    identities = {json.dumps([instance.estimator, instance.model], sort_keys=True) for instance in with_estimates}
-    if len(identities) > 1:
-        raise DataError(
-            "these runs have several estimators or models, and their estimates cannot be put together:\n"
-            + "\n".join(sorted(identities))
-        )
-    estimates = [value for instance in with_estimates for value in instance.estimates]
-    first = with_estimates[0] if with_estimates else None
-    calibration = calibrate(estimates, first.estimator if first else {}, first.model if first else "")
-    if any(instance.fired for instance in with_estimates):
-        print("note: the gate fired in these runs; what it led to is part of the calibration")
-    calibration.write(args.output)
-    print(f"{args.output}: {len(estimates)} steps of {len(with_estimates)} trajectories")
-    print("\n".join(_rules(calibration)))
-    return 0
-
-
-def _rules(calibration: Calibration) -> Iterator[str]:
-    for share in (0.5, 0.3, 0.2, 0.1, 0.05):
-        threshold, chance = calibration.rule(share)
-        at = "" if chance in (0.0, 1.0) else f", and of those at it {chance:.0%}"
-        yield f"  quantile:{share:g}  fires above {threshold:.4f} nats{at}"
-
-
-def _report(args: argparse.Namespace) -> int:
-    check_resamples(args.resamples, args.bootstrap_seed)
-    if not 0 <= args.cached_price <= 1:
-        raise SettingsError(f"--cached-price is {args.cached_price:g}; it is a share of a prompt token's price: 0 to 1")
-    records, instances, notes = _records(args.runs, args.resolved or [])
-    methods, left_out = curves(records, args.cached_price)
-    reference = _reference(methods, args.reference)
-    if left_out:
-        names = ", ".join(printable(task) for task in left_out[:5])
-        notes.append(f"{len(left_out)} task(s) are not in every run with outcome and cost, and left out: {names}")
-    counts = _counts(methods[reference], args.at)
-    options = (args.resamples, args.bootstrap_seed)
-    tables = [curve_table(methods, *options, notes=notes)]
-    tables += [savings_table(methods, name, n, *options) for name in _references(methods, reference)
-               for n in counts if len(methods) > 1 and n in methods[name].runs]  # fmt: skip
-    tables += [_paired_table(methods, reference, *options), kinds_table(instances)]
-    about = {"hesnr_tasks": __version__, "reference": reference, "cached_price": args.cached_price}
-    print(show([table for table in tables if table.rows], args.format, {**about, "resamples": args.resamples}))
-    return 0
-
-
-def _records(
-    arguments: Sequence[str], reports: Sequence[Path]
-) -> tuple[list[Record], list[tuple[str, int, InstanceRun]], list[str]]:
-    """A record a task of each argument; the instances behind them; what is to be said."""
-    if len(reports) != len(arguments):
-        own = [Path(argument) / "report.json" for argument in arguments]
-        if reports or not all(path.is_file() for path in own):
-            raise SettingsError(
-                f"{len(arguments)} run(s) and {len(reports)} report(s): costs are compared at equal resolve rate, and "
-                "every run has outcomes of its own.\nGive --resolved one evaluation report for each RUN, in the same "
-                "order, or put it into the folder as report.json."
-            )
-        reports = own
-    records, every, notes = [], [], []
-    for argument, report in zip(arguments, reports, strict=True):
-        pools = [read_run(Path(folder)) for folder in argument.split("+")]
-        outcomes = read_outcomes([str(report)])
-        by_instance = [{instance.instance: instance for instance in pool} for pool in pools]
-        names = {instance.method for pool in pools for instance in pool}
-        if len(names) > 1:
-            raise DataError(f"{argument}: runs of several methods in one: {', '.join(sorted(names))}.")
-        method, unknown, unstated = names.pop(), 0, 0
-        every += [(method, len(pools), instance) for pool in pools for instance in pool]
-        for task in sorted(set.intersection(*(set(pool) for pool in by_instance))):
-            spent = Spent.sum(pool[task].total for pool in by_instance)
-            solved = outcomes.get(task)
-            unknown += solved is None
-            unstated += spent.unstated > 0
-            if solved is not None and not spent.unstated:
-                records.append(Record(task, method, len(pools), float(solved), spent))
-        if unknown:
-            notes.append(f"{argument}: {unknown} task(s) without an outcome in {report}")
-        if unstated:
-            notes.append(f"{argument}: {unstated} task(s) with calls whose usage the server did not state")
-        lacking = len(set.union(*(set(pool) for pool in by_instance))) - len(
-            set.intersection(*(set(pool) for pool in by_instance))
-        )
-        if lacking:
-            notes.append(f"{argument}: {lacking} task(s) that only some of its runs have")
-    return records, every, notes
-
-
-def _reference(methods: Mapping[str, Curve], name: str | None) -> str:
-    if name is not None and name not in methods:
-        raise SettingsError(f"--reference {name!r} is none of {', '.join(methods)}.{nearest(name, methods)}")
-    return name or ("plain" if "plain" in methods else next(iter(methods)))
-
-
-def _references(methods: Mapping[str, Curve], reference: str) -> list[str]:
-    """The reference, then the controls that are there."""
-    controls = [name for name in methods if name.startswith(("gate random", "gate edit"))]
-    return list(dict.fromkeys([reference, *controls]))
-
-
-def _counts(reference: Curve, asked: Sequence[int] | None) -> list[int]:
-    for n in asked or ():
-        if n not in reference.runs:
-            has = ", ".join(map(str, reference.runs))
-            raise SettingsError(f"--at {n}: {reference.method!r} was run with {has} run(s).")
-    return list(asked or reference.runs)
-
-
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +285,7 @@ def savings_table(
     return Table(f"savings_at_{runs}_of_{reference}", title, rows, notes)
 
 
-def _paired_table(methods: Mapping[str, Curve], reference: str, resamples: int, seed: int) -> Table:
+def paired_table(methods: Mapping[str, Curve], reference: str, resamples: int, seed: int) -> Table:
     """The same number of runs: what is resolved more, and what it costs more."""
     base, rows = methods[reference], []
     for curve in methods.values():

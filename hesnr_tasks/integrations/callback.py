@@ -16,8 +16,19 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hesnr_tasks.errors import HesnrError, SettingsError
-from hesnr_tasks.integrations.eval_model import LiveModel, is_sharded, mixed_precision, tokenizer_of, unwrapped
-from hesnr_tasks.integrations.eval_scores import Evaluation, Evaluator, UnfinishedPass, change, gather, numbers
+from hesnr_tasks.integrations.evaluation import (
+    Evaluation,
+    Evaluator,
+    LiveModel,
+    UnfinishedPass,
+    change,
+    gather,
+    is_sharded,
+    mixed_precision,
+    numbers,
+    tokenizer_of,
+    unwrapped,
+)
 from hesnr_tasks.tasks.settings import Settings, refuse_unknown
 from hesnr_tasks.tasks.signature import describe
 

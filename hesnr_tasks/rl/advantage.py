@@ -14,14 +14,18 @@ at |A| / κ: with |A| = 1, κ = 2, α = 0.4 every token above 1.25 nats is cappe
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.errors import ScoringError, SettingsError
+from hesnr_tasks.exploration.text import load_lexicon, prose, sentences
 
-__all__ = ["ALPHA_GRPO", "ALPHA_PPO", "KAPPA", "Shaped", "check_strength", "entropy_shaped_advantage", "shape"]
+__all__ = ["ALPHA_GRPO", "KAPPA", "LexiconPivotal", "Shaped", "check_strength", "entropy_shaped_advantage", "shape"]
 
 ALPHA_GRPO = 0.4
 ALPHA_PPO = 0.1
@@ -131,3 +135,36 @@ def _entropies(entropies: Tensor, inside: Tensor) -> Tensor:
             "model's logits are finite and that these are not log-probabilities, or take the position out of the mask."
         )
     return entropy.clamp_min(0.0)
+
+
+# --- Which tokens of a completion begin a pivotal word (because, however, first …), for the logs of a training run ---
+
+
+class LexiconPivotal:
+    """The `pivotal` of `EntropyShapedGRPOMixin` from the lexicon of `hesnr_tasks.exploration`, in English prose.
+
+    Takes the token ids of one completion, gives one bool for each: whether the first character of a pivotal word lies
+    in it. `tokenizer` is that of the model; a token whose text it cannot tell counts as none.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._spelling = Encoder(tokenizer).spellings()
+        self._lexicon = load_lexicon()
+
+    def __call__(self, ids: Sequence[int]) -> list[bool]:
+        """One bool for each of `ids`."""
+        pieces = [self._spell(one) for one in ids]
+        text = b"".join(pieces).decode("utf-8", "surrogateescape")  # sampled tokens need not join to valid UTF-8
+        ends = np.cumsum([len(piece) for piece in pieces])
+        marks = np.zeros(len(pieces), dtype=bool)
+        for start in self._starts(text):
+            marks[np.searchsorted(ends, len(text[:start].encode("utf-8", "surrogateescape")), side="right")] = True
+        return [bool(mark) for mark in marks]
+
+    def _spell(self, one: int) -> bytes:
+        return (self._spelling[one] if one < len(self._spelling) else None) or b""
+
+    def _starts(self, text: str) -> list[int]:
+        """Characters at which pivotal words begin."""
+        flat = prose(text)
+        return [s.words[hit.word].start for s in sentences(flat) for hit in self._lexicon.hits(flat, s)]

@@ -93,7 +93,7 @@ class EntropyShapedGRPOMixin(_Trainer):
       bit for bit;
     - `alpha_decay_steps`: α falls linearly from `alpha` to 0 over so many optimizer steps (None: stays);
     - `pivotal`: which tokens of a completion are pivotal, for the logs (None: not logged), such as
-      `hesnr_tasks.rl.pivotal.LexiconPivotal(tokenizer)`.
+      `hesnr_tasks.rl.advantage.LexiconPivotal(tokenizer)`.
 
     H is the entropy, in nats, at the trainer's temperature, that TRL computes anyway. Shaped are tokens of the model
     alone: completion mask times tool mask. The evaluation loss is shaped as well. Logged beside TRL's metrics, over

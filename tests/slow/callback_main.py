@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from hesnr_tasks.errors import HesnrError
-from hesnr_tasks.integrations.eval_model import is_sharded
+from hesnr_tasks.integrations.evaluation import is_sharded
 from tests import tiny
 from tests.slow.training import gpt2, hesnr, losses, scoring, train
 

@@ -20,8 +20,7 @@ from transformers import TrainingArguments as Arguments
 from hesnr_tasks.analysis.intervals import paired
 from hesnr_tasks.errors import HesnrError, ScoringError, SettingsError
 from hesnr_tasks.integrations import HESNRCallback
-from hesnr_tasks.integrations.eval_model import unwrapped
-from hesnr_tasks.integrations.eval_state import untouched
+from hesnr_tasks.integrations.evaluation import untouched, unwrapped
 from hesnr_tasks.metrics import SUMS
 from tests import tiny
 from tests.lm_eval_run import evaluate

@@ -17,12 +17,20 @@ pytest.importorskip("minisweagent")
 
 from hesnr_tasks.cli import main
 from hesnr_tasks.egss.collect import AgentTests, Candidate, patch_key
-from hesnr_tasks.egss.costs import Spent
-from hesnr_tasks.egss.journal import Journal
-from hesnr_tasks.egss.sandbox import PatchError, Sandbox, SandboxError, sandbox_config, secret_variables
+from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel
+from hesnr_tasks.egss.ledger import Journal, Spent
 from hesnr_tasks.egss.select import Settings, select_instance
-from hesnr_tasks.egss.selectors import DIMENSIONS, GATE, ChatModel
-from hesnr_tasks.egss.suite import PYTEST, PatchTester, Runner, junit_outcomes
+from hesnr_tasks.egss.suite import (
+    PYTEST,
+    PatchError,
+    PatchTester,
+    Runner,
+    Sandbox,
+    SandboxError,
+    junit_outcomes,
+    sandbox_config,
+    secret_variables,
+)
 from hesnr_tasks.errors import DataError, SettingsError
 from tests.unit.egss import runs
 from tests.unit.egss.chat_server import serve
@@ -87,7 +95,7 @@ def judge(points):
 
 
 def even(value, gate=3):
-    return {**dict.fromkeys(DIMENSIONS, value), GATE: gate}
+    return {**dict.fromkeys(PATCH_DIMENSIONS, value), GATE: gate}
 
 
 # --- the whole command ------------------------------------------------------------------------------------------------

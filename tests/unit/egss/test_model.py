@@ -20,8 +20,8 @@ from benchmarks.egss.server import Server, serving
 from benchmarks.egss.world import build
 from hesnr_tasks.actions.classes import action_class
 from hesnr_tasks.egss import GatedModel, GatedTextbasedModel
-from hesnr_tasks.egss.costs import Spent, spent_of
-from hesnr_tasks.egss.estimators import canonical, command_logprob, vote_entropy
+from hesnr_tasks.egss.gates import canonical, command_logprob, vote_entropy
+from hesnr_tasks.egss.ledger import Spent, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError
 from tests.unit.egss.chat_server import serve
 

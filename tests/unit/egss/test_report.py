@@ -10,11 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.cli import main
-from hesnr_tasks.egss.costs import Spent
-from hesnr_tasks.egss.curves import Record, at_equal_rate, curves, paired_ratio
-from hesnr_tasks.egss.estimators import Estimator
-from hesnr_tasks.egss.gates import Calibration, Step, calibrate, open_gate, uniform
-from hesnr_tasks.egss.report import read_run
+from hesnr_tasks.egss.gates import Calibration, Estimator, Step, calibrate, open_gate, uniform
+from hesnr_tasks.egss.ledger import Spent
+from hesnr_tasks.egss.report import Record, at_equal_rate, curves, paired_ratio, read_run
 from hesnr_tasks.errors import DataError, SettingsError
 from tests.unit.egss.test_model import Server, agent_for, answered_by, model_for
 

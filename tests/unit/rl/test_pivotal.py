@@ -2,7 +2,7 @@
 
 import pytest
 
-from hesnr_tasks.rl.pivotal import LexiconPivotal
+from hesnr_tasks.rl.advantage import LexiconPivotal
 from tests import tiny
 
 TEXT = "The test fails, however “é” is read. Therefore we stop because `because` is code — but not more."

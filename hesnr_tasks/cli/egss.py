@@ -1,0 +1,169 @@
+"""`hesnr egss`: costs of runs at equal resolve rate, calibration of gates, and the file for mini-swe-agent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hesnr_tasks import __version__
+from hesnr_tasks.analysis.options import check_resamples
+from hesnr_tasks.analysis.output import FORMATS, show
+from hesnr_tasks.egss import SWEBENCH_CONFIG
+from hesnr_tasks.egss.gates import Calibration, calibrate
+from hesnr_tasks.egss.ledger import Spent
+from hesnr_tasks.egss.report import (
+    PRICE,
+    Curve,
+    InstanceRun,
+    Record,
+    curve_table,
+    curves,
+    kinds_table,
+    paired_table,
+    read_run,
+    savings_table,
+)
+from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
+from hesnr_tasks.formats.evaluations import read_outcomes
+from hesnr_tasks.stats import RESAMPLES, SEED
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hesnr egss`."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    report = commands.add_parser("report", help="cost curves and ratios of cost at equal resolve rate")
+    add = report.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folder of mini-extra swebench; A+B+C: one answer chosen of three")
+    add("--resolved", nargs="+", type=Path, metavar="FILE", help="evaluation reports, one a RUN in the same order")
+    add("--reference", metavar="METHOD", help="what others are compared with (default: plain, else the first)")
+    add("--at", nargs="+", type=int, metavar="N", help="runs of the reference (default: as many as it has)")
+    add("--cached-price", type=float, default=PRICE, help=f"of a cached prompt token (default: {PRICE})")
+    add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap over tasks (default: {RESAMPLES})")
+    add("--bootstrap-seed", type=int, default=SEED, help=f"default: {SEED}")
+    add("--format", choices=FORMATS, default="text", help="default: text")
+    report.set_defaults(egss=_report)
+    calibration = commands.add_parser("calibrate", help="the estimates of finished runs, for quantile gates")
+    calibration.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs with model.gate=threshold:inf")
+    calibration.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="for model.calibration")
+    calibration.set_defaults(egss=_calibrate)
+    config = commands.add_parser("config", help="print the file for mini-extra swebench -c")
+    config.set_defaults(egss=lambda args: print(SWEBENCH_CONFIG) or 0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the commands."""
+    return int(args.egss(args))
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    instances = [instance for folder in args.runs for instance in read_run(folder)]
+    with_estimates = [instance for instance in instances if instance.estimates]
+    identities = {json.dumps([instance.estimator, instance.model], sort_keys=True) for instance in with_estimates}
+    if len(identities) > 1:
+        raise DataError(
+            "these runs have several estimators or models, and their estimates cannot be put together:\n"
+            + "\n".join(sorted(identities))
+        )
+    estimates = [value for instance in with_estimates for value in instance.estimates]
+    first = with_estimates[0] if with_estimates else None
+    calibration = calibrate(estimates, first.estimator if first else {}, first.model if first else "")
+    if any(instance.fired for instance in with_estimates):
+        print("note: the gate fired in these runs; what it led to is part of the calibration")
+    calibration.write(args.output)
+    print(f"{args.output}: {len(estimates)} steps of {len(with_estimates)} trajectories")
+    print("\n".join(_rules(calibration)))
+    return 0
+
+
+def _rules(calibration: Calibration) -> Iterator[str]:
+    for share in (0.5, 0.3, 0.2, 0.1, 0.05):
+        threshold, chance = calibration.rule(share)
+        at = "" if chance in (0.0, 1.0) else f", and of those at it {chance:.0%}"
+        yield f"  quantile:{share:g}  fires above {threshold:.4f} nats{at}"
+
+
+def _report(args: argparse.Namespace) -> int:
+    check_resamples(args.resamples, args.bootstrap_seed)
+    if not 0 <= args.cached_price <= 1:
+        raise SettingsError(f"--cached-price is {args.cached_price:g}; it is a share of a prompt token's price: 0 to 1")
+    records, instances, notes = _records(args.runs, args.resolved or [])
+    methods, left_out = curves(records, args.cached_price)
+    reference = _reference(methods, args.reference)
+    if left_out:
+        names = ", ".join(printable(task) for task in left_out[:5])
+        notes.append(f"{len(left_out)} task(s) are not in every run with outcome and cost, and left out: {names}")
+    counts = _counts(methods[reference], args.at)
+    options = (args.resamples, args.bootstrap_seed)
+    tables = [curve_table(methods, *options, notes=notes)]
+    tables += [savings_table(methods, name, n, *options) for name in _references(methods, reference)
+               for n in counts if len(methods) > 1 and n in methods[name].runs]  # fmt: skip
+    tables += [paired_table(methods, reference, *options), kinds_table(instances)]
+    about = {"hesnr_tasks": __version__, "reference": reference, "cached_price": args.cached_price}
+    print(show([table for table in tables if table.rows], args.format, {**about, "resamples": args.resamples}))
+    return 0
+
+
+def _records(
+    arguments: Sequence[str], reports: Sequence[Path]
+) -> tuple[list[Record], list[tuple[str, int, InstanceRun]], list[str]]:
+    """A record a task of each argument; the instances behind them; what is to be said."""
+    if len(reports) != len(arguments):
+        own = [Path(argument) / "report.json" for argument in arguments]
+        if reports or not all(path.is_file() for path in own):
+            raise SettingsError(
+                f"{len(arguments)} run(s) and {len(reports)} report(s): costs are compared at equal resolve rate, and "
+                "every run has outcomes of its own.\nGive --resolved one evaluation report for each RUN, in the same "
+                "order, or put it into the folder as report.json."
+            )
+        reports = own
+    records, every, notes = [], [], []
+    for argument, report in zip(arguments, reports, strict=True):
+        pools = [read_run(Path(folder)) for folder in argument.split("+")]
+        outcomes = read_outcomes([str(report)])
+        by_instance = [{instance.instance: instance for instance in pool} for pool in pools]
+        names = {instance.method for pool in pools for instance in pool}
+        if len(names) > 1:
+            raise DataError(f"{argument}: runs of several methods in one: {', '.join(sorted(names))}.")
+        method, unknown, unstated = names.pop(), 0, 0
+        every += [(method, len(pools), instance) for pool in pools for instance in pool]
+        for task in sorted(set.intersection(*(set(pool) for pool in by_instance))):
+            spent = Spent.sum(pool[task].total for pool in by_instance)
+            solved = outcomes.get(task)
+            unknown += solved is None
+            unstated += spent.unstated > 0
+            if solved is not None and not spent.unstated:
+                records.append(Record(task, method, len(pools), float(solved), spent))
+        if unknown:
+            notes.append(f"{argument}: {unknown} task(s) without an outcome in {report}")
+        if unstated:
+            notes.append(f"{argument}: {unstated} task(s) with calls whose usage the server did not state")
+        lacking = len(set.union(*(set(pool) for pool in by_instance))) - len(
+            set.intersection(*(set(pool) for pool in by_instance))
+        )
+        if lacking:
+            notes.append(f"{argument}: {lacking} task(s) that only some of its runs have")
+    return records, every, notes
+
+
+def _reference(methods: Mapping[str, Curve], name: str | None) -> str:
+    if name is not None and name not in methods:
+        raise SettingsError(f"--reference {name!r} is none of {', '.join(methods)}.{nearest(name, methods)}")
+    return name or ("plain" if "plain" in methods else next(iter(methods)))
+
+
+def _references(methods: Mapping[str, Curve], reference: str) -> list[str]:
+    """The reference, then the controls that are there."""
+    controls = [name for name in methods if name.startswith(("gate random", "gate edit"))]
+    return list(dict.fromkeys([reference, *controls]))
+
+
+def _counts(reference: Curve, asked: Sequence[int] | None) -> list[int]:
+    for n in asked or ():
+        if n not in reference.runs:
+            has = ", ".join(map(str, reference.runs))
+            raise SettingsError(f"--at {n}: {reference.method!r} was run with {has} run(s).")
+    return list(asked or reference.runs)
