@@ -1,6 +1,6 @@
 """What a shell text runs: its simple commands, the words that name program and operands, one canonical spelling.
 
-Texts are lexed (`filters.shell`), never executed. Nothing here raises, whatever the text.
+Texts are lexed (`filters.lexers.shell`), never executed. Nothing here raises, whatever the text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from hesnr_tasks.actions.tools import names
-from hesnr_tasks.filters.shell import Command, HereDocument, Script, Word, lex_shell
+from hesnr_tasks.filters.lexers.shell import Command, HereDocument, Script, Word, lex_shell
 
 __all__ = ["Simple", "canonical", "operands", "program", "program_name", "simple_commands", "values", "verb"]
 

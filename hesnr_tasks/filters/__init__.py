@@ -14,35 +14,54 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.filters.comments import comments
-from hesnr_tasks.filters.format import format
-from hesnr_tasks.filters.xml import xml
+from hesnr_tasks.actions import parse_action
+from hesnr_tasks.actions.views import CharSpan
+from hesnr_tasks.filters.formatting import formatting
+from hesnr_tasks.filters.languages import comments_of
+from hesnr_tasks.filters.regions import regions
 from hesnr_tasks.labels import action_code, kind_code
 from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["FILTERS", "LABELS_VERSION", "Filter", "char_codes", "filter_bits"]
+__all__ = ["FILTERS", "LABELS_VERSION", "Filter", "char_codes", "comments", "filter_bits", "xml"]
 
 LABELS_VERSION = "6"
 
-Filter = Callable[[str], list[tuple[int, int]]]  # spans may overlap and come in any order
+Filter = Callable[[str], list[CharSpan]]  # never raises; spans may overlap and come in any order
 
-FILTERS: dict[str, Filter] = {"xml": xml, "format": format, "comments": comments}
+
+def xml(text: str) -> list[CharSpan]:
+    """Spans of the call syntax: the tags of the call, their attributes, and the JSON around the values of a JSON call.
+
+    Only the call's own syntax, as parsed: markup inside values (`<div>`, `List<int>`) stays.
+    """
+    return [span for call in parse_action(text) for span in call.tags]
+
+
+def comments(text: str) -> list[CharSpan]:
+    """Spans of code comments, found by lexing each piece of the action in its own language; line ends stay.
+
+    Comments are what the language's own lexer throws away (documentation comments such as `/** … */` and `///`
+    included), so Python docstrings, which are string expressions, stay, and `# noqa` or `// eslint-disable` go. Shebang
+    lines, which choose the interpreter, and preprocessor lines stay.
+    """
+    pieces = regions(text)
+    return [span for piece in pieces for span in piece.view.back(comments_of(piece.view.text, piece.language))]
+
+
+FILTERS: dict[str, Filter] = {"xml": xml, "format": formatting, "comments": comments}
 
 
 def filter_bits(action_text: str) -> npt.NDArray[np.uint8]:
     """For each character of one action, bit i set iff the i-th of `FILTERS` drops it; shape (len(action_text),)."""
-    bits = np.zeros(len(action_text), np.uint8)
+    length = len(action_text)
+    bits = np.zeros(length, np.uint8)
     for i, drop in enumerate(FILTERS.values()):
-        bits |= _covered(drop(action_text), len(action_text)).astype(np.uint8) << np.uint8(i)
+        borders = np.array(drop(action_text), np.int64).reshape(-1, 2)
+        starts, ends = (np.bincount(borders[:, side], minlength=length + 1) for side in (0, 1))
+        covered = np.cumsum(starts - ends)[:length] > 0  # where more spans have begun than ended
+        bits |= covered.astype(np.uint8) << np.uint8(i)
     return bits
-
-
-def _covered(spans: list[tuple[int, int]], length: int) -> npt.NDArray[np.bool_]:
-    """Which of `length` characters lie in one of `spans`: where more spans have begun than ended."""
-    ends = np.array(spans, np.int64).reshape(-1, 2)
-    begun, ended = (np.bincount(ends[:, side], minlength=length + 1) for side in (0, 1))
-    return np.cumsum(begun - ended)[:length] > 0
 
 
 def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:

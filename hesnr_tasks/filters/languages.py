@@ -1,90 +1,122 @@
-"""Which language a piece of text is in: by file name, fence tag, shebang, interpreter or, failing these, its look."""
+"""The table of languages: which files, fences and programs are in each, and how its comments are lexed.
+
+To add a language, add a line to `_TABLE` and, if its comments are to be found, a grammar in `lexers/`.
+"""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import NamedTuple
 
-__all__ = ["by_file", "by_file_name", "by_interpreter", "by_look", "by_tag"]
+from hesnr_tasks.actions.views import CharSpan
+from hesnr_tasks.filters.lexers import Grammar, clike, config, scripts
+from hesnr_tasks.filters.lexers.shell import shell
 
-_EXTENSIONS = {
-    "python": "ipynb py pyi pyw pyx pxd pyt wsgi bzl star",
-    "javascript": "js jsx mjs cjs es6 json5 jsonc",
-    "typescript": "ts tsx mts cts",
-    "java": "java",
-    "groovy": "groovy gradle",
-    "go": "go",
-    "rust": "rs",
-    "c": "c h",
-    "cpp": "cc cpp cxx c++ hh hpp hxx h++ ipp inl tpp cu cuh ino m mm proto",
-    "csharp": "cs csx",
-    "ruby": "rb rake gemspec ru podspec builder",
-    "php": "php phtml php5 php7 php8",
-    "kotlin": "kt kts",
-    "swift": "swift",
-    "scala": "scala sc sbt",
-    "dart": "dart",
-    "shell": "sh bash zsh ksh bats command env envrc",
-    "yaml": "yaml yml",
-    "toml": "toml",
-    "ini": "ini cfg conf properties editorconfig",
-    "sql": "sql ddl dml psql mysql",
-    "dockerfile": "dockerfile containerfile",
-    "make": "mk mak make",
-    "html": "html htm vue svelte erb jsp jinja j2 xhtml xml svg xsd xsl xslt rss atom plist csproj vbproj",
-    "css": "css",
-    "scss": "scss sass less",
-    "markdown": "md markdown mdx mkd mdown rmd qmd",
-    "rst": "rst rest",
-    "text": "txt text adoc",
-    "patch": "patch diff",
-    "lua": "lua",
-    "perl": "pl pm",
-    "r": "r",
-    "julia": "jl",
-    "elixir": "ex exs",
-    "erlang": "erl hrl",
-    "haskell": "hs",
-    "powershell": "ps1 psm1",
-    "terraform": "tf tfvars hcl",
-    "cmake": "cmake",
-}
-_BY_EXTENSION = {extension: language for language, all_ in _EXTENSIONS.items() for extension in all_.split()}
-_NAMES = (
-    (re.compile(r"(?:Docker|Container)file(?:[._-].*)?|.*\.dockerfile", re.IGNORECASE), "dockerfile"),
-    (re.compile(r"(?:GNU|BSD)?makefile(?:[._-].*)?", re.IGNORECASE), "make"),
-    (re.compile(r"CMakeLists\.txt", re.IGNORECASE), "cmake"),
-    (re.compile(r".*(?:requirements|constraints).*\.(?:txt|in)", re.IGNORECASE), "requirements"),
-    (re.compile(r"robots\.txt", re.IGNORECASE), "requirements"),
-    (re.compile(r"(?:Gem|Rake|Vagrant|Brew|Guard|Pod|Fast|Cap|Danger)file|config\.ru|\.irbrc|\.pryrc"), "ruby"),
-    (re.compile(r"Jenkinsfile(?:\..*)?"), "groovy"),
-    (
-        re.compile(r"SCons(?:truct|cript)|BUILD(?:\.bazel)?|WORKSPACE(?:\.bazel)?|Snakefile|wscript|\.pythonrc"),
-        "python",
-    ),
-    (re.compile(r"Pipfile|poetry\.lock|Cargo\.lock|uv\.lock|pdm\.lock"), "toml"),
-    (
-        re.compile(
-            r"\.(?:bash|zsh|k?sh)rc|\.(?:bash_)?profile|\.bash_aliases|\.zshenv|\.envrc|\.env(?:\..*)?|PKGBUILD"
-        ),
-        "shell",
-    ),
-    (
-        re.compile(r"\.(?:git|docker|npm|eslint|prettier|hg|helm)ignore|\.gitattributes|CODEOWNERS|\.mailmap"),
-        "requirements",
-    ),
-    (re.compile(r"\.clang-(?:format|tidy)|\.(?:yamllint|prettierrc|rubocop\.yml)"), "yaml"),
-    (
-        re.compile(
-            r"\.(?:coveragerc|flake8|pylintrc|npmrc|gitconfig|gitmodules|pypirc|editorconfig)|setup\.cfg|tox\.ini"
-        ),
-        "ini",
-    ),
-    (
-        re.compile(r"(?:README|CHANGELOG|CHANGES|CONTRIBUTING|NEWS|HISTORY|AUTHORS|LICENSE|COPYING)", re.IGNORECASE),
-        "text",
-    ),
+__all__ = [
+    "LANGUAGES",
+    "PROSE",
+    "Language",
+    "by_file",
+    "by_file_name",
+    "by_interpreter",
+    "by_look",
+    "by_tag",
+    "comments_of",
+]
+
+
+class Language(NamedTuple):
+    """How a language is recognised and lexed; words are separated by spaces, patterns match whole names."""
+
+    name: str
+    comments: Grammar | None = None
+    extensions: str = ""  # of its files, in lower case; also tags of its fences
+    tags: str = ""  # further tags of its fences
+    program: str = ""  # pattern of the names of its interpreters
+    script: str = ""  # pattern of the interpreter's options that a program follows
+    files: str = ""  # pattern of file names that the extension does not tell
+
+
+# where several patterns match a file name, the first line counts
+# fmt: off
+_TABLE = (
+    Language("dockerfile", config.dockerfile, "dockerfile containerfile", "docker",
+             files=r"(?i:(?:Docker|Container)file(?:[._-].*)?|.*\.dockerfile)"),
+    Language("make", config.make, "mk mak make", "makefile", r"g?make", files=r"(?i:(?:GNU|BSD)?makefile(?:[._-].*)?)"),
+    Language("cmake", config.cmake, "cmake", files=r"(?i:CMakeLists\.txt)"),
+    Language("requirements", config.requirements,
+             files=r"(?i:.*(?:requirements|constraints).*\.(?:txt|in)|robots\.txt)|\.gitattributes|CODEOWNERS|\.mailmap"
+                   r"|\.(?:git|docker|npm|eslint|prettier|hg|helm)ignore"),
+    Language("ruby", scripts.ruby, "rb rake gemspec ru podspec builder", "", r"j?ruby[\d.]*|irb", r"-\w*e",
+             r"(?:Gem|Rake|Vagrant|Brew|Guard|Pod|Fast|Cap|Danger)file|config\.ru|\.irbrc|\.pryrc"),
+    Language("groovy", clike.groovy, "groovy gradle", files=r"Jenkinsfile(?:\..*)?"),
+    Language("python", scripts.python, "ipynb py pyi pyw pyx pxd pyt wsgi bzl star", "python3 py3 ipython tool_code",
+             r"(?:python|pypy|ipython)[\d.]*w?|uv-python", r"-\w*c",
+             r"SCons(?:truct|cript)|BUILD(?:\.bazel)?|WORKSPACE(?:\.bazel)?|Snakefile|wscript|\.pythonrc"),
+    Language("toml", config.toml, "toml", files=r"Pipfile|poetry\.lock|Cargo\.lock|uv\.lock|pdm\.lock"),
+    Language("shell", shell, "sh bash zsh ksh bats command env envrc", "", r"(?:ba|z|k|da|a)?sh", r"-\w*c",
+             r"\.(?:bash|zsh|k?sh)rc|\.(?:bash_)?profile|\.bash_aliases|\.zshenv|\.envrc|\.env(?:\..*)?|PKGBUILD"),
+    Language("yaml", config.yaml, "yaml yml", files=r"\.clang-(?:format|tidy)|\.(?:yamllint|prettierrc|rubocop\.yml)"),
+    Language("ini", config.ini, "ini cfg conf properties editorconfig", files=r"setup\.cfg|tox\.ini"
+             r"|\.(?:coveragerc|flake8|pylintrc|npmrc|gitconfig|gitmodules|pypirc|editorconfig)"),
+    Language("text", None, "txt text adoc",
+             files=r"(?i:README|CHANGELOG|CHANGES|CONTRIBUTING|NEWS|HISTORY|AUTHORS|LICENSE|COPYING)"),
+    Language("javascript", clike.javascript, "js jsx mjs cjs es6 json5 jsonc", "node javascriptreact",
+             r"node(?:js)?|deno|bun|qjs|d8", r"-e|-p|-pe|--eval|--print|eval"),
+    Language("typescript", clike.javascript, "ts tsx mts cts", "typescriptreact", r"ts-node|tsx",
+             r"-e|-p|-pe|--eval|--print"),
+    Language("java", clike.java, "java"),
+    Language("go", clike.go, "go", "golang"),
+    Language("rust", clike.rust, "rs"),
+    Language("c", clike.c, "c h"),
+    Language("cpp", clike.cpp, "cc cpp cxx c++ hh hpp hxx h++ ipp inl tpp cu cuh ino m mm proto", "objective-c objc"),
+    Language("csharp", clike.csharp, "cs csx", "c#"),
+    Language("php", clike.php, "php phtml php5 php7 php8", "", r"php[\d.]*", r"-r"),
+    Language("kotlin", clike.kotlin, "kt kts"),
+    Language("swift", clike.swift, "swift"),
+    Language("scala", clike.kotlin, "scala sc sbt"),
+    Language("dart", clike.dart, "dart"),
+    Language("sql", config.sql, "sql ddl dml psql mysql", "postgresql plpgsql sqlite",
+             r"psql|mysql|mariadb|sqlite3?|duckdb", r"-c|-e|--command|--execute"),
+    Language("html", config.html,
+             "html htm vue svelte erb jsp jinja j2 xhtml xml svg xsd xsl xslt rss atom plist csproj vbproj"),
+    Language("css", clike.css, "css"),
+    Language("scss", clike.scss, "scss sass less"),
+    Language("markdown", config.markdown, "md markdown mdx mkd mdown rmd qmd"),
+    Language("rst", None, "rst rest"),
+    Language("patch", None, "patch diff"),
+    Language("lua", scripts.lua, "lua", "", r"lua(?:jit)?[\d.]*", r"-e"),
+    Language("perl", scripts.perl, "pl pm", "", r"perl[\d.]*", r"-\w*[eE]"),
+    Language("r", scripts.r, "r", "", r"Rscript|R", r"-e"),
+    Language("julia", scripts.julia, "jl", "", r"julia", r"-e|-E"),
+    Language("elixir", scripts.elixir, "ex exs", "", r"elixir|iex", r"-e"),
+    Language("erlang", scripts.erlang, "erl hrl"),
+    Language("haskell", scripts.haskell, "hs"),
+    Language("powershell", scripts.powershell, "ps1 psm1", "", r"pwsh|powershell"),
+    Language("terraform", config.terraform, "tf tfvars hcl"),
+    Language("console", None, "", "console pycon shell-session"),
+    Language("prose"),
 )
+# fmt: on
+LANGUAGES = {language.name: language for language in _TABLE}
+PROSE = ("markdown", "rst", "text", "prose")  # the languages in which marks of markdown are marks
+
+
+def comments_of(text: str, language: str) -> list[CharSpan]:
+    """Spans of the comments of `text`, a file or fragment; none for a language without a grammar.
+
+    A shebang, which chooses the interpreter, is not a comment.
+    """
+    grammar = LANGUAGES[language].comments if language in LANGUAGES else None
+    spans = grammar(text) if grammar else []
+    return [span for span in spans if span[0] > 0] if text.startswith("#!") else spans
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+_FILES = [(re.compile(language.files), language.name) for language in _TABLE if language.files]
+_BY_EXTENSION = {extension: language.name for language in _TABLE for extension in language.extensions.split()}
 
 
 @lru_cache(maxsize=4096)
@@ -92,7 +124,7 @@ def by_file_name(path: str) -> str | None:
     """The language of a file of that name, or None."""
     name = re.split(r"[/\\]", path.strip().strip("'\""))[-1]
     name = re.sub(r"\.(?:in|tmpl|tpl|template|j2|jinja2?|bak|orig|new|old|tmp)$", "", name) or name
-    for pattern, language in _NAMES:
+    for pattern, language in _FILES:
         if pattern.fullmatch(name):
             return language
     _, dot, extension = name.rpartition(".")
@@ -121,35 +153,14 @@ def by_file(path: str, text: str) -> str | None:
     return by_file_name(path) or (by_look(text) if text.lstrip().startswith("#!") else None)
 
 
-_TAGS = {
-    **{language: language for language in _EXTENSIONS},
-    **_BY_EXTENSION,
-    "python3": "python",
-    "py3": "python",
-    "ipython": "python",
-    "pycon": "console",
-    "node": "javascript",
-    "typescriptreact": "typescript",
-    "javascriptreact": "javascript",
-    "golang": "go",
-    "c++": "cpp",
-    "c#": "csharp",
-    "objective-c": "cpp",
-    "objc": "cpp",
-    "zsh": "shell",
-    "bash": "shell",
-    "docker": "dockerfile",
-    "makefile": "make",
-    "xml": "html",
-    "hcl": "terraform",
-    "postgresql": "sql",
-    "plpgsql": "sql",
-    "sqlite": "sql",
-    "cfg": "ini",
-    "tool_code": "python",
-    "console": "console",
-    "shell-session": "console",
-}
+# --- fences and programs ----------------------------------------------------------------------------------------------
+
+_TAGS = (
+    {language.name: language.name for language in _TABLE if language.extensions}
+    | _BY_EXTENSION
+    | {tag: language.name for language in _TABLE for tag in language.tags.split()}
+)
+_PROGRAMS = [(re.compile(language.program), language.name) for language in _TABLE if language.program]
 
 
 def by_tag(tag: str) -> str | None:
@@ -157,29 +168,13 @@ def by_tag(tag: str) -> str | None:
     return _TAGS.get(tag.strip().strip("{}.").lower())
 
 
-_INTERPRETERS = (
-    (re.compile(r"(?:python|pypy|ipython)[\d.]*w?|uv-python"), "python"),
-    (re.compile(r"(?:ba|z|k|da|a)?sh"), "shell"),
-    (re.compile(r"node(?:js)?|deno|bun|qjs|d8"), "javascript"),
-    (re.compile(r"ts-node|tsx"), "typescript"),
-    (re.compile(r"j?ruby[\d.]*|irb"), "ruby"),
-    (re.compile(r"php[\d.]*"), "php"),
-    (re.compile(r"psql|mysql|mariadb|sqlite3?|duckdb"), "sql"),
-    (re.compile(r"make|gmake"), "make"),
-    (re.compile(r"perl[\d.]*"), "perl"),
-    (re.compile(r"lua(?:jit)?[\d.]*"), "lua"),
-    (re.compile(r"Rscript|R"), "r"),
-    (re.compile(r"julia"), "julia"),
-    (re.compile(r"elixir|iex"), "elixir"),
-    (re.compile(r"pwsh|powershell"), "powershell"),
-)
-
-
 def by_interpreter(program: str) -> str | None:
     """The language that a program such as `/usr/bin/python3.11` runs, or None."""
     name = program.rpartition("/")[2].removesuffix(".exe")
-    return next((language for pattern, language in _INTERPRETERS if pattern.fullmatch(name)), None)
+    return next((language for pattern, language in _PROGRAMS if pattern.fullmatch(name)), None)
 
+
+# --- looks ------------------------------------------------------------------------------------------------------------
 
 _SHEBANG = re.compile(r"#![ \t]*(?:\S*/env[ \t]+(?:-\S+[ \t]+)*)?(\S+)")
 _NOT_PYTHON = re.compile(

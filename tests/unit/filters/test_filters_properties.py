@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
-from hesnr_tasks.filters.grammars import GRAMMARS, comments_of
+from hesnr_tasks.filters.languages import LANGUAGES, comments_of
 from hesnr_tasks.formats import load
 from hesnr_tasks.labels import MAX_FILTERS, action_code, kind_code, label_mask
 from hesnr_tasks.rendering import render
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from tests.unit.filters.marked import positions
 
+LEXED = sorted(name for name, language in LANGUAGES.items() if language.comments)
 SYNTAX = (
     "<function=bash>\n",
     "<parameter=command>",
@@ -89,7 +90,7 @@ def test_no_text_raises_and_bits_are_those_of_the_spans(text):
         assert positions(spans) == set(np.flatnonzero(bits >> i & 1).tolist())
 
 
-@given(TEXTS, st.sampled_from(sorted(GRAMMARS)))
+@given(TEXTS, st.sampled_from(LEXED))
 @settings(max_examples=300, deadline=None)
 def test_no_grammar_raises(text, language):
     assert all(0 <= start <= end <= len(text) for start, end in comments_of(text, language))
@@ -212,7 +213,7 @@ def takes_less_than(limit, function, text, *rest):
     return any(seconds(function, text + " " * i, *rest) < limit for i in range(2))
 
 
-@pytest.mark.parametrize("language", sorted(GRAMMARS))
+@pytest.mark.parametrize("language", LEXED)
 def test_grammars_take_linear_time_on_repetitions(language):
     """8 KB of any token take milliseconds (a quadratic step would take seconds); # // -- /* defeat the pre-checks."""
     for unit in REPEATED:

@@ -22,27 +22,28 @@ from collections.abc import Iterator
 
 from hesnr_tasks.actions import parse_action
 from hesnr_tasks.actions.views import CharSpan, View
-from hesnr_tasks.filters.regions import Region, regions
+from hesnr_tasks.filters.languages import PROSE
+from hesnr_tasks.filters.regions import regions
 
-__all__ = ["format"]
+__all__ = ["formatting"]
 
 _EVERYWHERE = re.compile(r"\s+|([-=*_~#])\1{3,}")
 
 
-def format(text: str) -> list[CharSpan]:
+def formatting(text: str) -> list[CharSpan]:
     """Spans of form in one action's text. Never raises."""
-    found = [m.span() for m in _EVERYWHERE.finditer(text)]
+    spans = [m.span() for m in _EVERYWHERE.finditer(text)]
     for call in parse_action(text):
-        found += call.fences
+        spans += call.fences
         for parameter in call.parameters:
             if parameter.encoded:
-                found += _decoded(parameter.view(text))
-    for region in regions(text):
-        if region.language in _MARKUP:
-            found += region.view.back(_marks(region))
-        if len(region.view.text) != region.view.at[-1] - region.view.at[0]:
-            found += _decoded(region.view)
-    return found
+                spans += _decoded(parameter.view(text))
+    for view, language in regions(text):
+        if language in PROSE:
+            spans += view.back(_marks(view.text))
+        if len(view.text) != view.at[-1] - view.at[0]:
+            spans += _decoded(view)
+    return spans
 
 
 def _decoded(view: View) -> Iterator[CharSpan]:
@@ -52,7 +53,6 @@ def _decoded(view: View) -> Iterator[CharSpan]:
             yield view.at[i], view.at[i + 1]
 
 
-_MARKUP = ("markdown", "rst", "text", "prose")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
 _LINE_MARKS = re.compile(
     r"""^[ \t]{0,3}\#{1,6}(?=[ \t]|$)            # heading
@@ -68,22 +68,22 @@ _LINE_MARKS = re.compile(
 )
 
 
-def _marks(region: Region) -> Iterator[CharSpan]:
-    """Marks outside fenced code, and the fences."""
-    text, position, closing = region.view.text, 0, ""
+def _marks(text: str) -> Iterator[CharSpan]:
+    """Marks of markdown outside fenced code, and the fences."""
+    position, closing = 0, ""
     for fence in _FENCE.finditer(text):
         if closing and not (fence[1].startswith(closing) and fence[0].strip() == fence[1]):
             continue
         if not closing:
-            yield from _prose_marks(text, position, fence.start())
+            yield from _line_marks(text, position, fence.start())
         closing = "" if closing else fence[1]
         yield fence.span()
         position = fence.end()
     if not closing:
-        yield from _prose_marks(text, position, len(text))
+        yield from _line_marks(text, position, len(text))
 
 
-def _prose_marks(text: str, start: int, end: int) -> Iterator[CharSpan]:
+def _line_marks(text: str, start: int, end: int) -> Iterator[CharSpan]:
     for m in _LINE_MARKS.finditer(text, start, end):
         yield m.span()
         if m["close"]:

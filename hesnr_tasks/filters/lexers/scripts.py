@@ -1,0 +1,282 @@
+"""Languages of scripts and functions: Python, Ruby, Perl, Lua, R, Julia, PowerShell, Elixir, Erlang, Haskell.
+
+Python has every string form, and f-strings with nested expressions (PEP 701; earlier f-strings are a part of it). A
+fragment of it may begin inside a docstring: both readings are lexed and the one that leaves less prose where code
+should be is taken; on a tie the fragment begins in code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from hesnr_tasks.actions.views import CharSpan
+from hesnr_tasks.filters.lexers import (
+    CHARACTER,
+    DOUBLE,
+    EXACT,
+    HASH,
+    LINE_END,
+    LOOSE,
+    MANY,
+    REGEX,
+    SINGLE,
+    Lexer,
+    LineIndex,
+    Rule,
+    Scan,
+    here_document,
+    if_any,
+    interpolated,
+    many_lines,
+    nesting,
+    raw,
+    tripled,
+)
+
+__all__ = ["elixir", "erlang", "haskell", "julia", "lua", "perl", "powershell", "python", "r", "ruby"]
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+_F = r"(?<![\w])(?:[fFtT][rR]?|[rR][fFtT])"
+_STRINGS: list[Rule] = [
+    ("push string_long_d", _F + '"""'),
+    ("push string_long_s", _F + "'''"),
+    ("push string_d", _F + '"'),
+    ("push string_s", _F + "'"),
+    ("string", tripled('"')),
+    ("string", tripled("'")),
+    DOUBLE,
+    SINGLE,
+]
+
+
+def _f_strings(field: str, **ends: str) -> Iterator[tuple[str, list[Rule]]]:
+    """The modes of f-strings that end with `ends`, and of their replacement fields.
+
+    A comment may stand in a field only where the string has several lines (`field` is `long`).
+    """
+    for name, end in ends.items():
+        literal: Rule = ("skip", r"\\N\{[^}\r\n]*\}|\\\r\n|\\[^{}]|\{\{|\}\}")
+        yield f"string_{name}", [literal, (f"push expression_{field}", r"\{"), ("pop", end)]
+    comment = [HASH] if field == "long" else []
+    opening, spec = (f"push nest_{field}", r"[(\[{]"), (f"push spec_{field}", ":")
+    yield f"expression_{field}", [*comment, *_STRINGS, opening, ("skip", "!="), spec, ("pop", r"\}")]
+    yield f"nest_{field}", [*comment, *_STRINGS, opening, ("pop", r"[)\]}]")]
+    yield f"spec_{field}", [(f"push expression_{field}", r"\{"), ("pop", r"(?=\})|(?=\n)")]
+
+
+_PYTHON = Lexer(
+    [HASH, *_STRINGS],
+    dict(_f_strings("short", d=LINE_END, s=LINE_END.replace('"', "'"))),
+    dict(_f_strings("long", long_d='"""', long_s="'''")),
+)
+
+
+def python(text: str) -> list[CharSpan]:
+    """Spans of the comments of a Python file or fragment."""
+    if "#" not in text:
+        return []
+    plain = _PYTHON.scan(text)
+    if _BEGINS_IN_CODE.match(text):
+        return plain.comments
+    doubt = _misread(text, plain)
+    if not doubt:
+        return plain.comments
+    first = _TRIPLE.search(text)
+    end = first.end() if first else len(text)
+    inside = _PYTHON.scan(text, position=end)  # the text begins inside a docstring, which ends at `end`
+    inside.strings.insert(0, (0, end))
+    gain = doubt - _misread(text, inside)
+    return (inside if gain > (0 if _may_be_doc(text, plain, end) else 2) else plain).comments
+
+
+_BEGINS_IN_CODE = re.compile(
+    r"""(?:[ \t]*(?:\#[^\n]*)?\r?\n)*(?:import[ ]\w|from[ ][\w.]+[ ]import[ ]|(?:async[ ])?def[ ]\w+\(|class[ ]\w+"""
+    r"""[(:]|@\w|[rR]?(?:\"{3}|'{3})[A-Z])""",
+    re.VERBOSE,
+)
+_TRIPLE = re.compile(r'"""|\'\'\'')
+_PROSE = re.compile(
+    r"^[ \t]*(?:[-*:]\s)?[A-Za-z]['\w-]*,?(?: [a-z`'\"(][\w`'\")-]*[,:;.]?){3}(?![^\s,:;.])[^=\[\]{}#\n]*$",
+    re.MULTILINE,
+)
+_OPENS = re.compile(r"""(?:[=(\[{,+%]|:[ \t]|\b(?:return|yield|in))[ \t]*[rRbBuUfFtT]{0,2}(?:\"{3}|'{3})\Z""")
+_CLOSES = re.compile(r"""(?:\"{3}|'{3})[)\],]""")
+_DOC = re.compile(r"^[ \t]*(?:>>> |([-=~^])\1{3,}[ \t]*$|:\w+[^:\n]*: \w|\w+ : \w+)", re.MULTILINE)
+_WORDS = re.compile(
+    r"^[ \t]*(?:(?:async )?(?:for|if|elif|while|with|def)\b.*:|(?:from|import|return|yield|assert|raise|del|print"
+    r"|lambda|and|or|not|in|global|nonlocal|else|except)\b.*)$"
+)
+_CODE = re.compile(
+    r"^[ \t]*(?:(?:async )?def \w+\(|class \w+[(:]|import \w|from [\w.]+ import |return\b.*[\w)\]]$"
+    r"|@\w|self\.\w|raise \w+\(|(?:(?:if|for|elif|with|while|except) .+|else|try|finally|except):[ \t]*$"
+    r"|[a-z_]\w*(?:\.\w+)* = )",
+    re.MULTILINE,
+)
+
+
+def _may_be_doc(text: str, plain: Scan, end: int) -> bool:
+    """Whether the text before the first triple quotes, up to `end`, could be the rest of a docstring."""
+    strings = [(a, min(b, end)) for a, b in plain.strings if a < end]
+    head = _blanked(text[:end], [*strings, *((a, b) for a, b in plain.comments if b <= end)])
+    return _doc_lines(head) >= len(_CODE.findall(head))
+
+
+def _doc_lines(text: str) -> int:
+    """How many lines read like a docstring: prose, prompts, underlines."""
+    prose = sum(not _WORDS.match(m[0]) for m in _PROSE.finditer(text))
+    return prose + len(_DOC.findall(text))
+
+
+def _misread(text: str, scan: Scan) -> int:
+    """How much looks wrong where it is: prose in code, code in long strings, quotes that open but should close."""
+    long = [text[a:b] for a, b in scan.strings if b - a > 6 and (a == 0 or _TRIPLE.search(text, a, a + 5))]
+    ends = sum(2 if _OPENS.search(s, len(s) - 40) else not s.endswith(('"""', "'''")) for s in long)
+    starts = sum(2 for s in long if _CLOSES.match(s))
+    code = sum(len(_CODE.findall(s)) for s in long)
+    return _doc_lines(_blanked(text, [*scan.strings, *scan.comments])) + ends + starts + code
+
+
+def _blanked(text: str, spans: list[CharSpan]) -> str:
+    """`text` with each of `spans` replaced by one `#`."""
+    parts, position = [], 0
+    for start, end in sorted(spans):
+        if start >= position:
+            parts += [text[position:start], "#"]
+            position = end
+    return "".join([*parts, text[position:]])
+
+
+# --- Ruby -------------------------------------------------------------------------------------------------------------
+
+_RUBY_BRACKETS = {"paren": (r"\(", r"\)"), "square": (r"\[", r"\]"), "brace": (r"\{", r"\}"), "angle": ("<", ">")}
+_RUBY_CODE: list[Rule] = [
+    ("comment", r"#(?!\{)[^\r\n]*"),
+    ("comment", r"^=begin\b[\s\S]*?(?:^=end\b[^\r\n]*|\Z)"),
+    ("string", r"^__END__[ \t]*$[\s\S]*"),
+    ("skip", r"\?#(?=[\s),\]]|\Z)|\$['\"`/]"),
+    ("hole", r"<<[~-]?(?P<q>[\"'`]?)(?P<label>[A-Za-z_]\w*)(?P=q)"),
+    *(
+        (f"push string_{name}", rf"(?<![\w)\]}}])%[qQwWiIrsx]?{opening}")
+        for name, (opening, _) in _RUBY_BRACKETS.items()
+    ),
+    ("string", r"(?<![\w)\]}])%[qQwWiIrsx](?P<d>[|!/^:,+])[^\r\n]*?(?P=d)"),
+    ("push string_d", '"'),
+    ("push string_tick", "`"),
+    ("string", many_lines("'")),
+    ("maybe", r"/(?:[^/\\\r\n]|\\[^\r\n]){1,400}/[a-z]{0,5}"),
+]
+_RUBY_ESCAPE: Rule = ("skip", r"\\[\s\S]")
+_RUBY_WORD = re.compile(
+    r"(?<![\w.])(?:if|unless|when|and|or|not|while|until|return|puts|in|then|elsif|do|split|match)\Z"
+)
+
+
+def _begins_ruby_pattern(text: str, match: re.Match[str]) -> bool:
+    """Whether `/` begins a regular expression: where no operand is, or after a name and a space (`puts /x/`)."""
+    before = text[max(0, match.start() - 120) : match.start()]
+    code = before.rstrip(" \t")
+    if not code or not re.search(r"[\w)\]}\"'?!]\Z", code) or _RUBY_WORD.search(code):
+        return True
+    return code != before and code[-1].isalpha() and not match[0][1:2].isspace()
+
+
+def _ruby_here_document(lines: LineIndex, match: re.Match[str]) -> CharSpan | None:
+    """The body of the here-document that `match` announces: from the next line to the one that is its label."""
+    loose = match[0][2] in "~-"
+    start = lines.text.find("\n", match.end()) + 1
+    if not start:
+        return None
+    end = lines.find(match["label"], start, LOOSE if loose else EXACT)
+    if end < 0:
+        return (start, len(lines.text)) if loose and match["label"].isupper() else None
+    return start, end
+
+
+_RUBY_STRINGS: dict[str, list[Rule]] = {
+    f"string_{name}": [_RUBY_ESCAPE, ("push nest", r"#\{"), ("pop", end)] for name, end in (("d", '"'), ("tick", "`"))
+} | {
+    f"string_{name}": [_RUBY_ESCAPE, (f"push string_{name}", opening), ("pop", closing)]
+    for name, (opening, closing) in _RUBY_BRACKETS.items()
+}
+_RUBY_NEST = nesting("nest", r"\{", r"\}", _RUBY_CODE)
+_RUBY = Lexer(_RUBY_CODE, _RUBY_NEST, _RUBY_STRINGS, check=_begins_ruby_pattern, hole=_ruby_here_document)
+ruby = if_any("# =begin", _RUBY)
+
+# --- Perl -------------------------------------------------------------------------------------------------------------
+
+
+def _perl_quotes() -> Iterator[Rule]:
+    """`q{…}`, `qw(…)`, `m|…|`, `s/…/…/`: operators whose text ends at the sign, or the bracket, that begins it."""
+    operator = r"(?<![\w$@%&>\-])"
+    signs = r"(?P<{0}>[/|!~\#'\"^@%+])(?:(?!(?P={0}))[^\\]|\\[\s\S])*(?:(?P={0})|\Z)"
+    for i, (opening, closing) in enumerate(((r"\{", r"\}"), (r"\(", r"\)"), (r"\[", r"\]"), ("<", ">"))):
+        plain = rf"[^{opening}{closing}\\]|\\[\s\S]"
+        text = rf"{opening}(?:{plain}|{opening}(?:{plain})*(?:{closing}|\Z))*(?:{closing}|\Z)"
+        yield "string", rf"{operator}(?:q[qwrx]?|m)\s*{text}"
+        yield "string", rf"{operator}(?:s|tr|y)\s*{text}\s*(?:{text}|{signs.format(f'b{i}')})"
+    second = r"(?:(?!(?P=two))[^\\]|\\[\s\S])*(?:(?P=two)|\Z)"
+    yield "string", operator + r"(?:q[qwrx]?|m)" + signs.format("first")
+    yield "string", operator + r"(?:s|tr|y)" + signs.format("two") + second
+
+
+_PERL_OPERAND = re.compile(r"[\w)\]}\"']\Z")
+_PERL_WORD = re.compile(r"(?<![\w$@%&])(?:split|if|unless|while|until|and|or|not|xor|return|grep|when|x|push|join)\Z")
+
+
+def _begins_perl_pattern(text: str, match: re.Match[str]) -> bool:
+    """Whether `/` begins a pattern: where no operand is."""
+    before = text[max(0, match.start() - 40) : match.start()].rstrip(" \t\r\n")
+    return not _PERL_OPERAND.search(before) or bool(_PERL_WORD.search(before))
+
+
+_PERL_CODE: list[Rule] = [
+    ("comment", r"^=[a-z]\w*[\s\S]*?(?:^=cut\b[^\r\n]*|\Z)"),
+    ("string", r"^__(?:END|DATA)__\b[\s\S]*"),
+    ("skip", r"\$[#'\"`/&;,.!@$]"),
+    *_perl_quotes(),
+    ("comment", r"#(?<![^\s;,{}()]#)[^\r\n]*"),
+    ("hole", r"<<[-~]?(?P<q>[\"']?)(?P<label>[A-Z_]{2,})(?P=q)"),
+    ("string", r"[=!]~\s*/(?:[^/\\]|\\[\s\S])*(?:/\w*|\Z)"),
+    REGEX,
+    MANY,
+    SINGLE,
+]
+perl = if_any("# \n=", Lexer(_PERL_CODE, check=_begins_perl_pattern, hole=here_document))
+
+# --- others -----------------------------------------------------------------------------------------------------------
+
+_LUA_COMMENT: Rule = ("comment", r"--\[(?P<d>=*)\[[\s\S]*?(?:\](?P=d)\]|\Z)|--[^\r\n]*")
+lua = if_any("--", Lexer([_LUA_COMMENT, ("string", r"\[(?P<e>=*)\[[\s\S]*?(?:\](?P=e)\]|\Z)"), DOUBLE, SINGLE]))
+
+_R_RAW: Rule = ("string", raw(r"\b[rR]\"\(", r"\)\""))
+r = if_any("#", Lexer([HASH, _R_RAW, ("string", r"`[^`\r\n]*`?"), MANY, ("string", many_lines("'"))]))
+
+_JULIA_CODE: list[Rule] = [("push comment", "#="), HASH, ("string", raw("`", "`")), CHARACTER]
+_JULIA = interpolated(_JULIA_CODE, r"\$\(", ('"""', '"""'), ('"', '"'))
+julia = if_any("#", Lexer(_JULIA, nesting("comment", "#=", "=#")))
+
+_POWERSHELL: list[Rule] = [
+    ("comment", raw("<#", "#>")),
+    ("comment", r"#(?<![^\s;{}()]#)[^\r\n]*"),
+    ("string", raw('@"', '^"@')),
+    ("string", raw("@'", "^'@")),
+    ("string", r'"[^"`]*(?:`[\s\S][^"`]*)*(?:"|`?\Z)'),
+    ("string", raw("'", "'")),
+]
+powershell = if_any("#", Lexer(_POWERSHELL))
+
+_SIGIL = (
+    r"""~[a-zA-Z]+(?:\"{3}[\s\S]*?(?:\"{3}|\Z)|'{3}[\s\S]*?(?:'{3}|\Z)|\([^)]*\)?|\[[^\]]*\]?|\{[^}]*\}?|<[^>]*>?"""
+    r"""|/[^/\r\n]*/?|\|[^|\r\n]*\|?|"[^"]*"?|'[^']*'?)"""
+)
+_ELIXIR_STRINGS = [(quote, quote) for quote in ('"""', "'''", '"', "'")]
+elixir = if_any("#", Lexer(interpolated([("skip", r"\?#"), ("string", _SIGIL), HASH], r"#\{", *_ELIXIR_STRINGS)))
+
+_ERLANG_SIGN: Rule = ("skip", r"\$(?:\\.|[\"'%])")
+erlang = if_any("%", Lexer([_ERLANG_SIGN, ("comment", r"%[^\r\n]*"), MANY, ("string", many_lines("'"))]))
+
+_HASKELL_LINE: Rule = ("comment", r"(?<![!#$%&*+./<=>?@\\^|~:-])-{2,}(?![!#$%&*+./<=>?@\\^|~:])[^\r\n]*")
+_HASKELL = Lexer([("push comment", r"\{-(?!#)"), _HASKELL_LINE, DOUBLE, CHARACTER], nesting("comment", r"\{-", r"-\}"))
+haskell = if_any("-- {-", _HASKELL)
