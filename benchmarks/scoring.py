@@ -88,10 +88,10 @@ def bare(model, ids, targets):
 
 def ours(model, ids, targets):
     """The engine, its self-check and memory estimate behind it."""
-    from hesnr_tasks.backends.types import Passage
+    from hesnr_tasks.backends.base import TokenSequence
 
     engine = engine_for(model)
-    passages = [Passage("t", ids, targets)]
+    passages = [TokenSequence("t", ids, targets)]
     return lambda: list(engine.score(passages, K))
 
 
@@ -127,7 +127,7 @@ def with_vllm(model, ids, targets):
     from lm_eval.models.vllm_causallms import VLLM
 
     from hesnr_tasks.backends import backend_for
-    from hesnr_tasks.backends.types import Passage
+    from hesnr_tasks.backends.base import TokenSequence
 
     if not hasattr(with_vllm, "backend"):  # one engine for the warm-up and the run
         folder = tempfile.mkdtemp()
@@ -136,7 +136,7 @@ def with_vllm(model, ids, targets):
         lm = VLLM(pretrained=folder, dtype="float32", max_length=1 << 15, max_num_batched_tokens=2048, seed=0)
         with_vllm.backend = backend_for(lm)
         shutil.rmtree(folder)
-    passages = [Passage("t", ids, targets)]
+    passages = [TokenSequence("t", ids, targets)]
     return lambda: list(with_vllm.backend.score(passages, K, int))
 
 
@@ -144,8 +144,8 @@ def engine_for(model):
     """The engine on a model, checked and measured."""
     import torch
 
-    from hesnr_tasks.backends.hf_engine import Engine
-    from hesnr_tasks.backends.hf_net import Net
+    from hesnr_tasks.backends.hf.engine import Engine
+    from hesnr_tasks.backends.hf.model import Net
 
     sample = np.random.default_rng(9).integers(3, model.config.vocab_size, 200).tolist()
     return Engine(Net(model, torch.device("cpu")), sample)
@@ -210,7 +210,7 @@ def child(way: str, model_name: str, tokens: int):
 
 def prefixes(model, *, shared: bool):
     """100 texts of 400 to 600 tokens after the same 2,048."""
-    from hesnr_tasks.backends.types import Passage
+    from hesnr_tasks.backends.base import TokenSequence
 
     engine = engine_for(model)
     engine.way = replace(engine.way, shared=shared)
@@ -218,7 +218,7 @@ def prefixes(model, *, shared: bool):
     texts = []
     for i in range(100):
         rest, wanted = trajectory(model.config.vocab_size, 400 + 2 * i, 150, 3, seed=i + 1)
-        texts.append(Passage(str(i), np.concatenate([start, rest]), wanted + len(start)))
+        texts.append(TokenSequence(str(i), np.concatenate([start, rest]), wanted + len(start)))
     list(engine.score(texts[:1], K))
     return lambda: list(engine.score(texts, K))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.backends.types import Scores
+from hesnr_tasks.backends.base import Scores
 
 __all__ = ["EPSILON", "METRICS", "MIN_TOKENS", "SCORED", "SUMS", "Metric", "evaluate", "statistics_of", "topk_entropy"]
 

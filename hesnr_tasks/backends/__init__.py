@@ -18,8 +18,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from hesnr_tasks.alignment import Encoded, Encoder, token_labels, token_turns
+from hesnr_tasks.backends.base import Backend, Scores, ScoringRequest, TokenScores, TokenSequence
 from hesnr_tasks.backends.identity import tokenizer_of
-from hesnr_tasks.backends.types import Backend, Passage, Scores, ScoringRequest, TokenScores
 from hesnr_tasks.errors import ScoringError, printable
 
 __all__ = ["REQUEST_TYPE", "Keeper", "backend_for", "labelled_key", "score_requests"]
@@ -27,8 +27,8 @@ __all__ = ["REQUEST_TYPE", "Keeper", "backend_for", "labelled_key", "score_reque
 REQUEST_TYPE = "topk_loglikelihood"
 _BACKENDS = {
     "VLLM": "hesnr_tasks.backends.vllm",
-    "TemplateAPI": "hesnr_tasks.backends.api",
-    "HFLM": "hesnr_tasks.backends.huggingface",
+    "TemplateAPI": "hesnr_tasks.backends.completions",
+    "HFLM": "hesnr_tasks.backends.hf",
 }
 _log = logging.getLogger("hesnr_tasks")
 
@@ -65,7 +65,7 @@ class _Tally:
 
 
 class Keeper(Protocol):
-    """Where scores are kept from run to run (hesnr_tasks/tasks/score_cache.py)."""
+    """Where scores are kept from run to run (hesnr_tasks/scores/cache.py)."""
 
     def open(
         self, run: Mapping[str, Any], k: int, overflow: str, gather: Callable[[list[Any]], list[Any]], first: bool
@@ -81,7 +81,7 @@ class Keeper(Protocol):
     def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
         """Keep the scores of a request; `ids` are all ids of the text."""
 
-    def spell(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
+    def save_token_bytes(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
         """Keep what each token id spells."""
 
 
@@ -109,7 +109,7 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], keeper: Keeper |
         canary = backend.canary()
         run |= {"canary": canary} if canary else {}
         k = keeper.open(run, k, jobs[0].request.overflow, backend.gather, _rank(lm) == 0)
-        keeper.spell(encoder.spellings)
+        keeper.save_token_bytes(encoder.spellings)
         known = _kept(keeper, jobs, run, quiet=_rank(lm) != 0)
     for job, result in _score(backend, jobs, k, run, known, quiet=_rank(lm) != 0):
         known[job.request.key] = result
@@ -148,7 +148,10 @@ def _merge(requests: Sequence[ScoringRequest]) -> dict[str, ScoringRequest]:
             raise ScoringError("tasks of one run must share one overflow policy; give it once, in --metadata")
         else:
             merged[request.key] = replace(
-                seen, mask=seen.mask | request.mask, also=seen.also | request.also, k=max(seen.k, request.k)
+                seen,
+                mask=seen.mask | request.mask,
+                extra_mask=seen.extra_mask | request.extra_mask,
+                k=max(seen.k, request.k),
             )
     return merged
 
@@ -240,9 +243,9 @@ def _score(
             yield job, _token_scores(job, _no_scores(k), run)
 
 
-def _passage(job: _Job, max_length: int) -> Passage:
+def _passage(job: _Job, max_length: int) -> TokenSequence:
     targets, ids = job.targets[: job.fits].astype(np.int32), job.encoded.ids
-    return Passage(job.request.name, ids[: int(targets[-1]) + 1], targets, min(len(ids), max_length))
+    return TokenSequence(job.request.name, ids[: int(targets[-1]) + 1], targets, min(len(ids), max_length))
 
 
 def _no_scores(k: int) -> Scores:
@@ -268,7 +271,7 @@ def _token_scores(job: _Job, scores: Scores, run: Mapping[str, Any]) -> TokenSco
     )
 
 
-def _refuse_non_finite(passage: Passage, scores: Scores) -> None:
+def _refuse_non_finite(passage: TokenSequence, scores: Scores) -> None:
     good = np.isfinite(scores.logprob) & np.isfinite(scores.topk_logprobs).all(axis=1)
     if not good.all():
         first = int(np.argmin(good))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.backends.types import Passage, Scores
+from hesnr_tasks.backends.base import Scores, TokenSequence
 from hesnr_tasks.errors import ScoringError
 
 __all__ = ["Row", "Rows", "number", "row", "same_value", "stack", "to_scores", "vocabulary_bound"]
@@ -130,7 +130,7 @@ def stack(rows: list[Row]) -> Rows:
     return Rows(np.array(ids, dtype=np.int64), np.array(logprobs, dtype=np.float64), np.array(ranks, dtype=np.int64))
 
 
-def to_scores(passage: Passage, rows: Rows, source: str, vocabulary: int) -> Scores:
+def to_scores(passage: TokenSequence, rows: Rows, source: str, vocabulary: int) -> Scores:
     """Check the rows of a passage and make `Scores` of them; `source` is who answered, for messages.
 
     The rank is 1 + the number of tokens strictly more likely. Within the top k it is counted here; beyond, it is the
@@ -200,7 +200,7 @@ def _agree(rows: Rows) -> npt.NDArray[np.bool_]:
     return np.asarray(~((rows.ids[:, 1:] == rows.ids[:, :1]) & (apart > _NOISE)).any(axis=1))
 
 
-def _refuse(passage: Passage, source: str, wrong: npt.ArrayLike, why: str) -> None:
+def _refuse(passage: TokenSequence, source: str, wrong: npt.ArrayLike, why: str) -> None:
     bad = np.asarray(wrong)
     if bad.any():
         at = int(passage.targets[int(np.argmax(bad))])

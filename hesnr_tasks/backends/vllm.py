@@ -7,19 +7,19 @@ are wanted never reads the prefix cache (positions read from it would have none)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
+from hesnr_tasks.backends.base import Backend, Scores, TokenSequence
 from hesnr_tasks.backends.identity import fingerprint
 from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, stack, to_scores, vocabulary_bound
-from hesnr_tasks.backends.types import Backend, Passage, Scores
-from hesnr_tasks.backends.vllm_memory import check_memory, warn_of_unknown_memory
 from hesnr_tasks.errors import ScoringError
 
-__all__ = ["make"]
+__all__ = ["make", "refuse_too_large_steps"]
 
 _AT_ONCE = 1 << 17  # tokens in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
 _AT_ONCE_REPLICAS = 1 << 22  # with data parallelism, where lm-eval starts the engines anew for every call
@@ -78,7 +78,7 @@ class _VLLM(Backend):
         }
 
     def score(
-        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
+        self, passages: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
         self._refuse_small_k(k)
         numbers = [index for index in range(len(passages)) if index not in skip]
@@ -89,7 +89,7 @@ class _VLLM(Backend):
                 yield index, _scores(passages[index], answer, k, vocabulary)
                 progress(len(passages[index].ids))
 
-    def _read(self, batch: Sequence[Passage], k: int) -> list[Any]:
+    def _read(self, batch: Sequence[TokenSequence], k: int) -> list[Any]:
         batch_size, self._lm.batch_size = self._lm.batch_size, 1  # "auto" would draw vLLM's own progress bars
         try:
             prompts = [passage.ids.tolist() for passage in batch]
@@ -154,7 +154,7 @@ def _engine_version() -> str:
         return "unknown"
 
 
-def _batches(passages: Sequence[Passage], tokens: int) -> Iterator[list[int]]:
+def _batches(passages: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
     """Indices of passages, in order, in groups of at most `tokens` tokens (or one passage)."""
     group: list[int] = []
     size = 0
@@ -168,7 +168,7 @@ def _batches(passages: Sequence[Passage], tokens: int) -> Iterator[list[int]]:
         yield group
 
 
-def _engine_failed(error: Exception, batch: Sequence[Passage]) -> ScoringError:
+def _engine_failed(error: Exception, batch: Sequence[TokenSequence]) -> ScoringError:
     others = f" (read together with {len(batch) - 1} others)" if len(batch) > 1 else ""
     advice = (
         "; its own messages above say why. Most often memory ran out while it computed log-probabilities of the "
@@ -181,7 +181,7 @@ def _engine_failed(error: Exception, batch: Sequence[Passage]) -> ScoringError:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def _scores(passage: Passage, answer: Any, k: int, vocabulary: int) -> Scores:
+def _scores(passage: TokenSequence, answer: Any, k: int, vocabulary: int) -> Scores:
     if list(answer.prompt_token_ids or ()) != passage.ids.tolist():
         raise _unusable(passage, "the answer is to another prompt")
     if getattr(answer, "num_cached_tokens", None):
@@ -196,7 +196,7 @@ def _scores(passage: Passage, answer: Any, k: int, vocabulary: int) -> Scores:
     return to_scores(passage, rows, "vLLM", vocabulary)
 
 
-def _flat_rows(passage: Passage, found: Any, k: int) -> Rows:
+def _flat_rows(passage: TokenSequence, found: Any, k: int) -> Rows:
     """vLLM's `FlatLogprobs`: at each position the prompt's token with its rank, then the k most likely in order."""
     start = np.asarray(found.start_indices, dtype=np.int64)[passage.targets]
     width = np.asarray(found.end_indices, dtype=np.int64)[passage.targets] - start
@@ -214,7 +214,7 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.floa
     return np.asarray(values, dtype=np.float64)
 
 
-def _dict_rows(passage: Passage, found: Sequence[Any], k: int) -> Rows:
+def _dict_rows(passage: TokenSequence, found: Sequence[Any], k: int) -> Rows:
     """Older vLLM: at each position a dict from token id to an object with `logprob` and `rank`."""
     rows = []
     for at in passage.targets.tolist():
@@ -224,5 +224,80 @@ def _dict_rows(passage: Passage, found: Sequence[Any], k: int) -> Rows:
     return stack(rows)
 
 
-def _unusable(passage: Passage, why: str) -> ScoringError:
+def _unusable(passage: TokenSequence, why: str) -> ScoringError:
     return ScoringError(f"vLLM's answer for trajectory {passage.name!r} cannot be used: {why}")
+
+
+# --- Whether vLLM's prompt log-probabilities fit into memory ---
+
+_LOGIT_BYTES = 2 * 4  # a step's logits and their log-softmax, float32 (measured on CPU: 8.1 to 8.4)
+_ROWS_V2 = 1024  # vLLM's second model runner takes prompt logits in slices (prompt_logprob.py, CHUNK_SIZE)
+_log = logging.getLogger("hesnr_tasks")
+
+
+def check_memory(engine: Any) -> None:
+    """Refuse an engine (its `VllmConfig`) whose steps are too large for the memory that is free now."""
+    scheduler = engine.scheduler_config
+    rows = min(int(scheduler.max_num_batched_tokens), int(engine.model_config.max_model_len))
+    if getattr(engine, "use_v2_model_runner", False):
+        rows = min(rows, _ROWS_V2)
+    free = _free_memory(engine.parallel_config.world_size)
+    if free is not None:
+        refuse_too_large_steps(rows, engine.model_config.get_vocab_size(), free, int(scheduler.max_num_seqs))
+
+
+def refuse_too_large_steps(rows: int, vocabulary: int, free: int, sequences: int) -> None:
+    """Raise `ScoringError` with the setting to use where the logits of one scheduler step do not fit.
+
+    `rows`: tokens of a step; `free`: bytes left on the fullest device, engine idle; `sequences`: vLLM's
+    `max_num_seqs`, which may not exceed the tokens of a step. Needed: rows · vocabulary · 8 bytes.
+    """
+    need = rows * vocabulary * _LOGIT_BYTES
+    if need <= 0.95 * free:
+        return
+    fits = max(256, int(0.8 * free / (vocabulary * _LOGIT_BYTES)) // 256 * 256)
+    also = f",max_num_seqs={fits}" if sequences > fits else ""
+    room = "" if fits >= 1024 else " and a lower gpu_memory_utilization (0.1 less, say), which leaves more free"
+    raise ScoringError(
+        f"vLLM would run out of memory: log-probabilities of a prompt need {need / 1e9:.1f} GB for steps of {rows} "
+        f"tokens and {vocabulary} vocabulary entries, {free / 1e9:.1f} GB are free beside weights and KV cache. Add "
+        f"max_num_batched_tokens={fits}{also} to --model_args{room}."
+    )
+
+
+def warn_of_unknown_memory(model_args: Mapping[str, Any]) -> None:
+    """Say that engines which are not started yet cannot be checked."""
+    if not model_args.get("max_num_batched_tokens"):
+        _log.warning(
+            "with data_parallel_size > 1 lm-eval starts the engines later, so their memory cannot be checked here; if "
+            "one dies, add max_num_batched_tokens=2048 to --model_args"
+        )
+
+
+def _free_memory(devices: int) -> int | None:
+    """Bytes free on the fullest of the first `devices` devices of this machine; None where nobody can tell."""
+    import torch
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from hesnr_tasks.backends.hf.memory import free_bytes
+
+        return free_bytes(torch.device("cpu"))
+    try:
+        here = min(devices, torch.cuda.device_count())
+        return min(_free_on_gpu(current_platform, index) for index in range(here))
+    except Exception as error:  # NVML's own errors, other platforms: the check is an extra
+        _log.warning("free GPU memory is not known (%s): not checked whether prompt log-probabilities fit", error)
+        return None
+
+
+def _free_on_gpu(platform: Any, index: int) -> int:
+    """Through NVML, because asking CUDA would take half a gigabyte for a context in this process."""
+    from vllm.third_party import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(platform.device_id_to_physical_device_id(index))
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    finally:
+        pynvml.nvmlShutdown()

@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from hesnr_tasks.alignment import Encoder, token_labels
 from hesnr_tasks.analysis.intervals import paired
-from hesnr_tasks.backends import huggingface
-from hesnr_tasks.backends.types import Passage, Scores
+from hesnr_tasks.backends import hf
+from hesnr_tasks.backends.base import Scores, TokenSequence
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
@@ -162,7 +162,7 @@ _INSTEAD = "Evaluate saved checkpoints with lm_eval --tasks hesnr_swe instead."
 
 @dataclass
 class LiveModel:
-    """What `scoring.huggingface` reads of lm-eval's model, taken from a model in training.
+    """What `backends.hf` reads of lm-eval's model, taken from a model in training.
 
     `longest`: the most tokens to read of a text; None: what the model's configuration says, as lm-eval does.
     `together`, `computes`: see `Net`, and the device on which forward passes run, for a model of which each process
@@ -304,7 +304,7 @@ class Text(NamedTuple):
 
     name: str
     key: str
-    passage: Passage
+    passage: TokenSequence
     cut: int
     lost: int  # characters the tokenizer cannot represent
     characters: int
@@ -368,7 +368,7 @@ def _text(name: str, labelled: Labelled, encoder: Encoder, mask: np.uint64, max_
     fits = wanted[wanted < max_length]
     ids = encoded.ids[: int(fits[-1]) + 1] if len(fits) else encoded.ids[:0]
     cut = len(wanted) - len(fits)
-    passage = Passage(name, ids, fits, min(len(encoded.ids), max_length))
+    passage = TokenSequence(name, ids, fits, min(len(encoded.ids), max_length))
     return Text(name, labelled.key, passage, cut, encoded.lost, len(labelled.rendered.text))
 
 
@@ -422,8 +422,8 @@ class Evaluator:
     def __init__(self, live: LiveModel, settings: Settings) -> None:
         self.settings, self._live = settings, live
         self.sharded = live.together is not None
-        backend = huggingface.make(live)
-        assert isinstance(backend, huggingface.HuggingFaceBackend)
+        backend = hf.make(live)
+        assert isinstance(backend, hf.HuggingFaceBackend)
         self._backend = backend
         self.texts = prepare(settings, live.tokenizer, live.add_bos_token, live.max_length)
         grouped = dist.is_available() and dist.is_initialized()

@@ -44,7 +44,7 @@ from transformers import (
 from hesnr_tasks.bounded_io import parse_json, read_bytes
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, nearest, show_without_traceback
 from hesnr_tasks.passk.estimator import pass_at_ks, powers
-from hesnr_tasks.tasks.score_cache import place_of_scores
+from hesnr_tasks.scores.cache import scores_dir
 
 __all__ = [
     "REQUEST_TYPE",
@@ -356,7 +356,7 @@ def place_of_answers(setting: str | None, task: str, model: str, settings: Mappi
         return None
     if setting:
         return Path(setting) / short
-    place = place_of_scores(None)
+    place = scores_dir(None)
     if place is None:
         return None
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

@@ -325,7 +325,7 @@ def run_of(folder: Path, which: str, rows: Iterable[Row]) -> StoredRun:
 
 
 def _near(row: Row) -> Iterator[Path]:
-    """Where a run puts its scores (`keeping.place_of_scores`): scores/ in its output folder, or the folder named."""
+    """Where a run puts its scores (`scores_dir`): scores/ in its output folder, or the folder named."""
     places = [row.path.parent / "scores", row.path.parent.parent / "scores"]
     if row.scores:
         places += [Path(row.scores), *(parent / row.scores for parent in list(row.path.parents)[:3])]

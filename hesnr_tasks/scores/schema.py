@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.backends.types import TokenScores
+from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.bounded_io import check_parquet, open_regular
 from hesnr_tasks.errors import DataError, HesnrError
 from hesnr_tasks.rendering import Rendered, Span

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.backends.types import Scores, TokenScores
+from hesnr_tasks.backends.base import Scores, TokenScores
 from hesnr_tasks.scores.files import StoreError, create_whole, explain, locked, tidy, write_whole
 from hesnr_tasks.scores.runs import StoredRun, open_run, read_run
 from hesnr_tasks.scores.schema import (
@@ -267,7 +267,7 @@ def _joined(known: Sequence[Source], new: Sequence[Source]) -> tuple[Source, ...
 
 def _merged(new: TokenScores, old: TokenScores, mask: np.uint64) -> TokenScores:
     """`new` and those tokens of `old` that `mask`, which `new` was scored for, does not want."""
-    extra = ~old.where(mask)
+    extra = ~old.selected(mask)
     order = np.argsort(np.concatenate([new.position, old.position[extra]]), kind="stable")
 
     def both(name: str, a: Any, b: Any) -> npt.NDArray[Any]:

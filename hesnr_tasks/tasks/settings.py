@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from hesnr_tasks.backends.types import OVERFLOW
+from hesnr_tasks.backends.base import OVERFLOW
 from hesnr_tasks.errors import SettingsError, nearest, printable
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.metrics import EPSILON, MIN_TOKENS

@@ -23,16 +23,16 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
 from hesnr_tasks.backends import REQUEST_TYPE, score_requests
-from hesnr_tasks.backends.types import ScoringRequest, TokenScores
+from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.errors import SettingsError, show_without_traceback
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import METRICS, SCORED, SUMS, statistics_of
 from hesnr_tasks.results import Item, aggregate, aggregate_error
 from hesnr_tasks.scores import Source, Wanted
+from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.invocation import model_arguments, print_at_exit
-from hesnr_tasks.tasks.score_cache import ScoreKeeper, keeps_scores
 from hesnr_tasks.tasks.settings import Settings
 from hesnr_tasks.tasks.signature import describe, signature
 
@@ -46,7 +46,7 @@ def topk_loglikelihood(lm: Any, requests: list[_Request], **_: Any) -> list[Toke
     """lm-eval's entry for our request type; one answer per request, one pass per distinct text."""
     if getattr(getattr(lm, "cache_hook", None), "dbdict", None) is not None:
         _log.warning("--use_cache does not cover %s requests: they are computed again", REQUEST_TYPE)
-    keeper = ScoreKeeper.of([request.kept for request in requests])
+    keeper = ScoreCache.of([request.kept for request in requests])
     return score_requests(lm, [request.arguments[1] for request in requests], keeper)
 
 
@@ -87,7 +87,7 @@ class HesnrTask(Task):
         self.corpus = open_corpus(self.settings)
         self._mask = label_mask(self.settings.kinds, self.settings.filters, tuple(FILTERS))
         kept = self.settings.keep if keeps_scores(self.settings.scores) else ()
-        self._also = label_mask(kept, (), tuple(FILTERS))
+        self._extra_mask = label_mask(kept, (), tuple(FILTERS))
         self._instances = None
         self._answers_as_they_are()
         self._rendering = self.settings.render
@@ -177,7 +177,7 @@ class HesnrTask(Task):
             k=self.settings.k,
             overflow=self.settings.overflow,
             key=labelled.key,
-            also=self._also,
+            extra_mask=self._extra_mask,
         )
         if "doc_id" in kwargs:  # lm-eval 0.5
             kwargs["task_name"] = self.config.task
@@ -208,7 +208,7 @@ class HesnrTask(Task):
         """
         found = results[0]
         self._run = found.run
-        counted = found.where(self._mask)
+        counted = found.selected(self._mask)
         sums = statistics_of(found.scores, counted, self.settings.epsilon, self.settings.k)
         cut = int(((found.labels_cut & self._mask) != 0).sum())
         by_name = dict(zip(SUMS, sums.tolist(), strict=True)) | {"wanted": float(counted.sum() + cut)}

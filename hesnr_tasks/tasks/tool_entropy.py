@@ -14,7 +14,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 
 from hesnr_tasks.analysis.tool_entropy import COMBINE, MEASURES, Item, item_of, measure, number, stderr_of, steps_of
-from hesnr_tasks.backends.types import TokenScores
+from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import topk_entropy
 from hesnr_tasks.rendering import Rendered
@@ -58,7 +58,7 @@ class ToolEntropyTask(HesnrTask):
         scored = results[0]
         self._run = scored.run
         tokens_cut = int(((scored.labels_cut & self._mask) != 0).sum())
-        counted = scored.where(self._mask)
+        counted = scored.selected(self._mask)
         rank, k, epsilon = scored.scores.rank[counted], self.settings.k, self.settings.epsilon
         entropy = topk_entropy(scored.scores.topk_logprobs[counted], k)
         decisive = (entropy > epsilon) & (rank >= 1) & (rank <= k)

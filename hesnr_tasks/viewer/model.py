@@ -297,7 +297,7 @@ class ScoredRun:
         found = self._store.read(key)
         entropy = topk_entropy(found.scores.topk_logprobs, _SHOWN)
         rank = found.scores.rank
-        high = (entropy > EPSILON) & (rank >= 1) & (rank <= _SHOWN) & found.where(self._mask)
+        high = (entropy > EPSILON) & (rank >= 1) & (rank <= _SHOWN) & found.selected(self._mask)
         chances = np.exp(found.scores.topk_logprobs[:, :_SHOWN].astype(np.float64))
         return [
             TokenView(

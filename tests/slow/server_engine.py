@@ -59,11 +59,11 @@ def main(model, folder):
     from vllm import SamplingParams
 
     from hesnr_tasks.backends import backend_for, vllm
-    from hesnr_tasks.backends.types import Passage
+    from hesnr_tasks.backends.base import TokenSequence
 
     stored = np.load(folder / "passages.npz")
     names = sorted({name.split("/")[0] for name in stored.files})
-    passages = [Passage(name, stored[f"{name}/ids"], stored[f"{name}/targets"]) for name in names]
+    passages = [TokenSequence(name, stored[f"{name}/ids"], stored[f"{name}/targets"]) for name in names]
     context = 1 << max(len(p.ids) for p in passages).bit_length()
     settings = {"dtype": "float32", "max_length": context, "max_num_batched_tokens": 1000, "max_num_seqs": 8}
     lm = VLLM(pretrained=model, enforce_eager=True, **settings)
@@ -85,9 +85,9 @@ def main(model, folder):
     np.savez(folder / "scores.npz", **arrays)
     told["skipping"] = sorted(index for index, _ in backend.score(passages, 10, lambda _: None, skip={0}))
     told["k"] = error_of(lambda: score_all(backend, passages, k=25))
-    too_long = Passage("long", np.resize(passages[0].ids, backend.max_length + 1), np.array([5], np.int32))
+    too_long = TokenSequence("long", np.resize(passages[0].ids, backend.max_length + 1), np.array([5], np.int32))
     told["too long"] = error_of(lambda: score_all(backend, [too_long]))
-    longest = Passage("longest", too_long.ids[:-1], np.array([5], np.int32))
+    longest = TokenSequence("longest", too_long.ids[:-1], np.array([5], np.int32))
     told["longest"] = error_of(lambda: score_all(backend, [longest]))
     kill_engine()
     told["dead"] = error_of(lambda: score_all(backend, passages))

@@ -16,8 +16,8 @@ import torch
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
 from hesnr_tasks.backends import backend_for
-from hesnr_tasks.backends.api_answers import FORMS, TokenTexts
-from hesnr_tasks.backends.types import Passage
+from hesnr_tasks.backends.base import TokenSequence
+from hesnr_tasks.backends.completions import FORMS, TokenTexts
 from hesnr_tasks.errors import ScoringError
 from tests.unit.backends.server_http import OPENAI_FIELDS, serving
 from tests.unit.backends.server_model import (
@@ -367,5 +367,5 @@ def test_vllm_serve_errors_are_explained(vllm, monkeypatch):
     assert "25" in error_of(vllm, k=25)
     assert "Models it serves: tiny" in error_of(vllm, model="huge")
     one = passage("t-1", 0, 1000)
-    long = Passage("long", np.resize(one.ids, 32768), np.array([5], dtype=np.int32))
+    long = TokenSequence("long", np.resize(one.ids, 32768), np.array([5], dtype=np.int32))
     assert "refused trajectory 'long' (32768 tokens): HTTP 400" in error_of(vllm, [long])

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
 from hesnr_tasks import cli
-from hesnr_tasks.backends.types import Scores
+from hesnr_tasks.backends.base import Scores
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
 from hesnr_tasks.tasks.registration import tasks_path

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hesnr_tasks.backends.api_http import Refused, Server
+from hesnr_tasks.backends.completions import Refused, Server
 from hesnr_tasks.errors import ScoringError
 
 pytestmark = pytest.mark.slow
@@ -214,7 +214,7 @@ def test_odd_pauses_are_borne(server, again, monkeypatch):
 
 
 def reply(status, body, again):
-    from hesnr_tasks.backends.api_http import _Reply
+    from hesnr_tasks.backends.completions import _Reply
 
     return _Reply(status, {"Retry-After": again}, body, "")
 

@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from hesnr_tasks.backends.hf_engine import Engine  # noqa: E402
-from hesnr_tasks.backends.hf_net import Net  # noqa: E402
-from hesnr_tasks.backends.types import Passage  # noqa: E402
+from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
+from hesnr_tasks.backends.hf.engine import Engine  # noqa: E402
+from hesnr_tasks.backends.hf.model import Net  # noqa: E402
 from tests.reference.scoring import TOLERANCE, assert_scores, score_slowly  # noqa: E402
 
 VOCABULARY = 211
@@ -104,7 +104,7 @@ def passage(n, wanted, seed=0, start=None):
     if start is not None:
         ids[: len(start)] = start
     targets = np.random.default_rng(seed).choice(np.arange(1, n - 1), wanted - 1, replace=False)
-    return Passage(f"t{seed}", ids, np.sort(np.append(targets, n - 1)).astype(np.int32))
+    return TokenSequence(f"t{seed}", ids, np.sort(np.append(targets, n - 1)).astype(np.int32))
 
 
 def engine_for(model, batch=1):

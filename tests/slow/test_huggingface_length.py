@@ -10,11 +10,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from hesnr_tasks.backends import hf_limits  # noqa: E402
-from hesnr_tasks.backends.hf_engine import Engine  # noqa: E402
-from hesnr_tasks.backends.hf_net import Net  # noqa: E402
-from hesnr_tasks.backends.hf_rope import fresh_rope, length_dependence  # noqa: E402
-from hesnr_tasks.backends.types import Passage  # noqa: E402
+from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
+from hesnr_tasks.backends.hf import memory  # noqa: E402
+from hesnr_tasks.backends.hf.engine import Engine  # noqa: E402
+from hesnr_tasks.backends.hf.model import (  # noqa: E402
+    Net,
+    fresh_rope,
+    length_dependence,
+)
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from tests.reference.scoring import score_slowly  # noqa: E402
 
@@ -61,7 +64,7 @@ def passage(n, seed, start=(), read=None):
     ids = np.append(start, ids_of(n - len(start), seed)).astype(np.int32)
     last = (read or n) - 1
     rest = np.random.default_rng(seed).choice(np.arange(1, last), min(40, last - 1), replace=False)
-    return Passage(f"t{seed}", ids[: last + 1], np.sort(np.append(rest, last)).astype(np.int32), n), ids
+    return TokenSequence(f"t{seed}", ids[: last + 1], np.sort(np.append(rest, last)).astype(np.int32), n), ids
 
 
 def engine_for(model, batch=1):
@@ -119,7 +122,7 @@ def test_the_boundary_matters_here(kind):
 def test_the_probe_sees_it_without_the_configuration(kind, monkeypatch, caplog):
     """Texts up to the boundary are still shared and read in chunks; the first that crosses it changes the way."""
     model = build(*KINDS[kind])
-    monkeypatch.setattr("hesnr_tasks.backends.hf_check.length_dependence", lambda model: "")
+    monkeypatch.setattr("hesnr_tasks.backends.hf.check.length_dependence", lambda model: "")
     engine = engine_for(model)
     short, long = passage(BOUNDARY - 20, 1), passage(BOUNDARY + 400, 2)
     dict(engine.score([short[0]], K))
@@ -134,7 +137,7 @@ def test_the_probe_sees_it_without_the_configuration(kind, monkeypatch, caplog):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_in_lower_precision_are_recognised_too(dtype, monkeypatch):
-    monkeypatch.setattr("hesnr_tasks.backends.hf_check.length_dependence", lambda model: "")
+    monkeypatch.setattr("hesnr_tasks.backends.hf.check.length_dependence", lambda model: "")
     engine = engine_for(build(*KINDS["longrope"], dtype))
     dict(engine.score([passage(BOUNDARY + 400, 2)[0]], K))
     assert engine.way.whole
@@ -271,7 +274,7 @@ def test_a_text_that_does_not_fit_whole_is_an_error_that_says_why(monkeypatch):
     for failing in ("free memory", "allocator"):
         with monkeypatch.context() as patch:
             if failing == "free memory":
-                patch.setattr(hf_limits, "free_bytes", lambda device: 1000)
+                patch.setattr(memory, "free_bytes", lambda device: 1000)
             else:
                 patch.setattr(engine.net.body, "forward", out_of_memory)
             with pytest.raises(ScoringError, match=r"'t1' does not fit into memory .* depend on the length") as caught:
@@ -289,7 +292,7 @@ def test_a_shorter_reading_of_the_same_text_gives_the_same_numbers():
     wide, ids = passage(600, 5)
     for last in (100, BOUNDARY - 1, 450):
         targets = wide.targets[wide.targets <= last]
-        part = Passage("part", ids[: targets[-1] + 1], targets, 600)
+        part = TokenSequence("part", ids[: targets[-1] + 1], targets, 600)
         found = dict(engine.score([wide, part], K))
         for a, b in itertools.zip_longest(found[0], found[1]):
             np.testing.assert_allclose(a[: len(targets)], b, rtol=1e-6, atol=1e-6)

@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from hesnr_tasks.backends import huggingface
+from hesnr_tasks.backends import hf
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.scores import ScoreStore
-from hesnr_tasks.tasks.score_cache import place_of_scores
+from hesnr_tasks.scores.cache import scores_dir
 from hesnr_tasks.trajectory import Kind
 from tests import processes, tiny
 from tests.lm_eval_run import SMALL, call, evaluate, run, write
@@ -31,13 +31,13 @@ def small(tmp_path):
 def read(monkeypatch):
     """Names of the trajectories that the model really reads."""
     names = []
-    score = huggingface.HuggingFaceBackend.score
+    score = hf.HuggingFaceBackend.score
 
     def counting(self, passages, k, progress, skip=()):
         names.extend(p.name for i, p in enumerate(passages) if i not in skip)
         return score(self, passages, k, progress, skip)
 
-    monkeypatch.setattr(huggingface.HuggingFaceBackend, "score", counting)
+    monkeypatch.setattr(hf.HuggingFaceBackend, "score", counting)
     return names
 
 
@@ -124,14 +124,14 @@ def test_what_each_token_spells_is_kept(checkpoint, small, tmp_path):
 
 
 def test_the_default_place_is_next_to_the_output():
-    assert place_of_scores(None, ["lm_eval", "--tasks", "x"]) is None
-    assert str(place_of_scores(None, ["lm_eval", "--output_path", "out"])[0]) == "out/scores"
-    assert str(place_of_scores(None, ["lm_eval", "--output_path=out/r.json"])[0]) == "out/scores"
-    assert str(place_of_scores(None, ["lm_eval", "run", "-o", "old", "--output", "new"])[0]) == "new/scores"
-    assert str(place_of_scores(None, ["lm_eval", "--tasks", "x", "-oout"])[0]) == "out/scores"
-    assert place_of_scores(None, ["lm_eval", "--output_path"]) is None
-    assert place_of_scores("none", ["lm_eval", "--output_path", "out"]) is None
-    named, by_user = place_of_scores("here", ["lm_eval", "--output_path", "out"])
+    assert scores_dir(None, ["lm_eval", "--tasks", "x"]) is None
+    assert str(scores_dir(None, ["lm_eval", "--output_path", "out"])[0]) == "out/scores"
+    assert str(scores_dir(None, ["lm_eval", "--output_path=out/r.json"])[0]) == "out/scores"
+    assert str(scores_dir(None, ["lm_eval", "run", "-o", "old", "--output", "new"])[0]) == "new/scores"
+    assert str(scores_dir(None, ["lm_eval", "--tasks", "x", "-oout"])[0]) == "out/scores"
+    assert scores_dir(None, ["lm_eval", "--output_path"]) is None
+    assert scores_dir("none", ["lm_eval", "--output_path", "out"]) is None
+    named, by_user = scores_dir("here", ["lm_eval", "--output_path", "out"])
     assert (str(named), by_user) == ("here", True)
 
 

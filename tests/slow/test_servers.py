@@ -15,9 +15,9 @@ pytest.importorskip("lm_eval.models.openai_completions")
 from lm_eval.models.openai_completions import LocalCompletionsAPI  # noqa: E402
 
 from hesnr_tasks.backends import backend_for  # noqa: E402
-from hesnr_tasks.backends.api_answers import FORMS  # noqa: E402
+from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
+from hesnr_tasks.backends.completions import FORMS  # noqa: E402
 from hesnr_tasks.backends.prompt_logprobs import row, stack, to_scores  # noqa: E402
-from hesnr_tasks.backends.types import Passage  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from tests.unit.backends.server_http import serving  # noqa: E402
 from tests.unit.backends.server_model import load, passage, reference, save_model  # noqa: E402
@@ -250,7 +250,7 @@ def drawn(scale, size, dtype):
 
 def answered(logprobs, ids, ranks):
     """The scores by an engine that counts ranks as vLLM does, or tells none and one candidate more."""
-    one, rows = Passage("t-1", ids.numpy().astype(np.int32), np.arange(1, 61, dtype=np.int32)), []
+    one, rows = TokenSequence("t-1", ids.numpy().astype(np.int32), np.arange(1, 61, dtype=np.int32)), []
     for line, target in zip(logprobs, ids[1:].tolist(), strict=True):
         top = line.topk(K + 1 - ranks)
         values = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)) | {target: float(line[target])}

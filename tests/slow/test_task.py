@@ -143,16 +143,16 @@ def test_a_trailing_observation_changes_no_number(checkpoint, tmp_path, small):
 
 
 def test_the_ablation_reads_each_trajectory_once(checkpoint, small, monkeypatch):
-    from hesnr_tasks.backends import huggingface
+    from hesnr_tasks.backends import hf
 
     read = []
-    score = huggingface.HuggingFaceBackend.score
+    score = hf.HuggingFaceBackend.score
 
     def counting(self, passages, k, progress, skip=()):
         read.extend(p.name for p in passages)
         return score(self, passages, k, progress, skip)
 
-    monkeypatch.setattr(huggingface.HuggingFaceBackend, "score", counting)
+    monkeypatch.setattr(hf.HuggingFaceBackend, "score", counting)
     result = evaluate(checkpoint, ["hesnr_swe_ablation", "hesnr_swe"], {"trajectories": small})
     assert sorted(read) == ["one", "three", "two"]
     full = values(result, "hesnr_ablation_action_xml_format_comments")

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hesnr_tasks.backends.types import Scores
-from hesnr_tasks.backends.vllm import _batches, _scores
-from hesnr_tasks.backends.vllm_memory import refuse_too_large_steps
+from hesnr_tasks.backends.base import Scores
+from hesnr_tasks.backends.vllm import _batches, _scores, refuse_too_large_steps
 from hesnr_tasks.errors import ScoringError
 from tests import ROOT
 from tests.unit.backends.server_model import (

@@ -43,7 +43,7 @@ def test_the_whole_way_from_files_to_p_is_that_of_a_plain_loop(runs):
     for name in ("a", "c"):
         store = ScoreStore.open(runs / name)
         scores = [store.read(key) for key in store]
-        sums = [statistics_of(s.scores, s.where(mask), EPSILON, 10) for s in scores]
+        sums = [statistics_of(s.scores, s.selected(mask), EPSILON, 10) for s in scores]
         sides.append([(one[SUMS.index("he_ratio")], one[SUMS.index("he_tokens")]) for one in sums])
     want = slow.paired_t(*sides)
     assert (row["difference"]["value"], row["low"], row["high"], row["p"]) == pytest.approx(want, rel=1e-8)

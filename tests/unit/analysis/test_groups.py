@@ -7,7 +7,7 @@ import pytest
 
 from hesnr_tasks.analysis.frame import load
 from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS, grouped
-from hesnr_tasks.backends.types import Scores
+from hesnr_tasks.backends.base import Scores
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.trajectory import Kind

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.backends.types import Scores
+from hesnr_tasks.backends.base import Scores
 from hesnr_tasks.metrics import EPSILON, METRICS, SUMS, evaluate, statistics_of, topk_entropy
 from hesnr_tasks.results import Item, aggregate, aggregate_error
 from tests.reference import metrics as reference

@@ -48,7 +48,7 @@ def test_every_sum_has_the_bits_of_a_run(store, frame):
         for m, one in enumerate(chosen):
             for i, k in enumerate(KS):
                 for e, epsilon in enumerate(EPSILONS):
-                    want = statistics_of(scores.scores, scores.where(one.mask), epsilon, k)
+                    want = statistics_of(scores.scores, scores.selected(one.mask), epsilon, k)
                     assert grid.sums[m, i, e, t].tobytes() == want.tobytes(), (key, one.name, k, epsilon)
 
 
@@ -57,7 +57,7 @@ def test_single_sums_have_the_same_bits(store, frame):
         found = token_sums(frame, frame.counted(one.mask), 1.1, 10)
         for t, key in enumerate(store):
             scores = store.read(key)
-            assert found[t].tobytes() == statistics_of(scores.scores, scores.where(one.mask), 1.1, 10).tobytes()
+            assert found[t].tobytes() == statistics_of(scores.scores, scores.selected(one.mask), 1.1, 10).tobytes()
 
 
 def test_sums_are_those_of_a_plain_loop(store, frame):
@@ -78,7 +78,7 @@ def test_groups_split_the_whole(store, frame):
     for t, key in enumerate(store):
         scores = store.read(key)
         for group in range(10):
-            want = statistics_of(scores.scores, scores.where(made.WANTED) & (scores.turn == group + 1), 1.2, 10)
+            want = statistics_of(scores.scores, scores.selected(made.WANTED) & (scores.turn == group + 1), 1.2, 10)
             assert found[group, t].tobytes() == want.tobytes()
     assert found.sum(axis=0) == pytest.approx(token_sums(frame, counted, 1.2, 10), rel=1e-12)
 

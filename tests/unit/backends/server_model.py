@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hesnr_tasks.backends.types import Passage, Scores
+from hesnr_tasks.backends.base import Scores, TokenSequence
 from tests import ROOT
 from tests.tiny import byte_level, sample_text
 
@@ -72,7 +72,7 @@ def passage(name, start, tokens, every=1):
     ids = byte_level(vocabulary=2000)(sample_text())["input_ids"]
     ids = np.array((ids * 4)[start : start + tokens], dtype=np.int32)
     targets = np.arange(len(ids) - 1, 0, -every, dtype=np.int32)[::-1].copy()
-    return Passage(name, ids, targets)
+    return TokenSequence(name, ids, targets)
 
 
 @torch.no_grad()

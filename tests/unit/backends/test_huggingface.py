@@ -11,12 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from hesnr_tasks.backends import _refuse_non_finite, backend_for, huggingface  # noqa: E402
-from hesnr_tasks.backends.hf_engine import Engine  # noqa: E402
-from hesnr_tasks.backends.hf_memory import _Tracker, is_out_of_memory  # noqa: E402
-from hesnr_tasks.backends.hf_net import Net  # noqa: E402
-from hesnr_tasks.backends.hf_read import Way  # noqa: E402
-from hesnr_tasks.backends.types import Passage  # noqa: E402
+from hesnr_tasks.backends import _refuse_non_finite, backend_for, hf  # noqa: E402
+from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
+from hesnr_tasks.backends.hf.engine import Engine  # noqa: E402
+from hesnr_tasks.backends.hf.forward import Way  # noqa: E402
+from hesnr_tasks.backends.hf.memory import _Tracker, is_out_of_memory  # noqa: E402
+from hesnr_tasks.backends.hf.model import Net  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.metrics import SUMS, statistics_of  # noqa: E402
 from tests import tiny  # noqa: E402
@@ -48,7 +48,7 @@ def passage(n=300, wanted=80, seed=0, start=()):
     rng = np.random.default_rng(seed)
     ids = np.append(start, rng.integers(3, VOCABULARY, n - len(start))).astype(np.int32)
     targets = np.sort(np.append(rng.choice(np.arange(1, n - 1), wanted - 1, replace=False), n - 1))
-    return Passage(f"t{seed}", ids, targets.astype(np.int32))
+    return TokenSequence(f"t{seed}", ids, targets.astype(np.int32))
 
 
 def scores_of(engine, texts, progress=int):
@@ -184,8 +184,7 @@ def test_short_texts_are_read_side_by_side():
 
 def test_numbers_do_not_depend_on_which_process_has_which_text():
     """Bit for bit: a prefix is shared or not by what all processes have."""
-    from hesnr_tasks.backends.hf_engine import _length
-    from hesnr_tasks.backends.hf_plan import outline
+    from hesnr_tasks.backends.hf.engine import _length, outline
 
     model, texts = llama(), tree()
     everyone = [outline(text.ids, _length(text), text.whole) for text in texts]
@@ -443,7 +442,7 @@ def test_fewer_than_ten_candidates_and_all_ranks():
 def test_the_backend_of_an_lm_eval_model(size):
     """Any --batch_size; passages without targets are answered too."""
     model, texts = llama(), [passage(100 + i, 20, i) for i in range(5)]
-    texts.append(Passage("none", texts[0].ids, np.zeros(0, np.int32)))
+    texts.append(TokenSequence("none", texts[0].ids, np.zeros(0, np.int32)))
     backend, told = backend_for(hflm(model, batch_size=size, max_length=900, add_bos_token=True)), []
     assert (backend.max_length, backend.bos) == (900, True)
     found = dict(backend.score(texts, K, told.append))
@@ -456,13 +455,13 @@ def test_the_backend_of_an_lm_eval_model(size):
 def test_what_a_signature_says_of_a_model(tmp_path):
     """The same weights give the same identity wherever they lie; any other weights another."""
     model = llama()
-    told = huggingface.make(hflm(model)).describe()
+    told = hf.make(hflm(model)).describe()
     model.save_pretrained(tmp_path / "elsewhere")
-    loaded = huggingface.make(hflm(Llama.from_pretrained(tmp_path / "elsewhere"))).describe()
+    loaded = hf.make(hflm(Llama.from_pretrained(tmp_path / "elsewhere"))).describe()
     assert loaded["weights"] == told["weights"]
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.mul_(1.001)
-    assert huggingface.make(hflm(model)).describe()["weights"] != told["weights"]
+    assert hf.make(hflm(model)).describe()["weights"] != told["weights"]
     assert json.loads(json.dumps(told)) == told
     assert told["backend"] == "hf"
     assert told["dtype"] == "float32"
@@ -473,14 +472,14 @@ def test_what_a_signature_says_of_a_model(tmp_path):
 def test_models_that_cannot_be_scored_are_refused():
     """Encoder-decoder models, models without a tokenizer."""
     with pytest.raises(ScoringError, match=r"encoder-decoder.*decoder-only"):
-        huggingface.make(SimpleNamespace(backend="seq2seq"))
+        hf.make(SimpleNamespace(backend="seq2seq"))
     with pytest.raises(ScoringError, match="tokenizer=… in --model_args"):
-        huggingface.make(SimpleNamespace(backend="causal", tokenizer=None))
+        hf.make(SimpleNamespace(backend="causal", tokenizer=None))
 
 
 def test_ids_and_k_beyond_the_vocabulary_are_refused():
     """Before anything is read, naming the trajectory."""
-    backend, text = huggingface.make(hflm(llama())), passage()
+    backend, text = hf.make(hflm(llama())), passage()
     text.ids[17] = VOCABULARY
     with pytest.raises(ScoringError, match="'t0' has token id 1031, the model knows 1031 ids"):
         next(backend.score([text], K, int))

@@ -11,10 +11,13 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
 
-from hesnr_tasks.backends.hf_attention import CausalChunks  # noqa: E402
-from hesnr_tasks.backends.hf_logits import Collector, reduce_logits  # noqa: E402
-from hesnr_tasks.backends.hf_plan import outline, plan, side_by_side  # noqa: E402
-from hesnr_tasks.backends.hf_read import split  # noqa: E402
+from hesnr_tasks.backends.hf.engine import outline, plan, side_by_side  # noqa: E402
+from hesnr_tasks.backends.hf.forward import (  # noqa: E402
+    Collector,
+    reduce_logits,
+    split,
+)
+from hesnr_tasks.backends.hf.model import CausalChunks  # noqa: E402
 
 
 @given(

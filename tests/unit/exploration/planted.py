@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from hesnr_tasks.backends.types import Scores, TokenScores
+from hesnr_tasks.backends.base import Scores, TokenScores
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.trajectory import Kind

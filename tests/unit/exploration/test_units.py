@@ -5,7 +5,7 @@ import pytest
 
 from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.frame import load, selection
-from hesnr_tasks.backends.types import Scores, TokenScores
+from hesnr_tasks.backends.base import Scores, TokenScores
 from hesnr_tasks.exploration.entropy_profile import COLUMNS, band, collect
 from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.rendering import Rendered, Span

@@ -5,7 +5,7 @@ from lm_eval.models.huggingface import HFLM
 from hesnr_tasks import demo
 from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.backends import score_requests
-from hesnr_tasks.backends.types import ScoringRequest
+from hesnr_tasks.backends.base import ScoringRequest
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats import load
 from hesnr_tasks.labels import label_mask

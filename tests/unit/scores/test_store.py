@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesnr_tasks.scores
-from hesnr_tasks.backends.types import Scores
+from hesnr_tasks.backends.base import Scores
 from hesnr_tasks.errors import HesnrError, SettingsError
 from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
 from tests.unit.scores import made

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import torch
 import transformers
 
-from hesnr_tasks.backends.hf_check import TEXT
-from hesnr_tasks.backends.hf_engine import Engine
-from hesnr_tasks.backends.hf_logits import no_scores
-from hesnr_tasks.backends.hf_net import Net
+from hesnr_tasks.backends.base import Backend, Scores, TokenSequence
+from hesnr_tasks.backends.hf.check import TEXT
+from hesnr_tasks.backends.hf.engine import Engine
+from hesnr_tasks.backends.hf.forward import no_scores
+from hesnr_tasks.backends.hf.model import Net
 from hesnr_tasks.backends.identity import weights_of
-from hesnr_tasks.backends.types import Backend, Passage, Scores
 from hesnr_tasks.errors import ScoringError
 
 __all__ = ["HuggingFaceBackend", "make"]
@@ -89,7 +89,7 @@ class HuggingFaceBackend(Backend):
         return _gather(self._lm)(items)
 
     def score(
-        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
+        self, passages: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
         """See `Backend.score`; prefixes that passages share are read once."""
         for passage in passages:
@@ -102,7 +102,7 @@ class HuggingFaceBackend(Backend):
         for number, scores in self.engine.score([passages[index] for index in wanted], k, progress, skipped):
             yield wanted[number], scores
 
-    def _refuse(self, passage: Passage, k: int) -> None:
+    def _refuse(self, passage: TokenSequence, k: int) -> None:
         size = self._net.vocabulary
         if k > size:
             raise ScoringError(f"top {k} asked for, but the model's vocabulary has {size} entries")

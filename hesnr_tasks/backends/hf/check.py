@@ -18,12 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesnr_tasks.backends.hf_heads import usable_heads
-from hesnr_tasks.backends.hf_memory import is_out_of_memory
-from hesnr_tasks.backends.hf_net import Net
-from hesnr_tasks.backends.hf_read import Text, Way, copy_cache, join, read
-from hesnr_tasks.backends.hf_rope import fresh_rope, length_dependence
-from hesnr_tasks.backends.types import Scores
+from hesnr_tasks.backends.base import Scores
+from hesnr_tasks.backends.hf.forward import Text, Way, copy_cache, join, read, usable_heads
+from hesnr_tasks.backends.hf.memory import is_out_of_memory
+from hesnr_tasks.backends.hf.model import Net, fresh_rope, length_dependence
 from hesnr_tasks.errors import ScoringError
 
 __all__ = ["TEXT", "choose_way", "depends_on_length"]

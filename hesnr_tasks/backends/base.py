@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.rendering import Rendered
 
-__all__ = ["OVERFLOW", "Backend", "Passage", "Scores", "ScoringRequest", "TokenScores"]
+__all__ = ["OVERFLOW", "Backend", "Scores", "ScoringRequest", "TokenScores", "TokenSequence"]
 
 OVERFLOW = ("right", "error", "skip")
 _NOTHING = np.uint64(0)
@@ -29,15 +29,15 @@ class ScoringRequest:
     k: int
     overflow: str  # beyond the model's context: "right" (what fits counts), "error", "skip" (the task leaves it out)
     key: str  # hash of the labelled text
-    also: np.uint64 = _NOTHING  # labels to score besides, for later questions; they never count as cut
+    extra_mask: np.uint64 = _NOTHING  # labels to score besides, for later questions; they never count as cut
 
     @property
     def scored(self) -> np.uint64:
         """Labels whose tokens are scored."""
-        return self.mask | self.also
+        return self.mask | self.extra_mask
 
 
-class Passage(NamedTuple):
+class TokenSequence(NamedTuple):
     """One text to read. Nothing after `ids[targets[-1]]` need be in it."""
 
     name: str  # trajectory id, for messages
@@ -94,7 +94,7 @@ class Backend(ABC):
 
     @abstractmethod
     def score(
-        self, passages: Sequence[Passage], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
+        self, passages: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
         """Yield (index of the passage, its scores) as passages finish, in any order.
 
@@ -127,6 +127,6 @@ class TokenScores:
 
     __repr__ = __str__
 
-    def where(self, mask: np.uint64) -> npt.NDArray[np.bool_]:
+    def selected(self, mask: np.uint64) -> npt.NDArray[np.bool_]:
         """Which tokens count under `mask` (labels.label_mask); shape (n,)."""
         return (self.label & mask) != 0

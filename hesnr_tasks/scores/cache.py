@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.backends.types import ScoringRequest, TokenScores
+from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
 from hesnr_tasks.scores import ScoreStore, Source, Text, Wanted, scoring_signature
 from hesnr_tasks.scores.runs import add_run
 
-__all__ = ["ScoreKeeper", "keeps_scores", "place_of_scores"]
+__all__ = ["ScoreCache", "keeps_scores", "scores_dir"]
 
 _log = logging.getLogger("hesnr_tasks")
 
 
-class ScoreKeeper:
+class ScoreCache:
     """The score files of one run, as `score_requests` uses them. `render` and `wanted` describe the requests."""
 
     def __init__(self, folder: Path, *, named: bool, render: str, wanted: Sequence[Wanted]) -> None:
@@ -40,9 +40,9 @@ class ScoreKeeper:
         self._store: ScoreStore | None = None
 
     @classmethod
-    def of(cls, requests: Sequence[tuple[str | None, str, Wanted]]) -> ScoreKeeper | None:
+    def of(cls, requests: Sequence[tuple[str | None, str, Wanted]]) -> ScoreCache | None:
         """For requests' `scores` setting, rendering and document; None if no scores are to be kept."""
-        folders = {place_of_scores(setting) for setting, _, _ in requests}
+        folders = {scores_dir(setting) for setting, _, _ in requests}
         if len(folders) > 1:
             raise SettingsError('tasks of one run must share one "scores" folder; give it once, in --metadata')
         place = next(iter(folders), None)
@@ -92,7 +92,7 @@ class ScoreKeeper:
         sources = self._sources[request.key]
         self._store.write(scores, text=Text(request.rendered, ids), mask=request.scored, sources=sources)
 
-    def spell(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
+    def save_token_bytes(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
         """Keep what each token id spells, once."""
         assert self._store is not None
         self._store.keep_vocabulary(spellings)
@@ -100,7 +100,7 @@ class ScoreKeeper:
 
 def keeps_scores(setting: str | None) -> bool:
     """Whether a run with this `scores` setting writes score files."""
-    place = place_of_scores(setting)
+    place = scores_dir(setting)
     return place is not None and (place[1] or _can_write())
 
 
@@ -108,7 +108,7 @@ def _can_write() -> bool:
     return importlib.util.find_spec("pyarrow") is not None
 
 
-def place_of_scores(setting: str | None, argv: Sequence[str] | None = None) -> tuple[Path, bool] | None:
+def scores_dir(setting: str | None, argv: Sequence[str] | None = None) -> tuple[Path, bool] | None:
     """The folder for score files and whether the user named it; None: none are kept.
 
     Without a setting they go next to lm-eval's `--output_path`, which lm-eval tells no task: it is read off the
