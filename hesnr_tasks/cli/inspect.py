@@ -1,4 +1,4 @@
-"""The command `hesnr inspect`."""
+"""`hesnr inspect`: read trajectories with their labels, in the terminal or as an HTML page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.viewer import page, terminal
-from hesnr_tasks.viewer.model import ScoredRun, Totals, View, load_tokenizer, tokenize, totals, view_of
+from hesnr_tasks.viewer.model import ScoredRun, Totals, load_tokenizer, tokenize, totals, view_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -39,100 +39,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the trajectories that `args` name."""
     report = ReadReport()
-    found = _Found(args, report)
+    notes: list[str] = []
+    trajectories = _selected(args, report, notes)
     encoder = load_tokenizer(args.tokenizer) if args.tokenizer else None
     runs = [ScoredRun(folder) for folder in (args.scores, args.compare) if folder]
-    _refuse_clashes(args, runs)
-    if args.html:
-        _write_page(args.html, found, encoder, runs)
-    else:
-        terminal.write(_text(found, encoder, terminal.style_of(sys.stdout, full=args.full)))
-    for line in [*report.lines(), *found.notes()]:
-        print(f"hesnr inspect: {terminal.printable(line)}", file=sys.stderr)
-    return 0
-
-
-def _refuse_clashes(args: argparse.Namespace, runs: list[ScoredRun]) -> None:
     if args.compare and not args.scores:
         raise SettingsError("--compare needs --scores: the run to compare with")
     if runs and (args.tokenizer or not args.html):
         raise SettingsError("--scores needs --html OUT.html, and no --tokenizer: score files have the tokens")
     if len({run.rendering for run in runs}) > 1:
         raise SettingsError("the two runs were scored in different renderings; their tokens cannot be compared")
+    if args.html:
+        _write_page(args.html, trajectories, encoder, runs)
+    else:
+        style = terminal.style_of(sys.stdout, full=args.full)
+        terminal.write(_text(trajectories, encoder, style))
+    for line in [*report.lines(), *notes]:
+        print(f"hesnr inspect: {terminal.printable(line)}", file=sys.stderr)
+    return 0
 
 
-class _Found:
-    """The trajectories asked for, as they are read; then what is to be said about them."""
-
-    def __init__(self, args: argparse.Namespace, report: ReadReport) -> None:
-        self._args = args
-        self._report = report
-        self._more = False
-
-    def __iter__(self) -> Iterator[Trajectory]:
-        shown, others = 0, []
-        for trajectory in self._read():
-            if self._args.id not in (None, trajectory.id, trajectory.instance_id):
-                others.append(trajectory.id)
-                continue
-            if shown == self._args.limit:
-                self._more = True
-                return
-            shown += 1
-            yield trajectory
-        if not shown:
-            raise DataError(self._nothing(others))
-
-    def notes(self) -> list[str]:
-        """Whether there are more than were shown."""
-        return [f"stopped after {self._args.limit} trajectories; --limit shows more"] if self._more else []
-
-    def _read(self) -> Iterator[Trajectory]:
-        a = self._args
-        return read_trajectories(
-            a.sources, config=a.config, split=a.split, on_error=a.on_error, format=a.format, report=self._report
+def _selected(args: argparse.Namespace, report: ReadReport, notes: list[str]) -> Iterator[Trajectory]:
+    """The trajectories to show, as they are read; a note is added where there are more than that."""
+    shown, others = 0, []
+    for trajectory in read_trajectories(
+        args.sources, config=args.config, split=args.split, on_error=args.on_error, format=args.format, report=report
+    ):
+        if args.id not in (None, trajectory.id, trajectory.instance_id):
+            others.append(trajectory.id)
+            continue
+        if shown == args.limit:
+            notes.append(f"stopped after {args.limit} trajectories; --limit shows more")
+            return
+        shown += 1
+        yield trajectory
+    if shown:
+        return
+    sources = ", ".join(args.sources)
+    if args.id is not None and others:
+        raise DataError(
+            f"none of the {len(others)} trajectories in {sources} has the id {args.id!r}."
+            f"{nearest(args.id, others[:5000])} The first is {others[0]!r}."
         )
-
-    def _nothing(self, others: list[str]) -> str:
-        if self._args.id is None or not others:
-            why = " ".join(line.rstrip(".") + "." for line in self._report.lines())
-            return f"no trajectory was found in {', '.join(self._args.sources)}. {why}".rstrip()
-        return (
-            f"none of the {len(others)} trajectories in {', '.join(self._args.sources)} has the id {self._args.id!r}."
-            f"{nearest(self._args.id, others[:5000])} The first is {others[0]!r}."
-        )
+    reasons = " ".join(line.rstrip(".") + "." for line in report.lines())
+    raise DataError(f"no trajectory was found in {sources}. {reasons}".rstrip())
 
 
-def _text(found: _Found, encoder: Encoder | None, style: terminal.Style) -> Iterator[str]:
+def _text(trajectories: Iterator[Trajectory], encoder: Encoder | None, style: terminal.Style) -> Iterator[str]:
     yield terminal.legend(style)
     everything: list[Totals] = []
-    for i, trajectory in enumerate(found):
+    count = 0
+    for trajectory in trajectories:
         view = view_of(trajectory)
         turns = tokenize(view, encoder).turns if encoder else totals(view)
         yield ""
         yield from terminal.lines(view, turns, style)
         everything += turns
-        count = i + 1
+        count += 1
     if count > 1:
         yield ""
         yield from terminal.total_lines(f"all {count} trajectories", everything, style)
 
 
-def _write_page(path: Path, found: _Found, encoder: Encoder | None, runs: list[ScoredRun]) -> None:
-    rendering = runs[0].rendering if runs else "transcript"
-    views: list[View] = [view_of(trajectory, rendering) for trajectory in found]
-    scored = [[run.tokens(view) for view in views] for run in runs]
+def _write_page(path: Path, trajectories: Iterator[Trajectory], encoder: Encoder | None, runs: list[ScoredRun]) -> None:
+    views = [view_of(trajectory, runs[0].rendering if runs else "transcript") for trajectory in trajectories]
     if encoder:
-        scored = [[tokenize(view, encoder).tokens for view in views]]
-    tokens, compare = [*scored, None, None][:2]
-    text = page.render_views(views, tokens, compare, _names(runs))
+        tokens = [[tokenize(view, encoder).tokens for view in views]]
+    else:
+        tokens = [[run.tokens(view) for view in views] for run in runs]
+    first, second = [*tokens, None, None][:2]
+    names = [run.name for run in runs] + ["A", "B"][len(runs) :]
+    text = page.render(views, first, second, names)
     write_output(path, text)
     print(f"{path}: {len(views)} trajectories, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
-
-
-def _names(runs: list[ScoredRun]) -> tuple[str, str]:
-    names = [run.name for run in runs] + ["A", "B"][len(runs) :]
-    return names[0], names[1]
 
 
 def _positive(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What there is to see of one trajectory: its text in blocks of one kind, what the filters hit, and the totals.
+"""The data of the viewer: a labelled text in blocks, its totals by turn, and its tokens with a model's values.
 
 The text is the one a model would read (`rendering`), so that offsets of score files fit it.
 """
@@ -26,21 +26,10 @@ from hesnr_tasks.rendering import Block, ChatTemplate, Rendered, render
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind, Trajectory
 
-__all__ = [
-    "Hit",
-    "ScoredRun",
-    "TokenView",
-    "Totals",
-    "View",
-    "columns",
-    "filter_bits",
-    "load_tokenizer",
-    "tokenize",
-    "totals",
-    "view_of",
-]
+__all__ = ["ScoredRun", "TokenView", "Totals", "View", "columns", "load_tokenizer", "tokenize", "totals", "view_of"]
 
-COUNTED = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))  # what the paper's metric counts
+_COUNTED = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))  # what the paper's metric counts
+_CANDIDATES = 10  # shown of each token
 
 
 class Hit(NamedTuple):
@@ -58,6 +47,7 @@ class View:
     trajectory: Trajectory
     rendered: Rendered
     codes: npt.NDArray[np.uint8]  # (characters,) label codes, see labels.py
+    bits: npt.NDArray[np.uint8]  # (characters,) filters that drop a character, as bit sets; 0 outside actions
     blocks: tuple[Block, ...]
     hits: tuple[Hit, ...]
 
@@ -70,6 +60,20 @@ class View:
     def turns(self) -> int:
         """The number of turns."""
         return self.blocks[-1].turn if self.blocks else 0
+
+
+def view_of(trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | None = None) -> View:
+    """Render and label `trajectory`; errors are those of `hesnr_tasks.rendering.render`."""
+    rendered = render(trajectory, rendering, template)
+    codes = char_codes(rendered)
+    action = kind_code(Kind.ACTION)
+    bits = np.where(codes > action, codes - action, 0).astype(np.uint8)
+    borders = [0, *(np.flatnonzero(np.diff(bits)) + 1).tolist(), len(bits)]
+    hits = (Hit(a, b, int(bits[a])) for a, b in itertools.pairwise(borders) if a < b and bits[a])
+    return View(trajectory, rendered, codes, bits, tuple(rendered.blocks()), tuple(hits))
+
+
+# --- totals -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -94,59 +98,40 @@ class Totals:
             self.counted = (self.counted or 0) + other.counted
 
 
-def view_of(trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | None = None) -> View:
-    """Render and label `trajectory`; errors are those of `hesnr_tasks.rendering.render`."""
-    rendered = render(trajectory, rendering, template)
-    codes = char_codes(rendered)
-    return View(trajectory, rendered, codes, tuple(rendered.blocks()), tuple(_hits(codes)))
-
-
 def totals(
     view: View, labels: npt.NDArray[np.uint64] | None = None, turns: npt.NDArray[np.int32] | None = None
 ) -> list[Totals]:
-    """Totals of each turn, the first at 0. `labels` and `turns` of all tokens (alignment.py) add the token counts."""
-    made = [Totals() for _ in range(view.turns)]
-    bits = filter_bits(view.codes)
+    """Totals of each turn, the first at index 0.
+
+    Args:
+        view: the labelled text.
+        labels: of all tokens (`alignment.token_labels`), to count tokens too.
+        turns: of all tokens (`alignment.token_turns`).
+    """
+    by_turn = [Totals() for _ in range(view.turns)]
     for block in view.blocks:
-        turn = made[block.turn - 1]
+        turn = by_turn[block.turn - 1]
         turn.characters[block.kind] += block.end - block.start
         if block.kind is Kind.ACTION:
-            _count_action(turn, bits[block.start : block.end])
+            bits = view.bits[block.start : block.end]
+            turn.kept += int((bits == 0).sum())
+            for i, name in enumerate(FILTERS):
+                turn.dropped[name] += int((bits >> i & 1).sum())
     if labels is not None and turns is not None:
-        for number, turn in enumerate(made, 1):
-            here = labels[turns == number]
-            turn.tokens, turn.counted = len(here), int(((here & COUNTED) != 0).sum())
-    return made
+        for number, turn in enumerate(by_turn, 1):
+            in_turn = labels[turns == number]
+            turn.tokens, turn.counted = len(in_turn), int(((in_turn & _COUNTED) != 0).sum())
+    return by_turn
 
 
-def _count_action(turn: Totals, bits: npt.NDArray[np.uint8]) -> None:
-    turn.kept += int((bits == 0).sum())
-    for i, name in enumerate(FILTERS):
-        turn.dropped[name] += int((bits >> i & 1).sum())
-
-
-def filter_bits(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The filters that hit each character, as bit sets, from its label code; 0 outside actions."""
-    action = kind_code(Kind.ACTION)
-    return np.where(codes > action, codes - action, 0).astype(np.uint8)
-
-
-def _hits(codes: npt.NDArray[np.uint8]) -> Iterator[Hit]:
-    bits = filter_bits(codes)
-    borders = [0, *(np.flatnonzero(np.diff(bits)) + 1).tolist(), len(bits)]
-    for start, end in itertools.pairwise(borders):
-        if start < end and bits[start]:
-            yield Hit(start, end, int(bits[start]))
-
-
-# --- Tokens to look at: their characters, and (once a model has read them) what it thought of them ---
+# --- tokens -----------------------------------------------------------------------------------------------------------
 
 
 class TokenView(NamedTuple):
-    """One token: the characters `start` to `end` it covers, and what a model said; None: not known.
+    """One token: the characters `start` to `end` it covers, and a model's values of it (None: not known).
 
-    `surprisal` is −ln p(x_t), `entropy` H_top10, both in nats; `top` lists (text, probability) of the likeliest tokens,
-    falling. Tokens come in the order of the text. Several may cover one character (its bytes are split).
+    `surprisal` is −ln p(x_t), `entropy` H_top10, both in nats; `top` lists (text, probability) of the top-k tokens,
+    descending. Tokens come in the order of the text. Several may cover one character (its bytes are split).
     """
 
     start: int
@@ -187,82 +172,8 @@ def tokenize(view: View, encoder: Encoder) -> Tokenized:
     return Tokenized([TokenView(start, end) for start, end in spans if end > start], turns)
 
 
-def columns(
-    view: View, tokens: Sequence[TokenView], compare: Sequence[TokenView] | None, offset: npt.NDArray[np.int64]
-) -> dict[str, Any]:
-    """The tokens as columns for the page. `offset`: for each character (and the end) its place in UTF-16 units.
-
-    `gap` is from one start to the next. A column that holds nothing is left out. `compare`: another model's values of
-    the same tokens, matched by their characters; a token without a match has none. Raises `DataError` if tokens do
-    not fit the text.
-    """
-    _check(view, tokens)
-    strings: dict[str, int] = {}
-    start, end = (offset[np.array([getattr(t, side) for t in tokens], dtype=np.int64)] for side in ("start", "end"))
-    made: dict[str, Any] = {
-        "gap": np.diff(start, prepend=0).tolist(),
-        "length": (end - start).tolist(),
-        "a": _values(tokens, strings),
-    }
-    if compare is not None:
-        _check(view, compare)
-        found = dict(_keyed(compare))
-        matched = [found.get(key) for key, _ in _keyed(tokens)]
-        made["b"] = _values(matched, strings)
-        made["unmatched"] = sum(t is None for t in matched)
-    return made | {"strings": list(strings)}
-
-
-def _keyed(tokens: Sequence[TokenView]) -> Iterator[tuple[tuple[int, int, int], TokenView]]:
-    """Each token under its characters and its number among the tokens of the same characters."""
-    seen: Counter[tuple[int, int]] = Counter()
-    for token in tokens:
-        place = (token.start, token.end)
-        yield (*place, seen[place]), token
-        seen[place] += 1
-
-
-def _values(tokens: Sequence[TokenView | None], strings: dict[str, int]) -> dict[str, list[Any]]:
-    made: dict[str, list[Any]] = {
-        "surprisal": [_number(t.surprisal) if t else None for t in tokens],
-        "entropy": [_number(t.entropy) if t else None for t in tokens],
-        "decision": [int(t.in_decision_set) if t else 0 for t in tokens],
-        "top": [_top(t, strings) if t else [] for t in tokens],
-    }
-    return {name: column for name, column in made.items() if any(value not in (None, 0, []) for value in column)}
-
-
-def _top(token: TokenView, strings: dict[str, int]) -> list[float | int | None]:
-    flat: list[float | int | None] = []
-    for text, probability in token.top:
-        flat += [strings.setdefault(text, len(strings)), _number(probability)]
-    return flat
-
-
-def _number(value: float | None) -> float | None:
-    """Five digits: what a page shows; None for what JSON cannot hold."""
-    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
-
-
-def _check(view: View, tokens: Sequence[TokenView]) -> None:
-    before = 0
-    for i, token in enumerate(tokens):
-        if not before <= token.start < token.end <= len(view.text):
-            raise DataError(
-                f"token {i} of trajectory {view.trajectory.id!r} covers characters {token.start} to {token.end}, "
-                f"which does not fit a text of {len(view.text)} characters in order. The scores were made from another "
-                "version or another rendering of it."
-            )
-        before = token.start
-
-
-# --- Tokens as a model scored them, from the score files of a run ---
-
-_SHOWN = 10  # candidates on hover
-
-
 class ScoredRun:
-    """The score files in a folder, as tokens to look at. Raises `StoreError` where there are none."""
+    """The score files in a folder, as tokens with a model's values. Raises `StoreError` where there are none."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -272,19 +183,19 @@ class ScoredRun:
 
     @property
     def name(self) -> str:
-        """What the page calls this model."""
+        """The model's name on the page."""
         return Path(self._folder).resolve().name
 
     @property
     def rendering(self) -> str:
         """The rendering of the texts that were scored."""
-        found = str(self._store.signature["render"])
-        if found not in ("transcript", "chatml"):
+        rendering = str(self._store.signature["render"])
+        if rendering not in ("transcript", "chatml"):
             raise SettingsError(
                 f"the scores in {self._folder} were made with the model's own chat template, which is not at hand "
                 "here. Score with render=transcript or render=chatml to look at tokens."
             )
-        return found
+        return rendering
 
     def tokens(self, view: View) -> list[TokenView]:
         """The scored tokens of a trajectory; 𝓗 is that of the paper's metric (filtered actions)."""
@@ -294,28 +205,95 @@ class ScoredRun:
                 f"{self._folder} has no scores of trajectory {view.trajectory.id!r} with this text. It was scored from "
                 "another file or by another version, or not at all; `--id` shows one of those that were."
             )
-        found = self._store.read(key)
-        entropy = topk_entropy(found.scores.topk_logprobs, _SHOWN)
-        rank = found.scores.rank
-        high = (entropy > EPSILON) & (rank >= 1) & (rank <= _SHOWN) & found.selected(self._mask)
-        chances = np.exp(found.scores.topk_logprobs[:, :_SHOWN].astype(np.float64))
+        tokens = self._store.read(key)
+        scores = tokens.scores
+        entropy = topk_entropy(scores.topk_logprobs, _CANDIDATES)
+        high = (entropy > EPSILON) & (scores.rank >= 1) & (scores.rank <= _CANDIDATES) & tokens.selected(self._mask)
+        ids = scores.topk_ids[:, :_CANDIDATES].tolist()
+        probabilities = np.exp(scores.topk_logprobs[:, :_CANDIDATES].astype(np.float64)).tolist()
         return [
             TokenView(
-                int(found.char_start[i]),
-                int(found.char_end[i]),
-                -float(found.scores.logprob[i]),
+                int(tokens.char_start[i]),
+                int(tokens.char_end[i]),
+                -float(scores.logprob[i]),
                 float(entropy[i]),
                 bool(high[i]),
-                [
-                    (self._spelled(index), chance)
-                    for index, chance in zip(
-                        found.scores.topk_ids[i, :_SHOWN].tolist(), chances[i].tolist(), strict=True
-                    )
-                ],
+                list(zip(map(self._text, ids[i]), probabilities[i], strict=True)),
             )
-            for i in range(len(found.position))
+            for i in range(len(tokens.position))
         ]
 
-    def _spelled(self, token: int) -> str:
-        spelled = self._vocabulary[token] if self._vocabulary and token < len(self._vocabulary) else None
-        return f"⟨{token}⟩" if spelled is None else spelled.decode(errors="replace")
+    def _text(self, token: int) -> str:
+        text = self._vocabulary[token] if self._vocabulary and token < len(self._vocabulary) else None
+        return f"⟨{token}⟩" if text is None else text.decode(errors="replace")
+
+
+# --- tokens as columns ------------------------------------------------------------------------------------------------
+
+
+def columns(
+    view: View, tokens: Sequence[TokenView], compare: Sequence[TokenView] | None, offset: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """The tokens as columns for the page; a column that holds nothing is left out.
+
+    Args:
+        view: the text that the tokens cover.
+        tokens: in order; `gap` in the result is from one start to the next.
+        compare: another model's values of the same tokens, matched by their characters; a token without a match has
+            none.
+        offset: of each character, and of the end, in UTF-16 units; shape (characters + 1,).
+
+    Raises:
+        DataError: tokens do not fit the text.
+    """
+    for own in (tokens, compare or ()):
+        before = 0
+        for i, token in enumerate(own):
+            if not before <= token.start < token.end <= len(view.text):
+                raise DataError(
+                    f"token {i} of trajectory {view.trajectory.id!r} covers characters {token.start} to {token.end}, "
+                    f"which does not fit a text of {len(view.text)} characters in order. The scores were made from "
+                    "another version or another rendering of it."
+                )
+            before = token.start
+    strings: dict[str, int] = {}
+    start, end = (offset[np.array([getattr(t, side) for t in tokens], dtype=np.int64)] for side in ("start", "end"))
+    result: dict[str, Any] = {
+        "gap": np.diff(start, prepend=0).tolist(),
+        "length": (end - start).tolist(),
+        "a": _values(tokens, strings),
+    }
+    if compare is not None:
+        others = dict(_keyed(compare))
+        matched = [others.get(key) for key, _ in _keyed(tokens)]
+        result["b"] = _values(matched, strings)
+        result["unmatched"] = sum(t is None for t in matched)
+    return result | {"strings": list(strings)}
+
+
+def _keyed(tokens: Sequence[TokenView]) -> Iterator[tuple[tuple[int, int, int], TokenView]]:
+    """Each token under its characters and its number among the tokens of the same characters."""
+    seen: Counter[tuple[int, int]] = Counter()
+    for token in tokens:
+        span = (token.start, token.end)
+        yield (*span, seen[span]), token
+        seen[span] += 1
+
+
+def _values(tokens: Sequence[TokenView | None], strings: dict[str, int]) -> dict[str, list[Any]]:
+    def top(token: TokenView) -> list[float | int | None]:
+        pairs = ((strings.setdefault(text, len(strings)), _number(probability)) for text, probability in token.top)
+        return list(itertools.chain.from_iterable(pairs))
+
+    values: dict[str, list[Any]] = {
+        "surprisal": [_number(t.surprisal) if t else None for t in tokens],
+        "entropy": [_number(t.entropy) if t else None for t in tokens],
+        "decision": [int(t.in_decision_set) if t else 0 for t in tokens],
+        "top": [top(t) if t else [] for t in tokens],
+    }
+    return {name: column for name, column in values.items() if any(value not in (None, 0, []) for value in column)}
+
+
+def _number(value: float | None) -> float | None:
+    """Five significant digits, as the page shows; None for what JSON cannot hold."""
+    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None

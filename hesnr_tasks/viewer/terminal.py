@@ -15,7 +15,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats.registry import warnings_of
 from hesnr_tasks.rendering import Block
 from hesnr_tasks.trajectory import Kind
-from hesnr_tasks.viewer.model import Totals, View, filter_bits
+from hesnr_tasks.viewer.model import Totals, View
 
 __all__ = ["Style", "legend", "lines", "printable", "style_of", "total_lines", "write"]
 
@@ -88,15 +88,9 @@ def printable(text: str) -> str:
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
-def _letters() -> list[str]:
-    """A letter for each filter: its first that no filter before it has."""
-    taken: list[str] = []
-    for name in FILTERS:
-        taken.append(next((c for c in f"{name}0123456789" if c not in taken), "?"))
-    return taken
-
-
-_LETTERS = _letters()
+_LETTERS: list[str] = []  # one for each filter: its first that no filter before it has
+for _name in FILTERS:
+    _LETTERS.append(next((c for c in f"{_name}0123456789" if c not in _LETTERS), "?"))
 
 
 def _heading(view: View, style: Style) -> Iterator[str]:
@@ -124,12 +118,11 @@ def _counts(turn: Totals) -> str:
 
 
 def _block(view: View, block: Block, style: Style) -> Iterator[str]:
-    text = view.text[block.start : block.end]
+    text, start = view.text[block.start : block.end], block.start
     if block.kind is Kind.SCAFFOLD:
-        text = text.strip("\n")  # ours, and only there to part messages
-    bits = filter_bits(view.codes[block.start : block.end])
+        text = text.strip("\n")  # role headers, there only to part messages; no filter drops any of it
     label = block.kind.value
-    for row in _folded(text, bits, block.kind, style):
+    for row in _folded(text, view.bits[start : start + len(text)], block.kind, style):
         yield f"{label:>11} {_sgr(_bar(block.kind, style), _KIND_SGR[block.kind], style)} {row}".rstrip()
         label = ""
 
@@ -184,22 +177,22 @@ def _wrapped(cells: list[str], room: int) -> Iterator[tuple[int, int]]:
 
 
 def _painted(cells: list[str], bits: npt.NDArray[np.uint8], kind: Kind, style: Style) -> Iterator[str]:
-    at = 0
+    position = 0
     for hit, run in itertools.groupby(bits.tolist()):
         length = len(list(run))
-        text = "".join(cells[at : at + length])
-        at += length
-        yield _sgr(
-            text, _FILTER_SGR[_first(hit) % len(_FILTER_SGR)] if hit and text.strip() else _KIND_SGR[kind], style
-        )
+        text = "".join(cells[position : position + length])
+        position += length
+        dropped = hit and text.strip()
+        yield _sgr(text, _FILTER_SGR[_first(hit) % len(_FILTER_SGR)] if dropped else _KIND_SGR[kind], style)
 
 
 def _marks(cells: list[str], bits: npt.NDArray[np.uint8]) -> str:
     """A letter under each dropped character that is not white space."""
-    pairs = zip(cells, bits.tolist(), strict=True)
-    return "".join(
-        (_LETTERS[_first(hit)] if hit and cell.strip() else " ") * _width(cell) for cell, hit in pairs
-    ).rstrip()
+    marks = (
+        (_LETTERS[_first(hit)] if hit and cell.strip() else " ") * _width(cell)
+        for cell, hit in zip(cells, bits.tolist(), strict=True)
+    )
+    return "".join(marks).rstrip()
 
 
 def _first(bits: int) -> int:
@@ -235,7 +228,7 @@ def _width(cell: str) -> int:
     return 2 if unicodedata.east_asian_width(cell) in "WF" else 1
 
 
-# --- Where text goes: into the user's pager when there is a terminal, else to standard output ---
+# --- output: the user's pager when there is a terminal, else standard output ------------------------------------------
 
 
 def style_of(stream: TextIO, *, full: bool) -> Style:
@@ -243,15 +236,23 @@ def style_of(stream: TextIO, *, full: bool) -> Style:
     terminal = stream.isatty()
     colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = shutil.get_terminal_size().columns if terminal else None
-    return Style(colour, width, full, ascii=not _can(stream, "┊┃"))
+    bars = "┊┃"
+    return Style(colour, width, full, ascii=_encoded(bars, stream.encoding or "ascii") != bars)
+
+
+def _encoded(text: str, encoding: str) -> str:
+    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 def write(lines: Iterable[str]) -> None:
-    """Write `lines` as they come; quitting the pager early is no error."""
-    command = _pager() if sys.stdout.isatty() else None
-    if command is None:
+    """Write `lines` as they come, to `$PAGER` (else less) if standard output is a terminal; a pager may quit early."""
+    try:
+        command = shlex.split(os.environ.get("PAGER") or "less -R")
+    except ValueError:
+        command = []
+    if not (sys.stdout.isatty() and command and shutil.which(command[0])):
         for line in lines:
-            _put(sys.stdout, line, sys.stdout.encoding)
+            sys.stdout.write(_encoded(line, sys.stdout.encoding) + "\n")
         sys.stdout.flush()
         return
     environment = {"LESS": "FRX", **os.environ}  # as git does: no pager for what fits on a screen
@@ -259,28 +260,7 @@ def write(lines: Iterable[str]) -> None:
         assert pager.stdin is not None
         try:
             for line in lines:
-                _put(pager.stdin, line, "utf-8")
+                pager.stdin.write(_encoded(line, "utf-8") + "\n")
             pager.stdin.close()
         except BrokenPipeError:
             pass
-
-
-def _pager() -> list[str] | None:
-    """The user's `$PAGER`, or less, if it can be found."""
-    try:
-        command = shlex.split(os.environ.get("PAGER") or "less -R")
-    except ValueError:
-        return None
-    return command if command and shutil.which(command[0]) else None
-
-
-def _put(stream: IO[str], line: str, encoding: str) -> None:
-    stream.write(line.encode(encoding, errors="replace").decode(encoding) + "\n")
-
-
-def _can(stream: TextIO, text: str) -> bool:
-    try:
-        text.encode(stream.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True

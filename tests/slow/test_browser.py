@@ -32,7 +32,7 @@ def show(tab, tmp_path):
     path = tmp_path / "page.html"
 
     def opened(trajectories, *tokens, fragment="", **kwargs):
-        path.write_text(page.render(trajectories, *tokens, **kwargs), encoding="utf-8")
+        path.write_text(page.render([view_of(t) for t in trajectories], *tokens, **kwargs), encoding="utf-8")
         tab.open(path, fragment)
         return tab
 

@@ -38,9 +38,13 @@ class Parsed(HTMLParser):
             self.elements.append(("end", {}))
 
 
+def page_of(*trajectories):
+    return page.render([view_of(trajectory) for trajectory in trajectories])
+
+
 @pytest.fixture(scope="module")
 def hostile():
-    return Parsed(page.render([examples.hostile(), examples.strange()]))
+    return Parsed(page_of(examples.hostile(), examples.strange()))
 
 
 def data(parsed, name):
@@ -60,7 +64,7 @@ def test_only_our_script_can_run(hostile):
 
 
 def test_a_trajectory_adds_no_markup(hostile):
-    harmless = Parsed(page.render([examples.small(), examples.small()]))
+    harmless = Parsed(page_of(examples.small(), examples.small()))
     assert [(tag, attrs.get("id")) for tag, attrs in hostile.elements] == [
         (tag, attrs.get("id")) for tag, attrs in harmless.elements
     ]
@@ -109,19 +113,19 @@ def test_the_index_names_every_trajectory(hostile):
 
 
 def test_the_same_trajectories_give_the_same_page():
-    assert page.render([examples.small()]) == page.render([examples.small()])
+    assert page_of(examples.small()) == page_of(examples.small())
 
 
 def test_half_a_character_is_shown_as_such():
-    text = page.render([examples.Trajectory("\ud800", (examples.message("user", ("context", "ok")),))])
+    text = page_of(examples.Trajectory("\ud800", (examples.message("user", ("context", "ok")),)))
     assert "\ufffd" in text
     text.encode()
 
 
 def test_tokens_must_be_given_for_every_trajectory():
     with pytest.raises(DataError, match="2 trajectories but tokens of 1"):
-        page.render([examples.small()] * 2, [[TokenView(0, 1)]])
+        page.render([view_of(examples.small())] * 2, [[TokenView(0, 1)]])
     with pytest.raises(DataError, match="compared with"):
-        page.render([examples.small()], None, [[]])
+        page.render([view_of(examples.small())], None, [[]])
     with pytest.raises(DataError, match="no trajectory"):
         page.render([])
