@@ -1,55 +1,194 @@
-"""The calls in text, found tolerantly: names, parameter values and call syntax as character spans.
+"""The calls in a model's text: what a call is, and the one form in which stored calls are written as text.
 
-One grammar for both who asks where in a message the calls are (`find_calls`) and who asks what an action says
-(`parse_action`). Its forms, tried in this order at the first character that is not white space:
+`grammar` reads calls, in every form models write them; `tools` is the table of tools and programs, `shell` reads shell
+commands, `classes` says what an action does.
 
-- tags: ``<function=NAME>``, ``<parameter=KEY>VALUE</parameter>``, ``</function>``; ``<invoke name="…">``; in
-  ``<tool_call>`` these, JSON, or ``<arg_key>`` and ``<arg_value>`` (`functions`);
-- the control strings of model families around a name and JSON (`marked`);
-- Terminus-2's ``<keystrokes>`` (`commands`);
-- one pair of tags around a command: ``<command>``, ``<mswea_bash_command>``, ``<execute_bash>``, ``<execute_ipython>``
-  … (`commands`);
-- JSON alone, or the rest of it after a thought (`json_calls`);
-- fenced blocks, of commands or of JSON (`commands`);
-- anything else: the whole text is one shell command.
+The canonical form of a stored call is the one SWE-smith's fine-tuning rows have, so that a run stored both ways gives
+the same characters::
 
-A value is a span of the text and how often JSON has escaped it: `Parameter.view` gives its characters, each with its
-place. Text in a call that is in no parameter is a parameter without a name. One newline at each end of a value between
-tags belongs to the syntax. Nothing here raises, whatever the text, and time is linear in its length.
+    THOUGHT
+
+    <function=NAME>
+    <parameter=KEY>VALUE</parameter>
+    </function>
+
+VALUE is the argument itself when it is a string, else its JSON; for the keys in `_WRAPPED` it has lines of its own.
+Parallel calls follow each other on new lines. Reasoning stored apart from the text comes first, between `<think>` tags.
+Results depend on this form: a change of it is a new `RENDERING`, which every trajectory carries.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from hesnr_tasks.actions.calls import Call, Parameter
-from hesnr_tasks.actions.commands import bare, fenced, keystrokes, tagged
-from hesnr_tasks.actions.functions import find_functions, functions
-from hesnr_tasks.actions.json_calls import whole_json
-from hesnr_tasks.actions.marked import find_marked, marked
+__all__ = [
+    "RENDERING",
+    "Call",
+    "CharSpan",
+    "Parameter",
+    "ToolCall",
+    "View",
+    "argument_json",
+    "join",
+    "json_decoded",
+    "render_call",
+    "unescape",
+]
 
-__all__ = ["Call", "Parameter", "find_calls", "parse_action"]
-
-
-def parse_action(text: str) -> list[Call]:
-    """The calls in `text`, in order; spans lie in `text`, tags and values do not overlap. Never raises."""
-    return list(_parse(text))
-
-
-@lru_cache(maxsize=8)  # every filter asks for the calls of the same action
-def _parse(text: str) -> tuple[Call, ...]:
-    if not text.strip():
-        return ()
-    calls = functions(text) or marked(text) or keystrokes(text) or tagged(text) or whole_json(text) or fenced(text)
-    if calls and (turn_end := _TURN_END.match(text, calls[-1].end)):
-        calls[-1] = calls[-1]._replace(tags=(*calls[-1].tags, turn_end.span()))
-    return tuple(calls) or (bare(text),)
+CharSpan = tuple[int, int]
 
 
-_TURN_END = re.compile(r"\s*(?:<\|\w{1,40}\|>|<｜[^<>｜\s]{1,40}｜>|</s>)\s*\Z")
+# --- views ------------------------------------------------------------------------------------------------------------
 
 
-def find_calls(text: str, start: int = 0) -> list[Call]:
-    """The calls between tags, or control strings, in a whole message from `start` on; those only mentioned are text."""
-    return find_functions(text, start) or find_marked(text, start)
+@dataclass(frozen=True, slots=True)
+class View:
+    """Decoded text; its character i stands at `offsets[i]` of the original; one more offset is for the end."""
+
+    text: str
+    offsets: Sequence[int]
+
+    @classmethod
+    def of(cls, text: str, start: int = 0, end: int | None = None) -> View:
+        """Characters `start` to `end` of `text` as they are."""
+        end = len(text) if end is None else end
+        return cls(text[start:end], range(start, end + 1))
+
+    def cut(self, start: int, end: int) -> View:
+        """The part from `start` to `end`."""
+        return View(self.text[start:end], self.offsets[start : end + 1])
+
+    def back(self, spans: Iterable[CharSpan]) -> Iterator[CharSpan]:
+        """Spans of the original, split at newlines: between two lines the original may hold marks of its own."""
+        for start, end in spans:
+            while start < end:
+                stop = self.text.find("\n", start, end)
+                stop = end if stop < 0 else stop
+                if start < stop:
+                    yield self.offsets[start], self.offsets[stop]
+                start = stop + 1
+
+
+def join(views: Sequence[View]) -> View:
+    """One view of several pieces, one after the other."""
+    offsets = [position for view in views for position in view.offsets[:-1]]
+    return View("".join(view.text for view in views), [*offsets, views[-1].offsets[-1] if views else 0])
+
+
+def unescape(view: View, pattern: re.Pattern[str], decode: Callable[[str], str]) -> View:
+    """`view` with each match of `pattern` replaced by `decode` of it, which is one character or none."""
+    if not pattern.search(view.text):
+        return view
+    text: list[str] = []
+    offsets: list[int] = []
+    position = 0
+    for m in pattern.finditer(view.text):
+        value = decode(m[0])
+        text += [view.text[position : m.start()], value]
+        offsets += view.offsets[position : m.start()]
+        offsets += view.offsets[m.start() : m.start() + len(value)]
+        position = m.end()
+    text.append(view.text[position:])
+    return View("".join(text), [*offsets, *view.offsets[position:]])
+
+
+_JSON_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[\s\S])"  # a pair is one character
+)
+_JSON_VALUES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\b": "\b", "\\f": "\f"}
+
+
+def json_decoded(view: View) -> View:
+    """The inside of a JSON string with its escapes resolved; what is no escape of JSON stands for itself."""
+    return unescape(view, _JSON_ESCAPE, _json_character)
+
+
+def _json_character(escape: str) -> str:
+    if len(escape) == 12:
+        return chr(0x10000 + ((int(escape[2:6], 16) - 0xD800) << 10) + int(escape[8:], 16) - 0xDC00)
+    return chr(int(escape[2:], 16)) if len(escape) == 6 else _JSON_VALUES.get(escape, escape[1:])
+
+
+# --- calls as they are read -------------------------------------------------------------------------------------------
+
+
+class Parameter(NamedTuple):
+    """The value of one parameter: characters `value_start` to `value_end` of the action's text."""
+
+    name: str
+    value_start: int
+    value_end: int
+    encoded: int = 0  # how many times the value lies inside a JSON string: that often escapes are still in it
+
+    def view(self, text: str) -> View:
+        """The value as the tool gets it, each character with its place in `text`."""
+        view = View.of(text, self.value_start, self.value_end)
+        for _ in range(self.encoded):
+            view = json_decoded(view)
+        return view
+
+
+class Call(NamedTuple):
+    """One call. One written as a plain command has the name `bash` (or the fence's tag) and the parameter `command`."""
+
+    name: str
+    start: int
+    end: int
+    parameters: tuple[Parameter, ...]
+    tags: tuple[CharSpan, ...] = ()  # call syntax: tags with their attributes, the JSON around values
+    fences: tuple[CharSpan, ...] = ()  # the lines that open and close a fenced block
+    form: str = "text"  # function | json | tag | fence | text
+
+    def values(self, text: str) -> dict[str, str]:
+        """The values of all parameters, as the tool gets them; the first of two with the same name counts."""
+        values: dict[str, str] = {}
+        for parameter in self.parameters:
+            values.setdefault(parameter.name, parameter.view(text).text)
+        return values
+
+    def shifted(self, by: int) -> Call:
+        """The same call in a text that has `by` characters more before it."""
+        moved = tuple(p._replace(value_start=p.value_start + by, value_end=p.value_end + by) for p in self.parameters)
+        tags, fences = (tuple((a + by, b + by) for a, b in spans) for spans in (self.tags, self.fences))
+        return self._replace(start=self.start + by, end=self.end + by, parameters=moved, tags=tags, fences=fences)
+
+
+# --- calls as they are stored, and their canonical form ---------------------------------------------------------------
+
+RENDERING = "xml-1"
+_WRAPPED = ("old_str", "new_str", "file_text")
+
+
+class ToolCall(NamedTuple):
+    """A stored call. `arguments` as text is what the model wrote where that was not valid JSON."""
+
+    name: str
+    arguments: Mapping[str, Any] | str
+
+
+def render_call(call: ToolCall) -> str:
+    """`call` in the canonical form."""
+    if isinstance(call.arguments, str):
+        body = f"{call.arguments}\n" if call.arguments else ""
+    else:
+        body = "".join(_parameter(key, value) for key, value in call.arguments.items())
+    return f"<function={call.name}>\n{body}</function>"
+
+
+def _parameter(key: str, value: Any) -> str:
+    text = value if isinstance(value, str) else argument_json(value)
+    return f"<parameter={key}>\n{text}\n</parameter>\n" if key in _WRAPPED else f"<parameter={key}>{text}</parameter>\n"
+
+
+def argument_json(value: Any) -> str:
+    """An argument that is no string, as JSON; arrays as Parquet readers give them are lists, unknown values text."""
+
+    def default(item: Any) -> Any:
+        listed = item.tolist() if hasattr(item, "tolist") and hasattr(item, "dtype") else None
+        return listed if isinstance(listed, list) else str(item)
+
+    return json.dumps(value, ensure_ascii=False, default=default)

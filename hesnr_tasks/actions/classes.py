@@ -30,11 +30,11 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 
-from hesnr_tasks.actions import Call, Parameter, parse_action
+from hesnr_tasks.actions import Call, Parameter, View
+from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.actions.programs import CLASSES, FILTER, Part, classify, inner_script, written_files
 from hesnr_tasks.actions.shell import Simple, canonical, program, simple_commands, verb
 from hesnr_tasks.actions.tools import EDITORS, KINDS, PATTERNS, parameter_role, tool_runs
-from hesnr_tasks.actions.views import View
 from hesnr_tasks.errors import SettingsError, nearest
 
 __all__ = [
@@ -301,7 +301,7 @@ def _command_words(view: View, arguments: int) -> tuple[list[CharSpan], bool]:
     for simple in simple_commands(view.text):
         start = program(simple.words)
         stop = start + verb(simple.words[start:]) + arguments
-        spans = [(view.at[a], view.at[b]) for a, b in simple.spans[start:stop]]
+        spans = [(view.offsets[a], view.offsets[b]) for a, b in simple.spans[start:stop]]
         if classify(simple).kind not in ("other", "none", FILTER):
             return spans, True
         first = first or spans
@@ -311,4 +311,4 @@ def _command_words(view: View, arguments: int) -> tuple[list[CharSpan], bool]:
 def _first_word(view: View) -> Iterator[CharSpan]:
     match = re.search(r"\S+", view.text)
     if match:
-        yield view.at[match.start()], view.at[match.end()]
+        yield view.offsets[match.start()], view.offsets[match.end()]

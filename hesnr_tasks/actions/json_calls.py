@@ -15,14 +15,13 @@ A text that begins inside such an object (after a thought that is no part of the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from hesnr_tasks.actions.calls import Call, Parameter, between
+from hesnr_tasks.actions import Call, CharSpan, Parameter, View, json_decoded
 from hesnr_tasks.actions.tools import is_prose
-from hesnr_tasks.actions.views import View, json_decoded
 
-__all__ = ["call_json_end", "json_calls", "json_end", "whole_json"]
+__all__ = ["between", "call_json_end", "json_calls", "json_end", "whole_json"]
 
 
 @dataclass(slots=True)
@@ -50,19 +49,19 @@ _BREAKS = re.compile(r"</tool_call>|```|<[|｜]")
 
 def _string_end(text: str, start: int, quote: str = '"') -> tuple[int, int]:
     """Where the string that begins at `start` ends, and where the text goes on."""
-    at = start
+    position = start
     while True:
-        match = _STRING[quote].match(text, at)
-        at = min(match.end(), len(text)) if match else len(text)
-        if at >= len(text) or text[at] != quote:
-            at, after = len(text), len(text)
+        match = _STRING[quote].match(text, position)
+        position = min(match.end(), len(text)) if match else len(text)
+        if position >= len(text) or text[position] != quote:
+            position, after = len(text), len(text)
             break
-        after = at + 1
+        after = position + 1
         if text[after : after + 1] in ("", ",", ":", "}", "]") or _GOES_ON.match(text, after):
             break
-        at = after
-    broken = text.find("\n</tool_call>", start, at)
-    return (broken, broken) if broken >= 0 else (at, after)
+        position = after
+    broken = text.find("\n</tool_call>", start, position)
+    return (broken, broken) if broken >= 0 else (position, after)
 
 
 def _tree(text: str, start: int, inside: bool = False) -> tuple[_Node, int]:
@@ -70,23 +69,23 @@ def _tree(text: str, start: int, inside: bool = False) -> tuple[_Node, int]:
     root = _Node("array", start, len(text))
     stack = [root] + ([_Node("object", start, len(text))] if inside else [])
     root.members += [("", node) for node in stack[1:]]
-    key, at = "", start
+    key, position = "", start
     tokens = _TOKEN_PYTHON if _PYTHON.match(text[start : start + 200].lstrip()) else _TOKEN
-    while match := tokens.search(text, at):
-        token, at = match[0], match.end()
+    while match := tokens.search(text, position):
+        token, position = match[0], match.end()
         top = stack[-1]
         node: _Node | None = None
         if token in ('"', "'"):
-            end, after = _string_end(text, at, token)
-            node, at = _Node("string", at, end), after
+            end, after = _string_end(text, position, token)
+            node, position = _Node("string", position, end), after
         elif token in "{[":
             node = _Node("object" if token == "{" else "array", match.start(), len(text))
             stack.append(node)
         elif token in "}]":
-            top.end = at
+            top.end = position
             del stack[-1:]
             if len(stack) == 1:
-                root.end = at
+                root.end = position
                 break
             if not stack:
                 return root, match.start()
@@ -96,16 +95,16 @@ def _tree(text: str, start: int, inside: bool = False) -> tuple[_Node, int]:
             root.end = match.start() + broken.start()
             break
         else:
-            node = _Node("scalar", match.start(), at)
+            node = _Node("scalar", match.start(), position)
         if node is not None:
-            if top.kind == "object" and not key and node.kind == "string" and _COLON.match(text, at):
+            if top.kind == "object" and not key and node.kind == "string" and _COLON.match(text, position):
                 key = text[node.start : node.end]
                 continue
             if len(stack) > 1 or top is root:
                 top.members.append((key, node))
             key = ""
             if top is root and node is not stack[-1]:
-                root.end = at
+                root.end = position
                 break
     for node in stack:
         node.end = min(node.end, root.end)
@@ -150,7 +149,7 @@ class _Said:
 
 def _understood(node: _Node, view: View, level: int, depth: int = 0) -> Iterator[_Said]:
     """The calls of a value; `level`: how many JSON strings `view` lies in."""
-    end = view.at[node.end]
+    end = view.offsets[node.end]
     if node.kind == "array":
         plain = [("", member) for _, member in node.members if member.kind != "object" or depth >= _DEPTH]
         if plain:
@@ -165,13 +164,15 @@ def _understood(node: _Node, view: View, level: int, depth: int = 0) -> Iterator
 
 
 def _object(node: _Node, view: View, level: int, depth: int) -> Iterator[_Said]:
-    end = view.at[node.end]
+    end = view.offsets[node.end]
     listed, inner = node.get(*_LISTS), node.get(*_INNER)
     if listed and listed[1].kind == "string" and listed[0] == "tool_calls" and level < _LEVELS:
         decoded = json_decoded(view.cut(listed[1].start, listed[1].end))
         if decoded.text.lstrip().startswith(("[", "{")):
             root, _ = _tree(decoded.text, 0)
-            calls = [one for _, member in root.members for one in _understood(member, decoded, level + 1, depth + 1)]
+            calls = [
+                reading for _, member in root.members for reading in _understood(member, decoded, level + 1, depth + 1)
+            ]
             yield from _with_rest(node, (listed[0],), calls, view, level)
             return
     if listed and listed[1].kind == "array" and depth < _DEPTH:
@@ -211,9 +212,9 @@ def _object(node: _Node, view: View, level: int, depth: int) -> Iterator[_Said]:
 
 def _is_command(node: _Node, view: View) -> bool:
     """Whether `action` is what is to be run rather than the name of a tool: it has no arguments, or is no name."""
-    said = next(view.text[member.start : member.end] for key, member in node.members if key == "action")
+    readings = next(view.text[member.start : member.end] for key, member in node.members if key == "action")
     alone = all(key in ("action", "thought", "analysis", "plan") for key, _ in node.members)
-    return not re.fullmatch(r"[\w.:/-]{1,100}", said) or (alone and not is_prose(said))
+    return not re.fullmatch(r"[\w.:/-]{1,100}", readings) or (alone and not is_prose(readings))
 
 
 def _rest(node: _Node, used: tuple[str, ...], view: View, level: int) -> list[Parameter]:
@@ -223,14 +224,14 @@ def _rest(node: _Node, used: tuple[str, ...], view: View, level: int) -> list[Pa
 def _with_rest(node: _Node, used: tuple[str, ...], calls: list[_Said], view: View, level: int) -> Iterator[_Said]:
     """`calls`, and the other members of the object they are in as values of a call without a name."""
     rest = _rest(node, (*used, *_BESIDE), view, level)
-    first = calls[0].parameters[0].value_start if calls and calls[0].parameters else view.at[node.end]
+    first = calls[0].parameters[0].value_start if calls and calls[0].parameters else view.offsets[node.end]
     before = [p for p in rest if p.value_end <= first]
     after = [p for p in rest if p.value_start >= max((c.end for c in calls), default=first)]
     if before:
         yield _Said("", before, before[-1].value_end)
     yield from calls
     if after:
-        yield _Said("", after, view.at[node.end])
+        yield _Said("", after, view.offsets[node.end])
 
 
 def _arguments(key: str, node: _Node, view: View, level: int) -> list[Parameter]:
@@ -253,17 +254,17 @@ def _listed(node: _Node, view: View, level: int) -> list[Parameter]:
     kinds = {member.kind for _, member in node.members}
     if kinds == {"string"} and len(node.members) > 1:
         return [_parameter("", node, view, level)]
-    found: list[Parameter] = []
+    parameters: list[Parameter] = []
     for _, member in node.members:
         if member.kind == "object":
-            found += [_parameter(k, m, view, level) for k, m in member.members]
+            parameters += [_parameter(k, m, view, level) for k, m in member.members]
         else:
-            found.append(_parameter("", member, view, level))
-    return found
+            parameters.append(_parameter("", member, view, level))
+    return parameters
 
 
 def _parameter(name: str, node: _Node, view: View, level: int) -> Parameter:
-    return Parameter(name, view.at[node.start], view.at[node.end], level + (node.kind == "string"))
+    return Parameter(name, view.offsets[node.start], view.offsets[node.end], level + (node.kind == "string"))
 
 
 # --- calls ----------------------------------------------------------------------------------------------------------
@@ -293,15 +294,17 @@ def json_calls(text: str, start: int, end: int, value: int = -1, name: str = "")
     view = View(text, range(len(text) + 1))
     if name:
         node = root.members[0][1] if root.members else root
-        said = [_Said(name, sorted(_arguments("arguments", node, view, 0), key=lambda p: p.value_start), after)]
+        readings = [_Said(name, sorted(_arguments("arguments", node, view, 0), key=lambda p: p.value_start), after)]
     else:
-        said = [one for _, node in root.members for one in _understood(node, view, 0)] or [_Said("", [], after)]
+        readings = [reading for _, node in root.members for reading in _understood(node, view, 0)] or [
+            _Said("", [], after)
+        ]
     calls: list[Call] = []
     limit = min(after, end)
-    for i, one in enumerate(said):
-        stop = limit if i + 1 == len(said) else min(one.end, limit)
-        parameters = _in_order(one.parameters, start, stop)
-        calls.append(Call(one.name, start, stop, parameters, between(start, stop, parameters), form="json"))
+    for i, reading in enumerate(readings):
+        stop = limit if i + 1 == len(readings) else min(reading.end, limit)
+        parameters = _in_order(reading.parameters, start, stop)
+        calls.append(Call(reading.name, start, stop, parameters, between(start, stop, parameters), form="json"))
         start = stop
     return calls
 
@@ -332,3 +335,10 @@ def _has_sign(node: _Node) -> bool:
     if node.kind == "array":
         return bool(node.members) and all(_has_sign(member) for _, member in node.members)
     return node.kind == "object" and any(key in _SIGNS for key, _ in node.members)
+
+
+def between(start: int, end: int, parameters: Sequence[Parameter]) -> tuple[CharSpan, ...]:
+    """What of `start` to `end` is not the value of one of `parameters`, which are in order."""
+    starts = [start, *(parameter.value_end for parameter in parameters)]
+    ends = [*(parameter.value_start for parameter in parameters), end]
+    return tuple((a, b) for a, b in zip(starts, ends, strict=True) if a < b)

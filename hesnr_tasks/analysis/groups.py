@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.actions import parse_action
+from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.analysis.frame import Frame
 from hesnr_tasks.filters.regions import regions
 from hesnr_tasks.rendering import Rendered
@@ -122,7 +122,7 @@ def _tools(text: str) -> _Marks:
 def _languages(text: str) -> _Marks:
     """Inner pieces come after the ones they are in, so a Python script in a shell command is Python."""
     for region in regions(text):
-        at = np.asarray(region.view.at[:-1])
+        at = np.asarray(region.view.offsets[:-1])
         if len(at):
             for run in np.split(at, np.flatnonzero(np.diff(at) > _ESCAPE) + 1):
                 yield int(run[0]), int(run[-1]) + 1, region.language

@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from hesnr_tasks.atomic_io import open_output
 from hesnr_tasks.errors import DataError, SettingsError, printable
-from hesnr_tasks.formats import ReadReport, read_trajectories
-from hesnr_tasks.formats.evaluations import read_outcomes
-from hesnr_tasks.formats.report import named, nothing_left
+from hesnr_tasks.formats import ReadReport, no_trajectory_message, read_trajectories, source_label
+from hesnr_tasks.formats.outcomes import read_outcomes
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["Totals", "add_arguments", "convert", "run"]
@@ -180,11 +179,11 @@ def _check(
 ) -> None:
     if outcomes is not None and totals.seen and not totals.joined:
         raise DataError(
-            f"no instance of the evaluation reports ({_first(outcomes)}, …) occurs in {named(source)}; "
+            f"no instance of the evaluation reports ({_first(outcomes)}, …) occurs in {source_label(source)}; "
             f"check that report and runs belong together"
         )
     if not totals.written:
-        raise DataError(nothing_left(source, only_resolved, totals.seen, report))
+        raise DataError(no_trajectory_message(source, only_resolved, totals.seen, report))
 
 
 def _first(outcomes: Mapping[str, bool | None]) -> str:

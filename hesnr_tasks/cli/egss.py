@@ -26,7 +26,7 @@ from hesnr_tasks.egss.report import (
     savings_table,
 )
 from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
-from hesnr_tasks.formats.evaluations import read_outcomes
+from hesnr_tasks.formats.outcomes import read_outcomes
 from hesnr_tasks.stats import RESAMPLES, SEED
 
 __all__ = ["add_arguments", "run"]

@@ -19,16 +19,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hesnr_tasks.actions import parse_action
 from hesnr_tasks.actions.classes import action_parts, canonical_path
+from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.actions.tools import parameter_role
 from hesnr_tasks.analysis.options import unique_names
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats import registry
-from hesnr_tasks.formats.fields import Where, deep, scalar_text, string
-from hesnr_tasks.formats.files import find
-from hesnr_tasks.formats.records import Record, records
-from hesnr_tasks.formats.report import Problem, ReadReport
+from hesnr_tasks.formats.base import Problem, ReadReport, Where
+from hesnr_tasks.formats.json_access import deep, scalar_text, string
+from hesnr_tasks.formats.sources import Record, records, source_paths
 from hesnr_tasks.trajectory import Kind, Trajectory
 
 __all__ = ["PYTEST_FILES", "AgentTests", "Candidate", "changed_files", "collect", "patch_key", "source_patch"]
@@ -98,7 +97,7 @@ def _of_run(run: str, name: str, notes: Counter[str], test_files: re.Pattern[str
     """The candidates of one run, and where in it each was."""
     predicted = _predictions(Path(run), notes)
     try:
-        files = [] if Path(run).name in _PREDICTIONS[:3] else list(find(run, ReadReport()))
+        files = [] if Path(run).name in _PREDICTIONS[:3] else list(source_paths(run, ReadReport()))
     except DataError:  # a folder of predictions alone
         files = []
     for file in files:
@@ -135,7 +134,7 @@ def _trajectory(value: Any, where: Where, name: str, notes: Counter[str]) -> Tra
         notes[f"{name}: a record of an unknown format"] += 1
         return None
     try:
-        return registry.read_with(chosen[0], value, where)
+        return registry.read_record(chosen[0], value, where)
     except DataError:
         notes[f"{name}: a damaged record"] += 1
         return None

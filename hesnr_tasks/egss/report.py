@@ -27,7 +27,7 @@ from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.egss.gates import Estimator
 from hesnr_tasks.egss.ledger import KINDS, Spent, spent_of
 from hesnr_tasks.errors import DataError, SettingsError, printable
-from hesnr_tasks.formats.fields import deep
+from hesnr_tasks.formats.json_access import deep
 from hesnr_tasks.stats import RESAMPLES, SEED, resample_counts, standard_error
 
 __all__ = ["CURRENCIES", "PRICE", "Curve", "InstanceRun", "Record", "at_equal_rate", "curve_table", "curves"]

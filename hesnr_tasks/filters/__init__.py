@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.actions import parse_action
-from hesnr_tasks.actions.views import CharSpan
+from hesnr_tasks.actions import CharSpan
+from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.filters.formatting import formatting
 from hesnr_tasks.filters.languages import comments_of
 from hesnr_tasks.filters.regions import regions

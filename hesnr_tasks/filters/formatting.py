@@ -20,8 +20,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from hesnr_tasks.actions import parse_action
-from hesnr_tasks.actions.views import CharSpan, View
+from hesnr_tasks.actions import CharSpan, View
+from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.filters.languages import PROSE
 from hesnr_tasks.filters.regions import regions
 
@@ -41,7 +41,7 @@ def formatting(text: str) -> list[CharSpan]:
     for view, language in regions(text):
         if language in PROSE:
             spans += view.back(_marks(view.text))
-        if len(view.text) != view.at[-1] - view.at[0]:
+        if len(view.text) != view.offsets[-1] - view.offsets[0]:
             spans += _decoded(view)
     return spans
 
@@ -50,7 +50,7 @@ def _decoded(view: View) -> Iterator[CharSpan]:
     """White space and decoration that are, in part, written as escape sequences."""
     for m in _EVERYWHERE.finditer(view.text):
         for i in range(*m.span()):
-            yield view.at[i], view.at[i + 1]
+            yield view.offsets[i], view.offsets[i + 1]
 
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*$", re.MULTILINE)

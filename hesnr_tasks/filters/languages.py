@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from hesnr_tasks.actions.views import CharSpan
+from hesnr_tasks.actions import CharSpan
 from hesnr_tasks.filters.lexers import Grammar, clike, config, scripts
 from hesnr_tasks.filters.lexers.shell import shell
 

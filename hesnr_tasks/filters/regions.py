@@ -16,7 +16,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from hesnr_tasks.actions import Call, parse_action
+from hesnr_tasks.actions import Call, View, join, json_decoded, unescape
+from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.actions.tools import (
     is_editor,
     is_patch,
@@ -26,7 +27,6 @@ from hesnr_tasks.actions.tools import (
     tool_runs,
     works_on_files,
 )
-from hesnr_tasks.actions.views import View, join, json_decoded, unescape
 from hesnr_tasks.filters.languages import (
     LANGUAGES,
     PROSE,

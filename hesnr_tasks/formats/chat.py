@@ -1,4 +1,4 @@
-"""What the chat readers share: finding the messages of a row, its names and outcome, and labelling its turns.
+"""Chat rows: messages with tool calls, with calls as text, completion logs, and corpora of documents or pairs.
 
 A row is an object with a list of messages under `messages`, `trajectory` or `conversations` (also as JSON text), or
 that list itself.
@@ -6,65 +6,80 @@ that list itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
-from hesnr_tasks.formats.draft import Draft
-from hesnr_tasks.formats.fields import as_list, decoded, left_out, mapping, messages_of, scalar_text, unwrapped
-from hesnr_tasks.formats.outcome import outcome
-from hesnr_tasks.formats.roles import role_of
-from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
+from hesnr_tasks.actions import ToolCall
+from hesnr_tasks.actions.grammar import guess_form, split_calls
+from hesnr_tasks.errors import DataError
+from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where, role_of
+from hesnr_tasks.formats.content_blocks import Turn, openai_calls, turn_segments, with_reasoning
+from hesnr_tasks.formats.harbor import episode_rank
+from hesnr_tasks.formats.json_access import (
+    as_list,
+    decoded,
+    deep,
+    left_out,
+    mapping,
+    messages_of,
+    scalar_text,
+    string,
+    unwrapped,
+)
+from hesnr_tasks.formats.outcomes import row_outcome
+from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
 
 __all__ = [
-    "Item",
+    "CHAT_TEXT",
+    "CHAT_TOOLS",
+    "CHAT_XML",
+    "COMPLETIONS",
+    "PLAIN",
     "assistant_texts",
-    "content_text",
-    "key_of",
+    "first_messages",
     "label_messages",
-    "messages",
-    "peek",
-    "row",
-    "row_names",
+    "message_text",
+    "row_of",
 ]
 
 Item = Mapping[str, Any]
-Turn = Callable[[Item], "Sequence[Segment] | None"]
 _KEYS = ("messages", "trajectory", "conversations", "messages_json")
-_PEEK = 64  # messages looked at to recognise a row
+_FIRST = 64  # messages looked at to recognise a row
 
 
-def row(record: Any) -> Mapping[str, Any]:
+# --- what chat formats share ------------------------------------------------------------------------------------------
+
+
+def row_of(record: Any) -> Item:
     """The row as an object; a bare list of messages becomes `{"messages": list}`."""
-    if isinstance(record, Mapping):
-        return record
-    return {"messages": as_list(record) or []}
+    return record if isinstance(record, Mapping) else {"messages": as_list(record) or []}
 
 
-def key_of(record: Mapping[str, Any]) -> str | None:
-    """The key that holds a list of messages."""
+def _messages_key(row: Item) -> str | None:
     for key in _KEYS:
-        listed = as_list(decoded(record.get(key)))
+        listed = as_list(decoded(row.get(key)))
         first = unwrapped(listed[0]) if listed else None
         if isinstance(first, Mapping) and ("role" in first or "from" in first):
             return key
     return None
 
 
-def peek(record: Any) -> list[Item]:
+def first_messages(record: Any) -> list[Item]:
     """The first messages of what may be a row, or nothing; never raises."""
-    record = row(record)
-    key = key_of(record)
-    listed = (as_list(decoded(record.get(key))) or []) if key else []
-    return [item for item in map(unwrapped, listed[:_PEEK]) if isinstance(item, Mapping)]
+    row = row_of(record)
+    key = _messages_key(row)
+    listed = (as_list(decoded(row.get(key))) or []) if key else []
+    return [item for item in map(unwrapped, listed[:_FIRST]) if isinstance(item, Mapping)]
 
 
-def messages(record: Any) -> list[Item]:
-    """All messages of a row; `DataError` names what is none."""
-    record = row(record)
-    return messages_of(record, key_of(record) or "messages")
+def _messages(record: Any) -> list[Item]:
+    row = row_of(record)
+    return messages_of(row, _messages_key(row) or "messages")
 
 
-def content_text(message: Item) -> str:
+def _content_text(message: Item) -> str:
     """The text of a message, for detection only."""
     content = message.get("content", message.get("value"))
     if isinstance(content, str):
@@ -73,61 +88,313 @@ def content_text(message: Item) -> str:
     return "\n".join(p["text"] for p in parts if isinstance(p, Mapping) and isinstance(p.get("text"), str))
 
 
-def assistant_texts(items: Sequence[Item]) -> Iterator[str]:
-    """The texts of the messages the model wrote."""
-    return (content_text(item) for item in items if role_of(item) == "assistant")
+def assistant_texts(messages: Sequence[Item]) -> Iterator[str]:
+    """The texts of the messages the model wrote, for detection only."""
+    return (_content_text(message) for message in messages if role_of(message) == "assistant")
 
 
-def message_text(message: Item, draft: Draft) -> str:
+def message_text(message: Item, builder: TrajectoryBuilder) -> str:
     """The text of a message, its content of any shape."""
-    return draft.text(message.get("content", message.get("value")))
+    return builder.text(message.get("content", message.get("value")))
 
 
-def label_messages(items: Sequence[Item], draft: Draft, turn: Turn) -> None:
-    """Add `items` to `draft`; `turn(message)` gives an assistant message's segments (None: not the model's)."""
-    for item in items:
-        role = role_of(item)
+def label_messages(
+    messages: Sequence[Item], builder: TrajectoryBuilder, turn: Callable[[Item], Sequence[Segment] | None]
+) -> None:
+    """Add `messages`; `turn(message)` gives an assistant message's segments (None: the model did not write it)."""
+    for message in messages:
+        role = role_of(message)
         if role == "assistant":
-            segments = turn(item)
+            segments = turn(message)
             if segments is None:
-                draft.not_generated(message_text(item, draft))
+                builder.not_generated(message_text(message, builder))
             else:
-                draft.generated(segments)
+                builder.generated(segments)
         elif role == "system":
-            draft.context(role, message_text(item, draft))
+            builder.context(role, message_text(message, builder))
         elif role is None:
-            draft.warn(f"a message of the unknown role {item.get('role')!r} is labelled observation")
-            content = message_text(item, draft)
-            if not content:
-                left_out(item, "a message of unknown shape")
-            draft.observation("user", content)
+            what = f"message of the unknown role {message.get('role')!r}"
+            builder.unknown(message, what, message.get("content", message.get("value")))
         else:
-            draft.given(role, message_text(item, draft))
+            builder.given(role, message_text(message, builder))
 
 
-def row_names(record: Any, draft: Draft, fidelity: Fidelity, **meta: Any) -> Trajectory:
+def _build(record: Any, builder: TrajectoryBuilder, fidelity: Fidelity, **meta: Any) -> Trajectory:
     """Finish a row: its id, instance, outcome and model as the public data sets name them."""
-    record = row(record)
-    metadata = mapping(record, "metadata")
-    resolved, stored = outcome(record)
-    instance = scalar_text(record.get("instance_id")) or scalar_text(metadata.get("instance_id"))
-    return draft.build(
-        id=_identity(record, instance),
+    row = row_of(record)
+    metadata = mapping(row, "metadata")
+    resolved, stored = row_outcome(row)
+    instance = scalar_text(row.get("instance_id")) or scalar_text(metadata.get("instance_id"))
+    identity = scalar_text(row.get("trajectory_id")) or scalar_text(row.get("traj_id"))
+    if not identity:
+        run = scalar_text(row.get("run_id"))
+        identity = f"{instance}/{run}" if instance and run else instance or run or scalar_text(row.get("id"))
+    return builder.build(
+        id=identity,
         instance_id=instance,
         resolved=resolved,
         fidelity=fidelity,
         outcome=stored,
-        exit_status=scalar_text(record.get("exit_status")) or scalar_text(record.get("finish_reason")),
-        model=scalar_text(record.get("model")) or scalar_text(record.get("model_name")),
+        exit_status=scalar_text(row.get("exit_status")) or scalar_text(row.get("finish_reason")),
+        model=scalar_text(row.get("model")) or scalar_text(row.get("model_name")),
         **meta,
     )
 
 
-def _identity(record: Mapping[str, Any], instance: str | None) -> str | None:
-    for key in ("trajectory_id", "traj_id"):
-        if own := scalar_text(record.get(key)):
-            return own
-    run = scalar_text(record.get("run_id"))
-    if instance and run:
-        return f"{instance}/{run}"
-    return instance or run or scalar_text(record.get("id"))
+# --- rows with tool calls ---------------------------------------------------------------------------------------------
+# SWE-Gym, nebius OpenHands, Open-SWE-Traces, CoderForge, SWE-smith `tool`, …. Arguments may be JSON text, objects or
+# Python text; lists may be JSON text or arrays from Parquet; keys may be null.
+
+_ANTHROPIC_PARTS = ("tool_use", "tool_result", "thinking", "redacted_thinking")
+
+
+def _detect_tools(record: Any) -> float:
+    """1 for tool calls, 0.9 for the role tool where no text holds a call."""
+    messages = first_messages(record)
+    if any(_calls(message) or _has_parts(message, _ANTHROPIC_PARTS) for message in messages):
+        return 1.0
+    answered = any(role_of(message) == "tool" for message in messages)
+    return 0.9 * (answered and guess_form(assistant_texts(messages)) == "none")
+
+
+def _read_tools(record: Any, where: Where) -> Trajectory:
+    builder = TrajectoryBuilder(CHAT_TOOLS.name, where)
+    messages = _messages(record)
+
+    def turn(message: Item) -> Sequence[Segment]:
+        reasoning = string(message, "reasoning_content") or string(message, "reasoning")
+        if not _has_parts(message, _ANTHROPIC_PARTS):
+            return turn_segments(message_text(message, builder), _calls(message), reasoning)
+        blocks = Turn(reasoning=[reasoning] if reasoning else [])
+        blocks.add_all(message.get("content"), builder)
+        blocks.calls.extend(_calls(message))
+        return blocks.segments()
+
+    label_messages([_as_tool_message(message) for message in messages], builder, turn)
+    thinks = any(call.name == "think" for message in messages for call in _calls(message))
+    return _build(record, builder, Fidelity.RENDERED, think_tool="action" if thinks else None)
+
+
+def _calls(message: Item) -> list[ToolCall]:
+    calls = openai_calls(decoded(message.get("tool_calls")))
+    single = message.get("function_call")
+    return calls or openai_calls([single] if single else [])
+
+
+def _has_parts(message: Item, types: Sequence[str]) -> bool:
+    """Whether the content has parts of one of `types` (Anthropic's rather than text)."""
+    return any(string(part, "type") in types for part in as_list(message.get("content")) or [])
+
+
+def _as_tool_message(message: Item) -> Item:
+    """A user message of Anthropic `tool_result` parts as a message of the role tool."""
+    if role_of(message) != "user" or not _has_parts(message, ("tool_result",)):
+        return message
+    flat: list[Any] = []
+    for part in as_list(message.get("content")) or []:
+        content = part.get("content") if string(part, "type") == "tool_result" else [part]
+        listed = as_list(content)
+        flat.extend(listed if listed is not None else [] if content is None else [content])
+    return {"role": "tool", "content": flat}
+
+
+# --- rows with `<function=…><parameter=…>` in the text ----------------------------------------------------------------
+# SWE-smith, SWE-Gym SFT, R2E-Gym SFT, Scale-SWE. The text was written again by whoever made the rows (from tool calls
+# or from parsed calls), so fidelity is synthetic.
+
+# SWE-smith writes this in the place of SWE-agent's "Exit due to cost limit" (swesmith/train/traj_mgr/utils.py).
+_REWRITTEN = (
+    "Since we have successfully fixed the issue and verified it works, let's submit the changes:\n\n"
+    "<function=submit>\n</function>"
+)
+
+
+def _detect_xml(record: Any) -> float:
+    """1 when most assistant texts with a call have it in XML: one that only speaks of the tag says nothing."""
+    texts = list(assistant_texts(first_messages(record)))
+    return float(any("<function=" in text for text in texts) and guess_form(texts) == "function")
+
+
+def _read_xml(record: Any, where: Where) -> Trajectory:
+    builder = TrajectoryBuilder(CHAT_XML.name, where)
+
+    def turn(message: Item) -> Sequence[Segment] | None:
+        content = message_text(message, builder)
+        return None if content == _REWRITTEN else split_calls(content, "function")
+
+    label_messages(_messages(record), builder, turn)
+    return _build(record, builder, Fidelity.SYNTHETIC)
+
+
+# --- rows with fenced or tagged calls, or without any -----------------------------------------------------------------
+# mini-swe-agent v1 rows, SWE-smith `ticks`, Harbor trace export and ShareGPT (`conversations`), plain dialogues.
+
+_TEXT_FORMS = ("tool_call", "mswea", "bash", "json", "keystrokes", "execute", "command", "fence")
+_SMITH_ID = re.compile(r".+__.+\.[0-9a-f]{8}\.")
+
+
+def _detect_text(record: Any) -> float:
+    """0.9 when assistant texts hold a call, 0.5 when there is an assistant at all."""
+    messages = first_messages(record)
+    if guess_form(assistant_texts(messages), _TEXT_FORMS) != "none":
+        return 0.9
+    return 0.5 * any(role_of(message) == "assistant" for message in messages)
+
+
+def _read_text(record: Any, where: Where) -> Trajectory:
+    builder = TrajectoryBuilder(CHAT_TEXT.name, where)
+    messages, row = _messages(record), row_of(record)
+    texts = list(assistant_texts(messages))
+    style = guess_form(texts, _TEXT_FORMS)
+    if style == "bash" and not any(text.lstrip().startswith("THOUGHT:") for text in texts):
+        style = "fence"  # `bash` only for mini-swe-agent: SWE-agent's last-block rule is the safe one for other fences
+    reasoned = any(string(message, "reasoning_content").strip() for message in messages)
+    if style == "none":
+        builder.warn("no call was found in any assistant text: all of it is thought")
+
+    def turn(message: Item) -> Sequence[Segment]:
+        content = message_text(message, builder)
+        return split_calls(with_reasoning(content, string(message, "reasoning_content")), style)
+
+    label_messages(messages, builder, turn)
+    if _messages_key(row) == "conversations" or _SMITH_ID.match(string(row, "instance_id")):
+        fidelity = Fidelity.SYNTHETIC
+    else:
+        fidelity = Fidelity.RENDERED if reasoned else Fidelity.EXACT
+    trial = scalar_text(row.get("trial_name"))
+    if trial is None:
+        return _build(record, builder, fidelity, style=style)
+    resolved, stored = row_outcome(row, "result")
+    return builder.build(
+        id=trial,
+        instance_id=scalar_text(row.get("task")),
+        resolved=resolved,
+        fidelity=fidelity,
+        outcome=stored,
+        model=scalar_text(row.get("model")),
+        style=style,
+    )
+
+
+# --- OpenHands completion logs ----------------------------------------------------------------------------------------
+# `llm_completions/<id>/*.json`: the last file's messages and response are the whole run. With native calling the calls
+# are structures (rendered); without, the text of earlier turns was written again by OpenHands from parsed calls
+# (synthetic). Sources: OpenHands 0.x `llm/llm.py`, `llm/fn_call_converter.py`; SDK logs.
+
+
+def _detect_completions(record: Any) -> float:
+    """1 for messages beside a response with choices."""
+    if not isinstance(record, Mapping) or not isinstance(record.get("messages"), list):
+        return 0.0
+    if isinstance(deep(record, "response", "choices", 0, "message"), Mapping):
+        return 1.0
+    return 0.9 * ("raw_response" in record or isinstance(record.get("response"), (Mapping, list)))  # a broken one
+
+
+def _read_completions(record: Any, where: Where) -> Trajectory:
+    builder = TrajectoryBuilder(COMPLETIONS.name, where)
+    messages = [*messages_of(record, "messages"), _last_message(record)]
+
+    def turn(message: Item) -> Sequence[Segment]:
+        content = message_text(message, builder)
+        calls, reasoning = openai_calls(message.get("tool_calls")), string(message, "reasoning_content")
+        if calls:
+            return turn_segments(content, calls, reasoning)
+        return split_calls(with_reasoning(content, reasoning), "function")
+
+    label_messages(messages, builder, turn)
+    if not any(role_of(message) == "assistant" for message in messages[:-1]):
+        builder.warn("the log holds one turn only; the last log of a run holds all of them")
+    written = any("<function=" in content for content in assistant_texts(messages))
+    folder = PurePath(where.path).parent
+    return builder.build(
+        id=folder.name if folder.parent.name == "llm_completions" else where.identity,
+        fidelity=Fidelity.SYNTHETIC if written else Fidelity.RENDERED,
+        model=scalar_text(deep(record, "response", "model")),
+    )
+
+
+def _last_message(record: Item) -> Item:
+    """The response's message; the model's own text where the log also has it and it holds the call."""
+    message = deep(record, "response", "choices", 0, "message")
+    if not isinstance(message, Mapping):
+        raise DataError("'response' holds no message (choices[0].message): the last turn cannot be read")
+    raw = deep(record, "raw_response", "choices", 0, "message")
+    if not isinstance(raw, Mapping) or "content" not in raw or (raw["content"] and not _content_text(raw)):
+        left_out(record.get("raw_response"), "'raw_response' holds no message with text")
+    if isinstance(raw, Mapping) and "<function=" in _content_text(raw):
+        return {"role": "assistant", "content": raw.get("content")}
+    if not message.keys() & {"content", "tool_calls", "reasoning_content"}:
+        left_out(message, "the response's message is empty")
+    return {**message, "role": "assistant"}
+
+
+# --- documents and pairs ----------------------------------------------------------------------------------------------
+# Any corpus: documents (`text`) and prompt–answer pairs (`prompt`, `completion`). What is to be scored is labelled
+# action, so that the default metric works; filters for calls drop nothing.
+
+
+def _detect_plain(record: Any) -> float:
+    """0.6: the keys are common words, so this comes last."""
+    if not isinstance(record, Mapping):
+        return 0.0
+    return 0.6 * (("prompt" in record and "completion" in record) or isinstance(record.get("text"), str))
+
+
+def _read_plain(record: Any, where: Where) -> Trajectory:
+    """One document (all of it action) or one pair (prompt context, completion action)."""
+    builder = TrajectoryBuilder(PLAIN.name, where)
+    is_pair = "prompt" in record and "completion" in record
+    if is_pair:
+        _add_prompt(record["prompt"], builder)
+    key = "completion" if is_pair else "text"
+    builder.generated([Segment(Kind.ACTION, _plain_text(record.get(key), key, builder))])
+    resolved, stored = row_outcome(record)
+    return builder.build(
+        id=scalar_text(record.get("id")),
+        instance_id=record.get("instance_id"),
+        resolved=resolved,
+        outcome=stored,
+        plain=True,
+    )
+
+
+def _add_prompt(prompt: Any, builder: TrajectoryBuilder) -> None:
+    """A string, or chat messages, all of which are given."""
+    for message in as_list(prompt) or [prompt]:
+        if isinstance(message, Mapping):
+            if "content" not in message:
+                left_out(message, "a message of the prompt has no content")
+            builder.context(role_of(message) or "user", builder.text(message.get("content")))
+        elif isinstance(message, str):
+            builder.context("user", message)
+        else:
+            raise DataError(f"'prompt' must be text or a list of messages, not {type(message).__name__}")
+
+
+def _plain_text(value: Any, key: str, builder: TrajectoryBuilder) -> str:
+    if isinstance(value, str):
+        return value
+    messages = as_list(value) or []
+    if not messages or not all(isinstance(message, Mapping) for message in messages):
+        raise DataError(f"{key!r} must be text or a list of messages, not {type(value).__name__}")
+    if len(messages) > 1:
+        raise DataError(f"{key!r} has {len(messages)} messages; convert dialogues with the key 'messages'")
+    return builder.text(_content_text(messages[0]))
+
+
+CHAT_TOOLS = Format("chat-tools", "messages of which some have tool calls or the role tool", _detect_tools, _read_tools)
+CHAT_XML = Format(
+    "chat-xml", "messages whose assistant text has <function=…> and no tool calls", _detect_xml, _read_xml
+)
+CHAT_TEXT = Format(
+    "chat-text",
+    "messages with calls as fenced blocks or tags in the assistant text, or with no calls",
+    _detect_text,
+    _read_text,
+    prefix_rank=episode_rank,
+)
+COMPLETIONS = Format(
+    "openhands-completions", "'messages' with the 'response' of one model call", _detect_completions, _read_completions
+)
+PLAIN = Format("text", "'text', or 'prompt' and 'completion'", _detect_plain, _read_plain)

@@ -1,30 +1,70 @@
-"""OpenHands V0: `output.jsonl` rows, resolver rows, and bare lists of events; event or pair history, old and new.
+"""OpenHands V0 (`output.jsonl` rows, resolver rows, bare lists of events) and the OpenHands SDK (V1).
 
-The model's turn is `tool_call_metadata.model_response` where it is stored (once per response, however many actions it
-caused); else thought and arguments of the action event. The event's `message` is a summary the scaffold wrote.
-Source: OpenHands 0.9 to 0.62, `openhands/events/`, `openhands/memory/conversation_memory.py`, the resolver's tests.
+V0: event or pair history, old and new. The model's turn is `tool_call_metadata.model_response` where it is stored (once
+per response, however many actions it caused); else thought and arguments of the action event. The event's `message` is
+a summary the scaffold wrote. Source: OpenHands 0.9 to 0.62, `openhands/events/`,
+`openhands/memory/conversation_memory.py`, the resolver's tests.
+
+V1: events with `kind`, as rows with a `history`, JSON Lines of events, or a folder of event files. Source: OpenHands
+software-agent-sdk (2026-08), `openhands/sdk/event/`, and its test fixtures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hesnr_tasks.actions import ToolCall
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.formats import canonical
-from hesnr_tasks.formats.canonical import Call
-from hesnr_tasks.formats.draft import Draft
-from hesnr_tasks.formats.fields import Where, as_list, deep, items, left_out, mapping, scalar_text, string
-from hesnr_tasks.formats.outcome import outcome_meta, resolved_of
-from hesnr_tasks.trajectory import Fidelity, Trajectory
+from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where
+from hesnr_tasks.formats.content_blocks import arguments_of, openai_calls, reasoning_of, turn_segments
+from hesnr_tasks.formats.json_access import as_list, deep, items, left_out, mapping, scalar_text, string
+from hesnr_tasks.formats.outcomes import outcome_meta, report_outcome, resolved_of
+from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
-__all__ = ["NAME", "RULE", "detect", "events_of", "read", "row_outcome"]
+__all__ = ["OPENHANDS", "OPENHANDS_SDK"]
 
-NAME = "openhands-v0"
-RULE = "events with 'action' or 'observation' and 'args', 'extras' or 'content'"
+Event = Mapping[str, Any]
+
+
+# --- what both versions share -----------------------------------------------------------------------------------------
+
+
+def _events(record: Any) -> list[Any]:
+    """The history of a row, or the bare list; pairs are flattened."""
+    if isinstance(record, Mapping):
+        listed = items(record, "history") or items(record, "trajectory")
+    else:
+        listed = as_list(record) or []
+    pairs = bool(listed) and as_list(listed[0]) is not None
+    return [event for pair in listed for event in (as_list(pair) or [pair])] if pairs else listed
+
+
+def _build(
+    record: Any, builder: TrajectoryBuilder, instance: str | None, model: Sequence[str], thinks: bool
+) -> Trajectory:
+    """Finish a row: the outcome is that of its evaluation report; the resolver's `success` is a model's guess."""
+    row = record if isinstance(record, Mapping) else {}
+    stored = report_outcome(row, ("test_result", "report", "resolved"), ("report", "resolved"), ("resolved",))
+    outcome = outcome_meta(stored)
+    if stored is None and row.get("success") is not None:
+        outcome = f"guessed by a model: {outcome_meta(row['success'])}"
+    return builder.build(
+        id=instance,
+        instance_id=instance,
+        resolved=resolved_of(stored),
+        fidelity=Fidelity.RENDERED,
+        outcome=outcome,
+        exit_status=scalar_text(row.get("error")),
+        model=scalar_text(deep(row, "metadata", *model)),
+        think_tool="action" if thinks else None,
+    )
+
+
+# --- V0 ---------------------------------------------------------------------------------------------------------------
 
 _TOOLS = {"run": "execute_bash", "run_ipython": "execute_ipython_cell", "edit": "str_replace_editor"}
-_KNOWN = (
+_KINDS = (
     *("run", "run_ipython", "read", "write", "edit", "browse", "browse_interactive", "think", "finish", "reject"),
     *("call_tool_mcp", "mcp", "delegate", "message", "task_tracking", "add_task", "modify_task"),
 )
@@ -38,22 +78,12 @@ _EVENT_KEYS = (
 )
 _SILENT_ACTIONS = ("change_agent_state", "null", "recall", "condensation_request", "pause", "resume", "start", "stop")
 _SILENT_OBSERVATIONS = ("null", "agent_state_changed", "recall")
-_OWN = ("agent", "")
+_MESSAGE_KEYS = {"content", "tool_calls", "reasoning_content", "role"}
 
 
-def events_of(record: Any) -> list[Any]:
-    """The history of a row, or the bare list; pairs are flattened."""
-    if isinstance(record, Mapping):
-        listed = items(record, "history") or items(record, "trajectory")
-    else:
-        listed = as_list(record) or []
-    pairs = bool(listed) and as_list(listed[0]) is not None
-    return [event for pair in listed for event in (as_list(pair) or [pair])] if pairs else listed
-
-
-def detect(record: Any) -> float:
+def _detect(record: Any) -> float:
     """1 when the first events are of this kind."""
-    return float(any(_is_event(event) for event in events_of(record)[:3]))
+    return float(any(_is_event(event) for event in _events(record)[:3]))
 
 
 def _is_event(event: Any) -> bool:
@@ -63,129 +93,203 @@ def _is_event(event: Any) -> bool:
     return named and "response" not in event and any(key in event for key in ("args", "extras", "content", "thought"))
 
 
-def read(record: Any, where: Where) -> Trajectory:
-    """Read one row or one exported session."""
-    draft = Draft(NAME, where)
-    seen: set[str] = set()
-    for i, event in enumerate(events_of(record)):
+def _read(record: Any, where: Where) -> Trajectory:
+    """One row or one exported session."""
+    builder = TrajectoryBuilder(OPENHANDS.name, where)
+    responses: set[str] = set()
+    events = _events(record)
+    for i, event in enumerate(events):
         if not isinstance(event, Mapping):
             raise DataError(f"history[{i}] must be an event object, not {type(event).__name__}")
         if isinstance(event.get("action"), str):
-            _action(event, draft, seen)
+            _add_action(event, builder, responses)
         elif isinstance(event.get("observation"), str):
-            _observation(event, draft)
+            _add_observation(event, builder)
         else:
-            draft.leave_out(event, "an event that is neither action nor observation is left out")
-    row = record if isinstance(record, Mapping) else {}
-    resolved, stored = row_outcome(row)
-    return draft.build(
-        id=scalar_text(row.get("instance_id")) or _issue(row),
-        instance_id=scalar_text(row.get("instance_id")) or _issue(row),
-        resolved=resolved,
-        fidelity=Fidelity.RENDERED,
-        outcome=stored,
-        exit_status=scalar_text(row.get("error")),
-        model=scalar_text(deep(row, "metadata", "llm_config", "model")),
-        think_tool="action" if any(_kind(event) == "think" for event in events_of(record)) else None,
-    )
+            builder.leave_out(event, "an event that is neither action nor observation is left out")
+    owner, repo, number = (scalar_text(deep(record, "issue", key)) for key in ("owner", "repo", "number"))
+    issue = f"{owner}__{repo}-{number}" if owner and repo and number else None
+    instance = scalar_text(deep(record, "instance_id")) or issue
+    thinks = any(string(event, "action") == "think" for event in events)
+    return _build(record, builder, instance, ("llm_config", "model"), thinks)
 
 
-def row_outcome(row: Mapping[str, Any]) -> tuple[bool | None, Any]:
-    """From the evaluation report in the row; the resolver's `success` is a model's guess and stays unknown."""
-    for path in (("test_result", "report", "resolved"), ("report", "resolved"), ("resolved",)):
-        stored = deep(row, *path)
-        if stored is not None:
-            return resolved_of(stored), outcome_meta(stored)
-    guess = row.get("success")
-    return None, None if guess is None else f"guessed by a model: {outcome_meta(guess)}"
-
-
-def _issue(row: Mapping[str, Any]) -> str | None:
-    owner, repo, number = (scalar_text(deep(row, "issue", key)) for key in ("owner", "repo", "number"))
-    return f"{owner}__{repo}-{number}" if owner and repo and number else None
-
-
-def _kind(event: Any) -> str:
-    return string(event, "action")
-
-
-# --- actions ----------------------------------------------------------------------------------------------------------
-
-
-def _action(event: Mapping[str, Any], draft: Draft, seen: set[str]) -> None:
-    kind = _kind(event)
+def _add_action(event: Event, builder: TrajectoryBuilder, responses: set[str]) -> None:
+    kind = string(event, "action")
     arguments = mapping(event, "args") or {k: v for k, v in event.items() if k not in _EVENT_KEYS}
     if kind in ("system", "message") and "content" not in arguments and "content" not in event:
         left_out(arguments, "a message has no content")
     if kind == "condensation" and "summary" not in arguments:
         left_out(arguments, "a condensation has no summary")
     if kind == "system":
-        draft.context("system", string(arguments, "content"))
+        builder.context("system", string(arguments, "content"))
     elif kind == "condensation":
-        draft.warn("a condensation: the model no longer saw all earlier events")
-        draft.observation("user", string(arguments, "summary"))
-    elif kind == "message" and not _by_agent(event, draft):
-        draft.given("user", string(arguments, "content") or string(event, "content"))
+        builder.warn("a condensation: the model no longer saw all earlier events")
+        builder.observation("user", string(arguments, "summary"))
+    elif kind == "message" and not _is_by_agent(event, builder):
+        builder.given("user", string(arguments, "content") or string(event, "content"))
     elif kind in _SILENT_ACTIONS:
         return
-    elif string(event, "source") not in _OWN:
-        draft.leave_out(event, f"an action of the {string(event, 'source')}, not of the agent, is left out")
+    elif string(event, "source") not in ("agent", ""):
+        builder.leave_out(event, f"an action of the {string(event, 'source')}, not of the agent, is left out")
     else:
-        _turn(event, kind, arguments, draft, seen)
+        _add_turn(event, kind, arguments, builder, responses)
 
 
-def _by_agent(event: Mapping[str, Any], draft: Draft) -> bool:
+def _is_by_agent(event: Event, builder: TrajectoryBuilder) -> bool:
     """Old events have no source: the first message is the user's, later ones the agent's."""
     source = string(event, "source")
-    return source == "agent" or (not source and draft.started)
+    return source == "agent" or (not source and builder.started)
 
 
-def _turn(event: Mapping[str, Any], kind: str, arguments: Mapping[str, Any], draft: Draft, seen: set[str]) -> None:
+def _add_turn(event: Event, kind: str, arguments: Event, builder: TrajectoryBuilder, responses: set[str]) -> None:
     response = mapping(mapping(event, "tool_call_metadata"), "model_response")
     message = deep(response, "choices", 0, "message")
-    if isinstance(message, Mapping) and not message.keys() & {"content", "tool_calls", "reasoning_content", "role"}:
-        left_out(message, "a response is no message")
     if isinstance(message, Mapping):
+        if not message.keys() & _MESSAGE_KEYS:
+            left_out(message, "a response is no message")
         identity = scalar_text(response.get("id"))
-        if identity is None or identity not in seen:
-            seen.update([identity] if identity else [])
-            draft.generated(_from_response(message, draft))
+        if identity is None or identity not in responses:
+            responses.update([identity] if identity else [])
+            calls = openai_calls(message.get("tool_calls"))
+            content = builder.text(message.get("content"))
+            builder.generated(turn_segments(content, calls, string(message, "reasoning_content")))
         return
     left_out(event.get("tool_call_metadata"), "the metadata of a tool call holds no response")
-    if kind not in _KNOWN:
-        draft.leave_out(event, f"an action of the unknown kind {kind!r} is left out")
+    if kind not in _KINDS:
+        builder.leave_out(event, f"an action of the unknown kind {kind!r} is left out")
         return
     thought = string(arguments, "thought") or string(event, "thought")
     if kind == "think":  # its argument holds what was said before the call, too
         thought = ""
     if kind == "message":
-        draft.generated(canonical.generated(string(arguments, "content") or string(event, "content"), []))
+        builder.generated(turn_segments(string(arguments, "content") or string(event, "content"), []))
     else:
-        draft.generated(canonical.generated(thought, [_from_arguments(kind, arguments)]))
+        builder.generated(turn_segments(thought, [_call_of_arguments(kind, arguments)]))
 
 
-def _from_response(message: Mapping[str, Any], draft: Draft) -> tuple[Any, ...]:
-    calls = canonical.openai_calls(message.get("tool_calls"))
-    return canonical.generated(draft.text(message.get("content")), calls, string(message, "reasoning_content"))
-
-
-def _from_arguments(kind: str, arguments: Mapping[str, Any]) -> Call:
+def _call_of_arguments(kind: str, arguments: Event) -> ToolCall:
     if kind == "think":
-        return Call("think", {"thought": string(arguments, "thought")})
+        return ToolCall("think", {"thought": string(arguments, "thought")})
     if kind == "finish":
         final = string(arguments, "final_thought")
-        return Call("finish", {"message": final} if final else {})
+        return ToolCall("finish", {"message": final} if final else {})
     kept = {k: v for k, v in arguments.items() if k not in _NOT_ARGUMENTS and v is not None}
-    return Call(_TOOLS.get(kind, kind), kept)
+    return ToolCall(_TOOLS.get(kind, kind), kept)
 
 
-# --- observations -----------------------------------------------------------------------------------------------------
-
-
-def _observation(event: Mapping[str, Any], draft: Draft) -> None:
+def _add_observation(event: Event, builder: TrajectoryBuilder) -> None:
     kind = string(event, "observation")
     if kind == "recall":
-        draft.warn("workspace context (recall) was put into the prompt in a form that is not stored; it is left out")
-    if kind in _SILENT_OBSERVATIONS:
-        return
-    draft.observation("tool", draft.text(event.get("content")))
+        builder.warn("workspace context (recall) was put into the prompt in a form that is not stored; it is left out")
+    if kind not in _SILENT_OBSERVATIONS:
+        builder.observation("tool", builder.text(event.get("content")))
+
+
+OPENHANDS = Format(
+    "openhands-v0", "events with 'action' or 'observation' and 'args', 'extras' or 'content'", _detect, _read
+)
+
+
+# --- V1 (SDK) ---------------------------------------------------------------------------------------------------------
+
+_NOISE = (
+    *("ConversationStateUpdateEvent", "TokenEvent", "StreamingDeltaEvent", "PauseEvent", "InterruptEvent"),
+    *("HookExecutionEvent", "LLMCompletionLogEvent", "ConversationErrorEvent", "CondensationRequest"),
+)
+
+
+def _detect_sdk(record: Any) -> float:
+    """1 when an early event has a kind of the SDK."""
+    kinds = [string(event, "kind") for event in _events(record)[:4]]
+    return float(
+        any(k.endswith("Event") or k.startswith("Condensation") or k == "UserRejectObservation" for k in kinds)
+    )
+
+
+def _read_sdk(record: Any, where: Where) -> Trajectory:
+    """One row, session file or folder."""
+    builder = TrajectoryBuilder(OPENHANDS_SDK.name, where)
+    events = _events(record)
+    batches: dict[str, list[Event]] = {}  # actions that came in one response, by its id, or by their own
+    for i, event in enumerate(events):
+        if not isinstance(event, Mapping):
+            raise DataError(f"event {i} must be an object, not {type(event).__name__}")
+        if string(event, "kind") == "ActionEvent":
+            batches.setdefault(_response_id(event), []).append(event)
+    for event in events:
+        _add_event(event, batches, builder)
+    thinks = any(string(event, "tool_name") == "think" for event in events)
+    instance = scalar_text(deep(record, "instance_id"))
+    return _build(record, builder, instance, ("llm", "model"), thinks)
+
+
+def _response_id(event: Event) -> str:
+    return string(event, "llm_response_id") or string(event, "id")
+
+
+def _add_event(event: Event, batches: dict[str, list[Event]], builder: TrajectoryBuilder) -> None:
+    kind = string(event, "kind")
+    if kind == "SystemPromptEvent":
+        parts = [event.get("system_prompt"), *([event["dynamic_context"]] if event.get("dynamic_context") else [])]
+        builder.context("system", builder.text([part for part in parts if part]))
+    elif kind == "MessageEvent":
+        message = mapping(event, "llm_message")
+        if "content" not in message:
+            left_out(message, "a message has no content")
+        content = builder.text([*items(message, "content"), *items(event, "extended_content")])
+        if string(event, "source") == "agent" and string(message, "role") in ("assistant", ""):
+            builder.generated(turn_segments(content, [], _reasoning(message)))
+        else:
+            builder.given("user", content)
+    elif kind == "ActionEvent":
+        batch = batches.pop(_response_id(event), None)
+        if batch:  # the first action of a response speaks for all of them
+            builder.generated(_sdk_turn(batch, builder))
+    elif kind == "ACPToolCallEvent":  # of an external agent: call and result in one event
+        call = ToolCall(string(event, "title"), arguments_of(event.get("raw_input")))
+        builder.generated(turn_segments("", [call]))
+        output = event.get("raw_output")
+        builder.observation("tool", output if isinstance(output, str) else builder.text(items(event, "raw_output")))
+    elif kind == "Condensation":
+        builder.warn("a condensation: the model no longer saw all earlier events")
+        if string(event, "summary"):
+            builder.observation("user", string(event, "summary"))
+    elif not kind.startswith("Condensation") and kind not in _NOISE:
+        _add_sdk_observation(event, kind, builder)
+
+
+def _sdk_turn(batch: Sequence[Event], builder: TrajectoryBuilder) -> tuple[Segment, ...]:
+    calls = []
+    for event in batch:
+        call = mapping(event, "tool_call")
+        if call and not call.keys() & {"name", "arguments"}:
+            left_out(call, "a tool call has neither name nor arguments")
+        name = string(call, "name") or string(event, "tool_name")
+        calls.append(ToolCall(name, arguments_of(call.get("arguments"))))
+    return turn_segments(builder.text(items(batch[0], "thought")), calls, _reasoning(batch[0]))
+
+
+def _reasoning(event: Event) -> str:
+    if string(event, "reasoning_content"):
+        return string(event, "reasoning_content")
+    blocks = "\n".join(string(block, "thinking") for block in items(event, "thinking_blocks"))
+    return blocks or reasoning_of(mapping(event, "responses_reasoning_item"))
+
+
+def _add_sdk_observation(event: Event, kind: str, builder: TrajectoryBuilder) -> None:
+    if kind == "ObservationEvent":
+        content = deep(event, "observation", "content")
+        if content is None:
+            left_out(event.get("observation"), "an observation has no content")
+        parts = [content] if isinstance(content, str) else items(mapping(event, "observation"), "content")
+        builder.observation("tool", builder.text([*parts, *items(event, "extended_content")]))
+    elif kind == "AgentErrorEvent":
+        builder.observation("tool", string(event, "error"))
+    elif kind == "UserRejectObservation":
+        builder.observation("tool", f"Action rejected: {string(event, 'rejection_reason')}")
+    else:
+        builder.leave_out(event, f"an event of the unknown kind {kind!r} is left out")
+
+
+OPENHANDS_SDK = Format("openhands-sdk", "events with 'kind' ending in Event", _detect_sdk, _read_sdk, is_session=True)

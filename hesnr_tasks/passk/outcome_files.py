@@ -21,10 +21,10 @@ import numpy as np
 
 from hesnr_tasks.bounded_io import read_json, read_text
 from hesnr_tasks.errors import DataError, nearest
-from hesnr_tasks.formats.evaluations import read_outcomes
-from hesnr_tasks.formats.fields import Where, as_list, deep, scalar_text
-from hesnr_tasks.formats.records import Record, records
-from hesnr_tasks.formats.report import Problem
+from hesnr_tasks.formats.base import Problem, Where
+from hesnr_tasks.formats.json_access import as_list, deep, scalar_text
+from hesnr_tasks.formats.outcomes import read_outcomes
+from hesnr_tasks.formats.sources import Record, records
 from hesnr_tasks.passk.estimator import Outcomes, listed, pass_at_k, pass_at_ks
 
 __all__ = ["Logged", "Query", "is_log", "log_files", "read", "read_log"]

@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hesnr_tasks.actions.views import CharSpan
+from hesnr_tasks.actions import CharSpan
 
 __all__ = [
     "BLOCK",

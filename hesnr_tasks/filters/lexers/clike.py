@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from hesnr_tasks.actions.views import CharSpan
+from hesnr_tasks.actions import CharSpan
 from hesnr_tasks.filters.lexers import (
     BLOCK,
     CHARACTER,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from hesnr_tasks.actions.views import CharSpan
+from hesnr_tasks.actions import CharSpan
 from hesnr_tasks.filters.lexers import (
     CHARACTER,
     DOUBLE,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from hesnr_tasks.actions.views import CharSpan
+from hesnr_tasks.actions import CharSpan
 from hesnr_tasks.filters.lexers import EXACT, LOOSE, TABS, LineIndex
 
 __all__ = ["Command", "HereDocument", "Script", "Word", "lex_shell", "shell"]

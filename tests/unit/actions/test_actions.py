@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hesnr_tasks.actions import parse_action
+from hesnr_tasks.actions import ToolCall, render_call
+from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.formats import load
-from hesnr_tasks.formats.canonical import Call as Stored
-from hesnr_tasks.formats.canonical import render_call
 from hesnr_tasks.trajectory import Kind
 
 
@@ -82,12 +81,12 @@ def test_a_partial_closing_tag_is_a_tag_and_not_part_of_the_value():
     ],
 )
 def test_values_that_hold_tags_of_the_call_stay_whole(value):
-    text = render_call(Stored("bash", {"command": value}))
+    text = render_call(ToolCall("bash", {"command": value}))
     assert parsed(text) == [("bash", [("command", value)])]
 
 
 def test_several_calls_follow_each_other():
-    text = "\n".join(render_call(Stored("bash", {"command": c})) for c in ("ls", "pwd # </parameter>", "id"))
+    text = "\n".join(render_call(ToolCall("bash", {"command": c})) for c in ("ls", "pwd # </parameter>", "id"))
     assert [values[0][1] for _, values in parsed(text)] == ["ls", "pwd # </parameter>", "id"]
 
 
@@ -107,10 +106,11 @@ def test_json_calls_give_the_inside_of_their_strings():
     call = {"name": "bash", "arguments": {"command": 'echo "hi"\n# x', "timeout": 5, "env": {"A": ["b", "}"]}}}
     text = f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
     (found,) = parse_action(text)
+    values = {p.name: text[p.value_start : p.value_end] for p in found.parameters}
     assert found.name == "bash"
     assert [p.encoded for p in found.parameters] == [True, False, False]
-    assert json.loads(f'"{found.value(text, "command")}"') == call["arguments"]["command"]
-    assert json.loads(found.value(text, "env")) == {"A": ["b", "}"]}
+    assert json.loads(f'"{values["command"]}"') == call["arguments"]["command"]
+    assert json.loads(values["env"]) == {"A": ["b", "}"]}
     kept = "".join(text[p.value_start : p.value_end] for p in found.parameters)
     assert len(kept) + sum(end - start for start, end in found.tags) == len(text) - 1  # the newline before the last tag
 
@@ -201,7 +201,7 @@ VALUES = st.text(st.sampled_from("ab<>/=\n {}\"'`#") | st.characters(), max_size
 
 @given(st.lists(st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), min_size=1, max_size=3))
 def test_what_the_readers_render_is_parsed_back(calls):
-    text = "\n".join(render_call(Stored(name, arguments)) for name, arguments in calls)
+    text = "\n".join(render_call(ToolCall(name, arguments)) for name, arguments in calls)
     assert parsed(text) == [(name, list(arguments.items())) for name, arguments in calls]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.actions import find_calls, parse_action
+from hesnr_tasks.actions.grammar import find_calls, parse_action
 from hesnr_tasks.filters import filter_bits
 
 

@@ -71,8 +71,8 @@ def check_action(text):
         if region.language != "python" or not reference.tokenizes(piece):
             continue
         shift = len(piece) - len(region.view.text)
-        expected = {region.view.at[i - shift] for i in positions(reference.python_comments(piece))}
-        inside = {region.view.at[i] for i in range(len(region.view.text))}
+        expected = {region.view.offsets[i - shift] for i in positions(reference.python_comments(piece))}
+        inside = {region.view.offsets[i] for i in range(len(region.view.text))}
         assert found & inside == expected
         checked += 1
     return checked

@@ -10,7 +10,7 @@ import pytest
 from hesnr_tasks.cli import convert
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.formats import ReadReport, load
-from hesnr_tasks.formats.evaluations import read_outcomes
+from hesnr_tasks.formats.outcomes import read_outcomes
 
 
 def row(name, resolved=None):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hesnr_tasks.formats import ReadReport, load, read_trajectories
-from hesnr_tasks.formats.registry import READERS, choose, named
+from hesnr_tasks.formats.registry import FORMATS as REGISTERED
+from hesnr_tasks.formats.registry import choose, format_of_name
 from hesnr_tasks.trajectory import Kind, Trajectory
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -126,7 +127,7 @@ def test_one_run_has_the_same_actions_as_tool_calls_and_as_xml_text():
 
 def _read(record):
     reader, _ = choose(record)
-    from hesnr_tasks.formats.fields import Where
+    from hesnr_tasks.formats.base import Where
 
     return [reader.read(record, Where("rows.jsonl", 1))]
 
@@ -175,12 +176,12 @@ def test_no_fixture_labels_text_of_the_scaffold_as_the_models(scaffold_text, own
 
 def test_all_readers_give_zero_confidence_to_values_that_are_no_records():
     for value in (None, 3, "text", [], {}, [1, 2], {"a": 1}, [[]], [{}], {"messages": 3}, {"history": [None]}):
-        assert [reader.detect(value) for reader in READERS] == [0] * len(READERS)
+        assert [format.detect(value) for format in REGISTERED] == [0] * len(REGISTERED)
 
 
 def test_an_unknown_format_name_suggests_the_nearest():
     with pytest.raises(Exception, match="Did you mean 'swe-agent'"):
-        named("sweagent")
+        format_of_name("sweagent")
 
 
 def test_rows_of_parquet_are_read_like_lines_and_arrays_like_lists(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hesnr_tasks.actions.grammar import CALL_FORMS, split_calls
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.formats import text
-from hesnr_tasks.formats.fields import Where
-from hesnr_tasks.formats.registry import READERS, choose, read_with, unpacked
+from hesnr_tasks.formats.base import Where
+from hesnr_tasks.formats.registry import FORMATS, choose, read_record, unpacked
 from hesnr_tasks.trajectory import Kind, Trajectory
 from tests.unit.formats import mutations
 
@@ -73,12 +73,12 @@ def test_mutated_fixtures_are_read_or_reported(start, tmp_path):
         assert outcome.seconds < 1 or seed < 50  # the first ones also import what reads archives
 
 
-@pytest.mark.parametrize("style", sorted(text.STYLES))
+@pytest.mark.parametrize("style", sorted(CALL_FORMS))
 @settings(max_examples=150, deadline=None)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=40))
 def test_splitting_any_text_keeps_every_character_and_the_normal_form(style, pieces):
     whole = "".join(pieces)
-    segments = text.split(whole, style)
+    segments = split_calls(whole, style)
     assert "".join(segment.text for segment in segments) == whole
     assert all(segment.text and segment.kind in (Kind.THOUGHT, Kind.ACTION) for segment in segments)
     assert all(a.kind is not b.kind for a, b in itertools.pairwise(segments))
@@ -88,11 +88,11 @@ def test_splitting_any_text_keeps_every_character_and_the_normal_form(style, pie
 @given(record=VALUES)
 def test_any_value_is_recognised_or_not_and_read_or_refused(record):
     record = unpacked(record)
-    assert all(0 <= reader.detect(record) <= 1 for reader in READERS)
+    assert all(0 <= reader.detect(record) <= 1 for reader in FORMATS)
     chosen = choose(record)
-    for reader in READERS if chosen is None else (chosen[0],):
+    for reader in FORMATS if chosen is None else (chosen[0],):
         with contextlib.suppress(DataError):
-            assert isinstance(read_with(reader, record, Where("x.jsonl", 1)), Trajectory)
+            assert isinstance(read_record(reader, record, Where("x.jsonl", 1)), Trajectory)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_any_value_is_recognised_or_not_and_read_or_refused(record):
 )
 def test_long_runs_of_any_piece_take_linear_time(piece):
     long = piece * (200_000 // len(piece))
-    for style in text.STYLES:
+    for style in CALL_FORMS:
         start = time.process_time()
-        text.split(long, style)
+        split_calls(long, style)
         assert time.process_time() - start < 1, style
 
 
 def test_a_long_run_inside_a_thought_string_takes_linear_time():
     start = time.process_time()
-    text.split('{"command": 1, ' + '"thought": "' * 20_000, "json")
+    split_calls('{"command": 1, ' + '"thought": "' * 20_000, "json")
     assert time.process_time() - start < 1

@@ -17,7 +17,7 @@ import pytest
 from hesnr_tasks import bounded_io
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.formats import ReadReport, read_trajectories
-from hesnr_tasks.formats.evaluations import read_outcomes
+from hesnr_tasks.formats.outcomes import read_outcomes
 from tests import ROOT
 
 MIB = 1 << 20

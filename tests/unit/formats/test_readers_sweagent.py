@@ -2,8 +2,8 @@
 
 import pytest
 
-from hesnr_tasks.formats import sweagent
-from hesnr_tasks.formats.fields import Where
+from hesnr_tasks.formats.base import Where
+from hesnr_tasks.formats.swe_agent import SWE_AGENT
 from hesnr_tasks.trajectory import Fidelity, Kind
 
 WHERE = Where("runs/owner__repo-1/owner__repo-1.traj")
@@ -38,7 +38,7 @@ PROMPT = [message("system", "Use ```\nls\n``` fences"), message("user", "Fix it"
     ],
 )  # fmt: skip
 def test_a_text_parser_splits_the_response_and_keeps_every_character(parser, response, thought, action):
-    read = sweagent.read(run([*PROMPT, message("assistant", response)], parser=parser), WHERE)
+    read = SWE_AGENT.read(run([*PROMPT, message("assistant", response)], parser=parser), WHERE)
     segments = read.messages[-1].segments
     assert read.messages[-1].text == response
     assert "".join(s.text for s in segments if s.kind is Kind.THOUGHT) == thought
@@ -49,7 +49,7 @@ def test_a_text_parser_splits_the_response_and_keeps_every_character(parser, res
 
 def test_without_a_stored_parser_the_stored_actions_tell_which_it_was():
     text = "Example:\n```\nnot this\n```\n<command>\nls\n</command>"
-    read = sweagent.read(run([*PROMPT, message("assistant", text, action="ls")], [step(text, "ls")]), WHERE)
+    read = SWE_AGENT.read(run([*PROMPT, message("assistant", text, action="ls")], [step(text, "ls")]), WHERE)
     assert read.meta["parser"] == "command"
     assert read.messages[-1].segments[-1].text == "\n<command>\nls\n</command>"
 
@@ -61,7 +61,7 @@ def test_demonstrations_and_prompts_are_context_even_from_the_assistant():
         message("user", "demo output", is_demo=True),
     ]
     history = [PROMPT[0], *demos, PROMPT[1], message("assistant", "Mine\n```\npwd\n```", action="pwd")]
-    read = sweagent.read(run(history, parser="thought_action"), WHERE)
+    read = SWE_AGENT.read(run(history, parser="thought_action"), WHERE)
     assert [{s.kind for s in m.segments} for m in read.messages[:-1]] == [{Kind.CONTEXT}] * 5
     assert read.messages[-1].generated
 
@@ -69,7 +69,7 @@ def test_demonstrations_and_prompts_are_context_even_from_the_assistant():
 def test_text_the_scaffold_wrote_for_the_agent_is_not_generated():
     history = [*PROMPT, message("assistant", "A\n```\nls\n```", action="ls"), message("user", "files")]
     history.append(message("assistant", "Exit due to cost limit", action="", thought="Exit due to cost limit"))
-    read = sweagent.read(run(history, parser="thought_action", exit_status="submitted (exit_cost)"), WHERE)
+    read = SWE_AGENT.read(run(history, parser="thought_action", exit_status="submitted (exit_cost)"), WHERE)
     assert not read.messages[-1].generated
     assert read.messages[-1].text == "Exit due to cost limit"
     assert read.meta["exit_status"] == "submitted (exit_cost)"
@@ -80,7 +80,7 @@ def test_rejected_outputs_are_left_out_and_counted():
     good = "A\n```\nls\n```"
     history = [*PROMPT, message("assistant", good, action="ls"), message("user", "files")]
     steps = [step("no call", "", ""), step("again none", "", ""), step(good, "ls")]
-    read = sweagent.read(run(history, steps, parser="thought_action"), WHERE)
+    read = SWE_AGENT.read(run(history, steps, parser="thought_action"), WHERE)
     assert sum(m.generated for m in read.messages) == 1
     assert read.meta["warnings"] == [
         "an output that SWE-agent rejected or replaced is in no later prompt and is left out (2 times)"
@@ -90,7 +90,7 @@ def test_rejected_outputs_are_left_out_and_counted():
 def test_a_last_step_outside_the_history_is_read():
     history = [*PROMPT, message("assistant", "A\n```\nls\n```", action="ls"), message("user", "files")]
     steps = [step("A\n```\nls\n```", "ls"), step("Done\n```\nsubmit\n```", "submit", "diff --git a b")]
-    read = sweagent.read(run(history, steps, parser="thought_action"), WHERE)
+    read = SWE_AGENT.read(run(history, steps, parser="thought_action"), WHERE)
     assert [s.text for s in read.messages[-2].segments] == ["Done", "\n```\nsubmit\n```"]
     assert read.messages[-1].segments[0].kind is Kind.OBSERVATION
 
@@ -98,21 +98,21 @@ def test_a_last_step_outside_the_history_is_read():
 def test_steps_without_a_history_are_read_from_the_last_query():
     query = [*PROMPT, message("assistant", "A\n```\nls\n```", action="ls"), message("user", "files")]
     last = {**step("Done\n```\nsubmit\n```", "submit"), "query": query}
-    read = sweagent.read(run([], [step("A\n```\nls\n```", "ls"), last], parser="thought_action"), WHERE)
+    read = SWE_AGENT.read(run([], [step("A\n```\nls\n```", "ls"), last], parser="thought_action"), WHERE)
     assert [m.role for m in read.messages] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [m.generated for m in read.messages] == [False, False, True, False, True, False]
 
 
 def test_bare_steps_are_read_and_the_missing_prompt_is_reported():
-    read = sweagent.read(run([], [step("A\n```\nls\n```", "ls", "files")], parser="thought_action"), WHERE)
+    read = SWE_AGENT.read(run([], [step("A\n```\nls\n```", "ls", "files")], parser="thought_action"), WHERE)
     assert [m.text for m in read.messages] == ["A\n```\nls\n```", "files"]
     assert "the prompt is not stored" in read.meta["warnings"][0]
 
 
 def test_the_chosen_attempt_is_read():
     attempts = [run([*PROMPT, message("assistant", f"{i}\n```\nls\n```")], parser="thought_action") for i in range(3)]
-    chosen = sweagent.read({"attempts": attempts, "info": {"best_attempt_idx": 1}}, WHERE)
-    last = sweagent.read({"attempts": attempts}, WHERE)
+    chosen = SWE_AGENT.read({"attempts": attempts, "info": {"best_attempt_idx": 1}}, WHERE)
+    last = SWE_AGENT.read({"attempts": attempts}, WHERE)
     assert chosen.messages[-1].text.startswith("1")
     assert last.messages[-1].text.startswith("2")
     assert "3 attempts" in last.meta["warnings"][0]
@@ -121,7 +121,7 @@ def test_the_chosen_attempt_is_read():
 def test_a_function_call_is_rendered_and_reasoning_comes_first():
     calls = [{"function": {"name": "bash", "arguments": '{"command": "ls", "timeout": 5}'}, "id": "1"}]
     turn = message("assistant", "Look.", tool_calls=calls, thinking_blocks=[{"type": "thinking", "thinking": "Hm"}])
-    read = sweagent.read(run([*PROMPT, turn], parser="function_calling"), WHERE)
+    read = SWE_AGENT.read(run([*PROMPT, turn], parser="function_calling"), WHERE)
     thought, action = read.messages[-1].segments
     assert thought.text == "<think>\nHm\n</think>\n\nLook."
     assert action.text == (
@@ -133,10 +133,10 @@ def test_a_function_call_is_rendered_and_reasoning_comes_first():
 def test_the_instance_is_named_by_the_problem_then_the_environment_then_the_file():
     history = [*PROMPT, message("assistant", "A\n```\nls\n```")]
     record = run(history)
-    assert sweagent.read(record, WHERE).instance_id == "owner__repo-1"
+    assert SWE_AGENT.read(record, WHERE).instance_id == "owner__repo-1"
     record["environment"] = "swe_main"
-    assert sweagent.read(record, WHERE).instance_id == "owner__repo-1"
+    assert SWE_AGENT.read(record, WHERE).instance_id == "owner__repo-1"
     record["environment"] = "env__name"
-    assert sweagent.read(record, WHERE).instance_id == "env__name"
+    assert SWE_AGENT.read(record, WHERE).instance_id == "env__name"
     record["replay_config"] = '{"problem_statement": {"id": "as__json-text"}}'
-    assert sweagent.read(record, WHERE).instance_id == "as__json-text"
+    assert SWE_AGENT.read(record, WHERE).instance_id == "as__json-text"

@@ -1,8 +1,8 @@
-"""Looking into decoded JSON that anybody may have written: getters that never raise on a wrong type.
+"""Getters for decoded JSON of unknown origin that never raise on a wrong type.
 
-A key that is absent, null or of another type gives the neutral value of the type asked for; text that is lost by that
-is counted (`left_out`) while a `collecting_losses` block runs. What a reader cannot do without it asks for with
-`need_*`, which raise `DataError` naming the field.
+A key that is absent, null or of another type gives the empty value of the requested type; text lost that way is counted
+(`left_out`) while a `collecting_losses` block runs. Fields a reader cannot do without are read with `need_*` and
+`messages_of`, which raise `DataError` naming the field.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ import contextvars
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
-from hesnr_tasks.bounded_io import COMPRESSED, DuplicateKeys, parse_json, text_size
+from hesnr_tasks.bounded_io import DuplicateKeys, parse_json, text_size
 from hesnr_tasks.errors import DataError
 
 __all__ = [
     "Losses",
-    "Where",
     "as_list",
     "collecting_losses",
     "decoded",
@@ -35,49 +33,10 @@ __all__ = [
     "parts_of",
     "scalar_text",
     "string",
-    "uncompressed",
     "unwrapped",
 ]
 
-
 _MAX_LITERAL_PARTS = 500_000
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """The place a record comes from: a file (or hub id) and, in a file of many records, its line (from 1)."""
-
-    path: str
-    line: int | None = None
-
-    def __str__(self) -> str:
-        return self.path if self.line is None else f"{self.path}:{self.line}"
-
-    @property
-    def stem(self) -> str:
-        """The file name without folders and extensions that tools add (`.traj.json`, `.jsonl.gz`, …)."""
-        name = PurePath(self.path).name
-        for suffix in (*COMPRESSED, ".json", ".jsonl", ".ndjson", ".traj", ".parquet", ".eval"):
-            name = name.removesuffix(suffix) or name
-        return name
-
-    @property
-    def is_lines(self) -> bool:
-        """Whether the name says that every line is a record."""
-        return uncompressed(self.path).lower().endswith((".jsonl", ".ndjson"))
-
-    @property
-    def identity(self) -> str:
-        """An id for a record that has none of its own."""
-        return self.stem if self.line is None else f"{self.stem}:{self.line}"
-
-
-def uncompressed(name: str) -> str:
-    """A file name without the suffix that says how the file is compressed."""
-    for suffix in COMPRESSED:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 def as_list(value: Any) -> list[Any] | None:
@@ -207,15 +166,15 @@ def decoded(value: Any) -> Any:
         return losses.decoded[id(value)][1]
     duplicates = DuplicateKeys()
     try:
-        made = parse_json(value, duplicates)
+        value_inside = parse_json(value, duplicates)
     except ValueError:
-        made = _python_literal(value)
+        value_inside = _python_literal(value)
     if losses:
-        losses.decoded[id(value)] = (value, made)
+        losses.decoded[id(value)] = (value, value_inside)
         for key, size in duplicates.items():
             losses.remarks[f"{key!r} is there more than once in an object stored as text; the last value is read"] += 1
             losses.characters += size
-    return made
+    return value_inside
 
 
 def _python_literal(value: str) -> Any:

@@ -1,0 +1,277 @@
+"""Session files of command-line agents: Claude Code and Codex CLI (JSON Lines; one file is one trajectory)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hesnr_tasks.actions import ToolCall
+from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where
+from hesnr_tasks.formats.content_blocks import Turn
+from hesnr_tasks.formats.json_access import (
+    as_list,
+    decoded,
+    deep,
+    left_out,
+    mapping,
+    mappings,
+    parts_of,
+    scalar_text,
+    string,
+)
+from hesnr_tasks.trajectory import Fidelity, Trajectory
+
+__all__ = ["CLAUDE_CODE", "CODEX"]
+
+Line = Mapping[str, Any]
+
+
+# --- Claude Code ------------------------------------------------------------------------------------------------------
+# Lines of one response are merged, subagents and rewound turns left out. Sources: published session lines of versions
+# 1.0 to 2.1, issue threads. The system prompt is not stored.
+
+
+def _detect_claude(record: Any) -> float:
+    """1 when an early line is a message of a session."""
+    return float(any(_is_line(line) for line in (as_list(record) or [])[:20]))
+
+
+def _is_line(line: Any) -> bool:
+    if not isinstance(line, Mapping) or not isinstance(line.get("message"), Mapping):
+        return False
+    return ("sessionId" in line and "parentUuid" in line) or ("session_id" in line and "type" in line)
+
+
+def _read_claude(record: Any, where: Where) -> Trajectory:
+    builder = TrajectoryBuilder(CLAUDE_CODE.name, where)
+    lines = mappings(record, "a line")
+    kept = list(_main_chain(lines, builder))
+    for response in _responses(kept):
+        if string(response[0], "type") == "assistant":
+            _add_response(response, builder)
+        else:
+            _add_user_line(response[0], builder)
+    builder.warn("the system prompt is not stored in this format")
+    first = next((line for line in lines if _is_line(line)), {})
+    session = scalar_text(first.get("sessionId")) or scalar_text(first.get("session_id"))
+    return builder.build(
+        id=where.stem if any(line.get("agentId") for line in kept) else session,
+        fidelity=Fidelity.RENDERED,
+        format_version=scalar_text(first.get("version")),
+        model=next((m for line in kept if (m := scalar_text(deep(line, "message", "model")))), None),
+    )
+
+
+def _main_chain(lines: Sequence[Line], builder: TrajectoryBuilder) -> Iterator[Line]:
+    """The user and assistant lines of the main chain, in file order."""
+    spoken = [line for line in lines if string(line, "type") in ("user", "assistant") and mapping(line, "message")]
+    for line in lines:
+        if string(line, "type") in ("user", "assistant") and not isinstance(line.get("message"), Mapping):
+            left_out(line.get("message"), "a message is no object")
+        elif "message" in line and string(line, "type") not in ("user", "assistant"):
+            left_out(line["message"], "a message of an unknown type of line")
+    main = [line for line in spoken if not line.get("isSidechain")]
+    if main and len(main) < len(spoken):
+        builder.warn("a line of a subagent is left out", len(spoken) - len(main))
+    chain = main or spoken
+    rewound = _rewound(chain)
+    for line in chain:
+        if string(line, "uuid") in rewound:
+            builder.warn("a line of a turn that was taken back is left out")
+        elif not line.get("isMeta"):
+            yield line
+
+
+def _rewound(lines: Sequence[Line]) -> set[str]:
+    """Lines that follow a prompt which was later given again from the same place."""
+    last: dict[str, str] = {}
+    for line in lines:
+        if _is_prompt(line):
+            last[string(line, "parentUuid")] = string(line, "uuid")
+    dropped: set[str] = set()
+    for line in lines:
+        parent = string(line, "parentUuid")
+        if parent in dropped or (parent and _is_prompt(line) and last[parent] != string(line, "uuid")):
+            dropped.add(string(line, "uuid"))
+    return dropped
+
+
+def _is_prompt(line: Line) -> bool:
+    parts = as_list(mapping(line, "message").get("content")) or []
+    results = any(string(part, "type") == "tool_result" for part in parts)
+    return string(line, "type") == "user" and not results and not line.get("isMeta")
+
+
+def _responses(lines: Sequence[Line]) -> Iterator[list[Line]]:
+    """Neighbouring assistant lines of one response together, other lines alone."""
+    group: list[Line] = []
+    for line in lines:
+        same = bool(group) and string(line, "type") == "assistant" and _message_id(line) == _message_id(group[0])
+        if group and not (same and _message_id(line)):
+            yield group
+            group = []
+        group.append(line)
+    if group:
+        yield group
+
+
+def _message_id(line: Line) -> str:
+    return string(mapping(line, "message"), "id") if string(line, "type") == "assistant" else ""
+
+
+def _add_response(response: Sequence[Line], builder: TrajectoryBuilder) -> None:
+    messages = [mapping(line, "message") for line in response]
+    if all(string(message, "model") == "<synthetic>" for message in messages):
+        builder.not_generated("\n".join(builder.text(message.get("content")) for message in messages))
+        return
+    turn = Turn()
+    seen: list[Any] = []  # streaming repeats blocks
+    for line in response:
+        for part in parts_of(_content(line), "the content of a message"):
+            if part not in seen:
+                seen.append(part)
+                turn.add({"type": "text", "text": part} if isinstance(part, str) else part, builder)
+    builder.generated(turn.segments())
+
+
+def _content(line: Line) -> Any:
+    message = mapping(line, "message")
+    if "content" not in message:
+        left_out(message, "a message has no content")
+    return message.get("content")
+
+
+def _add_user_line(line: Line, builder: TrajectoryBuilder) -> None:
+    content = _content(line)
+    if line.get("isCompactSummary"):
+        builder.warn("a summary of the session so far was put in: the model no longer saw all earlier turns")
+    for part in parts_of(content, "the content of a message"):
+        if isinstance(part, Mapping) and string(part, "type") == "tool_result":
+            builder.observation("tool", builder.text(part.get("content")))
+        else:
+            builder.given("user", builder.text([part]))
+
+
+CLAUDE_CODE = Format(
+    "claude-code",
+    "lines with 'sessionId' or 'session_id' and a 'message'",
+    _detect_claude,
+    _read_claude,
+    is_session=True,
+)
+
+
+# --- Codex CLI --------------------------------------------------------------------------------------------------------
+# Rollout files (lines of `{timestamp, type, payload}`) and the stream of `codex exec --json`. Only `response_item`
+# lines are read; `event_msg` repeats them. Source: openai/codex, `codex-rs/protocol/src/models.rs`.
+
+_GENERATED = ("reasoning", "function_call", "custom_tool_call", "local_shell_call", "web_search_call")
+_OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output")
+_QUIET = ("ghost_snapshot", "compaction", "compaction_summary", "other")
+
+
+def _detect_codex(record: Any) -> float:
+    """1 for a session's first lines, in any of the three shapes."""
+    first = [line for line in (as_list(record) or [])[:3] if isinstance(line, Mapping)]
+    if any(string(line, "type") in ("session_meta", "thread.started") for line in first):
+        return 1.0
+    enveloped = any(
+        isinstance(line.get("payload"), Mapping) and "timestamp" in line and "type" in line for line in first
+    )
+    return 0.9 * (enveloped or any(string(line, "record_type") == "state" for line in first))
+
+
+def _read_codex(record: Any, where: Where) -> Trajectory:
+    builder = TrajectoryBuilder(CODEX.name, where)
+    lines = mappings(record, "a line")
+    meta = next((mapping(line, "payload") for line in lines if string(line, "type") == "session_meta"), {})
+    instructions = meta.get("instructions") or deep(meta, "base_instructions", "text")
+    if isinstance(instructions, str):
+        builder.context("system", instructions)
+    else:
+        left_out(instructions if "id" in meta else meta, "the instructions are no text")
+        builder.warn("the system prompt is not stored in this file")
+    _add_items([item for line in lines if (item := _response_item(line, builder)) is not None], builder)
+    thread = next((t for line in lines if (t := scalar_text(line.get("thread_id")))), None)
+    return builder.build(
+        id=scalar_text(meta.get("id")) or thread,
+        fidelity=Fidelity.RENDERED,
+        format_version=scalar_text(meta.get("cli_version")),
+        model=next((m for line in lines if (m := scalar_text(deep(line, "payload", "model")))), None),
+    )
+
+
+def _response_item(line: Line, builder: TrajectoryBuilder) -> Line | None:
+    """The response item of a line, if it has one."""
+    kind = string(line, "type")
+    if kind == "response_item":
+        return mapping(line, "payload")
+    if kind == "compacted":
+        builder.warn("the history was compacted: the model no longer saw all earlier turns")
+        return {"type": "message", "role": "user", "content": string(mapping(line, "payload"), "message")}
+    if kind == "item.completed":
+        return mapping(line, "item")
+    return line if kind in ("message", *_GENERATED, *_OUTPUTS) and "payload" not in line else None
+
+
+def _add_items(items: Sequence[Line], builder: TrajectoryBuilder) -> None:
+    """Neighbouring items of the model make one turn."""
+    turn: Turn | None = None
+    for item in items:
+        kind = string(item, "type")
+        if kind in _QUIET:
+            continue
+        if kind in _GENERATED or (kind == "message" and string(item, "role") == "assistant"):
+            turn = turn or Turn()
+            turn.add(item, builder)
+        elif kind == "agent_message":  # of `codex exec --json`
+            turn = turn or Turn()
+            turn.text.append(string(item, "text"))
+        elif kind == "command_execution":  # there, the call and its output are one item
+            turn = turn or Turn()
+            turn.calls.append(ToolCall("shell", {"command": item.get("command")}))
+            builder.generated(turn.segments())
+            builder.observation("tool", string(item, "aggregated_output"))
+            turn = None
+        else:
+            if turn:
+                builder.generated(turn.segments())
+                turn = None
+            _add_given_item(item, kind, builder)
+    if turn:
+        builder.generated(turn.segments())
+
+
+def _add_given_item(item: Line, kind: str, builder: TrajectoryBuilder) -> None:
+    if kind in _OUTPUTS:
+        builder.observation("tool", _output_text(item.get("output"), builder))
+    elif kind == "message":
+        content = builder.text(item.get("content"))
+        if string(item, "role") in ("system", "developer"):
+            builder.context("system", content)
+        else:
+            builder.given("user", content)
+    else:
+        builder.leave_out(item, f"an item of the unknown type {kind!r} is left out")
+
+
+def _output_text(output: Any, builder: TrajectoryBuilder) -> str:
+    """Plain text, a list of parts, or (older) JSON text with the output inside."""
+    value = decoded(output)
+    if isinstance(value, Mapping) and isinstance(value.get("output"), str):
+        return string(value, "output")
+    if isinstance(output, str):
+        return output
+    if isinstance(value, Mapping) and "content" not in value:
+        left_out(value, "an output has no text")
+    content = value.get("content") if isinstance(value, Mapping) else value
+    return builder.text(content)
+
+
+CODEX = Format(
+    "codex",
+    "lines of type session_meta or of {timestamp, type, payload}",
+    _detect_codex,
+    _read_codex,
+    is_session=True,
+)

@@ -1,0 +1,301 @@
+"""SWE-agent `.traj` files of all generations, and mini-swe-agent `.traj.json`.
+
+SWE-agent's message list (`history`) is read, because it is what the model saw; `trajectory` says which outputs were
+rejected (they are in no later prompt and are left out, counted) and holds a last step that some versions keep out of
+the history. Sources: SWE-agent 0.x to 1.1.0, `sweagent/agent/agents.py`, `sweagent/tools/parsing.py`; mini-swe-agent
+1.x and 2.4.6, `agents/default.py`, `agents/interactive.py`, `models/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hesnr_tasks.actions import ToolCall
+from hesnr_tasks.actions.grammar import guess_form, label_calls, split_calls
+from hesnr_tasks.errors import DataError
+from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where, is_generated, role_of
+from hesnr_tasks.formats.chat import assistant_texts, first_messages, label_messages, message_text, row_of
+from hesnr_tasks.formats.content_blocks import Turn, openai_calls, turn_segments, with_reasoning
+from hesnr_tasks.formats.json_access import as_list, deep, items, mapping, messages_of, scalar_text, string
+from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
+
+__all__ = ["EXIT", "MINI_SWE_AGENT", "SWE_AGENT"]
+
+Item = Mapping[str, Any]
+
+
+# --- SWE-agent --------------------------------------------------------------------------------------------------------
+
+_FORMS = {  # SWE-agent's parser → form of call
+    "thought_action": "fence",
+    "edit_format": "fence",
+    "xml_thought_action": "command",
+    "xml_function_calling": "function",
+    "json": "json",
+    "all_bash_code_blocks": "bash",
+    "single_bash_code_block": "bash",
+    "action": "whole",
+    "action_only": "whole",
+    "identity": "whole",
+    "function_calling": "none",
+}
+EXIT = re.compile(r"exit(?:ing|ed)? due to ", re.IGNORECASE)
+
+
+def _detect_swe_agent(record: Any) -> float:
+    """Steps with action, observation and response; or attempts; or a history that only SWE-agent writes."""
+    if not isinstance(record, Mapping):
+        return 0.0
+    step = deep(record, "trajectory", 0)
+    if isinstance(step, Mapping) and {"action", "observation", "response"} <= step.keys():
+        return 1.0
+    if deep(record, "attempts", 0, "trajectory") is not None:
+        return 1.0
+    first = deep(record, "history", 0)
+    if isinstance(first, Mapping) and "role" in first and ("message_type" in first or "agent" in first):
+        return 0.9
+    return 0.9 if "trajectory" in record and "exit_status" in mapping(record, "info") else 0.0
+
+
+def _read_swe_agent(record: Any, where: Where) -> Trajectory:
+    """One file; where there are several attempts, the one that was chosen."""
+    builder = TrajectoryBuilder(SWE_AGENT.name, where)
+    run = _attempt(record, builder)
+    history = _history(run, builder)
+    form = _call_form(run, history)
+    rendered = [_add_message(item, form, builder) for item in history]
+    rendered += [_add_late_step(step, form, builder) for step in _outside_history(run, history, builder)]
+    environment = string(run, "environment")
+    instance = scalar_text(deep(run, "replay_config", "problem_statement", "id")) or (
+        environment if environment not in ("", "main", "swe_main") else None
+    )
+    return builder.build(
+        id=instance or where.identity,
+        instance_id=instance or where.stem,
+        fidelity=Fidelity.RENDERED if any(rendered) else Fidelity.EXACT,
+        format_version=scalar_text(deep(run, "info", "swe_agent_version")),
+        exit_status=scalar_text(deep(run, "info", "exit_status")),
+        model=scalar_text(deep(run, "replay_config", "agent", "model", "name")),
+        parser=form,
+    )
+
+
+def _attempt(record: Any, builder: TrajectoryBuilder) -> Item:
+    attempts = [item for item in items(record, "attempts") if isinstance(item, Mapping)]
+    if not attempts or record.get("trajectory") or record.get("history"):
+        return record
+    best = deep(record, "info", "best_attempt_idx")
+    chosen = best if isinstance(best, int) and 0 <= best < len(attempts) else len(attempts) - 1
+    builder.warn(f"the file holds {len(attempts)} attempts and no choice; attempt {chosen + 1} is read")
+    return attempts[chosen]
+
+
+def _history(run: Item, builder: TrajectoryBuilder) -> list[Item]:
+    """The messages: `history`, or what the last step had before it, or the bare steps."""
+    history = messages_of(run, "history") if items(run, "history") else []
+    steps = _steps(run)
+    if history or not steps:
+        return history
+    last = steps[-1]
+    if items(last, "messages"):
+        return messages_of(last, "messages")
+    if any("role" in item for item in items(last, "query") if isinstance(item, Mapping)):
+        return messages_of(last, "query")
+    builder.warn("the prompt is not stored: the file has steps but no history")
+    return []
+
+
+def _steps(run: Item) -> list[Item]:
+    steps = items(run, "trajectory")
+    for i, step in enumerate(steps):
+        if not isinstance(step, Mapping):
+            raise DataError(f"trajectory[{i}] must be an object with 'action' and 'response'")
+    return steps
+
+
+def _call_form(run: Item, history: Sequence[Item]) -> str:
+    """The form of the stored parser; else the one whose calls hold the stored actions; else that of most calls."""
+    parser = deep(run, "replay_config", "agent", "tools", "parse_function", "type")
+    form = _FORMS.get(parser) if isinstance(parser, str) else None
+    if any(openai_calls(item.get("tool_calls")) for item in history):
+        form = "none"
+    if form:
+        return form
+    turns = [*(item for item in history if is_generated(item)), *_steps(run)]
+    scores = {form: sum(_has_action(turn, form) for turn in turns) for form in dict.fromkeys(_FORMS.values())}
+    best = max(scores, key=lambda form: scores[form])
+    return best if scores[best] else guess_form(_response(turn) for turn in turns)
+
+
+def _has_action(turn: Item, form: str) -> bool:
+    """Whether a call of `form` in the turn holds the action stored beside it."""
+    action, response = string(turn, "action").strip(), _response(turn)
+    if not action or action not in response:
+        return False
+    if form == "whole":
+        return action == response.strip()
+    return any(s.kind is Kind.ACTION and action in s.text for s in split_calls(response, form))
+
+
+def _response(turn: Item) -> str:
+    return string(turn, "response") or string(turn, "content")
+
+
+def _add_message(item: Item, form: str, builder: TrajectoryBuilder) -> bool:
+    """Add one message; true when a part of it had to be rendered."""
+    role, content = role_of(item), builder.text(item.get("content"))
+    if role == "system" or item.get("is_demo") or item.get("message_type") == "demonstration":
+        builder.context(role or "user", content)
+    elif role == "assistant":
+        return _add_turn(item, content, form, builder)
+    elif role is None:
+        builder.unknown(item, f"message of the unknown role {item.get('role')!r}", content)
+    else:
+        builder.given(role, content)
+    return False
+
+
+def _add_turn(item: Item, content: str, form: str, builder: TrajectoryBuilder) -> bool:
+    calls = openai_calls(item.get("tool_calls"))
+    action = "" if calls else string(item, "action")
+    if not calls and EXIT.match(content) and (not action or action.startswith("exit_")):
+        builder.not_generated(content)
+        return False
+    reasoning = "\n".join(string(block, "thinking") for block in items(item, "thinking_blocks"))
+    if calls:
+        builder.generated(turn_segments(content, calls, reasoning))
+    else:
+        builder.generated(_split(with_reasoning(content, reasoning), action, form))
+    return bool(calls or reasoning.strip())
+
+
+def _split(content: str, action: str, form: str) -> tuple[Segment, ...]:
+    segments = split_calls(content, form)
+    command = action.strip()
+    if command and command in content and not any(s.kind is Kind.ACTION for s in segments):
+        start = content.rfind(command)
+        return label_calls(content, [(start, start + len(command))])
+    return segments
+
+
+def _outside_history(run: Item, history: Sequence[Item], builder: TrajectoryBuilder) -> list[Item]:
+    """The last steps that are not in the history; earlier ones are rejected outputs and only counted."""
+    stored = [builder.text(item.get("content")) for item in history if is_generated(item) and not item.get("is_demo")]
+    late: list[Item] = []
+    matched = rejected = 0
+    for step in _steps(run):
+        if matched < len(stored) and stored[matched] == string(step, "response"):
+            matched, rejected, late = matched + 1, rejected + len(late), []
+        else:
+            late.append(step)
+    if stored and matched < len(stored):  # the two lists do not fit together: the history alone is safe
+        return []
+    executed = [step for step in late if string(step, "action").strip()]
+    rejected += len(late) - len(executed)
+    if rejected:
+        builder.warn("an output that SWE-agent rejected or replaced is in no later prompt and is left out", rejected)
+    return executed
+
+
+def _add_late_step(step: Item, form: str, builder: TrajectoryBuilder) -> bool:
+    """Add a step that is not in the history; function calls are not stored there, only their shell form."""
+    response, action = string(step, "response"), string(step, "action").strip()
+    structured = form == "none" or (action not in response and form != "function")
+    if not structured:
+        builder.generated(_split(response, action, form))
+    elif action.isidentifier():  # a call without arguments, such as submit
+        builder.generated(turn_segments(response, [ToolCall(action, {})]))
+    else:
+        builder.warn("the call of a step outside the history is stored only as a shell line and is left out")
+        builder.generated(turn_segments(response, []))
+    builder.observation("user", string(step, "observation"))
+    return structured
+
+
+SWE_AGENT = Format(
+    "swe-agent",
+    "'trajectory' steps with action, observation and response, or 'attempts', or a 'history' of SWE-agent messages",
+    _detect_swe_agent,
+    _read_swe_agent,
+)
+
+
+# --- mini-swe-agent ---------------------------------------------------------------------------------------------------
+# v1, v2 with text, tool calls or the Responses API, and the bare list of messages.
+
+_FENCE = "mswea_bash_command"
+
+
+def _detect_mini(record: Any) -> float:
+    """By the format's name, by the run's info, or by the command fence only this agent uses."""
+    if not isinstance(record, Mapping):
+        return 0.9 * any(_FENCE in content for content in assistant_texts(first_messages(record)))
+    if string(record, "trajectory_format").startswith("mini-swe-agent"):
+        return 1.0
+    if as_list(record.get("messages")) is None:
+        return 0.0
+    info = mapping(record, "info")
+    return 0.9 * ("mini_version" in info or isinstance(deep(info, "config", "agent"), Mapping))
+
+
+def _read_mini(record: Any, where: Where) -> Trajectory:
+    builder = TrajectoryBuilder(MINI_SWE_AGENT.name, where)
+    row = row_of(record)
+    messages = messages_of(row, "messages")
+    form = _mini_form(row, messages)
+    rendered = [_add_mini_message(message, form, builder) for message in messages]
+    instance = scalar_text(row.get("instance_id"))
+    return builder.build(
+        id=instance or where.identity,
+        instance_id=instance or where.stem,
+        fidelity=Fidelity.RENDERED if any(rendered) else Fidelity.EXACT,
+        format_version=scalar_text(deep(row, "info", "mini_version")) or scalar_text(row.get("trajectory_format")),
+        exit_status=scalar_text(deep(row, "info", "exit_status")),
+        model=scalar_text(deep(row, "info", "config", "model", "model_name")),
+    )
+
+
+def _mini_form(row: Item, messages: Sequence[Item]) -> str:
+    """By the stored expression, which is looked at but never run: it is untrusted."""
+    for owner in ("model", "agent"):
+        expression = deep(row, "info", "config", owner, "action_regex")
+        for form, mark in (("mswea", _FENCE), ("bash", "```bash")):
+            if isinstance(expression, str) and mark in expression:
+                return form
+    return guess_form(assistant_texts(messages), ("mswea", "bash", "fence"))
+
+
+def _add_mini_message(message: Item, form: str, builder: TrajectoryBuilder) -> bool:
+    """Add one message; true when a part of it had to be rendered."""
+    if message.get("object") == "response" or ("role" not in message and as_list(message.get("output")) is not None):
+        response = Turn()
+        response.add_all(message.get("output"), builder)
+        builder.generated(response.segments())
+        return True
+    if message.get("type") == "function_call_output":
+        builder.observation("tool", builder.text(message.get("output")))
+        return False
+    if deep(message, "extra", "interrupt_type") == "FormatError":
+        builder.warn("an output that mini-swe-agent rejected is in no later prompt and is left out")
+    rendered = []
+
+    def turn(item: Item) -> Sequence[Segment]:
+        content = message_text(item, builder)
+        calls, reasoning = openai_calls(item.get("tool_calls")), string(item, "reasoning_content")
+        rendered.append(bool(calls or reasoning.strip()))
+        if calls:
+            return turn_segments(content, calls, reasoning)
+        return split_calls(with_reasoning(content, reasoning), form)
+
+    label_messages([message], builder, turn)
+    return any(rendered)
+
+
+MINI_SWE_AGENT = Format(
+    "mini-swe-agent",
+    "'trajectory_format' starts with mini-swe-agent, or messages with mini-swe-agent's info or command fences",
+    _detect_mini,
+    _read_mini,
+)
