@@ -10,7 +10,7 @@ NEXT_TESTS := tests/slow/test_task.py tests/slow/test_registration.py tests/slow
 # arithmetic on float32, run again as on a CPU without vector instructions
 NUMERIC_TESTS := tests/unit/backends tests/unit/analysis/test_metrics.py tests/slow/test_task.py
 
-.PHONY: demo results test lint vllm lm-eval-next clean
+.PHONY: demo results check test lint vllm lm-eval-next clean
 
 demo: $(READY)  ## score the shipped ladder with the real lm_eval and print its leaderboard
 	$(BIN)/hesnr demo --output out/demo
@@ -18,11 +18,14 @@ demo: $(READY)  ## score the shipped ladder with the real lm_eval and print its 
 results: $(READY)  ## make the committed results/ again
 	$(BIN)/hesnr demo --output results
 
+check: $(READY)  ## the fast tests: no subprocess, about a minute
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
 test: $(READY) $(NEXT)/.ready  ## all tests, then some with the next lm-eval and as on another CPU
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(NEXT)/bin/python -m pytest -n 2 --dist loadfile $(NEXT_TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(NEXT)/bin/python -m pytest -n 2 --dist worksteal $(NEXT_TESTS)
 	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=SSE41 \
-	  $(BIN)/python -m pytest -n 2 --dist loadfile $(NUMERIC_TESTS)
+	  $(BIN)/python -m pytest -n 2 --dist worksteal $(NUMERIC_TESTS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

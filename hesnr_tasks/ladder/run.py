@@ -1,0 +1,205 @@
+"""Score every checkpoint of a ladder with the real `lm_eval`, one process each; what is done is not done again.
+
+A checkpoint's results lie in OUTPUT/runs/NAME. `ladder.json` there remembers the command that made them: the same
+command is not run twice, another one is. A run that was stopped goes on at the trajectory where it was, since the
+score files of our tasks do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.bounded_io import read_json
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder
+from hesnr_tasks.tasks.registration import tasks_path
+
+__all__ = ["Job", "JobResult", "jobs", "run_command", "run_jobs"]
+
+
+class Job(NamedTuple):
+    """One checkpoint to be scored: its name, the lm_eval command without --output_path, and where its results go."""
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    model: str
+    revision: str
+
+
+class JobResult(NamedTuple):
+    """What became of a job: "scored", "scored before" or "failed", the seconds it took, and why it failed."""
+
+    name: str
+    state: str
+    seconds: float
+    error: str = ""
+
+
+def jobs(ladder: Ladder, output: Path, *, only: Sequence[str] = (), extra: Sequence[str] = ()) -> list[Job]:
+    """The lm_eval command of every checkpoint of a ladder.
+
+    Args:
+        ladder: with trajectories, tasks and model settings.
+        output: folder of the results.
+        only: names of checkpoints; empty: all.
+        extra: further arguments of lm_eval.
+
+    Raises:
+        SettingsError: a name that is not in the ladder, or a model or folder that lm_eval's arguments cannot hold.
+    """
+    names = [checkpoint.name for checkpoint in ladder.checkpoints]
+    for name in only:
+        if name not in names:
+            raise SettingsError(f"--only {name!r} is no checkpoint of the ladder; there are: {', '.join(names)}")
+    return [
+        _job(ladder, checkpoint, output, extra)
+        for checkpoint in ladder.checkpoints
+        if not only or checkpoint.name in only
+    ]
+
+
+def _job(ladder: Ladder, checkpoint: Checkpoint, output: Path, extra: Sequence[str]) -> Job:
+    model = checkpoint.model or checkpoint.name
+    arguments: dict[str, Any] = {("pretrained" if ladder.model != "local-completions" else "model"): model}
+    arguments |= {
+        name: value for name, value in (("revision", checkpoint.revision), ("tokenizer", checkpoint.tokenizer)) if value
+    }
+    arguments |= ladder.model_args
+    for name, value in arguments.items():
+        if re.search("[,=]", str(value)):
+            raise SettingsError(
+                f"{checkpoint.name}: {name} {str(value)!r} has ',' or '=' in it, and --model_args cannot hold that"
+            )
+    metadata = dict(ladder.metadata)
+    if ladder.trajectories:
+        metadata["trajectories"] = [str(Path(t).resolve()) if Path(t).exists() else t for t in ladder.trajectories]
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", ladder.model]
+    command += ["--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())]
+    command += ["--tasks", ",".join(ladder.tasks), "--include_path", str(tasks_path())]
+    if metadata:
+        command += ["--metadata", json.dumps(metadata)]
+    safe = re.sub(r"[^\w.@+-]", "_", checkpoint.name)
+    return Job(
+        checkpoint.name,
+        (*command, *ladder.lm_eval_args, *extra),
+        output / "runs" / safe,
+        model,
+        checkpoint.revision,
+    )
+
+
+def run_jobs(
+    todo: Sequence[Job],
+    report: Callable[[JobResult], None],
+    *,
+    workers: int = 1,
+    drop_downloads: bool = False,
+) -> list[JobResult]:
+    """Run the jobs, `workers` at a time; a job that fails does not stop the others.
+
+    Args:
+        todo: from `jobs`.
+        report: called with every result as it comes.
+        workers: processes at a time.
+        drop_downloads: remove from the hub cache what a job downloaded, as soon as it is scored.
+
+    Returns:
+        The results, in the order of the jobs.
+    """
+    if len({job.folder for job in todo}) < len(todo):
+        raise SettingsError("two checkpoints of the ladder have names that differ only in signs; rename one")
+
+    def work(job: Job) -> JobResult:
+        result = _run_job(job, drop_downloads)
+        report(result)
+        return result
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return list(pool.map(work, todo))
+
+
+def _run_job(job: Job, drop_downloads: bool) -> JobResult:
+    memory = job.folder / "ladder.json"
+    identity = list(job.command[1:])
+    try:
+        stored = read_json(memory)
+    except DataError:
+        stored = None
+    if isinstance(stored, dict) and stored.get("command") == identity and any(job.folder.rglob("results_*.json")):
+        return JobResult(job.name, "scored before", float(stored.get("seconds") or 0))
+    cached = set(_cached_revisions(job.model)) if drop_downloads else set()
+    start = time.monotonic()
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        run_command([*job.command, "--output_path", str(job.folder)], job.folder / "lm_eval.log", "lm_eval")
+    except HesnrError as error:
+        return JobResult(job.name, "failed", time.monotonic() - start, str(error))
+    finally:
+        if drop_downloads:
+            _drop(job.model, set(_cached_revisions(job.model)) - cached)
+    seconds = round(time.monotonic() - start, 1)
+    write_output(memory, json.dumps({"name": job.name, "command": identity, "seconds": seconds}, indent=1) + "\n")
+    return JobResult(job.name, "scored", seconds)
+
+
+def run_command(words: Sequence[str], log: Path, name: str) -> None:
+    """Run a command to its end, its output in `log`; an interrupt ends it too.
+
+    Raises:
+        HesnrError: it cannot be started, or it fails: its last lines and where all of them are.
+    """
+    try:
+        with log.open("wb") as out:
+            process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT)
+            try:
+                status = process.wait()
+            except BaseException:
+                process.terminate()
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                raise
+    except OSError as error:
+        raise HesnrError(f"cannot run {name} ({words[0]}: {error.strerror})") from None
+    if status:
+        tail = log.read_bytes()[-1500:].decode(errors="replace").strip().splitlines()[-3:]
+        raise HesnrError(f"{name} ended with status {status} (all of it: {log}):\n  " + "\n  ".join(tail))
+
+
+def _cached_revisions(model: str) -> Iterator[str]:
+    """Commits of a hub model that lie in the cache; none for a folder."""
+    if Path(model).exists():
+        return
+    try:
+        from huggingface_hub import scan_cache_dir
+
+        for repo in scan_cache_dir().repos:
+            if repo.repo_id == model:
+                yield from (revision.commit_hash for revision in repo.revisions)
+    except Exception:  # no cache yet, or one that cannot be read: then nothing of it is ours to remove
+        return
+
+
+def _drop(model: str, revisions: set[str]) -> None:
+    if revisions:
+        from huggingface_hub import scan_cache_dir
+
+        scan_cache_dir().delete_revisions(*revisions).execute()
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where `folder` is or will be."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free

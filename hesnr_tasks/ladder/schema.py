@@ -1,0 +1,498 @@
+"""The ladder file: which checkpoints there are, how they come from each other, and their downstream scores.
+
+    trajectories: [my_runs/]                  # for `hesnr ladder run`; tasks, model, model_args, metadata likewise
+    checkpoints:
+      - name: lc-4000
+        model: org/model                      # hub id or folder (default: the name)
+        revision: lc-4k-to-32k-step-4000
+        family: mymodel-3b                    # one line in figures; never pooled with another unsaid
+        stage: long-context                   # pretrain, mid, long-context, sft or rl
+        step: 4000
+        context: 32k
+        before: stage3-4720000                # the checkpoint it was trained on from
+      - name: lc-4000-sft
+        stage: sft
+        sft_of: lc-4000                       # its downstream scores judge lc-4000
+        downstream:
+          swe_verified: {value: 31.2, n: 500, harness: mini-swe-agent 1.1}
+
+`before` and `sft_of` may name any checkpoint of the file. A downstream score of a base checkpoint that was measured
+after fine-tuning may also stand beside the base checkpoint, with `after: sft`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hesnr_tasks.bounded_io import read_json, read_text, read_yaml
+from hesnr_tasks.errors import DataError, SettingsError, nearest
+
+__all__ = [
+    "STAGES",
+    "Checkpoint",
+    "DownstreamScore",
+    "Ladder",
+    "Outcome",
+    "add_downstream",
+    "outcomes",
+    "read_ladder_file",
+    "write_ladder_file",
+]
+
+STAGES = ("pretrain", "mid", "long-context", "sft", "rl")
+_TUNED = ("sft", "rl")
+_TOP = ("trajectories", "tasks", "model", "model_args", "metadata", "lm_eval_args", "checkpoints", "gpus")
+_FIELDS = (
+    "name", "model", "revision", "tokenizer", "family", "stage", "step", "tokens", "context", "sft_of", "before",
+    "trained_on", "label", "downstream",
+)  # fmt: skip
+_SCORE_FIELDS = ("value", "n", "stderr", "harness", "after")
+_LARGEST = 1e15
+
+
+@dataclass(frozen=True, slots=True)
+class DownstreamScore:
+    """One downstream score of one checkpoint.
+
+    Attributes:
+        value: as it was given: a share of 1, per cent, or any number.
+        n: how many instances it is the share of; None: unknown.
+        stderr: its standard error in the unit of `value`; None: binomial from n, or unknown.
+        harness: what measured it.
+        after: "sft" where it was measured after this checkpoint was fine-tuned; else "".
+    """
+
+    value: float
+    n: int | None = None
+    stderr: float | None = None
+    harness: str = ""
+    after: str = ""
+
+    def error(self, percent: bool) -> float:
+        """Standard error: as given, or that of a share of n instances; NaN: unknown."""
+        if self.stderr is not None:
+            return self.stderr
+        whole = 100.0 if percent else 1.0
+        if not self.n or not 0 <= self.value <= whole:
+            return math.nan
+        share = (self.value / whole * self.n + 1) / (self.n + 2)  # of 0 or n successes the error is not 0
+        return whole * math.sqrt(share * (1 - share) / self.n)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint of a ladder; None or "": not known."""
+
+    name: str
+    model: str = ""
+    revision: str = ""
+    tokenizer: str = ""
+    family: str = ""
+    stage: str = ""
+    step: int | None = None
+    tokens: float | None = None
+    context: int | None = None
+    sft_of: str = ""
+    before: str = ""
+    trained_on: tuple[str, ...] = ()
+    label: str = ""
+    downstream: Mapping[str, DownstreamScore] = field(default_factory=dict)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether it was fine-tuned: its points are never pooled with those of base checkpoints."""
+        return self.stage in _TUNED or bool(self.sft_of)
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Checkpoints in the order of the file, and how they are scored."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    trajectories: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ("hesnr_swe",)
+    model: str = "hf"
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    lm_eval_args: tuple[str, ...] = ()
+    gpus: float = 0.0
+
+    def __getitem__(self, name: str) -> Checkpoint:
+        return next(checkpoint for checkpoint in self.checkpoints if checkpoint.name == name)
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """Names of the downstream tasks, as they first occur."""
+        return list(dict.fromkeys(task for checkpoint in self.checkpoints for task in checkpoint.downstream))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The downstream score that judges a checkpoint, and where it was measured: "itself" or the name of its SFT."""
+
+    checkpoint: str
+    value: float
+    stderr: float
+    measured: str
+
+
+def outcomes(ladder: Ladder, task: str) -> dict[str, Outcome]:
+    """The score that judges each checkpoint on one downstream task (the paper's protocol).
+
+    A base checkpoint is judged by the checkpoint that is `sft_of` it, or by its own score with `after: sft`, and only
+    where no base checkpoint of the ladder has such a score by its own. A fine-tuned one is judged by its own.
+
+    Raises:
+        DataError: a base checkpoint with two scores after fine-tuning.
+    """
+    percent = any(c.downstream[task].value > 1 for c in ladder.checkpoints if task in c.downstream)
+    after: dict[str, Outcome] = {}
+    itself: dict[str, Outcome] = {}
+    for checkpoint in ladder.checkpoints:
+        score = checkpoint.downstream.get(task)
+        if score is None:
+            continue
+        error = score.error(percent)
+        if checkpoint.sft_of:
+            if checkpoint.sft_of in after and after[checkpoint.sft_of].value != score.value:
+                raise DataError(
+                    f"{task}: {checkpoint.sft_of} has two scores after fine-tuning: that of "
+                    f"{after[checkpoint.sft_of].measured} and that of {checkpoint.name}. Keep one of them."
+                )
+            after[checkpoint.sft_of] = Outcome(checkpoint.sft_of, score.value, error, checkpoint.name)
+        if score.after:
+            after[checkpoint.name] = Outcome(checkpoint.name, score.value, error, f"after {score.after}")
+        else:
+            itself[checkpoint.name] = Outcome(checkpoint.name, score.value, error, "itself")
+    base = {name: score for name, score in itself.items() if not ladder[name].tuned}
+    tuned = {name: score for name, score in itself.items() if ladder[name].tuned}
+    return {**(after or base), **tuned}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_ladder_file(path: Path) -> Ladder:
+    """Read and check a ladder file.
+
+    Args:
+        path: YAML, as in this module's docstring.
+
+    Raises:
+        SettingsError: what cannot be, with file, checkpoint and field.
+    """
+    try:
+        document = read_yaml(path)
+    except DataError as error:
+        raise SettingsError(f"cannot read the ladder: {error}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("checkpoints"), list):
+        raise SettingsError(
+            f"{path}: a ladder file has a list `checkpoints:`, each with a name. "
+            "Write one with: hesnr ladder init RESULTS"
+        )
+    _refuse_unknown(document, _TOP, str(path))
+    checkpoints = tuple(_checkpoint(entry, i, path) for i, entry in enumerate(document["checkpoints"], 1))
+    _check_links(checkpoints, path)
+    return Ladder(
+        checkpoints,
+        trajectories=_texts(document.get("trajectories"), f"{path}: trajectories"),
+        tasks=_texts(document.get("tasks"), f"{path}: tasks") or ("hesnr_swe",),
+        model=str(document.get("model") or "hf"),
+        model_args=_mapping(document.get("model_args"), f"{path}: model_args"),
+        metadata=_mapping(document.get("metadata"), f"{path}: metadata"),
+        lm_eval_args=_texts(document.get("lm_eval_args"), f"{path}: lm_eval_args"),
+        gpus=_number(document.get("gpus") or 0, f"{path}: gpus"),
+    )
+
+
+def _checkpoint(entry: Any, position: int, path: Path) -> Checkpoint:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), (str, int)):
+        raise SettingsError(f"{path}: checkpoint {position} of the list has no name")
+    where = f"{path}: {entry['name']}"
+    _refuse_unknown(entry, _FIELDS, where)
+    stage = str(entry.get("stage") or "")
+    if stage and stage not in STAGES:
+        raise SettingsError(f"{where}: stage {stage!r} must be one of {', '.join(STAGES)}.{nearest(stage, STAGES)}")
+    words = {
+        name: str(entry[name])
+        for name in ("model", "revision", "tokenizer", "family", "sft_of", "before", "label")
+        if entry.get(name) is not None
+    }
+    return Checkpoint(
+        name=str(entry["name"]),
+        stage=stage or ("sft" if entry.get("sft_of") else ""),
+        step=None if entry.get("step") is None else _whole(entry["step"], f"{where}: step"),
+        tokens=None if entry.get("tokens") is None else _number(entry["tokens"], f"{where}: tokens"),
+        context=None if entry.get("context") is None else _context(entry["context"], where),
+        trained_on=_texts(entry.get("trained_on"), f"{where}: trained_on"),
+        downstream={
+            str(task): _score(score, f"{where}: downstream: {task}")
+            for task, score in _mapping(entry.get("downstream"), f"{where}: downstream").items()
+        },
+        **words,
+    )
+
+
+def _score(score: Any, where: str) -> DownstreamScore:
+    if not isinstance(score, dict):
+        return DownstreamScore(_number(score, where))
+    _refuse_unknown(score, _SCORE_FIELDS, where)
+    if score.get("value") is None:
+        raise SettingsError(f"{where} has no value, as in {{value: 31.2, n: 500}}")
+    after = str(score.get("after") or "")
+    if after not in ("", *_TUNED):
+        raise SettingsError(f"{where}: after {after!r} must be sft or rl, or be left out")
+    return DownstreamScore(
+        _number(score["value"], f"{where}: value"),
+        None if score.get("n") is None else _whole(score["n"], f"{where}: n"),
+        None if score.get("stderr") is None else _number(score["stderr"], f"{where}: stderr"),
+        str(score.get("harness") or ""),
+        after,
+    )
+
+
+def _check_links(checkpoints: Sequence[Checkpoint], path: Path) -> None:
+    """Names occur once, links lead to checkpoints of the file, and no checkpoint comes from itself."""
+    by_name: dict[str, Checkpoint] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.name in by_name:
+            raise SettingsError(f"{path}: two checkpoints are called {checkpoint.name!r}")
+        by_name[checkpoint.name] = checkpoint
+    for checkpoint in checkpoints:
+        for link in ("sft_of", "before"):
+            parent = getattr(checkpoint, link)
+            if parent and parent not in by_name:
+                raise SettingsError(
+                    f"{path}: {checkpoint.name}: {link}: {parent!r} is no checkpoint of this file."
+                    f"{nearest(parent, by_name)}"
+                )
+        path_up, current = [checkpoint.name], checkpoint
+        while parent := current.sft_of or current.before:
+            if parent in path_up:
+                raise SettingsError(f"{path}: a circle of sft_of or before: {' -> '.join([*path_up, parent])}")
+            path_up.append(parent)
+            current = by_name[parent]
+
+
+def _refuse_unknown(fields: Mapping[Any, Any], allowed: Sequence[str], where: str) -> None:
+    for name in fields:
+        if name not in allowed:
+            raise SettingsError(
+                f"{where}: unknown field {str(name)!r}.{nearest(str(name), allowed)} There are: {', '.join(allowed)}"
+            )
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
+        return tuple(str(item) for item in value)
+    raise SettingsError(f"{where} must be a text or a list of texts")
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"{where} must be a mapping, as in {{name: value}}")
+    return {str(name): item for name, item in value.items()}
+
+
+def _context(value: Any, where: str) -> int:
+    size = re.fullmatch(r"(\d+)(k?)", str(value).lower())
+    if not size:
+        raise SettingsError(f"{where}: context {value!r} is no number of tokens such as 32768 or 32k")
+    return int(size[1]) * (1024 if size[2] else 1)
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) < _LARGEST:
+        raise SettingsError(f"{where} must be a number, not {value!r}")
+    return number
+
+
+def _whole(value: Any, where: str) -> int:
+    number = _number(value, where)
+    if not number.is_integer():
+        raise SettingsError(f"{where} must be a whole number, not {value!r}")
+    return int(number)
+
+
+# --- downstream scores from other files -------------------------------------------------------------------------------
+
+
+def add_downstream(ladder: Ladder, paths: Iterable[Path]) -> tuple[Ladder, list[str]]:
+    """Add the scores of CSV files, SWE-bench reports and lm-eval results to the checkpoints they name.
+
+    A CSV has a column `checkpoint` (or `model`) and any number of columns of scores; `NAME_n` and `NAME_stderr` (or
+    `n`, `stderr` beside a single score) belong to the score NAME. Files are matched to checkpoints by name, whatever
+    the case, the folder before it and the signs between words.
+
+    Returns:
+        The ladder with all scores, and remarks on scores that belong to no checkpoint.
+
+    Raises:
+        DataError: files that cannot be read; two different scores of one checkpoint and task.
+    """
+    scores = {checkpoint.name: dict(checkpoint.downstream) for checkpoint in ladder.checkpoints}
+    remarks: dict[str, None] = {}
+    for path in _files(paths):
+        for name, task, score, where in _rows(path, list(scores)):
+            match = match_name(name, list(scores))
+            if match is None:
+                remarks[f"{where}: a score of {name!r}, which is no checkpoint of the ladder; left out"] = None
+            elif task in scores[match] and scores[match][task].value != score.value:
+                raise DataError(
+                    f"{where}: a second {task} of {match}: {scores[match][task].value:g} and {score.value:g}. Keep one."
+                )
+            else:
+                scores[match].setdefault(task, score)
+    checkpoints = tuple(replace(c, downstream=scores[c.name]) for c in ladder.checkpoints)
+    return replace(ladder, checkpoints=checkpoints), list(remarks)
+
+
+def match_name(name: str, names: Sequence[str]) -> str | None:
+    """The one of `names` that `name` means: exactly, or else by its words, or by the words of the path's last part."""
+    if name in names:
+        return name
+    for part in (lambda text: text, lambda text: text.rstrip("/").split("/")[-1]):
+        fits = [other for other in names if _words(part(other)) == _words(part(name))]
+        if len(fits) == 1:
+            return fits[0]
+    return None
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:\.\d+)*", name.casefold())
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        yield from sorted(path.rglob("*.json")) if path.is_dir() else [path]
+
+
+def _rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, str, DownstreamScore, str]]:
+    if path.suffix != ".json":
+        yield from _csv_rows(path)
+        return
+    document = read_json(path)
+    if isinstance(document, dict) and "resolved_instances" in document:
+        resolved, total = document["resolved_instances"], document.get("total_instances")
+        if not (type(resolved) is int and type(total) is int and 0 <= resolved <= total > 0):
+            raise DataError(f"{path} is no SWE-bench report: {resolved!r} resolved of {total!r}")
+        named = [name for name in names if _contains(_words(path.stem), _words(name))]
+        name = max(named, key=lambda name: len(_words(name)), default=path.stem)
+        yield name, "swe_bench", DownstreamScore(resolved / total, total, harness="SWE-bench"), str(path)
+    elif isinstance(document, dict) and isinstance(document.get("results"), dict):
+        yield from _lm_eval_rows(document, path)
+    else:
+        raise DataError(f"{path} is neither a SWE-bench report nor an lm-eval result file")
+
+
+def _contains(words: Sequence[str], part: Sequence[str]) -> bool:
+    return any(words[i : i + len(part)] == list(part) for i in range(len(words) - len(part) + 1))
+
+
+def _lm_eval_rows(document: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str, DownstreamScore, str]]:
+    """The first metric of every task that is not ours."""
+    name = str(document.get("model_name") or path.parent.name)
+    for task, values in document["results"].items():
+        if str(task).startswith("hesnr_") or not isinstance(values, dict):
+            continue
+        for key, value in values.items():
+            metric, _, name_of_filter = str(key).partition(",")
+            if name_of_filter and isinstance(value, (int, float)) and not metric.endswith("_stderr"):
+                error = values.get(f"{metric}_stderr,{name_of_filter}")
+                n = (document.get("n-samples") or {}).get(task, {}).get("effective")
+                score = DownstreamScore(
+                    float(value),
+                    n if isinstance(n, int) else None,
+                    float(error) if isinstance(error, (int, float)) else None,
+                    f"lm-eval {metric}",
+                )
+                yield name, str(task), score, str(path)
+                break
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, str, DownstreamScore, str]]:
+    try:
+        lines = list(csv.reader(read_text(path).splitlines()))
+    except csv.Error as error:
+        raise DataError(f"cannot read {path} ({error})") from None
+    heading = [word.strip() for word in lines[0]] if lines else []
+    lower = [word.lower() for word in heading]
+    key = next((i for i, word in enumerate(lower) if word in ("checkpoint", "model", "name")), None)
+    ignored = {"step", "stage", "context", "label", "family", "revision", "tokens"}
+    columns = [
+        i for i, word in enumerate(lower)
+        if i != key and word not in ignored and word not in ("n", "stderr") and not word.endswith(("_n", "_stderr"))
+    ]  # fmt: skip
+    if key is None or not columns:
+        raise DataError(
+            f"{path}: the first line must name a column `checkpoint` and at least one score, "
+            "as in checkpoint,swe_verified,swe_verified_n"
+        )
+    for number, line in enumerate(lines[1:], 2):
+        cells = [word.strip() for word in line]
+        if not any(cells):
+            continue
+        where = f"{path}:{number}"
+        if len(cells) > len(heading):
+            raise DataError(f"{where}: {len(cells)} cells under {len(heading)} columns; write 31.2, not 31,2")
+        row = dict(zip(lower, cells, strict=False))
+        for i in columns:
+            text = cells[i] if i < len(cells) else ""
+            if not text:
+                continue
+            extra = {
+                part: row.get(f"{lower[i]}_{part}") or (row.get(part) if len(columns) == 1 else None)
+                for part in ("n", "stderr")
+            }
+            try:
+                n = None if not extra["n"] else _whole(extra["n"], f"{where}: n")
+                stderr = None if not extra["stderr"] else _number(extra["stderr"], f"{where}: stderr")
+                yield cells[key], heading[i], DownstreamScore(_number(text, f"{where}: {heading[i]}"), n, stderr), where
+            except SettingsError as error:
+                raise DataError(str(error)) from None
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_ladder_file(ladder: Ladder) -> str:
+    """The YAML text of a ladder; reading it gives the same ladder."""
+    import yaml
+
+    document: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+        for name in _TOP
+        if name != "checkpoints" and (value := getattr(ladder, name)) and value != getattr(Ladder(()), name)
+    }
+    document["checkpoints"] = []
+    for checkpoint in ladder.checkpoints:
+        fields = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name in _FIELDS
+            if name != "downstream" and (value := getattr(checkpoint, name)) not in (None, "", ())
+        }
+        if checkpoint.downstream:
+            fields["downstream"] = {
+                task: {name: value for name in _SCORE_FIELDS if (value := getattr(score, name)) not in (None, "")}
+                for task, score in checkpoint.downstream.items()
+            }
+        document["checkpoints"].append(fields)
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))

@@ -1,0 +1,362 @@
+"""What a ladder shows: which checkpoint to take, which ones tie with it, and whether HE-SNR predicts better than PPL.
+
+All of it is arithmetic on sums per trajectory (checkpoints × trajectories) and downstream scores; no text, no model.
+Resamples are of whole trajectories, of checkpoints (within a family) and of the downstream scores' own errors, at once
+and paired: every proxy sees the same ones. Checkpoints of different families or stages are never pooled unsaid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.ladder.schema import Outcome
+from hesnr_tasks.stats import SEED, correlations, resample_counts
+
+__all__ = ["Choice", "Claim", "Prediction", "Proxy", "choose", "claim", "predictions", "values"]
+
+FloatArray = npt.NDArray[np.float64]
+FEWEST = 4  # checkpoints for a coefficient
+FEW = 8  # checkpoints below which a coefficient is believed by nobody
+ALPHA = 0.05
+
+
+class Proxy(NamedTuple):
+    """A metric of every checkpoint as sums per trajectory; both arrays have shape (C, T)."""
+
+    name: str
+    numerator: FloatArray
+    denominator: FloatArray
+    exponentiate: bool
+    higher_is_better: bool
+
+
+def values(proxy: Proxy, counts: npt.NDArray[Any] | None = None) -> FloatArray:
+    """The pooled metric of each checkpoint, oriented so that higher is better (perplexities as minus the mean loss).
+
+    Args:
+        proxy: its sums.
+        counts: how often each trajectory counts, shape (R, T); None: once.
+
+    Returns:
+        Shape (R, C), or (C,) without counts; NaN where nothing counts.
+    """
+    weights = np.ones((1, proxy.numerator.shape[1])) if counts is None else counts.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (weights @ proxy.numerator.T) / (weights @ proxy.denominator.T)
+    ratio = np.where(np.isfinite(ratio), ratio, np.nan) * (1 if proxy.higher_is_better else -1)
+    return ratio[0] if counts is None else ratio
+
+
+# --- which checkpoint -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The best of a group of checkpoints by one proxy.
+
+    Attributes:
+        proxy: name of the metric.
+        best: the checkpoint with the best value.
+        ties: checkpoints that a paired test (Holm over the group) cannot tell from it.
+        p: the Holm-corrected p-value of every other checkpoint.
+        trajectories: how many were scored.
+        needed: how many would tell each tie from the best, if the difference seen is the true one; None: more than
+            1000 times as many, or unknown.
+    """
+
+    proxy: str
+    best: str
+    ties: tuple[str, ...]
+    p: Mapping[str, float]
+    trajectories: int
+    needed: Mapping[str, int | None]
+
+    @property
+    def sentence(self) -> str:
+        """The choice in words."""
+        if not self.p:
+            return f"{self.best} is the only checkpoint of its group: there is nothing to choose."
+        if not self.ties:
+            clear = f"{self.trajectories} trajectories tell it from every other"
+            return f"Choose {self.best}: best by {self.proxy}, and {clear}."
+        feasible = [count for name in self.ties if (count := self.needed.get(name)) is not None]
+        more = (
+            f"about {max(feasible):,} trajectories like these would break the tie ({self.trajectories} were scored)"
+            if len(feasible) == len(self.ties)
+            else "no feasible number of trajectories would break every tie: take the cheaper one, or another criterion"
+        )
+        others = "is a tie" if len(self.ties) == 1 else "are ties"
+        return f"Choose {self.best} by {self.proxy}, but {', '.join(self.ties)} {others}: {more}."
+
+
+class Paired(NamedTuple):
+    """Of one pair of checkpoints: difference, its standard error, and the two-sided p-value."""
+
+    difference: float
+    stderr: float
+    p: float
+
+
+def choose(
+    proxy: Proxy,
+    names: Sequence[str],
+    test: Callable[[int, int], Paired],
+    holm: Callable[[Mapping[str, float]], Mapping[str, float]],
+    needed: Callable[[float, float, int], int | None],
+) -> Choice:
+    """The best checkpoint by one proxy and those that tie with it.
+
+    Args:
+        proxy: sums of the group's checkpoints.
+        names: their names, in the order of the sums.
+        test: the paired test of two checkpoints, by their positions.
+        holm: corrects p-values for their number.
+        needed: trajectories that would show a difference, given it, its standard error and their number now.
+
+    Raises:
+        SettingsError: no checkpoint has a value.
+    """
+    level = values(proxy)
+    if not np.isfinite(level).any():
+        raise SettingsError(f"{proxy.name} is defined for none of {', '.join(names)}; nothing to choose from")
+    best = int(np.nanargmax(level))
+    pairs = {name: test(best, i) for i, name in enumerate(names) if i != best and np.isfinite(level[i])}
+    corrected = dict(holm({name: pair.p for name, pair in pairs.items()}))
+    ties = tuple(name for name in pairs if not corrected[name] <= ALPHA)  # an unknown p is a tie
+    n = proxy.numerator.shape[1]
+    wanted = {name: needed(pairs[name].difference, pairs[name].stderr, n) for name in ties}
+    feasible = {name: count if count is not None and count <= 1000 * n else None for name, count in wanted.items()}
+    return Choice(proxy.name, names[best], ties, corrected, n, feasible)
+
+
+# --- does it predict? -------------------------------------------------------------------------------------------------
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % percentile interval; NaN: none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Whether one proxy orders checkpoints as a downstream score does better than another proxy.
+
+    Attributes:
+        task: name of the downstream task.
+        group: the family, or "pooled" (centred by family).
+        proxy, baseline: names of the two metrics.
+        checkpoints: how many there are with a downstream score.
+        spearman, decision: of the proxy; `spearman_baseline`, `decision_baseline`: of the baseline.
+        spearman_gain, decision_gain: differences, paired over the same resamples.
+        verdict: "supported", "refuted" or "undecided".
+        notes: what makes it less than it looks.
+    """
+
+    task: str
+    group: str
+    proxy: str
+    baseline: str
+    checkpoints: int
+    spearman: Interval
+    decision: Interval
+    spearman_baseline: Interval
+    decision_baseline: Interval
+    spearman_gain: Interval
+    decision_gain: Interval
+    verdict: str
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def sentence(self) -> str:
+        """The claim in words."""
+        who = "" if self.group in ("", "pooled") else f" ({self.group})"
+        if self.checkpoints < FEWEST:
+            return (
+                f"{self.task}{who}: {self.checkpoints} checkpoint{'s have' if self.checkpoints != 1 else ' has'} a "
+                f"downstream score; from {FEWEST} on there is a coefficient, from {FEW} on one to be believed."
+            )
+        gain = self.decision_gain
+        ends = "" if math.isnan(gain.low) else f" [{gain.low:+.2f}, {gain.high:+.2f}]"
+        rank = self.spearman_gain
+        rank_ends = "" if math.isnan(rank.low) else f" [{rank.low:+.2f}, {rank.high:+.2f}]"
+        return (
+            f"{self.task}{who}: this ladder {_VERBS[self.verdict]} that {self.proxy} predicts better than "
+            f"{self.baseline}: rank correlation {self.spearman.value:+.2f} against {self.spearman_baseline.value:+.2f} "
+            f"(difference {rank.value:+.2f}{rank_ends}), pairs ordered rightly {self.decision.value:.0%} against "
+            f"{self.decision_baseline.value:.0%} ({gain.value:+.2f}{ends}), {self.checkpoints} checkpoints."
+        )
+
+
+_VERBS = {"supported": "supports", "refuted": "refutes", "undecided": "leaves undecided"}
+
+
+def claim(
+    proxy: Proxy,
+    baseline: Proxy,
+    names: Sequence[str],
+    families: Sequence[str],
+    scores: Mapping[str, Outcome],
+    task: str,
+    *,
+    group: str = "pooled",
+    resamples: int = 2000,
+    seed: int = SEED,
+) -> Claim:
+    """Compare how two proxies order the checkpoints that have a downstream score.
+
+    Args:
+        proxy, baseline: sums of all checkpoints `names`, shape (C, T).
+        names: checkpoints of one stage.
+        families: the family of each; values are centred by family where there are several.
+        scores: downstream score of each checkpoint that has one.
+        task: its name.
+        group: what to call these checkpoints.
+        resamples: of trajectories, checkpoints and downstream errors, at once.
+        seed: of them.
+    """
+    chosen = [i for i, name in enumerate(names) if name in scores]
+    x = values(proxy), values(baseline)
+    chosen = [i for i in chosen if np.isfinite(x[0][i]) and np.isfinite(x[1][i])]
+    y = np.array([scores[names[i]].value for i in chosen])
+    errors = np.array([scores[names[i]].stderr for i in chosen])
+    family = np.unique([families[i] for i in chosen], return_inverse=True)[1] if chosen else np.array([], dtype=int)
+    notes = []
+    if len(chosen) < FEWEST:
+        none = Interval(math.nan)
+        return Claim(
+            task, group, proxy.name, baseline.name, len(chosen), none, none, none, none, none, none, "undecided"
+        )
+    if len(chosen) < FEW:
+        notes.append(f"{len(chosen)} checkpoints: of fewer than {FEW}, a coefficient is weak evidence")
+    if np.isnan(errors).any():
+        notes.append(f"{int(np.isnan(errors).sum())} downstream scores without n or stderr count as exact")
+    if family.max(initial=0) > 0:
+        notes.append(f"{int(family.max()) + 1} families, centred by family")
+    points = [_agreement(side[chosen], y, family) for side in x]
+    rng = np.random.default_rng(seed)
+    counts = resample_counts(proxy.numerator.shape[1], resamples, seed)
+    picked = _resampled_checkpoints(family, resamples, rng)
+    noisy = y + np.where(np.isnan(errors), 0.0, errors) * rng.standard_normal((resamples, len(chosen)))
+    rows = np.arange(resamples)[:, None]
+    replicates = [
+        _agreement(values(side, counts)[:, chosen][rows, picked], noisy[rows, picked], family[picked])
+        for side in (proxy, baseline)
+    ]
+    ours, theirs = (
+        [_interval(float(point[i][0]), replicate[i]) for i in (0, 1)]
+        for point, replicate in zip(points, replicates, strict=True)
+    )
+    gains = [_interval(float(points[0][i][0] - points[1][i][0]), replicates[0][i] - replicates[1][i]) for i in (0, 1)]
+    return Claim(
+        task, group, proxy.name, baseline.name, len(chosen),
+        ours[0], ours[1], theirs[0], theirs[1], gains[0], gains[1], _verdict(gains), tuple(notes),
+    )  # fmt: skip
+
+
+def _verdict(gains: Sequence[Interval]) -> str:
+    """By the rank correlation; where the decision accuracy points the other way, undecided."""
+    rank, decision = gains
+    if rank.low > 0 and decision.value >= 0:
+        return "supported"
+    if rank.high < 0 and decision.value <= 0:
+        return "refuted"
+    return "undecided"
+
+
+def _resampled_checkpoints(family: npt.NDArray[Any], resamples: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    """Positions of checkpoints drawn with replacement within each family, shape (R, C)."""
+    picked = np.empty((resamples, len(family)), dtype=np.int64)
+    for label in np.unique(family):
+        members = np.flatnonzero(family == label)
+        picked[:, members] = members[rng.integers(0, len(members), (resamples, len(members)))]
+    return picked
+
+
+def _agreement(x: FloatArray, y: FloatArray, family: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+    """Spearman's coefficient and decision accuracy of every row, centred and counted within families; shapes (R,)."""
+    x, y, family = np.atleast_2d(x), np.atleast_2d(y), np.atleast_2d(family)
+    labels = np.unique(family)
+    if len(labels) == 1:
+        both = correlations(x, y)
+        return both["spearman"], both["decision"]
+    x, y = _centred(x, family, labels), _centred(y, family, labels)
+    right, pairs = np.zeros(len(x)), np.zeros(len(x))
+    for start in range(0, len(x), 500):
+        block = slice(start, start + 500)
+        rows = family[block] if len(family) > 1 else np.broadcast_to(family, x[block].shape)
+        dx, dy = (np.sign(side[block][:, :, None] - side[block][:, None, :]) for side in (x, y))
+        within = (rows[:, :, None] == rows[:, None, :]) & (dy != 0)
+        right[block] = (within * (0.5 + 0.5 * dx * dy)).sum(axis=(1, 2))
+        pairs[block] = within.sum(axis=(1, 2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return correlations(x, y)["spearman"], right / np.where(pairs > 0, pairs, np.nan)
+
+
+def _centred(x: FloatArray, family: npt.NDArray[Any], labels: npt.NDArray[Any]) -> FloatArray:
+    out = np.array(x, dtype=np.float64)
+    for label in labels:
+        inside = np.broadcast_to(family == label, x.shape)
+        count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
+        out = np.where(inside, x - np.where(inside, x, 0).sum(axis=1, keepdims=True) / count, out)
+    return out
+
+
+def _interval(value: float, replicates: FloatArray) -> Interval:
+    """2.5 % and 97.5 % of the defined replicates; none if more than one in twenty is undefined."""
+    defined = replicates[np.isfinite(replicates)]
+    if len(defined) < 0.95 * len(replicates):
+        return Interval(value)
+    return Interval(value, *(float(end) for end in np.percentile(defined, [2.5, 97.5])))
+
+
+class Prediction(NamedTuple):
+    """How well one proxy predicts the downstream score of a checkpoint it was not fitted on.
+
+    `error`: root mean squared leave-one-out error of a straight line per family; `error_of_mean`: that of the mean.
+    """
+
+    proxy: str
+    checkpoints: int
+    error: float
+    error_of_mean: float
+
+
+def predictions(
+    proxies: Sequence[Proxy], names: Sequence[str], families: Sequence[str], scores: Mapping[str, Outcome]
+) -> list[Prediction]:
+    """Leave-one-out prediction of the downstream score by every proxy, best first (one slope, a level per family).
+
+    A family of one checkpoint cannot be predicted and is left out.
+    """
+    chosen = [i for i, name in enumerate(names) if name in scores]
+    sizes = {label: sum(families[i] == label for i in chosen) for label in {families[i] for i in chosen}}
+    chosen = [i for i in chosen if sizes[families[i]] > 1]
+    y = np.array([scores[names[i]].value for i in chosen])
+    family = np.array([families[i] for i in chosen])
+    results = []
+    for proxy in proxies:
+        x = values(proxy)[chosen] if chosen else np.array([])
+        if len(chosen) < FEWEST or not np.isfinite(x).all():
+            results.append(Prediction(proxy.name, len(chosen), math.nan, math.nan))
+            continue
+        errors, plain = [], []
+        for i in range(len(chosen)):
+            rest = np.arange(len(chosen)) != i
+            own = rest & (family == family[i])
+            dx, dy = (_centred(side[None, rest], family[None, rest], np.unique(family[rest]))[0] for side in (x, y))
+            slope = float(dx @ dy / (dx @ dx)) if dx @ dx > 0 else 0.0
+            errors.append(y[i] - (y[own].mean() + slope * (x[i] - x[own].mean())))
+            plain.append(y[i] - y[own].mean())
+        rmse, rmse_mean = (float(np.sqrt(np.mean(np.square(side)))) for side in (errors, plain))
+        results.append(Prediction(proxy.name, len(chosen), rmse, rmse_mean))
+    return sorted(results, key=lambda row: (math.isnan(row.error), row.error))

@@ -1,0 +1,169 @@
+"""Ladder files: read, checked, written; downstream scores from tables, SWE-bench reports and lm-eval results."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.ladder.schema import (
+    STAGES,
+    Checkpoint,
+    DownstreamScore,
+    Ladder,
+    add_downstream,
+    outcomes,
+    read_ladder_file,
+    write_ladder_file,
+)
+
+BASES = [Checkpoint(f"lc-{step}", family="m3b", stage="long-context", step=step) for step in (1000, 2000, 3000, 4000)]
+SFTS = [Checkpoint(f"{base.name}-sft", stage="sft", family="m3b", sft_of=base.name) for base in BASES]
+
+
+def written(tmp_path, text):
+    path = tmp_path / "ladder.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_what_is_written_is_read(tmp_path):
+    score = DownstreamScore(31.2, 500, 2.1, "mini-swe-agent 1.1", "sft")
+    ladder = Ladder(
+        (*BASES, SFTS[0], Checkpoint("last", model="org/m", revision="main", context=32768, downstream={"swe": score})),
+        trajectories=("runs/",), tasks=("hesnr_swe", "gsm8k"), model_args={"dtype": "bfloat16"}, gpus=0.5,
+    )  # fmt: skip
+    assert read_ladder_file(written(tmp_path, write_ladder_file(ladder))) == ladder
+
+
+names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=12)
+checkpoints = st.builds(
+    Checkpoint,
+    name=names, model=names, family=names, stage=st.sampled_from(["", *STAGES]),
+    step=st.none() | st.integers(0, 10**9), context=st.none() | st.integers(1, 10**7),
+    downstream=st.dictionaries(
+        names, st.builds(DownstreamScore, st.floats(-100, 100), st.none() | st.integers(1, 9999)), max_size=2
+    ),
+)  # fmt: skip
+
+
+@given(st.lists(checkpoints, max_size=4, unique_by=lambda c: c.name))
+def test_any_ladder_survives_its_file(tmp_path_factory, some):
+    ladder = Ladder(tuple(some))
+    path = tmp_path_factory.mktemp("ladder") / "ladder.yaml"
+    path.write_text(write_ladder_file(ladder), encoding="utf-8")
+    assert read_ladder_file(path) == ladder
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("checkpoints: 3", ["list", "hesnr ladder init"]),
+        ("checkpoints: [{step: 3}]", ["checkpoint 1", "no name"]),
+        ("checkpoints: [{name: a, stepp: 3}]", ["a: unknown field 'stepp'", "step"]),
+        ("checkpoints: [{name: a}, {name: a}]", ["two checkpoints", "'a'"]),
+        ("checkpoints: [{name: a, stage: sfft}]", ["'sfft'", "sft"]),
+        ("checkpoints: [{name: a, step: many}]", ["a: step", "'many'"]),
+        ("checkpoints: [{name: a, context: 32kb}]", ["a: context", "32k"]),
+        ("checkpoints: [{name: a, sft_of: b}]", ["a: sft_of", "'b'", "no checkpoint"]),
+        ("checkpoints: [{name: a, before: b}, {name: b, before: a}]", ["circle", "a -> b -> a"]),
+        ("checkpoints: [{name: a, downstream: {swe: {n: 3}}}]", ["a: downstream: swe", "no value"]),
+        ("checkpoints: [{name: a, downstream: {swe: {value: x}}}]", ["a: downstream: swe: value", "number"]),
+        ("checkpoints: [{name: a, downstream: {swe: {value: 1, after: tuesday}}}]", ["after", "tuesday"]),
+        ("checkpoints: [{name: a}]\ntasks: {a: b}", ["tasks", "list"]),
+        ("checkpionts: [{name: a}]", ["list", "checkpoints"]),
+    ],
+)
+def test_what_cannot_be_is_named(tmp_path, text, words):
+    with pytest.raises(SettingsError) as error:
+        read_ladder_file(written(tmp_path, text))
+    assert "ladder.yaml" in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_wide_table_gives_every_checkpoint_its_scores(tmp_path):
+    table = tmp_path / "scores.csv"
+    table.write_text(
+        "Model,SWE verified,SWE verified_n,LCB,step\n"
+        "org/lc-1000-sft,31.2,500,20,1\nLC_2000_SFT,33,500,,2\nother,1,2,3,4\n"
+    )
+    ladder, remarks = add_downstream(Ladder((*BASES, *SFTS)), [table])
+    assert ladder["lc-1000-sft"].downstream == {
+        "SWE verified": DownstreamScore(31.2, 500),
+        "LCB": DownstreamScore(20.0),
+    }
+    assert ladder["lc-2000-sft"].downstream == {"SWE verified": DownstreamScore(33.0, 500)}
+    assert len(remarks) == 1
+    assert "'other'" in remarks[0]
+    assert "scores.csv:4" in remarks[0]
+
+
+def test_reports_and_lm_eval_results_are_scores_too(tmp_path):
+    (tmp_path / "r").mkdir()
+    report = {"resolved_instances": 150, "total_instances": 500}
+    (tmp_path / "r" / "agent.lc-3000-sft.json").write_text(json.dumps(report))
+    results = {
+        "model_name": "org/lc-4000-sft",
+        "results": {
+            "gsm8k": {"alias": "gsm8k", "exact_match,strict": 0.5, "exact_match_stderr,strict": 0.01},
+            "hesnr_swe": {"ppl,none": 3.0},
+        },
+        "n-samples": {"gsm8k": {"original": 1319, "effective": 1319}},
+    }  # fmt: skip
+    (tmp_path / "r" / "results.json").write_text(json.dumps(results))
+    ladder, remarks = add_downstream(Ladder((*BASES, *SFTS)), [tmp_path / "r"])
+    assert ladder["lc-3000-sft"].downstream["swe_bench"].value == 0.3
+    assert ladder["lc-4000-sft"].downstream == {"gsm8k": DownstreamScore(0.5, 1319, 0.01, "lm-eval exact_match")}
+    assert not remarks
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name\na\n", ["first line", "score"]),
+        ("checkpoint,swe\nlc-1000,31,2\n", [":2", "31.2, not 31,2"]),
+        ("checkpoint,swe\nlc-1000,high\n", [":2", "swe", "'high'"]),
+        ("checkpoint,swe\nlc-1000,1\nlc-1000,2\n", [":3", "second swe of lc-1000"]),
+        ("checkpoint,swe,n\nlc-1000,1,2.5\n", [":2", "n"]),
+    ],
+)
+def test_bad_tables_are_named_with_their_line(tmp_path, text, words):
+    table = tmp_path / "scores.csv"
+    table.write_text(text)
+    with pytest.raises(DataError) as error:
+        add_downstream(Ladder((*BASES, *SFTS)), [table])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_base_checkpoint_is_judged_by_its_fine_tuned_child():
+    scored = [replace(SFTS[i], downstream={"swe": DownstreamScore(30.0 + i, 500)}) for i in range(4)]
+    own = replace(BASES[0], downstream={"swe": DownstreamScore(2.0, 500)})
+    found = outcomes(Ladder((own, *BASES[1:], *scored)), "swe")
+    assert {name: outcome.value for name, outcome in found.items() if not name.endswith("-sft")} == {
+        "lc-1000": 30.0, "lc-2000": 31.0, "lc-3000": 32.0, "lc-4000": 33.0,
+    }  # fmt: skip
+    assert found["lc-2000"].measured == "lc-2000-sft"
+    assert found["lc-2000-sft"].measured == "itself"
+    assert 1.9 < found["lc-2000"].stderr < 2.2  # per cent, binomial of 500
+
+
+def test_without_fine_tuned_children_a_base_is_judged_by_its_own_score():
+    own = [replace(base, downstream={"swe": DownstreamScore(0.1)}) for base in BASES]
+    found = outcomes(Ladder(tuple(own)), "swe")
+    assert {outcome.measured for outcome in found.values()} == {"itself"}
+    after = replace(BASES[0], downstream={"swe": DownstreamScore(0.3, after="sft")})
+    found = outcomes(Ladder((after, *own[1:])), "swe")
+    assert list(found) == ["lc-1000"]  # scores before and after fine-tuning are not mixed
+
+
+def test_two_fine_tuned_children_are_refused():
+    children = [
+        Checkpoint(name, stage="sft", sft_of="lc-1000", downstream={"swe": DownstreamScore(value)})
+        for name, value in (("x", 1.0), ("y", 2.0))
+    ]
+    with pytest.raises(DataError, match="lc-1000 has two scores"):
+        outcomes(Ladder((*BASES, *children)), "swe")

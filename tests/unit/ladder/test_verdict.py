@@ -1,0 +1,172 @@
+"""The verdict against plain loops, and its intervals and decisions by simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.ladder.schema import Outcome
+from hesnr_tasks.ladder.verdict import Paired, Proxy, choose, claim, predictions, values
+
+NAMES = [f"c{i}" for i in range(12)]
+
+
+def proxy(name, levels, rng, trajectories=40, noise=0.2, better=True):
+    """Sums whose ratios lie around `levels`."""
+    denominator = rng.integers(20, 200, (len(levels), trajectories)).astype(float)
+    denominator[:] = denominator[0]
+    shared = rng.normal(0, noise, trajectories)
+    numerator = denominator * (np.asarray(levels)[:, None] + shared + rng.normal(0, noise / 3, denominator.shape))
+    return Proxy(name, numerator, denominator, False, better)
+
+
+def scores(y, error=0.0):
+    return {name: Outcome(name, float(value), error, "itself") for name, value in zip(NAMES, y, strict=False)}
+
+
+def welch(p):
+    def test(a, b):
+        x = p.numerator / p.denominator
+        d = x[a] - x[b]
+        t = stats.ttest_1samp(d, 0)
+        return Paired(float(d.mean()), float(stats.sem(d)), float(t.pvalue))
+
+    return test
+
+
+def holm(p_values):
+    order = sorted(p_values.items(), key=lambda item: item[1])
+    out, largest = {}, 0.0
+    for i, (name, p) in enumerate(order):
+        largest = max(largest, min(1, (len(order) - i) * p))
+        out[name] = largest
+    return out
+
+
+def needed(difference, stderr, n):
+    return math.ceil(n * (2.8 * stderr / abs(difference)) ** 2) if difference else None
+
+
+def test_values_are_pooled_ratios_turned_so_that_more_is_better():
+    rng = np.random.default_rng(0)
+    down = proxy("ppl", [3.0, 2.0], rng, better=False)
+    counts = rng.integers(0, 3, (5, 40))
+    got = values(down, counts)
+    for r, c in itertools.product(range(5), range(2)):
+        top = sum(counts[r, t] * down.numerator[c, t] for t in range(40))
+        bottom = sum(counts[r, t] * down.denominator[c, t] for t in range(40))
+        assert got[r, c] == pytest.approx(-top / bottom, rel=1e-12)
+    assert values(down)[1] > values(down)[0]
+
+
+def test_the_best_is_chosen_and_its_ties_are_named():
+    rng = np.random.default_rng(1)
+    p = proxy("he_snr", [0.10, 0.1002, 0.2, 0.2001], rng, noise=0.05)
+    choice = choose(p, NAMES[:4], welch(p), holm, needed)
+    assert {choice.best, *choice.ties} == {"c2", "c3"}
+    assert set(choice.p) == set(NAMES[:4]) - {choice.best}
+    assert choice.best in choice.sentence
+    assert choice.ties[0] in choice.sentence
+    clear = proxy("he_snr", [0.1, 0.2, 0.3, 0.9], rng, noise=0.05)
+    choice = choose(clear, NAMES[:4], welch(clear), holm, needed)
+    assert choice.best == "c3"
+    assert not choice.ties
+    assert "every other" in choice.sentence
+
+
+def test_a_proxy_without_values_chooses_nothing():
+    empty = Proxy("he_snr", np.zeros((2, 3)), np.zeros((2, 3)), False, True)
+    with pytest.raises(SettingsError, match="he_snr is defined for none"):
+        choose(empty, NAMES[:2], welch(empty), holm, needed)
+
+
+def test_points_of_a_claim_equal_scipy_and_a_plain_count_of_pairs():
+    rng = np.random.default_rng(2)
+    y = rng.normal(size=10)
+    good, bad = proxy("he_snr", y + rng.normal(0, 0.3, 10), rng), proxy("ppl", rng.normal(size=10), rng, better=False)
+    got = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y), "swe", resamples=200)
+    for p, rank, decision in ((good, got.spearman, got.decision), (bad, got.spearman_baseline, got.decision_baseline)):
+        x = values(p)
+        assert rank.value == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+        pairs = [(x[i] > x[j]) == (y[i] > y[j]) for i, j in itertools.combinations(range(10), 2)]
+        assert decision.value == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert got.spearman_gain.value == pytest.approx(got.spearman.value - got.spearman_baseline.value, abs=1e-12)
+
+
+def test_families_are_centred_and_only_pairs_within_them_count():
+    rng = np.random.default_rng(3)
+    family = ["a"] * 5 + ["b"] * 5
+    y = np.concatenate([np.arange(5.0), 100 + np.arange(5.0)])
+    x = np.concatenate([np.arange(5.0), -100 + np.arange(5.0)])  # right within, wrong between
+    p = proxy("he_snr", x, rng, noise=1e-6)
+    got = claim(p, p, NAMES[:10], family, scores(y), "swe", resamples=200)
+    assert got.decision.value == 1.0
+    assert got.spearman.value > 0.95
+    assert "2 families" in " ".join(got.notes)
+    assert got.verdict == "undecided"  # against itself
+    assert got.spearman_gain == (0.0, 0.0, 0.0)
+
+
+def test_few_checkpoints_give_no_coefficient_and_say_so():
+    rng = np.random.default_rng(4)
+    p = proxy("he_snr", [1.0, 2, 3], rng)
+    got = claim(p, p, NAMES[:3], ["m"] * 3, scores([1, 2, 3]), "swe")
+    assert math.isnan(got.spearman.value)
+    assert got.verdict == "undecided"
+    assert "3 checkpoints" in got.sentence
+
+
+def test_a_score_of_few_instances_widens_the_interval():
+    rng = np.random.default_rng(5)
+    y = np.arange(10.0)
+    good, bad = proxy("he_snr", y, rng), proxy("ppl", rng.permutation(y), rng, better=False)
+    widths = []
+    for error in (0.0, 3.0):
+        got = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y, error), "swe", resamples=500)
+        widths.append(got.spearman_gain.high - got.spearman_gain.low)
+    assert widths[1] > widths[0]
+
+
+@pytest.mark.parametrize(("truth", "verdict"), [("better", "supported"), ("worse", "refuted")])
+def test_clear_cases_are_decided(truth, verdict):
+    rng = np.random.default_rng(6)
+    y = np.arange(12.0)
+    good, bad = (
+        proxy("he_snr", y, rng, noise=0.1),
+        proxy("ppl", y, rng, noise=0.1, better=False),
+    )  # ppl rises with y: wrong
+    pair = (good, bad) if truth == "better" else (bad, good)
+    assert claim(*pair, NAMES, ["m"] * 12, scores(y, 0.1), "swe", resamples=500).verdict == verdict
+
+
+def test_equal_proxies_are_told_apart_at_most_once_in_twenty():
+    """False decisions where both proxies are equally good: the level of the interval, 400 simulated ladders."""
+    decided = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        ability = rng.normal(size=10)
+        p = [proxy(n, ability + rng.normal(0, 0.7, 10), rng, trajectories=15) for n in ("he_snr", "ppl")]
+        y = ability + rng.normal(0, 0.3, 10)
+        decided += (
+            claim(*p, NAMES[:10], ["m"] * 10, scores(y, 0.3), "swe", resamples=200, seed=seed).verdict != "undecided"
+        )
+    assert decided <= 400 * 0.08, decided
+
+
+def test_leave_one_out_errors_equal_plain_fits():
+    rng = np.random.default_rng(7)
+    y = np.arange(10.0) + rng.normal(0, 0.5, 10)
+    good, noise = proxy("he_snr", y, rng, noise=0.05), proxy("ppl", rng.normal(size=10), rng, better=False)
+    rows = predictions([noise, good], NAMES[:10], ["m"] * 10, scores(y))
+    assert [row.proxy for row in rows] == ["he_snr", "ppl"]
+    x, errors = values(good), []
+    for i in range(10):
+        keep = np.arange(10) != i
+        slope, level = np.polyfit(x[keep], y[keep], 1)
+        errors.append(y[i] - (slope * x[i] + level))
+    assert rows[0].error == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-9)
+    plain = [y[i] - np.delete(y, i).mean() for i in range(10)]
+    assert rows[0].error_of_mean == pytest.approx(np.sqrt(np.mean(np.square(plain))), rel=1e-12)
