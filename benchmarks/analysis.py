@@ -53,8 +53,7 @@ def write(folder, name, seed):
 
 def grid(folder):
     """8 masks, 20 thresholds, 3 k: every metric with its standard error and interval, 10 000 resamples."""
-    from hesnr_tasks.analysis.frame import load
-    from hesnr_tasks.analysis.options import selections
+    from hesnr_tasks.analysis.frame import load, selections
     from hesnr_tasks.analysis.tables import SWEEP, Question, results
     from hesnr_tasks.scores import ScoreStore
 
@@ -86,7 +85,7 @@ def told(what, began, read=None):
 
 def coverage(trials):
     """Coverage of 95 % intervals and false alarms of comparisons at 5 %, for several numbers of trajectories."""
-    from hesnr_tasks.analysis.intervals import estimates, paired
+    from hesnr_tasks.stats import estimates, paired
 
     rng = np.random.default_rng(1)
     print("spread of lengths (sd of ln), trajectories: coverage, naive per-token coverage, false alarms of compare")
@@ -100,7 +99,7 @@ def coverage(trials):
                 total = np.add.reduceat(tokens, np.concatenate([[0], np.cumsum(size)[:-1]]))
                 sides = [total + size * rng.normal(0, 0.05, n) for _ in range(2)]
                 found = estimates(total[:, None], size[:, None].astype(float), resamples=999)
-                hits += found.low[0] < 0.3 < found.high[0]
+                hits += found.ci_low[0] < 0.3 < found.ci_high[0]
                 naive += abs(tokens.mean() - 0.3) < 1.96 * tokens.std() / math.sqrt(len(tokens))
                 alarms += paired((sides[0], size * 1.0), (sides[1], size * 1.0), resamples=999).p <= 0.05
             shares = (100 * count / trials for count in (hits, naive, alarms))

@@ -18,7 +18,7 @@ from hesnr_tasks.errors import HesnrError, printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hesnr_tasks.analysis.measures import Number
+    from hesnr_tasks.stats import Estimate
 
 __all__ = ["COLOURS", "LINES", "MARKERS", "error_bars", "figure", "label", "look", "save"]
 
@@ -72,7 +72,7 @@ def error_bars(
     i: int,
     name: str,
     places: Sequence[float],
-    numbers: Sequence[Number],
+    numbers: Sequence[Estimate],
     *,
     across: bool = False,
     line: bool = True,

@@ -1,13 +1,30 @@
-"""How sure a number is: the cluster bootstrap over trajectories. Neither torch nor lm-eval is imported here.
+"""Uncertainty of ratios over trajectories: cluster bootstrap, intervals, paired differences, multiple testing, power.
 
-Tokens of one trajectory are correlated, so whole trajectories are resampled (with replacement), never tokens. One
-seeded set of resamples serves every metric and every checkpoint, which makes comparisons paired.
+Tokens of one trajectory are correlated, so trajectories, never tokens, are the unit. Standard errors come from a seeded
+cluster bootstrap; the same resamples serve every metric and checkpoint, which makes comparisons paired.
+
+A metric is a ratio of sums over T trajectories, sum(n) / sum(d): a mean of the trajectories' own ratios with weights
+w = d / sum(d). Its interval uses the bias-reduced cluster-robust variance (CR2) and Student's t with Satterthwaite's
+degrees of freedom (Bell and McCaffrey, Survey Methodology 28, 2002; Imbens and Kolesár, Review of Economics and
+Statistics 98, 2016), so few or unequal weights widen the interval instead of breaking it. It is symmetric on the scale
+on which the metric is unbounded (`Scale`) and so stays within the metric's range. It is withheld (NaN) where the
+weights amount to fewer than 4 equal trajectories (Kish) or leave fewer than 2 degrees of freedom.
+
+Coverage of nominal 95 % intervals in simulations of 10 to 30 trajectories with log-normal (sigma 0.5 to 1.5), Pareto
+(1.5) or truncated lengths (tests/unit/analysis/test_coverage.py; level independent of length): 93 to 99 %. A
+bootstrap-t covers 84 to 98 % on the same data, with absurd ends at times. Where the level falls steeply with a length
+of infinite variance, coverage can drop below 90 %: no method knows the trajectories that were not sampled.
+
+Imports neither torch nor lm-eval; scipy is imported when an interval is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from functools import lru_cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -17,25 +34,107 @@ __all__ = [
     "CORRELATIONS",
     "FEWEST_CHECKPOINTS",
     "FEWEST_FOR_ERROR",
+    "LEVEL",
     "MOST_RESAMPLES",
     "RESAMPLES",
     "SEED",
     "Agreement",
+    "Difference",
+    "Estimate",
+    "Estimates",
+    "Scale",
     "agreement",
     "bootstrap_sums",
     "correlations",
     "effective_number",
+    "estimates",
+    "holm",
+    "minimum_detectable",
+    "paired",
     "resample_counts",
     "standard_error",
+    "trajectories_needed",
+    "why_withheld",
 ]
 
 RESAMPLES = 10_000
 MOST_RESAMPLES = 1_000_000
 SEED = 1234
-FEWEST_FOR_ERROR = 2.0  # effective trajectories; of fewer, a spread is that of one trajectory against itself
-_BLOCK = 1_000  # resamples drawn at a time: bounds memory at 8 * _BLOCK * n bytes
+LEVEL = 0.95
+FEWEST_FOR_ERROR = 2.0  # effective trajectories for a standard error
+_FEWEST_FOR_INTERVAL = 4.0  # effective trajectories for an interval
+_FEWEST_FREEDOM = 2.0  # with fewer degrees of freedom, a 95 % interval is wider than ± 4.3 standard errors
+_BLOCK = 1_000  # resamples at a time: bounds memory at 8 * _BLOCK * T bytes
+_ALPHA = 0.05
 
 FloatArray = npt.NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A value with its standard error and the ends of its 95 % interval; NaN: undefined or withheld."""
+
+    value: float
+    stderr: float = math.nan
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+
+    @property
+    def low(self) -> float:
+        """Alias of `ci_low`."""
+        return self.ci_low
+
+    @property
+    def high(self) -> float:
+        """Alias of `ci_high`."""
+        return self.ci_high
+
+
+class Estimates(NamedTuple):
+    """`Estimate` of c ratios at once, each field of shape (c,)."""
+
+    value: FloatArray
+    stderr: FloatArray
+    ci_low: FloatArray
+    ci_high: FloatArray
+
+    @property
+    def low(self) -> FloatArray:
+        """Alias of `ci_low`."""
+        return self.ci_low
+
+    @property
+    def high(self) -> FloatArray:
+        """Alias of `ci_high`."""
+        return self.ci_high
+
+    def rows(self) -> list[Estimate]:
+        """One `Estimate` a ratio."""
+        return [Estimate(*row) for row in zip(*(column.tolist() for column in self), strict=True)]
+
+
+class Difference(NamedTuple):
+    """The paired difference b - a of a metric between two checkpoints scored on the same trajectories."""
+
+    value: float
+    stderr: float = math.nan
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+    p: float = math.nan  # two-sided
+    p_below: float = math.nan  # share of resamples with b < a, plus half of those with b = a
+    correlation: float = math.nan  # of the two checkpoints' trajectory influences
+    stderr_unpaired: float = math.nan  # of the difference, had the trajectories not been shared
+
+
+class Scale(Enum):
+    """The range of a metric, and with it the scale on which its interval is symmetric."""
+
+    LINEAR = "unbounded: identity"
+    EXP = "exp of a non-negative ratio, such as a perplexity: the ratio itself, clipped at 0"
+    SHARE = "between 0 and 1: log-odds"
+    POSITIVE = "non-negative: logarithm"
+
+
+# --- the bootstrap ----------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=2)
@@ -45,21 +144,20 @@ def resample_counts(n: int, resamples: int = RESAMPLES, seed: int = SEED) -> npt
     counts = np.empty((resamples, n), dtype=np.uint16)
     for start in range(0, resamples, _BLOCK):
         block = counts[start : start + _BLOCK]
-        drawn = rng.integers(0, n, size=block.shape) + n * np.arange(len(block))[:, None]
-        block[:] = np.bincount(drawn.ravel(), minlength=block.size).reshape(block.shape)
+        picks = rng.integers(0, n, size=block.shape) + n * np.arange(len(block))[:, None]
+        block[:] = np.bincount(picks.ravel(), minlength=block.size).reshape(block.shape)
     counts.setflags(write=False)
     return counts
 
 
 def bootstrap_sums(sums: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> FloatArray:
-    """Totals of `sums` (trajectories, s) in every resample; shape (resamples, s)."""
+    """Totals of `sums` (T, s) in every resample of the T trajectories; shape (resamples, s)."""
     counts = resample_counts(len(sums), resamples, seed)
-    blocks = (counts[i : i + _BLOCK].astype(np.float64) @ sums for i in range(0, resamples, _BLOCK))
-    return np.concatenate(list(blocks))
+    return np.concatenate([counts[i : i + _BLOCK].astype(np.float64) @ sums for i in range(0, resamples, _BLOCK)])
 
 
 def effective_number(weights: FloatArray) -> FloatArray:
-    """How many equal trajectories would say as much (Kish): (sum w)² / sum w², along the first axis; 0 without weight.
+    """Kish's effective number of trajectories, (sum w)² / sum w², along the first axis; 0 without weight.
 
     Args:
         weights: tokens of each trajectory, shape (T,) or (T, c).
@@ -69,15 +167,221 @@ def effective_number(weights: FloatArray) -> FloatArray:
     return np.where(square > 0, weights.sum(axis=0) ** 2 / np.where(square > 0, square, 1.0), 0.0)
 
 
-def standard_error(values: FloatArray) -> float:
-    """Standard deviation (ddof 1) of a metric over resamples; NaN if more than one in twenty is undefined.
+def standard_error(replicates: FloatArray) -> float:
+    """Standard deviation (ddof 1) over bootstrap replicates; NaN if more than one in twenty is undefined."""
+    finite = replicates[np.isfinite(replicates)]
+    enough = len(finite) >= max(2, 0.95 * len(replicates))
+    return float(np.std(finite, ddof=1)) if enough else math.nan
 
-    The spread of the replicates *is* the standard error; it is not divided by the square root of their number.
+
+# --- one checkpoint ---------------------------------------------------------------------------------------------------
+
+
+def estimates(
+    numerator: FloatArray,
+    denominator: FloatArray,
+    scale: Scale | Sequence[Scale] = Scale.LINEAR,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    level: float = LEVEL,
+) -> Estimates:
+    """Pooled ratios sum(numerator) / sum(denominator) of T trajectories, c of them at once.
+
+    Args:
+        numerator, denominator: shape (T, c); denominators are non-negative, such as token counts.
+        scale: of all ratios, or of each.
+        resamples, seed: of the bootstrap of standard errors.
+        level: of the interval.
+
+    Returns:
+        Arrays of shape (c,); NaN where there is no token, no error or no interval.
     """
-    good = values[np.isfinite(values)]
-    if len(good) < 0.95 * len(values) or len(good) < 2:
-        return float("nan")
-    return float(np.std(good, ddof=1))
+    scales = [scale] * numerator.shape[1] if isinstance(scale, Scale) else list(scale)
+    exponentiated = np.array([item is Scale.EXP for item in scales], dtype=bool)
+    effective = effective_number(denominator)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        total = denominator.sum(axis=0)
+        ratio = numerator.sum(axis=0) / total
+        residual = numerator - ratio * denominator
+        inflation, freedom = _small_sample(denominator / total)
+        influence = residual / total / np.sqrt(1 - denominator / total)
+        half = np.sqrt(inflation * (influence**2).sum(axis=0)) * _quantile(effective, freedom, level)
+        ends = [_interval(*column) for column in zip(ratio.tolist(), half.tolist(), scales, strict=True)]
+        replicates = _replicates(residual, denominator, ratio, exponentiated, resamples, seed)
+        value = np.where(exponentiated, np.exp(ratio), ratio)
+    stderr = np.array([standard_error(column) for column in replicates.T])
+    stderr = np.where(effective >= FEWEST_FOR_ERROR, stderr, np.nan)
+    low, high = np.array(ends, dtype=np.float64).reshape(-1, 2).T
+    return Estimates(value, stderr, low, high)
+
+
+def why_withheld(weights: FloatArray) -> str:
+    """Why trajectories with these numbers of tokens, shape (T,), have no interval; empty: they have one."""
+    effective = effective_number(weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        _, freedom = _small_sample((weights / weights.sum())[:, None])
+    if np.isfinite(_quantile(np.atleast_1d(effective), freedom, LEVEL)[0]):
+        return ""
+    return f"{len(weights)} trajectories as unequal as these tell as much as {float(effective):.1f} equal ones"
+
+
+def _replicates(
+    residual: FloatArray,
+    denominator: FloatArray,
+    ratio: FloatArray,
+    exponentiated: npt.NDArray[np.bool_],
+    resamples: int,
+    seed: int,
+) -> FloatArray:
+    """The metric in every resample, shape (resamples, c), from residuals, which keep more digits than the sums."""
+    replicates = np.empty((resamples, residual.shape[1]))
+    counts = resample_counts(len(residual), resamples, seed) if len(residual) else np.zeros((resamples, 0))
+    for start in range(0, resamples, _BLOCK):
+        block = counts[start : start + _BLOCK].astype(np.float64)
+        replicates[start : start + _BLOCK] = ratio + (block @ residual) / (block @ denominator)
+    return np.where(exponentiated, np.exp(replicates), replicates) if exponentiated.any() else replicates
+
+
+def _small_sample(weight: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The factor that makes the variance sum(influence² / (1 - w)) unbiased, and its degrees of freedom.
+
+    Under the working model of equal variances, the residuals have the covariance M = (I - 1w')(I - w1'), and the
+    variance is sum(a e²) with a = w² / (1 - w): a quadratic form with trace sum(a M_ii) and sum of squares
+    sum(a_i a_j M_ij²), where M_ij = [i = j] - w_i - w_j + sum(w²).
+
+    Args:
+        weight: shape (T, c), each column sums to 1.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        square = (weight**2).sum(axis=0)
+        a = weight**2 / (1 - weight)
+        diagonal = 1 - 2 * weight + square
+        trace = (a * diagonal).sum(axis=0)
+        a0, a1, a2 = a.sum(axis=0), (a * weight).sum(axis=0), (a * weight**2).sum(axis=0)
+        everywhere = square**2 * a0**2 + 2 * a0 * a2 - 4 * square * a0 * a1 + 2 * a1**2
+        squares = everywhere + (a**2 * (diagonal**2 - (diagonal - 1) ** 2)).sum(axis=0)
+        return square / trace, trace**2 / squares
+
+
+def _quantile(effective: FloatArray, freedom: FloatArray, level: float) -> FloatArray:
+    """Two-sided quantile of Student's t; NaN where the interval is withheld."""
+    enough = (effective >= _FEWEST_FOR_INTERVAL * (1 - 1e-9)) & (freedom >= _FEWEST_FREEDOM)
+    from scipy.stats import t as student  # here: every sub-command imports this module, and scipy is slow to load
+
+    return np.where(enough, student.ppf((1 + level) / 2, np.where(enough, freedom, 1.0)), np.nan)
+
+
+def _interval(ratio: float, half: float, scale: Scale) -> tuple[float, float]:
+    """The interval that is `ratio` ± `half` to first order; NaN at a bound, where the scale is infinite."""
+    if scale is Scale.EXP:
+        return float(np.exp(np.maximum(ratio - half, 0.0))), float(np.exp(ratio + half))
+    if scale is Scale.POSITIVE:
+        reach = half / ratio if ratio > 0 else np.nan
+        return float(ratio * np.exp(-reach)), float(ratio * np.exp(reach))
+    if scale is Scale.SHARE:
+        from scipy.special import expit, logit
+
+        reach = half / (ratio * (1 - ratio)) if 0 < ratio < 1 else np.nan
+        return float(expit(logit(ratio) - reach)), float(expit(logit(ratio) + reach))
+    return ratio - half, ratio + half
+
+
+# --- two checkpoints --------------------------------------------------------------------------------------------------
+
+
+def paired(
+    a: tuple[FloatArray, FloatArray],
+    b: tuple[FloatArray, FloatArray],
+    exponentiate: bool = False,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    level: float = LEVEL,
+) -> Difference:
+    """The difference b - a of two checkpoints whose trajectories are the same, in the same order.
+
+    Args:
+        a, b: each checkpoint's (numerator, denominator), each of shape (T,).
+        exponentiate: the metric is exp of the ratio.
+        resamples, seed: of the bootstrap behind `p_below`.
+        level: of the interval.
+
+    Returns:
+        The difference; NaN for what the trajectories are too few or too unequal for.
+    """
+    values, weights, influences, columns = [], [], [], []
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for numerator, denominator in (a, b):
+            total = denominator.sum()
+            ratio = float(numerator.sum() / total)
+            value = float(np.exp(ratio)) if exponentiate else ratio
+            residual = numerator - ratio * denominator
+            values.append(value)
+            weights.append(denominator / total)
+            influences.append((value if exponentiate else 1.0) * residual / total)
+            columns.append((residual[:, None], denominator[:, None], np.array([ratio]), np.array([exponentiate])))
+        weight = (weights[0] + weights[1])[:, None] / 2
+        inflation, freedom = (float(part[0]) for part in _small_sample(weight))
+        left, right = (u * np.sqrt(inflation / (1 - w)) for u, w in zip(influences, weights, strict=True))
+    difference = values[1] - values[0]
+    effective = float(effective_number(np.nan_to_num(weight))[0])
+    if not effective >= FEWEST_FOR_ERROR:
+        return Difference(difference)
+    stderr = float(np.sqrt(((right - left) ** 2).sum()))
+    quantile = float(_quantile(np.array([effective]), np.array([freedom]), level)[0])
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        before, after = (_replicates(*side, resamples, seed)[:, 0] for side in columns)
+        replicates = after - before
+    replicates = replicates[np.isfinite(replicates)]
+    below = float((replicates < 0).mean() + (replicates == 0).mean() / 2) if len(replicates) else math.nan
+    norm = np.sqrt((left**2).sum() * (right**2).sum())
+    return Difference(
+        value=difference,
+        stderr=stderr,
+        ci_low=difference - quantile * stderr,
+        ci_high=difference + quantile * stderr,
+        p=_p_value(difference, stderr, freedom, 1 / (resamples + 1)) if np.isfinite(quantile) else math.nan,
+        p_below=below,
+        correlation=float((left * right).sum() / norm) if norm > 0 else math.nan,
+        stderr_unpaired=float(np.sqrt((left**2).sum() + (right**2).sum())),
+    )
+
+
+def _p_value(difference: float, stderr: float, freedom: float, least: float) -> float:
+    """Two-sided; `least` where the checkpoints differ by the same amount everywhere."""
+    if not np.isfinite(difference):
+        return math.nan
+    if stderr == 0:
+        return 1.0 if difference == 0 else least
+    from scipy.stats import t as student
+
+    return float(2 * student.sf(abs(difference) / stderr, freedom))
+
+
+# --- several comparisons ----------------------------------------------------------------------------------------------
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values corrected for their number (Holm 1979): the family-wise error rate stays below 5 %."""
+    ordered = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))
+    corrected, largest = dict.fromkeys(p_values, math.nan), 0.0
+    for rank, (p, name) in enumerate(ordered):
+        largest = max(largest, min(1.0, (len(ordered) - rank) * p))
+        corrected[name] = largest
+    return corrected
+
+
+def minimum_detectable(stderr: float, power: float = 0.8) -> float:
+    """The smallest true difference that a two-sided test at the 5 % level detects with probability `power`."""
+    normal = NormalDist()
+    return (normal.inv_cdf(1 - _ALPHA / 2) + normal.inv_cdf(power)) * stderr
+
+
+def trajectories_needed(difference: float, stderr: float, n: int, power: float = 0.8) -> int | None:
+    """How many trajectories would detect `difference`, if n of them give `stderr`; None: it is 0 or undefined."""
+    ratio = minimum_detectable(stderr, power) / abs(difference) if difference else math.nan
+    return math.ceil(n * ratio**2) if math.isfinite(ratio) else None
 
 
 # --- agreement of a metric with a downstream score over checkpoints --------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.egss import experiment, world
 from benchmarks.egss.server import Server, serving
-from hesnr_tasks.analysis.output import show
+from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.egss.report import at_equal_rate, curve_table, curves, spans
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.frame import Frame, Selection
-from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.tables import Table
 
 __all__ = ["CASE_WAYS", "Speller", "case_table"]
 

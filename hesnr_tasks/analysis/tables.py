@@ -1,31 +1,205 @@
-"""The tables of `hesnr analyze`, each for one run; runs are put together afterwards."""
+"""Tables for people, spreadsheets and programs, and the tables of `hesnr analyze`, each of one run."""
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.density import POPULATIONS, Valley, density, histogram, mass_near, population, valley
-from hesnr_tasks.analysis.frame import Frame, Selection
+from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, group_sums, token_sums
 from hesnr_tasks.analysis.groups import grouped
-from hesnr_tasks.analysis.measures import Number, column, measure, share_scored
-from hesnr_tasks.analysis.output import Table
-from hesnr_tasks.analysis.sums import grid_sums, group_sums, token_sums
-from hesnr_tasks.metrics import EPSILON
-from hesnr_tasks.stats import RESAMPLES, SEED, effective_number
+from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.errors import SettingsError, printable
+from hesnr_tasks.metrics import EPSILON, METRICS, Share, TrajectorySums, evaluate, measure, share_scored
+from hesnr_tasks.scores.files import write_whole
+from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, effective_number
 
-__all__ = ["SWEEP", "Question", "breakdown", "histograms", "results", "sweep"]
+__all__ = [
+    "FORMATS",
+    "REPRODUCIBLE",
+    "SWEEP",
+    "WEIGHTS",
+    "Question",
+    "Table",
+    "breakdown",
+    "histograms",
+    "interval",
+    "profiles",
+    "results",
+    "show",
+    "sweep",
+    "write_tables",
+    "write_weights",
+]
 
-FloatArray = npt.NDArray[np.float64]
+FORMATS = ("text", "csv", "json")
+REPRODUCIBLE = 6  # significant digits that float32 scores give alike on any CPU
+_HEADINGS = {"epsilon": "ε", "tokens_cut": "cut", "effective": "n_eff", "p_holm": "p holm"}
+
+
+class Table(NamedTuple):
+    """Rows with the same columns. `wide`: columns that only CSV and JSON show; `below`: long ones, which text shows
+    under the row.
+    """
+
+    name: str
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = ()
+    wide: Sequence[str] = ()
+    below: Sequence[str] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns, in the order of their first row."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+
+def show(tables: Sequence[Table], format: str, about: Mapping[str, Any], digits: int = 17) -> str:
+    """All tables as text, CSV (one block a table, numbers of `digits` digits) or JSON, which `about` goes into."""
+    if format == "json":
+        content = {table.name: [_plain(row) for row in table.rows] for table in tables}
+        return json.dumps({**about, "tables": content}, indent=1, ensure_ascii=False, allow_nan=False)
+    if format == "csv":
+        return "\n".join(_csv(table, digits, named=len(tables) > 1) for table in tables).rstrip("\n")
+    return "\n\n".join("\n".join(_text(table)) for table in tables)
+
+
+def write_tables(folder: Path, name: str, tables: Sequence[Table], about: Mapping[str, Any]) -> None:
+    """A CSV file a table, and all of them in `name`.json; `SettingsError` where the folder cannot be created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"-o {folder}: no folder can be made there ({error.strerror})") from None
+    for table in tables:
+        stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in table.name)
+        write_whole(folder / f"{stem}.csv", (show([table], "csv", {}) + "\n").encode())
+    write_whole(folder / f"{name}.json", (show(tables, "json", about) + "\n").encode())
+
+
+def interval(number: Estimate, digits: int = 3) -> str:
+    """[low, high] for people; a dash where there is none."""
+    ends = f"[{number.ci_low:.{digits}f}, {number.ci_high:.{digits}f}]"
+    return "–" if math.isnan(number.ci_low) else ends
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: no NaN, no infinity."""
+    if isinstance(value, Estimate):
+        return {name: _plain(part) for name, part in zip(("value", "stderr", "low", "high"), value, strict=True)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.item() if hasattr(value, "item") else value
+
+
+def _csv(table: Table, digits: int, *, named: bool) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if named:
+        writer.writerow([_csv_cell(f"# {table.name}", digits)])
+    numbers = {name for row in table.rows for name, value in row.items() if isinstance(value, Estimate)}
+    heading: list[str] = []
+    for name in table.columns:
+        heading += [f"{name}{part}" for part in ("", "_stderr", "_low", "_high")] if name in numbers else [name]
+    writer.writerow([_csv_cell(name, digits) for name in heading])
+    for row in table.rows:
+        cells: list[Any] = []
+        for name in table.columns:
+            value = row.get(name)
+            if name in numbers:
+                cells += value if isinstance(value, Estimate) else Estimate(math.nan if value is None else value)
+            else:
+                cells.append(value)
+        writer.writerow([_csv_cell(cell, digits) for cell in cells])
+    return out.getvalue()
+
+
+def _csv_cell(value: Any, digits: int) -> str:
+    value = _plain(value)
+    if value is None:
+        return ""
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False)
+    text = repr(float(f"{value:.{digits}g}")) if isinstance(value, float) else str(value)
+    # a spreadsheet would run a text that begins like a formula; texts of trajectories are not to be trusted
+    return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _text(table: Table) -> Iterator[str]:
+    # a setting that is the same in all rows stands in the title
+    first = table.rows[0] if len(table.rows) > 1 else {}
+    settings = [name for name in ("select", "k", "epsilon") if name in first]
+    shared = {name: first[name] for name in settings if all(row.get(name) == first[name] for row in table.rows)}
+    yield ", ".join([printable(table.title), *(f"{_heading(name)} = {_cell(value)}" for name, value in shared.items())])
+    columns = [name for name in table.columns if name not in {*table.wide, *table.below, *shared}]
+    lines = [[_heading(name) for name in columns]]
+    lines += [[_cell(row.get(name)) for name in columns] for row in table.rows]
+    widths = [max(_width(line[i]) for line in lines) for i in range(len(columns))]
+    text_column = [not any(isinstance(row.get(name), (int, float, Estimate)) for row in table.rows) for name in columns]
+    for line, row in zip(lines, [None, *table.rows], strict=True):
+        spaces = [" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
+        aligned = zip(line, spaces, text_column, strict=True)
+        yield "  ".join(cell + space if left else space + cell for cell, space, left in aligned).rstrip()
+        if row is None:
+            yield "  ".join("-" * width for width in widths)
+        else:
+            yield from (f"    {_heading(name)}: {_long(row[name])}" for name in table.below)
+    yield from (f"  {printable(note)}" for note in table.notes)
+
+
+def _heading(name: str) -> str:
+    if name in METRICS:
+        return METRICS[name].title
+    return _HEADINGS.get(name, printable(name.replace("_", " ")))
+
+
+def _long(value: Any) -> str:
+    """Text with its line ends made visible; candidates as a list."""
+    if isinstance(value, str):
+        return printable(json.dumps(value, ensure_ascii=False))
+    return "  ".join(f"{_long(word)} {weight:.3f}" for word, weight in value)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Estimate):
+        return _cell(value.value) if math.isnan(value.stderr) else f"{_cell(value.value)} ± {_cell(value.stderr)}"
+    if isinstance(value, Share):
+        return f"{value:.1%}{' (!)' * (value < 0.5)}"
+    if isinstance(value, float):
+        if 0 < abs(value) < 5e-5:
+            return f"{value:.0e}"
+        return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.4f}"
+    return printable(str(value))
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+
+
+# --- metrics in every setting -----------------------------------------------------------------------------------------
+
 SWEEP = tuple(float(x) for x in np.linspace(math.log(2), math.log(5), 20))
-_METRICS = ("he_snr", "he_ppl", "ppl", "top1_acc", "top2_acc", "top5_acc", "top10_acc", "entropy")
 _COUNTS = ("he_tokens", "tokens", "density")
-_WIDE = ("top2_acc", "top5_acc", "top10_acc", "entropy", "effective_tokens", "tokens_cut")
+_WIDE = ("effective_tokens", "tokens_cut")
+_SHOWN = ("he_snr", "he_ppl", "ppl", "top1_acc")  # of the ratios, in text; CSV and JSON have all
 _NOTES = (
     "± is one standard error (cluster bootstrap over trajectories), from n_eff = 2 on; interval: 95 % of HE-SNR, N/A "
     "where n_eff is below 4 or a few trajectories outweigh all others",
@@ -35,7 +209,7 @@ _NOTES = (
 
 
 class Question(NamedTuple):
-    """What is asked of one run: every combination of token sets, k and thresholds (in nats)."""
+    """The settings that one run is analyzed in: every combination of token sets, k and thresholds (in nats)."""
 
     chosen: Sequence[Selection]
     ks: Sequence[int] = (10,)
@@ -44,76 +218,101 @@ class Question(NamedTuple):
     seed: int = SEED
     min_tokens: int = 0
 
-    def measure(self, sums: FloatArray, copies: npt.NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Number]]:
-        """`measures.measure` with the bootstrap that was asked for."""
-        return measure(sums, copies, names, resamples=self.resamples, seed=self.seed, min_tokens=self.min_tokens)
+    def measure(
+        self, sums: TrajectorySums, multiplicity: npt.NDArray[np.int64], names: Sequence[str]
+    ) -> list[dict[str, Estimate]]:
+        """`metrics.measure` with these bootstrap settings."""
+        options: dict[str, Any] = {"resamples": self.resamples, "seed": self.seed, "min_tokens": self.min_tokens}
+        return measure(sums, multiplicity, names, **options)
+
+    def settings(self, frame: Frame) -> Iterator[tuple[Selection, int, float, dict[str, Any]]]:
+        """Every setting, with the columns that name it."""
+        for chosen, k, epsilon in itertools.product(self.chosen, self.ks, self.epsilons):
+            yield chosen, k, epsilon, {"run": frame.name, "select": chosen.name, "k": k, "epsilon": epsilon}
 
 
-def results(frame: Frame, asked: Question) -> Table:
-    """Every metric in every setting: the numbers a run gives, to the last bit."""
-    grid = grid_sums(frame, [one.mask for one in asked.chosen], asked.ks, asked.epsilons)
+def _names() -> tuple[str, ...]:
+    """All metrics, counts last."""
+    return (*(name for name in METRICS if name not in _COUNTS), *_COUNTS)
+
+
+def _hidden() -> tuple[str, ...]:
+    """Columns that only CSV and JSON show."""
+    return (*(name for name in _names() if name not in (*_SHOWN, *_COUNTS)), *_WIDE)
+
+
+def results(frame: Frame, question: Question) -> Table:
+    """Every metric in every setting: the numbers that lm-eval reports."""
+    masks = [chosen.mask for chosen in question.chosen]
+    grid = grid_sums(frame, masks, question.ks, question.epsilons)
+    sources = np.array([max(1, len(entry.sources)) for entry in frame.entries])
     rows: list[dict[str, Any]] = []
-    for one, sums in zip(asked.chosen, grid.sums, strict=True):
-        copies = frame.copies(one.mask)
-        cells = sums.reshape(-1, *sums.shape[2:])
-        about = {"trajectories": int(copies.sum()), **_scored(frame, one, cells[0])}
-        lines = asked.measure(cells, copies, (*_METRICS, *_COUNTS))
-        rows += [
-            {**_named(frame, one, k, epsilon), **_with_interval(line), **about, **_effective(cell, copies)}
-            for (k, epsilon), line, cell in zip(itertools.product(asked.ks, asked.epsilons), lines, cells, strict=True)
-        ]
-    return Table("results", "Metrics", rows, _NOTES, wide=_WIDE)
+    named = question.settings(frame)
+    for mask, sums in zip(masks, grid, strict=True):
+        multiplicity = frame.multiplicity(mask)
+        settings = TrajectorySums(sums.values.reshape(-1, *sums.values.shape[2:]), sums.names)
+        # what overflow=skip leaves out counts as not scored
+        tokens = settings[0].column("tokens") * sources
+        wanted = tokens.sum() + (frame.n_truncated(mask) * sources).sum()
+        scored = (tokens * frame.included(mask)).sum()
+        about: dict[str, Any] = {"trajectories": int(multiplicity.sum()), "tokens_cut": int(wanted - scored)}
+        about["scored"] = share_scored(scored, wanted - scored)
+        for setting, line in zip(settings, question.measure(settings, multiplicity, _names()), strict=True):
+            rows.append({**next(named)[3], **_line(line), **about, **_effective(setting, multiplicity)})
+    return Table("results", "Metrics", rows, (*_NOTES, *_missing(rows)), wide=_hidden())
 
 
-def _scored(frame: Frame, one: Selection, sums: FloatArray) -> dict[str, Any]:
-    """The share of the tokens that would count that was scored; what overflow=skip leaves out counts as not scored."""
-    multiplicity = np.array([max(1, len(entry.sources)) for entry in frame.entries])
-    cut = frame.cut(one.mask) * multiplicity
-    tokens = column(sums, "tokens") * multiplicity
-    wanted, scored = tokens.sum() + cut.sum(), (tokens * frame.included(one.mask)).sum()
-    return {"tokens_cut": int(wanted - scored), "scored": share_scored(scored, wanted - scored)}
+def _missing(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Metrics that need a column these scores do not have."""
+    for name, entry in METRICS.items():
+        if entry.needs and all(math.isnan(row[name].value) and row["tokens"] for row in rows):
+            yield f"{name}: not available, it needs {', '.join(entry.needs)}"
 
 
-def _effective(sums: FloatArray, copies: npt.NDArray[np.int64]) -> dict[str, float]:
+def _effective(sums: TrajectorySums, multiplicity: npt.NDArray[np.int64]) -> dict[str, float]:
     """Kish's effective number of trajectories, of 𝓗 and of all tokens that count."""
-    repeated = np.repeat(sums, copies, axis=0)
-    number = {name: float(effective_number(column(repeated, name))) for name in ("he_tokens", "tokens")}
-    return {"effective": round(number["he_tokens"], 1), "effective_tokens": round(number["tokens"], 1)}
+    repeated = sums.repeat(multiplicity)
+    number = {name: round(float(effective_number(repeated.column(name))), 1) for name in ("he_tokens", "tokens")}
+    return {"effective": number["he_tokens"], "effective_tokens": number["tokens"]}
 
 
-def breakdown(frame: Frame, asked: Question, by: str) -> Table:
+def _line(line: Mapping[str, Estimate]) -> dict[str, Any]:
+    """Metrics, with HE-SNR's interval as text beside it for people; counts as plain numbers."""
+    snr = line["he_snr"]
+    ends = "N/A" if math.isnan(snr.ci_low) else f"[{snr.ci_low:.4f}, {snr.ci_high:.4f}]"
+    counts: dict[str, Any] = {name: round(line[name].value) for name in ("he_tokens", "tokens") if name in line}
+    return {"he_snr": snr, "interval": ends, **{n: x for n, x in line.items() if n != "he_snr"}, **counts}
+
+
+def breakdown(frame: Frame, question: Question, by: str) -> Table:
     """The metrics of each group of tokens; errors resample the trajectories that have such tokens."""
     groups = grouped(frame, by)
     rows = []
-    for one, k, epsilon in itertools.product(asked.chosen, asked.ks, asked.epsilons):
-        tokens = np.where(frame.counted(one.mask), groups.of_token, -1)
-        copies = frame.copies(one.mask)
-        parts = group_sums(frame, tokens, len(groups.names), epsilon, k)
-        for group, sums in zip(groups.names, parts, strict=True):
-            here = copies * (sums[:, 0] > 0)
-            if here.any():
-                line = asked.measure(sums[None], here, (*_METRICS, *_COUNTS))[0]
-                named = {**_named(frame, one, k, epsilon), by: group}
-                rows.append(
-                    {**named, **_with_interval(line), "trajectories": int(here.sum()), **_effective(sums, here)}
-                )
+    for chosen, k, epsilon, named in question.settings(frame):
+        tokens = np.where(frame.counted(chosen.mask), groups.of_token, -1)
+        multiplicity = frame.multiplicity(chosen.mask)
+        for group, sums in zip(groups.names, group_sums(frame, tokens, len(groups.names), epsilon, k), strict=True):
+            present = multiplicity * (sums.column("tokens") > 0)
+            if present.any():
+                line = _line(question.measure(sums[None], present, _names())[0])
+                about = {"trajectories": int(present.sum()), **_effective(sums, present)}
+                rows.append({**named, by: group, **line, **about})
     note = "trajectories: those with such tokens; they are what is resampled"
-    return Table(f"by_{by}", f"By {by}", rows, (note,), wide=_WIDE)
+    return Table(f"by_{by}", f"By {by}", rows, (note,), wide=_hidden())
 
 
-def sweep(frame: Frame, asked: Question) -> Table:
+def sweep(frame: Frame, question: Question) -> Table:
     """HE-SNR, HE-PPL and |𝓗| at 20 thresholds from ln 2 to ln 5, as far as k allows."""
     rows: list[dict[str, Any]] = []
-    for k in asked.ks:
-        values = [value for value in SWEEP if value < math.log(k)]
-        grid = grid_sums(frame, [one.mask for one in asked.chosen], [k], values)
-        for one, sums in zip(asked.chosen, grid.sums[:, 0], strict=True):
-            lines = asked.measure(sums, frame.copies(one.mask), ("he_snr", "he_ppl", *_COUNTS))
-            rows += [
-                {**_named(frame, one, k, value), "ways": math.exp(value), **_with_interval(line)}
-                for value, line in zip(values, lines, strict=True)
-            ]
-    bound = ", ".join(f"ln {k} = {math.log(k):.4f} for k = {k}" for k in asked.ks)
+    for k in question.ks:
+        epsilons = [value for value in SWEEP if value < math.log(k)]
+        grid = grid_sums(frame, [chosen.mask for chosen in question.chosen], [k], epsilons)
+        for chosen, sums in zip(question.chosen, grid[:, 0], strict=True):
+            lines = question.measure(sums, frame.multiplicity(chosen.mask), ("he_snr", "he_ppl", *_COUNTS))
+            for epsilon, line in zip(epsilons, lines, strict=True):
+                named = {"run": frame.name, "select": chosen.name, "k": k, "epsilon": epsilon}
+                rows.append({**named, "ways": math.exp(epsilon), **_line(line)})
+    bound = ", ".join(f"ln {k} = {math.log(k):.4f} for k = {k}" for k in question.ks)
     notes = (
         f"no entropy exceeds {bound}; the usual ε is {EPSILON:.4f}",
         "ways: e^ε, the number of equally likely continuations with that entropy",
@@ -121,25 +320,31 @@ def sweep(frame: Frame, asked: Question) -> Table:
     return Table("sweep", "Threshold sweep, ln 2 to ln 5", rows, notes)
 
 
-def histograms(frame: Frame, asked: Question, bins: int = 100) -> Iterator[Table]:
+# --- the shape of entropies -------------------------------------------------------------------------------------------
+
+
+def histograms(frame: Frame, question: Question, bins: int = 100) -> Iterator[Table]:
     """Peaks of the entropies' density, the histogram, and the threshold that the data suggest, beside the fixed one."""
     peaks: list[dict[str, Any]] = []
     counts: list[dict[str, Any]] = []
     thresholds: list[dict[str, Any]] = []
-    for one, k in itertools.product(asked.chosen, asked.ks):
-        counted = frame.counted(one.mask)
-        found = {"fixed": Valley(EPSILON)}
+    for chosen, k in itertools.product(question.chosen, question.ks):
+        counted = frame.counted(chosen.mask)
+        valleys = {"fixed": Valley(EPSILON)}
         for name in POPULATIONS:
             entropy = frame.entropy[k][counted & population(frame.rank, name)]
-            where = {"run": frame.name, "select": one.name, "k": k, "population": name}
+            named = {"run": frame.name, "select": chosen.name, "k": k, "population": name}
             shape = density(entropy, k)
-            found[f"data ({name})"] = valley(shape)
-            near = {f"ln{ways}": mass_near(entropy, ways) for ways in range(1, 6) if ways <= k}
-            at = [round(peak.entropy, 4) for peak in sorted(shape.peaks)]
-            told = {"tokens": len(entropy), "mode": shape.mode, "peaks": at, **near, "bandwidth": shape.bandwidth}
-            peaks.append({**where, **told})
-            counts += _bins(where, entropy, k, bins)
-        thresholds += _thresholds(frame, asked, one, k, found)
+            valleys[f"data ({name})"] = valley(shape)
+            near = {f"ln{n}": mass_near(entropy, n) for n in range(1, 6) if n <= k}
+            heights = [round(peak.entropy, 4) for peak in sorted(shape.peaks)]
+            about = {"tokens": len(entropy), "mode": shape.mode, "peaks": heights, **near, "bandwidth": shape.bandwidth}
+            peaks.append({**named, **about})
+            bars = histogram(entropy, k, bins)
+            edges = itertools.pairwise(bars.edges.tolist())
+            for (low, high), count in zip(edges, bars.counts.tolist(), strict=True):
+                counts.append({**named, "low": low, "high": high, "tokens": count})
+        thresholds += _thresholds(frame, question, chosen, k, valleys)
     note = "mode and peaks of the kernel density, in nats; ln1 … ln5: share of tokens within 0.1 nats"
     yield Table("peaks", "Entropy peaks", peaks, (note,), wide=("bandwidth",))
     yield Table("histogram", "Entropy histograms", counts)
@@ -147,35 +352,85 @@ def histograms(frame: Frame, asked: Question, bins: int = 100) -> Iterator[Table
     yield Table("epsilon", "Thresholds", thresholds, (note,))
 
 
-def _bins(where: dict[str, Any], entropy: FloatArray, k: int, bins: int) -> Iterator[dict[str, Any]]:
-    counted = histogram(entropy, k, bins)
-    for (low, high), count in zip(itertools.pairwise(counted.edges.tolist()), counted.counts.tolist(), strict=True):
-        yield {**where, "low": low, "high": high, "tokens": count}
-
-
 def _thresholds(
-    frame: Frame, asked: Question, one: Selection, k: int, found: dict[str, Valley]
-) -> Iterable[dict[str, Any]]:
+    frame: Frame, question: Question, chosen: Selection, k: int, valleys: Mapping[str, Valley]
+) -> Iterator[dict[str, Any]]:
     """The metrics at each threshold; where there is none, why."""
     names = ("he_snr", "he_ppl", "he_tokens", "density")
-    for source, (epsilon, reason) in found.items():
-        row = {"run": frame.name, "select": one.name, "k": k, "source": source, "epsilon": epsilon}
+    for source, (epsilon, reason) in valleys.items():
+        row = {"run": frame.name, "select": chosen.name, "k": k, "source": source, "epsilon": epsilon}
         if epsilon < math.log(k):
-            sums = token_sums(frame, frame.counted(one.mask), epsilon, k)
-            line = asked.measure(sums[None], frame.copies(one.mask), names)[0]
+            sums = token_sums(frame, frame.counted(chosen.mask), epsilon, k)
+            line = question.measure(sums[None], frame.multiplicity(chosen.mask), names)[0]
             yield {**row, **line, "he_tokens": round(line["he_tokens"].value), "note": reason}
         else:
-            why = reason or f"no entropy of {k} candidates exceeds ln {k}"
-            yield {**row, **{name: Number(math.nan) for name in names}, "he_tokens": None, "note": why}
+            note = reason or f"no entropy of {k} candidates exceeds ln {k}"
+            yield {**row, **dict.fromkeys(names, Estimate(math.nan)), "he_tokens": None, "note": note}
 
 
-def _named(frame: Frame, one: Selection, k: int, epsilon: float) -> dict[str, Any]:
-    return {"run": frame.name, "select": one.name, "k": k, "epsilon": epsilon}
+# --- trajectories -----------------------------------------------------------------------------------------------------
+
+WEIGHTS = ("density", "he_snr", "he_tokens")
+_PROFILE = ("density", "he_snr", "he_ppl", "ppl", "he_tokens", "tokens")
 
 
-def _with_interval(line: dict[str, Number]) -> dict[str, Any]:
-    """Metrics, with HE-SNR's interval as text beside it for people; counts as plain numbers."""
-    snr = line["he_snr"]
-    ends = "N/A" if math.isnan(snr.low) else f"[{snr.low:.4f}, {snr.high:.4f}]"
-    counts: dict[str, Any] = {name: round(line[name].value) for name in ("he_tokens", "tokens") if name in line}
-    return {"he_snr": snr, "interval": ends, **{n: x for n, x in line.items() if n != "he_snr"}, **counts}
+_DENSITY = ("density: share of tokens that are decisions; a forward pass over the data (a third of an epoch) gives it",)
+
+
+def profiles(frame: Frame, question: Question) -> Iterator[Table]:
+    """Trajectories ranked by decision density |𝓗| / |M|, in every setting; a text that two have is two rows.
+
+    One forward pass over training data, 2 FLOP a parameter and token and a third of an epoch's, gives how often the
+    model hesitates between real continuations and the text takes one of them (density), and how sure it is (HE-SNR).
+    """
+    for chosen, k, epsilon, named in question.settings(frame):
+        sums = token_sums(frame, frame.counted(chosen.mask), epsilon, k)
+        values = {name: evaluate(METRICS[name], *sums.parts(name)).tolist() for name in _PROFILE}
+        n_truncated, included = frame.n_truncated(chosen.mask).tolist(), frame.included(chosen.mask)
+        rows = [
+            {
+                "trajectory": source.id if source else frame.entries[i].key[:12],
+                "instance": source.instance_id if source else None,
+                "resolved": source.resolved if source else None,
+                **{name: values[name][i] for name in _PROFILE},
+                "tokens_cut": n_truncated[i],
+                "key": frame.entries[i].key,
+            }
+            for i in np.flatnonzero(included)
+            for source in (frame.entries[i].sources or (None,))
+        ]
+        rows.sort(key=lambda row: (-_defined(row["density"], -1.0), row["trajectory"]))
+        note = (
+            "density: share of tokens that are decisions; a forward pass over the data (a third of an epoch) gives it"
+        )
+        title = "Trajectories, the densest in decisions first"
+        yield Table("by_trajectory", title, [{**named, **row} for row in rows], (note,), wide=("key", "instance"))
+
+
+def write_weights(path: Path, rows: Sequence[Mapping[str, Any]], by: str) -> None:
+    """Sampling weights for data selection, one JSON line a row of `profiles`; they sum to the number of trajectories.
+
+    The weight is 0 where `by`, one of `WEIGHTS`, is undefined.
+    """
+    raw = np.array([_defined(row[by], 0.0) for row in rows])
+    if not raw.sum() > 0:
+        raise SettingsError(f"no weights can be made: {by} is 0 or undefined for every trajectory")
+    weights = raw * len(raw) / math.fsum(raw)
+    lines = [
+        {
+            "id": row["trajectory"],
+            "instance_id": row["instance"],
+            "weight": weight,
+            **{n: _plain(row[n]) for n in _PROFILE},
+        }
+        for row, weight in zip(rows, weights.tolist(), strict=True)
+    ]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_output(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    except OSError as error:
+        raise SettingsError(f"cannot write {path} ({error.strerror}); name another file with --weights") from None
+
+
+def _defined(value: float, otherwise: float) -> float:
+    return otherwise if math.isnan(value) else value

@@ -27,15 +27,12 @@ import pandas as pd
 
 from hesnr_tasks.actions.classes import CLASSES, action_class, canonical_key, decision_words
 from hesnr_tasks.analysis.cases import Speller
-from hesnr_tasks.analysis.frame import Frame, Selection
-from hesnr_tasks.analysis.intervals import estimates
-from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.options import check_epsilons, folders, selections
-from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.frame import Frame, Selection, check_epsilons, folders, selections
+from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.rendering import Rendered
-from hesnr_tasks.stats import RESAMPLES, SEED, bootstrap_sums, resample_counts, standard_error
+from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, bootstrap_sums, estimates, resample_counts, standard_error
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [
@@ -314,7 +311,7 @@ def profile_of(
     Raises:
         SettingsError: where the tokens of `chosen` were not all scored.
     """
-    counted, included, cut = frame.counted(chosen.mask), frame.included(chosen.mask), frame.cut(chosen.mask)
+    counted, included, cut = frame.counted(chosen.mask), frame.included(chosen.mask), frame.n_truncated(chosen.mask)
     entries: list[int] = []
     items: list[Item] = []
     steps: list[pd.DataFrame] = []
@@ -400,7 +397,7 @@ def _totals(profile: Profile, resamples: int, seed: int) -> Table:
     for name in MEASURES:
         value = number(name, profile.items)
         count = name in ("steps", "unmeasured")
-        row[name] = round(value) if count else Number(value, stderr_of(name, profile.items, resamples, seed))
+        row[name] = round(value) if count else Estimate(value, stderr_of(name, profile.items, resamples, seed))
     row |= {"trajectories": len(profile.items), "tokens_cut": sum(item.tokens_cut for item in profile.items)}
     words = {"max": "the greatest", "mean": "the mean", "first": "the first", "sum": "the sum of"}
     arguments = profile.about["decision_arguments"]
@@ -454,7 +451,7 @@ def _breakdown(profile: Profile, name: str, resamples: int, seed: int) -> Table:
     numerator = cells.reindex(columns=pairs.swaplevel()).fillna(0.0).to_numpy()
     denominator = cells.reindex(columns=[("steps", group) for group, _ in pairs]).fillna(0.0).to_numpy()
     columns = estimates(numerator, denominator, resamples=resamples, seed=seed)
-    numbers = iter([Number(*ends) for ends in zip(*(column.tolist() for column in columns), strict=True)])
+    numbers = iter([Estimate(*ends) for ends in zip(*(column.tolist() for column in columns), strict=True)])
     rows = []
     for group in groups:
         entropies = steps.entropy[steps.group == group]

@@ -1,4 +1,4 @@
-"""`hesnr analyze`: any threshold, k, kind and filter, broken down any way, from score files alone."""
+"""`hesnr analyze`: any threshold, k, kind and filter, broken down in any direction, from score files alone."""
 
 from __future__ import annotations
 
@@ -10,34 +10,44 @@ from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.cases import case_table
-from hesnr_tasks.analysis.frame import Frame, context_for, load
-from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
-from hesnr_tasks.analysis.options import (
-    add_common,
-    add_explorations,
+from hesnr_tasks.analysis.frame import (
+    Frame,
     check_epsilons,
-    check_explorations,
     check_resamples,
-    explored_columns,
+    context_for,
     folders,
+    load,
     selections,
     unique_names,
 )
-from hesnr_tasks.analysis.output import FORMATS, Table, show
-from hesnr_tasks.analysis.profile import WEIGHTS, profile_rows, profile_table, write_weights
-from hesnr_tasks.analysis.sums import token_sums
-from hesnr_tasks.analysis.tables import Question, breakdown, histograms, results, sweep
+from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
+from hesnr_tasks.analysis.tables import (
+    FORMATS,
+    WEIGHTS,
+    Question,
+    Table,
+    breakdown,
+    histograms,
+    profiles,
+    results,
+    show,
+    sweep,
+    write_weights,
+)
+from hesnr_tasks.cli.options import add_selection
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.scores import ScoreStore, StoredRun, choose_runs
 
 __all__ = ["add_arguments", "analyze", "run"]
+
+_OF_TOOLS = ("decision_arguments", "combine", "forks", "quantile")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr analyze`."""
     add = parser.add_argument
     add("scores", nargs="+", help="folders of score files, or folders of such folders")
-    add_common(parser, several=True)
+    add_selection(parser, several=True)
     add("--by", nargs="+", choices=(*BREAKDOWNS, "trajectory"), default=[], help="break the numbers down")
     add("--histogram", action="store_true", help="entropy histograms, density peaks, ε from the data")
     add("--bins", type=int, default=100, help="of the histograms (default: 100)")
@@ -45,59 +55,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cases", nargs="?", type=int, const=5, default=0, metavar="N", help="N decision tokens near ln 2, ln 3, ln 4")
     add("--weights", type=Path, metavar="OUT", help="write weights for data selection, one JSON line a trajectory")
     add("--weight-by", choices=WEIGHTS, default="density", help="what weights grow with (default: density)")
-    add_explorations(parser)
+    add(
+        "--exploration", action="store_true", help="entropy at pivotal words, reflective and rare sentences of thoughts"
+    )
+    add("--embed", metavar="MODULE:FUNCTION", help="texts to vectors, for rare sentences (default: TF-IDF)")
+    add("--tool-entropy", action="store_true", help="entropy where actions are chosen")
+    add("--decision-arguments", type=int, metavar="N", help="of --tool-entropy: words after the verb that decide too")
+    add("--combine", metavar="HOW", help="of --tool-entropy: entropies of a step's words to one, max|mean|first|sum")
+    add("--forks", type=int, metavar="N", help="of --tool-entropy: steps of greatest entropy to list (default: 10)")
+    add("--quantile", type=float, nargs="+", metavar="Q", help="of --tool-entropy: more gate thresholds, at quantiles")
+    add("-o", "--output", type=Path, metavar="FOLDER", help="where figures go (default: no figures)")
     add("--format", choices=FORMATS, default="text", help="default: text")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was asked for."""
+    """Print the tables."""
     print(analyze(args))
     return 0
 
 
 def analyze(args: argparse.Namespace) -> str:
-    """The whole answer as text, CSV or JSON. Raises `HesnrError` for what cannot be answered."""
+    """All tables as text, CSV or JSON. Raises `HesnrError` for what cannot be computed."""
     ks = args.k or [10]
     epsilons = check_epsilons(args.epsilon, ks)
     paths = folders(args.scores)
     _check(args, paths)
-    extra = tuple(dict.fromkeys([*(column for by in args.by for column in COLUMNS[by]), *explored_columns(args)]))
+    explored = ("char_start", "char_end") if args.exploration else ()
+    extra = tuple(dict.fromkeys([*(column for by in args.by for column in COLUMNS[by]), *explored]))
     kinds = args.kinds or (["thought"] if args.exploration else None)
+    context, note = context_for(paths, args.context)
     about: dict[str, Any] = {"hesnr_tasks": __version__, "resamples": args.resamples, "seed": args.seed, "runs": {}}
-    parts: list[list[Table]] = []
-    context, said = context_for(paths, args.context)
-    read: list[str] = []
-    for name, path, run in _named_runs(paths, args.run):  # one at a time: memory holds one run
+    tables: dict[str, Table] = {}
+    notes: list[str] = []
+    for name, path, stored in _named_runs(paths, args.run):  # one at a time: memory holds one run
         chosen = selections(ScoreStore.open(path).signature["filters"], kinds, args.filters)
-        frame = load(path, ks, masks=[one.mask for one in chosen], extra=extra, name=name, context=context, run=run)
+        masks = [item.mask for item in chosen]
+        frame = load(path, ks, masks=masks, extra=extra, name=name, context=context, run=stored)
         about["runs"][name] = {"folder": str(path), "trajectories": len(frame.entries), "read": frame.about}
         about["runs"][name] |= frame.signature
-        read.append(f"{name}: {frame.about}")
-        asked = Question(chosen, ks, epsilons, args.resamples, args.seed, args.min_tokens)
-        parts.append(list(_tables(frame, asked, args)))
-    tables = _joined(parts, args.format)
-    tables[0] = tables[0]._replace(notes=(*([said] if said else []), *tables[0].notes, *read))
+        notes.append(f"{name}: {frame.about}")
+        question = Question(chosen, ks, epsilons, args.resamples, args.seed, args.min_tokens)
+        for table in _tables(frame, question, args):
+            if table.name != "histogram" or args.format != "text":  # people do not read histograms as numbers
+                rows = [*tables[table.name].rows, *table.rows] if table.name in tables else table.rows
+                tables[table.name] = tables.get(table.name, table)._replace(rows=rows)
+    listed = list(tables.values())
+    listed[0] = listed[0]._replace(notes=(*([note] if note else []), *listed[0].notes, *notes))
     about["context"] = context
     if args.exploration and args.output:
         from hesnr_tasks.exploration.entropy_profile import draw
 
-        about["figures"] = [str(path) for path in draw(tables, args.output / "exploration")]
-    return show(tables, args.format, about)
+        about["figures"] = [str(path) for path in draw(listed, args.output / "exploration")]
+    return show(listed, args.format, about)
 
 
-def _named_runs(paths: Sequence[Path], which: str) -> Iterator[tuple[str, Path, StoredRun]]:
+def _named_runs(paths: Sequence[Path], requested: str) -> Iterator[tuple[str, Path, StoredRun]]:
     """The run of each folder that is read, and a name for it; a run whose tasks had different data is several."""
     for name, path in zip(unique_names(paths), paths, strict=True):
-        runs = choose_runs(path, which)
-        for run in runs:
-            yield (name if len(runs) == 1 else f"{name}:{run.data[:6]}"), path, run
+        runs = choose_runs(path, requested)
+        for stored in runs:
+            yield (name if len(runs) == 1 else f"{name}:{stored.data[:6]}"), path, stored
 
 
 def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
+    """Raise `SettingsError` for values out of range, and for options without the one they belong to."""
     check_resamples(args.resamples, args.seed)
     if args.bins < 1 or args.cases < 0:
         raise SettingsError("--bins must be at least 1 and --cases at least 0")
-    check_explorations(args)
+    if args.embed and not args.exploration:
+        raise SettingsError("--embed is for the rare sentences of --exploration; add that")
+    if args.output and not (args.exploration or args.tool_entropy):
+        raise SettingsError("-o is where figures go, and only --exploration and --tool-entropy draw some here; add one")
+    for name in _OF_TOOLS:
+        if getattr(args, name) is not None and not args.tool_entropy:
+            raise SettingsError(f"--{name.replace('_', '-')} is for the steps of --tool-entropy; add that")
     if args.tool_entropy:
         from hesnr_tasks.analysis.tool_entropy import check
 
@@ -106,56 +137,30 @@ def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
         raise SettingsError(f"--weights are made from one run, and {len(paths)} were given; name one")
 
 
-def _tables(frame: Frame, asked: Question, args: argparse.Namespace) -> Iterator[Table]:
-    exploring = list(_exploration(frame, asked, args.embed)) if args.exploration else []  # refuses with its own words
-    yield results(frame, asked)
-    yield from exploring
+def _tables(frame: Frame, question: Question, args: argparse.Namespace) -> Iterator[Table]:
+    exploration: Iterable[Table] = ()
+    if args.exploration:
+        from hesnr_tasks.exploration.entropy_profile import exploration as explore
+        from hesnr_tasks.exploration.text import embedder
+
+        # before all others: it refuses unsuitable tokens with its own message
+        exploration = list(explore(frame, question, embed=embedder(args.embed) if args.embed else None))
+    yield results(frame, question)
+    yield from exploration
     if args.tool_entropy:
-        yield from _tool_entropy(frame, args)
+        from hesnr_tasks.analysis import tool_entropy
+
+        store = frame.store  # actions are read whole, whatever tokens were selected
+        options: dict[str, Any] = {"extra": tool_entropy.COLUMNS, "context": frame.context, "run": store.run or "all"}
+        yield from tool_entropy.tables(load(store.folder, args.k or [10], name=frame.name, **options), args)
     for by in args.by:
-        yield from _profiles(frame, asked) if by == "trajectory" else [breakdown(frame, asked, by)]
+        yield from profiles(frame, question) if by == "trajectory" else [breakdown(frame, question, by)]
     if args.sweep:
-        yield sweep(frame, asked)
+        yield sweep(frame, question)
     if args.histogram:
-        yield from histograms(frame, asked, args.bins)
+        yield from histograms(frame, question, args.bins)
     if args.cases:
-        for one, k in itertools.product(asked.chosen, asked.ks):
-            yield case_table(frame, one, k, args.cases)
+        for chosen, k in itertools.product(question.chosen, question.ks):
+            yield case_table(frame, chosen, k, args.cases)
     if args.weights:
-        first = next(_profiles(frame, asked))
-        write_weights(args.weights, first.rows, args.weight_by)
-
-
-def _exploration(frame: Frame, asked: Question, embed: str | None) -> Iterable[Table]:
-    from hesnr_tasks.exploration.entropy_profile import exploration
-    from hesnr_tasks.exploration.text import embedder
-
-    return exploration(frame, asked, embed=embedder(embed) if embed else None)
-
-
-def _tool_entropy(frame: Frame, args: argparse.Namespace) -> Iterable[Table]:
-    """Of all scored tokens, whatever was asked for otherwise: actions are looked at whole."""
-    from hesnr_tasks.analysis import tool_entropy
-
-    store, ks = frame.store, args.k or [10]
-    whole = load(
-        store.folder, ks, extra=tool_entropy.COLUMNS, name=frame.name, context=frame.context, run=store.run or "all"
-    )
-    return tool_entropy.tables(whole, args)
-
-
-def _profiles(frame: Frame, asked: Question) -> Iterator[Table]:
-    for one, k, epsilon in itertools.product(asked.chosen, asked.ks, asked.epsilons):
-        sums = token_sums(frame, frame.counted(one.mask), epsilon, k)
-        yield profile_table(frame, one, k, epsilon, profile_rows(frame, one, sums))
-
-
-def _joined(parts: Sequence[Sequence[Table]], format: str) -> list[Table]:
-    """One table of each name with the rows of all runs; people do not read histograms as numbers."""
-    found: dict[str, Table] = {}
-    for table in itertools.chain.from_iterable(parts):
-        if table.name == "histogram" and format == "text":
-            continue
-        known = found.get(table.name)
-        found[table.name] = table if known is None else known._replace(rows=[*known.rows, *table.rows])
-    return list(found.values())
+        write_weights(args.weights, next(profiles(frame, question)).rows, args.weight_by)

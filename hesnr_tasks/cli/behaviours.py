@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.options import check_resamples
-from hesnr_tasks.analysis.output import FORMATS, Table, interval, show, write_tables
+from hesnr_tasks.analysis.frame import check_resamples
+from hesnr_tasks.analysis.tables import FORMATS, Table, interval, show, write_tables
 from hesnr_tasks.cli.passk import checkpoints
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.exploration.behaviours import (

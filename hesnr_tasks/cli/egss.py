@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.options import check_resamples
-from hesnr_tasks.analysis.output import FORMATS, show
+from hesnr_tasks.analysis.frame import check_resamples
+from hesnr_tasks.analysis.tables import FORMATS, show
 from hesnr_tasks.egss import SWEBENCH_CONFIG
 from hesnr_tasks.egss.gates import Calibration, calibrate
 from hesnr_tasks.egss.ledger import Spent

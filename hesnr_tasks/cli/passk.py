@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.options import check_resamples, unique_names
-from hesnr_tasks.analysis.output import FORMATS, Table, interval, show, write_tables
-from hesnr_tasks.analysis.planning import holm
+from hesnr_tasks.analysis.frame import check_resamples, unique_names
+from hesnr_tasks.analysis.tables import FORMATS, Table, interval, show, write_tables
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.passk.estimator import (
     Difference,
@@ -25,7 +23,7 @@ from hesnr_tasks.passk.estimator import (
     powers,
 )
 from hesnr_tasks.passk.outcome_files import Query, read
-from hesnr_tasks.stats import RESAMPLES, SEED
+from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, holm
 
 __all__ = ["Result", "add_arguments", "checkpoints", "drawn", "examine", "run"]
 
@@ -162,7 +160,7 @@ def _curve_table(found: Result) -> Table:
     rows: list[dict[str, Any]] = []
     for one in found.runs:
         for point in found.curves[one.name]:
-            number = Number(point.value, point.stderr, point.low, point.high)
+            number = Estimate(point.value, point.stderr, point.low, point.high)
             named = {"run": one.name, "k": point.k, "pass@k": number, "interval": interval(number, 4)}
             rows.append({**named, "method": point.method, "averaged": point.averaged, "problems": len(one.problems)})
     return Table("passk", "Pass@k", rows, (*_CURVE_NOTES, *found.notes))
@@ -171,7 +169,7 @@ def _curve_table(found: Result) -> Table:
 def _difference_rows(found: Result, name: str) -> list[dict[str, Any]]:
     rows = []
     for i, one in enumerate(found.against[name]):
-        number = Number(one.difference, one.stderr, one.low, one.high)
+        number = Estimate(one.difference, one.stderr, one.low, one.high)
         row = {"run": name, "k": one.k, "difference": number, "interval": interval(number, 4)}
         row |= {
             "method": one.method,
@@ -214,7 +212,7 @@ def _about(args: argparse.Namespace, found: Result) -> dict[str, Any]:
 # --- figure -----------------------------------------------------------------------------------------------------------
 
 
-def drawn(found: Result) -> dict[str, dict[str, list[Number]]]:
+def drawn(found: Result) -> dict[str, dict[str, list[Estimate]]]:
     """The numbers in the figure, in per cent: panel → checkpoint → one for each k."""
     panels = {"curve": {name: [_percent(one, one.value) for one in points] for name, points in found.curves.items()}}
     if found.against:
@@ -224,8 +222,8 @@ def drawn(found: Result) -> dict[str, dict[str, list[Number]]]:
     return panels
 
 
-def _percent(one: Point | Difference, value: float) -> Number:
-    return Number(100 * value, 100 * one.stderr, 100 * one.low, 100 * one.high)
+def _percent(one: Point | Difference, value: float) -> Estimate:
+    return Estimate(100 * value, 100 * one.stderr, 100 * one.low, 100 * one.high)
 
 
 def _draw(found: Result, stem: Path) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hesnr_tasks.analysis.options import add_context, add_run_option, check_resamples
-from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
+from hesnr_tasks.analysis.frame import check_resamples
+from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, show
 from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.cli.options import add_context, add_run_option
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.report import leaderboard
 from hesnr_tasks.report.ladder import Ladder, Score, in_one_unit, read_downstream, read_ladder, scaled

@@ -22,7 +22,7 @@ from typing import Any
 from hesnr_tasks.actions.classes import action_parts, canonical_path
 from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.actions.tools import parameter_role
-from hesnr_tasks.analysis.options import unique_names
+from hesnr_tasks.analysis.frame import unique_names
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats import registry
 from hesnr_tasks.formats.base import Problem, ReadReport, Where

@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.egss.gates import Estimator
 from hesnr_tasks.egss.ledger import KINDS, Spent, spent_of
 from hesnr_tasks.errors import DataError, SettingsError, printable
 from hesnr_tasks.formats.json_access import deep
-from hesnr_tasks.stats import RESAMPLES, SEED, resample_counts, standard_error
+from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, resample_counts, standard_error
 
 __all__ = ["CURRENCIES", "PRICE", "Curve", "InstanceRun", "Record", "at_equal_rate", "curve_table", "curves"]
 __all__ += [
@@ -99,14 +98,14 @@ def _costs(spent: Spent, price: float) -> FloatArray:
     return np.array([spent.prompt, weighted, spent.output, money], dtype=np.float64)
 
 
-def mean_number(values: Sequence[float] | FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Number:
+def mean_number(values: Sequence[float] | FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
     """The mean over tasks with its standard error and 95 % interval (NaN from fewer than 4 tasks)."""
     column = np.asarray(values, dtype=np.float64)
     means = resample_counts(len(column), resamples, seed).astype(np.float64) @ column / len(column)
     return _number(float(column.mean()), means, len(column))
 
 
-def paired_ratio(a: FloatArray, b: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Number:
+def paired_ratio(a: FloatArray, b: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
     """mean(b) / mean(a) over the same tasks, each of shape (T,)."""
     counts = resample_counts(len(a), resamples, seed).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -115,7 +114,7 @@ def paired_ratio(a: FloatArray, b: FloatArray, resamples: int = RESAMPLES, seed:
 
 def at_equal_rate(
     method: Curve, reference: Curve, target: Curve, runs: int, resamples: int = RESAMPLES, seed: int = SEED
-) -> list[Number]:
+) -> list[Estimate]:
     """Costs of `method` over costs of `reference` at the resolve rate of `target` with `runs` runs, by currency.
 
     Returns:
@@ -132,16 +131,16 @@ def at_equal_rate(
         with np.errstate(invalid="ignore", divide="ignore"):  # neither reaches it: NaN
             ratio = _at_rate(method, weights, rate, currency) / _at_rate(reference, weights, rate, currency)
         unknown = any(np.isnan(curve.costs[..., currency]).any() for curve in (method, reference))
-        ratios.append(Number(*[math.nan] * 4) if unknown else _number(float(ratio[0]), ratio[1:], n))
+        ratios.append(Estimate(*[math.nan] * 4) if unknown else _number(float(ratio[0]), ratio[1:], n))
     return ratios
 
 
-def _number(value: float, replicates: FloatArray, n: int) -> Number:
+def _number(value: float, replicates: FloatArray, n: int) -> Estimate:
     if math.isnan(value) and np.isnan(replicates).all():
-        return Number(*[math.nan] * 4)
+        return Estimate(*[math.nan] * 4)
     bounded = np.where(np.isnan(replicates), np.inf, replicates)  # neither reaches the rate: nothing is saved
     low, high = np.quantile(bounded, [0.025, 0.975], method="inverted_cdf") if n > 3 else (math.nan, math.nan)
-    return Number(value, standard_error(replicates), float(low), float(high))
+    return Estimate(value, standard_error(replicates), float(low), float(high))
 
 
 def _at_rate(curve: Curve, weights: FloatArray, rate: FloatArray, currency: int) -> FloatArray:
@@ -324,12 +323,12 @@ def kinds_table(instances: Sequence[tuple[str, int, InstanceRun]]) -> Table:
     return Table("kinds", "Calls and tokens by kind", rows, about)
 
 
-def spans(numbers: Sequence[Number]) -> dict[str, str]:
+def spans(numbers: Sequence[Estimate]) -> dict[str, str]:
     """Numbers with their intervals in words, by currency."""
     return {currency: _span(number) for currency, number in zip(CURRENCIES, numbers, strict=True)}
 
 
-def _span(number: Number, sign: bool = False) -> str:
+def _span(number: Estimate, sign: bool = False) -> str:
     def short(value: float) -> str:
         if math.isnan(value):
             return "–"
@@ -339,5 +338,5 @@ def _span(number: Number, sign: bool = False) -> str:
     return f"{short(number.value)}{ends}"
 
 
-def _whole(number: Number) -> Number:
-    return Number(*(float(round(part)) if math.isfinite(part) else part for part in number))
+def _whole(number: Estimate) -> Estimate:
+    return Estimate(*(float(round(part)) if math.isfinite(part) else part for part in number))

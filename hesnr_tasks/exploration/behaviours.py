@@ -20,9 +20,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.intervals import estimates, paired
-from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.planning import holm
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.exploration.contrast import FEWEST
 from hesnr_tasks.exploration.text import (
@@ -39,7 +36,7 @@ from hesnr_tasks.exploration.text import (
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.passk.estimator import listed
 from hesnr_tasks.passk.outcome_files import Query, log_files, read_log
-from hesnr_tasks.stats import RESAMPLES, SEED
+from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [
@@ -245,21 +242,21 @@ def problem_means(corpus: Corpus, name: str, outcome: str = "all") -> dict[str, 
     return {problem: math.fsum(some) / len(some) for problem, some in values.items()}
 
 
-def mean_of(means: Iterable[float], resamples: int = RESAMPLES, seed: int = SEED) -> Number:
+def mean_of(means: Iterable[float], resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
     """Mean over problems, standard error (bootstrap over problems) and 95 % interval (none of fewer than `FEWEST`)."""
     values = np.array(sorted(means), dtype=np.float64)[:, None]
     if not len(values):
-        return Number(math.nan)
+        return Estimate(math.nan)
     if len(values) < FEWEST or np.ptp(values) == 0:
-        return Number(math.fsum(values[:, 0]) / len(values))
+        return Estimate(math.fsum(values[:, 0]) / len(values))
     made = estimates(values, np.ones_like(values), resamples=resamples, seed=seed)
-    return Number(*(float(column[0]) for column in made))
+    return Estimate(*(float(column[0]) for column in made))
 
 
 class Difference(NamedTuple):
     """`b` less `a` over the problems both have, paired. `p` is NaN where there is no interval."""
 
-    value: Number
+    value: Estimate
     p: float
     problems: int
 
@@ -271,12 +268,12 @@ def difference_of(
     shared = sorted(a.keys() & b.keys())
     left, right = (np.array([side[problem] for problem in shared]) for side in (a, b))
     if not shared:
-        return Difference(Number(math.nan), math.nan, 0)
+        return Difference(Estimate(math.nan), math.nan, 0)
     if len(shared) < FEWEST or np.ptp(right - left) == 0:
-        return Difference(Number(math.fsum(right - left) / len(shared)), math.nan, len(shared))
+        return Difference(Estimate(math.fsum(right - left) / len(shared)), math.nan, len(shared))
     ones = np.ones(len(shared))
     made = paired((left, ones), (right, ones), resamples=resamples, seed=seed)
-    return Difference(Number(made.difference, made.stderr, made.low, made.high), made.p, len(shared))
+    return Difference(Estimate(made.value, made.stderr, made.ci_low, made.ci_high), made.p, len(shared))
 
 
 def compared(

@@ -13,11 +13,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.frame import Frame, Selection, selection
 from hesnr_tasks.analysis.groups import grouped
-from hesnr_tasks.analysis.intervals import estimates, paired
-from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.output import Table, interval
-from hesnr_tasks.analysis.planning import holm
-from hesnr_tasks.analysis.tables import Question
+from hesnr_tasks.analysis.tables import Question, Table, interval
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.exploration.contrast import (
     FEWEST,
@@ -30,6 +26,7 @@ from hesnr_tasks.exploration.contrast import (
 )
 from hesnr_tasks.exploration.text import CODE, Embed, Lexicon, Sentence, distances, load_lexicon, prose, rare, sentences
 from hesnr_tasks.rendering import Rendered
+from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
 
 __all__ = ["COLUMNS", "PARTS", "TURNS", "Line", "Sentences", "Words", "band", "collect", "draw", "drawn", "exploration"]
@@ -381,7 +378,7 @@ def _asks(
 def _all_rows(
     frame: Frame, asked: Question, one: Selection, asks: Sequence[_Ask]
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    copies = frame.copies(one.mask)
+    copies = frame.multiplicity(one.mask)
     answers = [_answer(ask, copies) for ask in asks]
     yield "", _corrected([_row(answer, asked) for answer in answers])
     yield "_bounds", [_bounds_row(answer) for answer in answers]
@@ -411,16 +408,16 @@ def _answer(ask: _Ask, copies: IntArray) -> _Answer:
     return _Answer(few, contrast(*common), contrast(*common, units.cell), copies)
 
 
-def _numbers(answer: _Answer, asked: Question) -> list[Number]:
+def _numbers(answer: _Answer, asked: Question) -> list[Estimate]:
     """Both differences with error and interval."""
     pairs = (answer.raw, answer.matched)
     sides = [np.stack([getattr(pair, name) for pair in pairs], axis=1) for name in ("numerator", "denominator")]
     numerators, denominators = (np.repeat(side, answer.copies, axis=0) for side in sides)
     if not len(numerators):
-        return [Number(math.nan)] * len(pairs)
+        return [Estimate(math.nan)] * len(pairs)
     made = estimates(numerators, denominators, resamples=asked.resamples, seed=asked.seed)
-    found = (Number(*ends) for ends in zip(*(column.tolist() for column in made), strict=True))
-    return [one if pair.clusters >= FEWEST else Number(one.value) for one, pair in zip(found, pairs, strict=True)]
+    found = (Estimate(*ends) for ends in zip(*(column.tolist() for column in made), strict=True))
+    return [one if pair.clusters >= FEWEST else Estimate(one.value) for one, pair in zip(found, pairs, strict=True)]
 
 
 def _p_value(answer: _Answer, asked: Question) -> float:
@@ -506,7 +503,7 @@ class Line(NamedTuple):
 
     name: str
     places: tuple[str, ...]
-    values: tuple[Number, ...]
+    values: tuple[Estimate, ...]
 
 
 def drawn(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
@@ -528,7 +525,7 @@ def drawn(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
     course = []
     for part in PARTS:
         numbers = {row[by]: row["matched"] for row in rows if row["part"] == part}
-        course.append(Line(part, names, tuple(numbers.get(name, Number(math.nan)) for name in names)))
+        course.append(Line(part, names, tuple(numbers.get(name, Estimate(math.nan)) for name in names)))
     return run, groups, course
 
 

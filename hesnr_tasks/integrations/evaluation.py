@@ -17,14 +17,13 @@ import torch
 import torch.distributed as dist
 
 from hesnr_tasks.alignment import Encoder, token_labels
-from hesnr_tasks.analysis.intervals import paired
 from hesnr_tasks.backends import hf
 from hesnr_tasks.backends.base import Scores, TokenSequence
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
-from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
-from hesnr_tasks.results import Item, aggregate, aggregate_error
+from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error, token_bytes
+from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import Labelled, open_corpus
 from hesnr_tasks.tasks.settings import Settings
 from hesnr_tasks.tasks.signature import signature
@@ -308,6 +307,7 @@ class Text(NamedTuple):
     cut: int
     lost: int  # characters the tokenizer cannot represent
     characters: int
+    n_bytes: npt.NDArray[np.float64]  # (targets,) UTF-8 bytes of each
 
 
 class Texts(NamedTuple):
@@ -369,7 +369,8 @@ def _text(name: str, labelled: Labelled, encoder: Encoder, mask: np.uint64, max_
     ids = encoded.ids[: int(fits[-1]) + 1] if len(fits) else encoded.ids[:0]
     cut = len(wanted) - len(fits)
     passage = TokenSequence(name, ids, fits, min(len(encoded.ids), max_length))
-    return Text(name, labelled.key, passage, cut, encoded.lost, len(labelled.rendered.text))
+    n_bytes = token_bytes(labelled.rendered.text, encoded.start[fits], encoded.end[fits])
+    return Text(name, labelled.key, passage, cut, encoded.lost, len(labelled.rendered.text), n_bytes)
 
 
 def _report(items: list[Text], found: int, max_length: int, tokenizer: Any) -> None:
@@ -395,16 +396,13 @@ def _report(items: list[Text], found: int, max_length: int, tokenizer: Any) -> N
 
 # --- One evaluation of a model in training: read the texts, share the work among processes, sum, and make numbers ---
 
-_WITH_ERRORS = ("he_snr", "he_ppl", "ppl")
-_COUNTS = ("tokens", "he_tokens")
-
 
 class Evaluation(NamedTuple):
     """What one evaluation found."""
 
     step: int
     seconds: float  # reading, by the slowest process
-    sums: npt.NDArray[np.float64]  # (trajectories, 10): metrics.SUMS of each, in the order of their keys
+    sums: TrajectorySums  # (T, statistics), in the order of their keys
 
 
 class UnfinishedPass(ScoringError):
@@ -433,7 +431,7 @@ class Evaluator:
 
     def run(self, step: int) -> Evaluation:
         """Read all texts once. Raises `ScoringError`, in every process alike, where a number cannot be had."""
-        start, found, problem = time.perf_counter(), {}, ""
+        start, found, problem = time.perf_counter(), dict[int, TrajectorySums](), ""
         try:
             with self._live.reading():
                 found = self._sums()
@@ -450,8 +448,9 @@ class Evaluator:
         if problems:
             raise ScoringError(problems[0])
         sums = {number: row for part, _, _ in reversed(answers) for number, row in part.items()}
-        rows = np.array([sums[number] for number in range(len(self.texts.items))], dtype=np.float64)
-        return Evaluation(step, max(seconds for _, _, seconds in answers), rows)
+        parts = [sums[number] for number in range(len(self.texts.items))]
+        values = np.concatenate([part.values for part in parts])
+        return Evaluation(step, max(seconds for _, _, seconds in answers), TrajectorySums(values, parts[0].names))
 
     def signature(self) -> dict[str, Any]:
         """Every choice behind the numbers; the weights change with each step and are left out."""
@@ -475,10 +474,10 @@ class Evaluator:
                 f"({type(error).__name__}: {error})"
             ) from error
 
-    def _sums(self) -> dict[int, list[float]]:
+    def _sums(self) -> dict[int, TrajectorySums]:
         everything = set(range(len(self.texts.items)))
         others = set() if self.sharded else everything - self.texts.share(self.rank, self.processes)
-        sums, problems = dict[int, list[float]](), list[HesnrError]()
+        sums, problems = dict[int, TrajectorySums](), list[HesnrError]()
         for number, scores in self._score(others):
             try:
                 sums[number] = self._sum(number, scores)
@@ -492,7 +491,7 @@ class Evaluator:
         passages = [text.passage for text in self.texts.items]
         return self._backend.score(passages, self.settings.k, lambda tokens: None, skipped)
 
-    def _sum(self, number: int, scores: Scores) -> list[float]:
+    def _sum(self, number: int, scores: Scores) -> TrajectorySums:
         name, _, targets, _ = self.texts.items[number].passage
         good = np.isfinite(scores.logprob) & np.isfinite(scores.topk_logprobs).all(axis=1)
         if not good.all():
@@ -500,8 +499,9 @@ class Evaluator:
                 f"the model gave NaN or infinite values at token {int(targets[np.argmin(good)])} of trajectory "
                 f"{name!r} ({int((~good).sum())} of {len(good)} scored tokens). Has the training diverged?"
             )
-        everything = np.ones(len(good), dtype=np.bool_)
-        return statistics_of(scores, everything, self.settings.epsilon, self.settings.k).tolist()
+        k, n_bytes = self.settings.k, self.texts.items[number].n_bytes
+        columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, k, n_bytes)
+        return TrajectorySums.of(columns, self.settings.epsilon, k)
 
     def _problem(self, error: Exception) -> str:
         if isinstance(error, HesnrError):
@@ -521,48 +521,33 @@ def gather(own: Any) -> list[Any]:
 
 def numbers(found: Evaluation, settings: Settings, tokens_read: int) -> dict[str, float]:
     """Values, standard errors and speed; what is not defined, or over fewer than `min_tokens` tokens, is left out."""
-    made: dict[str, float] = {}
-    for name in _WITH_ERRORS:
+    values: dict[str, float] = {}
+    for name, metric in METRICS.items():
         items = _items(found, name)
-        error = aggregate_error(METRICS[name], items, settings.resamples, settings.bootstrap_seed, settings.min_tokens)
-        made |= _finite({name: aggregate(METRICS[name], items, settings.min_tokens), f"{name}_stderr": error})
-    made |= {name: aggregate(METRICS[name], _items(found, name)) for name in _COUNTS}
-    return {**made, "tokens_per_second": tokens_read / max(found.seconds, 1e-9)}
+        error = aggregate_error(metric, items, settings.resamples, settings.bootstrap_seed, settings.min_tokens)
+        values |= _finite({name: aggregate(metric, items, settings.min_tokens), f"{name}_stderr": error})
+    return {**values, "tokens_per_second": tokens_read / max(found.seconds, 1e-9)}
 
 
 def change(before: Evaluation, now: Evaluation, settings: Settings) -> dict[str, float]:
     """HE-SNR now minus HE-SNR before, paired by trajectory, with its error and 95 % interval where they are defined."""
-    if min(_column(one, "he_tokens").sum() for one in (before, now)) < settings.min_tokens:
+    if min(side.sums.column("he_tokens").sum() for side in (before, now)) < settings.min_tokens:
         return {}
     if len(now.sums) < 2:
         return _finite({"he_snr_change": _value(now) - _value(before)})
-    sides = (
-        (_column(before, "he_ratio"), _column(before, "he_tokens")),
-        (
-            _column(now, "he_ratio"),
-            _column(now, "he_tokens"),
-        ),
-    )
-    found = paired(*sides, resamples=settings.resamples, seed=settings.bootstrap_seed)
-    ends = {"stderr": found.stderr, "low": found.low, "high": found.high}
-    return _finite({"he_snr_change": found.difference} | {f"he_snr_change_{name}": end for name, end in ends.items()})
+    sides = [side.sums.parts("he_snr") for side in (before, now)]
+    found = paired(sides[0], sides[1], resamples=settings.resamples, seed=settings.bootstrap_seed)
+    ends = {"stderr": found.stderr, "low": found.ci_low, "high": found.ci_high}
+    return _finite({"he_snr_change": found.value} | {f"he_snr_change_{name}": end for name, end in ends.items()})
 
 
 def _value(found: Evaluation) -> float:
     return aggregate(METRICS["he_snr"], _items(found, "he_snr"))
 
 
-def _column(found: Evaluation, name: str) -> npt.NDArray[np.float64]:
-    return found.sums[:, SUMS.index(name)]
-
-
 def _items(found: Evaluation, name: str) -> list[Item]:
     """In the order of the texts' keys, which is the order that an lm-eval run brings them into."""
-    metric = METRICS[name]
-    parts = _column(found, metric.numerator).tolist()
-    over = _column(found, metric.denominator).tolist() if metric.denominator else [1.0] * len(parts)
-    rows = enumerate(zip(parts, over, strict=True))
-    return [Item(f"{number:09d}", part, whole, 0) for number, (part, whole) in rows]
+    return [Item.of(f"{number:09d}", name, found.sums[[number]]) for number in range(len(found.sums))]
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:

@@ -21,10 +21,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.intervals import estimates, paired
-from hesnr_tasks.analysis.planning import minimum_detectable, trajectories_needed
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.stats import RESAMPLES, SEED, bootstrap_sums, standard_error
+from hesnr_tasks.stats import (
+    RESAMPLES,
+    SEED,
+    bootstrap_sums,
+    estimates,
+    minimum_detectable,
+    paired,
+    standard_error,
+    trajectories_needed,
+)
 
 __all__ = [
     "FEWEST",
@@ -350,9 +357,9 @@ def _difference(k: int, a: FloatArray, b: FloatArray, plan: Plan) -> Difference:
     each = np.where(np.abs(b - a) > _ROUNDING, b - a, 0.0)
     ones, mean = np.ones(len(a)), math.fsum(each.tolist()) / len(a)
     boot = paired((a, ones), (b, ones), resamples=plan.resamples, seed=plan.seed, level=plan.level)
-    ends, method = Ends(max(-1.0, boot.low), min(1.0, boot.high)), "Student's t"
+    ends, method = Ends(max(-1.0, boot.ci_low), min(1.0, boot.ci_high)), "Student's t"
     enough = int(np.count_nonzero(each)) >= FEWEST and np.ptp(each) >= _ROUNDING
-    if not enough or not math.isfinite(boot.low + boot.high):
+    if not enough or not math.isfinite(boot.ci_low + boot.ci_high):
         ends, method = newcombe(math.fsum(a.tolist()), math.fsum(b.tolist()), len(a), plan.level), "Newcombe (wide)"
     return Difference(
         k,

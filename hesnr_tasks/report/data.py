@@ -15,19 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.cases import case_table
+from hesnr_tasks.analysis.compare import Run, matched
 from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, mass_near, population
-from hesnr_tasks.analysis.frame import Frame, Selection, context_for, load, selection
-from hesnr_tasks.analysis.measures import ALL_METRICS, Number, Share, column, measure, share_scored
-from hesnr_tasks.analysis.output import Table
-from hesnr_tasks.analysis.pairing import Run, matched
-from hesnr_tasks.analysis.sums import grid_sums
-from hesnr_tasks.analysis.tables import SWEEP
+from hesnr_tasks.analysis.frame import Frame, Selection, context_for, grid_sums, load, selection
+from hesnr_tasks.analysis.tables import SWEEP, Table
 from hesnr_tasks.errors import HesnrError
-from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
+from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, Share, TrajectorySums, measure, share_scored
 from hesnr_tasks.report.ladder import Checkpoint, Score, boundaries
 from hesnr_tasks.report.results import Row, groups, run_of
 from hesnr_tasks.scores import ScoreStore, StoredRun, StoreError
-from hesnr_tasks.stats import RESAMPLES, SEED
+from hesnr_tasks.stats import RESAMPLES, SEED, Estimate
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [
@@ -76,11 +73,11 @@ class Digest:
     keys: tuple[str, ...]
     ids: tuple[str, ...]
     sets: Mapping[str, Selection]  # the sets of tokens that were scored
-    sums: Mapping[str, FloatArray]  # each (T, 10), metrics.SUMS
+    sums: Mapping[str, TrajectorySums]  # each (T, statistics)
     copies: Mapping[str, npt.NDArray[np.int64]]  # each (T,)
     cut: Mapping[str, npt.NDArray[np.int64]]  # each (T,)
     epsilons: tuple[float, ...]
-    sweep: FloatArray  # (thresholds, T, 10) on filtered actions
+    sweep: TrajectorySums  # (thresholds, T, statistics) on filtered actions; empty without scores of these
     shapes: tuple[Shape, ...]
     cases: Table | None
 
@@ -92,7 +89,7 @@ class Digest:
     def scored(self, select: str) -> Share:
         """The share of the tokens that would count that was scored."""
         copies = self.copies[select]
-        return share_scored(float(column(self.sums[select], "tokens") @ copies), float(self.cut[select] @ copies))
+        return share_scored(float(self.sums[select].column("tokens") @ copies), float(self.cut[select] @ copies))
 
     def data(self, select: str) -> str:
         """The hash of the texts that `signature.signature` has as `data`."""
@@ -123,10 +120,12 @@ def digest(
     frame = load(folder, (k,), masks=[one.mask for one in wanted.values()], name=name, context=context, run=run)
     sets = {key: one for key, one in wanted.items() if _scored(frame, one)}
     masks = [one.mask for one in sets.values()]
-    sums: Any = grid_sums(frame, masks, [k], [epsilon]).sums[:, 0, 0] if masks else []
+    sums: Any = grid_sums(frame, masks, [k], [epsilon])[:, 0, 0] if masks else []
     filtered = rows_of(filters)[-1]
     epsilons = tuple(value for value in SWEEP if value < math.log(k))
-    swept = grid_sums(frame, [sets[filtered].mask], [k], epsilons).sums[0, 0] if filtered in sets else np.empty(0)
+    swept = TrajectorySums(np.empty((0, 0, 0)), ())
+    if filtered in sets:
+        swept = grid_sums(frame, [sets[filtered].mask], [k], epsilons)[0, 0]
     return Digest(
         name=name,
         folder=folder,
@@ -136,8 +135,8 @@ def digest(
         ids=tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries),
         sets=sets,
         sums=dict(zip(sets, sums, strict=True)),
-        copies={key: frame.copies(one.mask) for key, one in sets.items()},
-        cut={key: frame.cut(one.mask) for key, one in sets.items()},
+        copies={key: frame.multiplicity(one.mask) for key, one in sets.items()},
+        cut={key: frame.n_truncated(one.mask) for key, one in sets.items()},
         epsilons=epsilons,
         sweep=swept,
         shapes=tuple(_shapes(frame, sets, (filtered, OBSERVATION), k)),
@@ -196,7 +195,7 @@ class Study:
     ladder: tuple[Checkpoint, ...]
     rows: tuple[Row, ...]
     used: tuple[Row, ...]  # those of the rows whose numbers may be in a figure
-    values: Mapping[str, Mapping[str, Mapping[str, Number]]]  # set of tokens -> checkpoint -> metric
+    values: Mapping[str, Mapping[str, Mapping[str, Estimate]]]  # set of tokens -> checkpoint -> metric
     digests: tuple[Digest, ...]
     downstream: Mapping[str, Score]
     filtered: str
@@ -373,9 +372,9 @@ def _apart(a: Digest, b: Digest) -> str | None:
 
 def _values(
     rows: Sequence[Row], digests: Sequence[Digest], resamples: int, seed: int
-) -> dict[str, dict[str, dict[str, Number]]]:
+) -> dict[str, dict[str, dict[str, Estimate]]]:
     """Numbers from score files; where there are none, from result files made the same way."""
-    found: dict[str, dict[str, dict[str, Number]]] = {}
+    found: dict[str, dict[str, dict[str, Estimate]]] = {}
     for one in digests:
         for name, sums in one.sums.items():
             line = measure(
@@ -417,17 +416,17 @@ def _other_data(rows: Sequence[Row], digests: Sequence[Digest]) -> list[str]:
     ]
 
 
-def _saved(row: Row, name: str) -> Number:
+def _saved(row: Row, name: str) -> Estimate:
     value, error = row.values[name]
-    number = Number(value, math.nan if error is None else error)
+    number = Estimate(value, math.nan if error is None else error)
     few = (row.signature or {}).get("trajectories", 0) < _FEWEST
-    return number if few or ALL_METRICS[name].denominator is None else _with_ends(number)
+    return number if few or METRICS[name].denominator is None else _with_ends(number)
 
 
-def _with_ends(number: Number) -> Number:
+def _with_ends(number: Estimate) -> Estimate:
     """Ends from the standard error, for results without score files."""
     half = _Z * number.stderr
-    return number._replace(low=number.value - half, high=number.value + half)
+    return number._replace(ci_low=number.value - half, ci_high=number.value + half)
 
 
 def _missing(made: Study) -> list[Missing]:

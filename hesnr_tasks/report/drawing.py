@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.plotting import COLOURS, LINES, MARKERS, label
 from hesnr_tasks.report.ladder import Boundary, Checkpoint
+from hesnr_tasks.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,13 +69,13 @@ def series(at: int) -> dict[str, Any]:
     }
 
 
-def bars(numbers: Iterable[Number]) -> list[list[float]]:
+def bars(numbers: Iterable[Estimate]) -> list[list[float]]:
     """Distances to both ends of the intervals, as errorbar takes them; 0 where there is no interval."""
     pairs = [(one.value - one.low, one.high - one.value) for one in numbers]
     return [[0.0 if math.isnan(pair[side]) else max(0.0, pair[side]) for pair in pairs] for side in (0, 1)]
 
 
-def bound_axis(axes: Any, numbers: Iterable[Number], axis: str = "y") -> None:
+def bound_axis(axes: Any, numbers: Iterable[Estimate], axis: str = "y") -> None:
     """Limit an axis by the values: bars may widen it by the values' own span on each side, and end beyond it."""
     kept = [one for one in numbers if math.isfinite(one.value)]
     log = getattr(axes, f"get_{axis}scale")() == "log"
@@ -96,7 +96,7 @@ def bound_axis(axes: Any, numbers: Iterable[Number], axis: str = "y") -> None:
     getattr(axes, f"set_{axis}lim")(*(math.exp(x) if log else x for x in (start, high + pad)))
 
 
-def line(axes: Any, x: Sequence[float], numbers: Sequence[Number], at: int = 0, name: str | None = None) -> None:
+def line(axes: Any, x: Sequence[float], numbers: Sequence[Estimate], at: int = 0, name: str | None = None) -> None:
     """Values with their intervals, joined."""
     axes.errorbar(x, [one.value for one in numbers], yerr=bars(numbers), label=name, elinewidth=1, **series(at))
     bound_axis(axes, numbers)

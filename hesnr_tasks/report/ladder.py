@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.analysis.options import natural
+from hesnr_tasks.analysis.frame import natural
 from hesnr_tasks.bounded_io import read_json, read_text, read_yaml
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 

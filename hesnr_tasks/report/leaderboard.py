@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.output import REPRODUCIBLE, Table, show
+from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, show
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import printable
 from hesnr_tasks.report.data import UNFILTERED
 from hesnr_tasks.report.ladder import Checkpoint
 from hesnr_tasks.report.results import Row, Value, groups
+from hesnr_tasks.stats import Estimate
 
 if TYPE_CHECKING:
     from hesnr_tasks.report.data import Study
@@ -78,8 +78,8 @@ def context_boards(study: Study) -> list[Board]:
         lines = []
         for one in digests:
             values = study.values[select][one.name]
-            values = {name: values.get(name, Number(math.nan)) for name in _COLUMNS}
-            values["scored"] = Number(one.scored(select))
+            values = {name: values.get(name, Estimate(math.nan)) for name in _COLUMNS}
+            values["scored"] = Estimate(one.scored(select))
             lines.append((one.name, *(_cell(name, values[name].value, values[name].stderr) for name in _COLUMNS)))
         about = f"{study.about(select)}, from score files: the tokens that all these checkpoints could see"
         if lines:
@@ -216,7 +216,7 @@ def number(value: float, error: float | None = None) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def of_number(value: Number) -> str:
+def of_number(value: Estimate) -> str:
     """`number` of a metric with its error."""
     return number(value.value, None if math.isnan(value.stderr) else value.stderr)
 

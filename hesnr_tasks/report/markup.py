@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.errors import printable
 from hesnr_tasks.report.data import Missing
 from hesnr_tasks.report.leaderboard import Board, number, of_number
+from hesnr_tasks.stats import Estimate
 
 __all__ = ["agreement_table", "board", "cases", "cell", "figure", "missing", "signed", "table", "text", "with_ends"]
 
@@ -33,7 +33,7 @@ def cell(value: Any) -> str:
     """One number or word, escaped."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    if isinstance(value, Number):
+    if isinstance(value, Estimate):
         return text(of_number(value))
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.3f}"
@@ -142,7 +142,7 @@ def signed(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:+.1f}"
 
 
-def with_ends(one: Number) -> str:
+def with_ends(one: Estimate) -> str:
     """Value, error, interval."""
     ends = "" if math.isnan(one.low) else f" <small>[{one.low:.4g}, {one.high:.4g}]</small>"
     return f"{number(one.value, None if math.isnan(one.stderr) else one.stderr)}{ends}"

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.report import markup
 from hesnr_tasks.report.data import Study
 from hesnr_tasks.report.drawing import NAMES, Drawing, tokens_name

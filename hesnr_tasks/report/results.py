@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.analysis.options import folders
+from hesnr_tasks.analysis.frame import folders
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.intervals import paired
-from hesnr_tasks.analysis.measures import ALL_METRICS, Number, column
-from hesnr_tasks.analysis.output import Table
-from hesnr_tasks.metrics import evaluate
+from hesnr_tasks.analysis.tables import Table
+from hesnr_tasks.metrics import METRICS, TrajectorySums, evaluate
 from hesnr_tasks.report.data import UNFILTERED, Study
-from hesnr_tasks.stats import FEWEST_CHECKPOINTS, Agreement, agreement, bootstrap_sums
+from hesnr_tasks.stats import FEWEST_CHECKPOINTS, Agreement, Estimate, agreement, bootstrap_sums, paired
 
 __all__ = [
     "AGREED",
@@ -44,7 +42,7 @@ _BOTH = "95 % intervals: over checkpoints, and over trajectories; neither knows 
 
 def orient_higher_is_better(metric: str, values: FloatArray) -> FloatArray:
     """`values` of a metric with the sign turned where lower is better."""
-    return values if ALL_METRICS[metric].higher_is_better else -values
+    return values if METRICS[metric].higher_is_better else -values
 
 
 def agreements(study: Study) -> Table:
@@ -103,14 +101,14 @@ def _drawn(study: Study, select: str, metric: str, names: Sequence[str]) -> Floa
     runs = {run.name: run for run in study.aligned(select)}
     if any(name not in runs for name in names):
         return None
-    return _resampled(study, [np.repeat(runs[name].sums, runs[name].copies, axis=0) for name in names], metric)
+    return _resampled(study, [runs[name].sums.repeat(runs[name].multiplicity) for name in names], metric)
 
 
-def _resampled(study: Study, sums: Sequence[FloatArray], metric: str) -> FloatArray | None:
-    found = ALL_METRICS[metric]
+def _resampled(study: Study, sums: Sequence[TrajectorySums], metric: str) -> FloatArray | None:
+    found = METRICS[metric]
     if len(sums[0]) < FEWEST_CHECKPOINTS:
         return None
-    parts = [column(one, name) for one in sums for name in (found.numerator, found.denominator or "")]
+    parts = [part for one in sums for part in one.parts(metric)]
     drawn = bootstrap_sums(np.column_stack(parts), study.resamples, study.seed)
     return orient_higher_is_better(metric, evaluate(found, drawn[:, 0::2], drawn[:, 1::2]))
 
@@ -123,9 +121,9 @@ def sweep_agreements(study: Study) -> Table:
     if len(chosen) >= 2:
         y = np.array([study.downstream[one.name].value for one in chosen])
         for at, epsilon in enumerate(chosen[0].epsilons):
-            sums = [np.repeat(one.sweep[at], runs[one.name].copies, axis=0) for one in chosen]
-            totals = np.array([[math.fsum(column(s, name)) for name in ("he_ratio", "he_tokens")] for s in sums])
-            x = evaluate(ALL_METRICS["he_snr"], totals[:, 0], totals[:, 1])
+            sums = [one.sweep[at].repeat(runs[one.name].multiplicity) for one in chosen]
+            totals = np.array([[math.fsum(part) for part in s.parts("he_snr")] for s in sums])
+            x = evaluate(METRICS["he_snr"], totals[:, 0], totals[:, 1])
             drawn = _resampled(study, sums, "he_snr")
             found = agreement(x, y, drawn, resamples=study.resamples, seed=study.seed)
             rows.append({"epsilon": epsilon, "ways": math.exp(epsilon), "checkpoints": len(chosen), **flat(found)})
@@ -144,10 +142,9 @@ def neighbours(study: Study) -> Table:
 
 
 def _steps(study: Study, runs: Sequence[Any], select: str, metric: str) -> Iterator[dict[str, Any]]:
-    found = ALL_METRICS[metric]
+    found = METRICS[metric]
     for a, b in itertools.pairwise(runs):
-        sides = [np.repeat(one.sums, one.copies, axis=0) for one in (a, b)]
-        pair = [(column(side, found.numerator), column(side, found.denominator or "")) for side in sides]
+        pair = [one.sums.repeat(one.multiplicity).parts(metric) for one in (a, b)]
         d = paired(pair[0], pair[1], found.exponentiate, resamples=study.resamples, seed=study.seed)
         sign = 1 if found.higher_is_better else -1
         yield {
@@ -155,9 +152,9 @@ def _steps(study: Study, runs: Sequence[Any], select: str, metric: str) -> Itera
             "metric": metric,
             "from": a.name,
             "to": b.name,
-            "difference": Number(d.difference, d.stderr, d.low, d.high),
+            "difference": Estimate(d.value, d.stderr, d.ci_low, d.ci_high),
             "p": d.p,
-            "steps": sign * d.difference / d.stderr if d.stderr > 0 else math.nan,
+            "steps": sign * d.value / d.stderr if d.stderr > 0 else math.nan,
         }
 
 

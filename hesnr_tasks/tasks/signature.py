@@ -8,7 +8,7 @@ from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.filters import LABELS_VERSION
-from hesnr_tasks.results import Item
+from hesnr_tasks.metrics import Item
 from hesnr_tasks.tasks.settings import Settings
 
 __all__ = ["describe", "signature"]

@@ -27,8 +27,8 @@ from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.errors import SettingsError, show_without_traceback
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
-from hesnr_tasks.metrics import METRICS, SCORED, SUMS, statistics_of
-from hesnr_tasks.results import Item, aggregate, aggregate_error
+from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error
+from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.tasks.corpus import open_corpus
@@ -39,7 +39,11 @@ from hesnr_tasks.tasks.signature import describe, signature
 __all__ = ["HesnrTask", "topk_loglikelihood"]
 
 _log = logging.getLogger("hesnr_tasks")
-_RATIOS = [name for name, metric in METRICS.items() if metric.denominator]  # a count has no standard error
+
+
+def _ratios() -> list[str]:
+    """The metrics that have a standard error."""
+    return [name for name, metric in METRICS.items() if metric.denominator]
 
 
 def topk_loglikelihood(lm: Any, requests: list[_Request], **_: Any) -> list[TokenScores]:
@@ -92,6 +96,7 @@ class HesnrTask(Task):
         self._answers_as_they_are()
         self._rendering = self.settings.render
         self._ids: dict[str, str] = {}  # of texts, by hash
+        self._texts: dict[str, Rendered] = {}  # by hash
         self._run: Mapping[str, Any] = {}
         self.fewshot_rnd = None
         # lm-eval's W&B logger looks here for what a sample has
@@ -168,7 +173,7 @@ class HesnrTask(Task):
         """One request: the labelled text and which of its tokens count."""
         template = self._template(kwargs.pop("chat_template", None), kwargs.pop("apply_chat_template", False))
         labelled = self.corpus.labelled(doc["index"], self._rendering, template)
-        self._ids[labelled.key] = doc["id"]
+        self._ids[labelled.key], self._texts[labelled.key] = doc["id"], labelled.rendered
         request = ScoringRequest(
             name=doc["id"],
             rendered=labelled.rendered,
@@ -209,20 +214,22 @@ class HesnrTask(Task):
         found = results[0]
         self._run = found.run
         counted = found.selected(self._mask)
-        sums = statistics_of(found.scores, counted, self.settings.epsilon, self.settings.k)
-        cut = int(((found.labels_cut & self._mask) != 0).sum())
-        by_name = dict(zip(SUMS, sums.tolist(), strict=True)) | {"wanted": float(counted.sum() + cut)}
-        items = {
-            name: Item(found.key, by_name[m.numerator], by_name.get(m.denominator or "", 1.0), cut)
-            for name, m in {**METRICS, "scored": SCORED}.items()
-        }
+        columns = TokenColumns.of_scores(found, counted, self.settings.k, self._texts[found.key].text)
+        sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k)
+        cut, tokens = int(((found.labels_cut & self._mask) != 0).sum()), float(counted.sum())
+        items = {name: Item.of(found.key, name, sums, cut) for name in METRICS}
+        items["scored"] = Item(found.key, tokens, tokens + cut, cut)
         # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
-        return items | {f"{name}_stderr": items[name] for name in _RATIOS}
+        return items | {f"{name}_stderr": items[name] for name in _ratios()}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Item]], Any]]:
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""
         values = {name: partial(self._value, name) for name in METRICS}
-        return {**values, "scored": self._scored, **{f"{name}_stderr": partial(self._error, name) for name in _RATIOS}}
+        return {
+            **values,
+            "scored": self._scored,
+            **{f"{name}_stderr": partial(self._error, name) for name in _ratios()},
+        }
 
     def aggregate(self, bootstrap_iters: int | None = None) -> Any:
         """As lm-eval 0.5's, which would bootstrap each value, our standard errors too, 100 000 times."""
@@ -241,7 +248,7 @@ class HesnrTask(Task):
             tokens, which = (high, "he_snr and he_ppl") if name == "he_snr" else ("the set that counts", "all metrics")
             _log.warning(
                 "%s: %s has %d tokens, fewer than min_tokens=%d: %s are NaN (N/A)", self.config.task, tokens,
-                sum(item.denominator for item in included), max(1, self.settings.min_tokens), which,
+                sum(item.tokens for item in included), max(1, self.settings.min_tokens), which,
             )  # fmt: skip
         return value
 

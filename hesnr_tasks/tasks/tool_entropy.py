@@ -11,14 +11,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from lm_eval.api.instance import Instance
 
 from hesnr_tasks.analysis.tool_entropy import COMBINE, MEASURES, Item, item_of, measure, number, stderr_of, steps_of
 from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.metrics import Item as SignedItem
 from hesnr_tasks.metrics import topk_entropy
-from hesnr_tasks.rendering import Rendered
-from hesnr_tasks.results import Item as SignedItem
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, effective_number
 from hesnr_tasks.tasks.task import HesnrTask
 
@@ -44,14 +42,6 @@ class ToolEntropyTask(HesnrTask):
         if self._combine not in COMBINE:
             hint = nearest(self._combine, COMBINE)
             raise SettingsError(f"combine is {self._combine!r}; it must be one of {', '.join(COMBINE)}.{hint}")
-        self._texts: dict[str, Rendered] = {}
-
-    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
-        """As every task; the text is remembered for its steps."""
-        instance = super().construct_requests(doc, ctx, **kwargs)
-        request = instance.arguments[1]
-        self._texts[request.key] = request.rendered
-        return instance
 
     def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Any]:
         """The trajectory's part in every number, then the same for its standard error."""

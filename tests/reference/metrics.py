@@ -17,10 +17,11 @@ def token(logits, target, k=10):
 
 
 def metrics(tokens, epsilon, k=10):
-    """All result keys from a list of (ln p, rank, H_topk)."""
+    """All metrics from a list of (ln p, rank, H_topk, UTF-8 bytes)."""
     n = len(tokens)
     high = [t for t in tokens if t[2] > epsilon and t[1] <= k]
-    found = {"tokens": float(n), "he_tokens": float(len(high))}
+    found = {"tokens": float(n), "he_tokens": float(len(high)), "density": len(high) / n if n else math.nan}
+    found["bpb"] = -math.fsum(t[0] for t in tokens) / math.log(2) / sum(t[3] for t in tokens) if n else math.nan
     found["ppl"] = math.exp(-math.fsum(t[0] for t in tokens) / n) if n else math.nan
     found["entropy"] = math.fsum(t[2] for t in tokens) / n if n else math.nan
     for j in (1, 2, 5, 10):

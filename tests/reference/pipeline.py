@@ -16,10 +16,13 @@ def _full_logits(model, tokenizer, text, max_length):
 
 
 def tokens_of(model, tokenizer, rendered, kept, max_length, k=10):
-    """(ln p, rank, H_topk) of every token that covers a kept character; `kept` is a list of bools per character."""
+    """(ln p, rank, H_topk, bytes) of every token that covers a kept character; `kept`: a bool per character."""
     ids, offsets, logits = _full_logits(model, tokenizer, rendered.text, max_length)
-    return [
-        reference.token(logits[t - 1].double().tolist(), ids[t], k)
-        for t in range(1, len(ids))
-        if any(kept[c] for c in range(*offsets[t]))
-    ]
+    tokens = []
+    for t in range(1, len(ids)):
+        start, end = offsets[t]
+        if any(kept[c] for c in range(start, end)):
+            own = range(max(start, offsets[t - 1][1]), end)  # a character that two tokens share is the first one's
+            size = sum(len(rendered.text[c].encode()) for c in own)
+            tokens.append((*reference.token(logits[t - 1].double().tolist(), ids[t], k), size))
+    return tokens

@@ -5,15 +5,13 @@ import math
 from pathlib import Path
 
 import lm_eval
-import numpy as np
 import pytest
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
 from hesnr_tasks import cli
-from hesnr_tasks.backends.base import Scores
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.metrics import METRICS, SUMS, statistics_of
+from hesnr_tasks.metrics import METRICS
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
 from tests.lm_eval_run import SMALL, lm_eval_command, values, write
@@ -141,25 +139,3 @@ def test_an_unknown_rank_is_no_accuracy_anywhere(printed, folder, tmp_path, caps
     shown = capsys.readouterr().out + (tmp_path / "report" / "report.html").read_text()
     assert f"{100 * own['top10_acc']:.1f}" not in shown
     assert f"{own['top10_acc']:.3f}" not in shown
-
-
-def test_what_is_not_known_of_one_token_spoils_nothing_else():
-    """A rank beyond the n likeliest leaves open only the accuracies above n, of its own trajectory."""
-    rng = np.random.default_rng(0)
-    top = np.log(np.sort(rng.dirichlet(np.ones(12), 40)[:, :5])[:, ::-1]).astype(np.float32)
-    ids = np.tile(np.arange(5, dtype=np.int32), (40, 1))
-    rank = rng.integers(1, 6, 40).astype(np.int32)
-    scores = Scores(top[np.arange(40), rank - 1], rank, top, ids)
-    unknown = rank.copy()
-    unknown[7] = -5
-    known, open_ = (statistics_of(s, np.ones(40, bool), k=5) for s in (scores, scores._replace(rank=unknown)))
-    for name, before, after in zip(SUMS, known, open_, strict=True):
-        if name == "top10":
-            assert math.isnan(after)
-        elif name in ("top1", "top2", "top5"):
-            assert after == before - (rank[7] <= int(name[3:]))
-        elif not name.startswith("he_"):  # its target may be none of the candidates now
-            assert after == before
-        assert not math.isnan(before)
-    counted = np.arange(40) != 7
-    assert not np.isnan(statistics_of(scores._replace(rank=unknown), counted, k=5)).any()

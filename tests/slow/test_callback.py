@@ -17,11 +17,10 @@ from transformers import (
 )
 from transformers import TrainingArguments as Arguments
 
-from hesnr_tasks.analysis.intervals import paired
 from hesnr_tasks.errors import HesnrError, ScoringError, SettingsError
 from hesnr_tasks.integrations import HESNRCallback
 from hesnr_tasks.integrations.evaluation import untouched, unwrapped
-from hesnr_tasks.metrics import SUMS
+from hesnr_tasks.stats import paired
 from tests import tiny
 from tests.lm_eval_run import evaluate
 from tests.slow.training import RUNS, blocks, gpt2, hesnr, losses, scoring, train, write
@@ -122,13 +121,12 @@ def test_the_change_is_paired_by_trajectory(corpus, tmp_path, capsys):
     callback = scoring(corpus, every=4)
     first, last = hesnr(train(gpt2(), tmp_path, callback))
     before, now = callback.evaluations
-    columns = [SUMS.index("he_ratio"), SUMS.index("he_tokens")]
-    expected = paired(tuple(before.sums[:, columns].T), tuple(now.sums[:, columns].T))
+    expected = paired(before.sums.parts("he_snr"), now.sums.parts("he_snr"))
     assert "hesnr/he_snr_change" not in first
     assert last["hesnr/he_snr_change"] == pytest.approx(last["hesnr/he_snr"] - first["hesnr/he_snr"], rel=1e-9)
     assert last["hesnr/he_snr_change_stderr"] == expected.stderr
     assert last["hesnr/he_snr_change_low"] < last["hesnr/he_snr_change"] < last["hesnr/he_snr_change_high"]
-    assert (last["hesnr/he_snr_change_low"], last["hesnr/he_snr_change_high"]) == (expected.low, expected.high)
+    assert (last["hesnr/he_snr_change_low"], last["hesnr/he_snr_change_high"]) == (expected.ci_low, expected.ci_high)
 
 
 def test_too_few_trajectories_for_an_error_log_none(corpus, tmp_path, capsys):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hesnr_tasks import cli
-from hesnr_tasks.analysis.output import Table, show
+from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.atomic_io import open_output, write_output
 from hesnr_tasks.errors import DataError, SettingsError
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hesnr_tasks.analysis.density import POPULATIONS
-from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.plotting import COLOURS, figure, label
 from hesnr_tasks.report.data import OBSERVATION, Digest, Shape, Study
 from hesnr_tasks.report.drawing import Drawing, series, tokens_name

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hesnr_tasks.analysis.measures import Number, measure
-from hesnr_tasks.analysis.output import Table
-from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
+from hesnr_tasks.analysis.tables import Table
+from hesnr_tasks.metrics import EPSILON, MIN_TOKENS, measure
 from hesnr_tasks.plotting import COLOURS, MARKERS, figure, label
 from hesnr_tasks.report.data import UNFILTERED, Study
 from hesnr_tasks.report.drawing import (
@@ -29,6 +28,7 @@ from hesnr_tasks.report.drawing import (
 from hesnr_tasks.report.figures.entropy import spread
 from hesnr_tasks.report.ladder import Boundary, Checkpoint, boundaries
 from hesnr_tasks.report.tables import AGREED, agreements, sweep_agreements
+from hesnr_tasks.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +67,7 @@ def _rows(study: Study, select: str, names: Sequence[str]) -> list[dict[str, Any
             "step": one.step,
             "context": one.context,
             "select": select,
-            **{name: values[one.name].get(name, Number(math.nan)) for name in names},
+            **{name: values[one.name].get(name, Estimate(math.nan)) for name in names},
         }
         for one in study.named(values)
     ]
@@ -117,7 +117,7 @@ def _draw_accuracy(rows: _Rows) -> Figure:
     return drawn
 
 
-def _log_if_wide(axes: Any, numbers: Sequence[Number]) -> None:
+def _log_if_wide(axes: Any, numbers: Sequence[Estimate]) -> None:
     known = [one.value for one in numbers if one.value > 0]
     if known and max(known) > 4 * min(known):
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -135,7 +135,7 @@ def steps(study: Study) -> Drawing | None:
         return None
     for row in rows:
         score = study.downstream.get(row["checkpoint"])
-        row["downstream"] = Number(score.value, math.nan, *score.ends) if score else Number(math.nan)
+        row["downstream"] = Estimate(score.value, math.nan, *score.ends) if score else Estimate(math.nan)
     title = "Metrics over training, filtered Action tokens"
     told = " and the downstream score (bars: Wilson's 95 % interval where n is known)" if study.downstream else ""
     caption = (
@@ -312,7 +312,7 @@ def scatter_rows(study: Study) -> list[dict[str, Any]]:
             "checkpoint": one.name,
             "select": select,
             **{name: study.values[select][one.name][name] for name in AGREED},
-            "downstream": Number(score.value, math.nan, *score.ends),
+            "downstream": Estimate(score.value, math.nan, *score.ends),
         }
         for select in dict.fromkeys((UNFILTERED, study.filtered))
         for one in study.named(study.values.get(select, {}))

@@ -8,7 +8,7 @@ import pytest
 from hesnr_tasks.cli import compare
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.labels import label_mask
-from hesnr_tasks.metrics import EPSILON, SUMS, statistics_of
+from hesnr_tasks.metrics import TokenColumns, TrajectorySums
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind
 from tests.reference import comparison as slow
@@ -43,8 +43,10 @@ def test_the_whole_way_from_files_to_p_is_that_of_a_plain_loop(runs):
     for name in ("a", "c"):
         store = ScoreStore.open(runs / name)
         scores = [store.read(key) for key in store]
-        sums = [statistics_of(s.scores, s.selected(mask), EPSILON, 10) for s in scores]
-        sides.append([(one[SUMS.index("he_ratio")], one[SUMS.index("he_tokens")]) for one in sums])
+        texts = [store.text(key).rendered.text for key in store]
+        columns = [TokenColumns.of_scores(s, s.selected(mask), 10, text) for s, text in zip(scores, texts)]
+        parts_of = [TrajectorySums.of(tokens).parts("he_snr") for tokens in columns]
+        sides.append([(float(numerator[0]), float(denominator[0])) for numerator, denominator in parts_of])
     want = slow.paired_t(*sides)
     assert (row["difference"]["value"], row["low"], row["high"], row["p"]) == pytest.approx(want, rel=1e-8)
 

@@ -8,7 +8,7 @@ of the trajectories have no such token. Of 1 000 data sets, a coverage of 95 % h
 import numpy as np
 import pytest
 
-from hesnr_tasks.analysis.intervals import Scale, estimates, paired
+from hesnr_tasks.stats import Scale, estimates, paired
 
 TRIALS = 1000
 LENGTHS = {
@@ -49,8 +49,8 @@ def test_intervals_hold_the_truth_where_a_few_long_trajectories_dominate(lengths
     truth = np.exp(truth) if scale is Scale.EXP else truth
     for n in (10, 15, 30):
         found = estimates(*data(rng, n, TRIALS, lengths, metric), scale, resamples=100)
-        given = np.isfinite(found.low)
-        held = (found.low <= truth) & (truth <= found.high)
+        given = np.isfinite(found.ci_low)
+        held = (found.ci_low <= truth) & (truth <= found.ci_high)
         assert given.mean() > (0.15 if lengths in ("very uneven", "pareto", "cut") else 0.65), (n, given.mean())
         assert 0.92 <= held[given].mean() <= 0.995, (n, held[given].mean())
 
@@ -63,8 +63,8 @@ def test_a_comparison_of_equals_holds_nought_where_a_few_long_trajectories_domin
         base, size = data(rng, n, TRIALS, lengths, "ppl")
         a, b = (base + size * rng.normal(0, 0.1, size.shape) for _ in range(2))
         found = [paired((a[:, i], size[:, i]), (b[:, i], size[:, i]), resamples=100) for i in range(TRIALS)]
-        given = [one for one in found if np.isfinite(one.low)]
-        held = np.mean([one.low <= 0 <= one.high for one in given])
+        given = [one for one in found if np.isfinite(one.ci_low)]
+        held = np.mean([one.ci_low <= 0 <= one.ci_high for one in given])
         assert len(given) > 0.15 * TRIALS
         assert 0.92 <= held <= 0.995, (n, held)
         alarms = np.mean([one.p <= 0.05 for one in given])

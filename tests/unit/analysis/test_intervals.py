@@ -8,10 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from hesnr_tasks.analysis.intervals import Scale, estimates, paired, why_withheld
-from hesnr_tasks.analysis.planning import diagnostics, holm, minimum_detectable, trajectories_needed
-from hesnr_tasks.metrics import SUMS
-from hesnr_tasks.stats import bootstrap_sums, effective_number, standard_error
+from hesnr_tasks.analysis.compare import Run, diagnostics
+from hesnr_tasks.metrics import TrajectorySums
+from hesnr_tasks.stats import (
+    Scale,
+    bootstrap_sums,
+    effective_number,
+    estimates,
+    holm,
+    minimum_detectable,
+    paired,
+    standard_error,
+    trajectories_needed,
+    why_withheld,
+)
 from tests.reference import comparison as slow
 
 
@@ -31,7 +41,7 @@ def test_intervals_are_those_of_a_plain_loop():
     found = estimates(*(np.stack(side, axis=1) for side in zip(*pairs)), resamples=1000, seed=5)
     for i, (numerator, denominator) in enumerate(pairs):
         want = slow.robust_t(list(zip(numerator.tolist(), denominator.tolist())))
-        assert (found.value[i], found.low[i], found.high[i]) == pytest.approx(want, rel=1e-9)
+        assert (found.value[i], found.ci_low[i], found.ci_high[i]) == pytest.approx(want, rel=1e-9)
         sums = bootstrap_sums(np.stack([numerator, denominator], axis=1), 1000, 5)
         assert found.stderr[i] == pytest.approx(standard_error(sums[:, 0] / sums[:, 1]), rel=1e-9)
 
@@ -40,15 +50,15 @@ def test_trajectories_of_equal_length_have_the_textbook_interval_of_a_mean():
     values = np.random.default_rng(3).normal(5, 2, 9)
     found = estimates(100 * values[:, None], np.full((9, 1), 100.0), resamples=200)
     want = student.interval(0.95, 8, values.mean(), values.std(ddof=1) / 3)
-    assert (found.low[0], found.high[0]) == pytest.approx(want, rel=1e-12)
+    assert (found.ci_low[0], found.ci_high[0]) == pytest.approx(want, rel=1e-12)
 
 
 def test_perplexities_are_exponentiated_intervals_of_their_logarithm_and_at_least_one():
     numerator, denominator = (side[:, None] for side in trajectories(np.random.default_rng(1), 15))
     plain = estimates(numerator, denominator, resamples=500)
     powers = estimates(numerator, denominator, Scale.EXP, resamples=500)
-    assert powers.low[0] == pytest.approx(math.exp(plain.low[0]))
-    assert powers.high[0] == pytest.approx(math.exp(plain.high[0]))
+    assert powers.ci_low[0] == pytest.approx(math.exp(plain.ci_low[0]))
+    assert powers.ci_high[0] == pytest.approx(math.exp(plain.ci_high[0]))
     sums = bootstrap_sums(np.hstack([numerator, denominator]), 500)
     assert powers.stderr[0] == pytest.approx(standard_error(np.exp(sums[:, 0] / sums[:, 1])))
 
@@ -80,7 +90,7 @@ def test_paired_differences_are_those_of_a_plain_loop(exponentiate):
     found = paired((a, size), (b, other), exponentiate, resamples=1000, seed=3)
     sides = [list(zip(x.tolist(), y.tolist())) for x, y in ((a, size), (b, other))]
     want = slow.paired_t(*sides, exponentiate)
-    assert (found.difference, found.low, found.high, found.p) == pytest.approx(want, rel=1e-8)
+    assert (found.value, found.ci_low, found.ci_high, found.p) == pytest.approx(want, rel=1e-8)
 
 
 def test_holm_is_the_textbook_rule():
@@ -103,7 +113,7 @@ def test_intervals_cover_clustered_tokens_where_naive_ones_fail():
         tokens = np.repeat(level, size) + rng.normal(0, 0.3, size.sum())
         numerator = np.add.reduceat(tokens, np.concatenate([[0], np.cumsum(size)[:-1]]))
         found = estimates(numerator[:, None], size[:, None].astype(float), resamples=400, seed=9)
-        covered += found.low[0] < truth < found.high[0]
+        covered += found.ci_low[0] < truth < found.ci_high[0]
         naive += abs(tokens.mean() - truth) < 1.96 * tokens.std() / math.sqrt(len(tokens))
     assert 0.93 <= covered / trials <= 0.97
     assert naive / trials < 0.6
@@ -140,7 +150,7 @@ def test_the_minimum_detectable_difference_is_found_as_often_as_said():
 def test_identical_runs_do_not_differ():
     a, size = trajectories(np.random.default_rng(7), 20)
     found = paired((a, size), (a, size), resamples=200)
-    assert (found.difference, found.low, found.high, found.p, found.below) == (0, 0, 0, 1, 0.5)
+    assert (found.value, found.ci_low, found.ci_high, found.p, found.p_below) == (0, 0, 0, 1, 0.5)
     assert found.correlation == pytest.approx(1)
 
 
@@ -153,7 +163,7 @@ def test_a_set_without_tokens_has_no_interval():
 def test_one_trajectory_has_a_value_and_no_error():
     found = estimates(np.array([[3.0]]), np.array([[4.0]]), resamples=200)
     assert found.value[0] == 0.75
-    assert np.isnan([found.stderr[0], found.low[0], found.high[0]]).all()
+    assert np.isnan([found.stderr[0], found.ci_low[0], found.ci_high[0]]).all()
     difference, *others = paired((np.array([3.0]), np.array([4.0])), (np.array([1.3]), np.array([4.0])), resamples=200)
     assert difference == pytest.approx(-0.425)
     assert np.isnan(others).all()
@@ -165,26 +175,24 @@ def test_a_set_that_few_trajectories_have_gets_no_interval():
     numerator[0], denominator[0] = 2.0, 5.0
     found = estimates(numerator, denominator, resamples=500)
     assert found.value[0] == 0.4
-    assert np.isnan([found.stderr[0], found.low[0], found.high[0]]).all()
+    assert np.isnan([found.stderr[0], found.ci_low[0], found.ci_high[0]]).all()
 
 
 def test_diagnostics_name_what_makes_errors_doubtful():
-    sums = np.zeros((40, len(SUMS)))
-    sums[:, SUMS.index("tokens")] = 100
-    sums[:2, SUMS.index("he_tokens")] = (500, 3)
-    cut = np.zeros(40, dtype=np.int64)
-    cut[0] = 400
-    said = list(diagnostics(sums, np.ones(40, dtype=np.int64), cut, "he_snr"))
-    assert said == [
+    def messages(he_tokens, truncated, metric, n=40):
+        values = np.column_stack([np.full(40, 100.0), he_tokens, he_tokens])[:n]
+        sums = TrajectorySums(values, ("tokens", "he_tokens", "he_snr" if metric == "he_snr" else "ppl"))
+        n_truncated = np.array([truncated] + [0] * (n - 1))
+        return list(diagnostics(Run("a", {}, (), (), np.ones(n, dtype=np.int64), n_truncated, sums), metric))
+
+    assert messages([500, 3] + [0] * 38, 400, "he_snr") == [
         "no interval: 40 trajectories as unequal as these tell as much as 1.0 equal ones",
         "9% of tokens beyond the context",
         "no such token in 38 trajectories",
     ]
-    sums[:, SUMS.index("he_tokens")] = [500] * 8 + [3] * 32
-    assert next(diagnostics(sums, np.ones(40, dtype=np.int64), cut, "he_snr")) == (
-        "uneven: 40 trajectories tell as much as 8 of equal length"
-    )
-    assert list(diagnostics(sums[:20], np.ones(20, dtype=np.int64), cut[:20] * 0, "ppl")) == ["few trajectories (20)"]
+    uneven = "uneven: 40 trajectories tell as much as 8 of equal length"
+    assert messages([500] * 8 + [3] * 32, 400, "he_snr")[0] == uneven
+    assert messages([500] * 40, 0, "ppl", n=20) == ["few trajectories (20)"]
     assert effective_number(np.ones(7)) == pytest.approx(7)
 
 
@@ -199,7 +207,7 @@ def test_a_few_equal_trajectories_have_an_error_but_no_interval(n, error, has):
     other = paired((numerator, size), (numerator + rng.normal(0, 1, n), size), resamples=2000)
     for one in (found.stderr[0], other.stderr):
         assert np.isfinite(one) == error
-    for one in (found.low[0], found.high[0], other.low, other.high, other.p):
+    for one in (found.ci_low[0], found.ci_high[0], other.ci_low, other.ci_high, other.p):
         assert np.isfinite(one) == has
     assert bool(why_withheld(size)) != has
 
@@ -209,5 +217,5 @@ def test_where_one_trajectory_holds_most_tokens_neither_error_nor_interval_is_gi
     rng = np.random.default_rng(1)
     found = estimates((size * rng.gamma(4, 1 / 4, 15))[:, None], size[:, None], resamples=500)
     assert np.isfinite(found.value[0])
-    assert np.isnan([found.stderr[0], found.low[0], found.high[0]]).all()
+    assert np.isnan([found.stderr[0], found.ci_low[0], found.ci_high[0]]).all()
     assert why_withheld(size) == "15 trajectories as unequal as these tell as much as 1.3 equal ones"

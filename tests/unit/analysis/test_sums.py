@@ -1,14 +1,13 @@
-"""Sums for many settings at once: the bits of `statistics_of`, and the numbers of a plain loop."""
+"""Sums of score files, for many settings at once: those of each trajectory alone, and the numbers of a plain loop."""
 
 import math
 
 import numpy as np
 import pytest
 
-from hesnr_tasks.analysis.frame import load, selection
-from hesnr_tasks.analysis.sums import grid_sums, group_sums, token_sums
+from hesnr_tasks.analysis.frame import grid_sums, group_sums, load, selection, token_sums
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.metrics import SUMS, statistics_of
+from hesnr_tasks.metrics import METRICS, TokenColumns, TrajectorySums
 from hesnr_tasks.scores import StoreError
 from hesnr_tasks.trajectory import Kind
 from tests.reference import comparison as slow
@@ -39,8 +38,14 @@ def selections(frame):
     return [selection(frame.filters, *one) for one in SETS]
 
 
-def test_every_sum_has_the_bits_of_a_run(store, frame):
-    """4 masks, 3 k, 5 thresholds, 9 trajectories: each of the 10 sums, compared as bytes."""
+def alone(store, key, counted, epsilon, k):
+    """The sums of one trajectory, as an lm-eval run makes them."""
+    columns = TokenColumns.of_scores(store.read(key), counted, k, store.text(key).rendered.text)
+    return TrajectorySums.of(columns, epsilon, k)
+
+
+def test_every_sum_is_that_of_a_run(store, frame):
+    """4 masks, 3 k, 5 thresholds, 9 trajectories: every statistic."""
     chosen = selections(frame)
     grid = grid_sums(frame, [one.mask for one in chosen], KS, EPSILONS)
     for t, key in enumerate(store):
@@ -48,8 +53,13 @@ def test_every_sum_has_the_bits_of_a_run(store, frame):
         for m, one in enumerate(chosen):
             for i, k in enumerate(KS):
                 for e, epsilon in enumerate(EPSILONS):
-                    want = statistics_of(scores.scores, scores.selected(one.mask), epsilon, k)
-                    assert grid.sums[m, i, e, t].tobytes() == want.tobytes(), (key, one.name, k, epsilon)
+                    want = alone(store, key, scores.selected(one.mask), epsilon, k)
+                    assert grid.values[m, i, e, t] == pytest.approx(want.values[0], rel=1e-12), (
+                        key,
+                        one.name,
+                        k,
+                        epsilon,
+                    )
 
 
 def test_single_sums_have_the_same_bits(store, frame):
@@ -57,17 +67,17 @@ def test_single_sums_have_the_same_bits(store, frame):
         found = token_sums(frame, frame.counted(one.mask), 1.1, 10)
         for t, key in enumerate(store):
             scores = store.read(key)
-            assert found[t].tobytes() == statistics_of(scores.scores, scores.selected(one.mask), 1.1, 10).tobytes()
+            assert found.values[t].tobytes() == alone(store, key, scores.selected(one.mask), 1.1, 10).values.tobytes()
 
 
 def test_sums_are_those_of_a_plain_loop(store, frame):
     found = token_sums(frame, frame.counted(made.WANTED), 1.2, 8)
-    names = ("tokens", "nll", "he_tokens", "he_nll", "he_ratio")
+    names = ("tokens", "ppl", "he_tokens", "he_ppl", "he_snr")
     for t, key in enumerate(store):
         s = store.read(key).scores
         tokens = zip(s.logprob.tolist(), s.rank.tolist(), s.topk_logprobs.tolist())
         want = slow.tally(tokens, 1.2, 8)
-        assert [found[t, SUMS.index(name)] for name in names] == pytest.approx(want, rel=1e-9)
+        assert [found.column(name)[t] for name in names] == pytest.approx(want, rel=1e-9)
 
 
 def test_groups_split_the_whole(store, frame):
@@ -78,15 +88,17 @@ def test_groups_split_the_whole(store, frame):
     for t, key in enumerate(store):
         scores = store.read(key)
         for group in range(10):
-            want = statistics_of(scores.scores, scores.selected(made.WANTED) & (scores.turn == group + 1), 1.2, 10)
-            assert found[group, t].tobytes() == want.tobytes()
-    assert found.sum(axis=0) == pytest.approx(token_sums(frame, counted, 1.2, 10), rel=1e-12)
+            want = alone(store, key, scores.selected(made.WANTED) & (scores.turn == group + 1), 1.2, 10)
+            assert found.values[group, t].tobytes() == want.values.tobytes()
+    assert found.values.sum(axis=0) == pytest.approx(token_sums(frame, counted, 1.2, 10).values, rel=1e-12)
 
 
 def test_an_empty_selection_is_zero_everywhere(frame):
     nothing = np.zeros(len(frame.label), dtype=bool)
-    assert not token_sums(frame, nothing, 1.2, 10).any()
-    assert group_sums(frame, np.full(len(frame.label), -1), 3, 1.2, 10).shape == (3, 9, 10)
+    sums = token_sums(frame, nothing, 1.2, 10)
+    assert not sums.values.any()
+    assert {METRICS[name].numerator for name in METRICS} <= set(sums.names)
+    assert group_sums(frame, np.full(len(frame.label), -1), 3, 1.2, 10).column("ppl").shape == (3, 9)
 
 
 # --- what may be asked ------------------------------------------------------------------------------------------------
@@ -121,7 +133,7 @@ def test_a_damaged_file_stops_the_analysis_by_name(tmp_path):
 
 
 def test_tokens_beyond_the_context_are_counted(frame):
-    cut = frame.cut(made.WANTED)
+    cut = frame.n_truncated(made.WANTED)
     assert cut[2] > 0
     assert cut.sum() == cut[2]
     assert frame.included(made.WANTED).all()
@@ -130,10 +142,10 @@ def test_tokens_beyond_the_context_are_counted(frame):
 def test_with_skip_a_cut_trajectory_is_left_out(tmp_path):
     made.run_of(tmp_path / "run", 4, 80, cut=(1,), overflow="skip")
     frame = load(tmp_path / "run")
-    assert frame.copies(made.WANTED).tolist() == [1, 0, 1, 1]
+    assert frame.multiplicity(made.WANTED).tolist() == [1, 0, 1, 1]
 
 
 def test_a_text_two_trajectories_have_counts_twice(tmp_path):
     store = parts.filled(tmp_path / "run", [1, 2])
     parts.put(store, 1, sources=[parts.Source("other attempt")])
-    assert load(store.folder).copies(parts.BOTH).tolist() == [2, 1]
+    assert load(store.folder).multiplicity(parts.BOTH).tolist() == [2, 1]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hesnr_tasks.actions.classes import decision_words
 from hesnr_tasks.analysis import tool_entropy
 from hesnr_tasks.analysis.frame import load, selection
-from hesnr_tasks.analysis.output import show
+from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.analysis.tool_entropy import MEASURES, Item, number, quantile, stderr_of, steps_of
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.errors import SettingsError

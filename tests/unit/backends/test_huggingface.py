@@ -18,7 +18,7 @@ from hesnr_tasks.backends.hf.forward import Way  # noqa: E402
 from hesnr_tasks.backends.hf.memory import _Tracker, is_out_of_memory  # noqa: E402
 from hesnr_tasks.backends.hf.model import Net  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
-from hesnr_tasks.metrics import SUMS, statistics_of  # noqa: E402
+from hesnr_tasks.metrics import TokenColumns, TrajectorySums  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.reference.scoring import TOLERANCE, assert_scores, score_slowly  # noqa: E402
 
@@ -429,10 +429,11 @@ def test_fewer_than_ten_candidates_and_all_ranks():
     scores = dict(engine_for(model).score([text], 5, int))[0]
     rows = score_slowly(model, text.ids.tolist(), text.targets.tolist(), 5)
     assert_scores(scores, rows)
-    sums = dict(zip(SUMS, statistics_of(scores, np.ones(300, bool), k=5), strict=True))
+    columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, 5)
+    sums = {j: float(TrajectorySums.of(columns, k=5).column(f"top{j}_acc")[0]) for j in (1, 2, 5, 10)}
     for j in (1, 2, 5, 10):
-        assert sum(row.ranks[-1] <= j for row in rows) <= sums[f"top{j}"] <= sum(row.ranks[0] <= j for row in rows)
-    assert sums["top5"] < sums["top10"]
+        assert sum(row.ranks[-1] <= j for row in rows) <= sums[j] <= sum(row.ranks[0] <= j for row in rows)
+    assert sums[5] < sums[10]
 
 
 # --- the backend ----------------------------------------------------------------------------------------------------

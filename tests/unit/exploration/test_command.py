@@ -7,13 +7,13 @@ import json
 
 import pytest
 
-from hesnr_tasks.analysis.measures import Number
-from hesnr_tasks.analysis.output import Table
+from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.exploration.entropy_profile import drawn
 from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.scores import ScoreStore
+from hesnr_tasks.stats import Estimate
 from tests.unit.analysis import made
 from tests.unit.exploration import planted
 
@@ -93,7 +93,7 @@ def test_the_figure_draws_the_numbers_of_the_tables(ladder, tmp_path, over):
 
 def _numbers(row):
     """A row of JSON with numbers as they were."""
-    return {name: Number(*value.values()) if isinstance(value, dict) else value for name, value in row.items()}
+    return {name: Estimate(*value.values()) if isinstance(value, dict) else value for name, value in row.items()}
 
 
 def test_embeddings_change_which_sentences_are_rare_and_nothing_else(ladder, tables):

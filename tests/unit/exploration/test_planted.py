@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from hesnr_tasks.analysis.frame import load, selection
-from hesnr_tasks.analysis.intervals import estimates
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.exploration.contrast import contrast
 from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect
 from hesnr_tasks.exploration.text import distances, load_lexicon, rare
+from hesnr_tasks.stats import estimates
 from hesnr_tasks.trajectory import Kind
 from tests.unit.exploration import planted
 
@@ -113,7 +113,7 @@ def test_how_words_split_into_tokens_is_no_effect_of_sentences(tmp_path):
     _, found = collect(frame, chosen, load_lexicon())
     begin = np.append(found.token[found.start[:-1]], len(frame.label))  # all text is sentences
     everything = np.array([frame.entropy[10][a:b].mean() for a, b in itertools.pairwise(begin)])
-    copies, lines = frame.copies(chosen.mask), rows(tmp_path / "run")
+    copies, lines = frame.multiplicity(chosen.mask), rows(tmp_path / "run")
     for part, treated in (("reflective", found.kinds.any(axis=1)), ("rare", rare(distances(found.texts)))):
         old = interval(everything, treated, found, copies)
         assert old["low"] > 0.01 if part == "reflective" else old["high"] < -0.03

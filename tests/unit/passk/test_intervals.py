@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hesnr_tasks.analysis.intervals import paired
-from hesnr_tasks.analysis.planning import minimum_detectable
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.passk.estimator import (
     Outcomes,
@@ -22,7 +20,7 @@ from hesnr_tasks.passk.estimator import (
     sign_flip,
     wilson,
 )
-from hesnr_tasks.stats import resample_counts
+from hesnr_tasks.stats import minimum_detectable, paired, resample_counts
 
 
 def outcomes(n, c, name="run"):

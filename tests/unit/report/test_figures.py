@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from hesnr_tasks.analysis.measures import Number
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.plotting import look, save
 from hesnr_tasks.report import tables
@@ -16,6 +15,7 @@ from hesnr_tasks.report.figures import entropy as entropy_figures
 from hesnr_tasks.report.figures import metrics as metrics_figures
 from hesnr_tasks.report.ladder import order, parse
 from hesnr_tasks.report.results import read_results
+from hesnr_tasks.stats import Estimate
 from tests.reference import comparison
 from tests.unit.analysis import made
 from tests.unit.report import ladders, reference
@@ -39,16 +39,16 @@ def study(folders):
 def test_axes_are_set_by_the_values_not_by_an_endless_interval(axis, scale):
     from matplotlib.figure import Figure
 
-    numbers = [Number(248.0, 50.0, 3e-5, 2.2e9), Number(131.0, 11.0, 110.0, 160.0), Number(math.nan)]
+    numbers = [Estimate(248.0, 50.0, 3e-5, 2.2e9), Estimate(131.0, 11.0, 110.0, 160.0), Estimate(math.nan)]
     axes = Figure().subplots()
     getattr(axes, f"set_{axis}scale")(scale)
     bound_axis(axes, numbers, axis)
     low, high = getattr(axes, f"get_{axis}lim")()
     assert 0 <= low < 131 < 248 < high < 600
-    bound_axis(axes, [Number(5.0, 0.1, 4.9, 5.1)] * 2, axis)
+    bound_axis(axes, [Estimate(5.0, 0.1, 4.9, 5.1)] * 2, axis)
     low, high = getattr(axes, f"get_{axis}lim")()
     assert 4 < low < 4.9 < 5.1 < high < 6
-    bound_axis(axes, [Number(math.nan)], axis)  # nothing to show: the axis stays as it is
+    bound_axis(axes, [Estimate(math.nan)], axis)  # nothing to show: the axis stays as it is
 
 
 def tally(folder, select, epsilon=EPSILON):
@@ -315,4 +315,4 @@ def test_every_figure_is_drawn_whatever_the_names_hold(tmp_path):
 
 
 def test_error_bars_are_distances_and_unknown_ends_are_none():
-    assert bars([Number(2.0, 0.5, 1.5, 3.0), Number(1.0)]) == [[0.5, 0.0], [1.0, 0.0]]
+    assert bars([Estimate(2.0, 0.5, 1.5, 3.0), Estimate(1.0)]) == [[0.5, 0.0], [1.0, 0.0]]

@@ -1,0 +1,46 @@
+"""Metrics: one registry, one result model, the published definitions. Imports neither torch nor lm-eval."""
+
+from hesnr_tasks.metrics import paper, proxies  # noqa: F401  (they register their metrics)
+from hesnr_tasks.metrics.registry import (
+    EPSILON,
+    METRICS,
+    MIN_TOKENS,
+    Item,
+    Metric,
+    Share,
+    TokenColumns,
+    TrajectorySums,
+    aggregate,
+    aggregate_error,
+    cell_sums,
+    evaluate,
+    measure,
+    metric,
+    needed_columns,
+    share_scored,
+    token_bytes,
+    topk_entropy,
+    unregister,
+)
+
+__all__ = [
+    "EPSILON",
+    "METRICS",
+    "MIN_TOKENS",
+    "Item",
+    "Metric",
+    "Share",
+    "TokenColumns",
+    "TrajectorySums",
+    "aggregate",
+    "aggregate_error",
+    "cell_sums",
+    "evaluate",
+    "measure",
+    "metric",
+    "needed_columns",
+    "share_scored",
+    "token_bytes",
+    "topk_entropy",
+    "unregister",
+]

@@ -1,0 +1,458 @@
+"""The registry of metrics, and the one result model: sums of each trajectory, from which every number follows.
+
+A metric is one function from token columns to per-token terms. The terms are summed per trajectory in float64
+(`TrajectorySums`) and divided once, so averages are pooled over tokens (micro-averages) unless the metric says
+`average="macro"`, and errors, paired tests and breakdowns need nothing but the sums.
+
+    @metric("ppl", better="down", unit="", source="…", scale=Scale.EXP)
+    def ppl(tokens):
+        return -tokens.logprob            # over the number of tokens; or return (numerator, denominator)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks.stats import (
+    FEWEST_FOR_ERROR,
+    RESAMPLES,
+    SEED,
+    Estimate,
+    Scale,
+    effective_number,
+    estimates,
+)
+
+__all__ = [
+    "EPSILON",
+    "METRICS",
+    "MIN_TOKENS",
+    "Item",
+    "Metric",
+    "TokenColumns",
+    "TrajectorySums",
+    "aggregate",
+    "aggregate_error",
+    "cell_sums",
+    "evaluate",
+    "measure",
+    "metric",
+    "token_bytes",
+    "topk_entropy",
+    "unregister",
+]
+
+EPSILON = (math.log(3) + math.log(4)) / 2  # 1.2424533…: midpoint of ln 3 and ln 4, in nats
+MIN_TOKENS = 30  # below that a mean is withheld: its relative error is some 20 % even for independent tokens
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenColumns:
+    """n scored tokens. Logarithms are natural, entropies in nats; `None`: that column is not available."""
+
+    logprob: FloatArray  # (n,) ln p(x_t | x_<t)
+    rank: npt.NDArray[np.int32]  # (n,) 1 + number of tokens strictly more likely; -m: beyond the m most likely
+    entropy: FloatArray  # (n,) H_topk
+    topk_logprobs: npt.NDArray[np.floating] | None = None  # (n, k) descending
+    n_bytes: FloatArray | None = None  # (n,) UTF-8 bytes of the token's text
+
+    @classmethod
+    def of(
+        cls,
+        logprob: npt.NDArray[np.floating],
+        rank: npt.NDArray[np.int32],
+        topk_logprobs: npt.NDArray[np.floating],
+        k: int,
+        n_bytes: FloatArray | None = None,
+    ) -> TokenColumns:
+        """From the arrays of a scoring backend; a rank of 0 means beyond the stored candidates."""
+        rank = np.where(rank == 0, -topk_logprobs.shape[1], rank)
+        return cls(logprob.astype(np.float64), rank, topk_entropy(topk_logprobs, k), topk_logprobs, n_bytes)
+
+    @classmethod
+    def of_scores(cls, scored: Any, counted: npt.NDArray[np.bool_], k: int, text: str) -> TokenColumns:
+        """The tokens of a `backends.base.TokenScores` where `counted` (n,) is true; `text`: what was scored."""
+        n_bytes = token_bytes(text, scored.char_start, scored.char_end)[counted]
+        logprob, rank, top, _ = (column[counted] for column in scored.scores)
+        return cls.of(logprob, rank, top, k, n_bytes)
+
+    def __getitem__(self, index: Any) -> TokenColumns:
+        return TokenColumns(
+            logprob=self.logprob[index],
+            rank=self.rank[index],
+            entropy=self.entropy[index],
+            topk_logprobs=None if self.topk_logprobs is None else self.topk_logprobs[index],
+            n_bytes=None if self.n_bytes is None else self.n_bytes[index],
+        )
+
+    def __len__(self) -> int:
+        return len(self.logprob)
+
+
+Terms = FloatArray | npt.NDArray[np.bool_] | float  # per token; a number stands for all tokens
+Definition = Callable[[TokenColumns], "Terms | tuple[Terms, Terms]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One registered metric. `numerator` and `denominator` name columns of `TrajectorySums`."""
+
+    name: str
+    definition: Definition
+    better: str | None  # "up", "down", None: neither
+    unit: str
+    source: str
+    title: str  # heading in tables
+    over: tuple[str, str]  # the token sets that numerator and denominator are summed over: "tokens", "decisions"
+    scale: Scale
+    average: str  # "micro": pooled over tokens; "macro": mean of the trajectories' own ratios; "total": a plain sum
+    needs: tuple[str, ...]  # optional columns of `TokenColumns`
+    numerator: str
+    denominator: str | None  # None for a total
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """None where neither direction is better."""
+        return None if self.better is None else self.better == "up"
+
+    @property
+    def exponentiate(self) -> bool:
+        """Whether the value is exp of the ratio."""
+        return self.scale is Scale.EXP
+
+
+METRICS: dict[str, Metric] = {}  # in the order of registration, which is the order of tables
+_COUNTS = {"tokens": "tokens", "decisions": "he_tokens"}  # the column that counts each set of tokens
+_COLUMNS: dict[str, tuple[str, int]] = {
+    "tokens": ("", 0),
+    "he_tokens": ("", 0),
+}  # column: (metric, its 0th or 1st part)
+
+
+def metric(
+    name: str,
+    *,
+    better: str | None = None,
+    unit: str = "",
+    source: str = "",
+    title: str = "",
+    over: str | tuple[str, str] = "tokens",
+    scale: Scale = Scale.LINEAR,
+    average: str = "micro",
+    needs: Sequence[str] = (),
+    own_denominator: bool = False,
+) -> Callable[[Definition], Definition]:
+    """Register a metric; everything that shows metrics has it from then on.
+
+    Args:
+        name: key in results; letters, digits and underscores.
+        better: "up", "down", or None.
+        unit: such as "bits/byte"; empty for a pure number.
+        source: the publication or code that defines it.
+        title: heading in tables (default: the name and an arrow).
+        over: the tokens that are summed over: "tokens" (all that count, M), "decisions" (𝓗), or one for numerator and
+            one for denominator.
+        scale: its range, on which the interval is symmetric; `Scale.EXP`: the value is exp of the ratio.
+        average: "micro", "macro" or "total" (a plain sum, which has no error).
+        needs: optional columns it reads; where they are missing the metric is NaN.
+        own_denominator: the function returns (numerator, denominator); else the denominator is the number of tokens.
+
+    Raises:
+        ValueError: for a name that is taken.
+    """
+    if name in METRICS or (name in _COLUMNS and average != "total"):
+        raise ValueError(f"a metric named {name!r} is registered already")
+    sets = (over, over) if isinstance(over, str) else over
+
+    def register(definition: Definition) -> Definition:
+        counted = name == _COUNTS[sets[0]]
+        denominator = None if average == "total" else f"{name}_denominator" if own_denominator else _COUNTS[sets[1]]
+        arrow = {"up": " ↑", "down": " ↓", None: ""}[better]
+        METRICS[name] = Metric(
+            name, definition, better, unit, source, title or name.replace("_", " ") + arrow, sets, scale, average,
+            tuple(needs), name, denominator,
+        )  # fmt: skip
+        if not counted:
+            _COLUMNS[name] = (name, 0)
+        if own_denominator:
+            _COLUMNS[f"{name}_denominator"] = (name, 1)
+        return definition
+
+    return register
+
+
+def unregister(name: str) -> None:
+    """Take a metric out of the registry; its columns stay in sums that were made before."""
+    del METRICS[name]
+    for column in (name, f"{name}_denominator"):
+        if column not in _COUNTS.values():
+            _COLUMNS.pop(column, None)
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectorySums:
+    """Sufficient statistics of T trajectories: `values[..., t, s]` is the sum `names[s]` over tokens of the t-th."""
+
+    values: FloatArray  # (..., T, S)
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokens: TokenColumns, epsilon: float = EPSILON, k: int = 10) -> TrajectorySums:
+        """Of one trajectory whose tokens all count; T = 1."""
+        return cell_sums(tokens, np.zeros(len(tokens), dtype=np.int64), 1, [epsilon], k)[0]
+
+    def __getitem__(self, index: Any) -> TrajectorySums:
+        """Indexes the leading axes, trajectories last: `sums[keep]`, `sums[setting]`, `sums[None]`."""
+        return TrajectorySums(self.values[index], self.names)
+
+    def __iter__(self) -> Iterator[TrajectorySums]:
+        return (self[i] for i in range(len(self.values)))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def column(self, name: str) -> FloatArray:
+        """One statistic, shape (..., T)."""
+        return self.values[..., self.names.index(name)]
+
+    def parts(self, metric: str) -> tuple[FloatArray, FloatArray]:
+        """Numerator and denominator of a metric for each trajectory, each of shape (..., T); a total's is over 1."""
+        entry = METRICS[metric]
+        numerator = self.column(entry.numerator)
+        if entry.denominator is None:
+            return numerator, np.ones_like(numerator)
+        denominator = self.column(entry.denominator)
+        if entry.average != "macro":
+            return numerator, denominator
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(denominator == 0, 0.0, numerator / denominator)
+        return ratio, np.where(np.isnan(denominator), np.nan, denominator != 0)
+
+    def counted(self, metric: str) -> FloatArray:
+        """The number of tokens that a metric averages over, for each trajectory; shape (..., T)."""
+        return self.column(_COUNTS[METRICS[metric].over[1]])
+
+    def repeat(self, multiplicity: IntArray) -> TrajectorySums:
+        """Each trajectory as often as `multiplicity` (T,) says."""
+        return TrajectorySums(np.repeat(self.values, multiplicity, axis=-2), self.names)
+
+
+def cell_sums(
+    tokens: TokenColumns, cell: IntArray, cells: int, epsilons: Sequence[float] = (EPSILON,), k: int = 10
+) -> TrajectorySums:
+    """Every statistic of every registered metric, of each cell of tokens, at several thresholds at once.
+
+    Args:
+        tokens: n tokens.
+        cell: shape (n,), 0 … cells - 1: what each token is summed into, such as the index of its trajectory.
+        cells: how many there are.
+        epsilons: thresholds of 𝓗 in nats, in any order.
+        k: candidates that the target must be among.
+
+    Returns:
+        Sums of shape (thresholds, cells, statistics).
+    """
+    thresholds, order = np.unique(np.asarray(epsilons, dtype=np.float64), return_inverse=True)
+    above = (tokens.entropy > thresholds.min(initial=np.inf)) & (tokens.rank >= 1) & (tokens.rank <= k)
+    high = np.flatnonzero(above)
+    subsets = {"tokens": tokens, "decisions": tokens[high]}
+    # a token counts at every threshold below its entropy: sum by the number of such thresholds, then accumulate
+    level = np.searchsorted(thresholds, subsets["decisions"].entropy, side="left") - 1
+    slot = {"tokens": cell, "decisions": cell[high] * len(thresholds) + level}
+
+    def total(terms: Any, over: str) -> FloatArray:
+        """Shape (thresholds, cells); the same at every threshold for a sum over all tokens."""
+        weights = np.broadcast_to(np.asarray(terms, dtype=np.float64), len(subsets[over]))
+        bins = cells if over == "tokens" else cells * len(thresholds)
+        sums = np.bincount(slot[over], weights, bins)
+        if over == "tokens":
+            return np.broadcast_to(sums, (len(thresholds), cells))
+        return sums.reshape(cells, len(thresholds))[:, ::-1].cumsum(axis=1)[:, ::-1].T
+
+    terms: dict[tuple[str, str], Any] = {}
+
+    def terms_of(entry: Metric, part: int) -> Any:
+        key = (entry.name, entry.over[part])
+        if key not in terms:
+            subset = subsets[entry.over[part]]
+            missing = any(getattr(subset, name) is None for name in entry.needs)
+            terms[key] = (math.nan, math.nan) if missing else entry.definition(subset)
+        return terms[key][part] if isinstance(terms[key], tuple) else terms[key]
+
+    names = tuple(_COLUMNS)
+    values = np.empty((len(thresholds), cells, len(names)))
+    for i, name in enumerate(names):
+        owner, part = _COLUMNS[name]
+        if owner:
+            values[..., i] = total(terms_of(METRICS[owner], part), METRICS[owner].over[part])
+        else:
+            values[..., i] = total(1.0, "tokens" if name == "tokens" else "decisions")
+    return TrajectorySums(values[order], names)
+
+
+def topk_entropy(topk_logprobs: npt.NDArray[np.floating], k: int) -> FloatArray:
+    """H_topk in nats of each row, from its first k log-probabilities renormalised to sum to 1; in [0, ln k].
+
+    Args:
+        topk_logprobs: shape (n, >= k), descending.
+
+    Returns:
+        Shape (n,).
+    """
+    logs = np.asarray(topk_logprobs[:, :k], dtype=np.float64)
+    logs = logs - logs.max(axis=1, keepdims=True, initial=-np.inf) if len(logs) else logs
+    weights = np.exp(logs)
+    normaliser = weights.sum(axis=1)
+    # H = ln Z - E[ln w]; a weight of 0 contributes 0 (0 ln 0 = 0)
+    expected = np.where(weights > 0, weights * np.where(weights > 0, logs, 0), 0).sum(axis=1) / normaliser
+    return np.clip(np.log(normaliser) - expected, 0.0, math.log(k))
+
+
+def token_bytes(
+    text: str | npt.NDArray[np.uint8], start: npt.NDArray[np.integer], end: npt.NDArray[np.integer]
+) -> FloatArray:
+    """UTF-8 bytes of each token of a text, in order; a character that several tokens share belongs to the first.
+
+    Args:
+        text: the text, or its UTF-8 bytes.
+        start, end: each token's characters, shape (n,).
+    """
+    data = np.frombuffer(text.encode(), np.uint8) if isinstance(text, str) else text
+    offsets = np.append(np.flatnonzero((data & 0xC0) != 0x80), len(data))  # of each character, and of the end
+    covered = np.maximum.accumulate(np.concatenate([[0], end[:-1]])) if len(end) else end
+    first = np.minimum(np.maximum(start, covered), end)
+    return (offsets[end] - offsets[first]).astype(np.float64)
+
+
+# --- from sums to numbers ---------------------------------------------------------------------------------------------
+
+
+def evaluate(metric: Metric, numerator: Any, denominator: Any) -> FloatArray:
+    """The metric's value for (arrays of) totals; NaN where nothing was counted, never 0."""
+    if metric.denominator is None:
+        return np.asarray(numerator, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = np.asarray(numerator, dtype=np.float64) / np.asarray(denominator, dtype=np.float64)
+        ratio = np.where(np.asarray(denominator) > 0, ratio, np.nan)
+        return np.exp(ratio) if metric.exponentiate else ratio
+
+
+class Item(NamedTuple):
+    """One trajectory's part in one metric, as lm-eval gathers it from all processes."""
+
+    key: str  # hash of its labelled text
+    numerator: float
+    denominator: float
+    tokens_cut: int  # tokens beyond the context
+    tokens: float = 0.0  # that the metric averages over
+
+    @classmethod
+    def of(cls, key: str, name: str, sums: TrajectorySums, tokens_cut: int = 0) -> Item:
+        """The part of a trajectory (T = 1) in a registered metric."""
+        numerator, denominator = (float(part[0]) for part in sums.parts(name))
+        return cls(key, numerator, denominator, tokens_cut, float(sums.counted(name)[0]))
+
+
+def aggregate(metric: Metric, items: Sequence[Item], min_tokens: int = 0) -> float:
+    """The pooled value; NaN for a ratio over no tokens, or over fewer than `min_tokens`.
+
+    `fsum` is exact, so neither the order of trajectories nor the number of processes matters.
+    """
+    if metric.denominator is not None and sum(item.tokens for item in items) < min_tokens:
+        return math.nan
+    numerator, denominator = (
+        math.fsum(part) for part in ([i.numerator for i in items], [i.denominator for i in items])
+    )
+    return float(evaluate(metric, numerator, denominator))
+
+
+def aggregate_error(
+    metric: Metric, items: Sequence[Item], resamples: int = RESAMPLES, seed: int = SEED, min_tokens: int = 0
+) -> float | str:
+    """Cluster-bootstrap standard error of a ratio.
+
+    "N/A", which lm-eval prints, where there is none: of a total, of a value that is itself withheld, and where the
+    trajectories are so unequal that they amount to fewer than two equal ones.
+    """
+    if metric.denominator is None:
+        return "N/A"
+    ordered = sorted(items)  # by text hash: the resamples must not depend on the order of arrival
+    parts = np.array([item[1:3] for item in ordered], dtype=np.float64).reshape(-1, 2)
+    few = sum(item.tokens for item in items) < min_tokens
+    if few or not effective_number(parts[:, 1]) >= FEWEST_FOR_ERROR:
+        return "N/A"
+    return float(estimates(parts[:, :1], parts[:, 1:], metric.scale, resamples=resamples, seed=seed).stderr[0])
+
+
+def measure(
+    sums: TrajectorySums,
+    multiplicity: IntArray,
+    names: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    min_tokens: int = 0,
+) -> list[dict[str, Estimate]]:
+    """The metrics `names` with error and interval, for each row of sums (rows, T, statistics).
+
+    Args:
+        sums: of T trajectories, in the order of their keys, in each of several settings.
+        multiplicity: (T,), how often each trajectory counts.
+        names: registered metrics.
+        resamples, seed: of the bootstrap.
+        min_tokens: a ratio over fewer tokens is NaN.
+    """
+    repeated = sums.repeat(multiplicity)
+    ratios: list[tuple[int, str]] = []  # the settings and metrics that have errors
+    columns: list[tuple[FloatArray, FloatArray]] = []
+    distinct: dict[tuple[bytes, bytes, Scale], int] = {}  # many settings share a ratio: it is bootstrapped once
+    index: list[int] = []
+    lines: list[dict[str, Estimate]] = []
+    for row, setting in enumerate(repeated):
+        line = {}
+        for name in names:
+            entry = METRICS[name]
+            numerator, denominator = setting.parts(name)
+            few = entry.denominator is not None and setting.counted(name).sum() < min_tokens
+            value = math.nan if few else float(evaluate(entry, math.fsum(numerator), math.fsum(denominator)))
+            line[name] = Estimate(value)
+            if not few and entry.denominator is not None and np.isfinite(value):
+                key = numerator.tobytes(), denominator.tobytes(), entry.scale
+                if distinct.setdefault(key, len(columns)) == len(columns):
+                    columns.append((numerator, denominator))
+                ratios.append((row, name))
+                index.append(distinct[key])
+        lines.append(line)
+    if columns:
+        numerators, denominators = (np.stack(side, axis=1) for side in zip(*columns, strict=True))
+        scales = [scale for _, _, scale in distinct]
+        bounds = estimates(numerators, denominators, scales, resamples=resamples, seed=seed).rows()
+        for (row, name), i in zip(ratios, index, strict=True):
+            lines[row][name] = bounds[i]._replace(value=lines[row][name].value)
+    return lines
+
+
+class Share(float):
+    """The share of the tokens that would count that was scored; tables mark it below a half."""
+
+
+def share_scored(tokens: float, cut: float) -> Share:
+    """Tokens scored over tokens that would count if the context had no limit."""
+    return Share(tokens / (tokens + cut) if tokens + cut else math.nan)
+
+
+def needed_columns(names: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The optional columns that some registered metric reads."""
+    return tuple(dict.fromkeys(column for name in names or METRICS for column in METRICS[name].needs))

@@ -1,0 +1,240 @@
+"""Every registered metric against plain float64 loops, and the properties that any metric must have.
+
+A new metric needs one more line in tests/reference/metrics.py, and passes everything here.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hesnr_tasks.metrics import (
+    EPSILON,
+    METRICS,
+    Item,
+    TokenColumns,
+    TrajectorySums,
+    aggregate,
+    aggregate_error,
+    cell_sums,
+    evaluate,
+    measure,
+    metric,
+    token_bytes,
+    topk_entropy,
+    unregister,
+)
+from hesnr_tasks.stats import Scale
+from tests.reference import metrics as reference
+
+VOCABULARY = 30
+
+
+@pytest.fixture(params=METRICS)
+def name(request):
+    return request.param
+
+
+def columns(logits, targets, sizes, k=10):
+    """Token columns of float64 logits, by numpy and independent of the reference."""
+    logs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    rows = np.arange(len(targets))
+    top = -np.sort(-logs, axis=1)[:, :k]
+    rank = 1 + (logits > logits[rows, targets][:, None]).sum(axis=1)
+    return TokenColumns.of(logs[rows, targets], rank.astype(np.int32), top, k, sizes.astype(float))
+
+
+@st.composite
+def trajectories(draw):
+    """A few trajectories of (logits, targets, bytes), with flat, peaked and tied rows; some are empty."""
+    seed, count = draw(st.integers(0, 2**31)), draw(st.integers(1, 5))
+    scale, digits = draw(st.sampled_from([0.0, 0.3, 1.0, 4.0, 20.0])), draw(st.sampled_from([1, 9]))
+    return [random_trajectory(np.random.default_rng([seed, i]), scale, digits) for i in range(count)]
+
+
+def random_trajectory(rng, scale=0.6, digits=9, n=None):
+    n = int(rng.integers(0, 12)) if n is None else n
+    logits = np.round(rng.normal(0, scale, (n, VOCABULARY)), digits)
+    return logits, rng.integers(0, VOCABULARY, n), rng.integers(1, 9, n)
+
+
+def items_of(data, name, epsilon=EPSILON, k=10):
+    sums = [TrajectorySums.of(columns(*trajectory, k), epsilon, k) for trajectory in data]
+    return [Item.of(f"{i:03d}", name, row) for i, row in enumerate(sums)]
+
+
+def reference_tokens(data, k=10):
+    return [
+        [(*reference.token(row.tolist(), int(target), k), int(size)) for row, target, size in zip(*trajectory)]
+        for trajectory in data
+    ]
+
+
+# --- every metric -----------------------------------------------------------------------------------------------------
+
+
+@given(data=trajectories(), epsilon=st.sampled_from([EPSILON, 0.5, math.log(2), 2.0]))
+@settings(max_examples=60, deadline=None)
+def test_every_metric_equals_the_plain_loop(data, epsilon):
+    expected = reference.metrics([t for tokens in reference_tokens(data) for t in tokens], epsilon)
+    for name, entry in METRICS.items():
+        value = aggregate(entry, items_of(data, name, epsilon))
+        assert value == pytest.approx(expected[name], rel=1e-9, abs=1e-12, nan_ok=True), name
+
+
+@given(data=trajectories(), random=st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_the_order_of_trajectories_changes_no_bit_and_that_of_tokens_no_digit(data, random):
+    for name, entry in METRICS.items():
+        items = items_of(data, name)
+        shuffled = random.sample(items, len(items))
+        assert repr(aggregate(entry, items)) == repr(aggregate(entry, shuffled))
+        assert repr(aggregate_error(entry, items, 100, 1)) == repr(aggregate_error(entry, shuffled, 100, 1))
+        turned = [tuple(column[::-1] for column in trajectory) for trajectory in data]
+        assert aggregate(entry, items_of(turned, name)) == pytest.approx(
+            aggregate(entry, items), rel=1e-12, nan_ok=True
+        )
+
+
+@given(data=trajectories())
+@settings(max_examples=40, deadline=None)
+def test_sums_add_up_over_trajectories(data):
+    """The sums of a text in two parts are those of the whole, of every statistic."""
+    joint = TrajectorySums.of(columns(*(np.concatenate(part) for part in zip(*data))))
+    parts = [TrajectorySums.of(columns(*trajectory)) for trajectory in data]
+    assert sum(part.values for part in parts) == pytest.approx(joint.values, rel=1e-12, abs=1e-12)
+
+
+def test_without_tokens_a_ratio_is_nan_and_a_total_0(name):
+    nothing = [random_trajectory(np.random.default_rng(0), n=0)] * 3
+    value = aggregate(METRICS[name], items_of(nothing, name))
+    assert value == 0 if METRICS[name].denominator is None else math.isnan(value)
+    assert aggregate_error(METRICS[name], items_of(nothing, name), 100, 1) == "N/A"
+
+
+def test_over_fewer_tokens_than_the_floor_a_ratio_is_withheld(name):
+    data = [random_trajectory(np.random.default_rng(i), n=10) for i in range(4)]
+    items = items_of(data, name, epsilon=0.5)
+    tokens = sum(item.tokens for item in items)
+    total = METRICS[name].denominator is None
+    for floor, withheld in ((tokens, False), (tokens + 1, not total)):
+        assert math.isnan(aggregate(METRICS[name], items, floor)) == withheld
+        assert (aggregate_error(METRICS[name], items, 100, 1, floor) == "N/A") == (withheld or total)
+
+
+def test_a_missing_column_makes_a_metric_nan_not_wrong(name):
+    tokens = columns(*random_trajectory(np.random.default_rng(3), n=40))
+    without = TokenColumns(tokens.logprob, tokens.rank, tokens.entropy)
+    values = [
+        evaluate(METRICS[name], *(part.sum() for part in TrajectorySums.of(t).parts(name))) for t in (tokens, without)
+    ]
+    assert math.isnan(values[1]) == bool(METRICS[name].needs)
+    assert METRICS[name].needs or values[0] == values[1]
+
+
+def test_errors_equal_a_plain_loop_over_resamples(name):
+    if METRICS[name].denominator is None:
+        return
+    data = [random_trajectory(np.random.default_rng(n), n=n) for n in (16, 29, 14, 31)]
+    rng = np.random.default_rng(77)
+    draws = [rng.integers(0, 4, size=4).tolist() for _ in range(200)]
+    expected = reference.bootstrap(reference_tokens(data), name, draws, EPSILON)
+    assert aggregate_error(METRICS[name], items_of(data, name), 200, 77) == pytest.approx(expected, rel=1e-9)
+
+
+def test_many_settings_at_once_are_each_alone(name):
+    """`measure` over several thresholds, with a text that counts twice, gives what lm-eval gives of each."""
+    data = [random_trajectory(np.random.default_rng(i), n=20 + i) for i in range(6)]
+    tokens = columns(*(np.concatenate(part) for part in zip(*data)))
+    cell = np.repeat(np.arange(6), [len(targets) for _, targets, _ in data])
+    epsilons = [1.9, 0.5, EPSILON]
+    lines = measure(cell_sums(tokens, cell, 6, epsilons), np.array([1, 2, 1, 1, 0, 1]), [name], resamples=300)
+    for epsilon, line in zip(epsilons, lines):
+        items = items_of(data, name, epsilon)
+        items = [items[0], items[1], items[1], items[2], items[3], items[5]]
+        assert line[name].value == pytest.approx(aggregate(METRICS[name], items), rel=1e-12, nan_ok=True)
+        error = aggregate_error(METRICS[name], items, 300)
+        assert (math.isnan(line[name].stderr) and not isinstance(error, float)) or line[name].stderr == pytest.approx(
+            error, rel=1e-12, nan_ok=True
+        )
+        assert not line[name].ci_low > line[name].value > line[name].ci_high
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+
+
+def test_a_metric_is_one_function():
+    """Registered, it is in the sums; a macro-average is the mean of the trajectories' own ratios."""
+
+    @metric("surprise", better="down", unit="nats", average="macro", scale=Scale.POSITIVE)
+    def surprise(tokens):
+        return -tokens.logprob
+
+    try:
+        data = [random_trajectory(np.random.default_rng(i), n=n) for i, n in enumerate((4, 0, 9))]
+        expected = np.mean([-np.mean([t[0] for t in tokens]) for tokens in reference_tokens(data) if tokens])
+        assert aggregate(METRICS["surprise"], items_of(data, "surprise")) == pytest.approx(expected, rel=1e-12)
+        with pytest.raises(ValueError, match="registered already"):
+            metric("surprise")(surprise)
+    finally:
+        unregister("surprise")
+    assert "surprise" not in TrajectorySums.of(columns(*data[0])).names
+
+
+# --- the pieces -------------------------------------------------------------------------------------------------------
+
+
+@given(data=trajectories())
+@settings(max_examples=60, deadline=None)
+def test_bounds(data):
+    for trajectory in data:
+        entropy = columns(*trajectory).entropy
+        assert ((entropy >= 0) & (entropy <= math.log(10))).all()
+    snr = aggregate(METRICS["he_snr"], items_of(data, "he_snr"))
+    assert math.isnan(snr) or 0 <= snr <= 1 / EPSILON
+
+
+def test_entropy_of_equally_likely_candidates_is_ln_k():
+    """Lemma 4.1: the bound is reached iff the candidates are equally likely."""
+    for k in (2, 3, 4, 10):
+        logs = np.full((1, 10), -np.inf)
+        logs[0, :k] = math.log(0.5 / k)
+        assert topk_entropy(logs, 10)[0] == pytest.approx(math.log(k), abs=1e-12)
+
+
+def test_a_huge_nll_overflows_to_infinity_without_a_warning():
+    assert evaluate(METRICS["ppl"], 1e6, 1.0) == math.inf
+
+
+def test_one_trajectory_has_no_error():
+    assert aggregate_error(METRICS["ppl"], [Item("a", 1.0, 2.0, 0)], 100, 1) == "N/A"
+
+
+def test_a_rank_beyond_the_candidates_is_a_hit_nowhere_and_unknown_above_them():
+    """A backend that returns only the top k: the token is in no top-j of theirs, and not in 𝓗; above, nobody knows."""
+    flat = np.full((40, 5), math.log(0.1), dtype=np.float32)
+    rank = np.random.default_rng(0).integers(1, 6, 40).astype(np.int32)
+    unknown = rank.copy()
+    unknown[7] = 0
+    before, after = (TrajectorySums.of(TokenColumns.of(flat[:, 0], r, flat, 5), k=5) for r in (rank, unknown))
+    for name in before.names:
+        a, b = float(before.column(name)[0]), float(after.column(name)[0])
+        if name == "top10_acc":
+            assert math.isnan(b)
+        elif name.startswith("top"):
+            assert b == a - (rank[7] <= int(name[3]))
+        elif name in ("he_tokens", "density"):
+            assert b == a - 1
+        elif name in ("tokens", "ppl", "entropy"):
+            assert b == pytest.approx(a)
+        assert not math.isnan(a) or name.startswith("bpb")
+
+
+def test_bytes_of_tokens_add_up_to_the_text_and_shared_characters_count_once():
+    text = "naïve 😀 x"
+    start, end = np.array([0, 2, 3, 6, 6, 7]), np.array([2, 3, 6, 7, 7, 9])  # two tokens are parts of the emoji
+    assert token_bytes(text, start, end).tolist() == [2, 2, 3, 4, 0, 2]
+    assert token_bytes(text, start, end).sum() == len(text.encode())
+    assert token_bytes("", start[:0], end[:0]).tolist() == []
