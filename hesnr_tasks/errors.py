@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-import sys
 from collections.abc import Iterable
-from types import TracebackType
 
 __all__ = [
     "DataError",
@@ -25,7 +23,6 @@ __all__ = [
     "SettingsError",
     "nearest",
     "printable",
-    "show_without_traceback",
 ]
 
 
@@ -74,19 +71,3 @@ class _PrintableFilter(logging.Filter):
 
 logging.getLogger("hesnr_tasks").addFilter(_PrintableFilter())
 logging.getLogger("lm_eval.hesnr_passk").addFilter(_PrintableFilter())
-
-
-def show_without_traceback() -> None:
-    """Make an uncaught `HesnrError` end the process with its message alone (other exceptions: as before)."""
-    previous = sys.excepthook
-    if getattr(previous, "_hesnr", False):
-        return
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, HesnrError):
-            print(f"\nhesnr-tasks: {error}", file=sys.stderr)
-        else:
-            previous(kind, error, trace)
-
-    hook._hesnr = True  # type: ignore[attr-defined]
-    sys.excepthook = hook

@@ -13,7 +13,6 @@ import lm_eval
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
-from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.metrics import METRICS
 from hesnr_tasks.tasks.registration import tasks_path
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
@@ -64,8 +63,8 @@ def lm_eval_command(*words):
             logger.addHandler(handler)
         try:
             cli_evaluate()
-        except HesnrError as error:
-            print(f"\nhesnr-tasks: {error}", file=err)
+        except SystemExit as exit:  # Python prints its text and ends with status 1
+            print(exit.code, file=err)
             status = 1
         finally:
             for logger in loggers:

@@ -29,7 +29,7 @@ import requests
 from hesnr_tasks.backends.base import Backend, Scores, TokenSequence
 from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, same_value, stack, to_scores, vocabulary_bound
 from hesnr_tasks.errors import ScoringError, printable
-from hesnr_tasks.tasks.invocation import model_arguments
+from hesnr_tasks.lm_eval_compat import running_evaluation
 
 __all__ = ["FORMS", "Refused", "Server", "TokenTexts", "make"]
 
@@ -231,7 +231,7 @@ def _errno(error: Exception) -> str:
 
 def _refuse_secret_arguments(lm: Any) -> None:
     """lm-eval writes --model_args into its results, whatever they are."""
-    arguments = {"header": getattr(lm, "_header", None), **(model_arguments().given or {})}
+    arguments = {"header": getattr(lm, "_header", None), **(running_evaluation().model_args or {})}
     for name, value in arguments.items():
         if value and _SECRET_ARGUMENTS.fullmatch(name.replace("-", "_")):
             raise ScoringError(

@@ -100,6 +100,11 @@ def _eval(words: list[str]) -> int:
 
     if not any(word.split("=")[0] == "--include_path" for word in words) and words:
         words = [*words, "--include_path", str(tasks_path())]
-    sys.argv = ["lm_eval", *words]
-    cli_evaluate()
+    sys.argv = ["lm_eval", *words]  # `cli_evaluate` takes no arguments
+    try:
+        cli_evaluate()
+    except SystemExit as exit:
+        if isinstance(exit.__cause__, HesnrError):
+            raise exit.__cause__ from None
+        raise
     return 0

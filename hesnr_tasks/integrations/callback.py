@@ -29,8 +29,7 @@ from hesnr_tasks.integrations.evaluation import (
     tokenizer_of,
     unwrapped,
 )
-from hesnr_tasks.tasks.settings import Settings, refuse_unknown
-from hesnr_tasks.tasks.signature import describe
+from hesnr_tasks.tasks.settings import Settings, describe, refuse_unknown
 
 __all__ = ["HESNRCallback"]
 

@@ -25,8 +25,7 @@ from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error, token_bytes
 from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import Labelled, open_corpus
-from hesnr_tasks.tasks.settings import Settings
-from hesnr_tasks.tasks.signature import signature
+from hesnr_tasks.tasks.settings import Settings, signature
 
 __all__ = [
     "Evaluation",

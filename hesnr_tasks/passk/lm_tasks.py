@@ -42,7 +42,8 @@ from transformers import (
 )
 
 from hesnr_tasks.bounded_io import parse_json, read_bytes
-from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, nearest, show_without_traceback
+from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, nearest
+from hesnr_tasks.lm_eval_compat import exit_on_command_line, running_evaluation
 from hesnr_tasks.passk.estimator import pass_at_ks, powers
 from hesnr_tasks.scores.cache import scores_dir
 
@@ -170,6 +171,7 @@ class Job:
         return f"{self.problem}:{self.repeat}"
 
 
+@exit_on_command_line
 def generate_samples(lm: Any, requests: Sequence[Any], **ignored: Any) -> list[str]:
     """lm-eval's entry for our request type: an answer a request, in their order; a request is there `repeats` times."""
     times: Counter[int] = Counter()
@@ -356,7 +358,7 @@ def place_of_answers(setting: str | None, task: str, model: str, settings: Mappi
         return None
     if setting:
         return Path(setting) / short
-    place = scores_dir(None)
+    place = scores_dir(None, running_evaluation().output_path)
     if place is None:
         return None
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -610,8 +612,8 @@ class PassKTask:
     _instances: Any
     _scorers: Any
 
+    @exit_on_command_line
     def __new__(cls, config: Mapping[str, Any]) -> PassKTask:  # noqa: D102
-        show_without_traceback()
         settings = _settings(config)
         task = _named(settings.base, config) if settings.base else _described(config)
         if task.OUTPUT_TYPE != "generate_until":
@@ -630,6 +632,7 @@ class PassKTask:
         task.set_config("metadata", {**metadata, "passk": {**asdict(self.passk), "k": self.passk.ks}})
         task.set_config("repeats", self.passk.repeats)
 
+    @exit_on_command_line
     def build_all_requests(self, *, samples: list[int] | None = None, **kwargs: Any) -> None:
         """As lm-eval's, with two of its traps closed: stale request caches and unsorted `--samples`."""
         if kwargs.pop("cache_requests", False):
@@ -699,6 +702,7 @@ class PassKTask:
             passes.append([{name: [one] for name, one in instance.filtered_resps.items()} for instance in instances])
         self._put_together(passes)
 
+    @exit_on_command_line
     def process_instances(self) -> None:
         """Of lm-eval 0.5: filters and verifier on every answer alone, then pass@k of each problem."""
         if _is_bypassed(self):
@@ -737,6 +741,7 @@ class PassKTask:
         for instance, *filtered in zip(self._instances, *passes, strict=True):
             instance.filtered_resps = {name: [x for one in filtered for x in one[name]] for name in filtered[0]}
 
+    @exit_on_command_line
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any] | None:
         """Every answer through the task's own verifier, then pass@k of the problem."""
         if _SINCE_0_5:  # called by `process_instances`, for one answer at a time

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import json
 import logging
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,9 +38,9 @@ class ScoreCache:
         self._store: ScoreStore | None = None
 
     @classmethod
-    def of(cls, requests: Sequence[tuple[str | None, str, Wanted]]) -> ScoreCache | None:
+    def of(cls, requests: Sequence[tuple[str | None, str, Wanted]], output_path: Path | None) -> ScoreCache | None:
         """For requests' `scores` setting, rendering and document; None if no scores are to be kept."""
-        folders = {scores_dir(setting) for setting, _, _ in requests}
+        folders = {scores_dir(setting, output_path) for setting, _, _ in requests}
         if len(folders) > 1:
             raise SettingsError('tasks of one run must share one "scores" folder; give it once, in --metadata')
         place = next(iter(folders), None)
@@ -98,9 +96,9 @@ class ScoreCache:
         self._store.keep_vocabulary(spellings)
 
 
-def keeps_scores(setting: str | None) -> bool:
+def keeps_scores(setting: str | None, output_path: Path | None) -> bool:
     """Whether a run with this `scores` setting writes score files."""
-    place = scores_dir(setting)
+    place = scores_dir(setting, output_path)
     return place is not None and (place[1] or _can_write())
 
 
@@ -108,22 +106,18 @@ def _can_write() -> bool:
     return importlib.util.find_spec("pyarrow") is not None
 
 
-def scores_dir(setting: str | None, argv: Sequence[str] | None = None) -> tuple[Path, bool] | None:
+def scores_dir(setting: str | None, output_path: Path | None) -> tuple[Path, bool] | None:
     """The folder for score files and whether the user named it; None: none are kept.
 
-    Without a setting they go next to lm-eval's `--output_path`, which lm-eval tells no task: it is read off the
-    command line.
+    Without a setting they go next to lm-eval's results.
     """
     if setting == "none":
         return None
     if setting:
         return Path(setting), True
-    command = argparse.ArgumentParser(add_help=False)  # as lm-eval's own: the last one counts, --output is enough
-    command.add_argument("--output_path", "-o", nargs="?", type=Path)
-    output = command.parse_known_args(list(sys.argv if argv is None else argv)[1:])[0].output_path
-    if output is None:
+    if output_path is None:
         return None
-    return (output.parent if output.suffix == ".json" else output) / "scores", False
+    return (output_path.parent if output_path.suffix == ".json" else output_path) / "scores", False
 
 
 def _run_name(signature: Mapping[str, Any]) -> str:

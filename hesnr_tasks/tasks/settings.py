@@ -1,130 +1,226 @@
-"""What a user can set, in a task's YAML (`metadata:` block) or on the command line (`--metadata`, which wins)."""
+"""What a user can set, declared once: lm-eval's metadata, the callback's settings and flags derive from it.
+
+A setting stands in a task's YAML (`metadata:` block) or on the command line (`--metadata`, which wins). The signature
+of a number is what it was computed with: numbers with different signatures are not comparable.
+"""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from hesnr_tasks import __version__
 from hesnr_tasks.backends.base import OVERFLOW
 from hesnr_tasks.errors import SettingsError, nearest, printable
-from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.metrics import EPSILON, MIN_TOKENS
+from hesnr_tasks.filters import FILTERS, LABELS_VERSION
+from hesnr_tasks.metrics import EPSILON, MIN_TOKENS, Item
 from hesnr_tasks.rendering import RENDERINGS
 from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["Settings", "refuse_unknown"]
+__all__ = ["Settings", "add_flags", "describe", "refuse_unknown", "signature"]
 
 # lm-eval puts the first two, and all of --model_args, beside our settings; its RULER tasks read the next three
 _OF_OTHERS = {"version", "config_source", "pretrained", "tokenizer", "max_seq_lengths", "passk"}
 _OF_TOOL_ENTROPY = ("decision_arguments", "combine")
-_SYNONYMS = {
-    "trajectories": "data path paths dataset datasets dataset_path dataset_name data_path data_dir data_file "
-    "data_files run runs run_dir traj trajs trajectory traj_path trajectory_path trajs_path file files folder folders "
-    "dir directory input inputs source sources hub repo glob jsonl",
-    "config": "subset config_name dataset_config",
-    "only_resolved": "resolved resolved_only success successful only_success passed",
-    "limit": "max_trajectories num_trajectories n_trajectories max_samples num_samples max_docs n",
-    "sample": "subsample sample_size n_samples",
-    "sample_seed": "sampling_seed",
-    "on_error": "errors skip_errors ignore_errors strict",
-    "render": "format template rendering renderer chat_template apply_chat_template style chatml",
-    "kinds": "kind tokens token_type token_types roles labels types mask",
-    "filters": "filter drop remove strip exclude",
-    "epsilon": "eps threshold entropy_threshold tau cutoff",
-    "k": "topk top_k top candidates num_candidates",
-    "overflow": "truncation truncate truncation_side on_overflow too_long",
-    "scores": "score_dir scores_dir scores_path save save_scores output output_path store cache",
-    "keep": "kept save_kinds also",
-    "resamples": "bootstrap bootstrap_iters n_bootstrap n_resamples iters",
-    "bootstrap_seed": "seed random_seed",
-    "min_tokens": "floor minimum min_count",
-}
+
+_Parser = Callable[[str, Any], Any]
+
+
+# --- parsers: (name of the setting, value) -> checked value -----------------------------------------------------------
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} must be text, not {value!r}")
+    return value
+
+
+def _one_of(*options: str) -> _Parser:
+    def parse(name: str, value: Any) -> str:
+        if value not in options:
+            raise SettingsError(
+                f"{name} is {value!r}; it must be one of {', '.join(options)}.{nearest(str(value), options)}"
+            )
+        return str(value)
+
+    return parse
+
+
+def _some_of(*options: str) -> _Parser:
+    """A list, or text such as `thought+action`; `none` is the empty list."""
+
+    def parse(name: str, value: Any) -> tuple[str, ...]:
+        words = [] if value in (None, "none", "") else value
+        words = words.replace(",", "+").split("+") if isinstance(words, str) else words
+        if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+            raise SettingsError(f"{name} must be a list of words, not {value!r}")
+        return tuple(_one_of(*options)(name, word.strip()) for word in words)
+
+    return parse
+
+
+def _kinds(name: str, value: Any) -> tuple[Kind, ...]:
+    return tuple(Kind(word) for word in _some_of(*(kind.value for kind in Kind))(name, value))
+
+
+def _number(low: float, kind: type = int, high: int = sys.maxsize) -> _Parser:
+    def parse(name: str, value: Any) -> Any:
+        try:
+            number = kind(value)
+            usable = low <= number <= high and (kind is float or number == float(value))
+        except (TypeError, ValueError, OverflowError):
+            usable = False
+        if isinstance(value, bool) or not usable:
+            most = "" if high == sys.maxsize else f" and at most {high:,}"
+            raise SettingsError(f"{name} must be a number of at least {low:g}{most}, not {str(value)[:40]!r}")
+        return number
+
+    return parse
+
+
+def _flag(name: str, value: Any) -> bool:
+    values = {"true": True, "1": True, "false": False, "0": False}
+    if str(value).lower() not in values:
+        raise SettingsError(f"{name} must be true or false, not {value!r}")
+    return values[str(value).lower()]
+
+
+def _paths(name: str, value: Any) -> tuple[str, ...]:
+    paths = [value] if isinstance(value, str) else value or []
+    if not isinstance(paths, (list, tuple)):
+        raise SettingsError(f"{name} must be a path, glob, folder or hub id, or a list of them, not {value!r}")
+    return tuple(_text(name, path) for path in paths)
+
+
+def _optional(parse: _Parser) -> _Parser:
+    return lambda name, value: None if value is None else parse(name, value)
+
+
+# --- the settings -----------------------------------------------------------------------------------------------------
+
+
+def _setting(default: Any, parse: _Parser, text: str, synonyms: str) -> Any:
+    """A field with its parser, its help text, and other names that users try for it."""
+    return field(default=default, metadata={"parse": parse, "help": text, "synonyms": synonyms.split()})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of one task, checked."""
 
-    trajectories: tuple[str, ...] = ()
-    """Files, globs, folders or a hub id; none: the demo trajectories."""
-    config: str | None = None
-    """Configuration of a hub data set."""
-    split: str | None = None
-    """Split of a hub data set."""
-    only_resolved: bool = False
-    """Keep only trajectories whose outcome is known to be a success."""
-    limit: int | None = None
-    """Read at most this many trajectories (lm-eval's --limit cuts later, after reading)."""
-    sample: int | None = None
-    """Of what was read, keep a seeded sample of this size; new rows change few choices."""
-    sample_seed: int = SEED
-    """Seed of the sample."""
-    on_error: str = "fail"
-    """What a record that cannot be read does: "fail" (list all of them and stop) or "skip" (count them)."""
-    render: str = "transcript"
-    """Text form: "transcript" or "chatml"; --apply_chat_template sets "template"."""
-    kinds: tuple[Kind, ...] = (Kind.ACTION,)
-    """Which characters count: action, thought, observation, context."""
-    filters: tuple[str, ...] = tuple(FILTERS)
-    """What is removed from actions: xml, format, comments."""
-    epsilon: float = EPSILON
-    """Entropy threshold of the High-Entropy Decision Set, in nats."""
-    k: int = 10
-    """Candidates per token: H_topk, and the target must be among them."""
-    overflow: str = "right"
-    """Beyond the model's context: "right" scores what fits, "error" stops, "skip" leaves the trajectory out."""
-    scores: str | None = None
-    """Folder for score files; default: next to --output_path. "none": keep none."""
-    keep: tuple[Kind, ...] = (Kind.THOUGHT, Kind.ACTION)
-    """With score files: kinds scored whole beside what counts, so that later questions need no model. "none": none."""
-    min_tokens: int = MIN_TOKENS
-    """A metric over fewer tokens is N/A: he_snr and he_ppl over fewer in 𝓗, the others over fewer that count."""
-    resamples: int = RESAMPLES
-    """Bootstrap resamples for standard errors."""
-    bootstrap_seed: int = SEED
-    """Seed of the bootstrap."""
+    trajectories: tuple[str, ...] = _setting(
+        (), _paths, "files, globs, folders or a hub id; none: the demo trajectories",
+        "data path paths dataset datasets dataset_path dataset_name data_path data_dir data_file data_files run runs "
+        "run_dir traj trajs trajectory traj_path trajectory_path trajs_path file files folder folders dir directory "
+        "input inputs source sources hub repo glob jsonl",
+    )  # fmt: skip
+    config: str | None = _setting(
+        None, _optional(_text), "configuration of a hub data set", "subset config_name dataset_config"
+    )
+    split: str | None = _setting(None, _optional(_text), "split of a hub data set", "")
+    only_resolved: bool = _setting(
+        False, _flag, "keep only trajectories whose outcome is known to be a success",
+        "resolved resolved_only success successful only_success passed",
+    )  # fmt: skip
+    limit: int | None = _setting(
+        None, _optional(_number(1)), "read at most this many trajectories (lm-eval's --limit cuts after reading)",
+        "max_trajectories num_trajectories n_trajectories max_samples num_samples max_docs n",
+    )  # fmt: skip
+    sample: int | None = _setting(
+        None, _optional(_number(1)), "of what was read, keep a seeded sample of this size; new rows change few choices",
+        "subsample sample_size n_samples",
+    )  # fmt: skip
+    sample_seed: int = _setting(SEED, _number(0), "seed of the sample", "sampling_seed")
+    on_error: str = _setting(
+        "fail", _one_of("fail", "skip"), "a record that cannot be read: list all and stop, or skip and count",
+        "errors skip_errors ignore_errors strict",
+    )  # fmt: skip
+    render: str = _setting(
+        "transcript", _one_of(*RENDERINGS[:2]), "form of the text; --apply_chat_template sets template",
+        "format template rendering renderer chat_template apply_chat_template style chatml",
+    )  # fmt: skip
+    kinds: tuple[Kind, ...] = _setting(
+        (Kind.ACTION,), _kinds, "which characters count: action, thought, observation, context",
+        "kind tokens token_type token_types roles labels types mask",
+    )  # fmt: skip
+    filters: tuple[str, ...] = _setting(
+        tuple(FILTERS), _some_of(*FILTERS), "what is removed from actions: xml, format, comments",
+        "filter drop remove strip exclude",
+    )  # fmt: skip
+    epsilon: float = _setting(
+        EPSILON, _number(0, float), "entropy threshold of the High-Entropy Decision Set, in nats",
+        "eps threshold entropy_threshold tau cutoff",
+    )  # fmt: skip
+    k: int = _setting(
+        10, _number(5), "candidates per token: H_topk, and the target must be among them",
+        "topk top_k top candidates num_candidates",
+    )  # fmt: skip
+    overflow: str = _setting(
+        "right", _one_of(*OVERFLOW),
+        "beyond the model's context: right scores what fits, error stops, skip leaves the trajectory out",
+        "truncation truncate truncation_side on_overflow too_long",
+    )  # fmt: skip
+    scores: str | None = _setting(
+        None, _optional(_text), "folder for score files (default: next to --output_path); none: keep none",
+        "score_dir scores_dir scores_path save save_scores output output_path store cache",
+    )  # fmt: skip
+    keep: tuple[Kind, ...] = _setting(
+        (Kind.THOUGHT, Kind.ACTION), _kinds,
+        "with score files: kinds scored whole beside what counts, so that later questions need no model",
+        "kept save_kinds also",
+    )  # fmt: skip
+    min_tokens: int = _setting(
+        MIN_TOKENS, _number(0),
+        "a metric over fewer tokens is N/A: he_snr and he_ppl over fewer in 𝓗, the others over fewer that count",
+        "floor minimum min_count",
+    )  # fmt: skip
+    resamples: int = _setting(
+        RESAMPLES, _number(100, high=MOST_RESAMPLES), "bootstrap resamples for standard errors",
+        "bootstrap bootstrap_iters n_bootstrap n_resamples iters",
+    )  # fmt: skip
+    bootstrap_seed: int = _setting(SEED, _number(0), "seed of the bootstrap", "seed random_seed")
 
     @classmethod
     def read(
         cls,
         metadata: Mapping[str, Any],
         fixed: Mapping[str, Any] | None = None,
-        of_model: Callable[[str, Any], bool] = lambda key, value: False,
+        is_model_argument: Callable[[str, Any], bool] = lambda key, value: False,
     ) -> Settings:
         """Settings from lm-eval's metadata.
 
         Args:
             metadata: what lm-eval hands a task: settings, and arguments of the model.
             fixed: what defines the task and cannot be overridden.
-            of_model: whether a key of `metadata`, with its value, is an argument of the model.
+            is_model_argument: whether a key of `metadata`, with its value, is an argument of the model.
 
         Raises:
             SettingsError: for a key that is neither, or a value that cannot be used.
         """
-        names = [f.name for f in fields(cls)]
-        ours = [key for key, value in metadata.items() if key not in _OF_OTHERS and not of_model(key, value)]
+        ours = [key for key, value in metadata.items() if key not in _OF_OTHERS and not is_model_argument(key, value)]
         remedy = ". Arguments of the model go into --model_args."
-        refuse_unknown(ours, (*names, *_OF_TOOL_ENTROPY), " in --metadata", remedy)
+        refuse_unknown(ours, (*_FIELDS, *_OF_TOOL_ENTROPY), " in --metadata", remedy)
         clash = sorted(set(fixed or {}) & set(metadata))
         if clash:
             raise SettingsError(
                 f"{', '.join(clash)} cannot be set for this task: it is what the task measures. "
                 "Use hesnr_swe with --metadata to measure something else."
             )
-        given = {**{n: metadata[n] for n in names if n in metadata}, **(fixed or {})}
-        return cls(**{name: _PARSERS[name](name, value) for name, value in given.items()})._checked()
+        values = {**{name: metadata[name] for name in _FIELDS if name in metadata}, **(fixed or {})}
+        return cls(**{name: _FIELDS[name]["parse"](name, value) for name, value in values.items()})._checked()
 
     def data(self) -> str:
         """The settings that choose the trajectories, where they are not the default, as JSON."""
         names = ("trajectories", "config", "split", "only_resolved", "limit", "sample", "sample_seed")
         default = Settings()
-        chosen = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
-        return json.dumps(chosen)
+        return json.dumps({n: getattr(self, n) for n in names if getattr(self, n) != getattr(default, n)})
 
     def _checked(self) -> Settings:
         if not 0 <= self.epsilon < math.log(self.k):
@@ -142,114 +238,84 @@ class Settings:
         )
 
 
-def refuse_unknown(given: Iterable[str], names: Sequence[str], where: str = "", remedy: str = "") -> None:
+_FIELDS: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in fields(Settings)}
+
+
+def refuse_unknown(keys: Iterable[str], names: Sequence[str], where: str = "", remedy: str = "") -> None:
     """Raise `SettingsError` for the first key that is not in `names`, with the setting that was probably meant."""
-    for key in given:
+    for key in map(str, keys):
         if key not in names:
-            raise SettingsError(
-                f"unknown setting {printable(str(key))!r}{where}.{_meant(str(key), names)} "
-                f"Known: {', '.join(names)}{remedy}"
-            )
+            word = key.strip().lower().replace("-", "_")
+            meant = [name for name in _FIELDS if name in names and word in (name, *_FIELDS[name]["synonyms"])]
+            hint = f" Did you mean {meant[0]!r}?" if meant else nearest(word, names)
+            raise SettingsError(f"unknown setting {printable(key)!r}{where}.{hint} Known: {', '.join(names)}{remedy}")
 
 
-def _meant(key: str, names: Sequence[str]) -> str:
-    """`" Did you mean 'epsilon'?"`, from the table of synonyms or by spelling."""
-    word = key.strip().lower().replace("-", "_")
-    for name, synonyms in _SYNONYMS.items():
-        if name in names and word in (name, *synonyms.split()):
-            return f" Did you mean {name!r}?"
-    return nearest(word, names)
+def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add settings to a command as flags: `only_resolved` as `--only-resolved`, with the setting's help and default."""
+    defaults = Settings()
+    for name in names:
+        flag, default, text = f"--{name.replace('_', '-')}", getattr(defaults, name), _FIELDS[name]["help"]
+        if isinstance(default, bool):
+            parser.add_argument(flag, action="store_true", help=text)
+            continue
+
+        def parse(value: str, name: str = name) -> Any:
+            try:
+                return _FIELDS[name]["parse"](name, value)
+            except SettingsError as error:
+                raise argparse.ArgumentTypeError(str(error)) from None
+
+        suffix = "" if default is None else f" (default: {default})"
+        parser.add_argument(flag, type=parse, default=default, metavar=name.upper(), help=text + suffix)
 
 
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise SettingsError(f"{name} must be text, not {value!r}")
-    return value
+# --- the signature of a number ----------------------------------------------------------------------------------------
 
 
-def _words(name: str, value: Any) -> tuple[str, ...]:
-    """A list, or text such as `thought+action`; `none` is the empty list."""
-    if value is None or value in ("none", ""):
-        return ()
-    parts = value.replace(",", "+").split("+") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(p, str) for p in parts):
-        raise SettingsError(f"{name} must be a list of words, not {value!r}")
-    return tuple(p.strip() for p in parts)
+def signature(settings: Settings, rendering: str, items: Sequence[Item], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Every choice behind a number, as JSON.
+
+    Args:
+        settings: of the task.
+        rendering: how the trajectories became text.
+        items: one a trajectory.
+        run: what the backend says of itself: model, dtype, maximum length.
+    """
+    return {
+        "hesnr_tasks": __version__,
+        "k": settings.k,
+        "epsilon": settings.epsilon,
+        "kinds": [kind.value for kind in settings.kinds],
+        "filters": list(settings.filters),
+        "render": rendering,
+        "labels": LABELS_VERSION,
+        "overflow": settings.overflow,
+        "max_length": run.get("max_length"),
+        "tokens_cut": sum(item.tokens_cut for item in items),
+        "trajectories": len(items),
+        "trajectories_cut": sum(item.tokens_cut > 0 for item in items),
+        "data": hashlib.sha256("".join(sorted(item.key for item in items)).encode()).hexdigest(),
+        "resamples": settings.resamples,
+        "bootstrap_seed": settings.bootstrap_seed,
+        "run": {name: value for name, value in run.items() if name != "max_length"},
+    }
 
 
-def _one_of(options: tuple[str, ...]) -> Callable[[str, Any], str]:
-    def parse(name: str, value: Any) -> str:
-        if value not in options:
-            raise SettingsError(
-                f"{name} is {value!r}; it must be one of {', '.join(options)}.{nearest(str(value), options)}"
-            )
-        return str(value)
-
-    return parse
-
-
-def _some_of(options: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
-    def parse(name: str, value: Any) -> tuple[str, ...]:
-        return tuple(_one_of(options)(name, word) for word in _words(name, value))
-
-    return parse
-
-
-def _number(low: float, kind: type = int, high: int = sys.maxsize) -> Callable[[str, Any], Any]:
-    def parse(name: str, value: Any) -> Any:
-        try:
-            number = kind(value)
-            usable = low <= number <= high and (kind is float or number == float(value))
-        except (TypeError, ValueError, OverflowError):
-            usable = False
-        if isinstance(value, bool) or not usable:
-            most = "" if high == sys.maxsize else f" and at most {high:,}"
-            raise SettingsError(f"{name} must be a number of at least {low:g}{most}, not {str(value)[:40]!r}")
-        return number
-
-    return parse
-
-
-def _flag(name: str, value: Any) -> bool:
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if str(value).lower() not in known:
-        raise SettingsError(f"{name} must be true or false, not {value!r}")
-    return known[str(value).lower()]
-
-
-def _paths(name: str, value: Any) -> tuple[str, ...]:
-    paths = [value] if isinstance(value, str) else value or []
-    if not isinstance(paths, (list, tuple)):
-        raise SettingsError(f"{name} must be a path, glob, folder or hub id, or a list of them, not {value!r}")
-    return tuple(_text(name, path) for path in paths)
-
-
-def _kinds(name: str, value: Any) -> tuple[Kind, ...]:
-    return tuple(Kind(word) for word in _some_of(tuple(k.value for k in Kind))(name, value))
-
-
-def _optional(parse: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-    return lambda name, value: None if value is None else parse(name, value)
-
-
-_PARSERS: dict[str, Callable[[str, Any], Any]] = {
-    "trajectories": _paths,
-    "config": _optional(_text),
-    "split": _optional(_text),
-    "only_resolved": _flag,
-    "limit": _optional(_number(1)),
-    "sample": _optional(_number(1)),
-    "sample_seed": _number(0),
-    "on_error": _one_of(("fail", "skip")),
-    "render": _one_of(RENDERINGS[:2]),
-    "kinds": _kinds,
-    "filters": _some_of(tuple(FILTERS)),
-    "epsilon": _number(0, float),
-    "k": _number(5),
-    "overflow": _one_of(OVERFLOW),
-    "scores": _optional(_text),
-    "keep": _kinds,
-    "min_tokens": _number(0),
-    "resamples": _number(100, high=MOST_RESAMPLES),
-    "bootstrap_seed": _number(0),
-}
+def describe(signature: Mapping[str, Any]) -> str:
+    """The signature on one line, for logs and tables."""
+    run = signature["run"]
+    return "|".join(
+        [
+            f"hesnr-tasks:{signature['hesnr_tasks']}",
+            f"k:{signature['k']}",
+            f"eps:{signature['epsilon']:.4f}",
+            f"kinds:{'+'.join(signature['kinds'])}",
+            f"filters:{'+'.join(signature['filters']) or 'none'}",
+            f"render:{signature['render']}",
+            f"max_length:{signature['max_length']}({signature['overflow']},cut:{signature['tokens_cut']})",
+            f"data:{signature['data'][:10]}({signature['trajectories']})",
+            f"seed:{signature['bootstrap_seed']}",
+            *(f"{name}:{run[name]}" for name in ("backend", "dtype") if name in run),
+        ]
+    )

@@ -1,10 +1,8 @@
 """The lm-eval task: trajectories become documents, documents become requests, answers become sums, sums become metrics.
 
-This is the only room that knows lm-eval's `Task`. Facts about lm-eval 0.4.13 and 0.5 that shape it: metrics' standard
-errors travel as metrics named `<metric>_stderr` that come *after* their metric; whatever an aggregation needs must be
-in the per-document values, because documents are spread over ranks; `args` is what the sample log keeps of a request.
-0.5 names an `Instance` by `task_name` and `doc_id` (0.4 by a tuple, `metadata`), scores through `_scorers` (0.4:
-`_filters`), and bootstraps every aggregation itself unless `aggregate` says not to.
+Facts about lm-eval that shape it: a metric's standard error travels as a metric named `<metric>_stderr` that comes
+*after* its metric; whatever an aggregation needs must be in the per-document values, because documents are spread over
+ranks. What its versions do differently: lm_eval_compat.py.
 """
 
 from __future__ import annotations
@@ -12,29 +10,33 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.api.task import Task
-from lm_eval.config.task import TaskConfig
-from lm_eval.filters import build_filter_ensemble
 
 from hesnr_tasks.backends import REQUEST_TYPE, score_requests
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
-from hesnr_tasks.errors import SettingsError, show_without_traceback
+from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
+from hesnr_tasks.lm_eval_compat import (
+    OpaqueInstance,
+    attach_lm_eval_handlers,
+    attach_request_type,
+    exit_on_command_line,
+    new_instance,
+    print_at_exit,
+    running_evaluation,
+    task_config,
+    unchanged_responses,
+)
 from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error
 from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.tasks.corpus import open_corpus
-from hesnr_tasks.tasks.invocation import model_arguments, print_at_exit
-from hesnr_tasks.tasks.settings import Settings
-from hesnr_tasks.tasks.signature import describe, signature
+from hesnr_tasks.tasks.settings import Settings, describe, signature
 
 __all__ = ["HesnrTask", "topk_loglikelihood"]
 
@@ -46,36 +48,20 @@ def _ratios() -> list[str]:
     return [name for name, metric in METRICS.items() if metric.denominator]
 
 
-def topk_loglikelihood(lm: Any, requests: list[_Request], **_: Any) -> list[TokenScores]:
-    """lm-eval's entry for our request type; one answer per request, one pass per distinct text."""
+@exit_on_command_line
+def topk_loglikelihood(lm: Any, requests: list[OpaqueInstance], **_: Any) -> list[TokenScores]:
+    """Answer lm-eval's requests of our type, in their order, from one forward pass per distinct text."""
     if getattr(getattr(lm, "cache_hook", None), "dbdict", None) is not None:
         _log.warning("--use_cache does not cover %s requests: they are computed again", REQUEST_TYPE)
-    keeper = ScoreCache.of([request.kept for request in requests])
-    return score_requests(lm, [request.arguments[1] for request in requests], keeper)
+    cache = ScoreCache.of([request.arguments[2] for request in requests], running_evaluation().output_path)
+    return score_requests(lm, [request.arguments[1] for request in requests], cache)
 
 
-LM.topk_loglikelihood = topk_loglikelihood  # evaluate() calls getattr(lm, request_type); no other type is touched
-
-
-class _Request(Instance):
-    """An Instance whose text stays out of the sample log and of cache keys."""
-
-    place: tuple[str | None, str, Wanted]
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """What identifies the request, in a few bytes."""
-        _, request = self.arguments
-        return (request.key, len(request.rendered.text), int(request.mask), request.k)
-
-    @property
-    def kept(self) -> tuple[str | None, str, Wanted]:
-        """Where the scores of the request are kept, how it was rendered, and which document of which task it is."""
-        return self.place
+attach_request_type(REQUEST_TYPE, topk_loglikelihood)
 
 
 class HesnrTask(Task):
-    """HE-SNR, HE-PPL, PPL and their kin over the tokens a YAML file (and --metadata) says count.
+    """HE-SNR, HE-PPL, PPL and related metrics over the tokens a YAML file (and --metadata) says count.
 
     Raises `SettingsError` for settings that cannot be used and `DataError` for trajectories that cannot be read.
     """
@@ -83,34 +69,27 @@ class HesnrTask(Task):
     VERSION = 1
     OUTPUT_TYPE = REQUEST_TYPE
 
+    @exit_on_command_line
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        show_without_traceback()
-        _be_heard()
-        self._config = _task_config(dict(config or {}))
-        self.settings = Settings.read(self._config.metadata, (config or {}).get("fixed"), model_arguments().include)
+        attach_lm_eval_handlers(_log)
+        config = dict(config or {})
+        evaluation = running_evaluation()
+        self._config = task_config(config, REQUEST_TYPE)
+        self.settings = Settings.read(self._config.metadata, config.get("fixed"), evaluation.is_model_argument)
         self.corpus = open_corpus(self.settings)
         self._mask = label_mask(self.settings.kinds, self.settings.filters, tuple(FILTERS))
-        kept = self.settings.keep if keeps_scores(self.settings.scores) else ()
-        self._extra_mask = label_mask(kept, (), tuple(FILTERS))
-        self._instances = None
-        self._answers_as_they_are()
+        kinds_kept = self.settings.keep if keeps_scores(self.settings.scores, evaluation.output_path) else ()
+        self._extra_mask = label_mask(kinds_kept, (), tuple(FILTERS))
         self._rendering = self.settings.render
         self._ids: dict[str, str] = {}  # of texts, by hash
         self._texts: dict[str, Rendered] = {}  # by hash
         self._run: Mapping[str, Any] = {}
+        # what lm-eval's Task.__init__ would set; that wants a data set
+        self._instances = None
         self.fewshot_rnd = None
+        self.__dict__.update(unchanged_responses())
         # lm-eval's W&B logger looks here for what a sample has
         self._config.metric_list = [{"metric": name} for name in self.aggregation() if not name.endswith("_stderr")]
-
-    def _answers_as_they_are(self) -> None:
-        """One filter that changes nothing, in the form this lm-eval wants (`Task.__init__` would want a data set)."""
-        try:
-            from lm_eval.scorers import Scorer  # 0.5
-        except ImportError:
-            self._filters = [build_filter_ensemble("none", [["take_first", None]])]
-        else:
-            step = {"function": "take_first"}
-            self._scorers = [Scorer.from_dict({"name": "none", "filter": [step], "metric_list": []})]
 
     # --- documents ----------------------------------------------------------------------------------------------------
 
@@ -147,6 +126,7 @@ class HesnrTask(Task):
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
+    @exit_on_command_line
     def build_all_requests(self, *, samples: list[int] | None = None, **kwargs: Any) -> None:
         """As lm-eval's, with two of its traps closed: stale request caches and unsorted `--samples`."""
         if kwargs.pop("cache_requests", False):
@@ -169,7 +149,7 @@ class HesnrTask(Task):
                 f"{documents} trajectories cannot be split over {world_size} processes; start at most {documents}"
             )
 
-    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> OpaqueInstance:
         """One request: the labelled text and which of its tokens count."""
         template = self._template(kwargs.pop("chat_template", None), kwargs.pop("apply_chat_template", False))
         labelled = self.corpus.labelled(doc["index"], self._rendering, template)
@@ -184,16 +164,18 @@ class HesnrTask(Task):
             key=labelled.key,
             extra_mask=self._extra_mask,
         )
-        if "doc_id" in kwargs:  # lm-eval 0.5
-            kwargs["task_name"] = self.config.task
-        instance = _Request(
-            request_type=REQUEST_TYPE, doc=doc, arguments=(labelled.rendered.text, request), idx=0, **kwargs
-        )
         source = Source(doc["id"], doc["instance_id"], doc["resolved"])
         mask = int(request.scored)
         wanted = Wanted(str(self.config.task), doc["index"], labelled.key, mask, source, self.settings.data())
-        instance.place = (self.settings.scores, self._rendering, wanted)
-        return instance
+        text = labelled.rendered.text
+        return new_instance(
+            str(self.config.task),
+            REQUEST_TYPE,
+            doc,
+            arguments=(text, request, (self.settings.scores, self._rendering, wanted)),
+            logged=(labelled.key, len(text), int(self._mask), self.settings.k),
+            **kwargs,
+        )
 
     def _template(self, chat_template: Callable[..., Any] | None, wanted: bool) -> Callable[..., Any] | None:
         if not wanted or chat_template is None:
@@ -206,30 +188,28 @@ class HesnrTask(Task):
 
     # --- results ------------------------------------------------------------------------------------------------------
 
+    @exit_on_command_line
     def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Item]:
         """Every metric's numerator and denominator for one trajectory, then the same for its standard error.
 
         A trajectory that overflow=skip leaves out is told from the others by its cut tokens: see `_included`.
         """
-        found = results[0]
-        self._run = found.run
-        counted = found.selected(self._mask)
-        columns = TokenColumns.of_scores(found, counted, self.settings.k, self._texts[found.key].text)
+        scores = results[0]
+        self._run = scores.run
+        counted = scores.selected(self._mask)
+        columns = TokenColumns.of_scores(scores, counted, self.settings.k, self._texts[scores.key].text)
         sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k)
-        cut, tokens = int(((found.labels_cut & self._mask) != 0).sum()), float(counted.sum())
-        items = {name: Item.of(found.key, name, sums, cut) for name in METRICS}
-        items["scored"] = Item(found.key, tokens, tokens + cut, cut)
+        cut, tokens = int(((scores.labels_cut & self._mask) != 0).sum()), float(counted.sum())
+        items = {name: Item.of(scores.key, name, sums, cut) for name in METRICS}
+        items["scored"] = Item(scores.key, tokens, tokens + cut, cut)
         # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
         return items | {f"{name}_stderr": items[name] for name in _ratios()}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Item]], Any]]:
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""
         values = {name: partial(self._value, name) for name in METRICS}
-        return {
-            **values,
-            "scored": self._scored,
-            **{f"{name}_stderr": partial(self._error, name) for name in _ratios()},
-        }
+        errors = {f"{name}_stderr": partial(self._error, name) for name in _ratios()}
+        return {**values, "scored": self._scored, **errors}
 
     def aggregate(self, bootstrap_iters: int | None = None) -> Any:
         """As lm-eval 0.5's, which would bootstrap each value, our standard errors too, 100 000 times."""
@@ -240,7 +220,7 @@ class HesnrTask(Task):
         return {n: m.higher_is_better for n, m in METRICS.items() if m.higher_is_better is not None}
 
     def _value(self, name: str, items: Iterable[Item]) -> float:
-        """A metric; N/A (NaN) over fewer tokens than `min_tokens`, which is said once for 𝓗 and once for the others."""
+        """A metric; N/A (NaN) over fewer tokens than `min_tokens`, with one warning for 𝓗 and one for the others."""
         included = self._included(items)
         value = aggregate(METRICS[name], included, self.settings.min_tokens)
         if name in ("he_snr", "ppl") and value != value:
@@ -266,11 +246,10 @@ class HesnrTask(Task):
     def _scored(self, items: Iterable[Item]) -> float:
         """The share of the tokens that would count that was scored. The last of all values: signs and sums up."""
         items = [Item(*item) for item in items]
-        included = self._included(items)
-        scored = sum(item.numerator for item in included)
+        scored = sum(item.numerator for item in self._included(items))
         wanted = sum(item.denominator for item in items)
         self._sign(items)
-        self._conclude(int(scored), int(wanted), items)
+        self._warn_last(int(scored), int(wanted), items)
         return scored / wanted if wanted else math.nan
 
     def _sign(self, items: list[Item]) -> None:
@@ -283,13 +262,13 @@ class HesnrTask(Task):
                 "%s: no token counts in %d of %d trajectories (nothing left after filters, or all of it beyond the "
                 "context): %s", self.config.task, len(empty), len(included), ", ".join(names[:5]),
             )  # fmt: skip
-        made = signature(self.settings, self._rendering, included, self._run)
+        signed = signature(self.settings, self._rendering, included, self._run)
         if len(included) < len(items):
-            made["trajectories_skipped"] = len(items) - len(included)
-        self._config.metadata["signature"] = made
-        _log.info("%s: %s", self.config.task, describe(made))
+            signed["trajectories_skipped"] = len(items) - len(included)
+        self._config.metadata["signature"] = signed
+        _log.info("%s: %s", self.config.task, describe(signed))
 
-    def _conclude(self, scored: int, wanted: int, items: list[Item]) -> None:
+    def _warn_last(self, scored: int, wanted: int, items: list[Item]) -> None:
         """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""
         task, lines = self.config.task, []
         if scored < wanted:
@@ -307,19 +286,3 @@ class HesnrTask(Task):
         for line in lines:
             _log.warning("%s", line)
             print_at_exit(line)
-
-
-def _be_heard() -> None:
-    """Log where and as loudly as lm-eval does: its handler is on its own logger, not on the root."""
-    theirs = logging.getLogger("lm_eval")
-    _log.setLevel(theirs.getEffectiveLevel())
-    for handler in theirs.handlers:
-        if handler not in _log.handlers:
-            _log.addHandler(handler)
-
-
-def _task_config(config: dict[str, Any]) -> TaskConfig:
-    known = {f.name for f in fields(TaskConfig)}
-    own = {name: value for name, value in config.items() if name in known}
-    own |= {"output_type": REQUEST_TYPE, "num_fewshot": 0, "metadata": dict(config.get("metadata") or {})}
-    return TaskConfig(**own)

@@ -36,9 +36,9 @@ class ToolEntropyTask(HesnrTask):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(config)
-        given = self._config.metadata
-        self._arguments = _natural("decision_arguments", given.get("decision_arguments", 0))
-        self._combine = str(given.get("combine", "max"))
+        metadata = self._config.metadata
+        self._arguments = _natural("decision_arguments", metadata.get("decision_arguments", 0))
+        self._combine = str(metadata.get("combine", "max"))
         if self._combine not in COMBINE:
             hint = nearest(self._combine, COMBINE)
             raise SettingsError(f"combine is {self._combine!r}; it must be one of {', '.join(COMBINE)}.{hint}")

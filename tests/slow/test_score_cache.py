@@ -1,10 +1,11 @@
 """Scores are kept beside a run: read once, resumed after a crash, never mixed."""
 
 import importlib.util
-import sys
 import time
+from pathlib import Path
 
 import pytest
+from lm_eval.loggers import EvaluationTracker
 
 from hesnr_tasks.backends import hf
 from hesnr_tasks.errors import SettingsError
@@ -81,8 +82,8 @@ def test_thoughts_and_whole_actions_are_kept_for_later_questions(checkpoint, sma
 def test_without_pyarrow_no_scores_are_kept_unless_asked_for(checkpoint, small, tmp_path, monkeypatch, caplog):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pyarrow" else find(name))
-    monkeypatch.setattr(sys, "argv", ["lm_eval", "--output_path", str(tmp_path / "out")])
-    evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})
+    tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
+    evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small}, evaluation_tracker=tracker)
     assert "no score files are kept: they need pyarrow" in caplog.text
     assert not (tmp_path / "out").exists()
 
@@ -124,15 +125,11 @@ def test_what_each_token_spells_is_kept(checkpoint, small, tmp_path):
 
 
 def test_the_default_place_is_next_to_the_output():
-    assert scores_dir(None, ["lm_eval", "--tasks", "x"]) is None
-    assert str(scores_dir(None, ["lm_eval", "--output_path", "out"])[0]) == "out/scores"
-    assert str(scores_dir(None, ["lm_eval", "--output_path=out/r.json"])[0]) == "out/scores"
-    assert str(scores_dir(None, ["lm_eval", "run", "-o", "old", "--output", "new"])[0]) == "new/scores"
-    assert str(scores_dir(None, ["lm_eval", "--tasks", "x", "-oout"])[0]) == "out/scores"
-    assert scores_dir(None, ["lm_eval", "--output_path"]) is None
-    assert scores_dir("none", ["lm_eval", "--output_path", "out"]) is None
-    named, by_user = scores_dir("here", ["lm_eval", "--output_path", "out"])
-    assert (str(named), by_user) == ("here", True)
+    assert scores_dir(None, None) is None
+    assert scores_dir("none", Path("out")) is None
+    assert scores_dir(None, Path("out")) == (Path("out/scores"), False)
+    assert scores_dir(None, Path("out/r.json")) == (Path("out/scores"), False)
+    assert scores_dir("here", Path("out")) == (Path("here"), True)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(checkpoint, tmp_path, read):

@@ -2,10 +2,13 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.lm_eval_compat import Evaluation
+from hesnr_tasks.passk import lm_tasks
 from hesnr_tasks.passk.lm_tasks import SEED_LIMIT, KeptAnswers, identity, place_of_answers, seed_of
 
 SETTINGS = {"task": "t", "generation_kwargs": {"temperature": 0.6}, "model": {"model": "m"}}
@@ -119,12 +122,13 @@ def test_two_runs_on_one_file_lose_nothing(tmp_path):
 def test_the_place(tmp_path, monkeypatch):
     assert place_of_answers("none", "t", "m", SETTINGS) is None
     assert place_of_answers(str(tmp_path), "a/t", "m", SETTINGS) == tmp_path / "a-t"
-    monkeypatch.setattr("sys.argv", ["lm_eval", "--output_path", "out/results.json"])
+    running = Evaluation(output_path=Path("out/results.json"))
+    monkeypatch.setattr(lm_tasks, "running_evaluation", lambda: running)
     found = place_of_answers(None, "t", "org/model", SETTINGS)
     assert found.parent.as_posix() == "out/answers"
     assert found.name.startswith("t-model-")
     assert found != place_of_answers(None, "t", "org/model", {**SETTINGS, "task": "u"})
-    monkeypatch.setattr("sys.argv", ["lm_eval"])
+    running = Evaluation()
     assert place_of_answers(None, "t", "m", SETTINGS) is None
 
 

@@ -1,5 +1,6 @@
 """What users can set, and what they are told when it cannot be."""
 
+import argparse
 import math
 from dataclasses import fields
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.tasks.settings import _SYNONYMS, Settings
+from hesnr_tasks.tasks.settings import Settings, add_flags
 from hesnr_tasks.trajectory import Kind
 
 
@@ -123,7 +124,18 @@ def test_every_other_key_is_refused_and_cannot_steer_the_terminal(key):
 
 def test_synonyms_are_no_settings_and_belong_to_one_setting_each():
     names = {field.name for field in fields(Settings)}
-    words = [word for synonyms in _SYNONYMS.values() for word in synonyms.split()]
+    words = [word for field in fields(Settings) for word in field.metadata["synonyms"]]
     assert len(set(words)) == len(words)
     assert not names & set(words)
-    assert set(_SYNONYMS) <= names
+
+
+def test_flags_are_settings_with_their_defaults_checks_and_help(capsys):
+    parser = argparse.ArgumentParser()
+    add_flags(parser, "only_resolved", "limit", "kinds", "epsilon")
+    args = parser.parse_args(["--only-resolved", "--kinds", "action,thought", "--epsilon", "0.5"])
+    assert (args.only_resolved, args.limit, args.epsilon) == (True, None, 0.5)
+    assert args.kinds == (Kind.ACTION, Kind.THOUGHT)
+    assert parser.parse_args([]).epsilon == Settings().epsilon
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--limit", "0"])
+    assert "limit must be a number of at least 1" in capsys.readouterr().err

@@ -1,0 +1,220 @@
+"""Everything that lm-eval forces on us, for its versions 0.4.13 and 0.5.0.dev1, each with the reason."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.config.task import TaskConfig
+from lm_eval.filters import build_filter_ensemble
+from lm_eval.utils import simple_parse_args_string
+
+from hesnr_tasks.errors import HesnrError
+
+__all__ = [
+    "Evaluation",
+    "OpaqueInstance",
+    "attach_lm_eval_handlers",
+    "attach_request_type",
+    "exit_on_command_line",
+    "new_instance",
+    "print_at_exit",
+    "running_evaluation",
+    "task_config",
+    "unchanged_responses",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+# --- the running evaluation -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How lm-eval was called.
+
+    Args:
+        model_args: arguments of the model; None: not known (a model object, or no evaluation is running).
+        output_path: where lm-eval saves results (`--output_path`); None: nowhere.
+        is_command: whether it is the `lm_eval` command that runs, not somebody's program.
+    """
+
+    model_args: Mapping[str, Any] | None = None
+    output_path: Path | None = None
+    is_command: bool = False
+
+    def is_model_argument(self, key: str, value: Any) -> bool:
+        """Whether the entry `key: value` of a task's metadata is an argument of the model.
+
+        A constructor with `**kwargs` takes any name, so where the arguments are known only they count; otherwise the
+        named parameters of the constructors of lm-eval's models do.
+        """
+        if self.model_args is None:
+            return key in _constructor_parameters()
+        return key in self.model_args and str(self.model_args[key]) == str(value)
+
+
+def running_evaluation() -> Evaluation:
+    """The evaluation that is running in this thread, read from the frame of `simple_evaluate`.
+
+    lm-eval hands a task one mapping, `YAML metadata | model_args | metadata`, without a record of which key came from
+    where, so a misspelt setting and an argument of the model look the same; and it hands the output path to no task.
+    It builds the model before it imports any task, so no hook of ours can be in place earlier, and keeps neither value
+    in the model, the task manager or a global. They are together only in the running `simple_evaluate`.
+    """
+    caller = _frame("lm_eval.evaluator", "simple_evaluate")
+    is_command = _frame("lm_eval._cli") is not None
+    if caller is None:
+        return Evaluation(is_command=is_command)
+    arguments = caller.f_locals
+    model_args = arguments.get("model_args")
+    if isinstance(model_args, str):
+        model_args = simple_parse_args_string(model_args)
+    if not isinstance(
+        arguments.get("model"), str
+    ):  # beside a model object, arguments are only copied into the metadata
+        model_args = model_args or None
+    output_path = getattr(arguments.get("evaluation_tracker"), "output_path", None)
+    return Evaluation(
+        None if model_args is None else dict(model_args), Path(output_path) if output_path else None, is_command
+    )
+
+
+def _frame(module: str, function: str | None = None) -> FrameType | None:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if f"{name}.".startswith(f"{module}.") and function in (None, frame.f_code.co_name):
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _constructor_parameters() -> frozenset[str]:
+    """Named parameters of the constructors of all of lm-eval's model classes that are imported."""
+    classes, names = [LM], set[str]()
+    while classes:
+        cls = classes.pop()
+        classes += cls.__subclasses__()
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return frozenset(names - {"self", "seed"})  # a seed in the metadata is meant for the bootstrap
+
+
+# --- the command's screen ---------------------------------------------------------------------------------------------
+
+
+class CommandError(SystemExit):
+    """Ends the `lm_eval` command with the message of the `HesnrError` that caused it and status 1."""
+
+
+def exit_on_command_line(function: _F) -> _F:
+    """Let the `lm_eval` command end with the message of a `HesnrError` alone; in programs the error is raised as it is.
+
+    The command catches no errors, so users would read a traceback through lm-eval.
+    """
+
+    @functools.wraps(function)
+    def with_exit(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except HesnrError as error:
+            if not running_evaluation().is_command:
+                raise
+            raise CommandError(f"\nhesnr-tasks: {error}") from error
+
+    return with_exit  # type: ignore[return-value]
+
+
+_last_lines: list[str] = []
+
+
+def print_at_exit(line: str) -> None:
+    """Print `line` to stderr when the `lm_eval` command ends, once: a warning before its table would be overlooked."""
+    if line not in _last_lines and running_evaluation().is_command:
+        if not _last_lines:
+            atexit.register(_print_last_lines)
+        _last_lines.append(line)
+
+
+def _print_last_lines() -> None:
+    sys.stdout.flush()
+    for line in _last_lines:
+        print(f"hesnr-tasks: {line}", file=sys.stderr)
+
+
+def attach_lm_eval_handlers(logger: logging.Logger) -> None:
+    """Log where and as loudly as lm-eval does: its handler is on its own logger, not on the root."""
+    lm_eval_logger = logging.getLogger("lm_eval")
+    logger.setLevel(lm_eval_logger.getEffectiveLevel())
+    for handler in lm_eval_logger.handlers:
+        if handler not in logger.handlers:
+            logger.addHandler(handler)
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def attach_request_type(request_type: str, answer: Callable[..., list[Any]]) -> None:
+    """Let every model answer requests of a new type: `evaluate` calls `getattr(lm, request_type)(requests)`.
+
+    Its models come from lm-eval's registry by name, so a subclass of each cannot be put in their place.
+    """
+    setattr(LM, request_type, answer)
+
+
+class OpaqueInstance(Instance):
+    """An `Instance` whose text stays out of the sample log and of cache keys: `args` is what lm-eval writes there."""
+
+    args_logged: tuple[Any, ...] = ()
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """What identifies the request, in a few bytes."""
+        return self.args_logged
+
+
+def new_instance(
+    task: str, request_type: str, doc: dict[str, Any], arguments: tuple[Any, ...], logged: tuple[Any, ...], **named: Any
+) -> OpaqueInstance:
+    """An instance with the `named` arguments of `construct_requests`: 0.4 names it by a tuple, 0.5 by task and id."""
+    if "doc_id" in named:
+        named["task_name"] = task
+    instance = OpaqueInstance(request_type=request_type, doc=doc, arguments=arguments, idx=0, **named)
+    instance.args_logged = logged
+    return instance
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def task_config(config: Mapping[str, Any], request_type: str) -> TaskConfig:
+    """The configuration of a task from its YAML mapping; `TaskConfig` refuses our own keys (`class`, `fixed`)."""
+    names = {field.name for field in fields(TaskConfig)}
+    known_keys = {name: value for name, value in config.items() if name in names}
+    metadata = dict(config.get("metadata") or {})
+    return TaskConfig(**{**known_keys, "output_type": request_type, "num_fewshot": 0, "metadata": metadata})
+
+
+def unchanged_responses() -> dict[str, list[Any]]:
+    """The attribute that makes a task take its one answer as it is; without it lm-eval computes no metric at all.
+
+    0.4 reads `_filters`, 0.5 `_scorers`; `Task.__init__` would make them, but wants a data set.
+    """
+    try:
+        from lm_eval.scorers import Scorer  # 0.5
+    except ImportError:
+        return {"_filters": [build_filter_ensemble("none", [["take_first", None]])]}
+    step = {"function": "take_first"}
+    return {"_scorers": [Scorer.from_dict({"name": "none", "filter": [step], "metric_list": []})]}
