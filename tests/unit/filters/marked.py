@@ -24,11 +24,11 @@ def unmark(marked: str) -> tuple[str, set[int]]:
     return "".join(text), inside
 
 
-def mark(text: str, found: set[int]) -> str:
-    """`text` with the characters of `found` marked, for messages that can be read."""
+def mark(text: str, dropped: set[int]) -> str:
+    """`text` with the characters of `dropped` marked, for messages that can be read."""
     out, on = [], False
     for i, c in enumerate(text + "\0"):
-        if (i in found) != on:
+        if (i in dropped) != on:
             out.append(CLOSE if on else OPEN)
             on = not on
         out.append(c)
@@ -43,9 +43,9 @@ def positions(spans: list[tuple[int, int]]) -> set[int]:
 def check(filter_: Callable[[str], list[tuple[int, int]]], marked: str) -> None:
     """Assert that `filter_` finds the marked characters and no others (white space apart)."""
     text, expected = unmark(marked)
-    found = {i for i in positions(filter_(text)) if not text[i].isspace()}
+    dropped = {i for i in positions(filter_(text)) if not text[i].isspace()}
     expected = {i for i in expected if not text[i].isspace()}
-    assert mark(text, found) == mark(text, expected)
+    assert mark(text, dropped) == mark(text, expected)
 
 
 def fragments(language: str) -> list[tuple[str, str, set[int]]]:

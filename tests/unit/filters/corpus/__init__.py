@@ -42,14 +42,18 @@ def entry(place, line):
     return case
 
 
+def texts():
+    """The text of every case."""
+    return [entry(place, line)["text"] for place, line in lines()]
+
+
 def digest(text):
     return hashlib.sha256(filter_bits(text).tobytes()).hexdigest()[:12]
 
 
 def labels():
     """The digest of the labels of each text, by the digest of the text."""
-    texts = [entry(place, line)["text"] for place, line in lines()]
-    return {hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]: digest(text) for text in texts}
+    return {hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]: digest(text) for text in texts()}
 
 
 def pin():

@@ -44,9 +44,9 @@ def test_random_pieces_of_modules_lose_little():
             start = sum(map(len, lines[:first]))
             piece = "".join(lines[first : first + rng.randint(2, 40)])
             expected = {i - start for i in comments if start <= i < start + len(piece)}
-            found = positions(comments_of(piece, "python"))
-            wanted, missed = wanted + len(expected), missed + len(expected - found)
-            code, lost = code + len(piece) - len(expected), lost + len(found - expected)
+            dropped = positions(comments_of(piece, "python"))
+            wanted, missed = wanted + len(expected), missed + len(expected - dropped)
+            code, lost = code + len(piece) - len(expected), lost + len(dropped - expected)
     assert missed <= 0.01 * wanted
     assert lost <= 0.002 * code
 
@@ -65,7 +65,7 @@ def test_python_in_real_trajectories(shared, name):
 def check_action(text):
     """Compare every Python piece that tokenizes when put into a block; how many there were."""
     checked = 0
-    found = positions(FILTERS["comments"](text))
+    dropped = positions(FILTERS["comments"](text))
     for region in regions(text):
         piece = f"if 1:\n{region.view.text}" if region.view.text.startswith(" ") else region.view.text
         if region.language != "python" or not reference.tokenizes(piece):
@@ -73,7 +73,7 @@ def check_action(text):
         shift = len(piece) - len(region.view.text)
         expected = {region.view.offsets[i - shift] for i in positions(reference.python_comments(piece))}
         inside = {region.view.offsets[i] for i in range(len(region.view.text))}
-        assert found & inside == expected
+        assert dropped & inside == expected
         checked += 1
     return checked
 
