@@ -1,8 +1,19 @@
-"""How undecided an agent is at a step, estimated from a few drawn actions, in nats.
+"""When to draw more actions at a step: estimates of how undecided the agent is, and the gates that use them.
 
-- `votes`: the plug-in entropy of the canonical actions of the probes. Works with every server; two probes know two
+Gates (`model.gate`):
+
+- never             one draw a step: mini-swe-agent as it is
+- always            all draws at every step
+- random:RATE       at this share of steps, chosen by seed: the control at a matched rate
+- edit              where the first draw is an edit: the control that needs no entropy
+- threshold:NATS    where the estimate exceeds a number (`threshold:inf` measures and never branches)
+- quantile:SHARE    at the share of steps with the highest estimates, by a calibration that the same estimator made
+
+Estimators (`model.estimator`), in nats, from a few drawn actions (the probes):
+
+- votes: the plug-in entropy of the canonical actions of the probes. Works with every server; two probes have two
   values, 0 (they agree) and ln 2.
-- `logprob`: minus the mean log-probability of the tokens of the command, as the server states them for the tokens it
+- logprob: minus the mean log-probability of the tokens of the command, as the server states them for the tokens it
   chose, averaged over the probes: a length-normalised estimate of the entropy of whole commands. Thoughts, the mark-up
   of the call and the alternatives to a token are not looked at.
 
@@ -24,22 +35,15 @@ from hesnr_tasks.actions.classes import canonical_key
 from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
 from hesnr_tasks.errors import DataError, SearchError, SettingsError, nearest
 
-__all__ = [
-    "FORMAT",
-    "Calibration",
-    "Estimator",
-    "Gate",
-    "Step",
-    "calibrate",
-    "canonical",
-    "command_logprob",
-    "open_gate",
-    "uniform",
-    "vote_entropy",
-]
+__all__ = ["ESTIMATORS", "GATES", "Calibration", "Estimator", "Gate", "Step", "calibrate", "canonical"]
+__all__ += ["command_logprob", "open_gate", "uniform", "vote_entropy"]
 
 ESTIMATORS = ("votes", "logprob")
-ACTIONS = "canonical-1"  # version of what counts as the same action; part of what a calibration must agree with
+GATES = ("never", "always", "random", "edit", "threshold", "quantile")
+_ACTIONS = "canonical-1"  # version of what counts as the same action; part of what a calibration must agree with
+_FORMAT = "hesnr-egss-calibration-1"
+
+# --- estimators -------------------------------------------------------------------------------------------------------
 
 
 def canonical(command: str) -> str:
@@ -67,14 +71,14 @@ class Estimator:
     @property
     def identity(self) -> dict[str, Any]:
         """What two estimates must share to be compared with one threshold."""
-        return {"estimator": self.name, "probes": self.probes, "actions": ACTIONS}
+        return {"estimator": self.name, "probes": self.probes, "actions": _ACTIONS}
 
     def __call__(self, keys: Sequence[str], logprobs: Sequence[float]) -> float:
         """The estimate in nats; NaN where too few probes were well-formed.
 
         Args:
             keys: canonical actions of the well-formed probes.
-            logprobs: mean log-probability (nats a token) of each one's command; NaN where it is not known.
+            logprobs: mean log-probability (nats a token) of each one's command; NaN where the server stated none.
 
         Raises:
             SearchError: the estimator is `logprob` and no probe has a log-probability.
@@ -107,50 +111,44 @@ def command_logprob(choice: Mapping[str, Any], commands: Sequence[str]) -> float
     Returns:
         Nats a token; NaN where the server stated no log-probabilities, or none for the tokens of the commands.
     """
-    content = (choice.get("logprobs") or {}).get("content") or []
-    tokens, logprobs = [], []
-    for entry in content:
-        stated = entry.get("bytes")
-        tokens.append(bytes(stated) if stated else str(entry.get("token") or "").encode("utf-8", "surrogatepass"))
-        logprobs.append(entry.get("logprob"))
-    text, covered = b"".join(tokens), []
-    before = len(text)
-    for command in reversed(commands):  # what is spelled in a thought comes before the call
-        begin, end = _place(text, command, before)
-        covered.append((begin, end))
-        before = begin
+    tokens = [  # (bytes, log-probability)
+        (bytes(e["bytes"]) if e.get("bytes") else str(e.get("token") or "").encode("utf-8", "surrogatepass"),
+         e.get("logprob"))
+        for e in (choice.get("logprobs") or {}).get("content") or []
+    ]  # fmt: skip
+    text, spans = b"".join(token for token, _ in tokens), []
+    end = len(text)
+    for command in reversed(commands):  # what a thought spells comes before the call
+        spans.append(_last_span(text[:end], command))
+        end = spans[-1][0]
     values, position = [], 0
-    for token, value in zip(tokens, logprobs, strict=True):
-        end = position + len(token)
-        if any(position < stop and end > begin for begin, stop in covered):
+    for token, value in tokens:
+        if any(position < stop and position + len(token) > start for start, stop in spans):
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 return math.nan
             values.append(float(value))
-        position = end
+        position += len(token)
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def _place(text: bytes, command: str, before: int) -> tuple[int, int]:
-    """The last place where a command is spelled, as JSON has it or as it is; an empty span where it is not."""
+def _last_span(text: bytes, command: str) -> tuple[int, int]:
+    """Where a command is spelled last, as JSON has it or as it is; an empty span where it is not."""
     quoted = [('"', json.dumps(command, ensure_ascii=ascii_only)[1:-1], '"') for ascii_only in (True, False)]
     for opening, spelling, closing in [*quoted, ("\n", command, "\n"), ("", command, "")]:
         wanted = f"{opening}{spelling}{closing}".encode("utf-8", "surrogatepass")
-        begin = text.rfind(wanted, 0, before)
-        if command and begin >= 0:
-            return begin + len(opening), begin + len(wanted) - len(closing)
-    return before, before
+        start = text.rfind(wanted)
+        if command and start >= 0:
+            return start + len(opening), start + len(wanted) - len(closing)
+    return len(text), len(text)
 
 
-# --- When to draw more: the gates of a step ---
-
-GATES = ("never", "always", "random", "edit", "threshold", "quantile")
-FORMAT = "hesnr-egss-calibration-1"
+# --- gates ------------------------------------------------------------------------------------------------------------
 
 
 class Step(NamedTuple):
     """What a gate may look at."""
 
-    chance: float  # uniform in [0, 1), the same whenever this step of this task is asked about
+    chance: float  # uniform in [0, 1), a function of seed, task and step
     action: str = ""  # class of the first draw
     estimate: float = math.nan  # nats
 
@@ -171,7 +169,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The estimates of finished runs, and what made them."""
+    """The estimates of finished runs, in nats, and what made them."""
 
     estimator: Mapping[str, Any]
     model: str
@@ -186,7 +184,7 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         """As JSON."""
-        stored = {"format": FORMAT, "model": self.model, **self.estimator, "estimates": list(self.estimates)}
+        stored = {"format": _FORMAT, "model": self.model, **self.estimator, "estimates": list(self.estimates)}
         path.write_text(json.dumps(stored) + "\n", encoding="utf-8")
 
     @classmethod
@@ -195,7 +193,7 @@ class Calibration:
         try:
             with open_regular(path) as file:
                 stored = parse_json(read_rest(file))
-            if stored["format"] != FORMAT:
+            if stored["format"] != _FORMAT:
                 raise ValueError(f"its format is {stored['format']!r}")
             estimates = tuple(float(value) for value in stored["estimates"])
             if not estimates or not all(math.isfinite(value) for value in estimates):
@@ -208,69 +206,8 @@ class Calibration:
             raise DataError(f"{path}: not a calibration of `hesnr egss calibrate` ({error}).") from None
 
 
-def open_gate(spec: str, estimator: Estimator, calibration: Path | None = None) -> Gate:
-    """The gate of a setting. Raises `SettingsError` where it cannot be one, or is calibrated by another estimator."""
-    name, colon, text = spec.partition(":")
-    if name not in GATES:
-        raise SettingsError(f"model.gate is {spec!r}; it must be one of {', '.join(GATES)}.{nearest(name, GATES)}")
-    if bool(colon) != (name in ("random", "threshold", "quantile")):
-        wanted = f"{name}:NUMBER" if not colon else name
-        raise SettingsError(f"model.gate is {spec!r}; write it {wanted}.")
-    if name in ("never", "always"):
-        return Gate(spec, "nothing", lambda step: name == "always")
-    if name == "edit":
-        return Gate(spec, "first", lambda step: step.action == "edit")
-    value = _number(spec, text, 0.0, math.inf if name == "threshold" else 1.0)
-    if name == "random":
-        return Gate(spec, "nothing", lambda step: step.chance < value)
-    if name == "threshold":
-        return Gate(spec, "estimate", lambda step: step.estimate > value)
-    return _quantile(spec, value, estimator, calibration)
-
-
-def _quantile(spec: str, share: float, estimator: Estimator, path: Path | None) -> Gate:
-    if path is None:
-        raise SettingsError(
-            f"model.gate is {spec!r}, and nothing says which estimates those are.\n"
-            "Run with model.gate=threshold:inf, then `hesnr egss calibrate RUN -o gate.json`, then set "
-            "model.calibration=gate.json."
-        )
-    calibration = Calibration.read(path)
-    if dict(calibration.estimator) != estimator.identity:
-        raise SettingsError(
-            f"{path} was calibrated by another estimator: {_words(calibration.estimator)}, and this run has "
-            f"{_words(estimator.identity)}.\nCalibrate with the settings of the run, or run with those of the file."
-        )
-    threshold, chance = calibration.rule(share)
-    return Gate(
-        spec,
-        "estimate",
-        lambda step: step.estimate > threshold or (step.estimate == threshold and step.chance < chance),
-    )
-
-
-def uniform(*about: object) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
-    digest = hashlib.sha256(json.dumps([str(part) for part in about]).encode()).digest()
-    return int.from_bytes(digest[:7], "big") / (1 << 56)
-
-
-def _number(spec: str, text: str, low: float, high: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise SettingsError(f"model.gate is {spec!r}; {text!r} must be a number from {low:g} to {high:g}.")
-    return value
-
-
-def _words(identity: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in identity.items())
-
-
 def calibrate(estimates: Sequence[float], identity: Mapping[str, Any], model: str) -> Calibration:
-    """A calibration from the estimates of runs. Raises `DataError` where there are too few to be one."""
+    """A calibration from the estimates of runs. Raises `DataError` for fewer than 20."""
     finite = tuple(sorted(value for value in estimates if math.isfinite(value)))
     if len(finite) < 20:
         raise DataError(
@@ -278,3 +215,48 @@ def calibrate(estimates: Sequence[float], identity: Mapping[str, Any], model: st
             "Run with model.gate=threshold:inf (measures and never branches), and give that folder."
         )
     return Calibration(dict(identity), model, finite)
+
+
+def open_gate(spec: str, estimator: Estimator, calibration: Path | None = None) -> Gate:
+    """The gate of a setting. Raises `SettingsError` where it cannot be one, or is calibrated by another estimator."""
+    name, colon, text = spec.partition(":")
+    if name not in GATES:
+        raise SettingsError(f"model.gate is {spec!r}; it must be one of {', '.join(GATES)}.{nearest(name, GATES)}")
+    if bool(colon) != (name in ("random", "threshold", "quantile")):
+        raise SettingsError(f"model.gate is {spec!r}; write it {name if colon else f'{name}:NUMBER'}.")
+    if name in ("never", "always"):
+        return Gate(spec, "nothing", lambda step: name == "always")
+    if name == "edit":
+        return Gate(spec, "first", lambda step: step.action == "edit")
+    high = math.inf if name == "threshold" else 1.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= high:
+        raise SettingsError(f"model.gate is {spec!r}; {text!r} must be a number from 0 to {high:g}.")
+    if name == "random":
+        return Gate(spec, "nothing", lambda step: step.chance < value)
+    if name == "threshold":
+        return Gate(spec, "estimate", lambda step: step.estimate > value)
+    if calibration is None:
+        raise SettingsError(
+            f"model.gate is {spec!r}, and nothing says which estimates those are.\n"
+            "Run with model.gate=threshold:inf, then `hesnr egss calibrate RUN -o gate.json`, then set "
+            "model.calibration=gate.json."
+        )
+    stored = Calibration.read(calibration)
+    if dict(stored.estimator) != estimator.identity:
+        theirs, ours = (", ".join(f"{k} {v}" for k, v in i.items()) for i in (stored.estimator, estimator.identity))
+        raise SettingsError(
+            f"{calibration} was calibrated by another estimator: {theirs}, and this run has {ours}.\n"
+            "Calibrate with the settings of the run, or run with those of the file."
+        )
+    limit, chance = stored.rule(value)
+    return Gate(spec, "estimate", lambda s: s.estimate > limit or (s.estimate == limit and s.chance < chance))
+
+
+def uniform(*about: object) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    digest = hashlib.sha256(json.dumps([str(part) for part in about]).encode()).digest()
+    return int.from_bytes(digest[:7], "big") / (1 << 56)

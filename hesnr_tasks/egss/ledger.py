@@ -1,4 +1,4 @@
-"""What a call of a model costs: tokens as the server states them, and money as litellm's price list has it."""
+"""What calls of models cost, and a journal of results, so that nothing is paid for or run twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
@@ -26,7 +25,7 @@ KINDS = ("probe", "draw", "judge")  # before the gate decides; after it fired; w
 class Spent(NamedTuple):
     """Tokens and money of some calls; `cached` of the `prompt` tokens were read from a cache.
 
-    `unstated`: calls whose reply states no usage: their tokens are not known, and not zero.
+    `unstated`: calls whose reply states no usage: their tokens are unknown, and not zero.
     """
 
     calls: int = 0
@@ -40,14 +39,8 @@ class Spent(NamedTuple):
     def sum(cls, several: Iterable[Spent]) -> Spent:
         """All of them together."""
         rows = list(several)
-        return cls(
-            calls=sum(row.calls for row in rows),
-            prompt=sum(row.prompt for row in rows),
-            cached=sum(row.cached for row in rows),
-            output=sum(row.output for row in rows),
-            cost=math.fsum(row.cost for row in rows),
-            unstated=sum(row.unstated for row in rows),
-        )
+        counts = {name: sum(getattr(row, name) for row in rows) for name in cls._fields if name != "cost"}
+        return cls(**counts, cost=math.fsum(row.cost for row in rows))
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Spent:
@@ -72,7 +65,7 @@ def spent_of(usage: Any, cost: float = 0.0) -> Spent:
 
 
 class Ledger:
-    """What one step, or one run, spent by kind of call, and how often something worth saying happened."""
+    """What one step, or one run, spent by kind of call, and counted notes on what happened."""
 
     def __init__(self) -> None:
         self.spent: dict[str, Spent] = {}
@@ -99,17 +92,16 @@ class Ledger:
         return {"usage": usage, "notes": dict(sorted(self.notes.items()))}
 
 
-# --- What a selection has done so far: runs of tests and answers of models are made once, also after a kill ---
-
-
 def fingerprint(*parts: Any) -> str:
-    """A hash of JSON values."""
+    """A hash of JSON values: the key of a result that depends on them."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 class Journal:
-    """A file of results under keys. Safe between threads; a second process is refused.
+    """A JSON Lines file of results under keys, also after a kill. Safe between threads; a second process is refused.
+
+    Lines are flushed to the disk as they come; a line that a kill cut off is removed.
 
     Raises:
         SearchError: another process writes the file.
@@ -135,32 +127,30 @@ class Journal:
     def _read(self, path: Path) -> None:
         if not path.exists():
             return
-        whole = 0
+        complete = 0  # bytes of whole lines
         with open_regular(path) as file:
             for number, line in enumerate(lines(file), 1):
-                if not isinstance(line, TooLongError) and not line.endswith(b"\n"):  # torn
-                    os.truncate(path, whole)
-                    break
                 if isinstance(line, TooLongError):
                     raise DataError(f"{path}:{number}: {line}")
+                if not line.endswith(b"\n"):
+                    os.truncate(path, complete)
+                    break
                 try:
                     row = parse_json(line)
                     self._values[row["key"]] = row["value"]
                 except (ValueError, KeyError, TypeError):
                     raise DataError(f"{path}:{number}: no line of a selection's journal; move the file away") from None
-                whole += len(line)
+                complete += len(line)
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         self._lock.release()
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """The value under `key`; made and kept where there is none. What `make` raises is not kept."""
+        """The value under `key`; computed and kept where there is none. What `make` raises is not kept."""
         if key in self._values:
             return self._values[key]
         value = make()

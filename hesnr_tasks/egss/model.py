@@ -17,7 +17,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,51 +116,43 @@ class _Gated(LitellmModel):
         try:
             LitellmModel.__init__(self, config_class=config_class, **kwargs)
         except ValidationError as error:
-            raise SettingsError(_in_words(error, config_class)) from None
+            raise SettingsError(_explain(error, config_class)) from None
         own = self.config
         self._estimator = Estimator(own.estimator, own.probes)
         self._gate = open_gate(own.gate, self._estimator, own.calibration)
-        self._check()
-        self._total, self._steps, self._fired = Ledger(), 0, 0
-        self._choices = True  # until the server is seen to give one choice whatever is asked for
+        if self._gate.name != "never":
+            self._check()
+        self._step, self._total, self._steps, self._fired = Ledger(), Ledger(), 0, 0
+        self._several = True  # until the server is seen to give one choice whatever is requested
         self._repeated = 0
         request = {"model": own.judge_model or own.model_name, "drop_params": True}
         inherited = {} if own.judge_model else {k: own.model_kwargs[k] for k in _CONNECTION if k in own.model_kwargs}
-        self._judge = Judge(
-            {**request, **inherited, **own.judge_kwargs},
-            self._complete_judge,
-            self._note,
-            own.judge_trace_limit,
-            own.judge_retries,
-        )
-        self._step = Ledger()
+        request |= inherited | own.judge_kwargs
+        self._judge = Judge(request, self._complete_judge, self._note, own.judge_trace_limit, own.judge_retries)
 
     def _check(self) -> None:
-        own, gate = self.config, self._gate.name
-        if gate == "never":
-            return
+        own = self.config
         guarded_litellm()  # from here on, keys of agent and judge follow no redirect
         if own.draws < 2 or (self._gate.needs == "estimate" and own.draws < own.probes):
             raise SettingsError(f"model.draws is {own.draws}; it must be at least 2 and not below model.probes.")
         if own.judge not in ("llm", "votes"):
             raise SettingsError(f"model.judge is {own.judge!r}; it must be llm or votes.")
         if min(own.judge_strength, own.vote_prior, own.judge_trace_limit, own.judge_retries) < 0:
-            raise SettingsError(
-                "model.judge_strength, vote_prior, judge_trace_limit, judge_retries cannot be negative."
-            )
+            names = "judge_strength, vote_prior, judge_trace_limit, judge_retries"
+            raise SettingsError(f"model.{names} cannot be negative.")
         for name in ("n", "logprobs", "stream"):
             if name in own.model_kwargs:
                 raise SettingsError(f"model.model_kwargs.{name} is set by the gate {own.gate!r}; leave it out.")
         if own.model_kwargs.get("temperature") == 0:
             raise SettingsError(
-                f"model.model_kwargs.temperature is 0: all draws of a step would be one, and the gate {own.gate!r} "
-                "could tell nothing.\nSet one above 0 (the default of the model is a good one), or model.gate=never."
+                f"model.model_kwargs.temperature is 0: all draws of a step would be equal, and the gate {own.gate!r} "
+                "could tell nothing.\nSet it above 0 (the default of the model is a good value), or model.gate=never."
             )
-        if gate == "quantile" and own.calibration is not None:
-            made_for = Calibration.read(own.calibration).model
-            if made_for != own.model_name:
-                self_note = "%s was calibrated on %s, and this is %s: thresholds seldom transfer between models"
-                _log.warning(self_note, own.calibration, made_for, own.model_name)
+        if self._gate.name == "quantile" and own.calibration is not None:
+            calibrated = Calibration.read(own.calibration).model
+            if calibrated != own.model_name:
+                warning = "%s was calibrated on %s, and this is %s: thresholds seldom transfer between models"
+                _log.warning(warning, own.calibration, calibrated, own.model_name)
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
@@ -176,18 +168,17 @@ class _Gated(LitellmModel):
             self._total.extend(self._step)
 
     def _decide(self, messages: list[Message], kwargs: dict[str, Any]) -> Message:
-        own = self.config
-        about = (own.seed, _task(messages), self._steps)
-        chance = uniform("gate", *about)
-        if self._gate.needs == "nothing":
-            fired, estimate = self._gate.fires(Step(chance)), math.nan
+        own, needs, estimate = self.config, self._gate.needs, math.nan
+        task = next((get_content_string(message) for message in messages if message.get("role") == "user"), "")
+        seed = (own.seed, task, self._steps)
+        chance = uniform("gate", *seed)
+        if needs == "nothing":
+            fired = self._gate.fires(Step(chance))
             draws = self._sample(messages, own.draws if fired else 1, "draw" if fired else "probe", kwargs)
         else:
-            count = 1 if self._gate.needs == "first" else own.probes
-            draws = self._sample(messages, count, "probe", kwargs)
+            draws = self._sample(messages, 1 if needs == "first" else own.probes, "probe", kwargs)
             good = [draw for draw in draws if draw.error is None]
-            estimate = math.nan
-            if self._gate.needs == "estimate":
+            if needs == "estimate":
                 estimate = self._estimator([draw.key for draw in good], [draw.logprob for draw in good])
                 if math.isnan(estimate):
                     self._note("no_estimate")
@@ -196,80 +187,76 @@ class _Gated(LitellmModel):
             if fired and len(draws) < own.draws:
                 draws += self._sample(messages, own.draws - len(draws), "draw", kwargs, len(draws))
         self._fired += fired
-        if len(draws) > 1:
-            self._watch_repeats(draws)
+        self._check_repeats(draws)
         record: dict[str, Any] = {"gate": own.gate, "fired": fired, "draws": len(draws)}
         if not math.isnan(estimate):
             record["estimate"] = estimate
-        return self._chosen(messages, draws, fired, record, about)
-
-    def _chosen(
-        self, messages: list[Message], draws: list[_Draw], fired: bool, record: dict[str, Any], about: tuple[Any, ...]
-    ) -> Message:
         good = [draw for draw in draws if draw.error is None]
         if len(good) < len(draws):
             self._step.notes["malformed_draws"] += len(draws) - len(good)
-        if not good:
-            self._finish(draws[0].message, draws[0], record)
-            assert draws[0].error is not None
-            raise draws[0].error
-        index = 0  # of the draws that agree with each other, and of a step where the gate stayed shut: the first
-        votes = Counter(draw.key for draw in good)
-        firsts = [next(draw for draw in good if draw.key == key) for key in votes]
-        if fired and len(firsts) > 1:
-            candidates = [Candidate(d.key, votes[d.key], _said(d.message), d.command) for d in firsts]
-            judged = None
-            if self.config.judge == "llm":
-                judged = self._judge(_trace(messages), candidates, about)
-            scores = judged[0] if judged else None
-            choice = choose(candidates, scores, about, self.config.judge_strength, self.config.vote_prior)
-            index = choice.place
-            if choice.tied:
-                self._note("ties")
-            rows = [{"command": c.command, "votes": c.votes} for c in candidates]
-            for i, row in enumerate(rows):
-                row |= {"score": judged[0][i], "points": judged[1][i]} if judged else {}
-            record |= {"candidates": rows, "chosen": index, "tied": choice.tied}
-        chosen = firsts[index]
-        self._finish(chosen.message, chosen, record)
-        chosen.message["extra"]["actions"] = chosen.actions
+        chosen = draws[0]
+        if good:  # of draws that agree with each other, and of a step where the gate stayed shut: the first
+            chosen = self._chosen(messages, good, record, seed) if fired else good[0]
+        extra = chosen.message.setdefault("extra", {})  # what mini wants beside the message, and what the step cost
+        extra |= {"response": chosen.reply, "cost": self._step.cost, "timestamp": time.time()}
+        extra["egss"] = record | self._step.as_dict()
+        if chosen.error is not None:
+            raise chosen.error
+        extra["actions"] = chosen.actions
         return chosen.message
 
-    def _finish(self, message: Message, draw: _Draw, record: dict[str, Any]) -> None:
-        """What mini wants beside the message, and what the step cost."""
-        extra = message.setdefault("extra", {})
-        extra |= {"response": draw.reply, "cost": self._step.cost, "timestamp": time.time()}
-        extra["egss"] = record | self._step.as_dict()
+    def _chosen(
+        self, messages: list[Message], draws: Sequence[_Draw], record: dict[str, Any], seed: tuple[Any, ...]
+    ) -> _Draw:
+        """The draw whose action votes and judge prefer; what they said goes into `record`."""
+        own, votes = self.config, Counter(draw.key for draw in draws)
+        firsts = [next(draw for draw in draws if draw.key == key) for key in votes]
+        if len(firsts) == 1:
+            return firsts[0]
+        candidates = [Candidate(d.key, votes[d.key], _text(d.message), d.command) for d in firsts]
+        rows: list[dict[str, Any]] = [{"command": c.command, "votes": c.votes} for c in candidates]
+        scores = None
+        if own.judge == "llm":
+            trace = (f"[{m.get('role') or m.get('type') or '?'}]\n{get_content_string(m)}" for m in messages)
+            if judged := self._judge("\n\n".join(trace), candidates, seed):
+                scores = judged[0]
+                for row, score, points in zip(rows, *judged, strict=True):
+                    row |= {"score": score, "points": points}
+        index, tied = choose(candidates, scores, seed, own.judge_strength, own.vote_prior)
+        if tied:
+            self._note("ties")
+        record |= {"candidates": rows, "chosen": index, "tied": tied}
+        return firsts[index]
 
     # --- draws ------------------------------------------------------------------------------------------------------
 
     def _sample(
-        self, messages: list[Message], count: int, kind: str, kwargs: dict[str, Any], made: int = 0
+        self, messages: list[Message], count: int, kind: str, kwargs: dict[str, Any], before: int = 0
     ) -> list[_Draw]:
-        """`count` draws; `made`: of this step so far. As many requests as the server needs for them."""
+        """`count` draws, `before` of this step drawn already; as many requests as the server needs for them."""
         prepared = self._prepare_messages_for_api(messages)
         draws: list[_Draw] = []
         while len(draws) < count:
-            wanted = count - len(draws) if self._choices else 1
-            reply = self._ask(prepared, wanted, kwargs, made + len(draws))
+            n = count - len(draws) if self._several else 1
+            reply = self._request(prepared, n, kwargs, before + len(draws))
             self._spend(kind, reply, self.config.model_name)
-            if wanted > 1 and len(reply.choices) < wanted:
+            if n > 1 and len(reply.choices) < n:
                 self._note("fewer_choices_than_asked")
-                self._choices = len(reply.choices) > 1
+                self._several = len(reply.choices) > 1
             if not reply.choices:
                 raise SearchError(f"the server of {self.config.model_name} answered without any choice.")
-            whole = reply.model_dump(mode="json")
-            draws += [self._draw(reply, whole, i) for i in range(min(wanted, len(reply.choices)))]
+            stored = reply.model_dump(mode="json")
+            draws += [self._draw(reply, stored, i) for i in range(min(n, len(reply.choices)))]
         return draws
 
-    def _ask(self, prepared: list[Message], wanted: int, kwargs: dict[str, Any], made: int) -> Any:
+    def _request(self, prepared: list[Message], n: int, kwargs: dict[str, Any], before: int) -> Any:
         options = dict(kwargs)
-        if wanted > 1:
-            options["n"] = wanted
+        if n > 1:
+            options["n"] = n
         if self._gate.needs == "estimate" and self.config.estimator == "logprob":
             options["logprobs"] = True
-        if made and isinstance(seed := self.config.model_kwargs.get("seed"), int):
-            options["seed"] = seed + made  # a server that heeds one seed would give the same draw again
+        if before and isinstance(seed := self.config.model_kwargs.get("seed"), int):
+            options["seed"] = seed + before  # a server that heeds a seed would give the same draw again
         try:
             return self._with_retries(lambda: self._query(prepared, **options))
         except litellm.exceptions.ContextWindowExceededError:
@@ -280,33 +267,33 @@ class _Gated(LitellmModel):
                     f"the server of {self.config.model_name} refuses log-probabilities, which model.estimator=logprob "
                     f"needs.\nSet model.estimator=votes. It says: {str(error)[:300]}"
                 ) from error
-            if wanted == 1:
+            if n == 1:
                 raise
-            reply = self._with_retries(lambda: self._query(prepared, **{k: v for k, v in options.items() if k != "n"}))
+            del options["n"]
+            reply = self._with_retries(lambda: self._query(prepared, **options))
             self._note("server_refuses_n")
-            self._choices = False
+            self._several = False
             return reply
 
-    def _draw(self, reply: Any, whole: dict[str, Any], index: int) -> _Draw:
-        choice = whole["choices"][index]
+    def _draw(self, reply: Any, stored: dict[str, Any], index: int) -> _Draw:
+        choice = stored["choices"][index]
         logprobs = choice.get("logprobs") if self.config.keep_logprobs else None
-        alone = whole | {"choices": [{k: v for k, v in choice.items() if k != "logprobs"}]}
-        if logprobs:
-            alone["choices"][0]["logprobs"] = logprobs
-        message = reply.choices[index].message.model_dump(mode="json")
+        alone = {k: v for k, v in choice.items() if k != "logprobs"} | ({"logprobs": logprobs} if logprobs else {})
+        stored = stored | {"choices": [alone]}
         try:
             actions = self._parse_actions(SimpleNamespace(choices=[reply.choices[index]]))
         except FormatError as error:
-            return _Draw(error.messages[0], alone, [], error=error)
+            return _Draw(error.messages[0], stored, [], error=error)
+        message = reply.choices[index].message.model_dump(mode="json")
         commands = [str(action["command"]) for action in actions]
-        return _Draw(message, alone, actions, canonical("\n".join(commands)), command_logprob(choice, commands))
+        return _Draw(message, stored, actions, canonical("\n".join(commands)), command_logprob(choice, commands))
 
-    def _watch_repeats(self, draws: Sequence[_Draw]) -> None:
-        """Replies that are equal to the letter, step after step: one seed, temperature 0 or a cache of replies."""
-        if not self._repeated < _REPEATS:
+    def _check_repeats(self, draws: Sequence[_Draw]) -> None:
+        """Warn of equal replies, to the letter, step after step: a fixed seed, temperature 0 or a cache of replies."""
+        if len(draws) < 2 or self._repeated >= _REPEATS:
             return
-        texts = {(_said(draw.message), draw.command) for draw in draws}
-        thoughts = any(_said(draw.message) for draw in draws)
+        texts = {(_text(draw.message), draw.command) for draw in draws}
+        thoughts = any(_text(draw.message) for draw in draws)
         self._repeated = self._repeated + 1 if len(texts) == 1 and thoughts else 0
         if self._repeated == _REPEATS:
             self._note("replies_repeat")
@@ -318,7 +305,7 @@ class _Gated(LitellmModel):
 
     # --- calls and what they cost -----------------------------------------------------------------------------------
 
-    def _with_retries(self, call: Any) -> Any:
+    def _with_retries(self, call: Callable[[], Any]) -> Any:
         """mini's retries, but not of a request that the server refuses: it would refuse it again."""
         abort = [*self.abort_exceptions, litellm.exceptions.BadRequestError]
         for attempt in retry(logger=_log, abort_exceptions=abort):
@@ -332,19 +319,14 @@ class _Gated(LitellmModel):
         return reply
 
     def _spend(self, kind: str, reply: Any, model: str) -> None:
-        cost = self._price(reply, model)
-        GLOBAL_MODEL_STATS.add(cost)
-        self._step.add(kind, spent_of(getattr(reply, "usage", None), cost))
-
-    def _price(self, reply: Any, model: str) -> float:
-        """As mini prices its own calls; the judge's model is looked up by its own name."""
-        if model == self.config.model_name:
-            return float(self._calculate_cost(reply)["cost"])
+        """Count a call, priced as mini prices its own; the judge's model is looked up by its own name."""
         agent, self.config.model_name = self.config.model_name, model
         try:
-            return float(self._calculate_cost(reply)["cost"])
+            cost = float(self._calculate_cost(reply)["cost"])
         finally:
             self.config.model_name = agent
+        GLOBAL_MODEL_STATS.add(cost)
+        self._step.add(kind, spent_of(getattr(reply, "usage", None), cost))
 
     def _note(self, name: str) -> None:
         self._step.notes[name] += 1
@@ -358,11 +340,9 @@ class _Gated(LitellmModel):
     def serialize(self) -> dict[str, Any]:
         """Settings and totals; with `gate=never` what mini's own class writes."""
         if self._gate.name == "never":
-            own = self._stock_config.model_validate(
-                self.config.model_dump(include=set(self._stock_config.model_fields))
-            )
+            stock = self._stock_config.model_validate(self.get_template_vars()).model_dump(mode="json")
             name = f"{self._stock.__module__}.{self._stock.__name__}"
-            return {"info": {"config": {"model": own.model_dump(mode="json"), "model_type": name}}}
+            return {"info": {"config": {"model": stock, "model_type": name}}}
         stored = super().serialize()
         config = stored["info"]["config"]["model"]
         config |= {name: _without_keys(config[name]) for name in ("model_kwargs", "judge_kwargs")}
@@ -398,26 +378,17 @@ def _without_keys(value: Any) -> Any:
     return {k: "(hidden)" if _KEYS.search(str(k)) else _without_keys(v) for k, v in value.items()}
 
 
-def _task(messages: Sequence[Message]) -> str:
-    """What names the task: the first message of the user."""
-    return next((get_content_string(message) for message in messages if message.get("role") == "user"), "")
-
-
-def _trace(messages: Sequence[Message]) -> str:
-    return "\n\n".join(f"[{m.get('role') or m.get('type') or '?'}]\n{get_content_string(m)}" for m in messages)
-
-
-def _said(message: Message) -> str:
+def _text(message: Message) -> str:
     content = message.get("content")
     return content if isinstance(content, str) else ""
 
 
-def _in_words(error: ValidationError, config_class: type[BaseModel]) -> str:
+def _explain(error: ValidationError, config_class: type[BaseModel]) -> str:
     lines = []
-    for one in error.errors():
-        name = ".".join(str(part) for part in one["loc"])
-        if one["type"] == "extra_forbidden":
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
             lines.append(f"model.{name} is no setting.{nearest(name, config_class.model_fields)}")
         else:
-            lines.append(f"model.{name}: {one['msg']}")
+            lines.append(f"model.{name}: {problem['msg']}")
     return "\n".join(lines)
