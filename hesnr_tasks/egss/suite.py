@@ -1,8 +1,17 @@
-"""Where stage 2 executes candidates' code: mini-swe-agent's environments, one fresh one at a time.
+"""One test suite from all runs of an instance, run by us on every patch, and filtered.
 
-Configuration is mini-swe-agent's own (`environment`, `run.env_startup_command`), so what an agent ran in is what its
-patch is tested in. Nothing of a candidate is executed outside of the environment, git neither: patches are applied
-inside, with an empty configuration. Variables of the caller that look like keys are not passed on unless named.
+Gathered are the test files that agents wrote (as their patches leave them, else as their calls wrote them), the files
+of the repository's tests that they ran, and one that a model may write. Every patch is measured by the same tests: its
+own changes to tests are taken out before it is applied. Outcomes are read from JUnit files; nobody's word is taken for
+them. A test is kept if it gives the same answer in all repeats and some patch passes it. Dropped are, with a reason:
+files that collect on no patch or on their author's alone, skipped tests, flaky ones, tests that no patch passes. On a
+patch on which a file does not collect or runs out of time, though it does not on others, its tests fail.
+
+Tests are arbitrary code and can forge their own JUnit file: a suite is evidence about patches of one policy, no
+protection against an adversary. They run in mini-swe-agent's environments, a fresh one for each patch, configured as
+mini is (`environment`, `run.env_startup_command`), so what an agent ran in is what its patch is tested in. Nothing of a
+candidate is executed outside of the environment, git neither: patches are applied inside, with an empty configuration.
+Variables of the caller that look like keys are not passed on unless named.
 """
 
 from __future__ import annotations
@@ -23,28 +32,16 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from hesnr_tasks.egss.collect import PYTEST_FILES, Candidate, changed_files, patch_key, source_patch
 from hesnr_tasks.egss.ledger import Journal, fingerprint
 from hesnr_tasks.errors import SearchError, SettingsError, printable
 
-__all__ = [
-    "PYTEST",
-    "WRITTEN_BY_MODEL",
-    "Counts",
-    "PatchError",
-    "PatchTester",
-    "Runner",
-    "Sandbox",
-    "SandboxError",
-    "Suite",
-    "TestFile",
-    "junit_outcomes",
-    "sandbox_config",
-    "secret_variables",
-]
+__all__ = ["PYTEST", "WRITTEN_BY_MODEL", "CommandResult", "Counts", "PatchError", "PatchTester", "Runner", "Sandbox"]
+__all__ += ["SandboxError", "Suite", "TestFile", "junit_outcomes", "sandbox_config", "secret_variables"]
+
+# --- environments -----------------------------------------------------------------------------------------------------
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|_PAT$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"^\w[\w+.-]*://[^/\s:@]*:[^/\s@]+@")  # an address with a password in it
@@ -73,7 +70,7 @@ class PatchError(SearchError):
     """A patch does not apply."""
 
 
-class Ran(NamedTuple):
+class CommandResult(NamedTuple):
     """A command's output (stdout and stderr together), exit status, and whether its time was up."""
 
     output: str
@@ -158,8 +155,8 @@ class Sandbox:
     def __init__(self, config: Mapping[str, Any], instance: Mapping[str, Any]) -> None:
         from minisweagent.run.benchmarks.swebench import get_sb_environment
 
-        own = copy.deepcopy(dict(config))
-        self._folder = ""
+        self._environment: Any = None
+        self._folder, own = "", copy.deepcopy(dict(config))
         if own["environment"]["environment_class"] == "local":
             self._folder = own["environment"]["cwd"] = tempfile.mkdtemp(prefix="hesnr-select-")
         try:
@@ -172,20 +169,16 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Remove the environment and its files."""
-        cleanup = getattr(getattr(self, "_environment", None), "cleanup", None)
-        if cleanup:
-            cleanup()
+        getattr(self._environment, "cleanup", lambda: None)()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def run(self, command: str, timeout: int = 60) -> Ran:
+    def run(self, command: str, timeout: int = 60) -> CommandResult:
         """Run a shell command inside, for at most `timeout` seconds.
 
         Raises:
@@ -200,15 +193,15 @@ class Sandbox:
             raw = self._environment.execute({"command": bounded}, timeout=timeout + _MARGIN)
         except Submitted as submitted:  # a test that prints mini-swe-agent's marker
             message: dict[str, Any] = submitted.messages[0] if getattr(submitted, "messages", None) else {}
-            return Ran(str(message.get("content", "")), 0)
+            return CommandResult(str(message.get("content", "")), 0)
         except Exception as error:
             raise SandboxError(f"the environment died: {printable(str(error))[-300:]}") from error
         kind = (raw.get("extra") or {}).get("exception_type")
         if kind == subprocess.TimeoutExpired.__name__ or raw["returncode"] in (124, 137):
-            return Ran(raw["output"], 124, True)
+            return CommandResult(raw["output"], 124, True)
         if kind:
             raise SandboxError(f"the environment died: {printable(str(raw['exception_info']))[-300:]}")
-        return Ran(raw["output"], int(raw["returncode"]))
+        return CommandResult(raw["output"], int(raw["returncode"]))
 
     def check(self) -> None:
         """Raise `SandboxError` if the environment no longer executes anything."""
@@ -219,24 +212,22 @@ class Sandbox:
         """Write a file inside. Raises `SandboxError`."""
         quoted, folder = shlex.quote(path), shlex.quote(posixpath.dirname(path) or ".")
         text = base64.b64encode(content.encode("utf-8", "surrogateescape")).decode()
-        chunks = [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)]
-        start = f"mkdir -p {folder} && rm -rf {quoted} && : > {quoted}"
-        for chunk in chunks or [""]:
-            ran = self.run(f"{start} && printf %s '{chunk}' | base64 -d >> {quoted}")
-            start = "true"
-            if ran.status:
+        prepare = f"mkdir -p {folder} && rm -rf {quoted} && : > {quoted}"
+        for start in range(0, len(text) or 1, _CHUNK):
+            chunk = text[start : start + _CHUNK]
+            result = self.run(f"{prepare} && printf %s '{chunk}' | base64 -d >> {quoted}")
+            prepare = "true"
+            if result.status:
                 self.check()
-                raise SandboxError(f"{path} cannot be written in the environment: {printable(ran.output)[-200:]}")
+                raise SandboxError(f"{path} cannot be written in the environment: {printable(result.output)[-200:]}")
 
     def read(self, path: str) -> str | None:
         """The text of a file inside; None where there is none."""
-        quoted = shlex.quote(path)
-        ran = self.run(f"test -f {quoted} && printf '<hesnr:' && head -c {_LARGEST} {quoted} | base64 && printf ':>'")
-        match = re.search(r"<hesnr:([A-Za-z0-9+/=\s]*):>", ran.output)
-        if not match:
-            return None
+        file = shlex.quote(path)
+        result = self.run(f"test -f {file} && printf '<hesnr:' && head -c {_LARGEST} {file} | base64 && printf ':>'")
+        match = re.search(r"<hesnr:([A-Za-z0-9+/=\s]*):>", result.output)
         try:
-            return base64.b64decode(match[1]).decode("utf-8", "replace")
+            return base64.b64decode(match[1]).decode("utf-8", "replace") if match else None
         except binascii.Error:
             return None
 
@@ -244,18 +235,17 @@ class Sandbox:
         """Apply a patch. Raises `PatchError`, `SandboxError`."""
         if not patch.strip():
             return
-        outside = _OUTSIDE.search(patch)
-        if outside:
+        if outside := _OUTSIDE.search(patch):
             raise PatchError(f"the patch changes files outside of the repository, or git's own: {outside[1]!r}")
         file = ".hesnr-select.patch"
         self.write(file, patch)
-        ran = self.run(_APPLY.format(patch=file))
-        if ran.status:
+        result = self.run(_APPLY.format(patch=file))
+        if result.status:
             self.check()
-            raise PatchError(f"the patch does not apply: {printable(ran.output.strip())[-300:]}")
+            raise PatchError(f"the patch does not apply: {printable(result.output.strip())[-300:]}")
 
 
-# --- One test suite from all runs of an instance, run by us on every patch, and sifted ---
+# --- the suite --------------------------------------------------------------------------------------------------------
 
 PYTEST = (
     "$(command -v python || command -v python3 || echo python) -m pytest -q -p no:cacheprovider -o junit_logging=no "
@@ -294,7 +284,7 @@ class TestFile(NamedTuple):
 
     path: str
     content: str | None
-    authors: tuple[str, ...]  # runs, or one of the names above
+    authors: tuple[str, ...]  # runs, `WRITTEN_BY_MODEL` or the repository
 
 
 class Counts(NamedTuple):
@@ -313,7 +303,7 @@ class Counts(NamedTuple):
 
 @dataclass
 class Suite:
-    """The sifted suite. Keys are those of `patch_key`."""
+    """The filtered suite. Keys are those of `patch_key`."""
 
     tests: dict[str, dict[str, str]] = field(default_factory=dict)  # kept test -> key -> outcome
     dropped: dict[str, str] = field(default_factory=dict)  # test or file -> reason
@@ -346,26 +336,26 @@ class PatchTester:
     def suite(
         self, candidates: Sequence[Candidate], written: Callable[[Sequence[TestFile], str], TestFile | None] | None
     ) -> Suite:
-        """Gather, run and sift.
+        """Gather, run and filter.
 
         Args:
             candidates: of this instance.
             written: given the tests so far and what is wrong with its last file (empty at first), one file more.
         """
-        test_files = self.runner.test_files
+        suite, budget, test_files = Suite(), self.runner.budget, self.runner.test_files
         owners = {c.run: patch_key(c.patch, test_files) for c in candidates}
         patches = {owners[c.run]: source_patch(c.patch, test_files) for c in candidates}
-        files = self._gathered(candidates)
-        suite = Suite()
+        files = self._gather(candidates)
         extra = written(files, "") if written else None
-        if extra:
-            files = [extra, *files]
-        files = self._affordable(files, len(patches))
+        files = [*([extra] if extra else []), *files]
+        most = budget // max(1, len(patches))
+        if len(files) > most:
+            self.notes[f"test files left out: more than the budget of {budget} runs an instance"] += len(files) - most
+        files = files[:most]
         first = self._run(patches, suite, files, 0)
         if extra and written and extra in files and all("" in tests[extra.path] for tests in first.values()):
             problem = next((tests[extra.path][""] for tests in first.values()), "")
-            mended = written(files, problem) if problem else None
-            if mended:
+            if mended := written(files, problem) if problem else None:
                 files = [mended if file.path == extra.path else file for file in files]
                 self.notes["the model's test file did not run and was written anew"] += 1
                 for key, outcomes in self._run(patches, suite, [mended], 0).items():
@@ -374,48 +364,42 @@ class PatchTester:
         telling = [file for file in files if _tells(file.path, first)]
         again = []
         for repeat in range(1, self.runner.repeats):
-            if telling and suite.runs + len(telling) * len(first) > self.runner.budget:
+            if telling and suite.runs + len(telling) * len(first) > budget:
                 self.notes["repeats of tests left out: the budget of runs is spent"] += 1
                 break
             again.append(self._run(patches, suite, telling, repeat) if telling else {})
         for file in files:
-            own = {owners[author] for author in file.authors if author in owners}
-            self._sift(file, own, first, again, suite)
+            self._filter(file, {owners[a] for a in file.authors if a in owners}, first, again, suite)
         if not suite.tests:
             self.notes["instances whose suite tells nothing"] += 1
         return suite
 
     # --- gathering ---
 
-    def _gathered(self, candidates: Sequence[Candidate]) -> list[TestFile]:
+    def _gather(self, candidates: Sequence[Candidate]) -> list[TestFile]:
         """Every test file once; one path with several contents gets further names beside it."""
-        contents: dict[tuple[str, str | None], list[str]] = {}
+        authors: dict[tuple[str, str | None], list[str]] = {}
         for candidate in candidates:
             files: dict[str, str | None] = {**candidate.tests.written, **self._in_patch(candidate)}
             files |= {path: None for path in candidate.tests.ran if path not in files}
             for item in files.items():
-                contents.setdefault(item, []).append(candidate.run)
-        used: set[str] = set()
-        gathered = []
-        for (path, content), authors in sorted(contents.items(), key=lambda item: item[0][1] is None):
+                authors.setdefault(item, []).append(candidate.run)
+        gathered: dict[str, TestFile] = {}
+        for (path, content), runs in sorted(authors.items(), key=lambda item: item[0][1] is None):
             name, number = path, 2
-            while name in used and content is not None:
+            while name in gathered and content is not None:
                 folder, base = posixpath.split(path)
                 name = posixpath.join(folder, base.replace("test_", f"test_{number}_", 1))
                 name = name if name != path else posixpath.join(folder, f"v{number}_{base}")
                 number += 1
-            if name not in used:
-                used.add(name)
-                gathered.append(TestFile(name, content, (_REPOSITORY,) if content is None else tuple(authors)))
-        return gathered
+            gathered.setdefault(name, TestFile(name, content, (_REPOSITORY,) if content is None else tuple(runs)))
+        return list(gathered.values())
 
     def _in_patch(self, candidate: Candidate) -> dict[str, str]:
         """The test files of a patch, as they stand when it is applied."""
-        parts = [
-            (path, text) for path, text in changed_files(candidate.patch) if re.search(self.runner.test_files, path)
-        ]
-        new = {path: _added(text) for path, text in parts if re.search(r"^--- /dev/null", text, re.M)}
-        changed = [path for path, text in parts if path not in new and not re.search(r"^\+\+\+ /dev/null", text, re.M)]
+        parts = {p: text for p, text in changed_files(candidate.patch) if re.search(self.runner.test_files, p)}
+        new = {path: _added(text) for path, text in parts.items() if re.search(r"^--- /dev/null", text, re.M)}
+        changed = [p for p in parts if p not in new and not re.search(r"^\+\+\+ /dev/null", parts[p], re.M)]
         if not changed:
             return new
 
@@ -434,29 +418,13 @@ class PatchTester:
             pass
         return new
 
-    def _affordable(self, files: Sequence[TestFile], patches: int) -> list[TestFile]:
-        most = self.runner.budget // max(1, patches)
-        if len(files) > most:
-            self.notes[f"test files left out: more than the budget of {self.runner.budget} runs an instance"] += (
-                len(files) - most
-            )
-        return list(files[:most])
-
     # --- running ---
 
-    def _attempt(self, suite: Suite, key: str, journal_key: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives; where an environment fails twice the patch is not tested, and a rerun tries again."""
-        for last in (False, True):
-            try:
-                return self.journal.once(journal_key, make)
-            except SandboxError as error:
-                self.notes["environments that failed"] += 1
-                if last:
-                    suite.problems[key] = str(error)
-        return None
-
     def _run(self, patches: Mapping[str, str], suite: Suite, files: Sequence[TestFile], repeat: int) -> _Outcomes:
-        """Run files on all patches that can be tested, each patch in an environment of its own."""
+        """Run files on all patches that can be tested, each patch in an environment of its own.
+
+        Where an environment fails twice the patch is not tested; that is not kept, so a rerun tries again.
+        """
 
         def run(patch: str) -> dict[str, Any]:
             with Sandbox(self.config, self.instance) as sandbox:
@@ -470,68 +438,76 @@ class PatchTester:
                 return {"files": {file.path: self._outcomes(sandbox, file.path, repeat) for file in files}}
 
         runner = (self.runner.command, self.runner.timeout)
-        ran: _Outcomes = {}
+        outcomes: _Outcomes = {}
         for key, patch in patches.items():
-            if key in suite.problems:
-                continue
             journal_key = fingerprint("run", self.config, self.instance, *runner, patch, files, repeat)
-            result = self._attempt(suite, key, journal_key, functools.partial(run, patch))
-            if result is not None and "problem" in result:
-                suite.problems[key] = result["problem"]
-                suite.unfit.add(key)
-                self.notes["patches that do not apply"] += 1
-            elif result is not None:
-                suite.runs += len(files)
-                ran[key] = result["files"]
-        return ran
+            for last in (False, True):
+                if key in suite.problems or key in outcomes:
+                    break
+                try:
+                    result = self.journal.once(journal_key, functools.partial(run, patch))
+                except SandboxError as error:
+                    self.notes["environments that failed"] += 1
+                    if last:
+                        suite.problems[key] = str(error)
+                    continue
+                if "problem" in result:
+                    suite.problems[key] = result["problem"]
+                    suite.unfit.add(key)
+                    self.notes["patches that do not apply"] += 1
+                else:
+                    suite.runs += len(files)
+                    outcomes[key] = result["files"]
+        return outcomes
 
     def _outcomes(self, sandbox: Sandbox, path: str, repeat: int) -> dict[str, str]:
         command = self.runner.command.replace("{junit}", _JUNIT).replace("{file}", shlex.quote(path))
-        ran = sandbox.run(
-            f"rm -f {_JUNIT}; export PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED={repeat}; {command}", self.runner.timeout
-        )
-        if ran.timed_out:
+        settings = f"PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED={repeat}"
+        result = sandbox.run(f"rm -f {_JUNIT}; export {settings}; {command}", self.runner.timeout)
+        if result.timed_out:
             return {"": f"{_HUNG} {self.runner.timeout} s"}
         outcomes = junit_outcomes(sandbox.read(_JUNIT))
         if outcomes:
             return outcomes
         sandbox.check()
-        return {"": f"no outcome (exit status {ran.status}): {printable(ran.output.strip())[-400:]}"}
+        return {"": f"no outcome (exit status {result.status}): {printable(result.output.strip())[-400:]}"}
 
-    # --- sifting ---
+    # --- filtering ---
 
-    def _sift(self, file: TestFile, own: set[str], first: _Outcomes, again: Sequence[_Outcomes], suite: Suite) -> None:
-        """Keep the tests of one file, or say why not."""
-        ran = {key: files[file.path] for key, files in first.items()}
-        collected = {key for key, tests in ran.items() if "" not in tests}
+    def _filter(
+        self, file: TestFile, own: set[str], first: _Outcomes, again: Sequence[_Outcomes], suite: Suite
+    ) -> None:
+        """Keep the tests of one file, or say why not; `own`: the patches of its authors."""
+        by_patch = {key: files[file.path] for key, files in first.items()}
+        collected = {key for key, tests in by_patch.items() if "" not in tests}
         if not collected:
-            suite.dropped[file.path] = next((tests[""] for tests in ran.values()), "no patch could be tested")
+            suite.dropped[file.path] = next((tests[""] for tests in by_patch.values()), "no patch could be tested")
             self.notes["test files that run on no patch"] += 1
             return
-        hung = {key for key, tests in ran.items() if tests.get("", "").startswith(_HUNG)}
-        if own and collected <= own and len(ran) > len(collected | hung):
+        hung = {key for key, tests in by_patch.items() if tests.get("", "").startswith(_HUNG)}
+        if own and collected <= own and len(by_patch) > len(collected | hung):
             suite.dropped[file.path] = "it runs only on the patch of its author"
             return
-        for name in dict.fromkeys(name for key in collected for name in ran[key]):
-            outcomes = {key: tests.get(name, _ERROR) for key, tests in ran.items()}
-            full = f"{file.path}::{name}"
-            repeats = [(key, files[file.path]) for run in again for key, files in run.items() if file.path in files]
+        repeats = [(key, files[file.path]) for run in again for key, files in run.items() if file.path in files]
+        for name in dict.fromkeys(name for key in collected for name in by_patch[key]):
+            outcomes = {key: tests.get(name, _ERROR) for key, tests in by_patch.items()}
+            test = f"{file.path}::{name}"
             if _SKIPPED in outcomes.values():
-                suite.dropped[full] = "it is skipped"
+                suite.dropped[test] = "it is skipped"
             elif _PASSED not in outcomes.values():
-                suite.dropped[full] = "no patch passes it"
+                suite.dropped[test] = "no patch passes it"
             elif any((tests.get(name) == _PASSED) != (outcomes[key] == _PASSED) for key, tests in repeats):
-                suite.dropped[full] = "it is flaky"
+                suite.dropped[test] = "it is flaky"
                 self.notes["flaky tests left out"] += 1
             else:
-                suite.tests[full] = outcomes
+                suite.tests[test] = outcomes
 
 
 def _tells(path: str, first: _Outcomes) -> bool:
     """Whether some test of a file tells patches apart."""
-    ran = [outcomes[path] for outcomes in first.values()]
-    names = {name for outcomes in ran for name in outcomes if name}
-    return any(len({outcomes.get(name) == _PASSED for outcomes in ran}) > 1 for name in names)
+    by_patch = [outcomes[path] for outcomes in first.values()]
+    names = {name for outcomes in by_patch for name in outcomes if name}
+    return any(len({outcomes.get(name) == _PASSED for outcomes in by_patch}) > 1 for name in names)
 
 
 def _added(text: str) -> str:
@@ -550,18 +526,12 @@ def junit_outcomes(text: str | None) -> dict[str, str]:
     except ElementTree.ParseError:
         return {}
     outcomes: dict[str, str] = {}
-    for name, outcome in map(_case, cases):  # a test whose teardown fails stands there twice
-        if not outcome:
+    for case in cases:  # a test whose teardown fails stands there twice
+        error = case.find("error")
+        if error is not None and "collection failure" in error.get("message", ""):
             return {}
+        bad = error is not None or case.find("failure") is not None
+        outcome = _FAILED if bad else _SKIPPED if case.find("skipped") is not None else _PASSED
+        name = "::".join(filter(None, (case.get("classname", ""), case.get("name", ""))))
         outcomes[name] = outcome if outcomes.get(name, _PASSED) == _PASSED else outcomes[name]
     return outcomes
-
-
-def _case(case: ElementTree.Element) -> tuple[str, str]:
-    """A test's name and outcome; an empty outcome: the file did not collect."""
-    error = case.find("error")
-    if error is not None and "collection failure" in error.get("message", ""):
-        return "", ""
-    bad = error is not None or case.find("failure") is not None
-    outcome = _FAILED if bad else _SKIPPED if case.find("skipped") is not None else _PASSED
-    return "::".join(filter(None, (case.get("classname", ""), case.get("name", "")))), outcome
