@@ -24,66 +24,36 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `hesnr select`."""
-    add = parser.add_argument
+    add, many = parser.add_argument, dict[str, Any](action="append", default=[])
     add("runs", nargs="+", metavar="RUN", help="output folders (or files) of mini-swe-agent, SWE-agent, OpenHands …")
-    add(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="PREDS.json",
-        help="the patches chosen, as SWE-bench reads them",
-    )
-    add(
-        "-c",
-        "--config",
-        action="append",
-        metavar="SPEC",
-        help="mini-swe-agent configuration: where tests run; as mini-extra swebench takes it (default: swebench.yaml)",
-    )
-    add(
-        "--environment-class", metavar="CLASS", help="docker, singularity, bubblewrap or local (no protection), over -c"
-    )
-    add(
-        "--instances",
-        metavar="FILE",
-        help="SWE-bench rows (JSON, JSON Lines, Parquet): problem_statement, image_name …",
-    )
-    add(
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="variable that tests may see; others that look like keys are hidden from them",
-    )
+    output = "the patches chosen, as SWE-bench reads them"
+    add("-o", "--output", type=Path, required=True, metavar="PREDS.json", help=output)
+    config = "mini-swe-agent configuration: where tests run; as mini-extra swebench takes it (default: swebench.yaml)"
+    add("-c", "--config", **many, metavar="SPEC", help=config)
+    classes = "docker, singularity, bubblewrap or local (no protection), over -c"
+    add("--environment-class", metavar="CLASS", help=classes)
+    rows = "SWE-bench rows (JSON, JSON Lines, Parquet): problem_statement, image_name …"
+    add("--instances", metavar="FILE", help=rows)
+    variable = "variable that tests may see; others that look like keys are hidden from them"
+    add("--env", **many, metavar="NAME[=VALUE]", help=variable)
     add("--method", default="egss", metavar="METHOD", help=f"{', '.join(METHODS)} (default: egss)")
-    add(
-        "--selector",
-        action="append",
-        default=[],
-        metavar="MODEL",
-        help="a voter, as litellm names it; several may be given",
-    )
-    add("--votes", type=int, default=1, metavar="N", help="ballots of each voter (default: 1)")
+    add("--selector", **many, metavar="MODEL", help="a voter, as litellm names it; several may be given")
     add("--augment", metavar="MODEL", help="model that writes missing tests (default: none)")
     add("--model-kwargs", default="{}", metavar="JSON", help="for litellm: api_base, temperature, max_tokens …")
     add("--runner", default=PYTEST, metavar="COMMAND", help="runs {file} and writes JUnit to {junit} (default: pytest)")
     add("--test-files", default=PYTEST_FILES, metavar="REGEX", help="paths that are tests (default: pytest's)")
-    add(
-        "--augment-path", default="test_current_issue.py", metavar="PATH", help="of the test file that --augment writes"
-    )
-    add("--timeout", type=int, default=120, metavar="SECONDS", help="for one test file (default: 120)")
-    add("--repeats", type=int, default=3, metavar="N", help="runs of a file that tells patches apart (default: 3)")
-    add("--budget", type=int, default=300, metavar="N", help="most runs of a test file an instance (default: 300)")
-    add("--top", type=int, default=3, metavar="N", help="patches that voters see (default: 3)")
-    add(
-        "--limit",
-        type=int,
-        default=40_000,
-        metavar="CHARACTERS",
-        help="most of each piece that models see (default: 40000)",
-    )
-    add("--seed", type=int, default=1234, help="of orders and ties (default: 1234)")
+    written = "of the test file that --augment writes"
+    add("--augment-path", default="test_current_issue.py", metavar="PATH", help=written)
+    for name, default, purpose in (
+        ("votes", 1, "ballots of each voter"),
+        ("timeout", 120, "seconds for one test file"),
+        ("repeats", 3, "runs of a file that tells patches apart"),
+        ("budget", 300, "most runs of a test file an instance"),
+        ("top", 3, "patches that voters see"),
+        ("limit", 40_000, "most characters of each piece that models see"),
+        ("seed", 1234, "of orders and ties"),
+    ):
+        add(f"--{name}", type=int, default=default, metavar="N", help=f"{purpose} (default: {default})")
     add("--name", default="", help="model_name_or_path in PREDS.json (default: hesnr-select-METHOD)")
     add("-w", "--workers", type=int, default=1, metavar="N", help="instances at a time (default: 1)")
 
@@ -104,20 +74,20 @@ def run(args: argparse.Namespace) -> int:
         def work(instance_id: str) -> tuple[str, dict[str, Any], Counter[str]]:
             row = {"problem_statement": candidates[instance_id][0].task, **rows.get(instance_id, {})}
             row["instance_id"] = instance_id
-            found: Counter[str] = Counter()
-            models = [ChatModel(name, journal, found, kwargs) for name in args.selector]
-            writer = ChatModel(args.augment, journal, found, kwargs) if args.augment else None
-            tester = PatchTester(config, row, settings.runner, journal, found) if needs_suite else None
+            counted: Counter[str] = Counter()
+            models = [ChatModel(name, journal, counted, kwargs) for name in args.selector]
+            writer = ChatModel(args.augment, journal, counted, kwargs) if args.augment else None
+            tester = PatchTester(config, row, settings.runner, journal, counted) if needs_suite else None
             patch, record = select_instance(candidates[instance_id], row, settings, tester, models, writer)
-            return patch, record, found
+            return patch, record, counted
 
         pool = ThreadPoolExecutor(args.workers)
         futures = {pool.submit(work, instance_id): instance_id for instance_id in candidates}
         try:
             for future in as_completed(futures):
                 instance_id = futures[future]
-                patch, why[instance_id], found = future.result()
-                notes.update(found)
+                patch, why[instance_id], counted = future.result()
+                notes.update(counted)
                 row = {"model_name_or_path": args.name or f"hesnr-select-{args.method}", "instance_id": instance_id}
                 predictions[instance_id] = {**row, "model_patch": patch}
                 predictions, why = (dict(sorted(rows.items())) for rows in (predictions, why))

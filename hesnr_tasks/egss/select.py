@@ -5,14 +5,13 @@
 2. The suite (`suite`) is run on each. The `top` patches by pass rate go on; those that could not be tested come last.
 3. Voters (`selectors`) vote; most votes win.
 
-Ties, wherever they are, are broken at random with the seed, and told. Beside the patches that were chosen stands, in
+Ties, wherever they are, are broken at random with the seed, and counted. Beside the patches that were chosen stands, in
 `*.why.json`, what each choice rests on, and what the controls would have chosen: a random run, the patch most runs
 have, the suite alone, the best of N by scores of the voters without a suite (only where it was asked for: it costs).
 """
 
 from __future__ import annotations
 
-import collections
 import logging
 import math
 import random
@@ -29,7 +28,7 @@ __all__ = ["METHODS", "Settings", "select_instance"]
 
 _LOG = logging.getLogger("hesnr_tasks")
 METHODS = ("egss", "suite", "majority", "random", "best-of-n")
-_SHOWN = 12  # failed tests that a voter is told
+_SHOWN = 12  # failed tests that a voter sees
 
 
 @dataclass(frozen=True)
@@ -79,55 +78,50 @@ def select_instance(
     key_of = {candidate.run: patch_key(candidate.patch, test_files) for candidate in candidates}
     sources = {key_of[c.run]: source_patch(c.patch, test_files) for c in candidates}
     with_patch = [c for c in candidates if sources[key_of[c.run]]] or list(candidates)
+
+    def written(files: Sequence[TestFile], problem: str) -> TestFile | None:
+        assert writer is not None
+        tests = {file.path: file.content for file in files if file.content and WRITTEN_BY_MODEL not in file.authors}
+        patches = list(dict.fromkeys(sources[key_of[c.run]] for c in with_patch))
+        content = write_tests(writer, settings.augment_path, task, patches, tests, problem, settings.limit)
+        return TestFile(settings.augment_path, content, (WRITTEN_BY_MODEL,)) if content else None
+
     suite = Suite()
     if tester and any(sources.values()):
-        suite = tester.suite(with_patch, _writing(writer, task, with_patch, settings) if writer else None)
+        suite = tester.suite(with_patch, written if writer else None)
     fit = [c for c in with_patch if key_of[c.run] not in suite.unfit] or with_patch
-    keys = list(dict.fromkeys(key_of[c.run] for c in fit))
-    choice = _Choice(str(instance["instance_id"]), settings, suite, fit, key_of, sources)
-    controls = {"random": choice.random(), "majority": choice.majority(), "suite": choice.by_suite(keys)}
+    selection = _Selection(str(instance["instance_id"]), settings, suite, [key_of[c.run] for c in fit], sources, task)
+    controls = {
+        "random": selection.random([c.run for c in fit], key_of),
+        "majority": selection.best(Counter(selection.keys), "majority"),
+        "suite": selection.by_suite(),
+    }
     ballots: list[Ballot] = []
     if settings.method == "best-of-n":
-        chosen, ballots = choice.best_of_n(models, task)
+        (key, decided_by, tied), ballots = selection.best_of_n(models)
     elif settings.method == "egss":
-        chosen, ballots = choice.by_votes(models, task)
+        (key, decided_by, tied), ballots = selection.by_votes(models)
     else:
-        chosen = controls[settings.method]
-    key, decided_by, tied = chosen
+        key, decided_by, tied = controls[settings.method]
     runs = [c.run for c in fit if key_of[c.run] == key]
-    patch = next(c.patch for c in fit if c.run == runs[0])
     record = {
         "chosen": key,
         "runs": runs,
         "decided_by": decided_by,
         "tie_broken_at_random": tied,
-        "cut_at_random": choice.cut_at_random,  # patches of equal pass rate, more than voters see
+        "cut_at_random": selection.cut_at_random,
         "controls": {name: control[0] for name, control in controls.items()},
-        "candidates": [_candidate(c, key_of[c.run], suite) for c in candidates],
+        "candidates": [_describe(c, key_of[c.run], suite) for c in candidates],
         "suite": {"tests": suite.tests, "dropped": suite.dropped, "runs_of_files": suite.runs},
         "ballots": [ballot._asdict() for ballot in ballots],
-        "spent": {
-            model.name: model.spent._asdict() for model in [*models, *([writer] if writer else [])] if model.spent.calls
-        },
+        "spent": {m.name: m.spent._asdict() for m in [*models, *([writer] if writer else [])] if m.spent.calls},
     }
-    return patch, record
+    return next(c.patch for c in fit if c.run == runs[0]), record
 
 
-def _writing(writer: ChatModel, task: str, candidates: Sequence[Candidate], settings: Settings) -> Any:
-    patches = list(dict.fromkeys(source_patch(c.patch, settings.runner.test_files) for c in candidates))
-
-    def written(files: Sequence[TestFile], problem: str) -> TestFile | None:
-        tests = {file.path: file.content for file in files if file.content and WRITTEN_BY_MODEL not in file.authors}
-        path = settings.augment_path
-        content = write_tests(writer, path, task, patches, tests, problem, settings.limit)
-        return TestFile(path, content, (WRITTEN_BY_MODEL,)) if content else None
-
-    return written
-
-
-def _candidate(candidate: Candidate, key: str, suite: Suite) -> dict[str, Any]:
+def _describe(candidate: Candidate, key: str, suite: Suite) -> dict[str, Any]:
     counts = suite.counts(key)
-    described = {"run": candidate.run, "patch": key, "characters": len(candidate.patch)}
+    described: dict[str, Any] = {"run": candidate.run, "patch": key, "characters": len(candidate.patch)}
     if key in suite.problems:
         described["problem"] = suite.problems[key]
     elif not candidate.patch.strip():
@@ -139,62 +133,62 @@ _Chosen = tuple[str, str, bool]  # patch key, what decided, whether by lot
 
 
 @dataclass
-class _Choice:
-    """The ways to choose one of an instance's patches."""
+class _Selection:
+    """One instance's patches, and what chooses among them.
+
+    Attributes:
+        keys: patch key of each run that is left.
+        sources: patch key -> patch without tests.
+        cut_at_random: more patches of equal pass rate than voters see.
+    """
 
     instance_id: str
     settings: Settings
     suite: Suite
-    candidates: Sequence[Candidate]
-    key_of: Mapping[str, str]
+    keys: Sequence[str]
     sources: Mapping[str, str]
+    task: str
     cut_at_random: bool = False
 
-    def _lot(self, keys: Sequence[str], purpose: str) -> str:
-        return random.Random(f"{self.settings.seed} {self.instance_id} {purpose}").choice(sorted(keys))
+    def _generator(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.settings.seed} {self.instance_id} {purpose}")
 
-    def _best(self, scores: Mapping[str, float], purpose: str) -> _Chosen:
-        best = [key for key, score in scores.items() if score >= max(scores.values()) - 1e-12]
-        return self._lot(best, purpose), purpose if len(scores) > 1 else "only patch", len(best) > 1
-
-    def random(self) -> _Chosen:
+    def random(self, runs: Sequence[str], key_of: Mapping[str, str]) -> _Chosen:
         """Any run, each with the same chance."""
-        run = self._lot([c.run for c in self.candidates], "random")
-        return self.key_of[run], "random", True
+        return key_of[self._generator("random").choice(sorted(runs))], "random", True
 
-    def majority(self) -> _Chosen:
-        """The patch that most runs have."""
-        return self._best(Counter(self.key_of[c.run] for c in self.candidates), "majority")
+    def best(self, scores: Mapping[str, float], purpose: str) -> _Chosen:
+        """The patch with the highest score; ties by seed."""
+        best = sorted(key for key, score in scores.items() if score >= max(scores.values()) - 1e-12)
+        chosen = self._generator(purpose).choice(best)
+        return chosen, purpose if len(scores) > 1 else "only patch", len(best) > 1
 
-    def by_suite(self, keys: Sequence[str]) -> _Chosen:
+    def by_suite(self) -> _Chosen:
         """The best pass rate; patches that were not tested come last."""
-        return self._best({key: self._rate(key) for key in keys}, "suite")
+        return self.best({key: self._rate(key) for key in self.keys}, "suite")
 
     def _rate(self, key: str) -> float:
         counts = self.suite.counts(key)
         return -1.0 if counts is None or math.isnan(counts.rate) else counts.rate
 
-    def by_votes(self, models: Sequence[ChatModel], task: str) -> tuple[_Chosen, list[Ballot]]:
-        """The cut by the suite, then the votes; without a usable vote the suite decides."""
-        keys = list(dict.fromkeys(self.key_of[c.run] for c in self.candidates))
-        order = random.Random(f"{self.settings.seed} {self.instance_id} cut").sample(sorted(keys), len(keys))
-        ranked = sorted(order, key=lambda key: -self._rate(key))
+    def by_votes(self, models: Sequence[ChatModel]) -> tuple[_Chosen, list[Ballot]]:
+        """The best patches by the suite, then the votes; without a usable vote the suite decides."""
+        keys = sorted(set(self.keys))
+        ranked = sorted(self._generator("cut").sample(keys, len(keys)), key=lambda key: -self._rate(key))
         finalists = ranked[: self.settings.top]
         if len(ranked) > len(finalists) and self._rate(finalists[-1]) == self._rate(ranked[len(finalists)]):
             self.cut_at_random = True
         if len(finalists) == 1 or not models:
-            return self.by_suite(keys), []
-        best = max(map(self._rate, finalists))
-        shown = [self._finalist(key, best) for key in finalists]
-        cast = [self._ballot(model, number, task, shown) for model in models for number in range(self.settings.votes)]
-        ballots = [ballot for ballot in cast if ballot]
+            return self.by_suite(), []
+        highest = max(map(self._rate, finalists))
+        ballots = self._ballots(models, [self._finalist(key, highest) for key in finalists])
         if not ballots:
-            return self.by_suite(keys), []
+            return self.by_suite(), []
         votes = Counter(dict.fromkeys(finalists, 0))
         votes.update(ballot.vote for ballot in ballots)
-        return self._best(votes, "votes"), ballots
+        return self.best(votes, "votes"), ballots
 
-    def _finalist(self, key: str, best: float) -> Finalist:
+    def _finalist(self, key: str, highest: float) -> Finalist:
         counts = self.suite.counts(key)
         if counts is None:
             return Finalist(key, self.sources[key])
@@ -202,21 +196,17 @@ class _Choice:
         lines = [f"passed {counts.passed}, failed {counts.failed}, error {counts.error}, total {counts.total}"]
         lines += [f"not passed: {name}" for name in failures[:_SHOWN]]
         lines += [f"and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
-        return Finalist(key, self.sources[key], "\n".join(lines), counts.rate >= best - 1e-12)
+        return Finalist(key, self.sources[key], "\n".join(lines), counts.rate >= highest - 1e-12)
 
-    def _ballot(self, model: ChatModel, number: int, task: str, shown: Sequence[Finalist]) -> Ballot | None:
-        voter = f"{model.name} #{number + 1}"
-        return vote(model, voter, task, shown, (self.settings.seed, self.instance_id), self.settings.limit)
+    def _ballots(self, models: Sequence[ChatModel], finalists: Sequence[Finalist]) -> list[Ballot]:
+        seed, limit = (self.settings.seed, self.instance_id), self.settings.limit
+        voters = [(model, f"{model.name} #{n + 1}") for model in models for n in range(self.settings.votes)]
+        cast = [vote(model, voter, self.task, finalists, seed, limit) for model, voter in voters]
+        return [ballot for ballot in cast if ballot]
 
-    def best_of_n(self, models: Sequence[ChatModel], task: str) -> tuple[_Chosen, list[Ballot]]:
+    def best_of_n(self, models: Sequence[ChatModel]) -> tuple[_Chosen, list[Ballot]]:
         """Each patch alone, by the mean of the voters' scores, without a suite."""
-        keys = list(dict.fromkeys(self.key_of[c.run] for c in self.candidates))
-        ballots: list[Ballot] = []
-        scores: dict[str, list[float]] = collections.defaultdict(list)
-        for key in keys:
-            alone = [Finalist(key, self.sources[key])]
-            cast = [self._ballot(model, n, task, alone) for model in models for n in range(self.settings.votes)]
-            ballots += [ballot for ballot in cast if ballot]
-            scores[key] = [ballot.scores[key] for ballot in cast if ballot]
+        cast = {key: self._ballots(models, [Finalist(key, self.sources[key])]) for key in dict.fromkeys(self.keys)}
+        scores = {key: [ballot.scores[key] for ballot in ballots] for key, ballots in cast.items()}
         means = {key: math.fsum(values) / len(values) if values else -1.0 for key, values in scores.items()}
-        return self._best(means, "best of N"), ballots
+        return self.best(means, "best of N"), [ballot for ballots in cast.values() for ballot in ballots]
