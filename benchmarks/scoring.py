@@ -145,10 +145,10 @@ def engine_for(model):
     import torch
 
     from hesnr_tasks.backends.hf.engine import Engine
-    from hesnr_tasks.backends.hf.model import Net
+    from hesnr_tasks.backends.hf.model import CausalLM
 
     sample = np.random.default_rng(9).integers(3, model.config.vocab_size, 200).tolist()
-    return Engine(Net(model, torch.device("cpu")), sample)
+    return Engine(CausalLM(model, torch.device("cpu")), sample)
 
 
 def tokenizer():
@@ -213,7 +213,7 @@ def prefixes(model, *, shared: bool):
     from hesnr_tasks.backends.base import TokenSequence
 
     engine = engine_for(model)
-    engine.way = replace(engine.way, shared=shared)
+    engine.mode = replace(engine.mode, share_prefixes=shared)
     start = trajectory(model.config.vocab_size, 2048)[0]
     texts = []
     for i in range(100):

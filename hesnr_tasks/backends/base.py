@@ -1,4 +1,4 @@
-"""What goes into a scoring backend and what comes out: token ids and positions in, arrays of nats out."""
+"""What goes into a scoring backend and what comes out: token ids and positions in, log-probabilities in nats out."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from hesnr_tasks.rendering import Rendered
 __all__ = ["OVERFLOW", "Backend", "Scores", "ScoringRequest", "TokenScores", "TokenSequence"]
 
 OVERFLOW = ("right", "error", "skip")
-_NOTHING = np.uint64(0)
+_NO_LABELS = np.uint64(0)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
-    """One text of which a task wants some tokens. Requests on the same labelled text are read together."""
+    """One text and the tokens of it that a task wants. Requests with equal keys are scored in one forward pass."""
 
     name: str  # trajectory id, for messages
     rendered: Rendered
     codes: npt.NDArray[np.uint8]  # (characters,) label codes, see labels.py
-    mask: np.uint64  # which labels are wanted (labels.label_mask)
+    mask: np.uint64  # labels that the task wants (labels.label_mask)
     k: int
-    overflow: str  # beyond the model's context: "right" (what fits counts), "error", "skip" (the task leaves it out)
+    overflow: str  # beyond the context: "right" (score what fits), "error", "skip" (the task leaves the text out)
     key: str  # hash of the labelled text
-    extra_mask: np.uint64 = _NOTHING  # labels to score besides, for later questions; they never count as cut
+    extra_mask: np.uint64 = _NO_LABELS  # further labels to score, for later tasks; never reported as truncated
 
     @property
     def scored(self) -> np.uint64:
@@ -38,32 +38,41 @@ class ScoringRequest:
 
 
 class TokenSequence(NamedTuple):
-    """One text to read. Nothing after `ids[targets[-1]]` need be in it."""
+    """The token ids of one text and the positions to score. Ids after the last target may be left out."""
 
     name: str  # trajectory id, for messages
     ids: npt.NDArray[np.int32]  # (n,), BOS included
-    targets: npt.NDArray[np.int32]  # (m,), increasing, >= 1: positions of `ids` whose token is to be scored
-    length: int = 0  # tokens of the whole text within the context, where that is more than `ids` has
+    targets: npt.NDArray[np.int32]  # (m,) positions in `ids` whose token is scored; increasing, >= 1
+    length: int = 0  # tokens of the full text within the context, where that is more than `ids` has
 
     @property
-    def whole(self) -> int:
-        """Tokens of the whole text: what a model reads whose positions depend on the text's length."""
+    def full_length(self) -> int:
+        """Tokens of the full text, which models need whose positions depend on the length of the text."""
         return max(self.length, len(self.ids))
+
+    def within(self, start: int, stop: int) -> TokenSequence:
+        """The same text with the targets that are predicted when tokens `start` to `stop` are fed."""
+        first, last = np.searchsorted(self.targets, [start, stop], side="right")
+        return self._replace(targets=self.targets[first:last])
 
 
 class Scores(NamedTuple):
-    """Per target t: ln p(x_t | x_<t), exact rank, and the k most likely tokens, over the full vocabulary, in nats."""
+    """Per target t: ln p(x_t | x_<t), rank, and the k most likely tokens, over the full vocabulary."""
 
-    logprob: npt.NDArray[np.float32]  # (m,)
-    rank: npt.NDArray[
-        np.int32
-    ]  # (m,): 1 + number of tokens strictly more likely; -n: beyond the n most likely, not known
-    topk_logprobs: npt.NDArray[np.float32]  # (m, k), falling
+    logprob: npt.NDArray[np.float32]  # (m,) nats
+    rank: npt.NDArray[np.int32]  # (m,) 1 + tokens strictly more likely; -n: beyond the n most likely, not known
+    topk_logprobs: npt.NDArray[np.float32]  # (m, k) nats, descending
     topk_ids: npt.NDArray[np.int32]  # (m, k)
+
+    @classmethod
+    def empty(cls, k: int) -> Scores:
+        """The scores of no targets."""
+        flat, wide = np.zeros(0, np.float32), np.zeros((0, k), np.float32)
+        return cls(flat, flat.astype(np.int32), wide, wide.astype(np.int32))
 
 
 class Backend(ABC):
-    """A way to get `Scores` from one of lm-eval's models."""
+    """Computes `Scores` with one of lm-eval's models."""
 
     @property
     @abstractmethod
@@ -73,41 +82,46 @@ class Backend(ABC):
     @property
     @abstractmethod
     def bos(self) -> bool | None:
-        """What the user asked for about BOS (None: whatever the tokenizer does)."""
+        """Whether the user wants a BOS token (None: the tokenizer decides)."""
 
     @property
     @abstractmethod
     def max_length(self) -> int:
-        """The largest number of ids a passage may have."""
+        """The largest number of ids a sequence may have."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What identifies the model in a signature: backend, model, revision, dtype …, JSON-able."""
+        """What identifies the model in a signature: backend, model, revision, dtype …; JSON-able."""
 
     def canary(self) -> list[float] | None:
-        """ln p of each token of a short fixed text, where nothing else tells whether the weights are the same."""
+        """ln p of each token of a short fixed text, where the weights cannot be identified otherwise."""
         return None
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """The items of all processes among which the documents are split; called by all of them."""
+        """Concatenate the items of all processes that share the documents; called by all of them."""
         return items
 
     @abstractmethod
     def score(
-        self, passages: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
+        self, sequences: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
-        """Yield (index of the passage, its scores) as passages finish, in any order.
+        """Yield (index, scores) of each sequence as it finishes, in any order.
 
-        `skip`: indices of passages that are not to be scored. They are given all the same, so that what is read
-        together, and with it the last bits of the numbers, does not depend on what an earlier run finished.
-        `progress` is called with numbers of tokens read; the sum is the number of tokens of all passages scored.
-        Raises `ScoringError` naming the passage where a number cannot be had; never makes one up.
+        Args:
+            sequences: all texts of the run, so that batches and shared prefixes, and with them the last bits of the
+                numbers, do not depend on what an earlier run finished.
+            k: candidates per token.
+            progress: called with numbers of tokens; they sum to the tokens of the sequences scored.
+            skip: indices not to score.
+
+        Raises:
+            ScoringError: a number cannot be computed; names the sequence. Numbers are never made up.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """The scored tokens of one text: n wanted positions, in order. Logarithms are natural, values in nats."""
+    """The n scored tokens of one text, in the order of the text."""
 
     key: str  # ScoringRequest.key
     position: npt.NDArray[np.int32]  # (n,) index into the token ids (BOS included)
@@ -117,8 +131,8 @@ class TokenScores:
     char_start: npt.NDArray[np.int32]  # (n,)
     char_end: npt.NDArray[np.int32]  # (n,)
     scores: Scores
-    tokens_total: int  # tokens of the whole text
-    labels_cut: npt.NDArray[np.uint64]  # (c,) labels of tokens asked for beyond the context limit, not scored
+    tokens_total: int  # tokens of the full text
+    labels_cut: npt.NDArray[np.uint64]  # (c,) labels of wanted tokens beyond the context limit, not scored
     run: Mapping[str, Any]  # Backend.describe() and how the text was tokenised
 
     def __str__(self) -> str:
@@ -128,5 +142,5 @@ class TokenScores:
     __repr__ = __str__
 
     def selected(self, mask: np.uint64) -> npt.NDArray[np.bool_]:
-        """Which tokens count under `mask` (labels.label_mask); shape (n,)."""
+        """Which tokens `mask` (labels.label_mask) selects; shape (n,)."""
         return (self.label & mask) != 0

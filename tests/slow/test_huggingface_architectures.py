@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
 from hesnr_tasks.backends.hf.engine import Engine  # noqa: E402
-from hesnr_tasks.backends.hf.model import Net  # noqa: E402
+from hesnr_tasks.backends.hf.model import CausalLM  # noqa: E402
 from tests.reference.scoring import TOLERANCE, assert_scores, score_slowly  # noqa: E402
 
 VOCABULARY = 211
@@ -108,7 +108,7 @@ def passage(n, wanted, seed=0, start=None):
 
 
 def engine_for(model, batch=1):
-    return Engine(Net(model, CPU), ids_of(150, 99).tolist(), batch)
+    return Engine(CausalLM(model, CPU), ids_of(150, 99).tolist(), batch)
 
 
 def plain(model, text):
@@ -137,13 +137,13 @@ def test_every_way_of_reading_equals_the_plain_forward(name, models, caplog):
     model, text = models(name), passage(300, 100)
     with caplog.at_level(logging.WARNING, "hesnr_tasks"):
         engine = engine_for(model, batch=0)
-    assert engine.way.head == "stub"
-    assert engine.way.rows
-    assert engine.way.cached == engine.way.shared == (name not in NOT_IN_CHUNKS)
+    assert engine.mode.logits_strategy == "replay_lm_head"
+    assert engine.mode.batch_texts
+    assert engine.mode.use_kv_cache == engine.mode.share_prefixes == (name not in NOT_IN_CHUNKS)
     assert ("cannot be read in chunks" in caplog.text) == (name in NOT_IN_CHUNKS)
-    assert engine.way.positions == (engine.way.cached and name != "Mamba2")  # Bamba goes wrong without
+    assert engine.mode.explicit_positions == (engine.mode.use_kv_cache and name != "Mamba2")  # Bamba goes wrong without
     expected = plain(model, text)
-    for longest in (10**9, 150, 33) if engine.way.cached else (10**9, 33):
+    for longest in (10**9, 150, 33) if engine.mode.use_kv_cache else (10**9, 33):
         engine.limits.longest = longest
         assert_equal(*scores_of(engine, [text]), expected, text)
     engine.limits.longest = 10**9
@@ -183,5 +183,5 @@ def test_attention_implementations_agree(kind):
     text = passage(400, 60)
     engine = engine_for(model)
     engine.limits.longest = 130
-    assert engine.way.cached
+    assert engine.mode.use_kv_cache
     assert_equal(*scores_of(engine, [text]), plain(model, text), text)

@@ -14,7 +14,7 @@ from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
 from hesnr_tasks.backends.hf import memory  # noqa: E402
 from hesnr_tasks.backends.hf.engine import Engine  # noqa: E402
 from hesnr_tasks.backends.hf.model import (  # noqa: E402
-    Net,
+    CausalLM,
     fresh_rope,
     length_dependence,
 )
@@ -68,7 +68,7 @@ def passage(n, seed, start=(), read=None):
 
 
 def engine_for(model, batch=1):
-    return Engine(Net(model, torch.device("cpu")), ids_of(150, 99).tolist(), batch)
+    return Engine(CausalLM(model, torch.device("cpu")), ids_of(150, 99).tolist(), batch)
 
 
 def expected(model, texts):
@@ -126,10 +126,10 @@ def test_the_probe_sees_it_without_the_configuration(kind, monkeypatch, caplog):
     engine = engine_for(model)
     short, long = passage(BOUNDARY - 20, 1), passage(BOUNDARY + 400, 2)
     dict(engine.score([short[0]], K))
-    assert not engine.way.whole
+    assert not engine.mode.whole_texts
     with caplog.at_level(logging.WARNING, "hesnr_tasks"):
         found = dict(engine.score([short[0], long[0]], K))
-    assert engine.way.whole
+    assert engine.mode.whole_texts
     assert "depend on the length" in caplog.text
     for number, rows in enumerate(expected(model, [short, long])):
         assert_right(found[number], rows)
@@ -140,7 +140,7 @@ def test_models_in_lower_precision_are_recognised_too(dtype, monkeypatch):
     monkeypatch.setattr("hesnr_tasks.backends.hf.check.length_dependence", lambda model: "")
     engine = engine_for(build(*KINDS["longrope"], dtype))
     dict(engine.score([passage(BOUNDARY + 400, 2)[0]], K))
-    assert engine.way.whole
+    assert engine.mode.whole_texts
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_other_models_still_share_and_read_in_chunks(name, changes):
         assert length_dependence(model) == ""
         engine = engine_for(model)
         dict(engine.score([passage(BOUNDARY + 80, 2)[0]], K))
-        assert not engine.way.whole
-        assert engine.way.shared
+        assert not engine.mode.whole_texts
+        assert engine.mode.share_prefixes
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_remote_code_that_counts_tokens_is_seen_by_reading_a_long_text():
     engine = engine_for(model)
     texts = texts_around_the_boundary()
     found = dict(engine.score([one for one, _ in texts], K))
-    assert engine.way.whole
+    assert engine.mode.whole_texts
     for number, rows in enumerate(expected(model, texts)):
         assert_right(found[number], rows)
 
@@ -276,7 +276,7 @@ def test_a_text_that_does_not_fit_whole_is_an_error_that_says_why(monkeypatch):
             if failing == "free memory":
                 patch.setattr(memory, "free_bytes", lambda device: 1000)
             else:
-                patch.setattr(engine.net.body, "forward", out_of_memory)
+                patch.setattr(engine.model.backbone, "forward", out_of_memory)
             with pytest.raises(ScoringError, match=r"'t1' does not fit into memory .* depend on the length") as caught:
                 dict(engine.score([one], K))
         assert "\n" not in str(caught.value)

@@ -1,16 +1,15 @@
-"""The self-check: which of the fast ways of reading gives this model's own numbers.
+"""The self-check: which fast forward modes reproduce this model's own numbers.
 
 Some architectures go wrong silently: Mamba-1 drops its state between chunks, Gemma 2's head cannot be applied by hand,
-some wrappers return no cache. So every way is tried on the loaded model, on a short text, against a plain forward
-pass, and the best one that agrees is used.
+some models return no cache. So every mode is tried on the loaded model, on a short text, against a plain forward pass,
+and the fastest that agrees is used.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -18,21 +17,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesnr_tasks.backends.base import Scores
-from hesnr_tasks.backends.hf.forward import Text, Way, copy_cache, join, read, usable_heads
+from hesnr_tasks.backends.base import Scores, TokenSequence
+from hesnr_tasks.backends.hf.forward import ForwardMode, concat_scores, copy_cache, score_range, usable_strategies
 from hesnr_tasks.backends.hf.memory import is_out_of_memory
-from hesnr_tasks.backends.hf.model import Net, fresh_rope, length_dependence
+from hesnr_tasks.backends.hf.model import CausalLM, fresh_rope, length_dependence
 from hesnr_tasks.errors import ScoringError
 
-__all__ = ["TEXT", "choose_way", "depends_on_length"]
+__all__ = ["TEXT", "choose_forward_mode", "depends_on_length"]
 
 _log = logging.getLogger("hesnr_tasks")
 _TOP = 10
 _LENGTH = 108
-_POSITIONS = 80  # compared at most, not all in a row: some models look at neighbours in the output
-_ROWS = 20  # logits made at a time, so that several slices are tried
-_LONGEST_WINDOW = 1024  # sliding windows up to here are straddled by the text
-_UNMOVED = 1e-5  # nats, on the mean: the same kernels on the same shapes give the same numbers
+_MAX_TARGETS = 80  # compared, not all in a row: some models look at neighbours in the output
+_SLICE = 20  # logits computed at a time, so that several slices are tried
+_MAX_WINDOW = 1024  # sliding windows up to here are straddled by the text
+_SAME = 1e-5  # nats, on the mean: the same kernels on the same shapes give the same numbers
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2}  # nats, on the mean: in half precision
 _TOLERANCE_ELSE = 5e-2  # single values differ by a rounding of the logits, or by an expert chosen otherwise
 
@@ -50,270 +49,230 @@ def merge(left: list[int], right: list[int]) -> list[int]:
 '''
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """A short text, and another that is shorter, with what a plain forward pass makes of them."""
+def choose_forward_mode(model: CausalLM, ids: Sequence[int], *, batch: bool) -> ForwardMode:
+    """The fastest mode that agrees with the plain forward pass; every mode given up is logged with the reason.
 
-    text: Text
-    other: Text
-    scores: tuple[Scores, Scores]
+    Args:
+        model: the model.
+        ids: some tokens of real text.
+        batch: whether batches of several texts are wanted.
 
-    @property
-    def length(self) -> int:
-        """Tokens of the first text up to its last target; the plain forward pass saw some more."""
-        return int(self.text.targets[-1])
-
-    @property
-    def k(self) -> int:
-        """How many of the most likely tokens are compared."""
-        return self.scores[0].topk_ids.shape[1]
-
-
-def choose_way(net: Net, ids: Sequence[int], *, rows: bool) -> Way:
-    """The best way of reading that agrees with the plain forward pass; `ids`: some tokens of real text.
-
-    `rows`: whether reading several texts at once is wanted. Every way given up is logged with the reason. Raises
-    `ScoringError` if the model does not agree with itself.
+    Raises:
+        ScoringError: the model does not agree with itself.
     """
-    probe, kind = _probe(net, ids), length_dependence(net.outer)
-    way = _choose_head(net, probe, whole=bool(kind))
+    check, kind = _SelfCheck(model, ids), length_dependence(model.outer)
+    mode = check.logits_strategy(whole_texts=bool(kind))
     if kind:
         _log.warning(
             "%s: positions depend on the length of the text (%s); every text is read whole, alone and in one pass, "
-            "however much memory that takes", _name(net), kind,
+            "however much memory that takes", model.name, kind,
         )  # fmt: skip
-        return way
-    if rows:
-        way = _try_rows(net, way, probe)
-    return _try_sharing(net, _try_chunks(net, way, probe), probe)
+        return mode
+    return check.shared_prefixes(check.chunks(check.batches(mode) if batch else mode))
 
 
-def depends_on_length(net: Net, way: Way, ids: Sequence[int], longest: int) -> str:
-    """How the first tokens' values change when a text has `longest` tokens; empty if they do not.
+def depends_on_length(model: CausalLM, mode: ForwardMode, ids: Sequence[int], longest: int) -> str:
+    """How the log-probabilities of the first tokens change when a text has `longest` tokens; "" if they do not.
 
-    In transformers' models positions are arguments: one short text of which only the last token stands at the end of
-    the longest text tells, at the cost of a short text. Code that comes with a checkpoint may look at the number of
-    tokens instead, so there a text of that length is read once.
+    In transformers' models positions are arguments: a short text of which only the last token stands at the end of the
+    longest text tells, at the cost of a short text. Code that comes with a checkpoint may look at the number of tokens
+    instead, so there a text of that length is run once.
     """
-    line = np.resize(np.asarray(ids, dtype=np.int32), _length(net))
+    line = np.resize(np.asarray(ids, dtype=np.int32), _probe_length(model))
     if longest <= len(line):
         return ""
-    if net.remote:
-        return net.reason(_moved_by_more_text(net, way, _probe(net, ids), longest))
-    if "position_ids" not in net.takes:
+    if model.remote:
+        return model.agreed_reason(_SelfCheck(model, ids).moved_by_more_text(mode, longest))
+    if "position_ids" not in model.parameters:
         return ""
     try:
-        return net.reason(_moved_by_the_last_position(net, line, longest))
-    except Exception as error:  # out of memory: reading, which needs more, ends with an error that helps
-        if net.sharded and is_out_of_memory(error):
+        return model.agreed_reason(_moved_by_the_last_position(model, line, longest))
+    except Exception as error:  # out of memory: scoring, which needs more, ends with an error that helps
+        if model.sharded and is_out_of_memory(error):
             raise
-        _log.debug("%s takes no chosen positions: %s", _name(net), error)
+        _log.debug("%s takes no chosen positions: %s", model.name, error)
         return ""
 
 
-def _moved_by_the_last_position(net: Net, ids: npt.NDArray[np.int32], longest: int) -> str:
-    def read_with(last: int) -> torch.Tensor:
-        positions = torch.arange(n, device=net.device)
-        positions[-1] = last
-        with net.no_grad(), fresh_rope(net.outer):
-            return net.plain(tokens, positions[None])[0, :-1].float().log_softmax(dim=1)
-
+def _moved_by_the_last_position(model: CausalLM, ids: npt.NDArray[np.int32], longest: int) -> str:
     n = len(ids)
-    tokens = torch.from_numpy(ids).to(net.device, torch.int64)[None]
-    near = read_with(n + 1)  # a gap as well, so that the same kernels and masks are at work
-    noise = _mean_difference(read_with(n + 1), near)
-    change = _mean_difference(read_with(longest - 1), near)
-    if change <= max(_UNMOVED, 4 * noise):
+    tokens = torch.from_numpy(ids).to(model.device, torch.int64)[None]
+
+    def logprobs(last: int) -> torch.Tensor:
+        positions = torch.arange(n, device=model.device)
+        positions[-1] = last
+        with model.no_grad(), fresh_rope(model.outer):
+            return model.full_logits(tokens, positions[None])[0, :-1].float().log_softmax(dim=1)
+
+    def difference(values: torch.Tensor, others: torch.Tensor) -> float:
+        both = values.isfinite() & others.isfinite()  # a masked vocabulary has minus infinity in both
+        return float((values[both] - others[both]).abs().mean()) if both.any() else 0.0
+
+    near = logprobs(n + 1)  # a gap as well, so that the same kernels and masks are at work
+    noise = difference(logprobs(n + 1), near)
+    change = difference(logprobs(longest - 1), near)
+    if change <= max(_SAME, 4 * noise):
         return ""
     return f"the last of {longest} positions changes log-probabilities before it by {change:.2g} on average"
 
 
-def _mean_difference(values: torch.Tensor, others: torch.Tensor) -> float:
-    """The mean absolute difference where both are finite: a masked vocabulary has minus infinity in both."""
-    both = values.isfinite() & others.isfinite()
-    return float((values[both] - others[both]).abs().mean()) if both.any() else 0.0
-
-
-def _moved_by_more_text(net: Net, way: Way, probe: _Probe, longest: int) -> str:
-    long = Text(np.resize(probe.text.ids, longest), probe.text.targets)
-    alone = replace(way, cached=False, whole=True)
-    try:
-        (scores,), _ = read(net, alone, [long], probe.k, [0, longest], rows=_ROWS)
-    except Exception as error:
-        if net.sharded or not is_out_of_memory(error):
-            raise
-        _log.warning(
-            "%s comes with its own code, and whether its numbers depend on the length of the text could not be tried: "
-            "%d tokens do not fit into memory in one pass", _name(net), longest,
-        )  # fmt: skip
-        return ""
-    return _difference(net, scores, probe.scores[0])
-
-
-def _choose_head(net: Net, probe: _Probe, *, whole: bool) -> Way:
-    for head in usable_heads(net):
-        for body in net.bodies if head == "stub" else [net.body]:
-            net.body = body
-            way = Way(head, whole=whole)
-            reason = _disagreement(net, probe, partial(_at_once, net, way, probe))
-            if not reason:
-                return way
-        _log.warning("%s: logits at selected positions by %r do not work here (%s)", _name(net), head, reason)
-    raise ScoringError(
-        f"{_name(net)} gives other numbers for the same tokens when it is run again without the text after them: "
-        f"{reason}. It cannot be scored. Does it draw random numbers (is dropout on?), or look ahead in the text?"
-    )
-
-
-def _try_rows(net: Net, way: Way, probe: _Probe) -> Way:
-    if way.head != "stub":
-        reason = "its logits at selected positions need one text at a time"
-    else:
-        reason = _disagreement(net, probe, partial(_side_by_side, net, way, probe))
-    if not reason:
-        return replace(way, rows=True)
-    _log.warning("%s: texts are read one at a time, whatever --batch_size says (%s)", _name(net), reason)
-    return way
-
-
-def _try_chunks(net: Net, way: Way, probe: _Probe) -> Way:
-    reason = "its forward takes no cache"
-    kinds = product((True, False), (True, False)) if net.cache_name else ()
-    for unmasked, positions in kinds:
-        if positions and "position_ids" not in net.takes:
-            continue
-        chunked = replace(way, cached=True, positions=positions, unmasked=unmasked)
-        reason = _disagreement(net, probe, partial(_in_chunks, net, chunked, probe))
-        if not reason:
-            return chunked
-    _log.warning(
-        "%s cannot be read in chunks (%s); every text is read in one pass, however much memory that takes",
-        _name(net), reason,
-    )  # fmt: skip
-    return way
-
-
-def _try_sharing(net: Net, way: Way, probe: _Probe) -> Way:
-    if not way.cached:
-        return way
-    reason = _disagreement(net, probe, partial(_after_copies, net, way, probe))
-    if reason:
-        _log.warning("%s: prefixes that texts share are read again for each (%s)", _name(net), reason)
-        return way
-    together = way.rows and not _disagreement(net, probe, partial(_rows_after_copies, net, way, probe))
-    return replace(way, shared=True, shared_rows=together)
-
-
-# --- the ways, on the short text -------------------------------------------------------------------------------------
-
-
-def _at_once(net: Net, way: Way, probe: _Probe) -> list[Scores]:
-    stop = len(probe.text.ids) if way.whole else probe.length
-    return read(net, way, [probe.text], probe.k, [0, stop], rows=_ROWS)[0]
-
-
-def _side_by_side(net: Net, way: Way, probe: _Probe) -> list[Scores]:
-    return read(net, way, [probe.text, probe.other], probe.k, [0, probe.length], rows=_ROWS)[0]
-
-
-def _in_chunks(net: Net, way: Way, probe: _Probe) -> list[Scores]:
-    n = probe.length
-    return read(net, way, [probe.text], probe.k, [0, n * 3 // 7, n * 4 // 5, n], rows=_ROWS)[0]
-
-
-def _after_copies(net: Net, way: Way, probe: _Probe) -> list[Scores]:
-    """Read the first part, continue a copy of its cache with something else, then another copy with the rest."""
-    before, cache = _first_part(net, way, probe)
-    middle, n = _middle(probe), probe.length
-    read(net, way, [_continued(probe)], probe.k, [middle, n], copy_cache(cache), rows=_ROWS)
-    after, _ = read(net, way, [probe.text.within(middle, n)], probe.k, [middle, n], copy_cache(cache), rows=_ROWS)
-    return [join([before, after[0]])]
-
-
-def _rows_after_copies(net: Net, way: Way, probe: _Probe) -> list[Scores]:
-    before, cache = _first_part(net, way, probe)
-    middle, n = _middle(probe), probe.length
-    texts = [_continued(probe), probe.text.within(middle, n)]
-    after, _ = read(net, way, texts, probe.k, [middle, n], copy_cache(cache, 2), rows=_ROWS)
-    return [join([before, after[1]])]
-
-
-def _first_part(net: Net, way: Way, probe: _Probe) -> tuple[Scores, Any]:
-    middle = _middle(probe)
-    found, cache = read(net, way, [probe.text.within(0, middle)], probe.k, [0, middle], keep_cache=True, rows=_ROWS)
-    return found[0], cache
-
-
-def _middle(probe: _Probe) -> int:
-    return probe.length // 2
-
-
-def _continued(probe: _Probe) -> Text:
-    """The first half of the text, then something else, of another length."""
-    middle = _middle(probe)
-    ids = np.concatenate([probe.text.ids[:middle], probe.other.ids[: middle // 2]])
-    return Text(ids, np.array([len(ids) - 1], dtype=np.int32))
-
-
-# --- comparing ------------------------------------------------------------------------------------------------------
-
-
-def _name(net: Net) -> str:
-    return type(net.wrapper).__name__
-
-
-def _probe(net: Net, ids: Sequence[int]) -> _Probe:
-    length = _length(net)
-    line = np.resize(np.asarray(ids, dtype=np.int32), length)
-    other = line[::-1][: length * 2 // 3]
-    text, shorter = (Text(part, _spread(len(part))) for part in (line, np.ascontiguousarray(other)))
-    return _Probe(text, shorter, (_plain_scores(net, text), _plain_scores(net, shorter)))
-
-
-def _spread(n: int) -> npt.NDArray[np.int32]:
-    last = n - 1 - n // 8
-    return np.unique(np.linspace(1, last, min(last * 5 // 6, _POSITIONS)).astype(np.int32))
-
-
-def _plain_scores(net: Net, text: Text) -> Scores:
-    """By a plain forward pass, full log-softmax and full sort; shares nothing with the fast ways."""
-    ids = torch.from_numpy(text.ids).to(net.device, torch.int64)
-    with net.no_grad(), fresh_rope(net.outer):
-        logits = net.plain(ids[None])[0]
-        rows = logits[torch.from_numpy(text.targets - 1).to(logits.device, torch.int64)].float().log_softmax(dim=1)
-    logprob = rows.gather(1, ids[text.targets].to(rows.device)[:, None])
-    best, order = rows.sort(dim=1, descending=True)
-    arrays = (logprob[:, 0], (rows > logprob).sum(1) + 1, best[:, :_TOP], order[:, :_TOP])
-    return Scores(*(array.cpu().numpy() for array in arrays))
-
-
-def _length(net: Net) -> int:
+def _probe_length(model: CausalLM) -> int:
     """Long enough to leave a sliding window behind where that is cheap."""
-    windows = [getattr(net.config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size")]
-    small = [window for window in windows if 0 < window <= _LONGEST_WINDOW]
-    most = int(getattr(net.config, "max_position_embeddings", 0) or 0)
+    windows = [getattr(model.config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size")]
+    small = [window for window in windows if 0 < window <= _MAX_WINDOW]
+    most = int(getattr(model.config, "max_position_embeddings", 0) or 0)
     return min(max([0, *small]) + _LENGTH, most if most > 0 else 1 << 30)
 
 
-def _disagreement(net: Net, probe: _Probe, attempt: Callable[[], list[Scores]]) -> str:
-    """Why what `attempt` finds for the text (and the other one) cannot be trusted; empty if it can."""
-    try:
-        found = attempt()
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return net.reason(f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}")
-    reasons = [_difference(net, *pair) for pair in zip(found, probe.scores, strict=False)]
-    return net.reason(next(filter(None, reasons), ""))
+class _SelfCheck:
+    """A short text, another that is shorter, and what a plain forward pass makes of them."""
+
+    def __init__(self, model: CausalLM, ids: Sequence[int]) -> None:
+        self._model = model
+        length = _probe_length(model)
+        line = np.resize(np.asarray(ids, dtype=np.int32), length)
+        other = np.ascontiguousarray(line[::-1][: length * 2 // 3])
+        self._text, self._other = (TokenSequence("self-check", part, _spread(len(part))) for part in (line, other))
+        self._expected = [self._plain_scores(text) for text in (self._text, self._other)]
+        self._k = self._expected[0].topk_ids.shape[1]
+        self._length = int(self._text.targets[-1])  # the plain forward pass sees some tokens more
+        self._middle = self._length // 2
+
+    def _plain_scores(self, text: TokenSequence) -> Scores:
+        """By a plain forward pass, full log-softmax and full sort; shares no code with the fast modes."""
+        model = self._model
+        ids = torch.from_numpy(text.ids).to(model.device, torch.int64)
+        with model.no_grad(), fresh_rope(model.outer):
+            logits = model.full_logits(ids[None])[0]
+            source = torch.from_numpy(text.targets - 1).to(logits.device, torch.int64)
+            rows = logits[source].float().log_softmax(dim=1)
+        logprob = rows.gather(1, ids[text.targets].to(rows.device)[:, None])
+        best, order = rows.sort(dim=1, descending=True)
+        arrays = (logprob[:, 0], (rows > logprob).sum(1) + 1, best[:, :_TOP], order[:, :_TOP])
+        return Scores(*(array.cpu().numpy() for array in arrays))
+
+    # --- modes, from the simplest on ----------------------------------------------------------------------------------
+
+    def logits_strategy(self, *, whole_texts: bool) -> ForwardMode:
+        """Logits at selected positions of a text in one pass."""
+        model, stop = self._model, len(self._text.ids) if whole_texts else self._length
+        reason = ""
+        for strategy in usable_strategies(model):
+            for backbone in model.backbones if strategy == "replay_lm_head" else [model.backbone]:
+                model.backbone = backbone
+                mode = ForwardMode(strategy, whole_texts=whole_texts)
+                reason = self._disagreement(lambda: self._run(mode, [self._text], [0, stop])[0])  # noqa: B023
+                if not reason:
+                    return mode
+            _log.warning("%s: logits at selected positions by %r do not work here (%s)", model.name, strategy, reason)
+        raise ScoringError(
+            f"{model.name} gives other numbers for the same tokens when it is run again without the text after them: "
+            f"{reason}. It cannot be scored. Does it draw random numbers (is dropout on?), or look ahead in the text?"
+        )
+
+    def batches(self, mode: ForwardMode) -> ForwardMode:
+        """Two texts in a batch."""
+        if mode.logits_strategy != "replay_lm_head":
+            reason = "its logits at selected positions need one text at a time"
+        else:
+            reason = self._disagreement(lambda: self._run(mode, [self._text, self._other], [0, self._length])[0])
+        if not reason:
+            return replace(mode, batch_texts=True)
+        _log.warning("%s: texts are read one at a time, whatever --batch_size says (%s)", self._model.name, reason)
+        return mode
+
+    def chunks(self, mode: ForwardMode) -> ForwardMode:
+        """Chunks over a KV cache."""
+        reason, n = "its forward takes no cache", self._length
+        for maskless, positions in product((True, False), (True, False)) if self._model.cache_name else ():
+            if positions and "position_ids" not in self._model.parameters:
+                continue
+            chunked = replace(mode, use_kv_cache=True, explicit_positions=positions, maskless_chunks=maskless)
+            edges = [0, n * 3 // 7, n * 4 // 5, n]
+            reason = self._disagreement(lambda: self._run(chunked, [self._text], edges)[0])  # noqa: B023
+            if not reason:
+                return chunked
+        _log.warning(
+            "%s cannot be read in chunks (%s); every text is read in one pass, however much memory that takes",
+            self._model.name, reason,
+        )  # fmt: skip
+        return mode
+
+    def shared_prefixes(self, mode: ForwardMode) -> ForwardMode:
+        """Copies of a cache, continued with something else, then with the rest of the text."""
+        if not mode.use_kv_cache:
+            return mode
+        n, middle = self._length, self._middle
+        other = np.concatenate([self._text.ids[:middle], self._other.ids[: middle // 2]])
+        texts = [TokenSequence("", other, np.array([len(other) - 1], np.int32)), self._text.within(middle, n)]
+
+        def after_prefix(batches: list[list[TokenSequence]]) -> list[Scores]:
+            prefix = [self._text.within(0, middle)]
+            (before,), cache = self._run(mode, prefix, [0, middle], return_cache=True)
+            for batch in batches:
+                scores, _ = self._run(mode, batch, [middle, n], copy_cache(cache, len(batch)))
+            return [concat_scores([before, scores[-1]])]
+
+        reason = self._disagreement(lambda: after_prefix([[text] for text in texts]))
+        if reason:
+            _log.warning("%s: prefixes that texts share are read again for each (%s)", self._model.name, reason)
+            return mode
+        together = mode.batch_texts and not self._disagreement(lambda: after_prefix([texts]))
+        return replace(mode, share_prefixes=True, batch_after_prefix=together)
+
+    def moved_by_more_text(self, mode: ForwardMode, longest: int) -> str:
+        """How the scores of the text change when more text follows, `longest` tokens in all."""
+        long = TokenSequence("self-check", np.resize(self._text.ids, longest), self._text.targets)
+        try:
+            (scores,), _ = self._run(replace(mode, use_kv_cache=False, whole_texts=True), [long], [0, longest])
+        except Exception as error:
+            if self._model.sharded or not is_out_of_memory(error):
+                raise
+            _log.warning(
+                "%s comes with its own code, and whether its numbers depend on the length of the text could not be "
+                "tried: %d tokens do not fit into memory in one pass", self._model.name, longest,
+            )  # fmt: skip
+            return ""
+        return self._difference(scores, self._expected[0])
+
+    # --- comparing ----------------------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        mode: ForwardMode,
+        texts: list[TokenSequence],
+        edges: list[int],
+        cache: Any = None,
+        *,
+        return_cache: bool = False,
+    ) -> tuple[list[Scores], Any]:
+        return score_range(
+            self._model, mode, texts, self._k, edges, cache, return_cache=return_cache, slice_size=_SLICE
+        )
+
+    def _disagreement(self, attempt: Callable[[], list[Scores]]) -> str:
+        """Why the scores that `attempt` computes for the text (and the other one) cannot be trusted; "" if they can."""
+        try:
+            scores = attempt()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return self._model.agreed_reason(f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}")
+        reasons = [self._difference(*pair) for pair in zip(scores, self._expected, strict=False)]
+        return self._model.agreed_reason(next(filter(None, reasons), ""))
+
+    def _difference(self, scores: Scores, expected: Scores) -> str:
+        ours, plain = (np.column_stack([each.logprob, each.topk_logprobs]) for each in (scores, expected))
+        same = (ours == plain) | (np.isnan(ours) & np.isnan(plain))  # NaN in both: a diverged model, refused later
+        with np.errstate(invalid="ignore"):
+            apart = np.where(same, 0.0, np.abs(ours - plain))
+        mean = float(np.nan_to_num(apart, nan=np.inf).mean())
+        if mean <= _TOLERANCE.get(self._model.autocast or self._model.dtype, _TOLERANCE_ELSE):
+            return ""
+        return f"log-probabilities differ from the plain forward pass by {mean:.2g} on average, up to {apart.max():.2g}"
 
 
-def _difference(net: Net, found: Scores, expected: Scores) -> str:
-    ours = np.column_stack([found.logprob, found.topk_logprobs])
-    plain = np.column_stack([expected.logprob, expected.topk_logprobs])
-    same = (ours == plain) | (np.isnan(ours) & np.isnan(plain))  # NaN in both: a diverged model, refused later
-    with np.errstate(invalid="ignore"):
-        apart = np.where(same, 0.0, np.abs(ours - plain))
-    mean = float(np.nan_to_num(apart, nan=np.inf).mean())
-    if mean <= _TOLERANCE.get(net.autocast or net.dtype, _TOLERANCE_ELSE):
-        return ""
-    return f"log-probabilities differ from the plain forward pass by {mean:.2g} on average, up to {apart.max():.2g}"
+def _spread(n: int) -> npt.NDArray[np.int32]:
+    """Targets over the first seven eighths of `n` tokens."""
+    last = n - 1 - n // 8
+    return np.unique(np.linspace(1, last, min(last * 5 // 6, _MAX_TARGETS)).astype(np.int32))

@@ -1,14 +1,14 @@
-"""What is read together: prefixes that several texts share, and short texts side by side.
+"""The engine: scores texts with one model, in batches and with shared prefixes computed once.
 
-The plan is a tree. Each group's prefix continues its parent's; its members are the texts that go on from there alone.
-It depends on the texts only, not on how they are spread over processes, so that the numbers do not either.
+Prefixes that several texts share form a tree. It depends on the texts of all processes only, not on how they are spread
+over processes, so that the numbers do not either.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,111 +17,277 @@ import numpy.typing as npt
 import torch
 
 from hesnr_tasks.backends.base import Scores, TokenSequence
-from hesnr_tasks.backends.hf.check import choose_way, depends_on_length
-from hesnr_tasks.backends.hf.forward import Text, Way, copy_cache, join, read, select, split
-from hesnr_tasks.backends.hf.memory import Limits, is_out_of_memory
-from hesnr_tasks.backends.hf.model import Net
+from hesnr_tasks.backends.hf.check import choose_forward_mode, depends_on_length
+from hesnr_tasks.backends.hf.forward import (
+    ForwardMode,
+    concat_scores,
+    copy_cache,
+    score_range,
+    select_scores,
+    split_range,
+)
+from hesnr_tasks.backends.hf.memory import MemoryLimits, is_out_of_memory
+from hesnr_tasks.backends.hf.model import CausalLM
 
-__all__ = ["Engine", "outline", "plan", "side_by_side"]
+__all__ = ["Engine", "PrefixHashes", "PrefixNode", "batch_by_length", "build_prefix_tree", "prefix_hashes"]
 
-_STEP = 256  # shared prefixes are found in steps of so many tokens …
-_MOST = 256  # … up to so many steps
-_OVERHEAD = 0.1  # what going on from a cache costs, as a share of what is read after it
+_log = logging.getLogger("hesnr_tasks")
 
 
-class Outline(NamedTuple):
-    """What the plan needs to know of a text: equal hashes mean equal tokens."""
+class Engine:
+    """Scores token sequences with one model.
 
-    length: int  # tokens to read
-    name: bytes  # hash of all of them
+    Args:
+        model: the model.
+        sample: ids of some text, for the self-check.
+        batch: the most texts in a batch, 0 for as many as pay.
+        gather: concatenates the lists of all processes, so that shared prefixes do not depend on who has a text.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        sample: Sequence[int],
+        batch: int = 1,
+        gather: Callable[[list[PrefixHashes]], list[PrefixHashes]] = list,
+    ) -> None:
+        self.model = model
+        self._sample, self._longest = list(sample), 0
+        self._gather = gather
+        self._use(choose_forward_mode(model, sample, batch=batch != 1), batch or 1 << 30)
+
+    def _use(self, mode: ForwardMode, batch: int) -> None:
+        self.mode = mode
+        self.limits = MemoryLimits(self.model, mode, torch.tensor([self._sample], device=self.model.device))
+        self._batch = batch if mode.batch_texts else 1
+
+    def score(
+        self,
+        sequences: Sequence[TokenSequence],
+        k: int,
+        progress: Callable[[int], object] = int,
+        skip: Collection[int] = (),
+    ) -> Iterator[tuple[int, Scores]]:
+        """Execute the prefix tree with chunked prefill; yield (index, scores) of each sequence.
+
+        The scores of a sequence are those of the prefixes it shares and those of its own rest, concatenated. Sequences
+        in `skip` count only in what is computed together. `progress` gets numbers of tokens that sum to the lengths of
+        the sequences scored.
+        """
+        skipped = frozenset(skip)
+        parts: list[list[Scores]] = [[] for _ in sequences]
+        todo: list[tuple[PrefixNode, Any]] = [(self._prefix_tree(sequences), None)]  # with the parent's cache
+        while todo:
+            node, cache = todo.pop()
+            everyone = list(node.everyone())
+            if skipped.issuperset(everyone):
+                continue
+            if node.stop > node.start:
+                texts = [sequences[index].within(node.start, node.stop) for index in everyone]
+                union = texts[0]._replace(targets=np.unique(np.concatenate([text.targets for text in texts])))
+                (scores,), cache = self._forward([union], node.start, node.stop, k, cache, return_cache=True)
+                for index, text in zip(everyone, texts, strict=True):
+                    parts[index].append(select_scores(scores, np.searchsorted(union.targets, text.targets)))
+            for batch in self._batches(node, sequences, after_prefix=cache is not None):
+                if skipped.issuperset(batch):
+                    continue
+                wanted = [index for index in batch if index not in skipped]
+                bar = MonotonicProgress(progress, sum(len(sequences[index].ids) for index in wanted))
+                stop = max(self.tokens_to_run(sequences[index]) for index in batch)
+                texts = [sequences[index].within(node.stop, stop) for index in batch]
+                rest, _ = self._forward(texts, node.stop, stop, k, cache, bar)
+                bar.finish()
+                for index, scores in zip(batch, rest, strict=True):
+                    if index not in skipped:
+                        yield index, concat_scores([*parts[index], scores])
+                    parts[index] = []
+            todo += [(child, cache) for child in reversed(node.children)]
+
+    def tokens_to_run(self, sequence: TokenSequence) -> int:
+        """How many tokens of a sequence to feed: up to its last target, which is only predicted, or all."""
+        return sequence.full_length if self.mode.whole_texts else int(sequence.targets[-1])
+
+    def _forward(
+        self,
+        texts: Sequence[TokenSequence],
+        start: int,
+        stop: int,
+        k: int,
+        cache: Any,
+        bar: MonotonicProgress | None = None,
+        *,
+        return_cache: bool = False,
+    ) -> tuple[list[Scores], Any]:
+        """Score in chunks that fit; when memory runs out, text by text, then with shorter chunks."""
+        several, bar = len(texts) > 1, bar or MonotonicProgress(int, 0)
+        if not several:
+            self.limits.refuse_too_long(stop, texts[0].name)
+        chunk = stop - start if several else self.limits.chunk(start, stop)
+        while True:
+            try:
+                bar.restart()
+                return score_range(
+                    self.model, self.mode, texts, k, split_range(start, stop, chunk), copy_cache(cache, len(texts)),
+                    return_cache=return_cache, progress=bar.step,
+                )  # fmt: skip
+            except Exception as error:
+                if self.model.sharded or not is_out_of_memory(error):  # the others are waiting inside the same pass
+                    raise
+                reason = str(error).strip().split("\n")[0]
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if several:
+                return [self._forward([t], start, int(t.targets[-1]), k, cache, bar)[0][0] for t in texts], None
+            chunk = self.limits.halve(chunk, texts[0].name, reason)
+
+    # --- what is computed together ------------------------------------------------------------------------------------
+
+    def _batches(
+        self, node: PrefixNode, sequences: Sequence[TokenSequence], *, after_prefix: bool
+    ) -> Sequence[list[int]]:
+        if self._batch == 1 or (after_prefix and not self.mode.batch_after_prefix):
+            return [[index] for index in node.members]
+        lengths = [self.tokens_to_run(sequences[index]) - node.stop for index in node.members]
+        return batch_by_length(node.members, lengths, self._batch, self.limits.batch_tokens())
+
+    def _prefix_tree(self, sequences: Sequence[TokenSequence]) -> PrefixNode:
+        """The prefix tree of the texts of all processes, restricted to those of this one."""
+        own = [prefix_hashes(text.ids, int(text.targets[-1]), text.full_length) for text in sequences]
+        everyone = list(dict.fromkeys(self._gather(own)))
+        self._check_length(max((text.full_length for text in everyone), default=0))
+        if not self.mode.share_prefixes:
+            return PrefixNode(0, 0, list(range(len(sequences))))
+        numbers: dict[PrefixHashes, list[int]] = {}
+        for number, text in enumerate(own):
+            numbers.setdefault(text, []).append(number)
+        return build_prefix_tree(everyone).restricted({i: numbers.get(text, []) for i, text in enumerate(everyone)})
+
+    def _check_length(self, longest: int) -> None:
+        """Run texts whole from now on if those of `longest` tokens give other numbers than their beginnings do."""
+        if self.mode.whole_texts or longest <= self._longest:
+            return
+        self._longest = longest
+        reason = depends_on_length(self.model, self.mode, self._sample, longest)
+        if reason:
+            _log.warning(
+                "%s: numbers depend on the length of the text (%s); every text is read whole, alone and in one pass, "
+                "however much memory that takes", self.model.name, reason,
+            )  # fmt: skip
+            self._use(ForwardMode(self.mode.logits_strategy, whole_texts=True), 1)
+
+
+class MonotonicProgress:
+    """Reports progress, at most `total`; after a restart, only what exceeds the tokens already reported."""
+
+    def __init__(self, progress: Callable[[int], object], total: int) -> None:
+        self._progress, self._total = progress, total
+        self._done = self._reported = 0
+
+    def restart(self) -> None:
+        """Begin again from 0."""
+        self._done = 0
+
+    def step(self, tokens: int) -> None:
+        """Add `tokens`."""
+        self._done = min(self._done + tokens, self._total)
+        if self._done > self._reported:
+            self._progress(self._done - self._reported)
+            self._reported = self._done
+
+    def finish(self) -> None:
+        """Report whatever is left of the total."""
+        self.restart()
+        self.step(self._total)
+
+
+# --- shared prefixes --------------------------------------------------------------------------------------------------
+
+_STEP = 256  # shared prefixes end at multiples of so many tokens …
+_MAX_STEPS = 256  # … up to so many of them
+_OVERHEAD = 0.1  # cost of continuing from a cache, as a share of the tokens run after it
+
+
+class PrefixHashes(NamedTuple):
+    """What the prefix tree needs to know of a text: equal hashes mean equal tokens."""
+
+    length: int  # tokens to run
+    digest: bytes  # hash of all of them
     prefixes: tuple[bytes, ...]  # hashes of the first 256, 512, … tokens and the token after them
-    whole: int = 0  # tokens of the whole text
+    full_length: int = 0  # tokens of the full text
 
 
-def outline(ids: npt.NDArray[np.int32], length: int, whole: int = 0) -> Outline:
-    """The outline of a text of `whole` tokens, of which `length` ids are read.
+def prefix_hashes(ids: npt.NDArray[np.int32], length: int, full_length: int = 0) -> PrefixHashes:
+    """Hash a text of `full_length` tokens of which `length` ids are run.
 
     The token after a prefix is part of its hash, so that all that share a prefix also share what it predicts.
     """
     digest, prefixes, done = hashlib.blake2b(digest_size=16), [], 0
-    for stop in range(_STEP, min(length, _MOST * _STEP + 1), _STEP):
+    for stop in range(_STEP, min(length, _MAX_STEPS * _STEP + 1), _STEP):
         digest.update(ids[done : stop + 1].tobytes())
         done = stop + 1
         prefixes.append(digest.copy().digest())
     digest.update(ids[done : length + 1].tobytes())
-    return Outline(length, digest.digest(), tuple(prefixes), whole)
+    return PrefixHashes(length, digest.digest(), tuple(prefixes), full_length)
 
 
 @dataclass
-class Group:
-    """Texts that share their first `stop` tokens, of which the parent has read `start`."""
+class PrefixNode:
+    """Texts that share their first `stop` tokens; the parent shares the first `start`."""
 
     start: int
     stop: int
-    members: list[int] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
+    members: list[int] = field(default_factory=list)  # texts that continue alone from `stop`
+    children: list[PrefixNode] = field(default_factory=list)
 
     def everyone(self) -> Iterator[int]:
-        """All texts of this group and the groups in it."""
+        """All texts below this node."""
         yield from self.members
-        for group in self.groups:
-            yield from group.everyone()
+        for child in self.children:
+            yield from child.everyone()
 
-    def of(self, own: Mapping[int, Sequence[int]]) -> Group:
-        """The same plan for some of the texts, under their numbers in `own`."""
-        members = [number for text in self.members for number in own.get(text, ())]
-        groups = [group.of(own) for group in self.groups]
-        return Group(self.start, self.stop, members, [group for group in groups if any(True for _ in group.everyone())])
-
-
-def plan(outlines: Sequence[Outline]) -> Group:
-    """The tree of prefixes worth sharing. The root shares nothing."""
-    return Group(0, 0, *_place(outlines, range(len(outlines)), 0, 0))
+    def restricted(self, numbers: Mapping[int, Sequence[int]]) -> PrefixNode:
+        """The same tree for some of the texts, under their new numbers."""
+        members = [number for text in self.members for number in numbers.get(text, ())]
+        children = [child.restricted(numbers) for child in self.children]
+        children = [child for child in children if child.members or child.children]
+        return PrefixNode(self.start, self.stop, members, children)
 
 
-def _place(outlines: Sequence[Outline], texts: Sequence[int], start: int, at: int) -> tuple[list[int], list[Group]]:
-    """Members and groups after the prefix `start`, of texts that are known to be equal up to `at`."""
+def build_prefix_tree(hashes: Sequence[PrefixHashes]) -> PrefixNode:
+    """The tree of prefixes that save time when shared. The root shares nothing."""
+    return PrefixNode(0, 0, *_members_and_children(hashes, range(len(hashes)), 0, 0))
+
+
+def _members_and_children(
+    hashes: Sequence[PrefixHashes], texts: Sequence[int], start: int, equal: int
+) -> tuple[list[int], list[PrefixNode]]:
+    """What follows the prefix `start`, for texts that are equal up to `equal`."""
     members: list[int] = []
-    groups: list[Group] = []
-    for alike in _by_next_step(outlines, texts, at):
-        if len(alike) == 1:
-            members += alike
+    children: list[PrefixNode] = []
+    step = equal // _STEP
+    alike: dict[bytes, list[int]] = {}
+    for text in texts:  # by their next step; a text that ends before is alone
+        prefixes = hashes[text].prefixes
+        alike.setdefault(prefixes[step] if step < len(prefixes) else b"end %d" % text, []).append(text)
+    for group in alike.values():
+        if len(group) == 1:
+            members += group
             continue
-        stop = _common(outlines, alike, at)
-        if _saved(outlines, alike, start, stop) > 0:
-            groups.append(Group(start, stop, *_place(outlines, alike, stop, stop)))
+        chains, common = [hashes[text].prefixes for text in group], step + 1
+        while all(common < len(chain) and chain[common] == chains[0][common] for chain in chains):
+            common += 1
+        stop = common * _STEP
+        rest = sum(hashes[text].length - stop for text in group)
+        if (len(group) - 1) * (stop - start) > _OVERHEAD * rest:  # tokens saved
+            children.append(PrefixNode(start, stop, *_members_and_children(hashes, group, stop, stop)))
         else:
-            alone, inner = _place(outlines, alike, start, stop)
+            alone, inner = _members_and_children(hashes, group, start, stop)
             members += alone
-            groups += inner
-    return sorted(members), groups
+            children += inner
+    return sorted(members), children
 
 
-def _by_next_step(outlines: Sequence[Outline], texts: Sequence[int], at: int) -> Iterable[list[int]]:
-    """The texts in lots that go on alike for one more step; one that ends before is a lot of its own."""
-    lots: dict[bytes, list[int]] = {}
-    for text in texts:
-        prefixes = outlines[text].prefixes
-        key = prefixes[at // _STEP] if at // _STEP < len(prefixes) else b"end %d" % text
-        lots.setdefault(key, []).append(text)
-    return lots.values()
-
-
-def _common(outlines: Sequence[Outline], texts: Sequence[int], at: int) -> int:
-    """Up to where all texts are equal, in whole steps; at least one step beyond `at`."""
-    step, chains = at // _STEP + 1, [outlines[text].prefixes for text in texts]
-    while all(step < len(chain) and chain[step] == chains[0][step] for chain in chains):
-        step += 1
-    return step * _STEP
-
-
-def _saved(outlines: Sequence[Outline], texts: Sequence[int], start: int, stop: int) -> float:
-    """How many tokens less are read when `start` to `stop` is read once, after what it costs to go on from it."""
-    rest = sum(outlines[text].length - stop for text in texts)
-    return (len(texts) - 1) * (stop - start) - _OVERHEAD * rest
-
-
-def side_by_side(texts: Sequence[int], lengths: Sequence[int], most: int, tokens: int) -> list[list[int]]:
+def batch_by_length(texts: Sequence[int], lengths: Sequence[int], most: int, tokens: int) -> list[list[int]]:
     """Batches of at most `most` texts and, padding included, `tokens` tokens; `lengths` are those of `texts`."""
     batches: list[list[int]] = []
     width = 0  # of the last batch: its first text is its longest
@@ -132,197 +298,3 @@ def side_by_side(texts: Sequence[int], lengths: Sequence[int], most: int, tokens
             batches.append([texts[i]])
             width = lengths[i]
     return batches
-
-
-# --- The engine: walks through the plan of what is read together, and goes on with less when memory runs out ---
-
-_log = logging.getLogger("hesnr_tasks")
-
-Gather = Callable[[list[Outline]], list[Outline]]
-
-
-class Engine:
-    """Scores passages with one model.
-
-    `sample`: ids of some text, for the self-check. `batch`: the most texts to read side by side, 0 for as many as pay.
-    `gather`: joins the lists of all processes, so that a prefix is shared or not whatever process a text is in.
-    """
-
-    def __init__(self, net: Net, sample: Sequence[int], batch: int = 1, gather: Gather = list) -> None:
-        self.net = net
-        self._sample, self._longest = list(sample), 0
-        self.way: Way = choose_way(net, sample, rows=batch != 1)
-        self.limits = self._limits()
-        self._batch = (batch or 1 << 30) if self.way.rows else 1
-        self._gather = gather
-
-    def _limits(self) -> Limits:
-        return Limits(self.net, self.way, torch.tensor([self._sample], device=self.net.device))
-
-    def score(
-        self,
-        passages: Sequence[TokenSequence],
-        k: int,
-        progress: Callable[[int], object] = int,
-        skip: Collection[int] = (),
-    ) -> Iterator[tuple[int, Scores]]:
-        """Yield (index, scores) of all passages but those in `skip`, which count only in what is read together.
-
-        `progress` gets numbers of tokens that sum to the lengths of the passages scored.
-        """
-        yield from _Run(self, passages, k, progress, skip).walk(self._plan(passages), None)
-
-    def batches(self, texts: Sequence[int], lengths: Sequence[int], *, cached: bool) -> list[list[int]]:
-        """Which texts to read side by side; `lengths`: what is left to read of each."""
-        if self._batch == 1 or (cached and not self.way.shared_rows):
-            return [[text] for text in texts]
-        return side_by_side(texts, lengths, self._batch, self.limits.side_by_side())
-
-    def length(self, passage: TokenSequence) -> int:
-        """How many tokens of a text to read: to its last target, which is only predicted, or all."""
-        return passage.whole if self.way.whole else _length(passage)
-
-    def _try_length(self, longest: int) -> None:
-        """Read whole from now on if texts of up to `longest` tokens give other numbers than their beginnings do."""
-        if self.way.whole or longest <= self._longest:
-            return
-        self._longest = longest
-        reason = depends_on_length(self.net, self.way, self._sample, longest)
-        if reason:
-            _log.warning(
-                "%s: numbers depend on the length of the text (%s); every text is read whole, alone and in one pass, "
-                "however much memory that takes", type(self.net.wrapper).__name__, reason,
-            )  # fmt: skip
-            self.way, self._batch = Way(self.way.head, whole=True), 1
-            self.limits = self._limits()
-
-    def _plan(self, passages: Sequence[TokenSequence]) -> Group:
-        """A plan for the texts of all processes, cut to those of this one."""
-        own = [outline(passage.ids, _length(passage), passage.whole) for passage in passages]
-        everyone = list(dict.fromkeys(self._gather(own)))
-        self._try_length(max((text.whole for text in everyone), default=0))
-        if not self.way.shared:
-            return Group(0, 0, list(range(len(passages))))
-        numbers: dict[Outline, list[int]] = {}
-        for number, text in enumerate(own):
-            numbers.setdefault(text, []).append(number)
-        return plan(everyone).of({i: numbers.get(text, []) for i, text in enumerate(everyone)})
-
-
-def _length(passage: TokenSequence) -> int:
-    return int(passage.targets[-1])
-
-
-@dataclass
-class _Job:
-    """The tokens `start` to `stop` of some texts, to be read side by side after what is in `cache`."""
-
-    names: list[str]
-    texts: list[Text]
-    start: int
-    stop: int
-    cache: Any
-    keep_cache: bool = False
-
-    def one_by_one(self) -> Iterator[_Job]:
-        """The same, text by text."""
-        for name, text in zip(self.names, self.texts, strict=True):
-            yield _Job([name], [text], self.start, int(text.targets[-1]), self.cache)
-
-
-class _Run:
-    """One walk through a plan; the scores of a text gather from the prefixes it shares to its own end."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        passages: Sequence[TokenSequence],
-        k: int,
-        progress: Callable[[int], object],
-        skip: Collection[int],
-    ) -> None:
-        self._engine, self._passages, self._k, self._progress = engine, passages, k, progress
-        self._skip = frozenset(skip)
-        self._texts = [Text(passage.ids, passage.targets) for passage in passages]
-        self._parts: list[list[Scores]] = [[] for _ in passages]
-
-    def walk(self, group: Group, cache: Any) -> Iterator[tuple[int, Scores]]:
-        """Yield (index, scores) of all texts below `group`, whose prefix is in `cache`."""
-        lengths = [self._engine.length(self._passages[index]) - group.stop for index in group.members]
-        for batch in self._engine.batches(group.members, lengths, cached=cache is not None):
-            if not self._skip.issuperset(batch):
-                yield from self._finish(batch, group.stop, cache)
-        for inner in group.groups:
-            if not self._skip.issuperset(inner.everyone()):
-                yield from self.walk(inner, self._read_prefix(inner, cache))
-
-    def _read_prefix(self, group: Group, cache: Any) -> Any:
-        """Read what the group's texts share, score it for all of them, and give the cache."""
-        everyone = list(group.everyone())
-        wanted = [self._texts[index].within(group.start, group.stop).targets for index in everyone]
-        text = Text(self._texts[everyone[0]].ids, np.unique(np.concatenate(wanted)))
-        job = _Job([self._passages[everyone[0]].name], [text], group.start, group.stop, cache, keep_cache=True)
-        (found,), made = self._read(job, _Steady(int, 0))
-        for index, targets in zip(everyone, wanted, strict=True):
-            self._parts[index].append(select(found, np.searchsorted(text.targets, targets)))
-        return made
-
-    def _finish(self, batch: list[int], start: int, cache: Any) -> Iterator[tuple[int, Scores]]:
-        passages = [self._passages[index] for index in batch]
-        stop = max(map(self._engine.length, passages))
-        texts = [self._texts[index].within(start, stop) for index in batch]
-        tokens = [len(self._passages[index].ids) for index in batch if index not in self._skip]
-        bar = _Steady(self._progress, sum(tokens))
-        found, _ = self._read(_Job([passage.name for passage in passages], texts, start, stop, cache), bar)
-        bar.finish()
-        for index, scores in zip(batch, found, strict=True):
-            if index not in self._skip:
-                yield index, join([*self._parts[index], scores])
-            self._parts[index] = []
-
-    def _read(self, job: _Job, bar: _Steady) -> tuple[list[Scores], Any]:
-        """Read in chunks that fit; when memory runs out, go on text by text, then with shorter chunks."""
-        several = len(job.texts) > 1
-        if not several:
-            self._engine.limits.refuse_too_long(job.stop, job.names[0])
-        net = self._engine.net
-        chunk = job.stop - job.start if several else self._engine.limits.chunk(job.start, job.stop)
-        while True:
-            try:
-                return self._attempt(job, chunk, bar)
-            except Exception as error:
-                if net.sharded or not is_out_of_memory(error):  # the others are waiting inside the same pass
-                    raise
-                reason = str(error).strip().split("\n")[0]
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if several:
-                return [self._read(single, bar)[0][0] for single in job.one_by_one()], None
-            chunk = self._engine.limits.halve(chunk, job.names[0], reason)
-
-    def _attempt(self, job: _Job, chunk: int, bar: _Steady) -> tuple[list[Scores], Any]:
-        bar.restart()
-        edges, cache = split(job.start, job.stop, chunk), copy_cache(job.cache, len(job.texts))
-        net, way = self._engine.net, self._engine.way
-        return read(net, way, job.texts, self._k, edges, cache, keep_cache=job.keep_cache, progress=bar.step)
-
-
-class _Steady:
-    """Passes progress on, at most `total`; after a restart, only what goes beyond the point already reported."""
-
-    def __init__(self, progress: Callable[[int], object], total: int) -> None:
-        self._progress, self._total = progress, total
-        self._at = self._told = 0
-
-    def restart(self) -> None:
-        self._at = 0
-
-    def step(self, tokens: int) -> None:
-        self._at = min(self._at + tokens, self._total)
-        if self._at > self._told:
-            self._progress(self._at - self._told)
-            self._told = self._at
-
-    def finish(self) -> None:
-        self._at = 0
-        self.step(self._total)

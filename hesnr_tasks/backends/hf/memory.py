@@ -1,4 +1,4 @@
-"""How much fits: free memory, what a forward pass needs per token, and what to do when it was too much."""
+"""How much fits into memory: what is free, what a forward pass needs per token, and how long chunks may be."""
 
 from __future__ import annotations
 
@@ -14,30 +14,116 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hesnr_tasks.backends.hf.forward import HEADS, Way, head_rows
-from hesnr_tasks.backends.hf.model import Feed, Net, fresh_rope
+from hesnr_tasks.backends.hf.forward import STRATEGIES, ForwardMode, logits_slice
+from hesnr_tasks.backends.hf.model import CausalLM, ForwardInputs, fresh_rope
 from hesnr_tasks.errors import ScoringError
 
-__all__ = ["Limits", "Needs", "free_bytes", "is_out_of_memory", "measure"]
+__all__ = ["MemoryLimits", "free_bytes", "is_out_of_memory"]
 
-_LENGTHS = (256, 512)  # tokens of the two forward passes that are measured
+_log = logging.getLogger("hesnr_tasks")
+
+_SAFE_TOKENS = 1024  # run at once without an estimate
+_MIN_CHUNK = 128  # tokens; out of memory with chunks shorter than twice this is final
+_GPU_SHARE = 0.8  # of the free memory of a GPU
+_HOST_SHARE = 0.5  # of the free memory of the host …
+_HOST_LIMIT = 1 << 29  # … but at most this: chunks of some thousand tokens are as fast as one pass
+_BATCH_TOKENS = {"cpu": 4096}  # larger batches are not faster
+_BATCH_TOKENS_GPU = 16384
+_ADVICE = (
+    "Free some memory, load the model with dtype=bfloat16, spread it with parallelize=True, or set a smaller "
+    "max_length in --model_args."
+)
+
+
+class MemoryLimits:
+    """Lengths of chunks and batches of one model in one mode: by an estimate, and by what happened when it was wrong.
+
+    Args:
+        model: the model.
+        mode: how it is run.
+        sample: (1, n) ids of some text, to measure memory with.
+    """
+
+    def __init__(self, model: CausalLM, mode: ForwardMode, sample: torch.Tensor) -> None:
+        self._model, self._mode, self._sample = model, mode, sample
+        self.longest = 1 << 62  # chunk length that memory has allowed so far
+
+    def chunk(self, start: int, stop: int) -> int:
+        """How many of the tokens `start` to `stop` to run at a time, the first `start` being in a cache."""
+        n = stop - start
+        if not self._mode.use_kv_cache:
+            return n
+        most = self.longest
+        if self._mode.logits_strategy != "replay_lm_head":
+            most = min(most, logits_slice(self._model))
+        if stop > _SAFE_TOKENS and (start or not self._fits_at_once(n)):
+            fits = max(_SAFE_TOKENS, int(self._budget(stop) / self._needs.chunk(1, stop)))
+            most = min(most, 1 << (fits.bit_length() - 1))  # so that a little more memory does not change the numbers
+        return max(1, min(self._model.together(min(n, most))))
+
+    def _fits_at_once(self, n: int) -> bool:
+        """Whether one pass, which keeps no cache, takes no more than the cache and the activations of chunks may."""
+        return self._needs.one_pass(n) <= self._budget(n) + self._needs.cached_token * n
+
+    def batch_tokens(self) -> int:
+        """How many tokens of several texts to run in a batch, padding included."""
+        enough = _BATCH_TOKENS.get(self._model.device.type, _BATCH_TOKENS_GPU)
+        return min(enough, self.longest, max(_SAFE_TOKENS, int(self._budget(enough) / self._needs.chunk(1, enough))))
+
+    def halve(self, chunk: int, name: str, reason: str) -> int:
+        """A shorter chunk after memory ran out; raises `ScoringError` where there is none."""
+        if not self._mode.use_kv_cache or chunk // 2 < _MIN_CHUNK:
+            raise self._does_not_fit(name, reason)
+        self.longest = chunk // 2
+        _log.warning("out of memory with %d tokens at a time (%s); going on with %d", chunk, reason, self.longest)
+        return self.longest
+
+    def refuse_too_long(self, n: int, name: str) -> None:
+        """Raise `ScoringError` where `n` tokens must be run in one pass and the host's memory is too small for that.
+
+        A GPU reports that itself; a host would kill the process.
+        """
+        if self._mode.use_kv_cache or n <= _SAFE_TOKENS or self._model.device.type == "cuda":
+            return
+        needed, free = self._needs.one_pass(n), free_bytes(self._model.device)
+        lacking = f"{n} tokens take {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free" if needed > free else ""
+        if lacking := self._model.agreed_reason(lacking):
+            raise self._does_not_fit(name, lacking)
+
+    def _does_not_fit(self, name: str, reason: str) -> ScoringError:
+        why = ""
+        if not self._mode.use_kv_cache:
+            why = ", and this model cannot be read in chunks"
+            why += ": its positions depend on the length of the text" if self._mode.whole_texts else ""
+        return ScoringError(f"trajectory {name!r} does not fit into memory ({reason}){why}. {_ADVICE}")
+
+    @cached_property
+    def _needs(self) -> _Needs:
+        try:
+            with self._model.no_grad(), fresh_rope(self._model.outer):
+                return _measure(self._model, self._mode, self._sample)
+        except Exception as error:
+            if is_out_of_memory(error) and not self._model.sharded:
+                raise ScoringError(f"not even a short text fits into memory beside the model. {_ADVICE}") from error
+            raise
+
+    def _budget(self, n: int) -> float:
+        """Bytes for activations when `n` tokens are in the cache."""
+        free = free_bytes(self._model.device) - self._needs.cached_token * n
+        return _GPU_SHARE * free if self._model.device.type == "cuda" else min(_HOST_SHARE * free, _HOST_LIMIT)
+
+
+# --- free memory ------------------------------------------------------------------------------------------------------
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be had on `device` (the least over all GPUs of a model spread over several)."""
-    if device.type == "cuda":
-        return min(_free_on_gpu(index) for index in range(torch.cuda.device_count()) if _in_use(index, device))
-    return min(_free_on_host(), _free_in_cgroup())
-
-
-def _in_use(index: int, device: torch.device) -> bool:
+    """Bytes still available on `device` (the least over all GPUs of a model spread over several)."""
+    if device.type != "cuda":
+        return min(_free_on_host(), _free_in_cgroup())
     own = torch.cuda.current_device() if device.index is None else device.index
-    return index == own or torch.cuda.memory_allocated(index) > 0
-
-
-def _free_on_gpu(index: int) -> int:
-    idle = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
-    return int(torch.cuda.mem_get_info(index)[0]) + idle
+    used = (i for i in range(torch.cuda.device_count()) if i == own or torch.cuda.memory_allocated(i) > 0)
+    idle = {i: torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i) for i in used}
+    return min(int(torch.cuda.mem_get_info(i)[0]) + bytes_idle for i, bytes_idle in idle.items())
 
 
 def _free_on_host() -> int:
@@ -60,21 +146,26 @@ def _free_in_cgroup() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch says there was not enough memory (CPU allocators raise a bare RuntimeError)."""
+    """Whether PyTorch reports too little memory (CPU allocators raise a bare RuntimeError)."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
     )
 
 
+# --- what a forward pass needs ----------------------------------------------------------------------------------------
+
+_LENGTHS = (256, 512)  # tokens of the two forward passes that are measured
+
+
 @dataclass(frozen=True)
-class Needs:
-    """Bytes a forward pass over `n` new tokens after `past` cached ones needs on top of the weights."""
+class _Needs:
+    """Bytes that a forward pass over `n` new tokens after `past` cached ones needs besides the weights."""
 
     per_token: float
     per_pair: float  # (new token, visible token) pairs, where attention scores or masks are materialised
-    per_cached_pair: float  # the same once a cache is there: a mask is then built that one causal pass does without
-    cached_token: float  # what the cache keeps of a token
+    per_cached_pair: float  # the same over a cache, where a mask is built that one causal pass does without
+    cached_token: float  # of the cache
 
     def one_pass(self, n: int) -> float:
         """Bytes for `n` tokens at once, without a cache."""
@@ -85,37 +176,30 @@ class Needs:
         return (self.per_token + max(self.per_pair, self.per_cached_pair) * total) * n
 
 
-def measure(net: Net, ids: torch.Tensor, *, head: str, cached: bool, unmasked: bool) -> Needs:
-    """Run the model on two short lengths and see what is allocated; masks follow from the configuration.
+def _measure(model: CausalLM, mode: ForwardMode, sample: torch.Tensor) -> _Needs:
+    """Run the model on two short lengths and track what is allocated; masks follow from the configuration.
 
-    `ids`: (1, n) valid ids, repeated as needed. `head`: the way to logits, of which only one is asked for. Tensor sizes
-    are polynomials of the length, so that two short lengths and the kind of attention tell what a long one needs.
+    Tensor sizes are polynomials of the length, so two short lengths and the kind of attention predict a long one.
     """
-    short, longer = (_of_length(ids, n) for n in _LENGTHS)
-    slope = (_peak(net, longer, head) - _peak(net, short, head)) / (_LENGTHS[1] - _LENGTHS[0])
-    pair, cached_pair = _per_pair(net, unmasked=unmasked)
-    kept = _tensor_bytes(_one_logit(net, Feed(short, keep_cache=True), head), set()) / _LENGTHS[0] if cached else 0.0
-    return Needs(max(slope, 1.0), pair, cached_pair, kept)
+    short, longer = (sample.repeat(1, -(-n // sample.shape[1]))[:, :n] for n in _LENGTHS)
+
+    def run(inputs: ForwardInputs) -> Any:
+        last = torch.tensor([inputs.ids.shape[1] - 1], device=inputs.ids.device)
+        return STRATEGIES[mode.logits_strategy](model, inputs, last, 1, lambda logits: None)
+
+    def peak(ids: torch.Tensor) -> int:
+        with AllocationTracker() as tracker:
+            run(ForwardInputs(ids))
+        return tracker.peak
+
+    slope = (peak(longer) - peak(short)) / (_LENGTHS[1] - _LENGTHS[0])
+    per_pair, per_cached_pair = _bytes_per_pair(model, maskless=mode.maskless_chunks)
+    cache_bytes = _tensor_bytes(run(ForwardInputs(short, return_cache=True)), set()) if mode.use_kv_cache else 0
+    return _Needs(max(slope, 1.0), per_pair, per_cached_pair, cache_bytes / _LENGTHS[0])
 
 
-def _of_length(ids: torch.Tensor, n: int) -> torch.Tensor:
-    return ids.repeat(1, -(-n // ids.shape[1]))[:, :n]
-
-
-def _peak(net: Net, ids: torch.Tensor, head: str) -> int:
-    with _Tracker() as tracker:
-        _one_logit(net, Feed(ids), head)
-    return tracker.peak
-
-
-def _one_logit(net: Net, feed: Feed, head: str) -> Any:
-    """Read and give the cache."""
-    last = torch.tensor([feed.ids.shape[1] - 1], device=feed.ids.device)
-    return HEADS[head](net, feed, last, 1, lambda logits: None)
-
-
-def _per_pair(net: Net, *, unmasked: bool) -> tuple[float, float]:
-    config, width = net.config, torch.empty(0, dtype=net.autocast or net.dtype).element_size()
+def _bytes_per_pair(model: CausalLM, *, maskless: bool) -> tuple[float, float]:
+    config, width = model.config, torch.empty(0, dtype=model.autocast or model.dtype).element_size()
     kind = str(getattr(config, "_attn_implementation", None) or "eager")
     if kind.startswith("flash") or kind.startswith("kernels"):
         return 0.0, 0.0
@@ -124,7 +208,7 @@ def _per_pair(net: Net, *, unmasked: bool) -> tuple[float, float]:
         return scores, scores
     mask = 1.0 + width  # boolean, and as numbers within the attention kernel
     windows = any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return (mask if windows else 0.0), (1.0 if unmasked and not windows else mask)
+    return (mask if windows else 0.0), (1.0 if maskless and not windows else mask)
 
 
 def _tensor_bytes(item: Any, seen: set[int]) -> int:
@@ -134,21 +218,20 @@ def _tensor_bytes(item: Any, seen: set[int]) -> int:
     seen.add(id(item))
     if isinstance(item, torch.Tensor):
         return item.numel() * item.element_size()
-    if isinstance(item, dict):
-        return sum(_tensor_bytes(value, seen) for value in item.values())
-    if isinstance(item, (list, tuple)):
-        return sum(_tensor_bytes(value, seen) for value in item)
-    known = type(item).__module__.startswith(("transformers", "transformers_modules"))
-    return _tensor_bytes(vars(item), seen) if known and hasattr(item, "__dict__") else 0
+    if not isinstance(item, (dict, list, tuple)):
+        ours = type(item).__module__.startswith(("transformers", "transformers_modules"))
+        item = getattr(item, "__dict__", {}) if ours else {}
+    values = item.values() if isinstance(item, dict) else item
+    return sum(_tensor_bytes(value, seen) for value in values)
 
 
-class _Tracker(TorchDispatchMode):
-    """Sums the bytes of tensors made inside the block that are alive, and remembers the most."""
+class AllocationTracker(TorchDispatchMode):
+    """Sums the bytes of tensors created inside the block that are alive, and keeps the maximum in `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.alive = self.peak = 0
-        self._known: set[int] = set()
+        self._storages: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -160,104 +243,14 @@ class _Tracker(TorchDispatchMode):
 
     def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
             return
-        size = storage.nbytes()
-        self._known.add(key)
+        self._storages.add(key)
         self.alive += size
         self.peak = max(self.peak, self.alive)
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._storages.discard(key)
         self.alive -= size
-
-
-# --- How much is read at a time: by an estimate of memory, and by what happened when it was wrong ---
-
-_log = logging.getLogger("hesnr_tasks")
-
-_SURELY_FITS = 1024  # tokens that are read at once without asking
-_SMALLEST = 128  # tokens; with chunks shorter than this, out of memory is final
-_SHARE = 0.8  # of the free memory of a GPU
-_HOST_SHARE = 0.5  # of the free memory of the host …
-_HOST_MOST = 1 << 29  # … but at most this: chunks of some thousand tokens are as fast as one pass
-_ENOUGH = {"cpu": 4096}  # tokens side by side; more at a time are not faster
-_ENOUGH_GPU = 16384
-_ADVICE = (
-    "Free some memory, load the model with dtype=bfloat16, spread it with parallelize=True, or set a smaller "
-    "max_length in --model_args."
-)
-
-
-class Limits:
-    """Of one model, read in one way. `sample`: (1, n) ids of some text, to measure memory with."""
-
-    def __init__(self, net: Net, way: Way, sample: torch.Tensor) -> None:
-        self._net, self._way, self._sample = net, way, sample
-        self.longest = 1 << 62  # chunk length that memory has allowed so far
-
-    def chunk(self, start: int, stop: int) -> int:
-        """How many of the tokens `start` to `stop` to read at a time, the first `start` being in a cache."""
-        n = stop - start
-        if not self._way.cached:
-            return n
-        most = self.longest if self._way.head == "stub" else min(self.longest, head_rows(self._net))
-        if stop > _SURELY_FITS and (start or not self._fits_at_once(n)):
-            fits = max(_SURELY_FITS, int(self._budget(stop) / self._needs.chunk(1, stop)))
-            most = min(most, 1 << (fits.bit_length() - 1))  # so that a little more memory does not change the numbers
-        return max(1, min(self._net.together(min(n, most))))
-
-    def _fits_at_once(self, n: int) -> bool:
-        """Whether one pass, which keeps no cache, takes no more than the cache and the activations of chunks may."""
-        return self._needs.one_pass(n) <= self._budget(n) + self._needs.cached_token * n
-
-    def side_by_side(self) -> int:
-        """How many tokens of several texts to read at once."""
-        enough = _ENOUGH.get(self._net.device.type, _ENOUGH_GPU)
-        return min(enough, self.longest, max(_SURELY_FITS, int(self._budget(enough) / self._needs.chunk(1, enough))))
-
-    def halve(self, chunk: int, name: str, reason: str) -> int:
-        """A shorter chunk after memory ran out; raises `ScoringError` where there is none."""
-        if not self._way.cached or chunk // 2 < _SMALLEST:
-            raise ScoringError(f"trajectory {name!r} does not fit into memory ({reason}){self._one_pass}. {_ADVICE}")
-        self.longest = chunk // 2
-        _log.warning("out of memory with %d tokens at a time (%s); going on with %d", chunk, reason, self.longest)
-        return self.longest
-
-    def refuse_too_long(self, n: int, name: str) -> None:
-        """Raises `ScoringError` where `n` tokens must be read in one pass and the host's memory is too small for that.
-
-        A GPU says so itself; a host would end the process.
-        """
-        if self._way.cached or n <= _SURELY_FITS or self._net.device.type == "cuda":
-            return
-        needs, free = self._needs.one_pass(n), free_bytes(self._net.device)
-        lacking = f"{n} tokens take {needs / 1e9:.1f} GB, {free / 1e9:.1f} are free" if needs > free else ""
-        if lacking := self._net.reason(lacking):
-            raise ScoringError(f"trajectory {name!r} does not fit into memory ({lacking}){self._one_pass}. {_ADVICE}")
-
-    @property
-    def _one_pass(self) -> str:
-        if self._way.cached:
-            return ""
-        return ", and this model cannot be read in chunks" + (
-            ": its positions depend on the length of the text" if self._way.whole else ""
-        )
-
-    @cached_property
-    def _needs(self) -> Needs:
-        try:
-            with self._net.no_grad(), fresh_rope(self._net.outer):
-                way = self._way
-                return measure(self._net, self._sample, head=way.head, cached=way.cached, unmasked=way.unmasked)
-        except Exception as error:
-            if is_out_of_memory(error) and not self._net.sharded:
-                raise ScoringError(f"not even a short text fits into memory beside the model. {_ADVICE}") from error
-            raise
-
-    def _budget(self, n: int) -> float:
-        """Bytes for activations when `n` tokens are in the cache."""
-        free = free_bytes(self._net.device) - self._needs.cached_token * n
-        return _SHARE * free if self._net.device.type == "cuda" else min(_HOST_SHARE * free, _HOST_MOST)

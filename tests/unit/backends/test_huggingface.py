@@ -13,10 +13,10 @@ transformers = pytest.importorskip("transformers")
 
 from hesnr_tasks.backends import _refuse_non_finite, backend_for, hf  # noqa: E402
 from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
-from hesnr_tasks.backends.hf.engine import Engine  # noqa: E402
-from hesnr_tasks.backends.hf.forward import Way  # noqa: E402
-from hesnr_tasks.backends.hf.memory import _Tracker, is_out_of_memory  # noqa: E402
-from hesnr_tasks.backends.hf.model import Net  # noqa: E402
+from hesnr_tasks.backends.hf.engine import Engine, prefix_hashes  # noqa: E402
+from hesnr_tasks.backends.hf.forward import ForwardMode  # noqa: E402
+from hesnr_tasks.backends.hf.memory import AllocationTracker, is_out_of_memory  # noqa: E402
+from hesnr_tasks.backends.hf.model import CausalLM  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums  # noqa: E402
 from tests import tiny  # noqa: E402
@@ -39,7 +39,7 @@ def llama(kind=Llama, **changes):
 
 def engine_for(model, batch=1, **settings):
     sample = np.random.default_rng(7).integers(3, VOCABULARY, 150).tolist()
-    engine = Engine(Net(model, CPU), sample, batch, **settings)
+    engine = Engine(CausalLM(model, CPU), sample, batch, **settings)
     assert engine.limits._needs.per_token > 0  # measured now, so that tests which count calls do not count this
     return engine
 
@@ -118,7 +118,7 @@ def test_nan_and_infinite_logits_arrive_as_nan(bad):
 def test_logits_are_never_held_for_the_whole_text():
     """The most bytes alive while 3000 of 3000 positions of a 20 K vocabulary are scored; all logits are 240 MB."""
     engine, text = engine_for(llama(vocab_size=20_000)), passage(3001, 3000)
-    with _Tracker() as tracker:
+    with AllocationTracker() as tracker:
         scores_of(engine, [text])
     assert tracker.peak < 150e6
 
@@ -127,8 +127,8 @@ def test_the_estimate_of_memory_is_what_a_pass_needs():
     """Two short passes tell what a longer one allocates."""
     engine = engine_for(llama())
     needs = engine.limits._needs
-    with _Tracker() as tracker, torch.inference_mode():
-        engine.net.body(input_ids=torch.zeros(1, 3000, dtype=torch.long), use_cache=False)
+    with AllocationTracker() as tracker, torch.inference_mode():
+        engine.model.backbone(input_ids=torch.zeros(1, 3000, dtype=torch.long), use_cache=False)
     assert needs.one_pass(3000) == pytest.approx(tracker.peak, rel=0.1)
     assert needs.cached_token == 3 * 2 * 2 * 16 * 4
 
@@ -184,10 +184,9 @@ def test_short_texts_are_read_side_by_side():
 
 def test_numbers_do_not_depend_on_which_process_has_which_text():
     """Bit for bit: a prefix is shared or not by what all processes have."""
-    from hesnr_tasks.backends.hf.engine import _length, outline
 
     model, texts = llama(), tree()
-    everyone = [outline(text.ids, _length(text), text.whole) for text in texts]
+    everyone = [prefix_hashes(text.ids, int(text.targets[-1]), text.full_length) for text in texts]
     alone = scores_of(engine_for(model), texts)
     for part in (slice(0, None, 2), slice(1, None, 2), slice(3, 4)):
         found = scores_of(engine_for(model, gather=lambda own: everyone), texts[part])
@@ -280,15 +279,17 @@ class Scaled(Llama):
         return SimpleNamespace(logits=self.lm_head(hidden * (1 + torch.arange(hidden.shape[1]) % 3)[:, None]))
 
 
-@pytest.mark.parametrize(("kind", "head"), [(Mixing, "plain"), (Scaled, "hook")])
+@pytest.mark.parametrize(("kind", "head"), [(Mixing, "full_logits"), (Scaled, "lm_head_hook")])
 def test_where_the_fast_ways_disagree_a_slower_one_is_used_and_named(kind, head, caplog):
     """The numbers stay right."""
     model, text = llama(kind), passage()
     with caplog.at_level(logging.WARNING, "hesnr_tasks"):
         engine = engine_for(model, batch=0)
-    assert engine.way.head == head
-    assert engine.way == Way(head)
-    assert f"{kind.__name__}: logits at selected positions by 'stub' do not work here (log-prob" in caplog.text
+    assert engine.mode.logits_strategy == head
+    assert engine.mode == ForwardMode(head)
+    assert (
+        f"{kind.__name__}: logits at selected positions by 'replay_lm_head' do not work here (log-prob" in caplog.text
+    )
     assert "cannot be read in chunks (its forward takes no cache)" in caplog.text
     assert_right(model, text, *scores_of(engine, [text]))
 
@@ -296,10 +297,10 @@ def test_where_the_fast_ways_disagree_a_slower_one_is_used_and_named(kind, head,
 def test_a_body_that_cannot_be_found_leaves_logits_to_keep():
     """In chunks of so many positions as may have logits at a time."""
     model, text = llama(), passage(800, 300)
-    net = Net(model, CPU)
-    net.bodies = []
-    engine = Engine(net, passage().ids.tolist())
-    assert (engine.way.head, engine.way.cached) == ("keep", True)
+    causal = CausalLM(model, CPU)
+    causal.backbones = []
+    engine = Engine(causal, passage().ids.tolist())
+    assert (engine.mode.logits_strategy, engine.mode.use_kv_cache) == ("logits_to_keep", True)
     assert_right(model, text, *scores_of(engine, [text]))
 
 

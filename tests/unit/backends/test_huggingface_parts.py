@@ -11,11 +11,11 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
 
-from hesnr_tasks.backends.hf.engine import outline, plan, side_by_side  # noqa: E402
+from hesnr_tasks.backends.hf.engine import batch_by_length, build_prefix_tree, prefix_hashes  # noqa: E402
 from hesnr_tasks.backends.hf.forward import (  # noqa: E402
-    Collector,
+    LogitsReducer,
     reduce_logits,
-    split,
+    split_range,
 )
 from hesnr_tasks.backends.hf.model import CausalChunks  # noqa: E402
 
@@ -49,7 +49,7 @@ def test_sums_are_never_in_half_precision(dtype):
     """From half-precision logits, the same numbers as from the same logits in float64."""
     torch.manual_seed(0)
     logits, targets = (torch.randn(7, 50_000) * 4).to(dtype), torch.randint(0, 50_000, (7,))
-    collector = Collector(targets, 10)
+    collector = LogitsReducer(targets, 10)
     for part in logits.split(3):
         collector(part)
     expected = logits.double().log_softmax(1)
@@ -61,7 +61,7 @@ def test_sums_are_never_in_half_precision(dtype):
 
 def test_a_missing_position_is_noticed():
     """Rather a crash than numbers of other tokens."""
-    collector = Collector(torch.zeros(3, dtype=torch.long), 2)
+    collector = LogitsReducer(torch.zeros(3, dtype=torch.long), 2)
     collector(torch.randn(2, 9))
     with pytest.raises(RuntimeError, match="2 of 3 positions"):
         collector.scores()
@@ -78,7 +78,7 @@ def test_attention_without_the_mask_equals_attention_with_it(new, past, dtype):
     expected = scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask=mask, scale=0.3)
     with CausalChunks() as mode:
         found = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
-        assert mode._causal(mask)
+        assert mode._understands((query, key, value), {"attn_mask": mask})
     assert found.dtype == dtype
     np.testing.assert_allclose(found.float(), expected, rtol=1e-6, atol=1e-5 if dtype == torch.float32 else 3e-2)
 
@@ -115,7 +115,7 @@ def test_masks_that_are_not_causal_are_left_alone():
 @given(st.integers(0, 5000), st.integers(1, 9000), st.integers(1, 3000))
 def test_chunks_cover_the_text_and_are_of_about_equal_length(start, length, chunk):
     """None is longer than asked for, and none is a stub."""
-    edges = split(start, start + length, chunk)
+    edges = split_range(start, start + length, chunk)
     sizes = np.diff(edges)
     assert (edges[0], edges[-1]) == (start, start + length)
     assert sizes.max() <= chunk
@@ -126,7 +126,7 @@ def test_chunks_cover_the_text_and_are_of_about_equal_length(start, length, chun
 def test_batches_hold_every_text_once_within_the_limits(lengths, most, tokens):
     """Only a text that is too long by itself exceeds the number of tokens."""
     texts = [100 + i for i in range(len(lengths))]
-    batches = side_by_side(texts, lengths, most, tokens)
+    batches = batch_by_length(texts, lengths, most, tokens)
     assert sorted(text for batch in batches for text in batch) == texts
     for batch in batches:
         widest = max(lengths[text - 100] for text in batch)
@@ -139,8 +139,12 @@ def texts_with(starts, rest=50):
     return [np.append(start, rng.integers(0, 999, rest)).astype(np.int32) for start in starts]
 
 
+def tree_of(texts):
+    return build_prefix_tree([prefix_hashes(text, len(text) - 1) for text in texts])
+
+
 def shape(group):
-    return (group.stop, sorted(group.members), sorted(map(shape, group.groups)))
+    return (group.stop, sorted(group.members), sorted(map(shape, group.children)))
 
 
 def test_the_plan_is_a_tree_of_prefixes():
@@ -149,7 +153,7 @@ def test_the_plan_is_a_tree_of_prefixes():
     root, other = rng.integers(0, 999, 1100), rng.integers(0, 999, 300)
     branch = np.append(root, rng.integers(0, 999, 900))
     texts = texts_with([root, branch, other, branch, root, rng.integers(0, 999, 700), other, root, branch])
-    group = plan([outline(text, len(text) - 1) for text in texts])
+    group = tree_of(texts)
     inner = (1792, [1, 3, 8], [])
     assert shape(group) == (0, [5], sorted([(1024, [0, 4, 7], [inner]), (256, [2, 6], [])]))
 
@@ -157,20 +161,28 @@ def test_the_plan_is_a_tree_of_prefixes():
 def test_short_prefixes_of_long_texts_are_not_worth_a_cache():
     """What going on from a cache costs would exceed what is saved."""
     start = np.random.default_rng(1).integers(0, 999, 300)
-    assert shape(plan([outline(text, len(text) - 1) for text in texts_with([start] * 3, 9000)])) == (0, [0, 1, 2], [])
-    assert shape(plan([outline(text, len(text) - 1) for text in texts_with([start] * 3, 300)]))[1] == []
+    assert shape(tree_of(texts_with([start] * 3, 9000))) == (
+        0,
+        [0, 1, 2],
+        [],
+    )
+    assert shape(tree_of(texts_with([start] * 3, 300)))[1] == []
 
 
 def test_a_shared_prefix_includes_the_token_it_predicts():
     """Texts that part exactly at a step do not share that step: the score after it would differ."""
     start = np.random.default_rng(1).integers(0, 999, 512).astype(np.int32)
     texts = [np.append(start, [i] * 40).astype(np.int32) for i in range(3)]
-    assert shape(plan([outline(text, len(text) - 1) for text in texts])) == (0, [], [(256, [0, 1, 2], [])])
+    assert shape(tree_of(texts)) == (
+        0,
+        [],
+        [(256, [0, 1, 2], [])],
+    )
 
 
 def test_the_plan_can_be_cut_to_one_process():
     """Groups without a text of this process disappear; the others keep their borders."""
     start = np.random.default_rng(1).integers(0, 999, 600)
     texts = texts_with([start, start, range(600), start, range(600)])
-    group = plan([outline(text, len(text) - 1) for text in texts])
-    assert shape(group.of({3: [0]})) == (0, [], [(512, [0], [])])
+    group = tree_of(texts)
+    assert shape(group.restricted({3: [0]})) == (0, [], [(512, [0], [])])
