@@ -24,7 +24,7 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder
 from hesnr_tasks.tasks.registration import tasks_path
 
-__all__ = ["Job", "JobResult", "jobs", "run_command", "run_jobs"]
+__all__ = ["Job", "JobResult", "free_disk", "jobs", "run_command", "run_jobs", "run_jobs_on_ray"]
 
 
 class Job(NamedTuple):
@@ -58,15 +58,15 @@ def jobs(ladder: Ladder, output: Path, *, only: Sequence[str] = (), extra: Seque
     Raises:
         SettingsError: a name that is not in the ladder, or a model or folder that lm_eval's arguments cannot hold.
     """
+    output = output.absolute()
     names = [checkpoint.name for checkpoint in ladder.checkpoints]
     for name in only:
         if name not in names:
             raise SettingsError(f"--only {name!r} is no checkpoint of the ladder; there are: {', '.join(names)}")
-    return [
-        _job(ladder, checkpoint, output, extra)
-        for checkpoint in ladder.checkpoints
-        if not only or checkpoint.name in only
-    ]
+    todo = [_job(ladder, checkpoint, output, extra) for checkpoint in ladder.checkpoints]
+    if len({job.folder for job in todo}) < len(todo):
+        raise SettingsError("two checkpoints of the ladder have names that differ only in signs; rename one")
+    return [job for job in todo if not only or job.name in only]
 
 
 def _job(ladder: Ladder, checkpoint: Checkpoint, output: Path, extra: Sequence[str]) -> Job:
@@ -117,8 +117,6 @@ def run_jobs(
     Returns:
         The results, in the order of the jobs.
     """
-    if len({job.folder for job in todo}) < len(todo):
-        raise SettingsError("two checkpoints of the ladder have names that differ only in signs; rename one")
 
     def work(job: Job) -> JobResult:
         result = _run_job(job, drop_downloads)
@@ -127,6 +125,54 @@ def run_jobs(
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         return list(pool.map(work, todo))
+
+
+def run_jobs_on_ray(
+    todo: Sequence[Job],
+    report: Callable[[JobResult], None],
+    *,
+    address: str,
+    gpus: float = 0.0,
+    drop_downloads: bool = False,
+) -> list[JobResult]:
+    """Run the jobs as tasks of a Ray cluster whose machines share the output folder.
+
+    Args:
+        todo: from `jobs`; their folders must be absolute.
+        report: called with every result as it comes.
+        address: of the cluster, "auto", or "local" for one on this machine.
+        gpus: that each task takes.
+        drop_downloads: as in `run_jobs`.
+
+    Returns:
+        The results, in the order of the jobs. A task whose worker dies is tried again, up to three times.
+
+    Raises:
+        HesnrError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise HesnrError("--ray needs Ray: pip install 'hesnr-tasks[ray]'") from None
+    try:
+        ray.init(
+            address=None if address == "local" else address, include_dashboard=False, log_to_driver=False,
+            logging_level="ERROR", ignore_reinit_error=True,
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise HesnrError(f"no Ray cluster at {address!r} ({error}); start one with: ray start --head") from None
+    task = ray.remote(max_retries=3, num_cpus=1, num_gpus=gpus)(_run_job)
+    pending = {task.remote(job, drop_downloads): job for job in todo}
+    results: dict[str, JobResult] = {}
+    while pending:
+        (ready, *_), _ = ray.wait(list(pending), num_returns=1)
+        job = pending.pop(ready)
+        try:
+            results[job.name] = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            results[job.name] = JobResult(job.name, "failed", 0.0, f"its Ray task failed: {error}")
+        report(results[job.name])
+    return [results[job.name] for job in todo]
 
 
 def _run_job(job: Job, drop_downloads: bool) -> JobResult:
