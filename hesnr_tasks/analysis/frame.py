@@ -391,11 +391,11 @@ def check_resamples(resamples: int, seed: int) -> None:
 
 
 def folders(words: Sequence[str]) -> list[Path]:
-    """The folders of score files among (or right below) those named, in the order named."""
+    """The folders of score files among, or anywhere below, those named, in the order named."""
     paths: list[Path] = []
     for word in words:
         path = Path(word)
-        below = sorted((run.parent for run in path.glob("*/run.json")), key=lambda run: natural(run.name))
+        below = sorted((run.parent for run in path.rglob("run.json")), key=lambda run: natural(str(run)))
         if not path.exists():
             raise DataError(f"{path}: no such folder")
         paths += [path] if (path / "run.json").exists() or not below else below

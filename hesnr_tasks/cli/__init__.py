@@ -39,7 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from hesnr_tasks.cli import analyze, behaviours, compare, convert, demo, egss, inspect, passk, report, select
+    from hesnr_tasks.cli import (
+        analyze,
+        behaviours,
+        compare,
+        convert,
+        demo,
+        egss,
+        inspect,
+        ladder,
+        passk,
+        report,
+        select,
+    )
     from hesnr_tasks.integrations import watch
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
@@ -53,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "analyze": (analyze, "any threshold, k, kinds, filters and breakdown, from score files"),
         "compare": (compare, "is one run better than another? paired, from score files"),
         "report": (report, "leaderboard, correlations, figures and one page, of lm-eval results"),
+        "ladder": (ladder, "which checkpoint to take: write, check, run a ladder of checkpoints, and its verdict"),
         "watch": (watch, "score each checkpoint of a training run as it is completed"),
         "passk": (passk, "Pass@K with intervals, from logs, reports or tables"),
         "egss": (egss, "costs and calibration of agents that draw more where they hesitate (EGSS)"),

@@ -35,6 +35,12 @@ class Proxy(NamedTuple):
     denominator: FloatArray
     exponentiate: bool
     higher_is_better: bool
+    title: str = ""  # for sentences
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.title or self.name
 
 
 def values(proxy: Proxy, counts: npt.NDArray[Any] | None = None) -> FloatArray:
@@ -133,7 +139,7 @@ def choose(
     n = proxy.numerator.shape[1]
     wanted = {name: needed(pairs[name].difference, pairs[name].stderr, n) for name in ties}
     feasible = {name: count if count is not None and count <= 1000 * n else None for name, count in wanted.items()}
-    return Choice(proxy.name, names[best], ties, corrected, n, feasible)
+    return Choice(proxy.label, names[best], ties, corrected, n, feasible)
 
 
 # --- does it predict? -------------------------------------------------------------------------------------------------
@@ -234,14 +240,14 @@ def claim(
     if len(chosen) < FEWEST:
         none = Interval(math.nan)
         return Claim(
-            task, group, proxy.name, baseline.name, len(chosen), none, none, none, none, none, none, "undecided"
+            task, group, proxy.label, baseline.label, len(chosen), none, none, none, none, none, none, "undecided"
         )
     if len(chosen) < FEW:
-        notes.append(f"{len(chosen)} checkpoints: of fewer than {FEW}, a coefficient is weak evidence")
+        notes.append(f"{task}: {len(chosen)} checkpoints; of fewer than {FEW}, a coefficient is weak evidence")
     if np.isnan(errors).any():
-        notes.append(f"{int(np.isnan(errors).sum())} downstream scores without n or stderr count as exact")
+        notes.append(f"{task}: {int(np.isnan(errors).sum())} scores without n or stderr count as exact")
     if family.max(initial=0) > 0:
-        notes.append(f"{int(family.max()) + 1} families, centred by family")
+        notes.append(f"{task}: {int(family.max()) + 1} families, centred by family")
     points = [_agreement(side[chosen], y, family) for side in x]
     rng = np.random.default_rng(seed)
     counts = resample_counts(proxy.numerator.shape[1], resamples, seed)
@@ -258,7 +264,7 @@ def claim(
     )
     gains = [_interval(float(points[0][i][0] - points[1][i][0]), replicates[0][i] - replicates[1][i]) for i in (0, 1)]
     return Claim(
-        task, group, proxy.name, baseline.name, len(chosen),
+        task, group, proxy.label, baseline.label, len(chosen),
         ours[0], ours[1], theirs[0], theirs[1], gains[0], gains[1], _verdict(gains), tuple(notes),
     )  # fmt: skip
 

@@ -1,0 +1,252 @@
+"""`hesnr ladder`: write, check and run a ladder file, and say which checkpoint to take."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from hesnr_tasks import __version__
+from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, folders
+from hesnr_tasks.analysis.tables import show
+from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.cli.options import add_selection
+from hesnr_tasks.errors import HesnrError, SettingsError
+from hesnr_tasks.ladder.evidence import Settings, Verdict, checkpoints_of, judge
+from hesnr_tasks.ladder.run import JobResult, free_disk, jobs, run_jobs, run_jobs_on_ray
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream, read_ladder_file, write_ladder_file
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hesnr ladder`."""
+    commands = parser.add_subparsers(required=True, metavar="ACTION")
+
+    init = commands.add_parser("init", help="write a ladder file for results that exist")
+    init.add_argument("results", nargs="+", help="folders of lm-eval results with score files")
+    _add_downstream(init)
+    init.add_argument("-o", "--output", type=Path, help="the file to write (default: print it)")
+    init.add_argument("--force", action="store_true", help="overwrite it if it exists")
+    init.set_defaults(action=_init)
+
+    check = commands.add_parser("check", help="read a ladder file and say what it holds, without a model")
+    check.add_argument("ladder", type=Path)
+    _add_downstream(check)
+    check.set_defaults(action=_check)
+
+    run_ = commands.add_parser("run", help="score every checkpoint of a ladder file with lm_eval, then the verdict")
+    run_.add_argument("ladder", type=Path)
+    run_.add_argument("-o", "--output", type=Path, required=True, help="folder of the results; the same goes on")
+    run_.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these checkpoints")
+    run_.add_argument("--tasks", help="tasks of lm_eval, ours and others, in place of the file's")
+    run_.add_argument("--workers", type=int, default=1, help="checkpoints at a time (default: 1)")
+    run_.add_argument(
+        "--drop-downloads", action="store_true", help="remove each download from the hub cache when scored"
+    )
+    run_.add_argument("--lm-eval-args", default="", metavar="WORDS", help="further arguments, e.g. '--batch_size auto'")
+    _add_downstream(run_)
+    run_.set_defaults(action=_run)
+
+    verdict = commands.add_parser(
+        "verdict", help="which checkpoint to take, and whether HE-SNR predicts better than PPL"
+    )
+    verdict.add_argument("sources", nargs="+", help="folders of score files, such as the output of `hesnr ladder run`")
+    verdict.add_argument("--ladder", type=Path, help="stages, families, downstream scores (default: what names tell)")
+    _add_downstream(verdict)
+    verdict.add_argument("--proxy", default="he_snr", help="the metric to choose by (default: he_snr)")
+    verdict.add_argument("--baseline", default="ppl", help="the metric it must beat (default: ppl)")
+    add_selection(verdict, several=False)
+    verdict.add_argument("--format", choices=("text", "json", "markdown", "latex"), default="text")
+    verdict.add_argument(
+        "--fail-under", metavar="NAME=VALUE",
+        help="exit with status 3 if the best checkpoint has a worse value of this metric, e.g. he_snr=0.1",
+    )  # fmt: skip
+    verdict.set_defaults(action=_verdict)
+
+
+def _add_downstream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--downstream", nargs="+", type=Path, default=[], metavar="FILE",
+        help="tables (CSV: checkpoint and any columns), SWE-bench reports or lm-eval results",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the action that was named."""
+    return int(args.action(args))
+
+
+def _read(path: Path, downstream: list[Path]) -> tuple[Ladder, list[str]]:
+    return add_downstream(read_ladder_file(path), downstream)
+
+
+def _init(args: argparse.Namespace) -> int:
+    paths = folders(args.results)
+    checkpoints: list[Checkpoint] = []
+    for checkpoint in checkpoints_of(paths, None):
+        if checkpoint is not None and all(checkpoint.name != other.name for other in checkpoints):
+            checkpoints.append(checkpoint)
+    checkpoints.sort(key=lambda c: (c.tuned, c.context or 0, c.step or 0, c.name))
+    ladder, remarks = add_downstream(Ladder(tuple(checkpoints)), args.downstream)
+    text = write_ladder_file(ladder)
+    if args.output is None:
+        print(text, end="")
+    elif args.output.exists() and not args.force:
+        raise SettingsError(f"{args.output} exists; name another file, or overwrite it with --force")
+    else:
+        write_output(args.output, text)
+        print(
+            f"wrote {args.output}: {len(checkpoints)} checkpoints. Add families, stages, sft_of and downstream scores."
+        )
+    _say(remarks)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    ladder, remarks = _read(args.ladder, args.downstream)
+    families = dict.fromkeys(checkpoint.family or "(no family)" for checkpoint in ladder.checkpoints)
+    print(f"{args.ladder}: {len(ladder.checkpoints)} checkpoints, families: {', '.join(families)}")
+    for checkpoint in ladder.checkpoints:
+        facts = [checkpoint.stage, f"step {checkpoint.step}" if checkpoint.step is not None else ""]
+        facts += [f"context {checkpoint.context:,}" if checkpoint.context else ""]
+        facts += [f"sft of {checkpoint.sft_of}" if checkpoint.sft_of else ""]
+        facts += [f"{task} {score.value:g}" for task, score in checkpoint.downstream.items()]
+        model = checkpoint.model or checkpoint.name
+        print(f"  {checkpoint.name}: {model}{f'@{checkpoint.revision}' if checkpoint.revision else ''}", end="")
+        print("".join(f", {fact}" for fact in facts if fact))
+    if not ladder.trajectories:
+        _say(["no trajectories: `hesnr ladder run` would score the demo's; add trajectories: [my_runs/]"])
+    _say(remarks)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise HesnrError("lm-eval is not installed in this Python. Install it with: pip install 'hesnr-tasks[hf]'")
+    if args.workers < 1:
+        raise SettingsError("--workers must be at least 1")
+    ladder, remarks = _read(args.ladder, args.downstream)
+    _say(remarks)
+    if args.tasks:
+        ladder = replace(ladder, tasks=tuple(args.tasks.split(",")))
+    todo = jobs(ladder, args.output, only=args.only, extra=args.lm_eval_args.split())
+    print(
+        f"{len(todo)} checkpoints, {free_disk(args.output) / 2**30:.0f} GiB free for results and downloads", flush=True
+    )
+    start, done = time.monotonic(), 0
+
+    def report(result: JobResult) -> None:
+        nonlocal done
+        done += 1
+        left = (time.monotonic() - start) / done * (len(todo) - done)
+        rest = f", about {left:.0f} s left" if done < len(todo) and result.state == "scored" else ""
+        print(f"[{done}/{len(todo)}] {result.name}: {result.state} in {result.seconds:.0f} s{rest}", flush=True)
+        if result.error:
+            print(f"  {result.error}", flush=True)
+
+    if args.ray:
+        results = run_jobs_on_ray(todo, report, address=args.ray, gpus=ladder.gpus, drop_downloads=args.drop_downloads)
+    else:
+        results = run_jobs(todo, report, workers=args.workers, drop_downloads=args.drop_downloads)
+    failed = [result.name for result in results if result.state == "failed"]
+    if len(failed) < len(results) and any(task.startswith("hesnr") for task in ladder.tasks):
+        verdict = judge([str(args.output)], ladder)
+        print("\n" + _text(verdict))
+        write_output(args.output / "verdict.json", _json(verdict) + "\n")
+    if failed:
+        raise HesnrError(f"not scored: {', '.join(failed)}. The same command tries them again and keeps the others.")
+    return 0
+
+
+def _verdict(args: argparse.Namespace) -> int:
+    check_resamples(args.resamples, args.seed)
+    k = 10 if args.k is None else args.k
+    settings = Settings(
+        proxy=args.proxy, baseline=args.baseline, kinds=args.kinds, filters=args.filters, k=k,
+        epsilon=check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0],
+        context=args.context, run=args.run, resamples=args.resamples, seed=args.seed,
+    )  # fmt: skip
+    ladder: Ladder | None = None
+    remarks: list[str] = []
+    if args.ladder:
+        ladder, remarks = _read(args.ladder, args.downstream)
+    verdict = judge(args.sources, ladder, settings)
+    if args.ladder is None and args.downstream:
+        named = Ladder(tuple(c for c in checkpoints_of(folders(args.sources), None) if c is not None))
+        ladder, remarks = add_downstream(named, args.downstream)
+        verdict = judge(args.sources, ladder, settings)
+    verdict = replace(verdict, notes=(*remarks, *verdict.notes))
+    if args.format == "json":
+        print(_json(verdict))
+    elif args.format == "latex":
+        print(_latex(verdict))
+    else:
+        print(_text(verdict))
+    return _exit_status(verdict, args.fail_under)
+
+
+def _text(verdict: Verdict) -> str:
+    parts = ["\n".join(verdict.sentences), show([verdict.table], "text", {})]
+    notes = [*verdict.notes, *(note for statement in verdict.claims for note in statement.notes)]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in dict.fromkeys(notes))]).rstrip()
+
+
+def _json(verdict: Verdict) -> str:
+    rows = json.loads(show([verdict.table], "json", {}))
+    return json.dumps({"hesnr_tasks": __version__, **verdict.as_json(), **rows}, indent=1, ensure_ascii=False)
+
+
+def _latex(verdict: Verdict) -> str:
+    """The table with the best in bold and ties marked with a dagger."""
+    import pandas as pd
+
+    rows = []
+    for row in verdict.table.rows:
+        mark = {"best": r"\textbf{%s}", "tie": r"%s$^\dagger$", "": "%s"}[row["verdict"]]
+        cells = {"checkpoint": mark % _escaped(str(row["checkpoint"]))}
+        for key, value in row.items():
+            if key not in (*verdict.table.wide, "checkpoint", "verdict", "group"):
+                number = rf"{value.value:.4g} $\pm$ {value.stderr:.2g}" if hasattr(value, "stderr") else value
+                cells[_escaped(key)] = (
+                    "--" if number is None else _escaped(f"{number:g}") if isinstance(number, (int, float)) else number
+                )
+        rows.append(cells)
+    return str(pd.DataFrame(rows).to_latex(index=False, escape=False, na_rep="--"))
+
+
+def _escaped(text: str) -> str:
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _exit_status(verdict: Verdict, wanted: str | None) -> int:
+    if not wanted:
+        return 0
+    name, _, value = wanted.partition("=")
+    row = next(row for row in verdict.table.rows if row["verdict"] == "best")
+    try:
+        bound = float(value)
+        reached = row[name].value
+    except (ValueError, KeyError, AttributeError):
+        raise SettingsError(
+            f"--fail-under {wanted!r} must be a metric of the table and a number, as he_snr=0.1"
+        ) from None
+    from hesnr_tasks.metrics import METRICS
+
+    passed = reached >= bound if METRICS[name].higher_is_better else reached <= bound
+    if not passed:
+        print(f"hesnr: {row['checkpoint']} has {name} {reached:.4g}, worse than {bound:g}", file=sys.stderr)
+    return 0 if passed else 3
+
+
+def _say(remarks: list[str]) -> None:
+    for remark in remarks:
+        print(f"hesnr: {remark}", file=sys.stderr)
+    sys.stdout.flush() if os.isatty(1) else None

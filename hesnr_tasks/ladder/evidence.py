@@ -1,0 +1,368 @@
+"""From score folders and a ladder file to the verdict: who is compared with whom, on which tokens, by which proxies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, read_run
+from hesnr_tasks.analysis.frame import context_for, folders, unique_names
+from hesnr_tasks.analysis.tables import Table
+from hesnr_tasks.bounded_io import read_json
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
+from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions
+from hesnr_tasks.metrics import EPSILON, METRICS, measure
+from hesnr_tasks.report.ladder import parse
+from hesnr_tasks.scores import ScoreStore
+from hesnr_tasks.stats import RESAMPLES, SEED, holm, trajectories_needed
+
+__all__ = ["Settings", "Verdict", "checkpoints_of", "comparable_groups", "judge"]
+
+_FEW_TRAJECTORIES = 30
+_CUT = 0.01  # share of tokens beyond the context
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is compared and how: proxies, tokens, threshold, and the bootstrap."""
+
+    proxy: str = "he_snr"
+    baseline: str = "ppl"
+    proxies: tuple[str, ...] = ()  # for the table and for prediction; empty: every metric with a direction
+    kinds: str | None = None
+    filters: str | None = None
+    epsilon: float = EPSILON
+    k: int = 10
+    context: int | str | None = None
+    run: str = "latest"
+    resamples: int = RESAMPLES
+    seed: int = SEED
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All proxies, the chosen one and the baseline first."""
+        every = self.proxies or tuple(name for name, entry in METRICS.items() if entry.better and entry.denominator)
+        return tuple(dict.fromkeys((self.proxy, self.baseline, *every)))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a ladder shows.
+
+    Attributes:
+        choices: of every group of comparable checkpoints (group, choice).
+        claims: of every downstream task and group.
+        predictions: leave-one-out errors by downstream task.
+        table: checkpoints with their proxies and downstream scores.
+        notes: what makes it less than it looks, and what was left out.
+    """
+
+    choices: tuple[tuple[str, Choice], ...]
+    claims: tuple[Claim, ...]
+    predictions: Mapping[str, Sequence[Prediction]]
+    table: Table
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def sentences(self) -> list[str]:
+        """The verdict in words, the choice first."""
+        many = len(self.choices) > 1
+        lines = [f"{group}: {choice.sentence}" if many else choice.sentence for group, choice in self.choices]
+        lines += [statement.sentence for statement in self.claims]
+        for task, rows in self.predictions.items():
+            best = rows[0]
+            if not math.isnan(best.error):
+                against = "no better than" if best.error >= best.error_of_mean else "against"
+                label = METRICS[best.proxy].title.rstrip(" ↑↓")
+                lines.append(
+                    f"{task}: {label} predicts a checkpoint left out best: error {best.error:.3g}, "
+                    f"{against} {best.error_of_mean:.3g} of guessing the mean ({best.checkpoints} checkpoints)."
+                )
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for scripts; NaN as None."""
+        return {
+            "choices": [
+                {
+                    "group": group, "proxy": c.proxy, "best": c.best, "ties": list(c.ties), "p_holm": _plain(c.p),
+                    "trajectories": c.trajectories, "needed": dict(c.needed), "sentence": c.sentence,
+                }
+                for group, c in self.choices
+            ],
+            "claims": [
+                {name: _plain(getattr(c, name)) for name in c.__slots__} | {"sentence": c.sentence} for c in self.claims
+            ],
+            "predictions": {task: [_plain(row._asdict()) for row in rows] for task, rows in self.predictions.items()},
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def checkpoints_of(paths: Sequence[Path], ladder: Ladder | None) -> list[Checkpoint | None]:
+    """The checkpoint that each score folder belongs to; without a ladder, what its model's name tells.
+
+    Args:
+        paths: folders of score files.
+        ladder: whose checkpoints they are, by the name that `hesnr ladder run` left there, by the folder's name, or by
+            model and revision; None for a folder of none of them.
+    """
+    signatures = [ScoreStore.open(path).signature.get("run") or {} for path in paths]
+    models = [
+        PurePath(str(run.get("model") or path.name)).parts
+        + ((f"@{run['revision']}",) if run.get("revision") not in (None, "", "main") else ())
+        for path, run in zip(paths, signatures, strict=True)
+    ]
+    names = unique_names(paths)
+    for length in range(1, max(map(len, models), default=1) + 1):
+        tails = ["/".join(parts[-length:]) for parts in models]
+        if len(set(tails)) == len(tails):
+            names = tails
+            break
+    checkpoints = []
+    for path, name, run in zip(paths, names, signatures, strict=True):
+        name = _remembered(path) or name
+        model, revision = str(run.get("model") or ""), str(run.get("revision") or "")
+        if ladder is not None:
+            checkpoints.append(_known_checkpoint(ladder, (name, path.name, model, revision)))
+            continue
+        parsed = parse(name)
+        context = parsed.context or run.get("max_length")
+        stage = parsed.stage if parsed.stage in ("sft", "rl") else ""
+        revision = "" if revision == "main" else revision
+        checkpoints.append(Checkpoint(name, model, revision, step=parsed.step, context=context, stage=stage))
+    return checkpoints
+
+
+def _remembered(path: Path) -> str:
+    """The name that `hesnr ladder run` scored a folder under; empty: none."""
+    for parent in path.resolve().parents[:3]:
+        try:
+            memory = read_json(parent / "ladder.json") if (parent / "ladder.json").is_file() else None
+        except DataError:
+            memory = None
+        if isinstance(memory, dict) and isinstance(memory.get("name"), str):
+            return memory["name"]
+    return ""
+
+
+def _known_checkpoint(ladder: Ladder, words: tuple[str, str, str, str]) -> Checkpoint | None:
+    name, folder, model, revision = words
+    names = [checkpoint.name for checkpoint in ladder.checkpoints]
+    same = [
+        checkpoint for checkpoint in ladder.checkpoints
+        if (checkpoint.model or checkpoint.name) == model and (checkpoint.revision or "main") == (revision or "main")
+    ]  # fmt: skip
+    if match := match_name(name, names):
+        return ladder[match]
+    if len(same) == 1:
+        return same[0]
+    matches = (match_name(word, names) for word in (folder, model, revision) if word)
+    return next((ladder[match] for match in matches if match), None)
+
+
+def judge(sources: Sequence[str], ladder: Ladder | None = None, settings: Settings = Settings()) -> Verdict:
+    """Read the scores of a ladder and say what they show.
+
+    Args:
+        sources: folders of score files, or folders of such folders (such as the output of `hesnr ladder run`).
+        ladder: stages, families and downstream scores; None: what the names tell.
+        settings: proxies, tokens, bootstrap.
+
+    Raises:
+        HesnrError: nothing to compare, or a proxy that does not exist.
+    """
+    for name in settings.names:
+        if name not in METRICS or METRICS[name].better is None:
+            allowed = [key for key, entry in METRICS.items() if entry.better]
+            raise SettingsError(f"--proxy {name!r} must be one of {', '.join(allowed)}.{nearest(name, allowed)}")
+    paths = folders(sources)
+    context, said = context_for(paths, settings.context)
+    notes = [said] if said else []
+    runs: dict[str, tuple[Checkpoint, Run]] = {}
+    for path, checkpoint in zip(paths, checkpoints_of(paths, ladder), strict=True):
+        if checkpoint is None:
+            notes.append(f"{path.name} is no checkpoint of the ladder; left out (it has: {_listed(ladder)})")
+        elif checkpoint.name in runs:
+            notes.append(f"{checkpoint.name} has scores in two folders; those of {path} are left out")
+        else:
+            run = read_run(
+                path, checkpoint.name, settings.kinds, settings.filters, settings.epsilon, settings.k, context,
+                settings.run,
+            )  # fmt: skip
+            runs[checkpoint.name] = checkpoint, run
+    if ladder is not None:
+        missing = [c.name for c in ladder.checkpoints if c.name not in runs]
+        notes += [f"not scored: {', '.join(missing)}"] if missing else []
+    if not runs:
+        raise DataError(
+            "no score folder belongs to a checkpoint of the ladder; name the checkpoints as the folders are"
+        )
+    whole = ladder or Ladder(tuple(checkpoint for checkpoint, _ in runs.values()))
+    ordered = [runs[checkpoint.name] for checkpoint in whole.checkpoints if checkpoint.name in runs]
+    choices: list[tuple[str, Choice]] = []
+    claims: list[Claim] = []
+    predicted: dict[str, list[Prediction]] = {}
+    rows: list[dict[str, Any]] = []
+    for label, members in comparable_groups(ordered):
+        aligned = _aligned([run for _, run in members], notes)
+        kept = [checkpoint for checkpoint, run in members if any(run.name == other.name for other in aligned)]
+        proxies = {name: _proxy(name, aligned) for name in settings.names}
+        defined = [name for name in settings.names if np.isfinite(proxies[name].numerator).all()]
+        absent = [name for name in settings.names if name not in defined]
+        if absent:
+            notes.append(f"{label}: {', '.join(absent)} need what the score files do not hold; left out")
+        if settings.proxy in defined:
+            choice = _choice(proxies[settings.proxy], aligned, settings)
+            choices.append((label, choice))
+        else:
+            raise DataError(f"{settings.proxy} cannot be computed from these score files; choose another with --proxy")
+        for task in whole.benchmarks:
+            claims += _claims(task, whole, kept, proxies, settings)
+            rows_of_task = predictions(
+                [proxies[name] for name in defined],
+                [c.name for c in kept], [c.family for c in kept], outcomes(whole, task),
+            )  # fmt: skip
+            if rows_of_task and not math.isnan(rows_of_task[0].error):
+                predicted[task if label == _BASE else f"{task} ({label})"] = rows_of_task
+        rows += _rows(label, kept, aligned, choice, whole, settings, defined)
+        notes += _warnings(label, kept, aligned)
+    return Verdict(tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)))
+
+
+_BASE = "base checkpoints"
+_TUNED = "fine-tuned checkpoints"
+
+
+def comparable_groups(ordered: Sequence[tuple[Checkpoint, Run]]) -> list[tuple[str, list[tuple[Checkpoint, Run]]]]:
+    """Checkpoints that may be compared: of one kind of stage, with one tokenizer."""
+    groups: dict[tuple[str, str], list[tuple[Checkpoint, Run]]] = {}
+    for checkpoint, run in ordered:
+        tokenizer = str((run.signature.get("run") or {}).get("tokenizer"))
+        groups.setdefault((_TUNED if checkpoint.tuned else _BASE, tokenizer), []).append((checkpoint, run))
+    kinds = [kind for kind, _ in groups]
+    return [
+        (kind if kinds.count(kind) == 1 else f"{kind} with the tokenizer of {members[0][0].name}", members)
+        for (kind, _), members in groups.items()
+    ]
+
+
+def _aligned(runs: list[Run], notes: list[str]) -> list[Run]:
+    """The runs on the trajectories that all of them have; a run that cannot be compared is left out, with a note."""
+    if len(runs) == 1:
+        return runs
+    kept = [runs[0]]
+    for run in runs[1:]:
+        try:
+            matched([kept[0], run], common=True)
+            kept.append(run)
+        except HesnrError as error:
+            notes.append(f"{run.name} is left out: {error}")
+    if len(kept) == 1:
+        return kept
+    aligned, remarks = matched(kept, common=True)
+    notes += remarks
+    return aligned
+
+
+def _proxy(name: str, runs: Sequence[Run]) -> Proxy:
+    parts = [run.sums.repeat(run.multiplicity).parts(name) for run in runs]
+    numerator, denominator = (np.stack(side) for side in zip(*parts, strict=True))
+    entry = METRICS[name]
+    title = entry.title.rstrip(" ↑↓")
+    return Proxy(name, numerator, denominator, entry.exponentiate, bool(entry.higher_is_better), title)
+
+
+def _choice(proxy: Proxy, runs: Sequence[Run], settings: Settings) -> Choice:
+    config = CompareConfig(settings.resamples, settings.seed)
+
+    def test(best: int, other: int) -> Paired:
+        change = difference(runs[best], runs[other], proxy.name, config)
+        return Paired(change.value, change.stderr, change.p)
+
+    return choose(proxy, [run.name for run in runs], test, holm, trajectories_needed)
+
+
+def _claims(
+    task: str, ladder: Ladder, kept: Sequence[Checkpoint], proxies: Mapping[str, Proxy], settings: Settings
+) -> list[Claim]:
+    scores = outcomes(ladder, task)
+    names, families = [c.name for c in kept], [c.family for c in kept]
+    if not any(name in scores for name in names) or settings.proxy == settings.baseline:
+        return []
+    pair = proxies[settings.proxy], proxies[settings.baseline]
+    options: dict[str, Any] = {"resamples": min(settings.resamples, 2000), "seed": settings.seed}
+    claims = [claim(*pair, names, families, scores, task, **options)]
+    several = [family for family in dict.fromkeys(families) if families.count(family) >= 4]
+    if len(set(families)) > 1:
+        for family in several:
+            own = {name: score for name, score in scores.items() if name in names and ladder[name].family == family}
+            claims.append(claim(*pair, names, families, own, task, group=family, **options))
+    return claims
+
+
+def _rows(
+    label: str,
+    kept: Sequence[Checkpoint],
+    runs: Sequence[Run],
+    choice: Choice,
+    ladder: Ladder,
+    settings: Settings,
+    defined: Sequence[str],
+) -> Iterable[dict[str, Any]]:
+    scores = {task: outcomes(ladder, task) for task in ladder.benchmarks}
+    for checkpoint, run in zip(kept, runs, strict=True):
+        mark = "best" if checkpoint.name == choice.best else "tie" if checkpoint.name in choice.ties else ""
+        values = measure(run.sums[None], run.multiplicity, defined, resamples=settings.resamples, seed=settings.seed)[0]
+        row: dict[str, Any] = {"checkpoint": checkpoint.name, "verdict": mark}
+        row |= {"family": checkpoint.family, "stage": checkpoint.stage, "step": checkpoint.step, "group": label}
+        row |= {name: values[name] for name in defined}
+        for task, of_task in scores.items():
+            outcome = of_task.get(checkpoint.name)
+            row[task] = None if outcome is None else outcome.value
+            row[f"{task}_measured"] = None if outcome is None else outcome.measured
+        yield row
+
+
+def _table(rows: Sequence[dict[str, Any]], settings: Settings) -> Table:
+    empty = [name for name in ("family", "stage", "step") if all(row[name] in ("", None) for row in rows)]
+    one_group = ["group"] if len({row["group"] for row in rows}) < 2 else []
+    empty += [
+        name for name in rows[0] if name.endswith("_measured") and {row[name] for row in rows} <= {"itself", None}
+    ]
+    shown = [{key: value for key, value in row.items() if key not in (*empty, *one_group)} for row in rows]
+    wide = tuple(name for name in settings.names if name not in ("he_snr", "he_ppl", "ppl", "bpb", settings.proxy))
+    note = "best: by the proxy; tie: a paired test cannot tell it from the best (Holm, 5 %)"
+    return Table("ladder", "The ladder", shown, (note,), wide=wide)
+
+
+def _warnings(label: str, kept: Sequence[Checkpoint], runs: Sequence[Run]) -> Iterable[str]:
+    n = int(runs[0].multiplicity.sum())
+    if n < _FEW_TRAJECTORIES:
+        yield f"{label}: few trajectories ({n}); intervals are wide and ties many"
+    for run in runs:
+        cut, tokens = float(run.n_truncated @ run.multiplicity), float(run.sums.column("tokens") @ run.multiplicity)
+        if cut > _CUT * (cut + tokens):
+            yield f"{run.name}: {cut / (cut + tokens):.0%} of the tokens lie beyond its context and were not scored"
+    for checkpoint in kept:
+        if checkpoint.trained_on:
+            yield f"{checkpoint.name} was trained on {', '.join(checkpoint.trained_on)}: its scores on that say little"
+
+
+def _listed(ladder: Ladder | None) -> str:
+    return ", ".join(checkpoint.name for checkpoint in ladder.checkpoints) if ladder else ""
