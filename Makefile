@@ -27,10 +27,12 @@ test: $(READY) $(NEXT)/.ready  ## all tests, then some with the next lm-eval and
 	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=SSE41 \
 	  $(BIN)/python -m pytest -n 2 --dist worksteal $(NUMERIC_TESTS)
 
-lint: $(READY)  ## style and types
+lint: $(READY)  ## style, types, layers and names
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_names.py
 
 vllm:  ## a second environment with a real vLLM engine on CPU, for its tests (about 4 GB)
 	PYTHON=$(PYTHON) scripts/make_vllm_venv.sh .venv-vllm
