@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.frame import load, selections, token_sums
+from hesnr_tasks.analysis.frame import Frame, Selection, load, selections, token_sums
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS, TrajectorySums, measure, share_scored
@@ -29,7 +29,17 @@ from hesnr_tasks.stats import (
     why_withheld,
 )
 
-__all__ = ["CompareConfig", "Run", "comparisons", "diagnostics", "difference", "matched", "read_run"]
+__all__ = [
+    "CompareConfig",
+    "Run",
+    "comparisons",
+    "diagnostics",
+    "difference",
+    "matched",
+    "only_selection",
+    "read_run",
+    "run_of",
+]
 
 IntArray = npt.NDArray[np.int64]
 _SHOWN = 3  # trajectories named in a message
@@ -76,11 +86,21 @@ def read_run(
 ) -> Run:
     """The sums of one run of score files in one setting; `run` as `scores.choose_runs` takes it."""
     frame_filters = ScoreStore.open(path).signature["filters"]
+    chosen = only_selection(frame_filters, kinds, filters)
+    return run_of(load(path, (k,), masks=[chosen.mask], name=name, context=context, run=run), chosen, epsilon, k)
+
+
+def only_selection(frame_filters: Sequence[str], kinds: str | None, filters: str | None) -> Selection:
+    """The one set of tokens that these words select."""
     chosen = selections(frame_filters, [kinds] if kinds else None, [filters] if filters else None)
     if len(chosen) > 1:
-        raise SettingsError("a comparison is of one set of tokens; name one subset of the filters")
-    mask = chosen[0].mask
-    frame = load(path, (k,), masks=[mask], name=name, context=context, run=run)
+        raise SettingsError("this needs one set of tokens; name one subset of the filters")
+    return chosen[0]
+
+
+def run_of(frame: Frame, chosen: Selection, epsilon: float, k: int) -> Run:
+    """The sums of a run in one setting."""
+    mask = chosen.mask
     return Run(
         name=frame.name,
         signature=frame.signature,

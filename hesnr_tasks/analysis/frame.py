@@ -41,7 +41,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
-EVERY = "every"
+ALL, EVERY = "all", "every"
 _KINDS = tuple(kind.value for kind in Kind if kind is not Kind.SCAFFOLD)
 _ALL = (1 << 64) - 1
 
@@ -141,7 +141,7 @@ class Frame:
 
 
 def load(
-    folder: str | Path,
+    folder: str | Path | ScoreStore,
     ks: Sequence[int] = (10,),
     *,
     masks: Sequence[np.uint64] | None = None,
@@ -153,7 +153,7 @@ def load(
     """Read the scores of one run of a folder.
 
     Args:
-        folder: of score files.
+        folder: of score files; or a store.
         ks: numbers of candidates to compute entropies for.
         masks: load only tokens that count under one of them (None: all).
         extra: further columns of the score files.
@@ -166,8 +166,10 @@ def load(
         SettingsError: for a k beyond what was stored, or a run that does not exist.
         DataError: if there is no file.
     """
-    store = ScoreStore.open(folder)
-    store = store.of_run(run if isinstance(run, StoredRun) else _only_run(choose_runs(store.folder, run), store.folder))
+    store = folder if isinstance(folder, ScoreStore) else ScoreStore.open(folder)
+    if store.run is None:
+        chosen = run if isinstance(run, StoredRun) else _only_run(choose_runs(store.folder, run), store.folder)
+        store = store.of_run(chosen)
     if max(ks) > store.k:
         raise SettingsError(
             f"{store.folder} has the {store.k} most likely tokens of each position; k = {max(ks)} needs more. Score "
@@ -197,7 +199,7 @@ def load(
 
     parts = list(store.load_columns([column for column in stored if column != "n_bytes"], work))
     if not parts:
-        raise DataError(f"{folder} has no score files yet of {store.run}")
+        raise DataError(f"{store.folder} has no score files yet of {store.run}")
 
     def concat_columns(column: str) -> Array:
         return np.concatenate([columns.pop(column) for _, columns in parts])
@@ -206,7 +208,7 @@ def load(
     if context is not None and (limit is None or limit > context):
         signature = {**signature, "run": {**signature["run"], "max_length": context}}
     return Frame(
-        name=name or Path(folder).resolve().name,
+        name=name or store.folder.resolve().name,
         store=store,
         entries=tuple(entry for entry, _ in parts),
         loaded_mask=loaded_mask,
@@ -223,11 +225,11 @@ def load(
     )
 
 
-def context_for(paths: Sequence[Path], requested: int | str | None) -> tuple[int | None, str]:
+def context_for(paths: Sequence[Path | ScoreStore], requested: int | str | None) -> tuple[int | None, str]:
     """The context that runs are read at, and a note on it.
 
     Args:
-        paths: folders of the runs.
+        paths: folders of the runs, or their stores.
         requested: token ids; "own": each run as it is; "common": what all could read; None: "common", where a context
             truncated any run.
 
@@ -238,12 +240,12 @@ def context_for(paths: Sequence[Path], requested: int | str | None) -> tuple[int
         return None, ""
     limits: dict[str, int] = {}  # of the runs that were truncated
     widest = 0.0
-    for folder in paths:
-        store = ScoreStore.open(folder)
+    for path in paths:
+        store = path if isinstance(path, ScoreStore) else ScoreStore.open(path)
         limit = store.signature["run"].get("max_length")
         widest = max(widest, math.inf if limit is None else int(limit))
         if limit is not None and any(store.entry(key).cut for key in store):
-            limits[folder.name] = int(limit)
+            limits[store.folder.name] = int(limit)
     smallest = min(limits, key=lambda name: limits[name], default="")
     if isinstance(requested, int):
         if smallest and limits[smallest] < requested:
@@ -336,14 +338,22 @@ def selection(frame_filters: Sequence[str], kinds: Sequence[Kind], filters: Sequ
 def selections(
     frame_filters: Sequence[str], kinds: Sequence[str] | None, filters: Sequence[str] | None
 ) -> list[Selection]:
-    """Every combination of kinds and filters as users write them, each set of tokens once."""
-    sets = [_words("--kinds", word, _KINDS) for word in kinds or ["action"]]
+    """Every combination of kinds and filters as users write them, each set of tokens once.
+
+    Args:
+        frame_filters: the filters that the labels know.
+        kinds: such as "thought+action" (default: "action").
+        filters: such as "xml+format", "all" (the default), "none", or "every" subset.
+    """
+    sets = [_words("kinds", word, _KINDS) for word in kinds or ["action"]]
     dropped: list[Iterable[str]] = []
-    for word in filters or ["+".join(frame_filters)]:
+    for word in filters or [ALL]:
         if word == EVERY:
             dropped += _subsets(frame_filters)
+        elif word in (ALL, "none", ""):
+            dropped.append(frame_filters if word == ALL else [])
         else:
-            dropped.append([] if word in ("none", "") else _words("--filters", word, frame_filters, "none", EVERY))
+            dropped.append(_words("filters", word, frame_filters, ALL, "none", EVERY))
     pairs = itertools.product(sets, dropped)
     chosen = (selection(frame_filters, [Kind(name) for name in names], list(drop)) for names, drop in pairs)
     return list({item.name: item for item in chosen}.values())

@@ -35,6 +35,8 @@ _log = logging.getLogger("hesnr_tasks")
 
 def backend_for(lm: Any) -> Backend:
     """The backend for an lm-eval model, by the names of its classes, so that nothing uninstalled is imported."""
+    if isinstance(lm, Backend):
+        return lm
     names = [cls.__name__ for cls in type(lm).__mro__]
     for name, module in _BACKENDS.items():
         if name in names:

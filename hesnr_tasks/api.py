@@ -1,0 +1,351 @@
+"""The Python API: `import hesnr_tasks as hesnr`. Its numbers are those of lm_eval, `hesnr analyze` and `hesnr compare`.
+
+Everything here is imported when it is first used; torch only by `score`, pyarrow only by `open_scores`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks import rendering
+from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, only_selection, run_of
+from hesnr_tasks.analysis.frame import Frame, check_epsilons, check_resamples, context_for
+from hesnr_tasks.analysis.frame import load as load_frame
+from hesnr_tasks.backends import labelled_key, score_requests
+from hesnr_tasks.backends.base import ScoringRequest, TokenScores
+from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.filters import FILTERS, char_codes
+from hesnr_tasks.formats import load as load_trajectories
+from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric
+from hesnr_tasks.rendering import Rendered, Span
+from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
+from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
+from hesnr_tasks.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "Difference",
+    "Estimate",
+    "LabelledText",
+    "Scores",
+    "Trajectory",
+    "compare",
+    "label",
+    "load",
+    "metric",
+    "open_scores",
+    "score",
+]
+
+
+def load(source: str | Path | Sequence[str | Path], **options: Any) -> list[Trajectory]:
+    """Read agent trajectories; the format of each record is recognised by its content.
+
+    Args:
+        source: a file, glob, folder or hub id, or several.
+        options: `config`, `split` (of a hub data set), `only_resolved`, `limit`, `sample`, `sample_seed`,
+            `on_error` ("fail" or "skip").
+
+    Returns:
+        The trajectories, in a fixed order.
+
+    Raises:
+        DataError: for records that cannot be read, or if there are none.
+
+    >>> import hesnr_tasks as hesnr
+    >>> from hesnr_tasks import demo
+    >>> runs = hesnr.load(demo.trajectories_path(), limit=3)
+    >>> len(runs), runs[0].messages[0].role
+    (3, 'system')
+    """
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    return load_trajectories([str(item) for item in sources], **options)
+
+
+class LabelledText:
+    """A rendered trajectory whose every character has a kind and the filters that hit it."""
+
+    def __init__(self, rendered: Rendered) -> None:
+        self._rendered = rendered
+        self._codes = char_codes(rendered)
+
+    @property
+    def text(self) -> str:
+        """The text that a model reads."""
+        return self._rendered.text
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Start, end, kind and turn of every stretch of characters; together they are the text."""
+        return self._rendered.spans
+
+    @property
+    def key(self) -> str:
+        """Hash of the text and its labels: the name of its score file."""
+        return labelled_key(self.text, self._codes)
+
+    def kept(self, kinds: str = "action", filters: str = "all") -> str:
+        """The characters that count.
+
+        Args:
+            kinds: such as "thought+action".
+            filters: what is taken out of actions: "all", "none", or such as "xml+format".
+        """
+        mask = only_selection(tuple(FILTERS), kinds, filters).mask
+        counts = (np.left_shift(np.uint64(1), self._codes.astype(np.uint64)) & mask) != 0
+        return "".join(np.array(list(self.text))[counts]) if self.text else ""
+
+    def _request(self, name: str, mask: np.uint64, k: int, overflow: str) -> ScoringRequest:
+        """What a scoring backend is asked for."""
+        return ScoringRequest(name, self._rendered, self._codes, mask, k, overflow, self.key)
+
+
+def label(trajectory: Trajectory, render: str = "transcript") -> LabelledText:
+    """Render a trajectory and label its characters.
+
+    Args:
+        trajectory: one of `load`.
+        render: "transcript" or "chatml".
+
+    >>> import hesnr_tasks as hesnr
+    >>> from hesnr_tasks import demo
+    >>> labelled = hesnr.label(hesnr.load(demo.trajectories_path(), limit=1)[0])
+    >>> labelled.spans[-1].end == len(labelled.text)
+    True
+    >>> "<function" in labelled.kept(filters="none"), "<function" in labelled.kept()
+    (True, False)
+    """
+    return LabelledText(rendering.render(trajectory, render))
+
+
+class Scores:
+    """Token scores of one checkpoint on some trajectories, in memory (`score`) or in score files (`open_scores`)."""
+
+    def __init__(self, store: ScoreStore, run: str | StoredRun = "latest") -> None:
+        self._store, self._run = store, run
+        self._frames: dict[tuple[object, ...], Frame] = {}
+
+    def __len__(self) -> int:
+        """The number of trajectories."""
+        return sum(max(1, len(entry.sources)) for entry in self.frame().entries)
+
+    @property
+    def signature(self) -> Mapping[str, Any]:
+        """Every choice behind the scores: model, tokenizer, rendering, context …"""
+        return self._store.signature
+
+    def frame(self, k: int = 10, context: int | None = None) -> Frame:
+        """All scored tokens as arrays; read once."""
+        key = (k, context, tuple(METRICS))
+        if key not in self._frames:
+            self._frames[key] = load_frame(self._store, (k,), context=context, run=self._run)
+        return self._frames[key]
+
+    def evaluate(
+        self,
+        *metrics: str,
+        kinds: str = "action",
+        filters: str = "all",
+        epsilon: float = EPSILON,
+        k: int = 10,
+        min_tokens: int = MIN_TOKENS,
+        resamples: int = RESAMPLES,
+        seed: int = SEED,
+    ) -> dict[str, Estimate]:
+        """Metrics with standard errors and 95 % intervals over trajectories.
+
+        Args:
+            metrics: names of registered metrics (none: all of them).
+            kinds: tokens that count, such as "thought+action".
+            filters: what is taken out of actions: "all", "none", or such as "xml+format".
+            epsilon: the threshold of decisions, in nats.
+            k: candidates of each token.
+            min_tokens: a metric over fewer tokens is NaN.
+            resamples, seed: of the bootstrap.
+
+        Raises:
+            SettingsError: for an unknown metric, or tokens that were not scored.
+
+        >>> import hesnr_tasks as hesnr
+        >>> scores = hesnr.open_scores("results/scores/CHECKPOINT")
+        >>> estimates = scores.evaluate("he_snr", "ppl", "bpb", kinds="thought+action", filters="none")
+        >>> {name: estimate.value > 0 for name, estimate in estimates.items()}
+        {'he_snr': True, 'ppl': True, 'bpb': True}
+        >>> estimates["ppl"].ci_low < estimates["ppl"].value < estimates["ppl"].ci_high
+        True
+        """
+        names = metrics or tuple(METRICS)
+        _check(names, epsilon, k, resamples, seed)
+        run = self._sums(kinds, filters, epsilon, k, None)
+        options: dict[str, Any] = {"resamples": resamples, "seed": seed, "min_tokens": min_tokens}
+        return measure(run.sums[None], run.multiplicity, names, **options)[0]
+
+    def _sums(self, kinds: str, filters: str, epsilon: float, k: int, context: int | None) -> Run:
+        frame = self.frame(k, context)
+        return run_of(frame, only_selection(frame.filters, kinds, filters), epsilon, k)
+
+
+def open_scores(folder: str | Path, run: str = "latest") -> Scores:
+    """The scores in a folder of score files, as `lm_eval` with `--output_path` or the setting `scores` writes them.
+
+    Args:
+        folder: of one checkpoint.
+        run: "latest", "all", the number of a run, or the hash of its data.
+
+    Raises:
+        StoreError: for a folder without score files, or damaged ones.
+
+    >>> import hesnr_tasks as hesnr
+    >>> len(hesnr.open_scores("results/scores/CHECKPOINT"))
+    12
+    """
+    return Scores(ScoreStore.open(folder), run)
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    runs: Sequence[Trajectory],
+    *,
+    kinds: str = "thought+action",
+    k: int = 10,
+    render: str = "transcript",
+    overflow: str = "right",
+    max_length: int | None = None,
+) -> Scores:
+    """Score trajectories with a transformers model in memory: the engine and the checks of `lm_eval --model hf`.
+
+    The model is put into evaluation mode while it reads and left as it was.
+
+    Args:
+        model: a causal language model, on its device.
+        tokenizer: of that model.
+        runs: of `load`.
+        kinds: tokens to score.
+        k: candidates a token to keep.
+        render: "transcript" or "chatml".
+        overflow: for texts beyond the context: "right" (score what fits), "skip" (leave out), "error".
+        max_length: tokens of a text to read (default: what the model's configuration says).
+
+    Raises:
+        ScoringError: for a model that cannot be scored, or NaN logits.
+
+    >>> import hesnr_tasks as hesnr
+    >>> from hesnr_tasks import demo
+    >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+    >>> folder = demo.ladder_paths()[0][1]
+    >>> model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    >>> scores = hesnr.score(model, tokenizer, hesnr.load(demo.trajectories_path(), limit=2))
+    >>> scores.evaluate("tokens")["tokens"].value > 100
+    True
+    """
+    from hesnr_tasks.backends import hf
+    from hesnr_tasks.integrations.evaluation import LiveModel
+
+    if not runs:
+        raise DataError("there is no trajectory to score")
+    mask = only_selection(tuple(FILTERS), kinds, "none").mask
+    texts = [label(run, render) for run in runs]
+    requests = [text._request(run.id, mask, k, overflow) for run, text in zip(runs, texts, strict=True)]
+    live = LiveModel(model, tokenizer, longest=max_length)
+    with live.reading():
+        answers = score_requests(hf.make(live), requests)
+    signature = scoring_signature(answers[0].run, render=render, overflow=overflow, k=k, filters=tuple(FILTERS))
+    store = _MemoryStore(Path(str(signature["run"].get("model"))), signature)
+    for run, request, answer in zip(runs, requests, answers, strict=True):
+        store.add(answer, request, Source(run.id, run.instance_id, run.resolved))
+    return Scores(store)
+
+
+def compare(
+    a: Scores,
+    b: Scores,
+    metric: str = "he_snr",
+    *,
+    kinds: str = "action",
+    filters: str = "all",
+    epsilon: float = EPSILON,
+    k: int = 10,
+    common: bool = False,
+    min_tokens: int = MIN_TOKENS,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Difference:
+    """The difference b - a of a metric, paired by trajectory.
+
+    Args:
+        a, b: scores of two checkpoints on the same trajectories, made with the same settings.
+        metric: a registered metric that has a better direction.
+        kinds, filters, epsilon, k, min_tokens, resamples, seed: as `Scores.evaluate`.
+        common: compare on the trajectories that both have, if they differ.
+
+    Returns:
+        The difference with its standard error, 95 % interval and two-sided p-value. Where a context truncated one of
+        both, only the tokens that both could read count.
+
+    Raises:
+        SettingsError, DataError: for scores that must not be compared.
+
+    >>> import hesnr_tasks as hesnr
+    >>> scores = hesnr.open_scores("results/scores/CHECKPOINT")
+    >>> difference = hesnr.compare(scores, scores, "ppl", kinds="thought+action", filters="none")
+    >>> difference.value, difference.p
+    (0.0, 1.0)
+    """
+    _check([metric], epsilon, k, resamples, seed)
+    if METRICS[metric].better is None:
+        raise SettingsError(f"{metric} has no better direction; compare a metric that has")
+    context, _ = context_for([a._store, b._store], None)
+    pair = [side._sums(kinds, filters, epsilon, k, context) for side in (a, b)]
+    (base, other), _ = matched(pair, common=common)
+    return difference(base, other, metric, CompareConfig(resamples, seed, min_tokens=min_tokens))
+
+
+def _check(metrics: Sequence[str], epsilon: float, k: int, resamples: int, seed: int) -> None:
+    for name in metrics:
+        if name not in METRICS:
+            raise SettingsError(f"there is no metric {name!r}; there are {', '.join(METRICS)}.{nearest(name, METRICS)}")
+    check_epsilons([repr(epsilon)], [k])
+    check_resamples(resamples, seed)
+
+
+class _MemoryStore(ScoreStore):
+    """Scores that are in no folder."""
+
+    def __init__(self, name: Path, signature: Mapping[str, Any]) -> None:
+        everything = StoredRun(0, 0, "", (), "", {}, None)
+        super().__init__(name, signature, everything)
+        self._texts: dict[str, tuple[TokenScores, Text, Entry]] = {}
+
+    def add(self, scores: TokenScores, request: ScoringRequest, source: Source) -> None:
+        sources = (*(self._texts[scores.key][2].sources if scores.key in self._texts else ()), source)
+        entry = Entry(
+            scores.key, "", sources, int(request.scored), self.k, len(scores.position), len(scores.labels_cut),
+            scores.tokens_total,
+        )  # fmt: skip
+        self._texts[scores.key] = scores, Text(request.rendered, np.zeros(0, np.int32)), entry
+
+    def keys(self) -> list[str]:
+        return sorted(self._texts)
+
+    def entry(self, key: str) -> Entry:
+        return self._texts[key][2]
+
+    def text(self, key: str) -> Text:
+        return self._texts[key][1]
+
+    def vocabulary(self) -> None:
+        return None
+
+    def columns(self, key: str, names: Sequence[str]) -> tuple[Entry, dict[str, npt.NDArray[Any]]]:
+        scores, text, entry = self._texts[key]
+        content = np.frombuffer(text.rendered.text.encode(), np.uint8)
+        columns = {**scores.scores._asdict(), "text": content}
+        return entry, {name: columns[name] if name in columns else getattr(scores, name) for name in names}

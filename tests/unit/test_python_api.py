@@ -1,0 +1,149 @@
+"""`import hesnr_tasks as hesnr`: what is documented is what there is, and its numbers are those of the commands."""
+
+import argparse
+import doctest
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hesnr_tasks as hesnr
+from hesnr_tasks import api, demo
+from hesnr_tasks.cli import analyze, compare
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.metrics import METRICS
+from tests.unit.analysis import made
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Score files of two made-up checkpoints, where the examples look for them."""
+    root = tmp_path_factory.mktemp("api")
+    for name, seed, quality in (("CHECKPOINT", 1, 0.0), ("other", 2, 0.5)):
+        made.run_of(root / "results" / "scores" / name, 12, 120, seed=seed, quality=quality)
+    return root / "results" / "scores"
+
+
+def ask(command, *words):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    run = getattr(command, command.__name__.rsplit(".", 1)[-1])
+    return json.loads(run(parser.parse_args([*map(str, words), "--format", "json"])))["tables"]
+
+
+# --- the surface ------------------------------------------------------------------------------------------------------
+
+
+def test_the_documented_names_are_the_public_ones():
+    section = re.search(r"^## From Python\n(.*?)^## ", (ROOT / "README.md").read_text(), re.S | re.M)[1]
+    named = set(re.findall(r"hesnr\.(\w+)", section))
+    assert named <= set(hesnr.__all__)
+    functions = {name for name in hesnr.__all__ if name[0].islower()}
+    assert functions <= named, f"README does not show {functions - named}"
+    methods = {name for name in vars(hesnr.Scores) | vars(hesnr.LabelledText) if not name.startswith("_")}
+    assert set(re.findall(r"(?:scores|labelled|\))\.(\w+)\(", section)) <= methods | {"values", "items"}
+
+
+def test_every_public_name_is_there_and_says_what_it_does():
+    assert hesnr.__all__ == sorted(api.__all__)
+    for name in hesnr.__all__:
+        assert getattr(hesnr, name) is getattr(api, name)
+        assert getattr(hesnr, name).__doc__
+        assert name in dir(hesnr)
+    with pytest.raises(AttributeError, match="has no attribute 'scoer'"):
+        hesnr.scoer  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, hesnr_tasks; hesnr_tasks.__version__; print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+    assert not loaded & {"torch", "lm_eval", "pandas", "numpy", "transformers", "pyarrow"}
+    code = "import sys, hesnr_tasks; hesnr_tasks.load, hesnr_tasks.compare; print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+    assert not loaded & {"torch", "lm_eval", "pandas", "transformers", "pyarrow"}
+
+
+@pytest.mark.parametrize("name", ["load", "label", "open_scores", "score", "compare", "Scores"])
+def test_examples_run(name, folder, monkeypatch):
+    monkeypatch.chdir(folder.parents[1])
+    examples = doctest.DocTestFinder().find(getattr(hesnr, name), name)
+    assert any(test.examples for test in examples)
+    for test in examples:
+        assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [{}, {"kinds": "thought+action", "filters": "none"}, {"filters": "xml", "k": 5}])
+def test_evaluate_is_analyze(folder, words):
+    row = ask(analyze, folder / "other", *(w for k, v in words.items() for w in (f"--{k}", v)))["results"][0]
+    estimates = hesnr.open_scores(folder / "other").evaluate(**words)
+    assert estimates.keys() == METRICS.keys()
+    for name, estimate in estimates.items():
+        if METRICS[name].denominator is None:
+            assert row[name] == estimate.value
+        else:
+            shown = [math.nan if number is None else number for number in row[name].values()]
+            assert shown == pytest.approx(estimate, rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["he_snr", "ppl", "bpb"])
+def test_compare_is_compare(folder, name):
+    rows = ask(compare, folder / "CHECKPOINT", folder / "other", "--metrics", name)[f"compare_{name}"]
+    row = next(row for row in rows if row["difference"])
+    a, b = hesnr.open_scores(folder / "CHECKPOINT"), hesnr.open_scores(folder / "other")
+    difference = hesnr.compare(a, b, name)
+    assert (difference.value, difference.stderr) == (row["difference"]["value"], row["difference"]["stderr"])
+    assert (difference.ci_low, difference.ci_high, difference.p) == (row["low"], row["high"], row["p"])
+
+
+def test_a_registered_metric_is_everywhere(folder):
+    @hesnr.metric("surprise", better="down", unit="nats")
+    def surprise(tokens):
+        """Mean surprisal."""
+        return -tokens.logprob
+
+    try:
+        scores = hesnr.open_scores(folder / "other")
+        value = scores.evaluate("surprise", "ppl")
+        assert value["surprise"].value == pytest.approx(math.log(value["ppl"].value), rel=1e-12)
+        assert ask(analyze, folder / "other")["results"][0]["surprise"]["value"] == value["surprise"].value
+        rows = ask(compare, folder / "CHECKPOINT", folder / "other", "--metrics", "surprise")
+        assert hesnr.compare(scores, scores, "surprise").value == 0
+        assert len(rows["compare_surprise"]) == 2
+    finally:
+        from hesnr_tasks.metrics import unregister
+
+        unregister("surprise")
+
+
+def test_label_is_what_counts():
+    labelled = hesnr.label(hesnr.load(demo.trajectories_path(), limit=1)[0])
+    assert "".join(labelled.text[s.start : s.end] for s in labelled.spans) == labelled.text
+    assert len(labelled.kept("action", "all")) < len(labelled.kept("action", "none")) < len(labelled.text)
+    assert labelled.kept("thought", "none") in "".join(
+        labelled.text[s.start : s.end] for s in labelled.spans if s.kind.value == "thought"
+    )
+
+
+def test_what_cannot_be_asked_says_why(folder):
+    scores = hesnr.open_scores(folder / "other")
+    with pytest.raises(SettingsError, match=r"no metric 'pll'.*Did you mean 'ppl'"):
+        scores.evaluate("pll")
+    with pytest.raises(SettingsError, match=r"Did you mean 'action'"):
+        scores.evaluate(kinds="actoin")
+    with pytest.raises(SettingsError, match="one set of tokens"):
+        scores.evaluate(filters="every")
+    with pytest.raises(SettingsError, match="no better direction"):
+        hesnr.compare(scores, scores, "tokens")
+    with pytest.raises(DataError, match="no trajectory to score"):
+        hesnr.score(None, None, [])
+    assert np.isnan(scores.evaluate("ppl", min_tokens=10**9)["ppl"].value)
