@@ -23,31 +23,30 @@ shell, the first word of its first parameter (`view`). Live gates and `hesnr_too
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import posixpath
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from hesnr_tasks.actions import Call, Parameter, View
+from hesnr_tasks.actions import Call, CharSpan, Parameter, View
 from hesnr_tasks.actions.grammar import parse_action
-from hesnr_tasks.actions.programs import CLASSES, FILTER, Part, classify, inner_script, written_files
-from hesnr_tasks.actions.shell import Simple, canonical, program, simple_commands, verb
+from hesnr_tasks.actions.shell import (
+    CLASSES,
+    FILTER,
+    ActionPart,
+    Simple,
+    canonical,
+    classify,
+    inner_script,
+    program,
+    python_part,
+    simple_commands,
+    verb,
+)
 from hesnr_tasks.actions.tools import EDITORS, KINDS, PATTERNS, parameter_role, tool_runs
 from hesnr_tasks.errors import SettingsError, nearest
 
-__all__ = [
-    "CLASSES",
-    "RESOLUTIONS",
-    "action_class",
-    "action_parts",
-    "canonical_key",
-    "canonical_path",
-    "decision_words",
-]
-
-CharSpan = tuple[int, int]
 RESOLUTIONS = ("class", "file", "whole")
 _ROOT = re.compile(r"^/(?:testbed|repo|workspace(?:/[\w.-]+__[\w.-]+)?|[\w.-]+__[\w.-]+)(?:/|$)")
 _NO_PATHS = ("vcs", "install")  # their targets are sub-commands and packages
@@ -75,10 +74,12 @@ def canonical_key(command: str, resolution: str = "file") -> str:
         )
     if resolution == "whole":
         return _short(_whole(command) or "none")
-    part = _combined(action_parts(command))
-    if resolution == "class" or not part.targets:
-        return part.kind
-    return _short(f"{part.kind}:{','.join(part.targets)}")
+    parts = action_parts(command)
+    if not parts:
+        return "none"
+    kind = min((part.kind for part in parts), key=CLASSES.index)  # the part that matters most
+    targets = sorted({target for part in parts if part.kind == kind for target in part.targets})
+    return kind if resolution == "class" or not targets else _short(f"{kind}:{','.join(targets)}")
 
 
 def action_class(command: str) -> str:
@@ -86,23 +87,22 @@ def action_class(command: str) -> str:
     return canonical_key(command, "class")
 
 
-def action_parts(command: str) -> list[Part]:
+def action_parts(command: str) -> list[ActionPart]:
     """What each command of an action does, in order, with canonical paths."""
-    return [part for call in parse_action(command) for part in _call_parts(call, command)]
+    parts: list[ActionPart] = []
+    for call in parse_action(command):
+        script = _shell_text(call, command)
+        if script is not None:
+            parts += _shell_parts(script, "", _DEPTH)
+        else:
+            part = _tool_part(call, command)
+            parts.append(part._replace(targets=_targets(part, "")))
+    return parts
 
 
-def _call_parts(call: Call, text: str) -> Iterator[Part]:
-    script = shell_text(call, text)
-    if script is not None:
-        yield from _shell_parts(script, "", _DEPTH)
-    else:
-        part = tool_part(call, text)
-        yield part._replace(targets=_targets(part, ""))
-
-
-def _shell_parts(script: str, place: str, depth: int) -> Iterator[Part]:
+def _shell_parts(script: str, place: str, depth: int) -> Iterator[ActionPart]:
     """The parts of a script that starts in directory `place`."""
-    before = Part("none")
+    before = ActionPart("none")
     for simple in simple_commands(script):
         if simple.words[:1] == ("cd",):
             place = posixpath.join(place, simple.words[1]) if len(simple.words) > 1 else place
@@ -118,7 +118,7 @@ def _shell_parts(script: str, place: str, depth: int) -> Iterator[Part]:
             yield before
 
 
-def _in_pipeline(simple: Simple, before: Part, place: str) -> Part:
+def _in_pipeline(simple: Simple, before: ActionPart, place: str) -> ActionPart:
     """The part of one command; what has no target of its own works on what the command before it names."""
     part = classify(simple)
     targets = _targets(part, place)
@@ -135,16 +135,7 @@ def _in_pipeline(simple: Simple, before: Part, place: str) -> Part:
     return part._replace(targets=targets)
 
 
-def _combined(parts: Iterable[Part]) -> Part:
-    """The part that matters most, with the targets of all like it."""
-    parts = list(parts)
-    if not parts:
-        return Part("none")
-    kind = min((part.kind for part in parts), key=CLASSES.index)
-    return Part(kind, tuple(sorted({target for part in parts if part.kind == kind for target in part.targets})))
-
-
-def _targets(part: Part, place: str) -> tuple[str, ...]:
+def _targets(part: ActionPart, place: str) -> tuple[str, ...]:
     """The targets of a part in one spelling; those that are paths seen from `place`. The repository itself is none."""
     words = [word for word in part.targets if word.strip()]
     if part.kind not in _NO_PATHS:  # nor are programs, which have no dot or slash in their names
@@ -161,16 +152,20 @@ def canonical_path(word: str, place: str = "") -> str:
 
 
 def _whole(command: str) -> str:
-    calls = parse_action(command)
-    texts = ((shell_text(call, command), call) for call in calls)
-    return " ; ".join(tool_whole(call, command) if text is None else _canonical(text) for text, call in texts)
-
-
-def _canonical(script: str) -> str:
-    """Without a leading change to the directory that commands start in anyway."""
-    text = canonical(script)
-    match = re.match(r"cd (\S+) (?:&&|;) ", text)
-    return text[match.end() :] if match and canonical_path(match[1]) == "." and match[1] != "." else text
+    pieces = []
+    for call in parse_action(command):
+        script = _shell_text(call, command)
+        if script is None:  # name and parameters in one order, without white space at the ends of lines and values
+            pieces.append(call.name.strip() or "call")
+            for key, value in sorted(call.values(command).items()):
+                trimmed = "\n".join(line.rstrip() for line in value.strip().splitlines())
+                pieces[-1] += f" {key}={json.dumps(trimmed, ensure_ascii=False)}"
+            continue
+        text = canonical(script)
+        match = re.match(r"cd (\S+) (?:&&|;) ", text)  # to the directory that commands start in anyway
+        at_root = match and canonical_path(match[1]) == "." and match[1] != "."
+        pieces.append(text[match.end() :] if match and at_root else text)
+    return " ; ".join(pieces)
 
 
 def _short(key: str) -> str:
@@ -184,8 +179,7 @@ def _short(key: str) -> str:
 _PATCHED = re.compile(r"^\*\*\* (?:Update|Add|Delete) File: (\S+)", re.MULTILINE)
 
 
-def is_shell(call: Call) -> bool:
-    """Whether the call is to run a shell script."""
+def _is_shell(call: Call) -> bool:
     return call.form == "text" or tool_runs(call.name) == "shell"
 
 
@@ -198,62 +192,43 @@ def _script(call: Call) -> Parameter | None:
     return next((parameter for parameter in call.parameters if not parameter.name), None)
 
 
-def shell_text(call: Call, text: str) -> str | None:
+def _shell_text(call: Call, text: str) -> str | None:
     """The shell script that a call runs, or None if it is a tool of another kind."""
-    if not is_shell(call):
+    if not _is_shell(call):
         return None
     script = _script(call)
     if script is None:
         return None if call.parameters else ""
-    return _joined(script.view(text).text)
+    value = script.view(text).text
+    if value.lstrip().startswith('["'):  # some shells take a list of words: `["bash", "-lc", "ls"]`
+        try:
+            words = json.loads(value)
+        except ValueError:
+            return value
+        if isinstance(words, list) and all(isinstance(word, str) for word in words):
+            return shlex.join(words)
+    return value
 
 
-def _joined(value: str) -> str:
-    """Some shells take a list of words, written as JSON: `["bash", "-lc", "ls"]`."""
-    if not value.lstrip().startswith('["'):
-        return value
-    try:
-        words = json.loads(value)
-    except ValueError:
-        return value
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        return value
-    return shlex.join(words)
-
-
-def tool_part(call: Call, text: str) -> Part:
+def _tool_part(call: Call, text: str) -> ActionPart:
     """What a call does that is no shell command; an unknown tool is `other`, with its name for a target."""
-    values = call.values(text)
+    raw = call.values(text)
+    values = {key: value.strip() for key, value in raw.items()}
     name = call.name.lower().rsplit("__", 1)[-1].strip().replace("-", "_")
-    path = tuple(
-        value.strip() for key, value in values.items() if value.strip() and parameter_role(key, "path", "folder")
-    )[:1]
+    path = tuple(value for key, value in values.items() if value and parameter_role(key, "path", "folder"))[:1]
     if name in EDITORS:
-        return Part("read" if values.get("command", "").strip() == "view" else "edit", path)
+        return ActionPart("read" if values.get("command") == "view" else "edit", path)
     kind = KINDS.get(name, "other")
     if kind == "run":
         script = _script(call)
-        code = script.view(text).text if script else ""
-        written = tuple(file for file in written_files(code) if file)
-        return Part("edit", written) if written or written_files(code) else Part("run", ("-",))
-    if kind == "edit" and not path:
-        path = tuple(file for value in values.values() for file in _PATCHED.findall(value))
-    if kind == "search" and not path:
-        path = tuple(value for value in (values.get(key, "").strip() for key in PATTERNS) if value)[:1]
+        return python_part(script.view(text).text if script else "")
     if kind in ("submit", "think"):
-        return Part(kind)
-    return Part(kind, path or ((call.name,) if kind == "other" and call.name else ()))
-
-
-def tool_whole(call: Call, text: str) -> str:
-    """Name and parameters in one order; white space at the ends of lines and values does not count."""
-    values = sorted(call.values(text).items())
-    lines = [f"{key}={json.dumps(_trimmed(value), ensure_ascii=False)}" for key, value in values]
-    return " ".join([call.name.strip() or "call", *lines])
-
-
-def _trimmed(value: str) -> str:
-    return "\n".join(line.rstrip() for line in value.strip().splitlines())
+        return ActionPart(kind)
+    if kind == "edit" and not path:
+        path = tuple(file for value in raw.values() for file in _PATCHED.findall(value))
+    if kind == "search" and not path:
+        path = tuple(values[key] for key in PATTERNS if values.get(key))[:1]
+    return ActionPart(kind, path or ((call.name,) if kind == "other" and call.name else ()))
 
 
 # --- decision words ---
@@ -287,12 +262,17 @@ def _name(call: Call, action: str) -> list[CharSpan]:
 
 def _verbs(call: Call, action: str, arguments: int) -> tuple[list[CharSpan], bool]:
     """The first words of what a call is to do, and whether that is more than preparation."""
-    if is_shell(call):
+    if _is_shell(call):
         script = _script(call)
         return _command_words(script.view(action), arguments) if script else ([], False)
-    values = (parameter.view(action) for parameter in call.parameters)
-    spans = (span for view in values for span in _first_word(view))
-    return list(itertools.islice(spans, 1 + arguments)), True
+    spans: list[CharSpan] = []
+    for parameter in call.parameters:
+        view = parameter.view(action)
+        if match := re.search(r"\S+", view.text):
+            spans.append((view.offsets[match.start()], view.offsets[match.end()]))
+        if len(spans) > arguments:
+            break
+    return spans, True
 
 
 def _command_words(view: View, arguments: int) -> tuple[list[CharSpan], bool]:
@@ -306,9 +286,3 @@ def _command_words(view: View, arguments: int) -> tuple[list[CharSpan], bool]:
             return spans, True
         first = first or spans
     return first, False
-
-
-def _first_word(view: View) -> Iterator[CharSpan]:
-    match = re.search(r"\S+", view.text)
-    if match:
-        yield view.offsets[match.start()], view.offsets[match.end()]

@@ -398,7 +398,7 @@ def _parse_marked(text: str) -> list[Call]:
 
 def _find_marked(text: str, start: int = 0) -> list[Call]:
     """The calls in a whole message."""
-    found: list[Call] = []
+    result: list[Call] = []
     position = start
     while opener := _MARKED.search(text, position):
         position = opener.end()
@@ -412,7 +412,7 @@ def _find_marked(text: str, start: int = 0) -> list[Call]:
             ):
                 value, position = Parameter("code", *_trim(text, position, closer.start())), closer.end()
                 tags = between(opener.start(), position, (value,))
-                found.append(Call(name, opener.start(), position, (value,), tags, form="function"))
+                result.append(Call(name, opener.start(), position, (value,), tags, form="function"))
             continue
         name = "" if opener["python"] else name
         after = json_end(text, position)
@@ -421,9 +421,9 @@ def _find_marked(text: str, start: int = 0) -> list[Call]:
         calls = json_calls(text, opener.start(), after, position, name=name)
         last = calls[-1]
         calls[-1] = last._replace(end=end, tags=(*last.tags, (after, end)) if end > after else last.tags)
-        found += calls
+        result += calls
         position = max(end, position)
-    return found
+    return result
 
 
 # --- commands between one pair of tags, in fenced blocks, or bare -----------------------------------------------------

@@ -15,13 +15,12 @@ A text that begins inside such an object (after a thought that is no part of the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hesnr_tasks.actions import Call, CharSpan, Parameter, View, json_decoded
 from hesnr_tasks.actions.tools import is_prose
-
-__all__ = ["between", "call_json_end", "json_calls", "json_end", "whole_json"]
 
 
 @dataclass(slots=True)
@@ -31,10 +30,10 @@ class _Node:
     end: int
     members: list[tuple[str, _Node]] = field(default_factory=list)  # keys of an array's are empty
 
-    def get(self, *keys: str) -> tuple[str, _Node] | None:
-        """The first member with one of `keys`, in the order of `keys`."""
+    def get(self, *keys: str) -> tuple[str, _Node | None]:
+        """The first member with one of `keys`, in the order of `keys`; the first key and None without any."""
         by_key = dict(reversed(self.members))
-        return next(((key, by_key[key]) for key in keys if key in by_key), None)
+        return next(((key, by_key[key]) for key in keys if key in by_key), (keys[0], None))
 
 
 # --- the tree -------------------------------------------------------------------------------------------------------
@@ -118,15 +117,7 @@ _COLON = re.compile(r"\s*:")
 
 _NAMES = ("name", "tool_name", "function_name", "recipient_name", "tool", "function", "action")
 _ARGUMENTS = (
-    "arguments",
-    "parameters",
-    "input",
-    "args",
-    "params",
-    "kwargs",
-    "tool_input",
-    "action_input",
-    "tool_args",
+    *("arguments", "parameters", "input", "args", "params", "kwargs", "tool_input", "action_input", "tool_args"),
     "tool_arguments",
 )
 _LISTS = ("tool_calls", "calls", "commands", "actions")
@@ -138,8 +129,7 @@ _DEPTH = 6
 _LEVELS = 3  # strings of JSON in strings of JSON
 
 
-@dataclass(slots=True)
-class _Said:
+class _Reading(NamedTuple):
     """One call as it is read: its name, its values, and where its object ends."""
 
     name: str
@@ -147,124 +137,118 @@ class _Said:
     end: int
 
 
-def _understood(node: _Node, view: View, level: int, depth: int = 0) -> Iterator[_Said]:
-    """The calls of a value; `level`: how many JSON strings `view` lies in."""
-    end = view.offsets[node.end]
-    if node.kind == "array":
-        plain = [("", member) for _, member in node.members if member.kind != "object" or depth >= _DEPTH]
-        if plain:
-            yield _Said("", [_parameter("", member, view, level) for _, member in plain], end)
-        for _, member in node.members:
-            if member.kind == "object" and depth < _DEPTH:
-                yield from _understood(member, view, level, depth + 1)
-    elif node.kind == "object":
-        yield from _object(node, view, level, depth)
-    else:
-        yield _Said("", [_parameter("", node, view, level)], end)
+class _TreeReader(NamedTuple):
+    """Reads calls from a tree of `view`, which lies in `level` JSON strings."""
 
+    view: View
+    level: int
 
-def _object(node: _Node, view: View, level: int, depth: int) -> Iterator[_Said]:
-    end = view.offsets[node.end]
-    listed, inner = node.get(*_LISTS), node.get(*_INNER)
-    if listed and listed[1].kind == "string" and listed[0] == "tool_calls" and level < _LEVELS:
-        decoded = json_decoded(view.cut(listed[1].start, listed[1].end))
-        if decoded.text.lstrip().startswith(("[", "{")):
-            root, _ = _tree(decoded.text, 0)
-            calls = [
-                reading for _, member in root.members for reading in _understood(member, decoded, level + 1, depth + 1)
-            ]
-            yield from _with_rest(node, (listed[0],), calls, view, level)
+    def calls(self, node: _Node, depth: int = 0) -> Iterator[_Reading]:
+        end = self.view.offsets[node.end]
+        if node.kind == "object":
+            yield from self._object(node, depth)
+        elif node.kind != "array":
+            yield _Reading("", [self._parameter("", node)], end)
+        else:
+            plain = [member for _, member in node.members if member.kind != "object" or depth >= _DEPTH]
+            if plain:
+                yield _Reading("", [self._parameter("", member) for member in plain], end)
+            for _, member in node.members:
+                if member.kind == "object" and depth < _DEPTH:
+                    yield from self._object(member, depth + 1)
+
+    def _object(self, node: _Node, depth: int) -> Iterator[_Reading]:
+        end = self.view.offsets[node.end]
+        list_key, listed = node.get(*_LISTS)
+        inner_key, inner = node.get(*_INNER)
+        if listed and listed.kind == "string" and list_key == "tool_calls" and self.level < _LEVELS:
+            decoded = json_decoded(self.view.cut(listed.start, listed.end))
+            if decoded.text.lstrip().startswith(("[", "{")):
+                yield from self._with_rest(node, list_key, list(_TreeReader(decoded, self.level + 1).all(0, depth + 1)))
+                return
+        if listed and listed.kind == "array" and depth < _DEPTH:
+            calls = list(self.calls(listed, depth + 1))
+            if list_key == "commands":
+                calls = [call._replace(name=call.name or "bash") for call in calls]
+            yield from self._with_rest(node, list_key, calls)
             return
-    if listed and listed[1].kind == "array" and depth < _DEPTH:
-        calls = list(_understood(listed[1], view, level, depth + 1))
-        if listed[0] == "commands":
-            calls = [_Said(call.name or "bash", call.parameters, call.end) for call in calls]
-        yield from _with_rest(node, (listed[0],), calls, view, level)
-    elif inner and inner[1].kind == "object" and depth < _DEPTH:
-        calls = list(_object(inner[1], view, level, depth + 1))
-        yield from _with_rest(node, (inner[0],), calls, view, level)
-    else:
-        name = next(((k, m) for k in _NAMES for k, m in [node.get(k) or ("", node)] if m.kind == "string"), None)
-        arguments = node.get(*_ARGUMENTS)
-        if name and name[0] == "action" and not arguments and _is_command(node, view):
-            keys = ("command" if key == "action" else key for key, _ in node.members)
-            values = (member for _, member in node.members)
-            yield _Said("", [_parameter(k, m, view, level) for k, m in zip(keys, values, strict=True)], end)
+        if inner and inner.kind == "object" and depth < _DEPTH:
+            yield from self._with_rest(node, inner_key, list(self._object(inner, depth + 1)))
             return
-        if not name and not arguments and len(node.members) == 1 and node.members[0][1].kind == "object":
+        names = (node.get(key) for key in _NAMES)
+        name_key, name = next((item for item in names if item[1] and item[1].kind == "string"), ("", None))
+        arguments_key, arguments = node.get(*_ARGUMENTS)
+        if name_key == "action" and not arguments and self._is_command(node):
+            members = [("command" if key == "action" else key, member) for key, member in node.members]
+            yield _Reading("", self._parameters(members), end)
+        elif not name and not arguments and len(node.members) == 1 and node.members[0][1].kind == "object":
             key, only = node.members[0]
             if not key and depth < _DEPTH:  # a pair of braces too many
-                yield from _object(only, view, level, depth + 1)
-                return
-            yield _Said(key, [_parameter(k, m, view, level) for k, m in only.members], end)
-            return
-        uses = arguments[1].get("tool_uses") if arguments and arguments[1].kind == "object" else None
-        if uses and uses[1].kind == "array" and depth < _DEPTH:  # several calls as the arguments of one
-            yield from _understood(uses[1], view, level, depth + 1)
-            return
-        used = ([name[0]] if name else []) + ([arguments[0]] if arguments else [])
-        parameters = _rest(node, (*used, *_BESIDE), view, level)
-        if arguments:
-            parameters += _arguments(*arguments, view, level)
-        text = view.text[name[1].start : name[1].end] if name else ""
-        yield _Said(text, sorted(parameters, key=lambda p: p.value_start), end)
-
-
-def _is_command(node: _Node, view: View) -> bool:
-    """Whether `action` is what is to be run rather than the name of a tool: it has no arguments, or is no name."""
-    readings = next(view.text[member.start : member.end] for key, member in node.members if key == "action")
-    alone = all(key in ("action", "thought", "analysis", "plan") for key, _ in node.members)
-    return not re.fullmatch(r"[\w.:/-]{1,100}", readings) or (alone and not is_prose(readings))
-
-
-def _rest(node: _Node, used: tuple[str, ...], view: View, level: int) -> list[Parameter]:
-    return [_parameter(key, member, view, level) for key, member in node.members if key not in used]
-
-
-def _with_rest(node: _Node, used: tuple[str, ...], calls: list[_Said], view: View, level: int) -> Iterator[_Said]:
-    """`calls`, and the other members of the object they are in as values of a call without a name."""
-    rest = _rest(node, (*used, *_BESIDE), view, level)
-    first = calls[0].parameters[0].value_start if calls and calls[0].parameters else view.offsets[node.end]
-    before = [p for p in rest if p.value_end <= first]
-    after = [p for p in rest if p.value_start >= max((c.end for c in calls), default=first)]
-    if before:
-        yield _Said("", before, before[-1].value_end)
-    yield from calls
-    if after:
-        yield _Said("", after, view.offsets[node.end])
-
-
-def _arguments(key: str, node: _Node, view: View, level: int) -> list[Parameter]:
-    if node.kind == "object":
-        return [_parameter(k, m, view, level) for k, m in node.members]
-    if node.kind == "array":
-        return _listed(node, view, level)
-    if node.kind == "string":
-        inner = json_decoded(view.cut(node.start, node.end))
-        start = len(inner.text) - len(inner.text.lstrip())
-        if inner.text.startswith(("{", "["), start) and level < _LEVELS:
-            root, _ = _tree(inner.text, start)
-            return _arguments(key, root.members[0][1], inner, level + 1) if root.members else []
-    named = key if key == "input" else ""
-    return [_parameter(named, node, view, level)]
-
-
-def _listed(node: _Node, view: View, level: int) -> list[Parameter]:
-    """Arguments in a list: objects hold their own, anything else has no name; words of one command stay together."""
-    kinds = {member.kind for _, member in node.members}
-    if kinds == {"string"} and len(node.members) > 1:
-        return [_parameter("", node, view, level)]
-    parameters: list[Parameter] = []
-    for _, member in node.members:
-        if member.kind == "object":
-            parameters += [_parameter(k, m, view, level) for k, m in member.members]
+                yield from self._object(only, depth + 1)
+            else:
+                yield _Reading(key, self._parameters(only.members), end)
         else:
-            parameters.append(_parameter("", member, view, level))
-    return parameters
+            uses = arguments.get("tool_uses")[1] if arguments and arguments.kind == "object" else None
+            if uses and uses.kind == "array" and depth < _DEPTH:  # several calls as the arguments of one
+                yield from self.calls(uses, depth + 1)
+                return
+            parameters = self._rest(node, name_key if name else "", arguments_key if arguments else "")
+            if arguments:
+                parameters += self.arguments(arguments_key, arguments)
+            text = self.view.text[name.start : name.end] if name else ""
+            yield _Reading(text, sorted(parameters, key=lambda p: p.value_start), end)
 
+    def all(self, start: int, depth: int = 0) -> Iterator[_Reading]:
+        """The calls of the value at `start`."""
+        root, _ = _tree(self.view.text, start)
+        return (reading for _, member in root.members for reading in self.calls(member, depth))
 
-def _parameter(name: str, node: _Node, view: View, level: int) -> Parameter:
-    return Parameter(name, view.offsets[node.start], view.offsets[node.end], level + (node.kind == "string"))
+    def _is_command(self, node: _Node) -> bool:
+        """Whether `action` is what is to be run rather than the name of a tool: it has no arguments, or is no name."""
+        action = next(self.view.text[member.start : member.end] for key, member in node.members if key == "action")
+        alone = all(key in ("action", "thought", "analysis", "plan") for key, _ in node.members)
+        return not re.fullmatch(r"[\w.:/-]{1,100}", action) or (alone and not is_prose(action))
+
+    def _with_rest(self, node: _Node, used: str, calls: list[_Reading]) -> Iterator[_Reading]:
+        """`calls`, and the other members of the object they are in as values of a call without a name."""
+        rest, end = self._rest(node, used), self.view.offsets[node.end]
+        first = calls[0].parameters[0].value_start if calls and calls[0].parameters else end
+        before = [p for p in rest if p.value_end <= first]
+        after = [p for p in rest if p.value_start >= max((c.end for c in calls), default=first)]
+        if before:
+            yield _Reading("", before, before[-1].value_end)
+        yield from calls
+        if after:
+            yield _Reading("", after, end)
+
+    def _rest(self, node: _Node, *used: str) -> list[Parameter]:
+        return self._parameters([item for item in node.members if item[0] not in (*filter(None, used), *_BESIDE)])
+
+    def arguments(self, key: str, node: _Node) -> list[Parameter]:
+        """The values of an object, a list, or a string that holds one of those, or plain text."""
+        if node.kind == "object":
+            return self._parameters(node.members)
+        if (
+            node.kind == "array"
+        ):  # objects hold their own, anything else has no name; words of one command stay together
+            if len(node.members) > 1 and {member.kind for _, member in node.members} == {"string"}:
+                return [self._parameter("", node)]
+            members = ((m.members if m.kind == "object" else [("", m)]) for _, m in node.members)
+            return self._parameters([item for items in members for item in items])
+        if node.kind == "string":
+            inner = json_decoded(self.view.cut(node.start, node.end))
+            start = len(inner.text) - len(inner.text.lstrip())
+            if inner.text.startswith(("{", "["), start) and self.level < _LEVELS:
+                root, _ = _tree(inner.text, start)
+                return _TreeReader(inner, self.level + 1).arguments(key, root.members[0][1]) if root.members else []
+        return [self._parameter(key if key == "input" else "", node)]
+
+    def _parameters(self, members: Iterable[tuple[str, _Node]]) -> list[Parameter]:
+        return [self._parameter(key, member) for key, member in members]
+
+    def _parameter(self, name: str, node: _Node) -> Parameter:
+        offsets = self.view.offsets
+        return Parameter(name, offsets[node.start], offsets[node.end], self.level + (node.kind == "string"))
 
 
 # --- calls ----------------------------------------------------------------------------------------------------------
@@ -283,48 +267,12 @@ def call_json_end(text: str, start: int) -> int | None:
     return end if any(_has_sign(node) for _, node in root.members) else None
 
 
-def json_calls(text: str, start: int, end: int, value: int = -1, name: str = "") -> list[Call]:
-    """The calls in the JSON at `value` (else `start`): syntax from `start`, and up to `end` where the JSON is longer.
-
-    `name`: the tool, where it stands outside of the JSON, which is then its arguments.
-    """
-    value = start if value < 0 else value
-    continues = _CONTINUES.match(text, value) if value == start else None
-    root, after = _tree(text, text.index('"', value) + 1 if continues else value, bool(continues))
-    view = View(text, range(len(text) + 1))
-    if name:
-        node = root.members[0][1] if root.members else root
-        readings = [_Said(name, sorted(_arguments("arguments", node, view, 0), key=lambda p: p.value_start), after)]
-    else:
-        readings = [reading for _, node in root.members for reading in _understood(node, view, 0)] or [
-            _Said("", [], after)
-        ]
-    calls: list[Call] = []
-    limit = min(after, end)
-    for i, reading in enumerate(readings):
-        stop = limit if i + 1 == len(readings) else min(reading.end, limit)
-        parameters = _in_order(reading.parameters, start, stop)
-        calls.append(Call(reading.name, start, stop, parameters, between(start, stop, parameters), form="json"))
-        start = stop
-    return calls
-
-
-def _in_order(parameters: list[Parameter], start: int, end: int) -> tuple[Parameter, ...]:
-    """Those that lie between `start` and `end`, cut at `end`."""
-    kept: list[Parameter] = []
-    for parameter in parameters:
-        if start <= parameter.value_start <= end:
-            kept.append(parameter._replace(value_end=max(parameter.value_start, min(parameter.value_end, end))))
-            start = kept[-1].value_end
-    return tuple(kept)
-
-
 def whole_json(text: str) -> list[Call]:
     """The calls of a text that is one JSON object (or list of objects) with a call in it, or the rest of one."""
     first = len(text) - len(text.lstrip())
-    if not (re.match(r'(?:\[\s*)?\{\s*(?:"|\Z)', text[first : first + 200]) or _CONTINUES.match(text)):
-        return []
     continues = bool(_CONTINUES.match(text))
+    if not continues and not re.match(r'(?:\[\s*)?\{\s*(?:"|\Z)', text[first : first + 200]):
+        return []
     root, end = _tree(text, text.index('"') + 1 if continues else first, continues)
     if text[end:].strip() or not (continues or any(_has_sign(node) for _, node in root.members)):
         return []
@@ -335,6 +283,36 @@ def _has_sign(node: _Node) -> bool:
     if node.kind == "array":
         return bool(node.members) and all(_has_sign(member) for _, member in node.members)
     return node.kind == "object" and any(key in _SIGNS for key, _ in node.members)
+
+
+def json_calls(text: str, start: int, end: int, value: int = -1, name: str = "") -> list[Call]:
+    """The calls in the JSON at `value` (else `start`): syntax from `start`, and up to `end` where the JSON is longer.
+
+    `name`: the tool, where it stands outside of the JSON, which is then its arguments.
+    """
+    value = start if value < 0 else value
+    continues = _CONTINUES.match(text, value) if value == start else None
+    root, after = _tree(text, text.index('"', value) + 1 if continues else value, bool(continues))
+    reader = _TreeReader(View(text, range(len(text) + 1)), 0)
+    if name:
+        parameters = reader.arguments("arguments", root.members[0][1] if root.members else root)
+        readings = [_Reading(name, sorted(parameters, key=lambda p: p.value_start), after)]
+    else:
+        readings = [reading for _, node in root.members for reading in reader.calls(node)]
+    calls: list[Call] = []
+    limit = min(after, end)
+    for i, reading in enumerate(readings or [_Reading("", [], after)], 1):
+        stop = min(reading.end, limit) if i < len(readings) else limit
+        in_order: list[Parameter] = []  # those that lie between `start` and `stop`, cut at `stop`
+        position = start
+        for parameter in reading.parameters:
+            if position <= parameter.value_start <= stop:
+                position = max(parameter.value_start, min(parameter.value_end, stop))
+                in_order.append(parameter._replace(value_end=position))
+        tags = between(start, stop, in_order)
+        calls.append(Call(reading.name, start, stop, tuple(in_order), tags, form="json"))
+        start = stop
+    return calls
 
 
 def between(start: int, end: int, parameters: Sequence[Parameter]) -> tuple[CharSpan, ...]:
