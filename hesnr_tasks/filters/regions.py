@@ -18,24 +18,8 @@ from typing import NamedTuple
 
 from hesnr_tasks.actions import Call, View, join, json_decoded, unescape
 from hesnr_tasks.actions.grammar import parse_action
-from hesnr_tasks.actions.tools import (
-    is_editor,
-    is_patch,
-    is_prose,
-    names,
-    parameter_role,
-    tool_runs,
-    works_on_files,
-)
-from hesnr_tasks.filters.languages import (
-    LANGUAGES,
-    PROSE,
-    by_file,
-    by_file_name,
-    by_interpreter,
-    by_look,
-    by_tag,
-)
+from hesnr_tasks.actions.tools import is_editor, is_patch, is_prose, names, parameter_role, tool_runs, works_on_files
+from hesnr_tasks.filters.languages import LANGUAGES, PROSE, by_file, by_file_name, by_interpreter, by_look, by_tag
 from hesnr_tasks.filters.lexers.shell import Command, HereDocument, Word, lex_shell
 
 __all__ = ["Region", "regions"]
@@ -209,13 +193,8 @@ _SSH_VALUES = names("-i -p -l -o -F -J -b -c -D -L -R -W")  # options followed b
 _ASSIGNMENT = re.compile(r"\w+=")
 _PATCHERS = ("patch", "apply_patch", "applypatch")
 _PROGRAMS = names("git manage.py django-admin flask rails") | set(_PATCHERS)
-_CONSOLES = {
-    ("django-admin", "shell"): "python",
-    ("flask", "shell"): "python",
-    ("rails", "console"): "ruby",
-    ("rails", "c"): "ruby",
-    ("rails", "runner"): "ruby",
-}
+_CONSOLES = {"django-admin shell": "python", "flask shell": "python"}
+_CONSOLES |= dict.fromkeys(("rails console", "rails c", "rails runner"), "ruby")
 _SCRIPT_OPTION = re.compile(r"-\w*[ce]|--(?:eval|execute|command|print)|-pe?|-r|-i?p?n?e")
 _TEXT_TOOLS = names("echo printf grep egrep fgrep rg ag ack sed awk cat ls which type find_file search_dir")
 
@@ -300,19 +279,18 @@ def _reads(command: Command) -> str | None:
     if name == "manage.py" or (language == "python" and arguments and _base(arguments[0]) == "manage.py"):
         subcommand = arguments[0] if name == "manage.py" else "".join(arguments[1:2])
         return {"shell": "python", "shell_plus": "python", "dbshell": "sql"}.get(subcommand)
-    if (name, "".join(arguments[:1])) in _CONSOLES:
-        return _CONSOLES[name, arguments[0]]
-    return language if language and (language == "sql" or not _has_script(arguments)) else None
-
-
-def _has_script(arguments: list[str]) -> bool:
-    """Whether an interpreter is given its program as an argument, so that its input is data."""
+    if console := _CONSOLES.get(" ".join([name, *arguments[:1]])):
+        return console
+    if language is None or language == "sql":
+        return language
+    # given its program as an argument, an interpreter reads data
     rest = [a for i, a in enumerate(arguments) if i == 0 or arguments[i - 1] not in ("-W", "-X")]
     if "-s" in rest:  # of a shell: the words after it are arguments
-        return False
+        return language
     first = next((a for a in rest if a != "--" and (a == "-" or not a.startswith("-"))), "-")
-    options = [a for a in rest if a.startswith("-") and len(a) > 1]
-    return first not in ("-", "/dev/stdin") or any(_SCRIPT_OPTION.fullmatch(a) or a == "-m" for a in options)
+    options = (a for a in rest if a.startswith("-") and len(a) > 1)
+    has_script = first not in ("-", "/dev/stdin") or any(_SCRIPT_OPTION.fullmatch(a) or a == "-m" for a in options)
+    return None if has_script else language
 
 
 def _inline(command: Command) -> Iterator[tuple[Word, str]]:

@@ -20,36 +20,6 @@ from dataclasses import dataclass, field
 
 from hesnr_tasks.actions import CharSpan
 
-__all__ = [
-    "BLOCK",
-    "CHARACTER",
-    "DOUBLE",
-    "ESCAPE",
-    "EXACT",
-    "HASH",
-    "HASH_WORD",
-    "LINE",
-    "LINE_END",
-    "LOOSE",
-    "MANY",
-    "REGEX",
-    "SINGLE",
-    "TABS",
-    "Grammar",
-    "Lexer",
-    "LineIndex",
-    "Rule",
-    "Scan",
-    "here_document",
-    "if_any",
-    "interpolated",
-    "many_lines",
-    "nesting",
-    "one_line",
-    "raw",
-    "tripled",
-]
-
 Grammar = Callable[[str], list[CharSpan]]  # from the text of a file or fragment to the spans of its comments
 
 Rule = tuple[str, str]

@@ -40,23 +40,6 @@ from hesnr_tasks.filters.lexers import (
     tripled,
 )
 
-__all__ = [
-    "c",
-    "cpp",
-    "csharp",
-    "css",
-    "dart",
-    "go",
-    "groovy",
-    "java",
-    "javascript",
-    "kotlin",
-    "php",
-    "rust",
-    "scss",
-    "swift",
-]
-
 # --- where the code of a fragment begins ------------------------------------------------------------------------------
 
 _STARS = re.compile(r"\s*\*(?:[ \t\r\n]|\Z)")
@@ -71,12 +54,7 @@ _PROSE = re.compile(r"[\s*]*[\w'\"(.-]+,?(?:[ \t]+[\w'\"(/.-]+[,.:;!?)'\"]*){3,}
 
 
 def _after_comment(text: str, tokens: Callable[[str], list[CharSpan]]) -> int:
-    """The length of the part that a `/*` before the fragment takes up.
-
-    Args:
-        text: the fragment.
-        tokens: the comments and strings of a text that begins in code.
-    """
+    """The length of the part that a `/*` before the fragment takes up; `tokens`: comments and strings of code."""
     end = text.find("*/")
     opening = text.find("/*")
     if end < 0:
@@ -135,14 +113,14 @@ def _after_string(text: str, quote: str) -> int:
 _MARKS = ("//", "/*", "*/", "* ")
 
 
-def _with_fragments(scan: Callable[[str, int], Scan], quote: str = "", marks: tuple[str, ...] = _MARKS) -> Grammar:
+def _grammar(lexer: Lexer | Callable[[str, int], Scan], quote: str = "", marks: tuple[str, ...] = _MARKS) -> Grammar:
     """Comments of a text that may begin inside one, or in a string that ends with `quote`.
 
-    Args:
-        scan: lexes a text from a position on.
-        quote: the quote of strings of several lines.
-        marks: a text without any of them has no comments.
+    `lexer` may be a function that lexes a text from a position on. A text without any of `marks` is not lexed.
     """
+
+    def scan(text: str, position: int) -> Scan:
+        return lexer.scan(text, position=position) if isinstance(lexer, Lexer) else lexer(text, position)
 
     def tokens(text: str) -> list[CharSpan]:
         result = scan(text, 0)
@@ -157,10 +135,6 @@ def _with_fragments(scan: Callable[[str, int], Scan], quote: str = "", marks: tu
         return scan(text, _after_string(text, quote) if quote else 0).comments
 
     return comments
-
-
-def _grammar(lexer: Lexer, quote: str = "") -> Grammar:
-    return _with_fragments(lambda text, start: lexer.scan(text, position=start), quote)
 
 
 # --- lexers -----------------------------------------------------------------------------------------------------------
@@ -306,5 +280,5 @@ def _in_jsx(text: str, start: int, end: int) -> bool:
     return bool(between and _JSX_BEFORE.search(text[max(0, line - 300) : line]) and _JSX_AFTER.match(text, end))
 
 
-javascript = _with_fragments(_scan_js, "`")
-php = _with_fragments(_scan_php, marks=(*_MARKS, "#", "<!--"))
+javascript = _grammar(_scan_js, "`")
+php = _grammar(_scan_php, marks=(*_MARKS, "#", "<!--"))

@@ -25,8 +25,6 @@ from hesnr_tasks.filters.lexers import (
 from hesnr_tasks.filters.lexers.clike import javascript, scss
 from hesnr_tasks.filters.lexers.shell import lex_shell
 
-__all__ = ["cmake", "dockerfile", "html", "ini", "make", "markdown", "requirements", "sql", "terraform", "toml", "yaml"]
-
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
 _BEFORE = re.compile(r"(?:.*?:(?=[ \t]|\Z))?[ \t]*(?:[-?][ \t]+)*(?:[!&][^ \t]*[ \t]*)*")  # the value on a line

@@ -34,8 +34,6 @@ from hesnr_tasks.filters.lexers import (
     tripled,
 )
 
-__all__ = ["elixir", "erlang", "haskell", "julia", "lua", "perl", "powershell", "python", "r", "ruby"]
-
 # --- Python -----------------------------------------------------------------------------------------------------------
 
 _F = r"(?<![\w])(?:[fFtT][rR]?|[rR][fFtT])"

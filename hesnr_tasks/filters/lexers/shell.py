@@ -81,18 +81,18 @@ def lex_shell(text: str) -> Script:
 _NESTED = r"(?P<escape>\\[\s\S]?)|(?P<nest>\$\(\(?|\$\{)|(?P<tick>`)|(?P<double>\")"
 _PATTERNS = {  # of the tokens in each kind of context, by the name of the method that handles them
     "code": re.compile(
-        r"""(?P<space>[ \t\r]+|\\\r?\n|<<<)|(?P<newline>\n)|(?P<comment>\#[^\n]*)
+        r"""(?P<leave_word>[ \t\r]+|\\\r?\n|<<<)|(?P<newline>\n)|(?P<comment>\#[^\n]*)
         |(?P<quoted>\$'[^'\\]*(?:\\[\s\S][^'\\]*)*(?:'|\\?\Z)|'[^']*(?:'|\Z))|(?P<double>\$?")
         |(?P<nest>\$?\(\(|[$<>]\(|\$\{)|(?P<tick>`)
         |(?P<heredoc><<-?(?!<)[ \t]*)|(?P<redirect>(?:&|\d+)?>>?[|&]?|\d*<&?)
-        |(?P<open>\()|(?P<close>\))|(?P<pipe>\|&?(?!\|))|(?P<end>;;?&?|\|\||&&?)|(?P<escape>\\[\s\S]?)
-        |(?P<plain>[^\s\\'"$`\#<>();&|]+|\$[\w\#?!$@*-]?|.)""",
+        |(?P<open>\()|(?P<close>\))|(?P<pipe>\|&?(?!\|))|(?P<leave_command>;;?&?|\|\||&&?)|(?P<escape>\\[\s\S]?)
+        |(?P<add>[^\s\\'"$`\#<>();&|]+|\$[\w\#?!$@*-]?|.)""",
         re.VERBOSE,
     ),
-    "double": re.compile(_NESTED + r"|(?P<plain>[^\\\"`$]+|\$)"),
-    "brace": re.compile(_NESTED + r"|(?P<quoted>'[^'}\n]*')|(?P<close>\})|(?P<plain>[^\\\"`$'}]+|[$'])"),
+    "double": re.compile(_NESTED + r"|(?P<add>[^\\\"`$]+|\$)"),
+    "brace": re.compile(_NESTED + r"|(?P<quoted>'[^'}\n]*')|(?P<close>\})|(?P<add>[^\\\"`$'}]+|[$'])"),
     "arithmetic": re.compile(
-        _NESTED + r"|(?P<quoted>'[^')\n]*')|(?P<open>\()|(?P<close>\))|(?P<plain>[^\\\"`$'()]+|[$'])"
+        _NESTED + r"|(?P<quoted>'[^')\n]*')|(?P<open>\()|(?P<close>\))|(?P<add>[^\\\"`$'()]+|[$'])"
     ),
 }
 _DELIMITER = re.compile(r"'([^'\n]*)'|\"([^\"\n]*)\"|\\?([^\s'\"<>();&|\\`]+)")
@@ -123,30 +123,30 @@ class _Lexer:
             if match is None:  # every pattern takes any character; this is the guard against a loop
                 break
             start, self.position = match.span()
-            _HANDLERS[match.lastgroup or "plain"](self, context, match[0], start)
+            _HANDLERS[match.lastgroup or "add"](self, context, match[0], start)
         while self.stack:
             self.leave_command(self.stack.pop())
         return self.script
 
-    # --- words and commands ---
+    # --- handlers of tokens: each takes the context, the token's text and where it starts ---
 
-    def add(self, context: _Context, value: str, start: int, quote: str = "") -> None:
+    def add(self, context: _Context, token: str, start: int, quote: str = "") -> None:
         """Add a piece to the present word, or begin one."""
         if context.word is None:
             context.word = Word(start, self.position, quote)
         elif context.kind == "code":
             context.word.quote = ""
-        context.word.parts.append(value)
+        context.word.parts.append(token)
         context.word.end = self.position
 
-    def leave_word(self, context: _Context) -> None:
+    def leave_word(self, context: _Context, token: str = "", start: int = 0) -> None:
         word, context.word = context.word, None
         if word is not None:
             command = context.pipeline[-1]
             (command.targets if context.redirected else command.words).append(word)
             context.redirected = False
 
-    def leave_command(self, context: _Context) -> None:
+    def leave_command(self, context: _Context, token: str = "", start: int = 0) -> None:
         if context.kind == "code":
             self.leave_word(context)
             self.script.commands += [command for command in context.pipeline if command.words or command.targets]
@@ -157,11 +157,6 @@ class _Lexer:
         outer = self.stack[-1]
         if outer.word is not None:
             outer.word.end = self.position
-
-    # --- tokens; each handler takes the context, the token's text and where it starts ---
-
-    def space(self, context: _Context, token: str, start: int) -> None:
-        self.leave_word(context)
 
     def newline(self, context: _Context, token: str, start: int) -> None:
         self.leave_word(context)
@@ -197,9 +192,6 @@ class _Lexer:
     def quoted(self, context: _Context, token: str, start: int) -> None:
         quote = "$'" if token[0] == "$" else "'"
         self.add(context, token[len(quote) :].removesuffix("'"), start, quote)
-
-    def plain(self, context: _Context, token: str, start: int) -> None:
-        self.add(context, token, start)
 
     def escape(self, context: _Context, token: str, start: int) -> None:
         literal = context.kind == "double" and token[1:] not in ('"', "\\", "$", "`", "\n")
@@ -243,9 +235,6 @@ class _Lexer:
     def pipe(self, context: _Context, token: str, start: int) -> None:
         self.leave_word(context)
         context.pipeline.append(Command())
-
-    def end(self, context: _Context, token: str, start: int) -> None:
-        self.leave_command(context)
 
     def redirect(self, context: _Context, token: str, start: int) -> None:
         self.leave_word(context)
