@@ -1,20 +1,20 @@
-"""From labelled characters to labelled tokens.
+"""Alignment of tokens with labelled characters.
 
-A token's characters are found by its *bytes*: the bytes of all tokens, joined, must equal the text's UTF-8 exactly, so
-the alignment proves itself on every text, works alike for fast and slow tokenizers, and does not suffer from offsets
-that some fast tokenizers trim. Where a tokenizer rewrites text (lower-casing, Unicode normalisation) the joined bytes
-differ and its own offsets are used.
+Tokens are aligned by their *bytes*: the bytes of all tokens, joined, must equal the text's UTF-8 exactly, so the
+alignment proves itself on every text, works alike for fast and slow tokenizers, and does not suffer from offsets that
+some fast tokenizers trim. Where a tokenizer rewrites text (lower-casing, Unicode normalisation) the joined bytes differ
+and its own offsets are used.
 
-Text is tokenised once, as a whole, so that no token is cut at a segment's border. A special-token string in content
-(`<|im_end|>` in a log, say) must not become a control token: the text is cut inside such a string, where the
-tokenizer can no longer see it. Only spans marked `control` (ChatML and template markers) keep theirs.
+Text is tokenised once, as a whole, so that no token is split at a segment's border. A special-token string in content
+(`<|im_end|>` in a log, say) must not become a control token: the text is split inside such a string, so that the
+tokenizer does not recognise it. Only spans marked `control` (ChatML and template markers) keep theirs.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ IntArray = npt.NDArray[np.int32]
 
 
 class Encoded(NamedTuple):
-    """Token ids, shape (n,), and for each the characters `start` to `end` it covers (equal: none, such as BOS)."""
+    """Token ids, shape (n,), and for each the characters `start` to `end` it covers (equal: none, as of BOS)."""
 
     ids: IntArray
     start: IntArray
@@ -39,9 +39,11 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Tokenises rendered texts for one tokenizer (Hugging Face interface, fast or slow).
+    """Tokenises rendered texts with one tokenizer (Hugging Face interface, fast or slow).
 
-    `bos`: True or False to force or forbid a beginning-of-sequence token, None for what the tokenizer itself does.
+    Args:
+        tokenizer: `transformers` tokenizer, or another with its interface.
+        bos: force (True) or forbid (False) a beginning-of-sequence token; None: as the tokenizer itself does.
     """
 
     def __init__(self, tokenizer: Any, bos: bool | None = None) -> None:
@@ -49,15 +51,26 @@ class Encoder:
         self._bos = bos
 
     def encode(self, rendered: Rendered) -> Encoded:
-        """Tokenise; raises `ScoringError` where characters cannot be told apart in the tokens."""
-        parts, prefix, at = [], self.prefix, 0
-        if prefix and self._starts_with_bos(rendered):
-            prefix = ()
+        """Tokenise a text; special-token strings in content stay text.
+
+        Raises:
+            ScoringError: the tokens cannot be aligned with characters, or content became a control token.
+        """
+        parts, prefix, offset = [], self.prefix, 0
+        bos = self.tokenizer.bos_token
+        if prefix and bos and rendered.spans and rendered.spans[0].control and rendered.text.startswith(str(bos)):
+            prefix = ()  # a template has written it
         for piece in self._pieces(rendered):
-            ids, start, end, lost = self._encode_inner(piece) if at else self._encode_piece(piece)
-            parts.append(Encoded(ids, start + np.int32(at), end + np.int32(at), lost))
-            at += len(piece)
-        encoded = _concatenate(parts, prefix)
+            ids, start, end, lost = self._encode_inner(piece) if offset else self._encode_piece(piece)
+            parts.append(Encoded(ids, start + np.int32(offset), end + np.int32(offset), lost))
+            offset += len(piece)
+        lead = np.zeros(len(prefix), dtype=np.int32)
+        encoded = Encoded(
+            np.concatenate([np.asarray(prefix, dtype=np.int32), *(p.ids for p in parts)]),
+            np.concatenate([lead, *(p.start for p in parts)]),
+            np.concatenate([lead, *(p.end for p in parts)]),
+            sum(p.lost for p in parts),
+        )
         self._refuse_injected_control(rendered, encoded)
         return encoded
 
@@ -68,20 +81,20 @@ class Encoder:
             return ()
         bare = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
         full = list(self.tokenizer("a")["input_ids"])
-        found = next((full[:i] for i in range(len(full)) if full[i : i + len(bare)] == bare), [])
-        if self._bos and not found:
+        prefix = next((full[:i] for i in range(len(full)) if full[i : i + len(bare)] == bare), [])
+        if self._bos and not prefix:
             if self.tokenizer.bos_token_id is None:
                 raise ScoringError("add_bos_token=True, but this tokenizer has no BOS token; leave the setting out")
-            found = [self.tokenizer.bos_token_id]
-        return tuple(found)
+            prefix = [self.tokenizer.bos_token_id]
+        return tuple(prefix)
 
-    def spellings(self) -> list[bytes | None]:
-        """What each token id spells, in UTF-8 (a token may be part of a character); None where that is not known."""
+    def token_bytes(self) -> list[bytes | None]:
+        """The UTF-8 bytes of each token id (a token may be part of a character); None where they are not known."""
         probe = "def f(x):\n    return x"
         ids = np.asarray(self.tokenizer(probe, add_special_tokens=False)["input_ids"], dtype=np.int32)
-        for way, table in self._tables:
-            if self._spans_by(way, table, probe, ids) is not None:
-                space = way.text(" ").encode()
+        for scheme, table in self._tables:
+            if _spans_by(scheme, table, probe, ids) is not None:
+                space = scheme.text(" ").encode()
                 return [None if token is None else token.replace(space, b" ") for token in table]
         return [self.tokenizer.decode([i]).encode() for i in range(len(self.tokenizer))]
 
@@ -89,42 +102,31 @@ class Encoder:
 
     @cached_property
     def _specials(self) -> dict[str, int]:
-        added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        found = {str(token): index for index, token in added.items() if getattr(token, "special", True)}
+        decoder = getattr(self.tokenizer, "added_tokens_decoder", {})
+        added = {str(token): index for index, token in decoder.items() if getattr(token, "special", True)}
         names = [str(t) for t in self.tokenizer.all_special_tokens]
-        return {**dict(zip(names, self.tokenizer.all_special_ids, strict=True)), **found}
+        return {**dict(zip(names, self.tokenizer.all_special_ids, strict=True)), **added}
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str] | None:
         names = sorted((s for s in self._specials if s), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names))) if names else None
 
-    def _starts_with_bos(self, rendered: Rendered) -> bool:
-        bos = self.tokenizer.bos_token
-        return bool(bos and rendered.spans and rendered.spans[0].control and rendered.text.startswith(str(bos)))
-
     def _pieces(self, rendered: Rendered) -> Iterator[str]:
-        text, at = rendered.text, 0
-        for cut in self._cuts(rendered):
-            yield text[at:cut]
-            at = cut
-        if at < len(text):
-            yield text[at:]
-
-    def _cuts(self, rendered: Rendered) -> Iterator[int]:
-        """Positions inside special-token strings that are content (or straddle content and markers)."""
-        if self._special_pattern is None:
-            return
+        """The text, split inside special-token strings that are content (or straddle content and markers)."""
+        text, start, position = rendered.text, 0, 0
         control = [(span.start, span.end) for span in rendered.spans if span.control]
-        starts = np.array([start for start, _ in control], dtype=np.int64)
-        at = 0
-        while match := self._special_pattern.search(rendered.text, at):
-            index = int(np.searchsorted(starts, match.start(), side="right")) - 1
+        control_starts = np.array([first for first, _ in control], dtype=np.int64)
+        while self._special_pattern and (match := self._special_pattern.search(text, position)):
+            index = int(np.searchsorted(control_starts, match.start(), side="right")) - 1
             if index >= 0 and match.end() <= control[index][1]:
-                at = match.end()
+                position = match.end()
             else:
-                at = match.start() + 1
-                yield at
+                position = match.start() + 1
+                yield text[start:position]
+                start = position
+        if start < len(text):
+            yield text[start:]
 
     def _refuse_injected_control(self, rendered: Rendered, encoded: Encoded) -> None:
         special = np.isin(encoded.ids, list(self._specials.values()))
@@ -195,30 +197,18 @@ class Encoder:
         return "offsets" if fast and self._byte_spans(probe, ids) is None else "bytes"
 
     @cached_property
-    def _tables(self) -> list[tuple[_Writing, list[bytes | None]]]:
-        """Bytes of every token id, under each of the ways tokenizers write bytes down."""
+    def _tables(self) -> list[tuple[_ByteScheme, list[bytes | None]]]:
+        """The bytes of every token id, under each scheme."""
         tokens = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
         added = {index: str(token) for index, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items()}
         return [
-            (way, [way.text(added[i]).encode() if i in added else way.token(t) for i, t in enumerate(tokens)])
-            for way in _WRITINGS
+            (scheme, [scheme.text(added[i]).encode() if i in added else scheme.token(t) for i, t in enumerate(tokens)])
+            for scheme in _SCHEMES
         ]
 
     def _byte_spans(self, text: str, ids: IntArray) -> tuple[IntArray, IntArray] | None:
-        found = (self._spans_by(way, table, text, ids) for way, table in self._tables)
-        return next((spans for spans in found if spans is not None), None)
-
-    def _spans_by(
-        self, way: _Writing, table: list[bytes | None], text: str, ids: IntArray
-    ) -> tuple[IntArray, IntArray] | None:
-        parts = [table[i] if i < len(table) else None for i in ids.tolist()]
-        if None in parts:
-            return None
-        data, joined = way.text(text).encode(), b"".join(parts)  # type: ignore[arg-type]
-        if joined not in (data, way.lead + data):
-            return None
-        lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))  # type: ignore[arg-type]
-        return _char_spans(data, lengths, shift=len(joined) - len(data))
+        candidates = (_spans_by(scheme, table, text, ids) for scheme, table in self._tables)
+        return next((spans for spans in candidates if spans is not None), None)
 
     def _offset_spans(self, text: str, ids: IntArray, offsets: IntArray) -> Encoded:
         if not len(ids):
@@ -252,15 +242,27 @@ def _with_composed(text: str, offsets: IntArray) -> IntArray:
     return end
 
 
-def _joins(text: str, start: int, at: int) -> bool:
-    """Whether the character at `at` is a mark on, or composes with, those before it from `start` on."""
-    before, after = (len(unicodedata.normalize("NFC", text[start:stop])) for stop in (at, at + 1))
-    return bool(unicodedata.combining(text[at])) or after <= before
+def _joins(text: str, start: int, index: int) -> bool:
+    """Whether the character at `index` is a mark on, or composes with, those before it from `start` on."""
+    before, after = (len(unicodedata.normalize("NFC", text[start:stop])) for stop in (index, index + 1))
+    return bool(unicodedata.combining(text[index])) or after <= before
 
 
-def _char_spans(data: bytes, lengths: npt.NDArray[np.int64], shift: int) -> tuple[IntArray, IntArray]:
-    """Character spans from byte lengths; the bytes of one character may lie in several tokens, each then covers it."""
-    stop = np.clip(np.cumsum(lengths) - shift, 0, len(data))
+def _spans_by(
+    scheme: _ByteScheme, table: list[bytes | None], text: str, ids: IntArray
+) -> tuple[IntArray, IntArray] | None:
+    """Characters of each token, if under `scheme` the tokens' bytes are those of the text; else None.
+
+    The bytes of one character may lie in several tokens; each then covers it.
+    """
+    parts = [table[i] if i < len(table) else None for i in ids.tolist()]
+    if None in parts:
+        return None
+    data, joined = scheme.text(text).encode(), b"".join(parts)  # type: ignore[arg-type]
+    if joined not in (data, scheme.lead + data):
+        return None
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))  # type: ignore[arg-type]
+    stop = np.clip(np.cumsum(lengths) - (len(joined) - len(data)), 0, len(data))
     begin = np.concatenate([[0], stop[:-1]])
     first_bytes = (np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80
     char = np.concatenate([np.cumsum(first_bytes) - 1, [first_bytes.sum()]])
@@ -295,29 +297,19 @@ def _sentencepiece(token: Any) -> bytes | None:
     return token.encode(errors="replace")
 
 
-class _Writing(NamedTuple):
-    """How a family of tokenizers writes bytes down. `text` gives, character by character, what tokens spell."""
+class _ByteScheme(NamedTuple):
+    """How a family of tokenizers writes bytes. `text` maps a text to the string that its tokens' bytes join to."""
 
     token: Callable[[Any], bytes | None]
     text: Callable[[str], str]
     lead: bytes  # what the family may put before a text
 
 
-_WRITINGS = (
-    _Writing(_byte_level, str, b" "),
+_SCHEMES = (
+    _ByteScheme(_byte_level, str, b" "),
     # a space and a literal U+2581 are the same to SentencePiece
-    _Writing(_sentencepiece, lambda text: text.replace(" ", "▁"), "▁".encode()),
+    _ByteScheme(_sentencepiece, lambda text: text.replace(" ", "▁"), "▁".encode()),
 )
-
-
-def _concatenate(parts: Sequence[Encoded], prefix: Sequence[int]) -> Encoded:
-    lead = np.zeros(len(prefix), dtype=np.int32)
-    return Encoded(
-        np.concatenate([np.asarray(prefix, dtype=np.int32), *(p.ids for p in parts)]),
-        np.concatenate([lead, *(p.start for p in parts)]),
-        np.concatenate([lead, *(p.end for p in parts)]),
-        sum(p.lost for p in parts),
-    )
 
 
 def token_labels(encoded: Encoded, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
@@ -335,5 +327,5 @@ def token_turns(encoded: Encoded, rendered: Rendered) -> IntArray:
     ends = np.array([span.end for span in rendered.spans], dtype=np.int64)
     turns = np.array([span.turn for span in rendered.spans] or [0], dtype=np.int32)
     index = np.searchsorted(ends, np.maximum(encoded.end - 1, 0), side="right")
-    found = turns[np.minimum(index, len(turns) - 1)]
-    return np.where(encoded.end > encoded.start, found, 0).astype(np.int32)
+    last = turns[np.minimum(index, len(turns) - 1)]
+    return np.where(encoded.end > encoded.start, last, 0).astype(np.int32)

@@ -1,9 +1,10 @@
-"""Reading files that anybody may have written: whole, within stated limits, or not at all and with the reason.
+"""Bounded reading of untrusted files: complete, within stated limits, or refused with the reason.
 
-What is not a plain file (a pipe, a socket, a device) is refused before a byte is read. One record - a line of a file of
-lines, a whole document else - is at most `record_limit()` bytes, decompressed; set `HESNR_MAX_RECORD_MB` to read larger
-ones. A compressed file is refused once it has grown `MAX_RATIO`-fold and beyond the size of a record: text does not.
-JSON and YAML that nest too deeply, and YAML whose aliases would unfold into more than `MAX_YAML_NODES`, are refused.
+What is not a regular file (a pipe, a socket, a device) is refused before a byte is read. One record (a line of a file
+of lines, otherwise the whole document) is at most `record_limit()` bytes, decompressed; `HESNR_MAX_RECORD_MB` raises
+that limit. A compressed file is refused once it has grown `MAX_RATIO`-fold and beyond the size of a record: text does
+not. JSON and YAML that nest too deeply, and YAML whose aliases would unfold into more than `MAX_YAML_NODES`, are
+refused.
 """
 
 from __future__ import annotations
@@ -253,14 +254,14 @@ def parse_json(text: str | bytes, duplicates: DuplicateKeys | None = None) -> An
     repeated = DuplicateKeys() if duplicates is None else duplicates
 
     def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
+        result = dict(pairs)
+        if len(result) < len(pairs):
             seen: set[str] = set()
             for key, value in reversed(pairs):
                 if key in seen:
                     repeated[key] += text_size(value)
                 seen.add(key)
-        return made
+        return result
 
     try:
         value = json.loads(text, object_pairs_hook=hook)

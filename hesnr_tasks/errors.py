@@ -1,4 +1,4 @@
-"""What can go wrong, in the user's words.
+"""Exceptions of the package, and text that is safe to print.
 
 ::
 
@@ -27,10 +27,10 @@ __all__ = [
 
 
 class HesnrError(Exception):
-    """Something a user can mend; the message says what, where and how."""
+    """An error that the user can fix; the message says what, where, and what to do."""
 
     def __str__(self) -> str:
-        """The message, with nothing in it that steers a terminal: it may quote files and servers."""
+        """The message without control and bidirectional characters: it may quote files and servers."""
         return printable(super().__str__(), keep="\n")
 
 
@@ -50,19 +50,19 @@ class SearchError(HesnrError):
     """An agent, a judge, a selector or an environment cannot go on."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'X'?"` for the known name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`" Did you mean 'X'?"` for the one of `names` closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with a space for whatever is neither printable nor in `keep`: no foreign word steers a terminal."""
+    """Replace what is not printable (control and bidirectional characters), apart from `keep`, by spaces."""
     return "".join(c if c.isprintable() or c in keep else " " for c in text)
 
 
 class _PrintableFilter(logging.Filter):
-    """Takes what steers a terminal out of log lines: they quote files, servers and settings."""
+    """Strips control and bidirectional characters from log lines, which quote files, servers and settings."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = printable(record.getMessage(), keep="\n"), ()

@@ -1,4 +1,4 @@
-"""From a trajectory to the one text a model reads, every character still labelled.
+"""Rendering: a trajectory as one text for a model, every character with its kind.
 
 Three renderings:
 
@@ -7,8 +7,8 @@ Three renderings:
 - `template`: the model's own chat template, through lm-eval's `--apply_chat_template`.
 
 Labels survive because the text is only ever *concatenated* from labelled pieces. A chat template is opaque, so it is
-run on place-holders to learn the pieces between the messages, and the concatenation is checked against what the
-template makes of the real messages: equal to the character, or an error.
+run on placeholders to learn the pieces between the messages, and the concatenation is checked against the template's
+text of the real messages: equal to the character, or an error.
 """
 
 from __future__ import annotations
@@ -68,7 +68,17 @@ class _Piece(NamedTuple):
 
 
 def render(trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | None = None) -> Rendered:
-    """Render `trajectory`; `template` maps chat messages to text and is needed by the rendering of that name."""
+    """Render a trajectory as one text with labelled spans.
+
+    Args:
+        trajectory: its messages' texts appear unchanged, apart from white space that a template strips.
+        rendering: one of `RENDERINGS`.
+        template: maps chat messages to text; for the rendering `template`.
+
+    Raises:
+        SettingsError: the rendering is unknown, or lacks its template.
+        DataError: the template cannot render these messages without changing their text.
+    """
     if rendering == "transcript":
         pieces = _plain(trajectory, lambda role: f"{role.capitalize()}:\n", "\n\n", control=False)
     elif rendering == "chatml":
@@ -117,7 +127,7 @@ def _templated(trajectory: Trajectory, template: ChatTemplate) -> Iterator[_Piec
             return iter(_match(messages, template))
         except DataError as error:
             problems.append(str(error))
-        except Exception as error:  # a Jinja template raises what it likes; the last word goes to the user
+        except Exception as error:  # a Jinja template raises what it likes; the user sees the last problem
             problems.append(f"{type(error).__name__}: {error}")
     raise DataError(
         f"the model's chat template cannot render trajectory {trajectory.id!r} without changing its text "
@@ -129,7 +139,7 @@ def _match(messages: list[Message], template: ChatTemplate) -> list[_Piece]:
     text = _apply(template, messages, [m.text for m in messages])
     marks = [f"HESNR{i:06d}MARK" for i in range(len(messages))]
     if any(mark in text for mark in marks):
-        raise DataError("the text contains one of our place-holders")
+        raise DataError("the text contains one of our placeholders")
     gaps = _gaps(_apply(template, messages, marks), marks, messages)
     for strip in _STRIPS:
         pieces = list(_interleave(gaps, messages, strip))
@@ -166,10 +176,10 @@ def _interleave(gaps: list[str], messages: list[Message], strip: Callable[[str],
 
 
 def _clip(message: Message, start: int, end: int, turn: int) -> Iterator[_Piece]:
-    at = 0
+    offset = 0
     for segment in message.segments:
-        text = segment.text[max(0, start - at) : max(0, end - at)]
-        at += len(segment.text)
+        text = segment.text[max(0, start - offset) : max(0, end - offset)]
+        offset += len(segment.text)
         yield _Piece(text, segment.kind, turn, False)
 
 

@@ -111,7 +111,7 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], keeper: Keeper |
         canary = backend.canary()
         run |= {"canary": canary} if canary else {}
         k = keeper.open(run, k, jobs[0].request.overflow, backend.gather, _rank(lm) == 0)
-        keeper.save_token_bytes(encoder.spellings)
+        keeper.save_token_bytes(encoder.token_bytes)
         known = _kept(keeper, jobs, run, quiet=_rank(lm) != 0)
     for job, result in _score(backend, jobs, k, run, known, quiet=_rank(lm) != 0):
         known[job.request.key] = result

@@ -148,7 +148,7 @@ class LexiconPivotal:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._spelling = Encoder(tokenizer).spellings()
+        self._spelling = Encoder(tokenizer).token_bytes()
         self._lexicon = load_lexicon()
 
     def __call__(self, ids: Sequence[int]) -> list[bool]:

@@ -32,11 +32,11 @@ def plain(text: str) -> Rendered:
 
 def covered(encoded, text):
     """The text put together again from the tokens' characters, each token adding what is new."""
-    out, at = [], 0
+    out, position = [], 0
     for start, end in zip(encoded.start.tolist(), encoded.end.tolist()):
-        assert start <= at or start == end, (start, at)
-        out.append(text[max(at, start) : end])
-        at = max(at, end)
+        assert start <= position or start == end, (start, position)
+        out.append(text[max(position, start) : end])
+        position = max(position, end)
     return "".join(out)
 
 
@@ -74,10 +74,10 @@ def test_ids_are_what_the_tokenizer_gives_for_the_whole_text(family):
     """No token is cut at a segment's border."""
     tokenizer = tiny.FAMILIES[family]()
     pieces = ["The bug is in foo", "\n\n<function=bash>", "\nls -la</function>"]
-    spans, at = [], 0
+    spans, position = [], 0
     for piece, kind in zip(pieces, (Kind.THOUGHT, Kind.ACTION, Kind.ACTION)):
-        spans.append(Span(at, at + len(piece), kind, 1, False))
-        at += len(piece)
+        spans.append(Span(position, position + len(piece), kind, 1, False))
+        position += len(piece)
     encoded = Encoder(tokenizer).encode(Rendered("".join(pieces), tuple(spans)))
     assert encoded.ids.tolist() == list(tokenizer("".join(pieces))["input_ids"])
 
