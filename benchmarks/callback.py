@@ -120,12 +120,12 @@ def show(args, plain, watched):
     print("| every | evaluations | overhead | as logged | ms each | tokens/s | before step 1 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for every, runs in watched.items():
-        seconds, before, logged = sorted(runs, key=lambda one: one[0])[len(runs) // 2]
+        seconds, before, logged = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
         each = statistics.median(entry["hesnr/seconds"] for entry in logged)
         rate = statistics.median(entry["hesnr/tokens_per_second"] for entry in logged)
-        told = sum(entry["hesnr/seconds"] for entry in logged) / plain
+        share = sum(entry["hesnr/seconds"] for entry in logged) / plain
         print(
-            f"| {every} | {len(logged)} | {seconds / plain - 1:+.1%} | {told:+.1%} | {1000 * each:.0f} | {rate:,.0f} "
+            f"| {every} | {len(logged)} | {seconds / plain - 1:+.1%} | {share:+.1%} | {1000 * each:.0f} | {rate:,.0f} "
             f"| {1000 * before:.0f} ms |"
         )
 

@@ -56,10 +56,10 @@ def page(records, fired, about):
     """The text of the page and the table of curves."""
     methods, _ = curves(records)
     base = methods[BASE]
-    at = 4 if 4 in base.runs else base.runs[-1]
+    count = 4 if 4 in base.runs else base.runs[-1]
 
     def row(name, reference, *more):
-        ratios = at_equal_rate(methods[name], methods[reference], base, at)
+        ratios = at_equal_rate(methods[name], methods[reference], base, count)
         return f"| {' | '.join([name, *more, *spans(ratios).values()])} |", ratios
 
     gated = [name for name in methods if name != BASE]
@@ -81,7 +81,7 @@ def page(records, fired, about):
         else "is nowhere cheaper than the edit-class control in money beyond its interval."
     )
     verdict += f" Dearer beyond its interval: {'; '.join(worse)}." if worse else ""
-    filled = PAGE.format(at=at, rate=base.resolved[:, base.runs.index(at)].mean(), savings="\n".join(savings),
+    filled = PAGE.format(at=count, rate=base.resolved[:, base.runs.index(count)].mean(), savings="\n".join(savings),
                          controls="\n".join(controls), verdict=verdict, tasks=len(base.tasks), **about)  # fmt: skip
     return filled, curve_table(methods)
 
@@ -97,8 +97,8 @@ def main():
     parser.add_argument("--serve", type=int, metavar="PORT")
     args = parser.parse_args()
     if args.execute:
-        found = {name: world.execute(name) for name in world.names()}
-        world.OUTCOMES.write_text(json.dumps(found, separators=(",", ":")) + "\n", encoding="utf-8")
+        repositories_ = {name: world.execute(name) for name in world.names()}
+        world.OUTCOMES.write_text(json.dumps(repositories_, separators=(",", ":")) + "\n", encoding="utf-8")
         return
     if args.serve is not None:
         with serving(Server(prefix=""), args.serve) as address:

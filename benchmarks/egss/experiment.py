@@ -121,7 +121,7 @@ def simulate(name, variant, method, seed, loopback=False):
 
 def methods(rate, calibration):
     """All of them; `rate`: the share of steps at which the votes fire; `calibration`: estimates by log-probability."""
-    found = [Method("best-of-N (never)", {"gate": "never"})]
+    several = [Method("best-of-N (never)", {"gate": "never"})]
     gated = {
         "votes of 2": {"gate": "threshold:0"},
         "log-probability": {"gate": f"quantile:{rate:.4f}", "estimator": "logprob", "calibration": calibration},
@@ -129,8 +129,8 @@ def methods(rate, calibration):
         "edit class": {"gate": "edit"},
     }
     for (gate, settings), (judge, d_prime) in itertools.product(gated.items(), JUDGES.items()):
-        found.append(Method(f"{gate}, {judge} judge", settings, d_prime))
-    return [*found, Method("always, mediocre judge", {"gate": "always"}, 1.0)]
+        several.append(Method(f"{gate}, {judge} judge", settings, d_prime))
+    return [*several, Method("always, mediocre judge", {"gate": "always"}, 1.0)]
 
 
 def measure(repositories, variants, folder):
@@ -188,12 +188,12 @@ def _pool(job):
 
 def choose(name, method, runs, seed):
     """The record of one answer chosen among `runs`: best three by tests, then three selectors, ties by lot."""
-    known = outcomes(name)
+    outcomes_of_task = outcomes(name)
     votes, states = Counter(), sorted({run.state for run in runs} - {NOTHING})
     spent = [run.instance.total for run in runs]
     if len(states) > 1:
         wrote = {"repository"} | {label[4:] for run in runs for label in run.path if label.startswith("own:")}
-        tests = [test for test in known["tests"] if wrote.intersection(test["authors"])]
+        tests = [test for test in outcomes_of_task["tests"] if wrote.intersection(test["authors"])]
         lot = {state: seeded("lot", name, method, seed, state).random() for state in states}
         passed = {state: sum(test["passes"][state] for test in tests) for state in states}
         finalists = sorted(states, key=lambda state: (-passed[state], lot[state]))[:3]
@@ -201,9 +201,9 @@ def choose(name, method, runs, seed):
             score = {}
             for state in finalists:
                 noise = seeded("selector", voter, name, seed, state).gauss(0, 1)
-                score[state] = (0.5 if known["resolved"][state] else -0.5) + noise
+                score[state] = (0.5 if outcomes_of_task["resolved"][state] else -0.5) + noise
             votes[max(score, key=score.get)] += 1
         spent.append(Spent(3, 3 * (SELECT + 200 * len(finalists)), 0, 3 * (10 + 55 * len(finalists))))
         states = [max(finalists, key=lambda state: (votes[state], lot[state]))]
-    resolved = bool(states) and known["resolved"][states[0]]
+    resolved = bool(states) and outcomes_of_task["resolved"][states[0]]
     return Record(name, method, len(runs), float(resolved), Spent.sum(spent))

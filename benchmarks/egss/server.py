@@ -41,64 +41,64 @@ class Server:
         self._drawn, self._seen = Counter(), {}
         self._lock = threading.Lock()
 
-    def reply(self, asked):
+    def reply(self, request):
         """(status, body) of one request."""
         time.sleep(self.delay)
         with self._lock:
             self.requests += 1
-            self.log.append(asked)
+            self.log.append(request)
             if self.requests in self.faults:
                 status, message = self.faults[self.requests]
                 return status, {"error": {"message": message, "type": "BadRequestError"}}
-            if self.several == "refused" and (asked.get("n") or 1) > 1:
+            if self.several == "refused" and (request.get("n") or 1) > 1:
                 return 400, {"error": {"message": "n > 1 is not supported", "type": "BadRequestError"}}
-            if (asked.get("response_format") or {}).get("type") in self.refused_formats:
+            if (request.get("response_format") or {}).get("type") in self.refused_formats:
                 return 400, {"error": {"message": "this response_format is not supported", "type": "BadRequestError"}}
-            body = {"id": f"r{self.requests}", "object": "chat.completion", "created": 1, "model": asked["model"]}
-            choices, usage = self._choices(asked)
+            body = {"id": f"r{self.requests}", "object": "chat.completion", "created": 1, "model": request["model"]}
+            choices, usage = self._choices(request)
             self.usages.append(usage)
         return 200, body | {"choices": choices} | ({"usage": usage} if self.states_usage else {})
 
-    def complete(self, **asked):
+    def complete(self, **request):
         """In place of litellm.completion: the body as litellm would have parsed it."""
         import litellm
 
         wire = {
             key: value
-            for key, value in asked.items()
+            for key, value in request.items()
             if key not in ("api_base", "api_key", "drop_params", "extra_body")
         }
-        wire |= asked.get("extra_body") or {}
+        wire |= request.get("extra_body") or {}
         status, body = self.reply(json.loads(json.dumps(wire)))
         if status == 400:
-            raise litellm.exceptions.BadRequestError(body["error"]["message"], asked["model"], "openai")
+            raise litellm.exceptions.BadRequestError(body["error"]["message"], request["model"], "openai")
         assert status == 200, body
         return litellm.ModelResponse(**body)
 
-    def _choices(self, asked):
-        if "tools" in asked:
-            return self._act(asked)
-        text = asked["messages"][1]["content"]
-        return self._select(text) if "===== task =====" in text else self._judge(asked)
+    def _choices(self, request):
+        if "tools" in request:
+            return self._act(request)
+        text = request["messages"][1]["content"]
+        return self._select(text) if "===== task =====" in text else self._judge(request)
 
     # --- an agent ---------------------------------------------------------------------------------------------------
 
-    def _act(self, asked):
-        name, seed = _user(asked)[:2]
+    def _act(self, request):
+        name, seed = _user(request)[:2]
         graph = build(*_split(name))
-        calls = [call for message in asked["messages"] for call in message.get("tool_calls") or ()]
+        calls = [call for message in request["messages"] for call in message.get("tool_calls") or ()]
         path = tuple(call["id"].partition("#")[0].replace("__", ":") for call in calls)
-        key, count = (name, seed, path), asked.get("n") or 1
+        key, count = (name, seed, path), request.get("n") or 1
         count = 1 if self.several == "one" else count
         # equal requests of one user draw on from where the last one ended: draws are shared by all methods
-        choices = [self._draw(asked, graph, path, seed, self._drawn[key] + i, i) for i in range(count)]
+        choices = [self._draw(request, graph, path, seed, self._drawn[key] + i, i) for i in range(count)]
         again = self._drawn[key] > 0
         self._drawn[key] += count
         prompt = graph.tokens(path)
         cached = prompt if again else graph.tokens(path[:-1]) if path else 0
         return [choice for choice, _ in choices], _usage(prompt, cached, sum(size for _, size in choices))
 
-    def _draw(self, asked, graph, path, seed, number, index):
+    def _draw(self, request, graph, path, seed, number, index):
         number = 0 if self.frozen else number
         chance = seeded("draw", seed, graph.name, path, number)
         options = _commands(graph, graph.stage(path), self.prefix)
@@ -112,9 +112,9 @@ class Server:
             "tool_calls": [{"id": f"{edge.label.replace(':', '__')}#{number}", "type": "function", "function": call}],
         }
         choice = {"index": index, "message": message, "finish_reason": "tool_calls", "logprobs": None}
-        if asked.get("logprobs") and self.gives_logprobs:
-            said = [(token, -chance.expovariate(1.5)) for token in TOKEN.findall(thought)]
-            tokens = [*said, ("<tool_call>", -1e-4), *_spelled(graph, graph.stage(path), self.prefix, arguments)]
+        if request.get("logprobs") and self.gives_logprobs:
+            spoken = [(token, -chance.expovariate(1.5)) for token in TOKEN.findall(thought)]
+            tokens = [*spoken, ("<tool_call>", -1e-4), *_spelled(graph, graph.stage(path), self.prefix, arguments)]
             choice["logprobs"] = {
                 "content": [
                     {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
@@ -125,12 +125,12 @@ class Server:
 
     # --- a judge ----------------------------------------------------------------------------------------------------
 
-    def _judge(self, asked):
-        name, seed, quality = (*_user(asked), "1")[:3]
-        graph, text = build(*_split(name)), asked["messages"][1]["content"]
+    def _judge(self, request):
+        name, seed, quality = (*_user(request), "1")[:3]
+        graph, text = build(*_split(name)), request["messages"][1]["content"]
         actions = re.findall(r"===== action (\w+) =====\n(.*?)\n===== end of action \1 =====", text, re.S)
         trace = text.partition("===== end of trace")[0]
-        points, said = {}, 0
+        points, output_tokens = {}, 0
         for letter, action in actions:
             thought, _, command = action.partition("\n\n$ ")
             edge = _edge(graph, thought, command, self.prefix)
@@ -139,14 +139,14 @@ class Server:
             total = round(15 * min(1.0, max(0.0, score)))
             rows = [total // 5 + (i < total % 5) for i in range(5)]
             points[letter] = dict(zip(STEP_DIMENSIONS, rows, strict=True))
-            said += edge.output
+            output_tokens += edge.output
         content = json.dumps(points) if self.answers is None else self.answers(points)
         read = RUBRIC + round(len(trace) / 4)
         cached = min(read, self._seen.get(name, 0))
         self._seen[name] = read
         message = {"role": "assistant", "content": content}
         return [{"index": 0, "message": message, "finish_reason": "stop"}], _usage(
-            read + said, cached, 10 + 45 * len(actions)
+            read + output_tokens, cached, 10 + 45 * len(actions)
         )
 
     # --- models of `hesnr select` -----------------------------------------------------------------------------------
@@ -172,10 +172,10 @@ class Server:
 WORDS = ("so", "next", "this", "part", "fails", "because", "here", "then", "mend", "it", "and", "run", "again", "look")
 
 
-def _user(asked):
-    if "user" in asked:
-        return asked["user"].split("|")
-    text = asked["messages"][1]["content"]
+def _user(request):
+    if "user" in request:
+        return request["user"].split("|")
+    text = request["messages"][1]["content"]
     return [next(f"{name}-0" for name in names() if load(name).task in text), "0"]
 
 
@@ -240,8 +240,8 @@ def serving(server, port=0):
             pass
 
         def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, body = server.reply(asked)
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, body = server.reply(request)
             data = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -42,11 +42,11 @@ class Difference(NamedTuple):
 
 def read(path: Path) -> Values:
     """results.csv by arm, quantity and step."""
-    found: Values = defaultdict(dict)
+    values: Values = defaultdict(dict)
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            found[row["arm"], row["quantity"], int(row["step"])][int(row["seed"])] = float(row["value"])
-    return found
+            values[row["arm"], row["quantity"], int(row["step"])][int(row["seed"])] = float(row["value"])
+    return values
 
 
 def steps(values: Values, arm: str, quantity: str) -> list[int]:
@@ -63,7 +63,7 @@ def over_steps(values: Values, arm: str, quantity: str) -> Curve:
 def over_k(values: Values, arm: str, step: int) -> Curve:
     """Pass@K over K after `step` steps."""
     ks = sorted(
-        int(name[5:]) for of_arm, name, at in values if (of_arm, at) == (arm, step) and name.startswith("pass@")
+        int(name[5:]) for of_arm, name, last in values if (of_arm, last) == (arm, step) and name.startswith("pass@")
     )
     return _curve([float(k) for k in ks], [list(values[arm, f"pass@{k}", step].values()) for k in ks])
 
@@ -95,7 +95,7 @@ def panels(values: Values) -> list[tuple[str, str, str, dict[str, Curve]]]:
 
 def draw(values: Values, stem: Path) -> list[Path]:
     """Write `stem`.svg and `stem`.png."""
-    drawn, axes = figure(1, 3, width=3.2, height=2.7)
+    panel, axes = figure(1, 3, width=3.2, height=2.7)
     look = {"plain": 0, "shaped": 1, "warm-up": 7}
     for axis, (title, x_name, y_name, curves) in zip(axes[0], panels(values), strict=True):
         for name, curve in curves.items():
@@ -104,7 +104,7 @@ def draw(values: Values, stem: Path) -> list[Path]:
         axis.legend()
     axes[0][2].set_xscale("log", base=2)
     axes[0][2].set_xticks(over_k(values, "plain", 0).x, [str(int(k)) for k in over_k(values, "plain", 0).x])
-    return save(drawn, stem)
+    return save(panel, stem)
 
 
 def _line(axis: Any, name: str, curve: Curve, look: int) -> None:
@@ -125,9 +125,9 @@ def table(values: Values) -> str:
     """Markdown: both arms and their difference, at the end of training."""
     lines = ["| at the end | plain | shaped | shaped − plain [95 %] |", "| --- | --- | --- | --- |"]
     for quantity in ("reward", "entropy", "held-out entropy", "pass@1", "pass@4", "pass@32"):
-        found = difference(values, quantity)
-        interval = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        lines.append(f"| {quantity} | {found.plain:.3f} | {found.shaped:.3f} | {interval} |")
+        pair = difference(values, quantity)
+        interval = f"{pair.mean:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
+        lines.append(f"| {quantity} | {pair.plain:.3f} | {pair.shaped:.3f} | {interval} |")
     return "\n".join(lines)
 
 

@@ -15,10 +15,12 @@ PROMPT, ANSWER = DIGITS + 1, DIGITS + 1  # tokens: digits and ">", digits and "<
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token for each character."""
-    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>"))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
 
 
 def make_model(seed: int) -> LlamaForCausalLM:
@@ -43,12 +45,12 @@ def make_model(seed: int) -> LlamaForCausalLM:
 def problems(count: int, seed: int, without: frozenset[str] = frozenset()) -> list[str]:
     """Distinct prompts such as `73029518>`, none of them in `without`."""
     draw = random.Random(seed)
-    found: dict[str, None] = {}
-    while len(found) < count:
+    unique: dict[str, None] = {}
+    while len(unique) < count:
         prompt = "".join(draw.choices("0123456789", k=DIGITS)) + ">"
         if prompt not in without:
-            found[prompt] = None
-    return list(found)
+            unique[prompt] = None
+    return list(unique)
 
 
 def solution(prompt: str) -> str:

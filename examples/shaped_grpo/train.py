@@ -41,9 +41,9 @@ class Evaluate(TrainerCallback):
 
     def measure(self, model: LlamaForCausalLM, step: int) -> None:
         """Add the rows of one step."""
-        found = ability(model, self.held_out, seed=1000 + self.seed)
-        values = {f"pass@{k}": value for k, value in zip(KS, found.passes, strict=True)}
-        values |= {"held-out entropy": found.entropy, "saturated": found.saturated}
+        measured = ability(model, self.held_out, seed=1000 + self.seed)
+        values = {f"pass@{k}": value for k, value in zip(KS, measured.passes, strict=True)}
+        values |= {"held-out entropy": measured.entropy, "saturated": measured.saturated}
         self.rows += [(self.arm, self.seed, step, name, value) for name, value in values.items()]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_resamples
 from hesnr_tasks.analysis.tables import FORMATS, show
 from hesnr_tasks.egss import SWEBENCH_CONFIG
-from hesnr_tasks.egss.gates import Calibration, calibrate
+from hesnr_tasks.egss.gates import calibrate
 from hesnr_tasks.egss.ledger import Spent
 from hesnr_tasks.egss.report import (
     PRICE,
-    Curve,
     InstanceRun,
     Record,
     curve_table,
@@ -75,15 +74,11 @@ def _calibrate(args: argparse.Namespace) -> int:
         print("note: the gate fired in these runs; what it led to is part of the calibration")
     calibration.write(args.output)
     print(f"{args.output}: {len(estimates)} steps of {len(with_estimates)} trajectories")
-    print("\n".join(_rules(calibration)))
-    return 0
-
-
-def _rules(calibration: Calibration) -> Iterator[str]:
     for share in (0.5, 0.3, 0.2, 0.1, 0.05):
         threshold, chance = calibration.rule(share)
-        at = "" if chance in (0.0, 1.0) else f", and of those at it {chance:.0%}"
-        yield f"  quantile:{share:g}  fires above {threshold:.4f} nats{at}"
+        ties = "" if chance in (0.0, 1.0) else f", and of those at it {chance:.0%}"
+        print(f"  quantile:{share:g}  fires above {threshold:.4f} nats{ties}")
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -92,25 +87,30 @@ def _report(args: argparse.Namespace) -> int:
         raise SettingsError(f"--cached-price is {args.cached_price:g}; it is a share of a prompt token's price: 0 to 1")
     records, instances, notes = _records(args.runs, args.resolved or [])
     methods, left_out = curves(records, args.cached_price)
-    reference = _reference(methods, args.reference)
+    if args.reference is not None and args.reference not in methods:
+        hint = nearest(args.reference, methods)
+        raise SettingsError(f"--reference {args.reference!r} is none of {', '.join(methods)}.{hint}")
+    reference = args.reference or ("plain" if "plain" in methods else next(iter(methods)))
+    for n in args.at or ():
+        if n not in methods[reference].runs:
+            counts = ", ".join(map(str, methods[reference].runs))
+            raise SettingsError(f"--at {n}: {reference!r} was run with {counts} run(s).")
     if left_out:
         names = ", ".join(printable(task) for task in left_out[:5])
         notes.append(f"{len(left_out)} task(s) are not in every run with outcome and cost, and left out: {names}")
-    counts = _counts(methods[reference], args.at)
+    controls = [name for name in methods if name.startswith(("gate random", "gate edit"))]
     options = (args.resamples, args.bootstrap_seed)
     tables = [curve_table(methods, *options, notes=notes)]
-    tables += [savings_table(methods, name, n, *options) for name in _references(methods, reference)
-               for n in counts if len(methods) > 1 and n in methods[name].runs]  # fmt: skip
+    tables += [savings_table(methods, name, n, *options) for name in dict.fromkeys([reference, *controls])
+               for n in args.at or methods[reference].runs if len(methods) > 1 and n in methods[name].runs]  # fmt: skip
     tables += [paired_table(methods, reference, *options), kinds_table(instances)]
     about = {"hesnr_tasks": __version__, "reference": reference, "cached_price": args.cached_price}
     print(show([table for table in tables if table.rows], args.format, {**about, "resamples": args.resamples}))
     return 0
 
 
-def _records(
-    arguments: Sequence[str], reports: Sequence[Path]
-) -> tuple[list[Record], list[tuple[str, int, InstanceRun]], list[str]]:
-    """A record a task of each argument; the instances behind them; what is to be said."""
+def _records(arguments: Sequence[str], reports: Sequence[Path]) -> tuple[list[Record], list[InstanceRun], list[str]]:
+    """A record a task of each argument; the trajectories behind them; footnotes."""
     if len(reports) != len(arguments):
         own = [Path(argument) / "report.json" for argument in arguments]
         if reports or not all(path.is_file() for path in own):
@@ -120,50 +120,26 @@ def _records(
                 "order, or put it into the folder as report.json."
             )
         reports = own
-    records, every, notes = [], [], []
+    records, instances, notes = [], [], []
     for argument, report in zip(arguments, reports, strict=True):
         pools = [read_run(Path(folder)) for folder in argument.split("+")]
         outcomes = read_outcomes([str(report)])
-        by_instance = [{instance.instance: instance for instance in pool} for pool in pools]
-        names = {instance.method for pool in pools for instance in pool}
-        if len(names) > 1:
-            raise DataError(f"{argument}: runs of several methods in one: {', '.join(sorted(names))}.")
-        method, unknown, unstated = names.pop(), 0, 0
-        every += [(method, len(pools), instance) for pool in pools for instance in pool]
-        for task in sorted(set.intersection(*(set(pool) for pool in by_instance))):
-            spent = Spent.sum(pool[task].total for pool in by_instance)
-            solved = outcomes.get(task)
-            unknown += solved is None
+        by_task = [{instance.instance: instance for instance in pool} for pool in pools]
+        method, *others = sorted({instance.method for pool in pools for instance in pool})
+        if others:
+            raise DataError(f"{argument}: runs of several methods in one: {', '.join([method, *others])}.")
+        instances += [instance for pool in pools for instance in pool]
+        common = set.intersection(*map(set, by_task))
+        unstated = 0
+        for task in sorted(common):
+            spent, resolved = Spent.sum(pool[task].total for pool in by_task), outcomes.get(task)
             unstated += spent.unstated > 0
-            if solved is not None and not spent.unstated:
-                records.append(Record(task, method, len(pools), float(solved), spent))
-        if unknown:
-            notes.append(f"{argument}: {unknown} task(s) without an outcome in {report}")
-        if unstated:
-            notes.append(f"{argument}: {unstated} task(s) with calls whose usage the server did not state")
-        lacking = len(set.union(*(set(pool) for pool in by_instance))) - len(
-            set.intersection(*(set(pool) for pool in by_instance))
-        )
-        if lacking:
-            notes.append(f"{argument}: {lacking} task(s) that only some of its runs have")
-    return records, every, notes
-
-
-def _reference(methods: Mapping[str, Curve], name: str | None) -> str:
-    if name is not None and name not in methods:
-        raise SettingsError(f"--reference {name!r} is none of {', '.join(methods)}.{nearest(name, methods)}")
-    return name or ("plain" if "plain" in methods else next(iter(methods)))
-
-
-def _references(methods: Mapping[str, Curve], reference: str) -> list[str]:
-    """The reference, then the controls that are there."""
-    controls = [name for name in methods if name.startswith(("gate random", "gate edit"))]
-    return list(dict.fromkeys([reference, *controls]))
-
-
-def _counts(reference: Curve, asked: Sequence[int] | None) -> list[int]:
-    for n in asked or ():
-        if n not in reference.runs:
-            has = ", ".join(map(str, reference.runs))
-            raise SettingsError(f"--at {n}: {reference.method!r} was run with {has} run(s).")
-    return list(asked or reference.runs)
+            if resolved is not None and not spent.unstated:
+                records.append(Record(task, method, len(pools), float(resolved), spent))
+        for count, problem in (
+            (sum(outcomes.get(task) is None for task in common), f"without an outcome in {report}"),
+            (unstated, "with calls whose usage the server did not state"),
+            (len(set.union(*map(set, by_task)) - common), "that only some of its runs have"),
+        ):
+            notes += [f"{argument}: {count} task(s) {problem}"] if count else []
+    return records, instances, notes

@@ -1,4 +1,4 @@
-"""What finished runs hold for a selection: each agent's own submitted patch, the tests it wrote, and what it was asked.
+"""What finished runs hold for a selection: each agent's own submitted patch, the tests it wrote, and its task.
 
 A run is a folder or a file of any agent that `hesnr_tasks.formats` knows; its submission is what the agent's own
 evaluation takes: `info.submission` of mini-swe-agent and SWE-agent, `git_patch` of OpenHands, else `preds.json` (or
@@ -25,7 +25,7 @@ from hesnr_tasks.actions.tools import parameter_role
 from hesnr_tasks.analysis.frame import unique_names
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats import registry
-from hesnr_tasks.formats.base import Problem, ReadReport, Where
+from hesnr_tasks.formats.base import Problem, ReadReport
 from hesnr_tasks.formats.json_access import deep, scalar_text, string
 from hesnr_tasks.formats.sources import Record, records, source_paths
 from hesnr_tasks.trajectory import Kind, Trajectory
@@ -56,7 +56,7 @@ class Candidate:
     instance_id: str
     run: str
     patch: str
-    task: str = ""  # what the agent was asked; empty: only a prediction is there
+    task: str = ""  # the prompt; empty: only a prediction is there
     tests: AgentTests = field(default_factory=AgentTests)
 
 
@@ -86,8 +86,9 @@ def collect(runs: Sequence[str], notes: Counter[str], test_files: str = PYTEST_F
             taken = sum(other.run.partition(" #")[0] == candidate.run for other in same)
             same.append(replace(candidate, run=f"{candidate.run} #{taken + 1}") if taken else candidate)
     if not candidates:
+        listed = "; ".join(f"{count} × {note}" for note, count in notes.items())
         raise DataError(
-            f"none of {', '.join(runs)} holds a submitted patch ({_listed(notes)})\n"
+            f"none of {', '.join(runs)} holds a submitted patch ({listed or 'no note'})\n"
             "A submission is info.submission (mini-swe-agent, SWE-agent), git_patch (OpenHands) or preds.json."
         )
     return dict(sorted(candidates.items()))
@@ -105,69 +106,57 @@ def _of_run(run: str, name: str, notes: Counter[str], test_files: re.Pattern[str
             if not isinstance(record, Record):
                 notes[f"{name}: {record.reason}"] += 1
                 continue
-            value = registry.unpacked(record.value)
-            trajectory = _trajectory(value, record.where, name, notes)
+            value, trajectory = registry.unpacked(record.value), None
+            chosen = registry.choose(value)
+            try:
+                trajectory = registry.read_record(chosen[0], value, record.where) if chosen else None
+            except DataError:
+                notes[f"{name}: a damaged record"] += 1
+            if chosen is None:
+                notes[f"{name}: a record of an unknown format"] += 1
             instance = scalar_text(deep(value, "instance_id")) or (trajectory.instance_id if trajectory else None)
-            if not instance:
+            patch = next(_texts(value, _SUBMISSIONS), None)
+            if not instance or (patch is None and trajectory is None):
                 continue
-            patch = next((text for keys in _SUBMISSIONS if (text := _text(deep(value, *keys))) is not None), None)
-            if patch is None and trajectory is None:
-                continue
-            patch = predicted.pop(instance, None) if patch is None else (predicted.pop(instance, None), patch)[1]
+            predicted_patch = predicted.pop(instance, None)
+            patch = predicted_patch if patch is None else patch
             if patch is None:
                 notes[f"{name}: a trajectory without a submission"] += 1
                 continue
+            task = next(filter(None, _texts(value, _TASKS)), "")
+            if trajectory and not task:
+                prompts = (m.text for m in trajectory.messages if m.role == "user" and not m.generated)
+                task = next(prompts, "")
             tests = _tests(trajectory, test_files) if trajectory else AgentTests()
-            place = posixpath.relpath(str(record.where), run)
-            yield Candidate(instance, name, patch, _task(value, trajectory), tests), place
+            yield Candidate(instance, name, patch, task, tests), posixpath.relpath(str(record.where), run)
     for instance, patch in predicted.items():
         yield Candidate(instance, name, patch), "predictions"
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _trajectory(value: Any, where: Where, name: str, notes: Counter[str]) -> Trajectory | None:
-    chosen = registry.choose(value)
-    if chosen is None:
-        notes[f"{name}: a record of an unknown format"] += 1
-        return None
-    try:
-        return registry.read_record(chosen[0], value, where)
-    except DataError:
-        notes[f"{name}: a damaged record"] += 1
-        return None
+def _texts(value: Any, paths: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """The texts at several places of a record."""
+    return (text for keys in paths if isinstance(text := deep(value, *keys), str))
 
 
 def _predictions(run: Path, notes: Counter[str]) -> dict[str, str]:
     """instance -> patch, of the files of predictions in a run; SWE-bench's forms: an object, a list, lines."""
-    files = [run] if run.is_file() else list(itertools.chain.from_iterable(map(run.glob, _PREDICTIONS)))
+    files = list(itertools.chain.from_iterable(map(run.glob, _PREDICTIONS)))
+    if run.is_file():
+        files = [run] if run.name in _PREDICTIONS[:3] or run.suffix == ".pred" else []
     predicted: dict[str, str] = {}
     for path in files:
-        if run.is_file() and run.name not in _PREDICTIONS[:3] and run.suffix != ".pred":
-            continue
         for record in records(str(path)):
             if not isinstance(record, Record):
                 notes[f"{path.name}: {record.reason}"] += 1
                 continue
-            value = record.value
-            rows = value if isinstance(value, list) else [value]
-            if isinstance(value, dict) and "model_patch" not in value:
-                rows = list(value.values())
+            rows = record.value if isinstance(record.value, list) else [record.value]
+            if isinstance(record.value, dict) and "model_patch" not in record.value:
+                rows = list(record.value.values())
             for row in rows:
-                instance, patch = scalar_text(deep(row, "instance_id")), _text(deep(row, "model_patch"))
-                if instance and patch is not None:
+                instance, patch = scalar_text(deep(row, "instance_id")), deep(row, "model_patch")
+                if instance and isinstance(patch, str):
                     predicted.setdefault(instance, patch)
     return predicted
-
-
-def _task(value: Any, trajectory: Trajectory | None) -> str:
-    stored = next((text for keys in _TASKS if (text := _text(deep(value, *keys)))), "")
-    if stored or trajectory is None:
-        return stored
-    asked = (message.text for message in trajectory.messages if message.role == "user" and not message.generated)
-    return next(asked, "")
 
 
 # --- tests ------------------------------------------------------------------------------------------------------------
@@ -259,10 +248,6 @@ def patch_key(patch: str, test_files: str = PYTEST_FILES) -> str:
     """Equal for patches that change the same source in the same way."""
     text = re.sub(r"^index [0-9a-f]+\.\.[0-9a-f]+.*\n", "", source_patch(patch, test_files), flags=re.M)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-
-
-def _listed(notes: Mapping[str, int]) -> str:
-    return "; ".join(f"{count} × {note}" for note, count in notes.items()) or "no note"
 
 
 def load_instances(path: str) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 A method is a curve over its number of independent runs: mean cost a task against resolve rate. The cost of a rate is
 read from the curve by straight lines between its points (rates made non-decreasing: who has more runs can ignore some).
 Below the first point there is nothing to read: one run costs what it costs, so the ratio is then an upper bound. Above
-the last point the rate is not reached: infinity. The interval resamples tasks (seeded, those of `statistics`) with all
+the last point the rate is not reached: infinity. The interval resamples tasks (seeded, those of `stats`) with all
 of their runs: percentiles, as a ratio of interpolated curves has no standard error to studentise with.
 
 Currencies: `prompt` (every prompt token), `cached` (those read from a cache count `price`), `output` (tokens), `money`.
@@ -24,26 +24,18 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.egss.gates import Estimator
-from hesnr_tasks.egss.ledger import KINDS, Spent, spent_of
+from hesnr_tasks.egss.ledger import KINDS, Ledger, Spent, spent_of
 from hesnr_tasks.errors import DataError, SettingsError, printable
 from hesnr_tasks.formats.json_access import deep
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, resample_counts, standard_error
 
 __all__ = ["CURRENCIES", "PRICE", "Curve", "InstanceRun", "Record", "at_equal_rate", "curve_table", "curves"]
-__all__ += [
-    "kinds_table",
-    "mean_number",
-    "paired_ratio",
-    "paired_table",
-    "read_instance",
-    "read_run",
-    "savings_table",
-    "spans",
-]
+__all__ += ["kinds_table", "paired_ratio", "paired_table", "read_instance", "read_run", "savings_table", "spans"]
 
 FloatArray = npt.NDArray[np.float64]
 CURRENCIES = ("prompt", "cached", "output", "money")
 PRICE = 0.1  # of a cached prompt token, in prompt tokens
+_UNDEFINED = Estimate(*[math.nan] * 4)
 
 
 class Record(NamedTuple):
@@ -69,7 +61,12 @@ class Curve(NamedTuple):
 def curves(records: Sequence[Record], price: float = PRICE) -> tuple[dict[str, Curve], list[str]]:
     """The curve of each method on the tasks that all have, and the tasks left out because some lack them.
 
-    Records of the same task, method and number of runs are averaged. Raises `DataError` where no task is left.
+    Args:
+        records: those of the same task, method and number of runs are averaged.
+        price: of a cached prompt token, in prompt tokens.
+
+    Raises:
+        DataError: no task is left.
     """
     if not 0 <= price <= 1:
         raise SettingsError(f"--cached-price must lie in [0, 1], not {price}.")
@@ -80,36 +77,34 @@ def curves(records: Sequence[Record], price: float = PRICE) -> tuple[dict[str, C
     tasks = tuple(sorted(every.intersection(*cells.values()))) if cells else ()
     if not tasks:
         raise DataError("these runs have no task in common whose outcome and cost are known; there is no comparison.")
-    found = {}
+
+    def costs(spent: Spent) -> FloatArray:
+        money = spent.cost if spent.cost > 0 else math.nan
+        weighted = spent.prompt - (1 - price) * spent.cached
+        stated = np.array([spent.prompt, weighted, spent.output, money], dtype=np.float64)
+        return np.full(len(CURRENCIES), math.nan) if spent.unstated else stated
+
+    methods = {}
     for method in dict.fromkeys(method for method, _ in cells):
         runs = tuple(sorted(count for name, count in cells if name == method))
         grid = [[cells[method, count][task] for count in runs] for task in tasks]
         resolved = np.array([[np.mean([record.resolved for record in cell]) for cell in row] for row in grid])
-        costs = np.array([[np.mean([_costs(r.spent, price) for r in cell], axis=0) for cell in row] for row in grid])
-        found[method] = Curve(method, tasks, runs, resolved, costs)
-    return found, sorted(every - set(tasks))
+        spent = np.array([[np.mean([costs(record.spent) for record in cell], axis=0) for cell in row] for row in grid])
+        methods[method] = Curve(method, tasks, runs, resolved, spent)
+    return methods, sorted(every - set(tasks))
 
 
-def _costs(spent: Spent, price: float) -> FloatArray:
-    if spent.unstated:
-        return np.full(len(CURRENCIES), math.nan)
-    money = spent.cost if spent.cost > 0 else math.nan
-    weighted = spent.prompt - (1 - price) * spent.cached
-    return np.array([spent.prompt, weighted, spent.output, money], dtype=np.float64)
-
-
-def mean_number(values: Sequence[float] | FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
-    """The mean over tasks with its standard error and 95 % interval (NaN from fewer than 4 tasks)."""
-    column = np.asarray(values, dtype=np.float64)
-    means = resample_counts(len(column), resamples, seed).astype(np.float64) @ column / len(column)
-    return _number(float(column.mean()), means, len(column))
+def mean_over_tasks(values: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
+    """The mean of a value a task, with its bootstrap standard error and 95 % interval."""
+    means = resample_counts(len(values), resamples, seed).astype(np.float64) @ values / len(values)
+    return _estimate(float(values.mean()), means, len(values))
 
 
 def paired_ratio(a: FloatArray, b: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
     """mean(b) / mean(a) over the same tasks, each of shape (T,)."""
     counts = resample_counts(len(a), resamples, seed).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _number(float(b.mean() / a.mean()), (counts @ b) / (counts @ a), len(a))
+        return _estimate(float(b.mean() / a.mean()), (counts @ b) / (counts @ a), len(a))
 
 
 def at_equal_rate(
@@ -119,7 +114,7 @@ def at_equal_rate(
 
     Returns:
         Value, bootstrap standard error (NaN where infinite values occur) and 95 % interval of each currency; NaN where
-        the costs are not known.
+        the costs are not stated.
     """
     if runs not in target.runs:
         raise SettingsError(f"{target.method!r} was not run with {runs} runs; it was with {target.runs}.")
@@ -130,16 +125,17 @@ def at_equal_rate(
     for currency in range(len(CURRENCIES)):
         with np.errstate(invalid="ignore", divide="ignore"):  # neither reaches it: NaN
             ratio = _at_rate(method, weights, rate, currency) / _at_rate(reference, weights, rate, currency)
-        unknown = any(np.isnan(curve.costs[..., currency]).any() for curve in (method, reference))
-        ratios.append(Estimate(*[math.nan] * 4) if unknown else _number(float(ratio[0]), ratio[1:], n))
+        unstated = any(np.isnan(curve.costs[..., currency]).any() for curve in (method, reference))
+        ratios.append(_UNDEFINED if unstated else _estimate(float(ratio[0]), ratio[1:], n))
     return ratios
 
 
-def _number(value: float, replicates: FloatArray, n: int) -> Estimate:
+def _estimate(value: float, replicates: FloatArray, tasks: int) -> Estimate:
+    """With percentiles as its interval (NaN from fewer than 4 tasks)."""
     if math.isnan(value) and np.isnan(replicates).all():
-        return Estimate(*[math.nan] * 4)
+        return _UNDEFINED
     bounded = np.where(np.isnan(replicates), np.inf, replicates)  # neither reaches the rate: nothing is saved
-    low, high = np.quantile(bounded, [0.025, 0.975], method="inverted_cdf") if n > 3 else (math.nan, math.nan)
+    low, high = np.quantile(bounded, [0.025, 0.975], method="inverted_cdf") if tasks > 3 else (math.nan, math.nan)
     return Estimate(value, standard_error(replicates), float(low), float(high))
 
 
@@ -157,7 +153,7 @@ def _at_rate(curve: Curve, weights: FloatArray, rate: FloatArray, currency: int)
     return cost
 
 
-# --- `hesnr egss report`: what runs cost against what they resolve, from the files that mini-swe-agent wrote ---
+# --- reading runs -----------------------------------------------------------------------------------------------------
 
 
 class InstanceRun(NamedTuple):
@@ -204,17 +200,15 @@ def read_instance(trajectory: Any, where: str) -> InstanceRun:
     extras = [m["extra"] for m in messages if isinstance(m, dict) and isinstance(m.get("extra"), dict)]
     replies = [extra for extra in extras if "response" in extra]
     steps = [extra["egss"] for extra in replies if isinstance(extra.get("egss"), dict)]
-    spent: dict[str, Spent] = {}
+    ledger = Ledger()
     try:
-        if steps:
-            for kind, usage in ((kind, usage) for step in steps for kind, usage in step["usage"].items()):
-                spent[kind] = Spent.sum((spent.get(kind, Spent()), Spent.read(usage)))
-        else:
-            calls = [spent_of(_usage(extra), float(extra.get("cost") or 0.0)) for extra in replies]
-            spent["draw"] = Spent.sum(calls)
-        notes: Counter[str] = Counter()
+        for extra in replies if not steps else ():
+            usage = extra["response"].get("usage") if isinstance(extra["response"], dict) else None
+            ledger.add("draw", spent_of(usage, float(extra.get("cost") or 0.0)))
         for step in steps:
-            notes.update(step.get("notes", {}))
+            for kind, usage in step["usage"].items():
+                ledger.add(kind, Spent.read(usage))
+            ledger.notes.update(step.get("notes", {}))
         estimates = tuple(float(step["estimate"]) for step in steps if "estimate" in step)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where}: its record of costs is damaged ({error}).") from None
@@ -222,11 +216,9 @@ def read_instance(trajectory: Any, where: str) -> InstanceRun:
     identity = {name: value for name, value in stated.items() if value is not None}
     fired = sum(bool(step.get("fired")) for step in steps)
     model = str(config.get("model_name") or "")
-    return InstanceRun(instance, _method(config), model, spent, len(replies), fired, notes, estimates, identity)
-
-
-def _usage(extra: Mapping[str, Any]) -> Any:
-    return extra["response"].get("usage") if isinstance(extra["response"], dict) else None
+    return InstanceRun(
+        instance, _method(config), model, ledger.spent, len(replies), fired, ledger.notes, estimates, identity
+    )
 
 
 def _method(config: Mapping[str, Any]) -> str:
@@ -241,7 +233,7 @@ def _method(config: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def curve_table(
@@ -252,10 +244,12 @@ def curve_table(
     for curve in methods.values():
         for i, runs in enumerate(curve.runs):
             row: dict[str, Any] = {"method": curve.method, "runs": runs, "tasks": len(curve.tasks)}
-            row["resolved"] = mean_number(curve.resolved[:, i], resamples, seed)
+            row["resolved"] = mean_over_tasks(curve.resolved[:, i], resamples, seed)
             for c, currency in enumerate(CURRENCIES):
-                number = mean_number(curve.costs[:, i, c], resamples, seed)
-                row[currency] = number if currency == "money" else _whole(number)
+                mean = mean_over_tasks(curve.costs[:, i, c], resamples, seed)
+                if currency != "money":  # whole tokens
+                    mean = Estimate(*(float(round(part)) if math.isfinite(part) else part for part in mean))
+                row[currency] = mean
             rows.append(row)
     about = (
         "± is one standard error over tasks; costs: mean a task, probes, draws and judge included",
@@ -270,10 +264,10 @@ def savings_table(
 ) -> Table:
     """Costs of every other method over those of the reference at the rate that it reaches with `runs` runs."""
     target = methods[reference]
-    others = [curve for curve in methods.values() if curve.method != reference]
     rows = [
         {"method": curve.method, **spans(at_equal_rate(curve, target, target, runs, resamples, seed))}
-        for curve in others
+        for curve in methods.values()
+        if curve.method != reference
     ]
     rate = target.resolved[:, target.runs.index(runs)].mean()
     title = f"Costs at equal resolve rate, over those of {printable(reference)} with {runs} run(s) (rate {rate:.3f})"
@@ -290,23 +284,20 @@ def paired_table(methods: Mapping[str, Curve], reference: str, resamples: int, s
     for curve in methods.values():
         for runs in (n for n in curve.runs if n in base.runs and curve.method != reference):
             i, j = curve.runs.index(runs), base.runs.index(runs)
-            gain = mean_number(curve.resolved[:, i] - base.resolved[:, j], resamples, seed)
-            ratios = [
-                paired_ratio(base.costs[:, j, c], curve.costs[:, i, c], resamples, seed) for c in range(len(CURRENCIES))
-            ]
-            rows.append(
-                {"method": curve.method, "runs": runs, "resolved_more": _span(gain, sign=True), **spans(ratios)}
-            )
+            gain = mean_over_tasks(curve.resolved[:, i] - base.resolved[:, j], resamples, seed)
+            costs = zip(base.costs[:, j].T, curve.costs[:, i].T, strict=True)
+            ratios = spans([paired_ratio(before, after, resamples, seed) for before, after in costs])
+            rows.append({"method": curve.method, "runs": runs, "resolved_more": _span(gain, sign=True), **ratios})
     title = f"As many runs as {printable(reference)}: difference of resolve rates, ratio of costs"
     return Table("paired", title, rows, ("[95 % interval, tasks resampled]",))
 
 
-def kinds_table(instances: Sequence[tuple[str, int, InstanceRun]]) -> Table:
+def kinds_table(instances: Sequence[InstanceRun]) -> Table:
     """Where the tokens went, how often the gate fired, what was noted."""
     rows: list[dict[str, Any]] = []
     about = ["mean a trajectory; cached: the part of the prompt that was read from a cache; fires: share of steps"]
-    for method in dict.fromkeys(method for method, _, _ in instances):
-        same = [instance for name, _, instance in instances if name == method]
+    for method in dict.fromkeys(instance.method for instance in instances):
+        same = [instance for instance in instances if instance.method == method]
         notes: Counter[str] = Counter()
         for instance in same:
             notes.update(instance.notes)
@@ -323,20 +314,16 @@ def kinds_table(instances: Sequence[tuple[str, int, InstanceRun]]) -> Table:
     return Table("kinds", "Calls and tokens by kind", rows, about)
 
 
-def spans(numbers: Sequence[Estimate]) -> dict[str, str]:
-    """Numbers with their intervals in words, by currency."""
-    return {currency: _span(number) for currency, number in zip(CURRENCIES, numbers, strict=True)}
+def spans(estimates: Sequence[Estimate]) -> dict[str, str]:
+    """Estimates with their intervals in words, by currency."""
+    return {currency: _span(estimate) for currency, estimate in zip(CURRENCIES, estimates, strict=True)}
 
 
-def _span(number: Estimate, sign: bool = False) -> str:
+def _span(estimate: Estimate, sign: bool = False) -> str:
     def short(value: float) -> str:
         if math.isnan(value):
             return "–"
         return "∞" if value == math.inf else f"{value:+.3f}" if sign else f"{value:.2f}"
 
-    ends = "" if np.isnan(number.low) else f" [{short(number.low)}, {short(number.high)}]"
-    return f"{short(number.value)}{ends}"
-
-
-def _whole(number: Estimate) -> Estimate:
-    return Estimate(*(float(round(part)) if math.isfinite(part) else part for part in number))
+    interval = "" if math.isnan(estimate.low) else f" [{short(estimate.low)}, {short(estimate.high)}]"
+    return f"{short(estimate.value)}{interval}"

@@ -44,10 +44,10 @@ def test_difference_is_paired_by_seed_with_students_interval():
     import figure
 
     values = {("plain", "reward", 9): {0: 1.0, 1: 2.0, 2: 4.0}, ("shaped", "reward", 9): {0: 2.0, 1: 2.0, 2: 7.0}}
-    found = figure.difference(values, "reward")
-    assert found.mean == pytest.approx(4 / 3)
+    difference = figure.difference(values, "reward")
+    assert difference.mean == pytest.approx(4 / 3)
     half = 4.302653 * (7 / 3) ** 0.5 / 3**0.5
-    assert (found.low, found.high) == pytest.approx((4 / 3 - half, 4 / 3 + half))
+    assert (difference.low, difference.high) == pytest.approx((4 / 3 - half, 4 / 3 + half))
 
 
 def test_whole_run_in_miniature(tmp_path, monkeypatch):
@@ -65,7 +65,7 @@ def test_whole_run_in_miniature(tmp_path, monkeypatch):
     assert all(value == start[seed, name, "plain"] for (seed, name, _), value in start.items())
     figure.main([str(tmp_path / "results.csv")])
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-    drawn = {title: curves for title, _, _, curves in figure.panels(figure.read(tmp_path / "results.csv"))}
+    panels = {title: curves for title, _, _, curves in figure.panels(figure.read(tmp_path / "results.csv"))}
     seeds = [float(row["value"]) for row in rows if (row["arm"], row["quantity"]) == ("shaped", "reward")]
-    assert drawn["Reward in training"]["shaped"].mean == pytest.approx([sum(seeds) / 2])
-    assert drawn["Held-out problems, step 4"]["plain"].x == [1, 2, 4, 8, 16, 32]
+    assert panels["Reward in training"]["shaped"].mean == pytest.approx([sum(seeds) / 2])
+    assert panels["Held-out problems, step 4"]["plain"].x == [1, 2, 4, 8, 16, 32]

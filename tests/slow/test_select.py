@@ -178,10 +178,10 @@ def test_voters_decide_what_tests_leave_open_and_are_asked_once(data, tmp_path):
         more = ["--selector", "openai/judge", "--votes", "3", "--test-files", "^none$"]
         more += ["--model-kwargs", json.dumps({"api_base": url, "temperature": 0.5})]
         assert main(words((folder, [first, second]), output, *more)) == 0
-        asked = len(requests)
-        assert asked == 15
+        requested = len(requests)
+        assert requested == 15
         assert main(words((folder, [first, second]), output, *more)) == 0
-        assert len(requests) == asked
+        assert len(requests) == requested
     predictions, why, notes = read(output)
     for name, record in by_name(why).items():
         assert predictions[f"demo__{name}-1"]["model_patch"].startswith(runs.patch(name, runs.RIGHT))
@@ -357,11 +357,11 @@ def test_voters_without_a_usable_answer_cast_no_vote(data, tmp_path, answer, not
 def test_no_key_and_no_question_follows_a_redirect(tmp_path, name):
     with serve(lambda body: "{}") as (other, stolen), Journal(tmp_path / "j") as journal:
         elsewhere = {"Location": other.replace("127.0.0.1", "localhost")}
-        with serve(lambda body: (307, elsewhere)) as (url, asked):
+        with serve(lambda body: (307, elsewhere)) as (url, requested):
             kwargs = {"api_base": url, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
             model = ChatModel(name, journal, Counter(), kwargs)
             assert model.ask([{"role": "user", "content": "hi"}], str, None, 1) is None
-    assert asked
+    assert requested
     assert not stolen
 
 

@@ -114,7 +114,7 @@ def test_killed_resumed_selected_and_reported(data, capsys, monkeypatch):
         assert agents(data, address, gated).wait(timeout=240) == 0
         assert stock.wait(timeout=240) == 0
         assert set(predictions(gated)) == set(predictions(plain)) == set(NAMES)
-        assert all((gated / n / f"{n}.traj.json").stat().st_mtime_ns == at for n, at in times.items())
+        assert all((gated / n / f"{n}.traj.json").stat().st_mtime_ns == mtime for n, mtime in times.items())
         for name in NAMES:
             stats = json.loads((gated / name / f"{name}.traj.json").read_text())["info"]["model_stats"]
             assert stats["egss"]["steps"] == stats["api_calls"]

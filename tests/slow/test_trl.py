@@ -364,14 +364,14 @@ def test_kappa_and_decay_are_checked_before_a_model_is_loaded():
         EntropyShapedGRPOTrainer("never loaded", None, GRPOConfig(loss_type="luspo", use_cpu=True, bf16=False))
 
 
-@pytest.mark.parametrize("found", ["0.17.0", "0.29.0"])
-def test_versions_with_another_order_of_calls_are_refused(found):
+@pytest.mark.parametrize("installed", ["0.17.0", "0.29.0"])
+def test_versions_with_another_order_of_calls_are_refused(installed):
     with pytest.raises(SettingsError, match=r"TRL .* is installed; shaping needs TRL 0.29.1 or newer"):
-        check_version(found)
+        check_version(installed)
 
 
 def test_tested_versions_pass_and_a_missing_trl_names_the_extra():
-    for found in ("0.29.1", "1.0.0", "1.8.0", "1.16.0", "1.17.0.dev0"):
-        check_version(found)
+    for installed in ("0.29.1", "1.0.0", "1.8.0", "1.16.0", "1.17.0.dev0"):
+        check_version(installed)
     with pytest.raises(SettingsError, match=r"hesnr-tasks\[trl\]"):
         check_version(None)

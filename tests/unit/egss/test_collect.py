@@ -14,11 +14,11 @@ from tests.unit.egss import runs
 
 def test_each_agents_own_submission_is_found_with_its_tests(tmp_path):
     notes = Counter()
-    found = collect(runs.three_runs(tmp_path), notes)
-    assert list(found) == sorted(f"demo__{name}-1" for name in runs.NAMES)
+    candidates = collect(runs.three_runs(tmp_path), notes)
+    assert list(candidates) == sorted(f"demo__{name}-1" for name in runs.NAMES)
     assert not notes
     for number, name in enumerate(runs.NAMES):
-        first, second, third = found[f"demo__{name}-1"]
+        first, second, third = candidates[f"demo__{name}-1"]
         assert [c.run for c in (first, second, third)] == ["first", "second", "third"]
         assert first.patch == runs.patch(name, runs.WRONG if number % 2 else runs.RIGHT)
         assert third.patch == runs.patch(name, runs.WRONG)
@@ -29,10 +29,10 @@ def test_each_agents_own_submission_is_found_with_its_tests(tmp_path):
 def test_real_trajectories_have_their_submissions(shared):
     names = ("openhands_events_output.jsonl", "pandas-dev__pandas.95280573.pr_53652.traj",
              "openhands_legacy_resolver_output.jsonl", "sweagent_function_calling_marshmallow-1867.traj")  # fmt: skip
-    found = collect([str(shared / name) for name in names], Counter())
-    assert {"ponylang__ponyc-4595", "ponylang__ponyc-4593", "neubig__pr-viewer-5"} <= set(found)
-    assert len(found) == 5
-    assert all("diff --git " in c.patch for several in found.values() for c in several)
+    candidates = collect([str(shared / name) for name in names], Counter())
+    assert {"ponylang__ponyc-4595", "ponylang__ponyc-4593", "neubig__pr-viewer-5"} <= set(candidates)
+    assert len(candidates) == 5
+    assert all("diff --git " in c.patch for several in candidates.values() for c in several)
 
 
 def test_what_agents_wrote_and_edited_and_ran(tmp_path):
@@ -57,8 +57,8 @@ def test_predictions_without_trajectories_and_damaged_neighbours_are_used_and_co
     (run / "c").mkdir()
     (run / "c" / "c.traj.json").write_text('{"info": {"mini_version"')
     (run / "d.json").write_text('{"unrelated": 1}')
-    found = collect([str(run)], notes)
-    assert {name: [c.patch for c in several] for name, several in found.items()} == {
+    candidates = collect([str(run)], notes)
+    assert {name: [c.patch for c in several] for name, several in candidates.items()} == {
         "a": ["diff --git a/x b/x\n"], "b": ["P"]
     }  # fmt: skip
     assert sum(notes.values()) == 2

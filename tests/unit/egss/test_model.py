@@ -132,7 +132,7 @@ class TestSteps:
 
     def test_always_asks_for_all_draws_at_once(self, server):
         agent_for(model_for(gate="always", draws=3, judge="votes")).run("Mend it.")
-        assert {asked.get("n") for asked in server.log} == {3}
+        assert {request.get("n") for request in server.log} == {3}
 
     def test_over_loopback_everything_is_the_same(self):
         method = Method("", {"gate": "threshold:0.02", "estimator": "logprob"}, 1.0)
@@ -150,10 +150,12 @@ class TestSteps:
 
 
 class TestServersThatDoLess:
-    @pytest.mark.parametrize(("how", "note"), [("refused", "server_refuses_n"), ("one", "fewer_choices_than_asked")])
-    def test_one_choice_a_request(self, server, how, note):
+    @pytest.mark.parametrize(
+        ("behaviour", "note"), [("refused", "server_refuses_n"), ("one", "fewer_choices_than_asked")]
+    )
+    def test_one_choice_a_request(self, server, behaviour, note):
         """The draws are the same in the end, and it is said once."""
-        server.several = how
+        server.several = behaviour
         agent = agent_for(model_for())
         agent.run("Mend it.")
         assert {step["draws"] for step in steps_of(agent)} == {2, 4}
@@ -162,7 +164,7 @@ class TestServersThatDoLess:
     def test_seed_moves_on_with_every_request(self, server):
         server.several = "one"
         agent_for(model_for(gate="always", judge="votes", model_kwargs={"seed": 5}), step_limit=1).run("Mend it.")
-        assert [asked["seed"] for asked in server.log] == [5, 6, 7, 8]
+        assert [request["seed"] for request in server.log] == [5, 6, 7, 8]
 
     def test_no_log_probabilities_says_which_setting(self, server):
         server.gives_logprobs = False
@@ -246,7 +248,7 @@ class TestJudgeAnswers:
 
     def test_the_whole_trace_is_in_view_unless_limited(self, server):
         self.judged(server, None)
-        judged = [asked for asked in server.log if "tools" not in asked]
+        judged = [request for request in server.log if "tools" not in request]
         assert "find . -name" in judged[-1]["messages"][1]["content"]  # the first step's command
         _, notes = self.judged(server, None, judge_trace_limit=200)
         assert notes["judge_trace_shortened"] > 0
@@ -254,15 +256,17 @@ class TestJudgeAnswers:
     def test_judge_kwargs_reach_the_judge_alone(self, server):
         kwargs = {"extra_body": {"user": f"{USER}|1"}, "reasoning_effort": "low", "temperature": 1}
         self.judged(server, None, judge_kwargs=kwargs, judge_model="openai/another", cost_tracking="ignore_errors")
-        judged = [asked for asked in server.log if "tools" not in asked]
-        assert {(asked["model"], asked["reasoning_effort"]) for asked in judged} == {("openai/another", "low")}
-        assert not any("reasoning_effort" in asked for asked in server.log if "tools" in asked)
+        judged = [request for request in server.log if "tools" not in request]
+        assert {(request["model"], request["reasoning_effort"]) for request in judged} == {("openai/another", "low")}
+        assert not any("reasoning_effort" in request for request in server.log if "tools" in request)
 
     def test_keys_are_not_written_down(self, server):
         secret = {"api_key": "sk-secret", "extra_headers": {"X-Api-Key": "sk-secret", "Authorization": "sk-secret"}}
         kwargs = {"extra_body": {"user": f"{USER}|1"}, "max_tokens": 77}
         agent = agent_for(model_for(judge_kwargs=kwargs | secret, model_kwargs=secret), step_limit=2)
-        server.complete = lambda **asked: Server.complete(server, **{k: v for k, v in asked.items() if k not in secret})
+        server.complete = lambda **request: Server.complete(
+            server, **{k: v for k, v in request.items() if k not in secret}
+        )
         with answered_by(server, loopback=False):
             agent.run("Mend it.")
         written = json.dumps(agent.serialize())
@@ -277,7 +281,7 @@ def test_no_key_of_agent_or_judge_follows_a_redirect(name, who):
     acts = lambda body: f"```mswea_bash_command\nls {next(number)}\n```"  # noqa: E731
     with serve(lambda body: "{}") as (other, stolen), serve(acts) as (answers, _):
         elsewhere = {"Location": other.replace("127.0.0.1", "localhost")}
-        with serve(lambda body: (307, elsewhere)) as (redirects, asked):
+        with serve(lambda body: (307, elsewhere)) as (redirects, request):
             reach = {"api_base": redirects, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
             settings = {"gate": "always", "draws": 2, "cost_tracking": "ignore_errors"}
             if who == "agent":
@@ -288,7 +292,7 @@ def test_no_key_of_agent_or_judge_follows_a_redirect(name, who):
                 model = GatedTextbasedModel(model_name="openai/m", model_kwargs=own, **settings)
             with pytest.raises(openai.OpenAIError):  # the base of all of litellm's
                 model.query([{"role": "system", "content": "."}, {"role": "user", "content": "Mend it."}])
-    assert asked
+    assert request
     assert not stolen
 
 
@@ -362,8 +366,8 @@ class TestEstimators:
             for command, share in edge.commands:
                 chances[command] = edge.probability * share
         for _ in range(50):
-            asked = {"model": "m", "tools": [], "messages": [], "user": USER, "logprobs": True}
-            choice = server.reply(asked)[1]["choices"][0]
+            request = {"model": "m", "tools": [], "messages": [], "user": USER, "logprobs": True}
+            choice = server.reply(request)[1]["choices"][0]
             command = json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"])["command"]
             tokens = choice["logprobs"]["content"]
             begin = next(i for i, token in enumerate(tokens) if token["token"] == "<tool_call>")

@@ -164,18 +164,18 @@ class TestCurves:
 
     def test_between_points_costs_are_read_by_straight_lines(self):
         records = self.method("a", [0.2, 0.6], [100, 300]) + self.method("b", [0.4], [150])
-        found, _ = curves(records)
-        ratio = at_equal_rate(found["a"], found["b"], found["b"], 1, 50)[0]
+        methods, _ = curves(records)
+        ratio = at_equal_rate(methods["a"], methods["b"], methods["b"], 1, 50)[0]
         assert ratio.value == pytest.approx(200 / 150)  # a reaches 0.4 half-way
 
     def test_a_rate_that_is_not_reached_is_infinite(self):
-        found, _ = curves(self.method("a", [0.2], [100]) + self.method("b", [0.4], [150]))
-        assert at_equal_rate(found["a"], found["b"], found["b"], 1, 50)[0].value == math.inf
+        methods, _ = curves(self.method("a", [0.2], [100]) + self.method("b", [0.4], [150]))
+        assert at_equal_rate(methods["a"], methods["b"], methods["b"], 1, 50)[0].value == math.inf
 
     def test_money_nobody_knows_is_not_zero(self):
         records = [Record("t", "a", 1, 1.0, Spent(1, 5, 0, 5, 0.0)), Record("t", "b", 1, 1.0, Spent(1, 5, 0, 5, 1.0))]
-        found, _ = curves(records)
-        assert math.isnan(at_equal_rate(found["a"], found["b"], found["b"], 1, 50)[3].value)
+        methods, _ = curves(records)
+        assert math.isnan(at_equal_rate(methods["a"], methods["b"], methods["b"], 1, 50)[3].value)
 
     @given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), min_size=1, max_size=12))
     @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -15,7 +15,7 @@ def test_marks_the_token_in_which_each_pivotal_word_begins(tokenizer):
     marks = LexiconPivotal(tokenizer)(ids)
     assert len(marks) == len(ids)
     assert sum(marks) == len(WORDS)
-    tails = [tokenizer.decode(ids[at:]).lstrip() for at, mark in enumerate(marks) if mark]
+    tails = [tokenizer.decode(ids[index:]).lstrip() for index, mark in enumerate(marks) if mark]
     assert all(tail.startswith(word) for tail, word in zip(tails, WORDS, strict=True))
 
 

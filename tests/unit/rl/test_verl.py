@@ -113,9 +113,9 @@ def test_strength_and_version_are_checked():
     with pytest.raises(SettingsError, match="greater than 1"):
         EntropyShapedPPOLoss(0.4, 1.0, ppo_loss=ppo, pad=pad)
     check_version("0.9.1")
-    for found in ("0.7.0", "0.10.0.dev0", "1.0"):
+    for installed in ("0.7.0", "0.10.0.dev0", "1.0"):
         with pytest.raises(SettingsError, match=r"verl .* 0\.9 only"):
-            check_version(found)
+            check_version(installed)
     with pytest.raises(SettingsError, match="not installed"):
         check_version(None)
 
@@ -135,10 +135,10 @@ def test_on_verls_own_loss(mode):
     config = ActorConfig(strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, loss_agg_mode=mode)
 
     def data(**changed):
-        made = TensorDict(fields | changed, batch_size=[3])
+        arguments = TensorDict(fields | changed, batch_size=[3])
         for name, value in numbers.items():
-            made.set_non_tensor(name, value)
-        return made
+            arguments.set_non_tensor(name, value)
+        return arguments
 
     loss, metrics = EntropyShapedPPOLoss(0.4)(config, output, data())
     padded = {name: torch.nested.to_padded_tensor(fields[name], 0).tolist() for name in ("advantages", "response_mask")}

@@ -12,9 +12,9 @@ WORDS = ["<pad>", "<eos>", *"0123456789+=abcdef"]
 
 
 def tokenizer():
-    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>"))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", padding_side="left")
 
 
 def model(seed=0, sharpness=1.0):
@@ -25,9 +25,9 @@ def model(seed=0, sharpness=1.0):
         num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=None,
         tie_word_embeddings=False,
     )  # fmt: skip
-    made = LlamaForCausalLM(config)
-    made.lm_head.weight.data.mul_(sharpness)
-    return made
+    llama = LlamaForCausalLM(config)
+    llama.lm_head.weight.data.mul_(sharpness)
+    return llama
 
 
 def reward(completions, **_):
@@ -62,7 +62,7 @@ def batch(rows=3, prompt=3, completion=5, *, tool=False, items=None, seed=1):
     mask = (
         torch.arange(completion)[None] < torch.tensor([completion, completion - 2, completion - 1])[:rows, None]
     ).long()
-    made = {
+    tensors = {
         "prompt_ids": torch.randint(2, len(WORDS), (rows, prompt), generator=make),
         "prompt_mask": torch.ones(rows, prompt, dtype=torch.long),
         "completion_ids": torch.randint(2, len(WORDS), (rows, completion), generator=make),
@@ -70,8 +70,8 @@ def batch(rows=3, prompt=3, completion=5, *, tool=False, items=None, seed=1):
         "advantages": torch.tensor([0.9, -1.2, 0.05])[:rows],
         "num_items_in_batch": mask.sum() if items is None else torch.tensor(items),
     }
-    made["prompt_mask"][1, 0] = 0
+    tensors["prompt_mask"][1, 0] = 0
     if tool:
-        made["tool_mask"] = torch.ones_like(mask)
-        made["tool_mask"][:, 1:3] = 0
-    return made
+        tensors["tool_mask"] = torch.ones_like(mask)
+        tensors["tool_mask"][:, 1:3] = 0
+    return tensors
