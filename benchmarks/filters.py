@@ -32,6 +32,7 @@ from pathlib import Path
 
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, String
+from pygments.util import ClassNotFound
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
@@ -157,15 +158,17 @@ class Tree:
                 spans.append((node.start_byte, node.end_byte))
             else:
                 stack += node.children
-        at = [i for i, c in enumerate(text) for _ in c.encode()] + [len(text)]
-        return [(at[start], at[end]) for start, end in spans]
+        characters = [i for i, c in enumerate(text) for _ in c.encode()] + [len(text)]
+        return [(characters[start], characters[end]) for start, end in spans]
 
 
 def finders(language: str) -> dict[str, Finder]:
-    found: dict[str, Finder] = {"ours": lambda text: comments_of(text, language), "Pygments": pygments_finder(language)}
+    lexers: dict[str, Finder] = {"ours": lambda text: comments_of(text, language)}
+    with contextlib.suppress(ClassNotFound):
+        lexers["Pygments"] = pygments_finder(language)
     with contextlib.suppress(ImportError):
-        found["tree-sitter"] = Tree(language)
-    return found
+        lexers["tree-sitter"] = Tree(language)
+    return lexers
 
 
 # --- quality --------------------------------------------------------------------------------------------------------
@@ -177,12 +180,12 @@ class Tally:
     def __init__(self) -> None:
         self.wanted = self.missed = self.code = self.lost = 0
 
-    def add(self, text: str, wanted: set[int], found: Iterable[tuple[int, int]]) -> None:
-        got = visible(text, found)
+    def add(self, text: str, wanted: set[int], spans: Iterable[tuple[int, int]]) -> None:
+        marked = visible(text, spans)
         self.wanted += len(wanted)
-        self.missed += len(wanted - got)
+        self.missed += len(wanted - marked)
         self.code += sum(not c.isspace() for c in text) - len(wanted)
-        self.lost += len(got - wanted)
+        self.lost += len(marked - wanted)
 
     def __str__(self) -> str:
         return f"{1 - self.missed / max(1, self.wanted):8.2%} {self.lost / max(1, self.code):8.3%}"

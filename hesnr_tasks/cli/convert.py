@@ -1,4 +1,4 @@
-"""`hesnr convert`: any supported trajectory format to one clean, labelled file, and a table of what became of it."""
+"""`hesnr convert`: trajectories of any supported format to one file of normalised records, and a table of counts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["Totals", "add_arguments", "convert", "run"]
 
-_JUDGED = {True: "resolved", False: "not resolved", None: "outcome unknown"}
+_OUTCOMES = {True: "resolved", False: "not resolved", None: "outcome unknown"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass
 class Totals:
-    """Plain counts of what was written, and of what was read well but not wanted."""
+    """Counts of what was written, and of what was read but not selected."""
 
     written: int = 0
     turns: int = 0
@@ -89,7 +89,7 @@ class Totals:
                 self.characters[segment.kind.value] += len(segment.text)
         self.fidelity[trajectory.fidelity.value] += 1
         self.formats[trajectory.source or "not named"] += 1
-        self.outcomes[_JUDGED[trajectory.resolved]] += 1
+        self.outcomes[_OUTCOMES[trajectory.resolved]] += 1
 
     def lines(self, report: ReadReport, output: str) -> list[str]:
         """The closing table."""
@@ -124,11 +124,24 @@ def convert(
     force: bool = False,
     report: ReadReport | None = None,
 ) -> Totals:
-    """Write the trajectories of `source` to `output`, one line each; the file appears whole or not at all.
+    """Write the trajectories of `source` to `output`, one line each; the file appears complete or not at all.
 
-    `outcomes` (instance id → solved) replaces what the files say. `DataError` if a record is bad (`on_error="fail"`),
-    if no outcome fits any trajectory, or if nothing is left to write; `SettingsError` if `output` is there already and
-    not a device or a pipe, unless `force`.
+    Args:
+        source: files, globs, folders or a hub id.
+        output: file to write, gzip-compressed if its name ends in `.gz`.
+        config: configuration of a hub data set.
+        split: split of a hub data set.
+        only_resolved: leave out what is not known to be resolved.
+        outcomes: instance id → resolved; replaces what the files say.
+        limit: stop after this many.
+        on_error: `fail` or `skip`, for bad records.
+        format: name of the format, instead of detecting it.
+        force: replace an existing file.
+        report: counts what is read and skipped.
+
+    Raises:
+        DataError: a record is bad (`on_error="fail"`), no outcome fits any trajectory, or nothing is left to write.
+        SettingsError: `output` exists, is not a device or a pipe, and `force` is not set; or `limit` is below 1.
     """
     if limit is not None and limit < 1:
         raise SettingsError(f"--limit is {limit}; it must be 1 or more")
@@ -136,70 +149,50 @@ def convert(
         raise SettingsError(f"{output!r} is there already; --force replaces it")
     report = report if report is not None else ReadReport()
     totals = Totals()
-    found = read_trajectories(source, config=config, split=split, on_error=on_error, format=format, report=report)
-    wanted = _wanted(_judged(found, outcomes, totals), only_resolved, totals)
+    read = read_trajectories(source, config=config, split=split, on_error=on_error, format=format, report=report)
+    selected = itertools.islice(_selected(read, outcomes, only_resolved, totals), limit and min(limit, sys.maxsize))
     with open_output(output) as raw, _compressed(raw, output) as file:
-        for trajectory in tqdm(
-            itertools.islice(wanted, limit and min(limit, sys.maxsize)), unit=" trajectories", disable=None
-        ):
-            file.write(_line(trajectory))
+        for trajectory in tqdm(selected, unit=" trajectories", disable=None):
+            record = trajectory.to_json()
+            try:
+                line = json.dumps(record, ensure_ascii=False).encode()
+            except UnicodeEncodeError:  # half a character in what a file had under `meta`
+                line = json.dumps(record).encode()
+            file.write(line + b"\n")
             totals.add(trajectory)
-        _check(totals, source, only_resolved, outcomes, report)
+        if outcomes is not None and totals.seen and not totals.joined:
+            raise DataError(
+                f"no instance of the evaluation reports ({repr(min(outcomes)) if outcomes else 'none'}, …) occurs in "
+                f"{source_label(source)}; check that report and runs belong together"
+            )
+        if not totals.written:
+            raise DataError(no_trajectory_message(source, only_resolved, totals.seen, report))
     return totals
 
 
-def _judged(
-    found: Iterable[Trajectory], outcomes: Mapping[str, bool | None] | None, totals: Totals
+def _selected(
+    trajectories: Iterable[Trajectory],
+    outcomes: Mapping[str, bool | None] | None,
+    only_resolved: bool,
+    totals: Totals,
 ) -> Iterator[Trajectory]:
-    for trajectory in found:
-        for name in (trajectory.instance_id, trajectory.id):
-            if outcomes is not None and name is not None and name in outcomes:
-                totals.joined += 1
-                meta = {**trajectory.meta, "outcome_from": "report"}
-                trajectory = replace(trajectory, resolved=outcomes[name], meta=meta)
-                break
-        yield trajectory
-
-
-def _wanted(found: Iterable[Trajectory], only_resolved: bool, totals: Totals) -> Iterator[Trajectory]:
-    for trajectory in found:
+    """The trajectories to write, with the outcomes of the reports."""
+    for trajectory in trajectories:
+        names = (trajectory.instance_id, trajectory.id)
+        name = next((name for name in names if name is not None and name in (outcomes or {})), None)
+        if outcomes is not None and name is not None:
+            totals.joined += 1
+            meta = {**trajectory.meta, "outcome_from": "report"}
+            trajectory = replace(trajectory, resolved=outcomes[name], meta=meta)
         totals.seen[trajectory.resolved] += 1
         if only_resolved and not trajectory.resolved:
-            totals.dropped[_JUDGED[trajectory.resolved]] += 1
+            totals.dropped[_OUTCOMES[trajectory.resolved]] += 1
         else:
             yield trajectory
-
-
-def _check(
-    totals: Totals,
-    source: list[str],
-    only_resolved: bool,
-    outcomes: Mapping[str, bool | None] | None,
-    report: ReadReport,
-) -> None:
-    if outcomes is not None and totals.seen and not totals.joined:
-        raise DataError(
-            f"no instance of the evaluation reports ({_first(outcomes)}, …) occurs in {source_label(source)}; "
-            f"check that report and runs belong together"
-        )
-    if not totals.written:
-        raise DataError(no_trajectory_message(source, only_resolved, totals.seen, report))
-
-
-def _first(outcomes: Mapping[str, bool | None]) -> str:
-    return repr(min(outcomes)) if outcomes else "none"
-
-
-def _line(trajectory: Trajectory) -> bytes:
-    record = trajectory.to_json()
-    try:
-        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a character in what a file had under `meta`
-        return json.dumps(record).encode() + b"\n"
 
 
 def _compressed(raw: IO[bytes], output: str) -> contextlib.AbstractContextManager[IO[bytes]]:
     if not output.endswith(".gz"):
         return contextlib.nullcontext(raw)
-    packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # nothing of the day or place: deterministic
+    packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # neither time nor place: deterministic
     return contextlib.closing(io.BufferedWriter(packed, 1 << 20))

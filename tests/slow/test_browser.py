@@ -8,7 +8,7 @@ import pytest
 from hesnr_tasks.filters import FILTERS, filter_bits
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.viewer import page
-from hesnr_tasks.viewer.model import tokenize, totals, view_of
+from hesnr_tasks.viewer.model import TokenView, tokenize, totals, view_of
 from tests.slow import browser
 from tests.unit.viewer import examples
 
@@ -282,10 +282,10 @@ def owners(tab):
     return tab.evaluate("[...document.querySelectorAll('#text .token')].map((e) => [e.textContent, [...e.classList]])")
 
 
-def joined(found):
+def joined(pieces):
     """Pieces of the same token, which filters cut, put together."""
     return [(text, {c for c in classes if c.startswith(("v", "d", "up", "set", "off", "heat"))} - {"dropped"})
-            for text, classes in found]  # fmt: skip
+            for text, classes in pieces]  # fmt: skip
 
 
 def test_token_borders_are_the_tokenizers(show):
@@ -294,34 +294,34 @@ def test_token_borders_are_the_tokenizers(show):
 
     trajectory = examples.small()
     view = view_of(trajectory)
-    made = tokenize(view, Encoder(tiny.byte_level()))
-    tab = show([trajectory], [made.tokens], fragment="#colour=tokens")
+    tokenized = tokenize(view, Encoder(tiny.byte_level()))
+    tab = show([trajectory], [tokenized.tokens], fragment="#colour=tokens")
     pieces = tab.evaluate("[...document.querySelectorAll('#text .token')].map((e) => [e.dataset.t, e.textContent])")
     shown = {}
     for owner, text in pieces:
         shown[owner] = shown.get(owner, "") + text
-    wanted, at = [], 0  # a character whose bytes lie in several tokens is drawn with the first of them
-    for token in made.tokens:
-        if token.end > max(at, token.start):
-            wanted.append(view.text[max(at, token.start) : token.end])
-            at = token.end
+    wanted, position = [], 0  # a character whose bytes lie in several tokens is shown with the first of them
+    for token in tokenized.tokens:
+        if token.end > max(position, token.start):
+            wanted.append(view.text[max(position, token.start) : token.end])
+            position = token.end
     assert list(shown.values()) == wanted
-    total = sum(turn.counted for turn in made.turns)
-    assert f"{len(made.tokens):,} tokens, {total:,} count" in texts(tab, ".turn > header .counts")[0]
+    total = sum(turn.counted for turn in tokenized.turns)
+    assert f"{len(tokenized.tokens):,} tokens, {total:,} count" in texts(tab, ".turn > header .counts")[0]
 
 
 def test_tokens_are_coloured_by_surprisal_and_entropy(show):
     trajectory = examples.small()
     tokens = examples.tiny_tokens(view_of(trajectory).text, sure=False)
     tab = show([trajectory], [tokens], fragment="#colour=entropy-a")
-    found = joined(owners(tab))
+    pieces = joined(owners(tab))
     # ln 2, ln 4, ln 5, ln 1; and 😀, whose two tokens have ln 3 and ln 10: the larger shows
     steps = [min(9, int(10 * math.log(n) / math.log(10))) for n in (2, 4, 4, 5, 1, 10)]
-    texts_ = [text for text, _ in found]
+    texts_ = [text for text, _ in pieces]
     assert texts_ == ["ls", " ", "-", "a", " ", "😀"]
-    assert [f"v{n}" in classes for n, (_, classes) in zip(steps, found)] == [True] * 6
-    assert ["set-both" in classes for _, classes in found] == [False, True, True, True, False, True]
-    assert "off" in found[4][1]  # a space alone does not count
+    assert [f"v{n}" in classes for n, (_, classes) in zip(steps, pieces)] == [True] * 6
+    assert ["set-both" in classes for _, classes in pieces] == [False, True, True, True, False, True]
+    assert "off" in pieces[4][1]  # a space alone does not count
     tab.evaluate(
         "mode = document.getElementById('mode'); mode.value = 'surprisal-a'; mode.dispatchEvent(new Event('change'))"
     )
@@ -350,13 +350,13 @@ def test_two_models_are_shown_as_their_difference(show):
     text = view_of(trajectory).text
     a, b = (examples.tiny_tokens(text, sure=sure) for sure in (False, True))
     tab = show([trajectory], [a], [b[:3]], fragment="#colour=surprisal-difference", names=("step 1", "step 2"))
-    found = joined(owners(tab))
+    pieces = joined(owners(tab))
     # b - a: 0, -ln 4, -ln 5 of 3 nats in five steps; the others are not known of b
-    assert [sorted(c for c in classes if c[0] == "d") for _, classes in found[:4]] == [
+    assert [sorted(c for c in classes if c[0] == "d") for _, classes in pieces[:4]] == [
         ["d0", "down"], ["d2", "down"], ["d2", "down"], ["d3", "down"]
     ]  # fmt: skip
-    assert "heat" not in found[5][1]
-    assert ["set-a" in classes for _, classes in found] == [False, True, True, True, False, True]
+    assert "heat" not in pieces[5][1]
+    assert ["set-a" in classes for _, classes in pieces] == [False, True, True, True, False, True]
     assert "3 of them have no counterpart in step 2" in texts(tab, "#summary")[0]
     tab.hover("#text .token")
     assert texts(tab, "#tip h4") == ["step 1", "step 2"]
@@ -364,9 +364,9 @@ def test_two_models_are_shown_as_their_difference(show):
 
 def test_hostile_candidates_and_names_are_text(show):
     trajectory = examples.small()
-    at = view_of(trajectory).text.index("ls")
+    start = view_of(trajectory).text.index("ls")
     top = [(attack, 0.05) for attack in examples.ATTACKS[:10]]
-    token = page.TokenView(at, at + 2, 1.0, 2.0, True, top)
+    token = TokenView(start, start + 2, 1.0, 2.0, True, top)
     tab = show([trajectory], [[token]], [[token]], fragment="#colour=entropy-difference", names=examples.ATTACKS[3:5])
     tab.hover("#text .token")
     assert tab.evaluate("typeof window.__hacked") == "undefined"

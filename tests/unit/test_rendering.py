@@ -51,11 +51,11 @@ RUN = Trajectory(
 
 def check(rendered):
     """Spans cover the text exactly once, in order."""
-    at = 0
+    end = 0
     for span in rendered.spans:
-        assert span.start == at < span.end
-        at = span.end
-    assert at == len(rendered.text)
+        assert span.start == end < span.end
+        end = span.end
+    assert end == len(rendered.text)
 
 
 def of_kind(rendered, kind):

@@ -108,12 +108,12 @@ def tiny_tokens(text, *, sure):
 
     The model spreads its mass evenly over n tokens, so that surprisal = entropy = ln n wherever the target is one.
     """
-    at = text.index("ls -a")
+    offset = text.index("ls -a")
     spans = [(0, 2), (2, 4), (4, 5), (5, 6), (6, 7), (6, 7)]
     choices = [2, 1, 1, 1, 1, 1] if sure else [2, 4, 5, 1, 3, 10]
     tokens = []
     for (start, end), n in zip(spans, choices):
-        piece = text[at + start : at + end]
+        piece = text[offset + start : offset + end]
         top = [(piece, 1 / n), *((f"<{i}>", 1 / n) for i in range(1, n)), *((f"z{i}", 0.0) for i in range(10 - n))]
-        tokens.append(TokenView(at + start, at + end, math.log(n), math.log(n), math.log(n) > 1.2424533, top))
+        tokens.append(TokenView(offset + start, offset + end, math.log(n), math.log(n), math.log(n) > 1.2424533, top))
     return tokens

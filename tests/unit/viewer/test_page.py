@@ -29,8 +29,8 @@ class Parsed(HTMLParser):
 
     def handle_data(self, data):
         if self.elements[-1:] and self.elements[-1][0] in ("script", "style"):
-            known = self.raw and self.raw[-1][0] is self.elements[-1]
-            before = self.raw.pop()[1] if known else ""
+            continued = self.raw and self.raw[-1][0] is self.elements[-1]
+            before = self.raw.pop()[1] if continued else ""
             self.raw.append((self.elements[-1], before + data))
 
     def handle_endtag(self, tag):
@@ -90,14 +90,14 @@ def test_our_script_never_makes_markup_or_code_from_text(hostile):
 @pytest.mark.parametrize("i", [0, 1])
 def test_the_data_are_the_trajectory(hostile, i):
     trajectory = [examples.hostile(), examples.strange()][i]
-    view, found = view_of(trajectory), data(hostile, f"trajectory-{i}")
-    assert found["text"] == view.text
-    units = found["text"].encode("utf-16-le")
-    ends, kinds = found["blocks"][::3], found["blocks"][1::3]
+    view, shown = view_of(trajectory), data(hostile, f"trajectory-{i}")
+    assert shown["text"] == view.text
+    units = shown["text"].encode("utf-16-le")
+    ends, kinds = shown["blocks"][::3], shown["blocks"][1::3]
     starts = [0, *ends[:-1]]
-    shown = [(list(Kind)[k], units[2 * s : 2 * e].decode("utf-16-le")) for s, e, k in zip(starts, ends, kinds)]
-    assert shown == [(b.kind, view.text[b.start : b.end]) for b in view.blocks]
-    hits = found["hits"]
+    blocks = [(list(Kind)[k], units[2 * s : 2 * e].decode("utf-16-le")) for s, e, k in zip(starts, ends, kinds)]
+    assert blocks == [(b.kind, view.text[b.start : b.end]) for b in view.blocks]
+    hits = shown["hits"]
     dropped = [units[2 * s : 2 * e].decode("utf-16-le") for s, e in zip(hits[::3], hits[1::3])]
     assert dropped == [view.text[h.start : h.end] for h in view.hits]
     actions = "".join(s.text for m in trajectory.messages for s in m.segments if s.kind is Kind.ACTION)

@@ -29,13 +29,13 @@ def rows(out, kind, bar):
     """Texts of the rows of the first block of `kind`, without the gutter."""
     gutter = re.compile(rf"( *\w* )(?:\x1b\[[\d;]+m)?{bar}(?:\x1b\[0m)? ?(.*)")
     start = next(i for i, line in enumerate(out) if (m := gutter.match(line)) and m[1].strip() == kind)
-    found = []
+    texts = []
     for line in out[start:]:
         match = gutter.match(line)
-        if not match or (found and match[1].strip()):
+        if not match or (texts and match[1].strip()):
             break
-        found.append(match[2])
-    return found
+        texts.append(match[2])
+    return texts
 
 
 def action(text):
@@ -45,18 +45,18 @@ def action(text):
 def test_letters_stand_under_the_characters_that_are_dropped():
     command = "cd a && ls  # look 漢字 around\n====\necho 漢字 # x"
     text = f"<function=bash>\n<parameter=command>{command}</parameter>\n</function>"
-    found = iter(rows(written(action(text)), "action", "┃"))
+    texts = iter(rows(written(action(text)), "action", "┃"))
     bits = filter_bits(text).tolist()
-    at = 0
+    offset = 0
     for line in text.split("\n"):
-        hit = [b if c.strip() else 0 for c, b in zip(line, bits[at:])]
-        at += len(line) + 1
-        assert next(found) == line
+        hit = [b if c.strip() else 0 for c, b in zip(line, bits[offset:])]
+        offset += len(line) + 1
+        assert next(texts) == line
         if any(hit):
             widths = [2 if unicodedata.east_asian_width(c) == "W" else 1 for c in line]
             letters = {0: " ", 1: "x", 2: "f", 4: "c"}
-            assert next(found) == "".join(letters[b & -b] * w for b, w in zip(hit, widths)).rstrip()
-    assert next(found, None) is None
+            assert next(texts) == "".join(letters[b & -b] * w for b, w in zip(hit, widths)).rstrip()
+    assert next(texts, None) is None
     assert all(f"{name[0]} {name}" in legend(Style()) for name in FILTERS)
 
 
@@ -92,10 +92,10 @@ def test_nothing_steers_the_terminal():
 def test_wrapped_rows_fit_and_lose_nothing(width):
     text = "ab漢" * 100 + "\n\tend"
     trajectory = Trajectory("t", (examples.message("assistant", ("thought", text)),))
-    found = rows(written(trajectory, width=width), "thought", "╎")
-    cells = [sum(2 if c == "漢" else 1 for c in row) for row in found]
+    texts = rows(written(trajectory, width=width), "thought", "╎")
+    cells = [sum(2 if c == "漢" else 1 for c in row) for row in texts]
     assert max(cells) <= width - 14
-    assert "".join(found) == text.replace("\n", "").replace("\t", "    ")
+    assert "".join(texts) == text.replace("\n", "").replace("\t", "    ")
 
 
 def test_long_texts_are_folded_and_say_so():

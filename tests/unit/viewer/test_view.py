@@ -77,14 +77,18 @@ def test_a_trajectory_without_text_has_a_view():
 def test_token_counts_are_those_of_scoring(trajectory, family):
     encoder = Encoder(tiny.FAMILIES[family]())
     view = view_of(trajectory)
-    made = tokenize(view, encoder)
+    tokenized = tokenize(view, encoder)
     rendered = render(trajectory)
     encoded = encoder.encode(rendered)
     wanted = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))
     counted = (token_labels(encoded, char_codes(rendered)) & wanted) != 0
     turns = token_turns(encoded, rendered)
-    assert [turn.counted for turn in made.turns] == [int(counted[turns == n + 1].sum()) for n in range(view.turns)]
-    assert sum(turn.tokens for turn in made.turns) == len(made.tokens) == int((encoded.end > encoded.start).sum())
+    assert [turn.counted for turn in tokenized.turns] == [int(counted[turns == n + 1].sum()) for n in range(view.turns)]
+    assert (
+        sum(turn.tokens for turn in tokenized.turns)
+        == len(tokenized.tokens)
+        == int((encoded.end > encoded.start).sum())
+    )
 
 
 def offsets(text):
@@ -95,25 +99,25 @@ def test_columns_hold_the_tokens_and_the_matched_values_of_the_other_model():
     view = view_of(examples.small())
     a, b = (examples.tiny_tokens(view.text, sure=sure) for sure in (False, True))
     other = [b[0], *b[2:]]  # one token is missing there
-    made = columns(view, a, other, offsets(view.text))
-    starts = np.cumsum(made["gap"])
+    result = columns(view, a, other, offsets(view.text))
+    starts = np.cumsum(result["gap"])
     text = view.text.encode("utf-16-le")
-    pieces = [text[2 * s : 2 * (s + n)].decode("utf-16-le") for s, n in zip(starts, made["length"])]
+    pieces = [text[2 * s : 2 * (s + n)].decode("utf-16-le") for s, n in zip(starts, result["length"])]
     assert pieces == ["ls", " -", "a", " ", "😀", "😀"]
-    assert made["a"]["surprisal"] == [float(f"{t.surprisal:.5g}") for t in a]
-    assert made["b"]["surprisal"] == [float(f"{b[0].surprisal:.5g}"), None, *[0.0] * 4]
-    assert made["unmatched"] == 1
-    assert made["a"]["decision"] == [0, 1, 1, 0, 0, 1]
-    top = made["a"]["top"][4]
-    assert [(made["strings"][top[i]], top[i + 1]) for i in (0, 2)] == [("😀", 0.33333), ("<1>", 0.33333)]
+    assert result["a"]["surprisal"] == [float(f"{t.surprisal:.5g}") for t in a]
+    assert result["b"]["surprisal"] == [float(f"{b[0].surprisal:.5g}"), None, *[0.0] * 4]
+    assert result["unmatched"] == 1
+    assert result["a"]["decision"] == [0, 1, 1, 0, 0, 1]
+    top = result["a"]["top"][4]
+    assert [(result["strings"][top[i]], top[i + 1]) for i in (0, 2)] == [("😀", 0.33333), ("<1>", 0.33333)]
 
 
 def test_values_that_json_cannot_hold_are_not_known():
     view = view_of(examples.small())
-    made = columns(view, [TokenView(0, 2, float("nan"), 1.0)], None, offsets(view.text))
-    assert "surprisal" not in made["a"]
-    assert made["a"]["entropy"] == [1.0]
-    json.dumps(made, allow_nan=False)
+    result = columns(view, [TokenView(0, 2, float("nan"), 1.0)], None, offsets(view.text))
+    assert "surprisal" not in result["a"]
+    assert result["a"]["entropy"] == [1.0]
+    json.dumps(result, allow_nan=False)
 
 
 @pytest.mark.parametrize("spans", [[(0, 5000)], [(3, 3)], [(5, 6), (4, 6)], [(-1, 2)]])
