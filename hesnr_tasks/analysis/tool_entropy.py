@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hesnr_tasks.actions.classes import CLASSES, action_class, canonical_key, decision_words
+from hesnr_tasks.actions.classes import action_class, canonical_key, decision_words
+from hesnr_tasks.actions.shell import CLASSES
 from hesnr_tasks.analysis.cases import Speller
 from hesnr_tasks.analysis.frame import Frame, Selection, check_epsilons, folders, selections
 from hesnr_tasks.analysis.tables import Table

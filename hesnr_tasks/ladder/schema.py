@@ -25,7 +25,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -367,7 +367,8 @@ def match_name(name: str, names: Sequence[str]) -> str | None:
     """The one of `names` that `name` means: exactly, or else by its words, or by the words of the path's last part."""
     if name in names:
         return name
-    for part in (lambda text: text, lambda text: text.rstrip("/").split("/")[-1]):
+    parts: tuple[Callable[[str], str], ...] = (str, lambda text: text.rstrip("/").split("/")[-1])
+    for part in parts:
         fits = [other for other in names if _words(part(other)) == _words(part(name))]
         if len(fits) == 1:
             return fits[0]

@@ -225,11 +225,11 @@ def _tensor_bytes(item: Any, seen: set[int]) -> int:
     return sum(_tensor_bytes(value, seen) for value in values)
 
 
-class AllocationTracker(TorchDispatchMode):
+class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums the bytes of tensors created inside the block that are alive, and keeps the maximum in `peak`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
         self._storages: set[int] = set()
 
