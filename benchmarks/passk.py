@@ -16,17 +16,17 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from hesnr_tasks.passk.estimator import Outcomes, Plan, curve, differences  # noqa: E402
+from hesnr_tasks.passk.estimator import AnswerCounts, IntervalSettings, curve, differences  # noqa: E402
 
 KS = [1, 4, 16]
 N = 16
-PLAN = Plan(resamples=1000)
+SETTINGS = IntervalSettings(resamples=1000)
 SHAPES = {"bimodal": (0.3, 0.7), "hard": (0.2, 1.5), "very hard": (0.1, 3.0), "even": (2.0, 3.0), "easy": (2.0, 0.3)}
 
 
 def outcomes(c):
     names = tuple(map(str, range(len(c))))
-    return Outcomes("run", names, names, np.full(len(c), N), c)
+    return AnswerCounts("run", names, names, np.full(len(c), N), c)
 
 
 def coverage(problems, shape, rounds, rng):
@@ -34,7 +34,7 @@ def coverage(problems, shape, rounds, rng):
     truth = [1 - np.mean((1 - rng.beta(*shape, 2_000_000)) ** k) for k in KS]
     hits, width, methods = np.zeros(len(KS)), np.zeros(len(KS)), [Counter() for _ in KS]
     for _ in range(rounds):
-        for i, point in enumerate(curve(outcomes(rng.binomial(N, rng.beta(*shape, problems))), KS, PLAN)):
+        for i, point in enumerate(curve(outcomes(rng.binomial(N, rng.beta(*shape, problems))), KS, SETTINGS)):
             hits[i] += point.low <= truth[i] <= point.high
             width[i] += point.high - point.low
             methods[i][point.method] += 1
@@ -47,7 +47,7 @@ def alarms(problems, shape, rounds, rng):
     for _ in range(rounds):
         chance = rng.beta(*shape, problems)
         a, b = (outcomes(rng.binomial(N, chance)) for _ in range(2))
-        found += [[one.p < 0.05, one.p_mean < 0.05] for one in differences(a, b, KS, PLAN)]
+        found += [[one.p < 0.05, one.p_mean < 0.05] for one in differences(a, b, KS, SETTINGS)]
     return found / rounds
 
 
@@ -57,11 +57,11 @@ def power(problems, rounds, rng):
     errors = []
     for _ in range(50):
         a, b = (outcomes(rng.binomial(N, chance)) for _ in range(2))
-        errors.append(differences(a, b, [1], PLAN)[0].detectable)
+        errors.append(differences(a, b, [1], SETTINGS)[0].detectable)
     lift, found = float(np.nanmean(errors)), 0
     for _ in range(rounds):
         a, b = outcomes(rng.binomial(N, chance)), outcomes(rng.binomial(N, chance + lift))
-        found += differences(a, b, [1], PLAN)[0].p < 0.05
+        found += differences(a, b, [1], SETTINGS)[0].p < 0.05
     return lift, found / rounds
 
 

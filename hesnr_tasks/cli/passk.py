@@ -12,10 +12,10 @@ from hesnr_tasks.analysis.frame import check_resamples, unique_names
 from hesnr_tasks.analysis.tables import FORMATS, Table, interval, show, write_tables
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.passk.estimator import (
-    Difference,
-    Outcomes,
-    Plan,
-    Point,
+    AnswerCounts,
+    IntervalSettings,
+    PassAtK,
+    PassAtKDifference,
     aligned,
     curve,
     differences,
@@ -43,9 +43,9 @@ _COMPARE_NOTES = (
 class Result(NamedTuple):
     """Everything that was worked out."""
 
-    runs: Sequence[Outcomes]
-    curves: Mapping[str, Sequence[Point]]
-    against: Mapping[str, Sequence[Difference]]  # checkpoint → difference to the first, empty without --compare
+    runs: Sequence[AnswerCounts]
+    curves: Mapping[str, Sequence[PassAtK]]
+    against: Mapping[str, Sequence[PassAtKDifference]]  # checkpoint → difference to the first, empty without --compare
     notes: Sequence[str]
 
 
@@ -97,7 +97,7 @@ def examine(args: argparse.Namespace) -> Result:
         runs, left_out = aligned(runs, common=args.common)
         notes += left_out
     ks = sorted(set(args.k)) if args.k else powers(min(int(one.n.min()) for one in runs))
-    plan = Plan(args.resamples, args.seed, power=args.power)
+    plan = IntervalSettings(args.resamples, args.seed, power=args.power)
     curves = {one.name: curve(one, ks, plan) for one in runs}
     against = {one.name: differences(runs[0], one, ks, plan) for one in runs[1:]}
     return Result(runs, curves, against, [*notes, *_warnings(runs, ks)])
@@ -128,7 +128,7 @@ def _named(word: str) -> tuple[str | None, list[Path]]:
     return (name if sign else None), [Path(one) for one in files]
 
 
-def _warnings(runs: Sequence[Outcomes], ks: Sequence[int]) -> list[str]:
+def _warnings(runs: Sequence[AnswerCounts], ks: Sequence[int]) -> list[str]:
     told = []
     for one in runs:
         at = [k for k in ks if (one.n == k).any()]
@@ -222,7 +222,7 @@ def drawn(found: Result) -> dict[str, dict[str, list[Estimate]]]:
     return panels
 
 
-def _percent(one: Point | Difference, value: float) -> Estimate:
+def _percent(one: PassAtK | PassAtKDifference, value: float) -> Estimate:
     return Estimate(100 * value, 100 * one.stderr, 100 * one.low, 100 * one.high)
 
 

@@ -101,7 +101,7 @@ def read_outcomes(paths: Sequence[str]) -> dict[str, bool | None]:
         if not judged:
             raise DataError(
                 f"{path} is no evaluation report: it has no 'resolved_ids', no 'resolved' and no instance with one. "
-                f"Give SWE-bench's run report or the report.json of instances to --outcomes."
+                "Give SWE-bench's run report or the report.json of instances."
             )
         for instance, resolved in judged.items():
             if instance in outcomes and outcomes[instance] is not resolved:

@@ -1,7 +1,18 @@
-"""Sampling for a batch of one Hugging Face model in which every row has a seed of its own.
+"""Pass@K on lm-eval's own rails: `repeats` answers a problem, each judged as the task judges its only answer.
 
-`generate` draws all rows of a batch from one generator, so an answer would depend on what it was batched with. Here the
-draw is made by the last logits processor, and `generate` runs greedily: it takes the one token that is left.
+`PassKTask` wraps any `generate_until` task, found by its name (`base:`) or described in the same YAML file. Prompts,
+filters and verifier stay the task's own; every answer goes through them alone, so that `take_first`, several filters,
+`process_results` and code runners work as they are. Only documented methods of lm-eval's tasks are overridden, for 0.4
+`apply_filters` and `process_results`, for 0.5 `process_instances`, which does both.
+
+lm-eval sends one seed with all repeats of a request, so that a server that heeds it gives K equal answers, and caches
+no sampled answer, so that a crash loses all. The request type `passk_samples` closes both: a seed an answer, and
+answers on disk as they finish. How the seed reaches the model depends on the backend:
+
+- hf: one batch at a time, each row with its own generator. Batches are cut from all answers in a fixed order, done or
+  not, so a run that resumes after a crash computes the same batches.
+- API models: one request an answer, `num_concurrent` in flight.
+- vllm: all requests at once; what its scheduler finishes is kept at that step.
 """
 
 from __future__ import annotations
@@ -23,117 +34,42 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM, CacheHook
+from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import TaskConfig
 from tqdm import tqdm
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    LogitsProcessor,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
 
 from hesnr_tasks.bounded_io import parse_json, read_bytes
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, nearest
-from hesnr_tasks.lm_eval_compat import exit_on_command_line, running_evaluation
+from hesnr_tasks.lm_eval_compat import attach_request_type, exit_on_command_line, running_evaluation
 from hesnr_tasks.passk.estimator import pass_at_ks, powers
 from hesnr_tasks.scores.cache import scores_dir
 
 __all__ = [
-    "REQUEST_TYPE",
-    "SEED_LIMIT",
-    "Job",
-    "KeptAnswers",
+    "AnswerStore",
     "PassKSettings",
     "PassKTask",
+    "SampleRequest",
     "SeededSampler",
+    "answers_stem",
     "arithmetic",
-    "identity",
-    "place_of_answers",
-    "sampling_of",
+    "problem_id",
+    "sampling_arguments",
     "seed_of",
 ]
 
-# in the order in which `generate` applies them
-WARPERS: Mapping[str, Any] = {
-    "temperature": TemperatureLogitsWarper,
-    "top_k": TopKLogitsWarper,
-    "top_p": TopPLogitsWarper,
-    "min_p": MinPLogitsWarper,
-    "typical_p": TypicalLogitsWarper,
-    "epsilon_cutoff": EpsilonLogitsWarper,
-    "eta_cutoff": EtaLogitsWarper,
-}
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "temperature": (1,),
-    "top_k": (0, -1),
-    "top_p": (1,),
-    "min_p": (0,),
-    "typical_p": (1,),
-    "epsilon_cutoff": (0,),
-    "eta_cutoff": (0,),
-}
-_REFUSED = ("num_beams", "num_return_sequences", "top_h", "penalty_alpha", "assistant_model")
-
-
-def sampling_of(kwargs: Mapping[str, Any], model: Any) -> dict[str, float]:
-    """Temperature, top_p and the like: from `generation_kwargs`, else what the model's own configuration sets.
-
-    `SettingsError` for ways of generating in which rows have no draws of their own.
-    """
-    for name in _REFUSED:
-        if kwargs.get(name) not in (None, 1):
-            raise SettingsError(f"generation_kwargs: {name} does not go with Pass@K's seeds; leave it out")
-    config = getattr(model, "generation_config", None)
-    own = config.to_diff_dict() if config is not None else {}
-    found = {name: kwargs.get(name, own.get(name)) for name in WARPERS}
-    return {name: value for name, value in found.items() if value is not None and value not in _NEUTRAL[name]}
-
-
-class SeededSampler(LogitsProcessor):
-    """Leaves of every row's scores (rows, vocabulary) one token: drawn with that row's generator."""
-
-    def __init__(self, sampling: Mapping[str, float], seeds: Sequence[int]) -> None:
-        self._warpers = [WARPERS[name](value) for name, value in sampling.items()]
-        self._draws = [random.Random(seed) for seed in seeds]
-
-    def __deepcopy__(self, memo: Any) -> SeededSampler:
-        """Itself: lm-eval copies generation arguments, and a copy would draw the same again."""
-        return self
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """See the class; `ScoringError` where the batch is not the one the seeds are for."""
-        if len(scores) != len(self._draws):
-            raise ScoringError(
-                f"the model was given {len(scores)} rows at once, and {len(self._draws)} seeds are known"
-            )
-        for warper in self._warpers:
-            scores = warper(input_ids, scores)
-        summed = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
-        uniform = torch.tensor([draw.random() for draw in self._draws], dtype=torch.float64, device=scores.device)
-        # right=True: the first token whose sum exceeds the draw, hence one with a probability above 0
-        token = torch.searchsorted(summed, (uniform * summed[:, -1])[:, None], right=True)
-        token = token.clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -float("inf")).scatter_(1, token, 0.0)  # type: ignore[return-value]
-
-
-# --- Sampled answers, each with a seed of its own, kept on disk as they come ---
-
 REQUEST_TYPE = "passk_samples"
 SEED_LIMIT = 1 << 31  # seeds are below this: servers take signed 32-bit numbers
-_AUTO = 16  # rows at a time where lm-eval was to find out, which it does anew for every call
+_AUTO_BATCH = 16  # rows at a time where lm-eval was to find out, which it does anew for every call
 _log = logging.getLogger("lm_eval.hesnr_passk")  # below lm-eval's own logger, whose handler prints it
 
 
-def identity(prompt: str, occurrence: int) -> str:
+# --- seeded generation ------------------------------------------------------------------------------------------------
+
+
+def problem_id(prompt: str, occurrence: int) -> str:
     """What makes a problem this one: its prompt, and which of several with the same prompt it is."""
     return hashlib.sha256(f"{occurrence}\n{prompt}".encode(errors="surrogatepass")).hexdigest()[:24]
 
@@ -148,12 +84,12 @@ def seed_of(base: int, problem: str, repeat: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SampleRequest:
     """One answer to sample."""
 
     task: str
     version: str
-    problem: str  # `identity` of the prompt
+    problem: str  # `problem_id`
     context: Any  # the prompt: text, or lm-eval's wrapped chat messages
     kwargs: Mapping[str, Any]  # without a seed
     base_seed: int
@@ -174,81 +110,82 @@ class Job:
 @exit_on_command_line
 def generate_samples(lm: Any, requests: Sequence[Any], **ignored: Any) -> list[str]:
     """lm-eval's entry for our request type: an answer a request, in their order; a request is there `repeats` times."""
-    times: Counter[int] = Counter()
-    tasks: dict[str, list[tuple[int, Job]]] = defaultdict(list)
+    repeats: Counter[int] = Counter()
+    tasks: dict[str, list[tuple[int, SampleRequest]]] = defaultdict(list)
     for i, request in enumerate(requests):
-        repeat = times[id(request)] % request.repeats  # beyond: padding of several processes
-        times[id(request)] += 1
-        tasks[request.job.task].append((i, replace(request.job, repeat=repeat)))
+        repeat = repeats[id(request)] % request.repeats  # beyond: padding of several processes
+        repeats[id(request)] += 1
+        tasks[request.sample.task].append((i, replace(request.sample, repeat=repeat)))
     answers: list[str] = [""] * len(requests)
     for numbered in tasks.values():
-        texts = _answers([job for _, job in numbered], lm)
+        texts = _sample_task([sample for _, sample in numbered], lm)
         for (i, _), text in zip(numbered, texts, strict=True):
             answers[i] = text
     return answers
 
 
-LM.passk_samples = generate_samples  # evaluate() calls getattr(lm, request_type); no other type is touched
+attach_request_type(REQUEST_TYPE, generate_samples)
 
 
-def _answers(jobs: Sequence[Job], lm: Any) -> list[str]:
-    backend = _backend_of(lm)
-    first, model = jobs[0], _describe(lm)
-    settings = {
-        "task": first.task,
-        "version": first.version,
-        "generation_kwargs": dict(first.kwargs),
-        "seed": first.base_seed,
-        "model": model,
-    }
-    stem = place_of_answers(first.folder, first.task, str(model.get("model", "model")), settings)
-    kept = KeptAnswers(stem, settings, int(getattr(lm, "rank", 0))) if stem else None
+def _sample_task(samples: Sequence[SampleRequest], lm: Any) -> list[str]:
+    names = {cls.__name__ for cls in type(lm).__mro__}  # by name, so that nothing uninstalled is imported
+    backend = next((generate for name, generate in _BACKENDS.items() if name in names), None)
+    if backend is None:
+        raise ScoringError(
+            f"--model {type(lm).__name__}: it is not known how to give each of its answers a seed, without which "
+            "Pass@K would be of equal answers, or of none that can be had again. Use hf, vllm, or an API model such as "
+            "local-completions."
+        )
+    if backend is _api:
+        model = {"backend": "api", "model": str(lm.model), "base_url": str(lm.base_url)}
+    else:
+        from hesnr_tasks.backends import backend_for
+
+        model = dict(backend_for(lm).describe())
+    first = samples[0]
+    settings: dict[str, Any] = {"task": first.task, "version": first.version, "generation_kwargs": dict(first.kwargs)}
+    settings |= {"seed": first.base_seed, "model": model}
+    stem = answers_stem(first.folder, first.task, str(model.get("model", "model")), settings)
+    store = AnswerStore(stem, settings, int(getattr(lm, "rank", 0))) if stem else None
     texts: dict[int, str] = {}
-    try:
-        if kept is not None:
-            texts = {i: text for i, job in enumerate(jobs) if (text := kept.get(job.key)) is not None}
-            _log.info("%s: %d of %d answers are in %s", first.task, len(texts), len(jobs), kept.path)
-        with tqdm(total=len(jobs), initial=len(texts), desc="Sampling answers") as bar:
+    with contextlib.closing(store) if store else contextlib.nullcontext():
+        if store:
+            texts = {i: text for i, sample in enumerate(samples) if (text := store.get(sample.key)) is not None}
+            _log.info("%s: %d of %d answers are in %s", first.task, len(texts), len(samples), store.path)
+        with tqdm(total=len(samples), initial=len(texts), desc="Sampling answers") as bar:
 
-            def keep(some: Sequence[tuple[int, str]]) -> None:
-                new = [(i, text) for i, text in some if i not in texts]
-                if kept is not None:
-                    kept.put([(jobs[i].key, jobs[i].seed, text) for i, text in new])
+            def save(answers: Sequence[tuple[int, str]]) -> None:
+                new = [(i, text) for i, text in answers if i not in texts]
+                if store:
+                    store.put([(samples[i].key, samples[i].seed, text) for i, text in new])
                 texts.update(new)
                 bar.update(len(new))
 
-            if len(texts) < len(jobs):
-                backend(lm, jobs, frozenset(texts), keep)
-    finally:
-        if kept is not None:
-            kept.close()
-    if len(texts) < len(jobs):
-        raise ScoringError(f"{first.task}: the model gave {len(texts)} of {len(jobs)} answers")
-    _warn_of_equals(jobs, texts)
-    return [texts[i] for i in range(len(jobs))]
-
-
-def _warn_of_equals(jobs: Sequence[Job], texts: Mapping[int, str]) -> None:
-    """Where no two answers to any problem differ, nothing was sampled, whatever the settings say."""
-    by_problem: dict[str, dict[int, str]] = defaultdict(dict)
-    for i, job in enumerate(jobs):
-        by_problem[job.problem][job.repeat] = texts[i]
-    several = [answers for answers in by_problem.values() if len(answers) > 1]
-    if several and all(len(set(answers.values())) == 1 for answers in several):
+            if len(texts) < len(samples):
+                backend(lm, samples, frozenset(texts), save)
+    if len(texts) < len(samples):
+        raise ScoringError(f"{first.task}: the model gave {len(texts)} of {len(samples)} answers")
+    distinct: dict[str, set[str]] = defaultdict(set)
+    for i, sample in enumerate(samples):
+        distinct[sample.problem].add(texts[i])
+    counts = Counter(sample.problem for sample in samples)
+    if max(counts.values()) > 1 and all(len(distinct[problem]) == 1 for problem, n in counts.items() if n > 1):
         _log.warning(
             "%s: all answers to each problem are equal, so every pass@k is pass@1. Does the model (or server) sample, "
-            "and heed the seed it is sent?", jobs[0].task,
+            "and heed the seed it is sent?", first.task,
         )  # fmt: skip
+    return [texts[i] for i in range(len(samples))]
 
 
 # --- answers on disk --------------------------------------------------------------------------------------------------
 
 
-class KeptAnswers:
+class AnswerStore:
     """The answers of one task under one set of settings, in SQLite: a crash costs what was in flight.
 
     Each process writes a file of its own and reads all of them. Every answer has a checksum; one that does not match is
-    sampled again, and that is said. Answers of other settings are not mixed in (`SettingsError` names the setting).
+    sampled again, and a warning counts them. Answers of other settings are not mixed in (`SettingsError` names the
+    setting).
     """
 
     def __init__(self, stem: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
@@ -260,15 +197,15 @@ class KeptAnswers:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HesnrError(f"cannot write answers to {self.path} ({error.strerror})") from None
-        with self._errors(self.path):
+        with _sqlite_errors(self.path):
             self._database = sqlite3.connect(self.path, timeout=60)
-            with self._database:
-                self._database.execute("CREATE TABLE IF NOT EXISTS settings (text TEXT)")
-                self._database.execute(
+            with self._database as database:
+                database.execute("CREATE TABLE IF NOT EXISTS settings (text TEXT)")
+                database.execute(
                     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, seed INT, answer TEXT, checksum TEXT)"
                 )
-                if not self._database.execute("SELECT COUNT(*) FROM settings").fetchone()[0]:
-                    self._database.execute("INSERT INTO settings VALUES (?)", (json.dumps(self._settings),))
+                if not database.execute("SELECT COUNT(*) FROM settings").fetchone()[0]:
+                    database.execute("INSERT INTO settings VALUES (?)", (json.dumps(self._settings),))
         try:
             for path in sorted(stem.parent.glob(f"{stem.name}.*.sqlite")):
                 if path.name[len(stem.name) + 1 : -len(".sqlite")].isdecimal():  # else: of a task called `<stem>.more`
@@ -279,17 +216,14 @@ class KeptAnswers:
         if self.damaged:
             _log.warning("%s: %d kept answers are damaged (checksum) and are sampled again", stem, self.damaged)
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def get(self, key: str) -> str | None:
-        """The answer kept under `key`, or None."""
+        """The answer under `key`, or None."""
         return self._answers.get(key)
 
     def put(self, answers: Sequence[tuple[str, int, str]]) -> None:
-        """Keep (key, seed, answer); when this returns they are on disk."""
+        """Store (key, seed, answer); when this returns they are on disk."""
         encoded = [(key, seed, json.dumps(text)) for key, seed, text in answers]  # JSON: lone surrogates survive
-        with self._errors(self.path), self._database:
+        with _sqlite_errors(self.path), self._database:
             self._database.executemany(
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", [(*row, _checksum(*row)) for row in encoded]
             )
@@ -300,12 +234,12 @@ class KeptAnswers:
         self._database.close()
 
     def _read(self, path: Path) -> None:
-        with self._errors(path), contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
-            database.text_factory = lambda text: text.decode(errors="replace")  # damage is the checksum's to find
-            theirs = database.execute("SELECT text FROM settings").fetchone()
+        with _sqlite_errors(path), contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
+            database.text_factory = lambda text: text.decode(errors="replace")  # checksums detect the damage
+            stored = database.execute("SELECT text FROM settings").fetchone()
             rows = database.execute("SELECT key, seed, answer, checksum FROM answers").fetchall()
         try:
-            changed = list(_changed("", parse_json(theirs[0]), self._settings)) if theirs else []
+            changed = list(_changed("", parse_json(stored[0]), self._settings)) if stored else []
         except (ValueError, TypeError):
             raise DataError(f"{path}: its settings cannot be read; {_ADVICE}") from None
         if changed:
@@ -319,20 +253,21 @@ class KeptAnswers:
             else:
                 self.damaged += 1
 
-    @contextlib.contextmanager
-    def _errors(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise HesnrError(
-                f"cannot keep answers in {path} ({error}). Those before are safe; make room and start the same command "
-                f"again: it goes on there. If the file is damaged, {_ADVICE}."
-            ) from None
-        except (sqlite3.DatabaseError, UnicodeError) as error:
-            raise DataError(f"{path}: no readable file of kept answers ({error}); {_ADVICE}") from None
-
 
 _ADVICE = 'remove the file, or name another folder with "answers"'
+
+
+@contextlib.contextmanager
+def _sqlite_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise HesnrError(
+            f"cannot keep answers in {path} ({error}). Those before are safe; make room and start the same command "
+            f"again: it goes on there. If the file is damaged, {_ADVICE}."
+        ) from None
+    except (sqlite3.DatabaseError, UnicodeError) as error:
+        raise DataError(f"{path}: no readable file of kept answers ({error}); {_ADVICE}") from None
 
 
 def _checksum(key: Any, seed: Any, answer: Any) -> str:
@@ -347,98 +282,124 @@ def _changed(name: str, old: Any, new: Any) -> Iterator[str]:
         yield f"{name}: {old!r} there, {new!r} here"
 
 
-def place_of_answers(setting: str | None, task: str, model: str, settings: Mapping[str, Any]) -> Path | None:
-    """Where answers are kept (folder and beginning of the name); None: nowhere.
+def answers_stem(setting: str | None, task: str, model: str, settings: Mapping[str, Any]) -> Path | None:
+    """Where answers are stored (folder and beginning of the name); None: nowhere.
 
     A folder that the user names has one file a task, and refuses other settings. Next to lm-eval's --output_path the
     name carries a hash of the settings, so other settings begin another file.
     """
-    short = re.sub(r"[^0-9A-Za-z._-]+", "-", task)
-    if setting == "none":
-        return None
+    short, short_model = (re.sub(r"[^0-9A-Za-z._-]+", "-", name) for name in (task, model.rstrip("/").split("/")[-1]))
     if setting:
-        return Path(setting) / short
+        return None if setting == "none" else Path(setting) / short
     place = scores_dir(None, running_evaluation().output_path)
-    if place is None:
-        return None
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    name = re.sub(r"[^0-9A-Za-z._-]+", "-", model.rstrip("/").split("/")[-1])[:80]
-    return place[0].parent / "answers" / f"{short}-{name}-{digest}"
+    return place and place[0].parent / "answers" / f"{short}-{short_model[:80]}-{digest}"
 
 
-# --- backends: (lm-eval's model, all jobs, which are done, keep) ------------------------------------------------------
+# --- backends: (lm-eval's model, all samples, which are done, save) ---------------------------------------------------
 
-Keep = Callable[[Sequence[tuple[int, str]]], None]
-_Sampler = Callable[[Any, Sequence[Job], frozenset[int], Keep], None]
+SaveAnswers = Callable[[Sequence[tuple[int, str]]], None]
 
-
-def _backend_of(lm: Any) -> _Sampler:
-    """By the names of the model's classes, so that nothing uninstalled is imported."""
-    names = [cls.__name__ for cls in type(lm).__mro__]
-    for name, backend in (("HFLM", _huggingface), ("VLLM", _vllm), ("TemplateAPI", _api)):
-        if name in names:
-            return backend
-    raise ScoringError(
-        f"--model {names[0]}: it is not known how to give each of its answers a seed, without which Pass@K would be of "
-        "equal answers, or of none that can be had again. Use hf, vllm, or an API model such as local-completions."
-    )
+_WARPERS: Mapping[str, tuple[str, tuple[Any, ...]]] = {  # class in transformers, values without effect
+    "temperature": ("TemperatureLogitsWarper", (1,)),  # in the order in which `generate` applies them
+    "top_k": ("TopKLogitsWarper", (0, -1)),
+    "top_p": ("TopPLogitsWarper", (1,)),
+    "min_p": ("MinPLogitsWarper", (0,)),
+    "typical_p": ("TypicalLogitsWarper", (1,)),
+    "epsilon_cutoff": ("EpsilonLogitsWarper", (0,)),
+    "eta_cutoff": ("EtaLogitsWarper", (0,)),
+}
+_REFUSED = ("num_beams", "num_return_sequences", "top_h", "penalty_alpha", "assistant_model")
 
 
-def _describe(lm: Any) -> dict[str, Any]:
-    """Whose answers they are: those of different descriptions are not mixed."""
-    if any(cls.__name__ == "TemplateAPI" for cls in type(lm).__mro__):
-        return {"backend": "api", "model": str(lm.model), "base_url": str(lm.base_url)}
-    from hesnr_tasks.backends import backend_for
+def sampling_arguments(kwargs: Mapping[str, Any], model: Any) -> dict[str, float]:
+    """Temperature, top_p and the like: from `generation_kwargs`, else what the model's own configuration sets.
 
-    return dict(backend_for(lm).describe())
+    `SettingsError` for ways of generating in which rows cannot have generators of their own.
+    """
+    for name in _REFUSED:
+        if kwargs.get(name) not in (None, 1):
+            raise SettingsError(f"generation_kwargs: {name} does not go with Pass@K's seeds; leave it out")
+    config = getattr(model, "generation_config", None)
+    own = config.to_diff_dict() if config is not None else {}
+    values = {name: kwargs.get(name, own.get(name)) for name in _WARPERS}
+    return {name: value for name, value in values.items() if value is not None and value not in _WARPERS[name][1]}
 
 
-def _huggingface(lm: Any, jobs: Sequence[Job], done: frozenset[int], keep: Keep) -> None:
+class SeededSampler:
+    """A logits processor that leaves one token of every row's scores (rows, vocabulary), drawn by the row's generator.
+
+    `generate` samples all rows of a batch with one generator, so an answer would depend on what it was batched with.
+    With this as the last processor it runs greedily and takes the one token that is left.
+    """
+
+    def __init__(self, arguments: Mapping[str, float], seeds: Sequence[int]) -> None:
+        import transformers
+
+        self._warpers = [getattr(transformers, _WARPERS[name][0])(value) for name, value in arguments.items()]
+        self._generators = [random.Random(seed) for seed in seeds]
+
+    def __deepcopy__(self, memo: Any) -> SeededSampler:
+        """Itself: lm-eval copies generation arguments, and a copy would draw the same again."""
+        return self
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """See the class; `ScoringError` where the batch is not the one the seeds are for."""
+        import torch
+
+        if len(scores) != len(self._generators):
+            raise ScoringError(f"the model was given {len(scores)} rows, and there are {len(self._generators)} seeds")
+        for warper in self._warpers:
+            scores = warper(input_ids, scores)
+        summed = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
+        uniform = [generator.random() for generator in self._generators]
+        target = torch.tensor(uniform, dtype=torch.float64, device=scores.device) * summed[:, -1]
+        # right=True: the first token whose sum exceeds the target, hence one with a probability above 0
+        token = torch.searchsorted(summed, target[:, None], right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -float("inf")).scatter_(1, token, 0.0)
+
+
+def _huggingface(lm: Any, samples: Sequence[SampleRequest], done: frozenset[int], save: SaveAnswers) -> None:
     from transformers import LogitsProcessorList
 
     rows = lm.batch_size
     if not isinstance(rows, int):
-        lm.batch_size_per_gpu = rows = _AUTO
+        lm.batch_size_per_gpu = rows = _AUTO_BATCH
         _log.info("--batch_size auto: %d answers at a time", rows)
-    length = {str(job.context): len(lm.tok_encode(str(job.context))) for job in jobs}
+    length = {str(sample.context): len(lm.tok_encode(str(sample.context))) for sample in samples}
     # as lm-eval sorts them within a call, so that rows and seeds go together
-    order = sorted(range(len(jobs)), key=lambda i: (-length[str(jobs[i].context)], str(jobs[i].context)))
-    shared = {name: value for name, value in jobs[0].kwargs.items() if name not in WARPERS}
+    order = sorted(range(len(samples)), key=lambda i: (-length[str(samples[i].context)], str(samples[i].context)))
+    shared = {name: value for name, value in samples[0].kwargs.items() if name not in _WARPERS}
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
-        if done.issuperset(batch):
-            continue
-        sampler = SeededSampler(sampling_of(jobs[0].kwargs, lm.model), [jobs[i].seed for i in batch])
-        kwargs = {**shared, "do_sample": False, "temperature": 0.0, "logits_processor": LogitsProcessorList([sampler])}
-        keep(list(zip(batch, _generated(lm, [jobs[i] for i in batch], [kwargs] * len(batch)), strict=True)))
+        if not done.issuperset(batch):
+            sampler: Any = SeededSampler(
+                sampling_arguments(samples[0].kwargs, lm.model), [samples[i].seed for i in batch]
+            )
+            greedy = {"do_sample": False, "temperature": 0.0, "logits_processor": LogitsProcessorList([sampler])}
+            texts = _generated(lm, [samples[i] for i in batch], [shared | greedy] * len(batch))
+            save(list(zip(batch, texts, strict=True)))
 
 
-def _vllm(lm: Any, jobs: Sequence[Job], done: frozenset[int], keep: Keep) -> None:
-    wanted = [i for i in range(len(jobs)) if i not in done]
-    kwargs = [{**jobs[i].kwargs, "seed": jobs[i].seed} for i in wanted]
-    times = Counter(jobs[i].seed for i in wanted)  # two problems' ranges of seeds can meet
-    by_seed = {jobs[i].seed: i for i in wanted if times[jobs[i].seed] == 1}
-    with _kept_at_each_step(lm, by_seed, jobs[0].kwargs, keep):
-        texts = _generated(lm, [jobs[i] for i in wanted], kwargs)
-    keep(list(zip(wanted, texts, strict=True)))
-
-
-@contextlib.contextmanager
-def _kept_at_each_step(lm: Any, by_seed: Mapping[int, int], kwargs: Mapping[str, Any], keep: Keep) -> Iterator[None]:
+def _vllm(lm: Any, samples: Sequence[SampleRequest], done: frozenset[int], save: SaveAnswers) -> None:
     """Watches the engine that lm-eval drives: requests by their seed, answers at the step that finishes them.
 
     With replicas (data_parallel_size), whose engines run elsewhere, answers are kept when all are there.
     """
     from lm_eval.models.utils import postprocess_generated_text
 
+    waiting = [i for i in range(len(samples)) if i not in done]
+    kwargs = [{**samples[i].kwargs, "seed": samples[i].seed} for i in waiting]
+    times = Counter(samples[i].seed for i in waiting)  # two problems' ranges of seeds can meet
+    by_seed = {samples[i].seed: i for i in waiting if times[samples[i].seed] == 1}
     engine = getattr(getattr(lm, "model", None), "llm_engine", None)
     if engine is None or not hasattr(engine, "step") or not hasattr(engine, "add_request"):
         _log.info("answers are kept when all are there: this vLLM's engine cannot be watched")
-        yield
+        save(list(zip(waiting, _generated(lm, [samples[i] for i in waiting], kwargs), strict=True)))
         return
     add, step, numbers = engine.add_request, engine.step, dict[str, int]()
     eos = lm.tokenizer.decode(lm.eot_token_id) or getattr(lm.tokenizer, "eos_token", None)
-    until = lm.modify_gen_kwargs(dict(kwargs), eos=eos, default_max_gen_toks=lm.max_gen_toks)[1]
+    until = lm.modify_gen_kwargs(dict(samples[0].kwargs), eos=eos, default_max_gen_toks=lm.max_gen_toks)[1]
 
     def watched_add(request_id: str, *args: Any, **named: Any) -> Any:
         seed = next((x.seed for x in (*args, *named.values()) if getattr(x, "seed", None) in by_seed), None)
@@ -449,61 +410,64 @@ def _kept_at_each_step(lm: Any, by_seed: Mapping[int, int], kwargs: Mapping[str,
     def watched_step(*args: Any, **named: Any) -> Any:
         outputs = step(*args, **named)
         finished = [output for output in outputs if output.finished and str(output.request_id) in numbers]
-        texts = [postprocess_generated_text(one.outputs[0].text, until, lm.think_end_token) for one in finished]
+        texts = [postprocess_generated_text(output.outputs[0].text, until, lm.think_end_token) for output in finished]
         if finished:
-            keep([(numbers[str(one.request_id)], text) for one, text in zip(finished, texts, strict=True)])
+            save([(numbers[str(output.request_id)], text) for output, text in zip(finished, texts, strict=True)])
         return outputs
 
     engine.add_request, engine.step = watched_add, watched_step
     try:
-        yield
+        all_texts = _generated(lm, [samples[i] for i in waiting], kwargs)
     finally:
         engine.add_request, engine.step = add, step
+    save(list(zip(waiting, all_texts, strict=True)))
 
 
-def _api(lm: Any, jobs: Sequence[Job], done: frozenset[int], keep: Keep) -> None:
+def _api(lm: Any, samples: Sequence[SampleRequest], done: frozenset[int], save: SaveAnswers) -> None:
     with ThreadPoolExecutor(max(1, int(getattr(lm, "_concurrent", 1)))) as pool:
-        waiting = {pool.submit(_ask, lm, job): i for i, job in enumerate(jobs) if i not in done}
+        waiting = {pool.submit(_request, lm, sample): i for i, sample in enumerate(samples) if i not in done}
         try:
             for future in as_completed(waiting):
-                keep([(waiting[future], future.result())])
+                save([(waiting[future], future.result())])
         finally:
             for future in waiting:
                 future.cancel()
 
 
-def _ask(lm: Any, job: Job) -> str:
+def _request(lm: Any, sample: SampleRequest) -> str:
     import requests
     from tenacity import Retrying, stop_after_attempt, wait_exponential
 
-    kwargs = {**job.kwargs, "seed": job.seed}
-    message = [job.context]
-    if lm.tokenized_requests:  # as lm-eval does it: ids, cut on the left to leave room for the answer
-        ids = lm.tok_encode([job.context], add_special_tokens=lm.add_bos_token)
+    kwargs = {**sample.kwargs, "seed": sample.seed}
+    messages = [sample.context]
+    if lm.tokenized_requests:  # as lm-eval does it: ids, truncated on the left to leave room for the answer
         room = lm.max_length - int(kwargs.get("max_gen_toks", kwargs.get("max_tokens", lm._max_gen_toks)))
-        message = [one[-room:] for one in ids]
+        messages = [ids[-room:] for ids in lm.tok_encode([sample.context], add_special_tokens=lm.add_bos_token)]
     wait, stop = wait_exponential(multiplier=0.5, min=1, max=10), stop_after_attempt(lm.max_retries)
     try:
         reply = Retrying(stop=stop, wait=wait, reraise=True)(
-            lm.model_call, messages=message, generate=True, gen_kwargs=kwargs
+            lm.model_call, messages=messages, generate=True, gen_kwargs=kwargs
         )
     except requests.RequestException as error:
         raise ScoringError(
             f"{lm.base_url} gave no answer ({error}). Answers that came before are kept; mend the server and "
             "start the same command again."
         ) from error
-    texts = lm.parse_generations(outputs=reply, contexts=[job.context])
+    texts = lm.parse_generations(outputs=reply, contexts=[sample.context])
     if not texts or texts[0] is None:
-        _log.warning("%s: an answer without text (seed %d) counts as empty", job.task, job.seed)
+        _log.warning("%s: an answer without text (seed %d) counts as empty", sample.task, sample.seed)
         return ""
     return str(texts[0])
 
 
-def _generated(lm: Any, jobs: Sequence[Job], kwargs: Sequence[Mapping[str, Any]]) -> list[str]:
+_BACKENDS = {"HFLM": _huggingface, "VLLM": _vllm, "TemplateAPI": _api}  # by lm-eval's classes
+
+
+def _generated(lm: Any, samples: Sequence[SampleRequest], kwargs: Sequence[Mapping[str, Any]]) -> list[str]:
     """lm-eval's own generation, without --use_cache, which would file a sampled answer under a greedy one's key."""
     requests = [
-        Instance("generate_until", {}, (job.context, dict(some)), idx=i, task_name=job.task, doc_id=i)
-        for i, (job, some) in enumerate(zip(jobs, kwargs, strict=True))
+        Instance("generate_until", {}, (sample.context, dict(arguments)), idx=i, task_name=sample.task, doc_id=i)
+        for i, (sample, arguments) in enumerate(zip(samples, kwargs, strict=True))
     ]
     hook = getattr(lm, "cache_hook", None)
     lm.cache_hook = CacheHook(None)
@@ -511,35 +475,6 @@ def _generated(lm: Any, jobs: Sequence[Job], kwargs: Sequence[Mapping[str, Any]]
         return [str(text) for text in lm.generate_until(requests, disable_tqdm=True)]
     finally:
         lm.cache_hook = hook
-
-
-# --- Pass@K on lm-eval's own rails: `repeats` answers a problem, each judged as the task judges its only answer ---
-
-_SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
-_OF_BASE = {"task", "class", "base", "repeats", "generation_kwargs", "passk", "metadata", "num_fewshot", "description"}
-_RIGHT = "right_answers"
-_SINCE_0_5 = hasattr(ConfigurableTask, "process_instances")
-
-
-def _is_right(value: Any, verifier: str, threshold: float | None) -> bool:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise SettingsError(f"verifier {verifier!r} gives {value!r}, no number") from None
-    if threshold is not None:
-        return number >= threshold
-    if number not in (0.0, 1.0):
-        raise SettingsError(
-            f"verifier {verifier!r} gives {number:g}, neither right (1) nor wrong (0); say from which value on an "
-            'answer is right: "threshold" of passk'
-        )
-    return bool(number)
-
-
-def arithmetic(**_: Any) -> dict[str, datasets.Dataset]:
-    """The 24 problems of `hesnr_passk_arithmetic` as lm-eval's `custom_dataset`; arguments are not used."""
-    lines = Path(__file__).with_name("arithmetic.jsonl").read_text().splitlines()
-    return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines])}
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -551,7 +486,7 @@ class PassKSettings:
 
     repeats: int = 16  # answers a problem (default: the YAML file's `repeats`)
     k: tuple[int, ...] = ()  # default: powers of two up to repeats
-    seed: int = 1234  # from which every answer's seed is made
+    seed: int = 1234  # from which every answer's seed is derived
     base: str | None = None  # the lm-eval task whose problems, prompts, filters and verifier are used
     verifier: str | None = None  # the metric that says right or wrong (default: the task's first)
     threshold: float | None = None  # from which value of the verifier on an answer is right (default: it says 0 or 1)
@@ -565,16 +500,30 @@ class PassKSettings:
             if block is not None and not isinstance(block, Mapping):
                 raise SettingsError(f"passk must be a block of settings, not {block!r}")
             merged |= dict(block or {})
-        known = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls)]
         for name in merged:
-            if name not in known:
-                raise SettingsError(f"passk: unknown setting {name!r}.{nearest(str(name), known)}")
+            if name not in names:
+                raise SettingsError(f"passk: unknown setting {name!r}.{nearest(str(name), names)}")
         k = merged.get("k")
-        listed = [] if k is None else [k] if isinstance(k, int) else k
-        if not isinstance(listed, (list, tuple)) or any(isinstance(k, bool) or not isinstance(k, int) for k in listed):
+        ks = [] if k is None else k if isinstance(k, (list, tuple)) else [k]
+        if not all(type(k) is int for k in ks):
             raise SettingsError(f"passk: k must be a whole number or a list of them, not {k!r}")
-        settings = cls(**{**merged, "k": tuple(listed)})
-        settings._check()
+        settings = cls(**{**merged, "k": tuple(ks)})
+        for name, low in (("repeats", 1), ("seed", 0)):
+            value = getattr(settings, name)
+            if type(value) is not int or not low <= value < SEED_LIMIT:
+                raise SettingsError(f"passk: {name} must be a whole number of at least {low}, not {value!r}")
+        for k in settings.ks:
+            if not 1 <= k <= settings.repeats:
+                raise SettingsError(
+                    f"passk: pass@{k} cannot be known from {settings.repeats} answers a problem; raise repeats, or "
+                    "lower k"
+                )
+        if type(settings.threshold) not in (int, float, type(None)):
+            raise SettingsError(f"passk: threshold must be a number, not {settings.threshold!r}")
+        for name in ("base", "verifier", "answers"):
+            if not isinstance(getattr(settings, name), (str, type(None))):
+                raise SettingsError(f"passk: {name} must be a text, not {getattr(settings, name)!r}")
         return settings
 
     @property
@@ -582,30 +531,28 @@ class PassKSettings:
         """Every k to report."""
         return sorted(set(self.k)) or powers(self.repeats)
 
-    def _check(self) -> None:
-        for name, low in (("repeats", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value < SEED_LIMIT:
-                raise SettingsError(f"passk: {name} must be a whole number of at least {low}, not {value!r}")
-        for k in self.ks:
-            if not 1 <= k <= self.repeats:
-                raise SettingsError(
-                    f"passk: pass@{k} cannot be known from {self.repeats} answers a problem; raise repeats, or lower k"
-                )
-        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float, type(None))):
-            raise SettingsError(f"passk: threshold must be a number, not {self.threshold!r}")
-        for name in ("base", "verifier", "answers"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise SettingsError(f"passk: {name} must be a text, not {getattr(self, name)!r}")
-
 
 # --- the task ---------------------------------------------------------------------------------------------------------
 
+_SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+_BESIDE_BASE = {
+    "task", "class", "base", "repeats", "generation_kwargs", "passk", "metadata", "num_fewshot", "description",
+}  # fmt: skip
+_RIGHT = "right_answers"
+_SINCE_0_5 = hasattr(ConfigurableTask, "process_instances")
+
+
+def arithmetic(**_: Any) -> dict[str, datasets.Dataset]:
+    """The 24 problems of `hesnr_passk_arithmetic` as lm-eval's `custom_dataset`; arguments are not used."""
+    lines = Path(__file__).with_name("arithmetic.jsonl").read_text(encoding="utf-8").splitlines()
+    return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines])}
+
 
 class PassKTask:
-    """What is put before the class of a task of lm-eval, whose metrics are then pass@k.
+    """Put before the class of a task of lm-eval, whose metrics are then pass@k.
 
-    `PassKTask(config)` is that task, of a class made for it. Raises `SettingsError` for settings that give no Pass@K.
+    `PassKTask(config)` is that task, of a class derived from its own. Raises `SettingsError` for settings that give no
+    Pass@K.
     """
 
     passk: PassKSettings
@@ -615,7 +562,7 @@ class PassKTask:
     @exit_on_command_line
     def __new__(cls, config: Mapping[str, Any]) -> PassKTask:  # noqa: D102
         settings = _settings(config)
-        task = _named(settings.base, config) if settings.base else _described(config)
+        task = _base_task(settings.base, config) if settings.base else _own_task(config)
         if task.OUTPUT_TYPE != "generate_until":
             raise SettingsError(f"{task.config.task}: Pass@K is of sampled answers, not of {task.OUTPUT_TYPE}")
         if task.config.doc_to_image or task.config.doc_to_audio:
@@ -642,39 +589,39 @@ class PassKTask:
         kwargs.pop("rewrite_requests_cache", None)
         if samples is not None:
             samples.sort()  # in place: lm-eval numbers the documents by this very list
-        self._refuse_greedy()
-        self._occurrences.clear()
-        super().build_all_requests(samples=samples, **kwargs)  # type: ignore[misc]
-
-    def _refuse_greedy(self) -> None:
-        """After --gen_kwargs are known: the same answer again and again is no Pass@K."""
         config = self.config  # type: ignore[attr-defined]
-        kwargs = config.generation_kwargs or {}
-        greedy = kwargs.get("do_sample") is False or float(kwargs.get("temperature") or 0) <= 0
-        if greedy and self.passk.repeats > 1:
+        generation = config.generation_kwargs or {}  # --gen_kwargs are in it by now
+        if self.passk.repeats > 1 and (
+            generation.get("do_sample") is False or float(generation.get("temperature") or 0) <= 0
+        ):
             raise SettingsError(
                 f"{config.task}: Pass@K needs sampling, and generation_kwargs have do_sample="
-                f"{kwargs.get('do_sample')}, temperature={kwargs.get('temperature')}. Set, for instance, --gen_kwargs "
-                "do_sample=true,temperature=0.6,top_p=0.95"
+                f"{generation.get('do_sample')}, temperature={generation.get('temperature')}. Set, for instance, "
+                "--gen_kwargs do_sample=true,temperature=0.6,top_p=0.95"
             )
-        if "seed" in kwargs:
+        if "seed" in generation:
             raise SettingsError(
                 f'{config.task}: generation_kwargs has a seed, which all answers would share; set "seed" of passk'
             )
+        self._occurrences.clear()
+        super().build_all_requests(samples=samples, **kwargs)  # type: ignore[misc]
 
     def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> Any:
-        """The task's request, whose repeats `sampling` answers; the seed in its arguments is that of the first."""
-        made = super().construct_requests(doc, ctx, **kwargs)  # type: ignore[misc]
-        for request in made if isinstance(made, list) else [made]:
+        """The task's requests, as `passk_samples`; the seed in their arguments is that of the first repeat."""
+        requests = super().construct_requests(doc, ctx, **kwargs)  # type: ignore[misc]
+        for request in requests if isinstance(requests, list) else [requests]:
             context, arguments, *rest = request.arguments
             prompt = str(getattr(context, "prompt", context))
             self._occurrences[prompt] += 1
-            problem = identity(prompt, self._occurrences[prompt])
+            problem = problem_id(prompt, self._occurrences[prompt])
             if isinstance(getattr(request, "target", None), int):  # 0.5 turns "07" into 7, which equals no text
-                request.target = self._target(doc, request.target)
+                from lm_eval.config.templates import process_field
+
+                template = self.config.doc_to_target  # type: ignore[attr-defined]
+                request.target = str(request.target if template is None else process_field(doc, template))
             request.request_type = REQUEST_TYPE
             request.arguments = (context, {**arguments, "seed": seed_of(self.passk.seed, problem, 0)}, *rest)
-            request.job = Job(
+            request.sample = SampleRequest(
                 task=str(request.task_name),
                 version=str(self.VERSION),  # type: ignore[attr-defined]
                 problem=problem,
@@ -683,13 +630,7 @@ class PassKTask:
                 base_seed=self.passk.seed,
                 folder=self.passk.answers,
             )
-        return made
-
-    def _target(self, doc: dict[str, Any], number: int) -> str:
-        from lm_eval.config.templates import process_field
-
-        template = self.config.doc_to_target  # type: ignore[attr-defined]
-        return str(number if template is None else process_field(doc, template))
+        return requests
 
     def apply_filters(self) -> None:
         """The task's filters on every answer alone, as if it were the only one."""
@@ -697,10 +638,10 @@ class PassKTask:
             super().apply_filters()  # type: ignore[misc]
             return
         passes = []
-        for instances in self._one_by_one():
+        for instances in self._one_repeat_at_a_time():
             super().apply_filters()  # type: ignore[misc]
-            passes.append([{name: [one] for name, one in instance.filtered_resps.items()} for instance in instances])
-        self._put_together(passes)
+            passes.append([{name: [text] for name, text in instance.filtered_resps.items()} for instance in instances])
+        self._join_filtered(passes)
 
     @exit_on_command_line
     def process_instances(self) -> None:
@@ -711,35 +652,39 @@ class PassKTask:
         from lm_eval.scorers import ScoredDoc  # type: ignore[import-not-found, unused-ignore]
 
         passes, right = [], defaultdict[tuple[str, int], list[int]](list)
-        for instances in self._one_by_one():
+        for instances in self._one_repeat_at_a_time():
             super().process_instances()  # type: ignore[misc]
             passes.append([instance.filtered_resps for instance in instances])
             for scorer in self._scorers:
                 for number, scores in scorer.reduced_docs.items():
-                    right[scorer.name, number].append(int(self._right(scores)))
-        self._put_together(passes)
+                    right[scorer.name, number].append(int(self._is_right(scores)))
+        self._join_filtered(passes)
         for scorer in self._scorers:
-            scored = {number: self._estimates(some) for (name, number), some in right.items() if name == scorer.name}
             scorer.set_results(
                 {
-                    number: ScoredDoc(number, None, {name: [value] for name, value in values.items()})
-                    for number, values in scored.items()
+                    number: ScoredDoc(number, None, {key: [x] for key, x in self._estimates(verdicts).items()})
+                    for (name, number), verdicts in right.items()
+                    if name == scorer.name
                 }
             )
 
-    def _one_by_one(self) -> Iterator[list[Any]]:
+    def _one_repeat_at_a_time(self) -> Iterator[list[Any]]:
         """The instances with their first answers only, then with their second ones, and so on."""
         instances = self._instances
         try:
             for i in range(self.passk.repeats):
-                self._instances = [_with(instance, [instance.resps[i]]) for instance in instances]
+                self._instances = [copy.copy(instance) for instance in instances]
+                for instance in self._instances:
+                    instance.resps, instance.filtered_resps = [instance.resps[i]], {}
                 yield self._instances
         finally:
             self._instances = instances
 
-    def _put_together(self, passes: Sequence[Sequence[Mapping[str, Sequence[Any]]]]) -> None:
+    def _join_filtered(self, passes: Sequence[Sequence[Mapping[str, Sequence[Any]]]]) -> None:
         for instance, *filtered in zip(self._instances, *passes, strict=True):
-            instance.filtered_resps = {name: [x for one in filtered for x in one[name]] for name in filtered[0]}
+            instance.filtered_resps = {
+                name: [text for texts in filtered for text in texts[name]] for name in filtered[0]
+            }
 
     @exit_on_command_line
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any] | None:
@@ -749,20 +694,31 @@ class PassKTask:
         if _is_bypassed(self):  # --predict_only
             return {"bypass": 999}
         judge = super().process_results  # type: ignore[misc]
-        return self._estimates([int(self._right(judge(doc, [answer]))) for answer in results[0]])
+        return self._estimates([int(self._is_right(judge(doc, [answer]))) for answer in results[0]])
 
     def _estimates(self, right: list[int]) -> dict[str, Any]:
         values = pass_at_ks([len(right)], [sum(right)], self.passk.ks)[0].tolist()
         return {**{f"pass@{k}": value for k, value in zip(self.passk.ks, values, strict=True)}, _RIGHT: right}
 
-    def _right(self, scores: Mapping[str, Any]) -> bool:
+    def _is_right(self, scores: Mapping[str, Any]) -> bool:
         verifier = self.passk.verifier or next(iter(scores), "")
         if verifier not in scores:
             raise SettingsError(
                 f"{self.config.task}: the verifier {verifier!r} is not among the task's metrics "  # type: ignore[attr-defined]
                 f'({", ".join(map(str, scores))}); name one of them as "verifier" of passk'
             )
-        return _is_right(scores[verifier], verifier, self.passk.threshold)
+        try:
+            value = float(scores[verifier])
+        except (TypeError, ValueError):
+            raise SettingsError(f"verifier {verifier!r} gives {scores[verifier]!r}, no number") from None
+        if self.passk.threshold is not None:
+            return value >= self.passk.threshold
+        if value not in (0.0, 1.0):
+            raise SettingsError(
+                f"verifier {verifier!r} gives {value:g}, neither right (1) nor wrong (0); say from which value on an "
+                'answer is right: "threshold" of passk'
+            )
+        return bool(value)
 
     def aggregate(self, bootstrap_iters: int | None = None) -> Any:
         """As lm-eval 0.5's, which would bootstrap the number of right answers 100 000 times."""
@@ -791,26 +747,36 @@ def _settings(config: Mapping[str, Any]) -> PassKSettings:
     return PassKSettings.read(named, config.get("passk"), (config.get("metadata") or {}).get("passk"))
 
 
-def _described(config: Mapping[str, Any]) -> Any:
-    """The task of a YAML file that says all itself."""
-    known = {field.name for field in fields(TaskConfig)}
+def _is_bypassed(task: Any) -> bool:
+    """Whether answers are only kept (--predict_only)."""
+    scorers = getattr(task, "_scorers", ())  # 0.5
+    return "bypass" in {*getattr(task, "_metric_fn_list", ()), *(m.name for s in scorers for m in s.metrics or ())}
+
+
+def _total(verdicts: Iterable[Sequence[int]]) -> int:
+    return sum(map(sum, verdicts))
+
+
+def _own_task(config: Mapping[str, Any]) -> Any:
+    """The task of a YAML file without `base`."""
     if "metric_list" not in config and "process_results" not in config:
         raise SettingsError(
             f"{config.get('task')}: Pass@K of which task? Name one of lm-eval's as `base:` in the YAML file, or with "
             '--metadata \'{"passk": {"base": "gsm8k"}}\''
         )
-    given = {name: value for name, value in config.items() if name in known}
-    usual = {"aggregation": "mean", "higher_is_better": True}
-    given["metric_list"] = [{**usual, **metric} for metric in given.get("metric_list") or [{"metric": "exact_match"}]]
+    names = {field.name for field in fields(TaskConfig)}
+    settings = {name: value for name, value in config.items() if name in names}
+    metrics = settings.get("metric_list") or [{"metric": "exact_match"}]
+    settings["metric_list"] = [{"aggregation": "mean", "higher_is_better": True, **metric} for metric in metrics]
     make: Any = ConfigurableTask.from_config if _SINCE_0_5 else ConfigurableTask
-    return make(config={"output_type": "generate_until", **given})
+    return make(config={"output_type": "generate_until", **settings})
 
 
-def _named(base: str, config: Mapping[str, Any]) -> Any:
+def _base_task(base: str, config: Mapping[str, Any]) -> Any:
     """The lm-eval task `base`, sampled."""
     from lm_eval.tasks import TaskManager
 
-    foreign = sorted(str(name) for name in config if name not in _OF_BASE)
+    foreign = sorted(str(name) for name in config if name not in _BESIDE_BASE)
     if foreign:
         raise SettingsError(
             f"{config.get('task')}: {', '.join(foreign)} cannot be set beside `base: {base}`, which keeps its own; "
@@ -829,35 +795,16 @@ def _named(base: str, config: Mapping[str, Any]) -> Any:
 
 
 def _yaml_of(base: str, source: Any) -> Path:
-    """The YAML file of a task: beside the one that names it, or lm-eval's, whose own index is slow to make."""
+    """The YAML file of a task: beside the one that names it, or lm-eval's, whose own index is slow to build."""
     spec = importlib.util.find_spec("lm_eval")
     roots = [Path(source).parent] if source and source != "inline" else []
     roots += [Path(spec.origin).parent / "tasks"] if spec and spec.origin else []
-    named = re.compile(rb"^task:[ \t]*[\"']?" + re.escape(base.encode()) + rb"[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
-    known = set()
-    for root in roots:
-        for path in sorted(root.rglob("*.yaml")):
-            try:
-                text = read_bytes(path)
-            except DataError:  # no file of a task
-                continue
-            if named.search(text):
+    pattern = re.compile(rb"^task:[ \t]*[\"']?" + re.escape(base.encode()) + rb"[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+    names = set()
+    for path in (path for root in roots for path in sorted(root.rglob("*.yaml"))):
+        with contextlib.suppress(DataError):  # no file of a task
+            text = read_bytes(path)
+            if pattern.search(text):
                 return path
-            known |= {name.decode(errors="replace") for name in re.findall(rb"^task:[ \t]*([\w.-]+)", text, re.M)}
-    raise SettingsError(f"lm-eval has no task {base!r} to sample answers of (base of passk).{nearest(base, known)}")
-
-
-def _with(instance: Any, responses: list[Any]) -> Any:
-    one = copy.copy(instance)
-    one.resps, one.filtered_resps = responses, {}
-    return one
-
-
-def _is_bypassed(task: Any) -> bool:
-    """Whether answers are only kept (--predict_only)."""
-    scorers = getattr(task, "_scorers", ())  # 0.5
-    return "bypass" in {*getattr(task, "_metric_fn_list", ()), *(m.name for s in scorers for m in s.metrics or ())}
-
-
-def _total(verdicts: Iterable[Sequence[int]]) -> int:
-    return sum(map(sum, verdicts))
+            names |= {name.decode(errors="replace") for name in re.findall(rb"^task:[ \t]*([\w.-]+)", text, re.M)}
+    raise SettingsError(f"lm-eval has no task {base!r} to sample answers of (base of passk).{nearest(base, names)}")

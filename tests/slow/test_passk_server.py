@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.passk.estimator import pass_at_k
 from hesnr_tasks.tasks.registration import tasks_path
+from tests import processes
 
 TASK, FILTER, PROBLEMS, REPEATS = "hesnr_passk_arithmetic", "first_integer", 24, 8
 HERE = Path(__file__).parent
@@ -107,12 +107,12 @@ def test_the_metrics_are_of_the_answers(undisturbed):
 def test_killed_in_the_middle_and_gone_on_the_answers_are_the_same(undisturbed, tmp_path):
     kept = tmp_path / f"{TASK}.0.sqlite"
     with serving("--hold", "60") as address:
-        process = multiprocessing.get_context("fork").Process(target=evaluate, args=(address, tmp_path))
-        process.start()
-        until = time.monotonic() + 400
+        process = processes.start(evaluate, address, tmp_path)
+        until = time.monotonic() + 120
         while count(kept) < 40:
-            assert process.is_alive()
-            assert time.monotonic() < until
+            if not process.is_alive() or time.monotonic() > until:
+                process.kill()
+                pytest.fail("the evaluation ended or stands still")
             time.sleep(0.01)
         process.kill()
         process.join()

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.cli import passk as command
 from hesnr_tasks.errors import ScoringError, SettingsError
-from hesnr_tasks.passk.lm_tasks import PassKSettings, SeededSampler, sampling_of
+from hesnr_tasks.passk.lm_tasks import PassKSettings, SeededSampler, sampling_arguments
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
 from tests.lm_eval_run import lm_eval_command
@@ -361,7 +361,7 @@ def test_the_models_own_configuration_counts_where_nothing_is_said():
     class Model:
         generation_config = type("C", (), {"to_diff_dict": staticmethod(lambda: {"top_k": 20, "top_p": 0.8})})
 
-    assert sampling_of({"temperature": 0.6, "top_p": 1.0}, Model()) == {"temperature": 0.6, "top_k": 20}
+    assert sampling_arguments({"temperature": 0.6, "top_p": 1.0}, Model()) == {"temperature": 0.6, "top_k": 20}
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.lm_eval_compat import Evaluation
 from hesnr_tasks.passk import lm_tasks
-from hesnr_tasks.passk.lm_tasks import SEED_LIMIT, KeptAnswers, identity, place_of_answers, seed_of
+from hesnr_tasks.passk.lm_tasks import SEED_LIMIT, AnswerStore, answers_stem, problem_id, seed_of
 
 SETTINGS = {"task": "t", "generation_kwargs": {"temperature": 0.6}, "model": {"model": "m"}}
 
 
 def filled(stem, keys="abc", rank=0):
-    kept = KeptAnswers(stem, SETTINGS, rank)
+    kept = AnswerStore(stem, SETTINGS, rank)
     kept.put([(key, 7, f"answer {key}\n\u2028é\ud83d") for key in keys])
     kept.close()
     return kept.path
@@ -23,8 +23,7 @@ def filled(stem, keys="abc", rank=0):
 
 def test_what_was_kept_is_there_again(tmp_path):
     filled(tmp_path / "t")
-    again = KeptAnswers(tmp_path / "t", SETTINGS)
-    assert len(again) == 3
+    again = AnswerStore(tmp_path / "t", SETTINGS)
     assert again.get("b") == "answer b\n\u2028é\ud83d"
     assert again.get("x") is None
     again.close()
@@ -47,7 +46,7 @@ def test_no_flipped_bit_changes_an_answer_silently(tmp_path):
         broken[place] ^= 1 << rng.randrange(8)
         stem.with_name("t.0.sqlite").write_bytes(bytes(broken))
         try:
-            again = KeptAnswers(stem, SETTINGS)
+            again = AnswerStore(stem, SETTINGS)
         except HesnrError as error:
             outcomes["error" if "t.0.sqlite" in str(error) else "an error without the file"] += 1
             continue
@@ -61,21 +60,21 @@ def test_no_flipped_bit_changes_an_answer_silently(tmp_path):
 def test_a_damaged_answer_is_sampled_again_and_counted(tmp_path, caplog):
     path = filled(tmp_path / "t")
     path.write_bytes(path.read_bytes().replace(b"answer b", b"answer B"))
-    again = KeptAnswers(tmp_path / "t", SETTINGS)
+    again = AnswerStore(tmp_path / "t", SETTINGS)
     assert (again.get("a") is None, again.get("b"), again.damaged) == (False, None, 1)
     assert any("1 kept answers are damaged" in record.getMessage() for record in caplog.records)
     again.put([("b", 7, "mended")])
     again.close()
-    again = KeptAnswers(tmp_path / "t", SETTINGS)
+    again = AnswerStore(tmp_path / "t", SETTINGS)
     assert (again.get("b"), again.damaged) == ("mended", 0)
     again.close()
 
 
 def test_another_tasks_answers_in_the_folder_are_not_these(tmp_path):
-    other = KeptAnswers(tmp_path / "t.hard", {**SETTINGS, "task": "t.hard"})
+    other = AnswerStore(tmp_path / "t.hard", {**SETTINGS, "task": "t.hard"})
     other.put([("x", 1, "theirs")])
     other.close()
-    kept = KeptAnswers(tmp_path / "t", SETTINGS)
+    kept = AnswerStore(tmp_path / "t", SETTINGS)
     assert kept.get("x") is None
     kept.close()
 
@@ -83,60 +82,60 @@ def test_another_tasks_answers_in_the_folder_are_not_these(tmp_path):
 def test_a_folder_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HesnrError, match="cannot write answers"):
-        KeptAnswers(tmp_path / "file" / "t", SETTINGS)
+        AnswerStore(tmp_path / "file" / "t", SETTINGS)
 
 
 def test_other_settings_are_not_mixed_in(tmp_path):
     filled(tmp_path / "t")
     other = {**SETTINGS, "generation_kwargs": {"temperature": 1.0}}
     with pytest.raises(SettingsError, match=r"generation_kwargs\.temperature: 0\.6 there, 1\.0 here"):
-        KeptAnswers(tmp_path / "t", other)
+        AnswerStore(tmp_path / "t", other)
 
 
 def test_what_is_no_file_of_answers_is_an_error(tmp_path):
     (tmp_path / "t.0.sqlite").write_text("rubbish" * 100)
     with pytest.raises(DataError, match=r"t\.0\.sqlite: no readable file of kept answers"):
-        KeptAnswers(tmp_path / "t", SETTINGS)
+        AnswerStore(tmp_path / "t", SETTINGS)
 
 
 def test_processes_write_apart_and_read_all(tmp_path):
     filled(tmp_path / "t", "ab", rank=0)
     filled(tmp_path / "t", "cd", rank=1)
     filled(tmp_path / "t-2", "xy")  # another task, whose name begins alike
-    kept = KeptAnswers(tmp_path / "t", SETTINGS, rank=2)
+    kept = AnswerStore(tmp_path / "t", SETTINGS, rank=2)
     assert [kept.get(key) is not None for key in "abcdxy"] == [True] * 4 + [False] * 2
     kept.close()
 
 
 def test_two_runs_on_one_file_lose_nothing(tmp_path):
-    first, second = (KeptAnswers(tmp_path / "t", SETTINGS) for _ in range(2))
+    first, second = (AnswerStore(tmp_path / "t", SETTINGS) for _ in range(2))
     first.put([("a", 1, "x"), ("b", 2, "y")])
     second.put([("b", 2, "y"), ("c", 3, "z")])
     first.close()
     second.close()
-    again = KeptAnswers(tmp_path / "t", SETTINGS)
+    again = AnswerStore(tmp_path / "t", SETTINGS)
     assert [again.get(key) for key in "abc"] == ["x", "y", "z"]
     again.close()
 
 
 def test_the_place(tmp_path, monkeypatch):
-    assert place_of_answers("none", "t", "m", SETTINGS) is None
-    assert place_of_answers(str(tmp_path), "a/t", "m", SETTINGS) == tmp_path / "a-t"
+    assert answers_stem("none", "t", "m", SETTINGS) is None
+    assert answers_stem(str(tmp_path), "a/t", "m", SETTINGS) == tmp_path / "a-t"
     running = Evaluation(output_path=Path("out/results.json"))
     monkeypatch.setattr(lm_tasks, "running_evaluation", lambda: running)
-    found = place_of_answers(None, "t", "org/model", SETTINGS)
+    found = answers_stem(None, "t", "org/model", SETTINGS)
     assert found.parent.as_posix() == "out/answers"
     assert found.name.startswith("t-model-")
-    assert found != place_of_answers(None, "t", "org/model", {**SETTINGS, "task": "u"})
+    assert found != answers_stem(None, "t", "org/model", {**SETTINGS, "task": "u"})
     running = Evaluation()
-    assert place_of_answers(None, "t", "m", SETTINGS) is None
+    assert answers_stem(None, "t", "m", SETTINGS) is None
 
 
 def test_seeds_are_distinct_within_a_problem_and_the_same_again():
-    problem = identity("2 + 2 =", 1)
+    problem = problem_id("2 + 2 =", 1)
     seeds = [seed_of(1234, problem, i) for i in range(2000)]
     assert len(set(seeds)) == 2000
     assert all(0 <= seed < SEED_LIMIT for seed in seeds)
     assert seeds == [seed_of(1234, problem, i) for i in range(2000)]
     assert not set(seeds) & {seed_of(1235, problem, i) for i in range(2000)}
-    assert not set(seeds) & {seed_of(1234, identity("2 + 2 =", 2), i) for i in range(2000)}
+    assert not set(seeds) & {seed_of(1234, problem_id("2 + 2 =", 2), i) for i in range(2000)}

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hesnr_tasks.passk.estimator import Outcomes, Plan, curve, differences, discordant
+from hesnr_tasks.passk.estimator import AnswerCounts, IntervalSettings, curve, differences, discordant
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("statistics.json").read_text())
 
 
 def outcomes(name, n, c):
     labels = tuple(f"p{i:03}" for i in range(len(c)))
-    return Outcomes(name, labels, labels, np.array(n), np.array(c))
+    return AnswerCounts(name, labels, labels, np.array(n), np.array(c))
 
 
 def same(values, golden):
@@ -33,7 +33,7 @@ def test_the_curve(name):
         same(point, golden)
 
 
-PLAN = Plan(resamples=GOLDEN["resamples"])
+PLAN = IntervalSettings(resamples=GOLDEN["resamples"])
 
 
 @pytest.mark.parametrize("name", [name for name, case in GOLDEN["cases"].items() if case["b"]])

@@ -9,13 +9,11 @@ from scipy import stats
 
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.passk.estimator import (
-    Outcomes,
-    Plan,
-    clopper_pearson,
+    AnswerCounts,
+    IntervalSettings,
     curve,
     differences,
     discordant,
-    mean_error,
     newcombe,
     sign_flip,
     wilson,
@@ -25,13 +23,17 @@ from hesnr_tasks.stats import minimum_detectable, paired, resample_counts
 
 def outcomes(n, c, name="run"):
     labels = tuple(f"p{i:03}" for i in range(len(c)))
-    return Outcomes(name, labels, labels, np.broadcast_to(n, len(c)).astype(np.int64), np.asarray(c, dtype=np.int64))
+    return AnswerCounts(
+        name, labels, labels, np.broadcast_to(n, len(c)).astype(np.int64), np.asarray(c, dtype=np.int64)
+    )
 
 
 @pytest.mark.parametrize(("c", "n"), [(0, 1), (1, 1), (0, 30), (13, 30), (17, 30), (30, 30), (3, 256)])
 def test_wilson_and_clopper_pearson_equal_scipy(c, n):
     exact, score = (stats.binomtest(c, n).proportion_ci(method=method) for method in ("exact", "wilson"))
-    assert clopper_pearson(c, n) == pytest.approx(tuple(exact), abs=1e-12)
+    (point,) = curve(outcomes(n, [c]), [1])
+    assert (point.low, point.high) == pytest.approx(tuple(exact), abs=1e-12)
+    assert point.method == "Clopper-Pearson"
     assert wilson(c, n) == pytest.approx(tuple(score), abs=1e-12)
 
 
@@ -89,12 +91,12 @@ def test_the_largest_published_gain_of_four_problems_is_p_one_eighth():
 
 
 def test_standard_error_is_the_spread_over_resamples_and_heeds_no_order():
-    values = [0.0, 0.25, 1.0, 0.5, 0.125]
-    mean, error = mean_error(values, 500, 7)
-    ordered = np.sort(values)
+    right, settings = [0, 2, 8, 4, 1], IntervalSettings(500, 7)
+    (point,), (same,) = (curve(outcomes(8, c), [1], settings) for c in (right, right[::-1]))
+    ordered = np.sort(right) / 8
     drawn = [sum(c * v for c, v in zip(row.tolist(), ordered)) / 5 for row in resample_counts(5, 500, 7)]
-    assert (mean, error) == (pytest.approx(0.375), pytest.approx(np.std(drawn, ddof=1)))
-    assert mean_error(values[::-1], 500, 7) == (mean, error)
+    assert (point.value, point.stderr) == (pytest.approx(0.375), pytest.approx(np.std(drawn, ddof=1)))
+    assert same == point
 
 
 def test_one_problem_has_the_exact_interval_carried_to_k():
@@ -143,7 +145,7 @@ def simulate(problems, n, shape, ks, rounds, seed):
     hits = np.zeros(len(ks))
     for _ in range(rounds):
         c = rng.binomial(n, rng.beta(*shape, problems))
-        points = curve(outcomes(n, c), ks, Plan(resamples=100))
+        points = curve(outcomes(n, c), ks, IntervalSettings(resamples=100))
         hits += [point.low <= value <= point.high for point, value in zip(points, truth)]
     return hits / rounds
 
@@ -161,7 +163,7 @@ def test_equal_checkpoints_are_told_apart_once_in_twenty():
     for _ in range(150):
         chance = rng.beta(0.8, 1, 16)
         a, b = (outcomes(8, rng.binomial(8, chance)) for _ in range(2))
-        (compared,) = differences(a, b, [2], Plan(resamples=100))
+        (compared,) = differences(a, b, [2], IntervalSettings(resamples=100))
         alarms += [compared.p < 0.05, compared.p_mean < 0.05]
     assert (alarms / 150 <= 0.1).all()
 

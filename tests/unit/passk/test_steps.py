@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from hesnr_tasks.passk import lm_tasks
-from hesnr_tasks.passk.lm_tasks import Job
+from hesnr_tasks.passk.lm_tasks import SampleRequest
 
 
 class Engine:
@@ -61,7 +61,7 @@ class VLLM:
 
 def jobs(problems=3, repeats=4):
     return [
-        Job("t", "1", f"problem{p}", f"prompt {p}", {"until": ["END"], "temperature": 1.0}, 1234, None, i)
+        SampleRequest("t", "1", f"problem{p}", f"prompt {p}", {"until": ["END"], "temperature": 1.0}, 1234, None, i)
         for p in range(problems)
         for i in range(repeats)
     ]
