@@ -1,6 +1,6 @@
 """Shell text: its simple commands, one canonical spelling, and what each command does to which files.
 
-Texts are lexed (`filters.lexers.shell`), never executed. Nothing here raises, whatever the text.
+Texts are lexed (`shell_lexer`), never executed. Nothing here raises, whatever the text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from hesnr_tasks.actions import CharSpan
+from hesnr_tasks.actions.shell_lexer import Command, HereDocument, Word, lex_shell
 from hesnr_tasks.actions.tools import (
     ALIKE,
     PROGRAMS,
@@ -26,7 +27,6 @@ from hesnr_tasks.actions.tools import (
     WRITERS,
     table,
 )
-from hesnr_tasks.filters.lexers.shell import Command, HereDocument, Word, lex_shell
 
 # from what matters most to what matters least: the first of them that an action contains is the action's class
 CLASSES = ("submit", "edit", "test", "run", "install", "vcs", "search", "read", "think", "other", "none")

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from hesnr_tasks.actions import CharSpan
 from hesnr_tasks.filters.lexers import Grammar, clike, config, scripts
-from hesnr_tasks.filters.lexers.shell import shell
 
 __all__ = [
     "LANGUAGES",
@@ -55,7 +54,7 @@ _TABLE = (
              r"(?:python|pypy|ipython)[\d.]*w?|uv-python", r"-\w*c",
              r"SCons(?:truct|cript)|BUILD(?:\.bazel)?|WORKSPACE(?:\.bazel)?|Snakefile|wscript|\.pythonrc"),
     Language("toml", config.toml, "toml", files=r"Pipfile|poetry\.lock|Cargo\.lock|uv\.lock|pdm\.lock"),
-    Language("shell", shell, "sh bash zsh ksh bats command env envrc", "", r"(?:ba|z|k|da|a)?sh", r"-\w*c",
+    Language("shell", config.shell, "sh bash zsh ksh bats command env envrc", "", r"(?:ba|z|k|da|a)?sh", r"-\w*c",
              r"\.(?:bash|zsh|k?sh)rc|\.(?:bash_)?profile|\.bash_aliases|\.zshenv|\.envrc|\.env(?:\..*)?|PKGBUILD"),
     Language("yaml", config.yaml, "yaml yml", files=r"\.clang-(?:format|tidy)|\.(?:yamllint|prettierrc|rubocop\.yml)"),
     Language("ini", config.ini, "ini cfg conf properties editorconfig", files=r"setup\.cfg|tox\.ini"

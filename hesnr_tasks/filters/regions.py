@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from hesnr_tasks.actions import Call, View, join, json_decoded, unescape
 from hesnr_tasks.actions.grammar import parse_action
+from hesnr_tasks.actions.shell_lexer import Command, HereDocument, Word, lex_shell
 from hesnr_tasks.actions.tools import is_editor, is_patch, is_prose, names, parameter_role, tool_runs, works_on_files
 from hesnr_tasks.filters.languages import LANGUAGES, PROSE, by_file, by_file_name, by_interpreter, by_look, by_tag
-from hesnr_tasks.filters.lexers.shell import Command, HereDocument, Word, lex_shell
 
 __all__ = ["Region", "regions"]
 

@@ -14,11 +14,11 @@ PowerShell, Erlang, Terraform) take quadratic time on odd input. `benchmarks/fil
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hesnr_tasks.actions import CharSpan
+from hesnr_tasks.actions.shell_lexer import LOOSE, LineIndex
 
 Grammar = Callable[[str], list[CharSpan]]  # from the text of a file or fragment to the spans of its comments
 
@@ -30,35 +30,6 @@ Rule = tuple[str, str]
 - `hole`: ask the lexer's `hole` for a later stretch of text to pass over (the body of a here-document);
 - `maybe`, `maybe MODE`: a string, or the beginning of one, if the lexer's `check` accepts the match.
 """
-
-
-# how `LineIndex.find` compares lines
-EXACT = "="
-TABS = "\t"  # tabs before a line do not count
-LOOSE = "~"  # nor white space around it and closing brackets, quotes and punctuation after it
-
-
-class LineIndex:
-    """Where lines of a given content begin; indexed at the first question."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._starts: dict[str, list[int]] | None = None
-
-    def find(self, line: str, position: int, comparison: str = EXACT) -> int:
-        """Start of the first line at or after `position` that is `line`, or -1."""
-        if self._starts is None:
-            self._starts, start = {}, 0
-            for content in self.text.split("\n"):
-                if len(content) <= 100:
-                    bare = content.removesuffix("\r")
-                    loose = bare.strip().rstrip(")\"';,.`")
-                    for key in (EXACT + bare, TABS + bare.lstrip("\t"), LOOSE + loose):
-                        self._starts.setdefault(key, []).append(start)
-                start += len(content) + 1
-        starts = self._starts.get(comparison + line, [])
-        index = bisect_left(starts, position)
-        return starts[index] if index < len(starts) else -1
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Configuration, data and markup: YAML, TOML, INI, SQL, HTML, requirements, Dockerfile, make, CMake, Terraform."""
+"""Shell, configuration, data and markup: YAML, TOML, INI, SQL, HTML, Dockerfile, make, CMake, Terraform."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from hesnr_tasks.actions import CharSpan
+from hesnr_tasks.actions.shell_lexer import LineIndex, lex_shell
 from hesnr_tasks.filters.lexers import (
     BLOCK,
     DOUBLE,
@@ -15,7 +16,6 @@ from hesnr_tasks.filters.lexers import (
     LINE_END,
     MANY,
     Lexer,
-    LineIndex,
     Rule,
     here_document,
     if_any,
@@ -23,7 +23,6 @@ from hesnr_tasks.filters.lexers import (
     raw,
 )
 from hesnr_tasks.filters.lexers.clike import javascript, scss
-from hesnr_tasks.filters.lexers.shell import lex_shell
 
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
@@ -114,7 +113,19 @@ def html(text: str) -> list[CharSpan]:
     return comments + _MARKUP.scan(text, position=position).comments
 
 
-# --- files with shell in them -----------------------------------------------------------------------------------------
+# --- shell, and files with shell in them ------------------------------------------------------------------------------
+
+_FRAGMENT_DELIMITER = re.compile(r"^(?:[A-Z_]*EO[A-Z]+|END|[A-Z]+_EOF|HEREDOC)$", re.MULTILINE)
+
+
+def shell(text: str) -> list[CharSpan]:
+    """Spans of the comments of a script or fragment, which may begin inside a here-document."""
+    if "#" not in text:
+        return []
+    delimiter = _FRAGMENT_DELIMITER.search(text)
+    start = delimiter.end() if delimiter and "<<" not in text[: delimiter.start()] else 0
+    return [(a + start, b + start) for a, b in lex_shell(text[start:]).comments]
+
 
 _RUN = re.compile(r"^[ \t]*(?:ONBUILD[ \t]+)?(?:RUN|CMD|ENTRYPOINT)\b[ \t]*(?!\[)", re.MULTILINE | re.IGNORECASE)
 _CONTINUED = re.compile(r"(?:[^\n]*\\[ \t]*\r?\n|[ \t]*#[^\n]*\n|[ \t]*\r?\n(?=[ \t]+\S))*[^\n]*")

@@ -11,18 +11,16 @@ import re
 from collections.abc import Iterator
 
 from hesnr_tasks.actions import CharSpan
+from hesnr_tasks.actions.shell_lexer import EXACT, LOOSE, LineIndex
 from hesnr_tasks.filters.lexers import (
     CHARACTER,
     DOUBLE,
-    EXACT,
     HASH,
     LINE_END,
-    LOOSE,
     MANY,
     REGEX,
     SINGLE,
     Lexer,
-    LineIndex,
     Rule,
     Scan,
     here_document,

@@ -1,4 +1,4 @@
-"""Shell text: its comments, and the commands and here-documents in which programs of other languages stand.
+"""The lexer of shell text: commands, here-documents, comments.
 
 A lexer of the POSIX shell language with bash's additions: quotes, `$(…)`, backquotes, `${…}`, arithmetic,
 here-documents and here-strings. It runs on a stack of contexts, so nesting costs no recursion, and ends quietly
@@ -9,12 +9,40 @@ editor) is a here-document.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from hesnr_tasks.actions import CharSpan
-from hesnr_tasks.filters.lexers import EXACT, LOOSE, TABS, LineIndex
 
-__all__ = ["Command", "HereDocument", "Script", "Word", "lex_shell", "shell"]
+__all__ = ["EXACT", "LOOSE", "TABS", "Command", "HereDocument", "LineIndex", "Script", "Word", "lex_shell"]
+
+# how `LineIndex.find` compares lines
+EXACT = "="
+TABS = "\t"  # tabs before a line do not count
+LOOSE = "~"  # nor white space around it and closing brackets, quotes and punctuation after it
+
+
+class LineIndex:
+    """Where lines of a given content begin; indexed at the first question."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._starts: dict[str, list[int]] | None = None
+
+    def find(self, line: str, position: int, comparison: str = EXACT) -> int:
+        """Start of the first line at or after `position` that is `line`, or -1."""
+        if self._starts is None:
+            self._starts, start = {}, 0
+            for content in self.text.split("\n"):
+                if len(content) <= 100:
+                    bare = content.removesuffix("\r")
+                    loose = bare.strip().rstrip(")\"';,.`")
+                    for key in (EXACT + bare, TABS + bare.lstrip("\t"), LOOSE + loose):
+                        self._starts.setdefault(key, []).append(start)
+                start += len(content) + 1
+        starts = self._starts.get(comparison + line, [])
+        index = bisect_left(starts, position)
+        return starts[index] if index < len(starts) else -1
 
 
 @dataclass(slots=True)
@@ -59,18 +87,6 @@ class Script:
     comments: list[CharSpan] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     documents: list[HereDocument] = field(default_factory=list)
-
-
-_FRAGMENT_DELIMITER = re.compile(r"^(?:[A-Z_]*EO[A-Z]+|END|[A-Z]+_EOF|HEREDOC)$", re.MULTILINE)
-
-
-def shell(text: str) -> list[CharSpan]:
-    """Spans of the comments of a script or fragment, which may begin inside a here-document."""
-    if "#" not in text:
-        return []
-    delimiter = _FRAGMENT_DELIMITER.search(text)
-    start = delimiter.end() if delimiter and "<<" not in text[: delimiter.start()] else 0
-    return [(a + start, b + start) for a, b in lex_shell(text[start:]).comments]
 
 
 def lex_shell(text: str) -> Script:
