@@ -357,7 +357,7 @@ def test_vllm_serve_agrees_with_a_plain_forward(vllm, model, monkeypatch):
 def test_vllm_serve_echo_form_agrees_too(vllm, model, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     one = passage("one", 0, 700)
-    got, want = backend_of(vllm, timeout=300)._read(FORMS[1], one, 10), reference(model, one)
+    got, want = backend_of(vllm, timeout=300)._score_text(FORMS[1], one, 10), reference(model, one)
     assert (got.rank[want.rank > 11] <= -10).all()
     assert_same(got._replace(rank=np.where(got.rank < 0, want.rank, got.rank)), want)
 

@@ -50,7 +50,7 @@ def assert_error_or_right(served, form, spoil, *, refused=None):
     server, backend, want = served
     server.spoil = spoil
     try:
-        got = backend._read(form, TEXT, K)
+        got = backend._score_text(form, TEXT, K)
         told = ""
     except ScoringError as error:
         got, told = None, str(error)

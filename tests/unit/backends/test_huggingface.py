@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from hesnr_tasks.backends import _refuse_non_finite, backend_for, hf  # noqa: E402
+from hesnr_tasks.backends import backend_for, hf, refuse_non_finite  # noqa: E402
 from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
 from hesnr_tasks.backends.hf.engine import Engine, prefix_hashes  # noqa: E402
 from hesnr_tasks.backends.hf.forward import ForwardMode  # noqa: E402
@@ -404,7 +404,7 @@ def test_a_masked_target_is_an_error_that_names_trajectory_and_token():
     scores = scores_of(engine_for(phi(masked)), [text])[0]
     assert np.isneginf(scores.logprob[5])
     with pytest.raises(ScoringError, match=rf"probability 0 .* at token {place} of trajectory 't0' \(1 of 80 scored"):
-        _refuse_non_finite(text, scores)
+        refuse_non_finite(text, scores)
 
 
 def test_fewer_possible_tokens_than_candidates_are_an_error():
@@ -413,12 +413,12 @@ def test_fewer_possible_tokens_than_candidates_are_an_error():
     text = passage()
     text.ids[:] = 3 + text.ids % 10
     model = phi(masked)
-    _refuse_non_finite(text, scores_of(engine_for(model), [text])[0])
+    refuse_non_finite(text, scores_of(engine_for(model), [text])[0])
     with torch.no_grad():
         model.lm_head.bias[:5] = -math.inf
     text.ids[:] = 5 + text.ids % 8
     with pytest.raises(ScoringError, match=r"one of the k likeliest, at token \d+ of trajectory 't0' \(80 of 80"):
-        _refuse_non_finite(text, scores_of(engine_for(model), [text])[0])
+        refuse_non_finite(text, scores_of(engine_for(model), [text])[0])
 
 
 def test_fewer_than_ten_candidates_and_all_ranks():
