@@ -30,33 +30,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "CORRELATIONS",
-    "FEWEST_CHECKPOINTS",
-    "FEWEST_FOR_ERROR",
-    "LEVEL",
-    "MOST_RESAMPLES",
-    "RESAMPLES",
-    "SEED",
-    "Agreement",
-    "Difference",
-    "Estimate",
-    "Estimates",
-    "Scale",
-    "agreement",
-    "bootstrap_sums",
-    "correlations",
-    "effective_number",
-    "estimates",
-    "holm",
-    "minimum_detectable",
-    "paired",
-    "resample_counts",
-    "standard_error",
-    "trajectories_needed",
-    "why_withheld",
-]
-
 RESAMPLES = 10_000
 MOST_RESAMPLES = 1_000_000
 SEED = 1234

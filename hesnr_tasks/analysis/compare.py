@@ -29,18 +29,6 @@ from hesnr_tasks.stats import (
     why_withheld,
 )
 
-__all__ = [
-    "CompareConfig",
-    "Run",
-    "comparisons",
-    "diagnostics",
-    "difference",
-    "matched",
-    "only_selection",
-    "read_run",
-    "run_of",
-]
-
 IntArray = npt.NDArray[np.int64]
 _SHOWN = 3  # trajectories named in a message
 # what may differ between checkpoints that are ranked together: which model it is, and with what it was run

@@ -21,24 +21,6 @@ from hesnr_tasks.scores import Entry, ScoreStore, StoredRun, choose_runs, mixed
 from hesnr_tasks.stats import MOST_RESAMPLES
 from hesnr_tasks.trajectory import Kind
 
-__all__ = [
-    "Frame",
-    "Selection",
-    "check_epsilons",
-    "check_resamples",
-    "context_for",
-    "folders",
-    "grid_sums",
-    "group_sums",
-    "load",
-    "natural",
-    "parse_epsilon",
-    "selection",
-    "selections",
-    "token_sums",
-    "unique_names",
-]
-
 Array = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
 ALL, EVERY = "all", "every"

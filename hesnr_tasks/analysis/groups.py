@@ -1,10 +1,10 @@
-"""Ways to split tokens: by turn, by position, by tool, by language, by the trajectory's outcome, by trajectory."""
+"""Breakdowns of tokens: by turn, by position, by tool, by language, by the trajectory's outcome, by trajectory."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +13,16 @@ import numpy.typing as npt
 from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.analysis.frame import Frame
 from hesnr_tasks.filters.regions import regions
-from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.trajectory import Kind
-
-__all__ = ["BREAKDOWNS", "COLUMNS", "Groups", "grouped"]
 
 IntArray = npt.NDArray[np.int64]
 _POSITIONS = (0, 8, 32, 64, 128, 256, 512, 1024)  # 1024 tokens
 _ESCAPE = 12  # characters of the original behind one of the program: \\ud83d\\ude00
 NO_CALL = "(no call)"
 NO_LANGUAGE = "(none known)"
+
+
+_Mark = tuple[int, int, str]  # characters from, to, and what they are; later ones win
 
 
 class Groups(NamedTuple):
@@ -53,26 +53,18 @@ def _by_position(frame: Frame) -> Groups:
 def _by_resolved(frame: Frame) -> Groups:
     """One text can have several sources; those that disagree are a group of their own."""
     names = ("resolved", "unresolved", "unknown", "mixed")
-    found = []
+    codes = []
     for entry in frame.entries:
         outcomes = {source.resolved for source in entry.sources} or {None}
-        found.append({True: 0, False: 1, None: 2}[outcomes.pop()] if len(outcomes) == 1 else 3)
-    return Groups(names, np.repeat(np.array(found, dtype=np.int64), np.diff(frame.bounds)))
-
-
-def _by_tool(frame: Frame) -> Groups:
-    return _by_text(frame, _tools, NO_CALL)
-
-
-def _by_language(frame: Frame) -> Groups:
-    return _by_text(frame, _languages, NO_LANGUAGE)
+        codes.append({True: 0, False: 1, None: 2}[outcomes.pop()] if len(outcomes) == 1 else 3)
+    return Groups(names, np.repeat(np.array(codes, dtype=np.int64), np.diff(frame.bounds)))
 
 
 BREAKDOWNS: dict[str, Callable[[Frame], Groups]] = {
     "turn": _by_turn,
     "position": _by_position,
-    "tool": _by_tool,
-    "language": _by_language,
+    "tool": lambda frame: _by_text(frame, _tools, NO_CALL),
+    "language": lambda frame: _by_text(frame, _languages, NO_LANGUAGE),
     "resolved": _by_resolved,
 }
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -84,52 +76,36 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "trajectory": (),
 }
 
-_Marks = Iterator[tuple[int, int, str]]  # characters from, to, and what they are; later ones win
 
-
-def _by_text(frame: Frame, marks: Callable[[str], _Marks], otherwise: str) -> Groups:
+def _by_text(frame: Frame, marks: Callable[[str], Iterator[_Mark]], otherwise: str) -> Groups:
     """A token belongs where its last character does: a space before a word is part of that word's token."""
     codes = {otherwise: 0}
     index = np.zeros(len(frame.label), dtype=np.int64)
     last = np.maximum(frame.extra["char_end"] - 1, 0)
     for i, entry in enumerate(frame.entries):
+        rendered = frame.store.text(entry.key).rendered
+        chars = np.zeros(max(1, len(rendered.text)), dtype=np.int64)
+        for block in rendered.blocks():
+            if block.kind is Kind.ACTION:
+                for start, end, name in marks(rendered.text[block.start : block.end]):
+                    chars[block.start + start : block.start + end] = codes.setdefault(name, len(codes))
         tokens = slice(frame.bounds[i], frame.bounds[i + 1])
-        chars = _marked(frame.store.text(entry.key).rendered, marks, codes)
         index[tokens] = chars[last[tokens]]
-    return _most_first(tuple(codes), index)
+    names = tuple(codes)
+    order = np.argsort(-np.bincount(index, minlength=len(names)), kind="stable")  # the most frequent first
+    shown = tuple(re.sub(r"\s+", " ", names[i])[:60] for i in order)
+    return Groups(shown, np.argsort(order)[index])
 
 
-def _marked(rendered: Rendered, marks: Callable[[str], _Marks], codes: dict[str, int]) -> IntArray:
-    chars = np.zeros(max(1, len(rendered.text)), dtype=np.int64)
-    for start, end in _actions(rendered):
-        for a, b, name in marks(rendered.text[start:end]):
-            chars[start + a : start + b] = codes.setdefault(name, len(codes))
-    return chars
-
-
-def _actions(rendered: Rendered) -> Iterator[tuple[int, int]]:
-    """Start and end of each action: neighbouring spans of one turn are one action."""
-    for block in rendered.blocks():
-        if block.kind is Kind.ACTION:
-            yield block.start, block.end
-
-
-def _tools(text: str) -> _Marks:
+def _tools(text: str) -> Iterator[_Mark]:
     for call in parse_action(text):
         yield call.start, call.end, call.name or "(no name)"
 
 
-def _languages(text: str) -> _Marks:
+def _languages(text: str) -> Iterator[_Mark]:
     """Inner pieces come after the ones they are in, so a Python script in a shell command is Python."""
     for region in regions(text):
-        at = np.asarray(region.view.offsets[:-1])
-        if len(at):
-            for run in np.split(at, np.flatnonzero(np.diff(at) > _ESCAPE) + 1):
+        offsets = np.asarray(region.view.offsets[:-1])
+        if len(offsets):
+            for run in np.split(offsets, np.flatnonzero(np.diff(offsets) > _ESCAPE) + 1):
                 yield int(run[0]), int(run[-1]) + 1, region.language
-
-
-def _most_first(names: Sequence[str], index: IntArray) -> Groups:
-    order = np.argsort(-np.bincount(index, minlength=len(names)), kind="stable")
-    place = np.empty(len(names), dtype=np.int64)
-    place[order] = np.arange(len(names))
-    return Groups(tuple(re.sub(r"\s+", " ", names[i])[:60] for i in order), place[index])

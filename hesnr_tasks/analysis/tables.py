@@ -24,24 +24,6 @@ from hesnr_tasks.metrics import EPSILON, METRICS, Share, TrajectorySums, evaluat
 from hesnr_tasks.scores.files import write_whole
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, effective_number
 
-__all__ = [
-    "FORMATS",
-    "REPRODUCIBLE",
-    "SWEEP",
-    "WEIGHTS",
-    "Question",
-    "Table",
-    "breakdown",
-    "histograms",
-    "interval",
-    "profiles",
-    "results",
-    "show",
-    "sweep",
-    "write_tables",
-    "write_weights",
-]
-
 FORMATS = ("text", "csv", "json")
 REPRODUCIBLE = 6  # significant digits that float32 scores give alike on any CPU
 _HEADINGS = {"epsilon": "ε", "tokens_cut": "cut", "effective": "n_eff", "p_holm": "p holm"}

@@ -2,7 +2,7 @@
 
 A step is one action. Its decision tokens are the tokens that count (kinds and filters) and cover a character of its
 decision words (`actions.classes.decision_words`). With all filters the tool's name is call syntax and does not count:
-what is left is what a shell agent decides by. A step's entropy is H_topk at its decision tokens, the greatest by
+what remains is what a shell agent decides by. A step's entropy is H_topk at its decision tokens, the maximum by
 default. A step all of whose decision tokens were filtered or lie beyond the context has none (NaN): it is counted, and
 takes no part in any average.
 
@@ -27,7 +27,7 @@ import pandas as pd
 
 from hesnr_tasks.actions.classes import action_class, canonical_key, decision_words
 from hesnr_tasks.actions.shell import CLASSES
-from hesnr_tasks.analysis.cases import Speller
+from hesnr_tasks.analysis.cases import TokenTexts, decision
 from hesnr_tasks.analysis.frame import Frame, Selection, check_epsilons, folders, selections
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import SettingsError, nearest
@@ -35,27 +35,6 @@ from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, bootstrap_sums, estimates, resample_counts, standard_error
 from hesnr_tasks.trajectory import Kind
-
-__all__ = [
-    "COLUMNS",
-    "COMBINE",
-    "MEASURES",
-    "Item",
-    "Profile",
-    "Step",
-    "Steps",
-    "check",
-    "draw",
-    "gate_threshold",
-    "item_of",
-    "measure",
-    "number",
-    "profile_of",
-    "quantile",
-    "stderr_of",
-    "steps_of",
-    "tables",
-]
 
 CharSpan = tuple[int, int]
 IntArray = npt.NDArray[np.int64]
@@ -85,7 +64,7 @@ class Step(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What was measured at the s steps of one trajectory."""
+    """The measurements at the s steps of one trajectory."""
 
     entropy: FloatArray  # (s,) nats; NaN: no decision token was scored
     decisive: npt.NDArray[np.bool_]  # (s,) one of its decision tokens is in 𝓗
@@ -376,21 +355,21 @@ def tables(frame: Frame, args: argparse.Namespace) -> Iterable[Table]:
     options: dict[str, Any] = {"arguments": args.decision_arguments or 0, "combine": args.combine or "max"}
     settings = itertools.product(chosen, ks, check_epsilons(args.epsilon, ks))
     profiles = [profile_of(frame, *setting, **options) for setting in settings]
-    bootstrap = (args.resamples, args.seed)
-    yield _joined([_totals(profile, *bootstrap) for profile in profiles])
+
+    def joined(table_of: Callable[..., Table], *parameters: Any) -> Table:
+        parts = [table_of(profile, *parameters) for profile in profiles]
+        return parts[0]._replace(rows=[row for part in parts for row in part.rows])
+
+    yield joined(_totals, args.resamples, args.seed)
     for name in _GROUPS:
-        yield _joined([_breakdown(profile, name, *bootstrap) for profile in profiles])
-    yield _joined([_gates(profile, args.quantile or ()) for profile in profiles])
-    yield _joined([_forks(profile, args.forks or 10) for profile in profiles])
+        yield joined(_breakdown, name, args.resamples, args.seed)
+    yield joined(_gates, args.quantile or ())
+    yield joined(_forks, args.forks or 10)
     if args.format != "text":  # people look at the figure
-        yield _joined([_distribution(profile) for profile in profiles])
+        yield joined(_distribution)
     if args.output:
         several = len(folders(args.scores)) > 1
         draw(profiles[0], args.output / (f"tool_entropy-{frame.name.replace('/', '-')}" if several else "tool_entropy"))
-
-
-def _joined(settings: Sequence[Table]) -> Table:
-    return settings[0]._replace(rows=[row for table in settings for row in table.rows])
 
 
 def _totals(profile: Profile, resamples: int, seed: int) -> Table:
@@ -431,7 +410,7 @@ _GROUPS: dict[str, Callable[[Profile, Any], str]] = {
 
 
 def _order(group: str) -> tuple[int, str]:
-    """Classes as they matter, turns as they come, outcomes by name."""
+    """Classes in the order of `CLASSES`, turns by number, outcomes by name."""
     if group in CLASSES:
         return CLASSES.index(group), group
     first = group.split("-")[0]
@@ -442,22 +421,20 @@ def _breakdown(profile: Profile, name: str, resamples: int, seed: int) -> Table:
     """Mean, shares and 90 % quantile of each group of steps; all trajectories are resampled."""
     label = pd.Series([_GROUPS[name](profile, step) for step in profile.steps.itertuples()], profile.steps.index)
     groups = sorted(label.unique(), key=_order)
-    steps = profile.measured.assign(
-        group=label, steps=1.0, high=lambda steps: (steps.entropy > profile.about["epsilon"]) * 1.0
-    )
+    high = profile.measured.entropy > profile.about["epsilon"]
+    steps = profile.measured.assign(group=label, steps=1.0, high=high * 1.0)
     ratios = {"mean": "entropy", "high": "high", "he": "decisive"}
-    sums = steps.groupby(["trajectory", "group"])[["steps", "entropy", "high", "decisive"]].sum().astype(float)
+    sums = steps.groupby(["trajectory", "group"])[["steps", *ratios.values()]].sum().astype(float)
     cells = sums.unstack("group").reindex(range(len(profile.items)))
-    pairs = pd.MultiIndex.from_product([groups, ratios.values()])
-    numerator = cells.reindex(columns=pairs.swaplevel()).fillna(0.0).to_numpy()
-    denominator = cells.reindex(columns=[("steps", group) for group, _ in pairs]).fillna(0.0).to_numpy()
-    columns = estimates(numerator, denominator, resamples=resamples, seed=seed)
-    numbers = iter([Estimate(*ends) for ends in zip(*(column.tolist() for column in columns), strict=True)])
+    columns = [(ratio, group) for group in groups for ratio in ratios.values()]
+    numerator = cells.reindex(columns=columns).fillna(0.0).to_numpy()
+    denominator = cells.reindex(columns=[("steps", group) for _, group in columns]).fillna(0.0).to_numpy()
+    numbers = iter(estimates(numerator, denominator, resamples=resamples, seed=seed).rows())
     rows = []
     for group in groups:
         entropies = steps.entropy[steps.group == group]
         share = {"steps": len(entropies), "share": len(entropies) / len(steps) if len(steps) else math.nan}
-        line = {measure_name: next(numbers) for measure_name in ratios}
+        line = {ratio: next(numbers) for ratio in ratios}
         rows.append({**profile.about, name: group, **share, **line, "p90": quantile(entropies, 0.9)})
     note = "share: of all measured steps; ± resamples all trajectories"
     return Table(f"tool_entropy_by_{name}", f"Tool entropy by {name}", rows, (note,), wide=_WIDE)
@@ -482,45 +459,19 @@ def _forks(profile: Profile, each: int) -> Table:
     entry = profile.measured.trajectory.map(dict(enumerate(profile.entries)))
     steps = profile.measured.assign(entry=entry).drop_duplicates(["entry", "index"])
     steps = steps.sort_values(["entropy", "entry", "index"], ascending=[False, True, True]).head(each)
-    spell = Speller(profile.frame)
-    ranked = enumerate(steps.itertuples(), 1)
-    rows = [{**profile.about, "place": place, **_fork(profile, step, spell)} for place, step in ranked]
+    token_texts, rows = TokenTexts(profile.frame), []
+    for rank, step in enumerate(steps.itertuples(), 1):
+        token = decision(profile.frame, step.peak, profile.about["k"], token_texts)
+        action = profile.action(step).strip()
+        about = {"place": rank, "trajectory": token["trajectory"], "text_key": token["key"], "turn": step.turn}
+        about |= {"class": action_class(action), "action_key": canonical_key(action), "entropy": step.entropy}
+        about |= {name: token[name] for name in ("p", "rank", "token", "position")}
+        shown = action if len(action) <= 240 else action[:240] + " …"
+        rows.append({**profile.about, **about, "action": shown, "candidates": token["candidates"]})
     note = "candidates: of the most undecided token of the step, with probabilities over the full vocabulary"
-    return Table(
-        "tool_entropy_forks",
-        "Steps of greatest tool entropy",
-        rows,
-        (note,),
-        wide=("select", "k", "epsilon", *_WIDE, "text_key", "position", "action_key"),
-        below=("action", "candidates"),
-    )
-
-
-def _fork(profile: Profile, step: Any, spell: Speller) -> dict[str, Any]:
-    frame, entry, row = profile.frame, profile.frame.entries[step.entry], int(profile.frame.row[step.peak])
-    names = ("position", "char_start", "char_end", "topk_logprobs", "topk_ids")
-    _, columns = frame.store.columns(entry.key, names)
-    k = min(profile.about["k"], 10)
-    weights = np.exp(columns["topk_logprobs"][row, :k].astype(np.float64)).tolist()
-    action = profile.action(step).strip()
-    text = frame.store.text(entry.key).rendered.text
-    return {
-        "trajectory": ",".join(source.id for source in entry.sources),
-        "text_key": entry.key,
-        "turn": step.turn,
-        "class": action_class(action),
-        "action_key": canonical_key(action),
-        "entropy": step.entropy,
-        "p": float(np.exp(np.float64(frame.logprob[step.peak]))),
-        "rank": int(frame.rank[step.peak]),
-        "token": text[int(columns["char_start"][row]) : int(columns["char_end"][row])],
-        "position": int(columns["position"][row]),
-        "action": action if len(action) <= 240 else action[:240] + " …",
-        "candidates": [
-            [spell(token), round(weight, 6)]
-            for token, weight in zip(columns["topk_ids"][row, :k].tolist(), weights, strict=True)
-        ],
-    }
+    wide = ("select", "k", "epsilon", *_WIDE, "text_key", "position", "action_key")
+    title = "Steps of greatest tool entropy"
+    return Table("tool_entropy_forks", title, rows, (note,), wide=wide, below=("action", "candidates"))
 
 
 def _histogram(profile: Profile) -> tuple[IntArray, FloatArray]:

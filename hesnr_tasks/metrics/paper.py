@@ -13,7 +13,6 @@ import numpy as np
 from hesnr_tasks.metrics.registry import TokenColumns, metric
 from hesnr_tasks.stats import Scale
 
-__all__: list[str] = []
 _PAPER = "arXiv 2601.20255"
 
 

@@ -8,8 +8,6 @@ from typing import Any
 from hesnr_tasks.metrics.registry import TokenColumns, metric
 from hesnr_tasks.stats import Scale
 
-__all__: list[str] = []
-
 
 @metric(
     "bpb", better="down", unit="bits/byte", title="BPB ↓", scale=Scale.POSITIVE, needs=("n_bytes",),

@@ -29,25 +29,6 @@ from hesnr_tasks.stats import (
     estimates,
 )
 
-__all__ = [
-    "EPSILON",
-    "METRICS",
-    "MIN_TOKENS",
-    "Item",
-    "Metric",
-    "TokenColumns",
-    "TrajectorySums",
-    "aggregate",
-    "aggregate_error",
-    "cell_sums",
-    "evaluate",
-    "measure",
-    "metric",
-    "token_bytes",
-    "topk_entropy",
-    "unregister",
-]
-
 EPSILON = (math.log(3) + math.log(4)) / 2  # 1.2424533…: midpoint of ln 3 and ln 4, in nats
 MIN_TOKENS = 30  # below that a mean is withheld: its relative error is some 20 % even for independent tokens
 
