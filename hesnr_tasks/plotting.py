@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 
     from hesnr_tasks.stats import Estimate
 
-__all__ = ["COLOURS", "LINES", "MARKERS", "error_bars", "figure", "label", "look", "save"]
+__all__ = [
+    "COLOURS",
+    "LINES",
+    "MARKERS",
+    "bar_lengths",
+    "error_bars",
+    "figure",
+    "label",
+    "limit_axis",
+    "look",
+    "save",
+    "series",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -56,58 +68,87 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 3.6, height: float
     except ImportError:
         raise HesnrError("figures need matplotlib: pip install 'hesnr-tasks[report]'") from None
     with matplotlib.rc_context(_LOOK):
-        drawn = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        return drawn, drawn.subplots(rows, columns, squeeze=False)
+        canvas = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        return canvas, canvas.subplots(rows, columns, squeeze=False)
 
 
 def label(text: str) -> str:
-    """A name that is shown as it is, whatever is in it: no formula, no line break, no endless line."""
+    """A name for a figure, whatever is in it: no formula, no line break, at most 18 characters."""
     shown = printable(text)
     shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
     return shown.replace("$", r"\$")
 
 
+def series(index: int) -> dict[str, Any]:
+    """Colour, marker and line of a series."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index % len(LINES)],
+    }
+
+
+def bar_lengths(numbers: Iterable[Estimate]) -> list[list[float]]:
+    """Distances to both ends of the intervals, as `errorbar` takes them; 0 where there is no interval."""
+    pairs = [(number.value - number.ci_low, number.ci_high - number.value) for number in numbers]
+    return [[max(0.0, pair[side]) if math.isfinite(pair[side]) else 0.0 for pair in pairs] for side in (0, 1)]
+
+
 def error_bars(
     axis: Any,
-    i: int,
-    name: str,
-    places: Sequence[float],
+    index: int,
+    name: str | None,
+    positions: Sequence[float],
     numbers: Sequence[Estimate],
     *,
     across: bool = False,
     line: bool = True,
 ) -> None:
-    """Series `i`: values with their intervals, where they have one, along y, or along x if `across`."""
-    reach = [(n.value - n.low, n.high - n.value) if math.isfinite(n.low + n.high) else (0.0, 0.0) for n in numbers]
-    errors = [[max(0.0, end) for end in side] for side in zip(*reach, strict=True)]
+    """A series of values with their intervals along y, joined by a line if `line`; along x, unjoined, if `across`."""
+    look = series(index) | ({} if line and not across else {"linestyle": "none"})
     values = [number.value for number in numbers]
-    style = LINES[i % len(LINES)] if line and not across else "none"
-    shape: dict[str, Any] = {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "linestyle": style,
-    }
-    x, y = (values, places) if across else (places, values)
-    axis.errorbar(x, y, **{"xerr" if across else "yerr": errors}, label=name, elinewidth=1, **shape)
+    x, y = (values, positions) if across else (positions, values)
+    axis.errorbar(x, y, **{"xerr" if across else "yerr": bar_lengths(numbers)}, label=name, elinewidth=1, **look)
+
+
+def limit_axis(axes: Any, numbers: Iterable[Estimate], axis: str = "y") -> None:
+    """Limits from the values: intervals widen them by at most the span of the values on each side."""
+    log = getattr(axes, f"get_{axis}scale")() == "log"
+    shown = [x for x in numbers if math.isfinite(x.value) and (x.value > 0 or not log)]
+    if not shown:
+        return
+
+    def position(value: float) -> float:
+        return math.log(max(value, 1e-300)) if log else value
+
+    values = [position(number.value) for number in shown]
+    ends = [position(end) for number in shown for end in (number.ci_low, number.ci_high) if math.isfinite(end)]
+    smallest, largest = min(values), max(values)
+    span = max(largest - smallest, 0.1 * max(map(abs, values)), 1e-9)
+    low, high = max(smallest - span, min([*ends, smallest])), min(largest + span, max([*ends, largest]))
+    pad = 0.06 * max(high - low, span / 2)
+    start = max(low - pad, 0.0) if low >= 0 and not log else low - pad  # no room for impossible values
+    getattr(axes, f"set_{axis}lim")(*(math.exp(x) if log else x for x in (start, high + pad)))
 
 
 @contextlib.contextmanager
 def look() -> Iterator[None]:
-    """Whatever is drawn within has the look: line widths, markers and caps are settled when they are drawn."""
+    """Draw within it: line widths, markers and caps are set when they are drawn."""
     import matplotlib
 
     with matplotlib.rc_context(_LOOK):
         yield
 
 
-def save(drawn: Figure, stem: Path) -> list[Path]:
+def save(canvas: Figure, stem: Path) -> list[Path]:
     """Write `stem`.svg (vector) and `stem`.png (200 dpi); returns both paths."""
     import matplotlib
 
     svg, png = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(_LOOK):
-        drawn.savefig(svg, format="svg", metadata={"Date": None})
-        drawn.savefig(png, format="png", dpi=200)
+        canvas.savefig(svg, format="svg", metadata={"Date": None})
+        canvas.set_layout_engine("none")  # the layout is computed; again for the PNG would take as long as drawing
+        canvas.savefig(png, format="png", dpi=200, pil_kwargs={"compress_level": 1})
     paths = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
     for path, content in zip(paths, (svg.getvalue(), _shrunk(png)), strict=True):
         write_output(path, content)
@@ -120,6 +161,6 @@ def _shrunk(png: IO[bytes]) -> bytes:
 
     with Image.open(png) as picture:
         small = picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    made = io.BytesIO()
-    small.save(made, format="png", optimize=True)
-    return made.getvalue()
+    buffer = io.BytesIO()
+    small.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()

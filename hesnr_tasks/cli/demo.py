@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hesnr_tasks import demo
-from hesnr_tasks.cli.report import write_report
+from hesnr_tasks.cli.report import save_report
 from hesnr_tasks.errors import HesnrError
-from hesnr_tasks.report import leaderboard
+from hesnr_tasks.report import tables
 from hesnr_tasks.report.ladder import read_ladder
-from hesnr_tasks.report.results import read_results
+from hesnr_tasks.report.results import find_score_folders, read_results
 from hesnr_tasks.tasks.registration import tasks_path
 
 __all__ = ["add_arguments", "run"]
@@ -51,19 +51,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(folders: Sequence[Path], output: Path) -> int:
     """Leaderboard, figures and page; the leaderboard alone where pyarrow or matplotlib is missing."""
-    rows = read_results(folders)
-    ladder = read_ladder({row.model for row in rows}).checkpoints
-    print(f"\n{leaderboard.markdown(rows, ladder)}")
-    lacking = [name for name in ("pyarrow", "matplotlib") if importlib.util.find_spec(name) is None]
+    results = read_results(folders)
+    ladder = read_ladder({result.model for result in results}).checkpoints
+    print(f"\n{tables.leaderboard_markdown(tables.boards(results, ladder))}")
+    lacking = [name for name in ("pyarrow", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
     if lacking:
         print(f"\nFigures and the page need {' and '.join(lacking)}: pip install 'hesnr-tasks[report]'")
-        leaderboard.write(rows, ladder, output)
+        tables.write_leaderboard(results, ladder, output)
         return 0
-    from hesnr_tasks.report.data import study
-    from hesnr_tasks.report.results import find_scores
+    from hesnr_tasks.report.data import build_report_data
 
-    found, remarks = find_scores(rows, folders)
-    write_report(study(rows, ladder, found, {}, remarks=remarks), output)
+    score_folders, notes = find_score_folders(results, folders)
+    save_report(build_report_data(results, ladder, score_folders, {}, notes=notes), output)
     return 0
 
 

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hesnr_tasks.analysis.frame import check_resamples
-from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, show
-from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.cli.options import add_context, add_run_option
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError
-from hesnr_tasks.report import leaderboard
-from hesnr_tasks.report.ladder import Ladder, Score, in_one_unit, read_downstream, read_ladder, scaled
-from hesnr_tasks.report.results import Row, hidden, read_results
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.report import tables
+from hesnr_tasks.report.ladder import downstream_scores, read_ladder
+from hesnr_tasks.report.results import find_score_folders, read_results, superseded_notes
 from hesnr_tasks.stats import RESAMPLES, SEED
 
 if TYPE_CHECKING:
-    from hesnr_tasks.report.data import Study
-    from hesnr_tasks.report.page import Drawn
+    from hesnr_tasks.report.data import ReportData
 
-__all__ = ["add_arguments", "run", "write_report"]
+__all__ = ["add_arguments", "run", "save_report"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,140 +42,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the leaderboard of the results named; write the report if asked to."""
+    """Print the leaderboard of the results; write the report with -o."""
     check_resamples(args.resamples, args.seed)
-    rows, folders, remarks = _found(args)
-    ladder = read_ladder({*(row.model for row in rows), *folders}, args.ladder)
+    folders = [Path(source) for source in args.results if Path(source).is_dir()]
+    has_scores = bool(args.scores) or any(next(folder.rglob("run.json"), None) for folder in folders)
+    results = read_results(args.results, optional=has_scores)
+    notes = superseded_notes(results)
+    score_folders: dict[str, Path] = {}
+    if args.output or args.downstream or not results:
+        score_folders, unreadable = find_score_folders(results, args.results, args.scores)
+        notes += unreadable
+    ladder = read_ladder({*(result.model for result in results), *score_folders}, args.ladder)
     if not ladder.checkpoints:
-        raise DataError(f"no checkpoint is left to report on: {'; '.join(remarks)}")
-    scores, strange = _downstream(args.downstream, ladder)
-    if rows:
-        print(leaderboard.markdown(rows, ladder.checkpoints, args.sort))
-    if args.output is None and not scores:
-        _tell(remarks)
-        return _nothing_more(rows)
-    from hesnr_tasks.report.data import study
+        raise DataError(f"no checkpoint is left to report on: {'; '.join(notes)}")
+    downstream, unmatched = downstream_scores(ladder, args.downstream)
+    if results:
+        print(tables.leaderboard_markdown(tables.boards(results, ladder.checkpoints, args.sort)))
+    if args.output is None and not downstream:
+        _print_notes(notes)
+        if not results:
+            raise SettingsError(
+                "a leaderboard is made of result files, and there are only score files here. Add -o OUT for figures "
+                "and page, or ask hesnr analyze for their numbers."
+            )
+        return 0
+    from hesnr_tasks.report.data import build_report_data
 
-    made = study(
-        rows, ladder.checkpoints, folders, scores,
-        remarks=[*remarks, *strange], run=args.run, resamples=args.resamples, seed=args.seed, context=args.context,
+    data = build_report_data(
+        results, ladder.checkpoints, score_folders, downstream,
+        notes=[*notes, *unmatched], run=args.run, resamples=args.resamples, seed=args.seed, context=args.context,
     )  # fmt: skip
-    if scores:
-        print("\n" + show([_short(table) for table in _agreed(made)], "text", {}))
+    if downstream:
+        table = tables.agreements(data)
+        ends = [name for row in table.rows[:1] for name in row if name.endswith(("_low", "_high"))]
+        table = table._replace(wide=ends, notes=[*table.notes, "with -o OUT: intervals in tables/correlations.csv"])
+        print("\n" + show([table], "text", {}))
     if args.output:
-        write_report(made, args.output, args.sort)
+        save_report(data, args.output, args.sort)
     else:
-        _tell(made.notes)
+        _print_notes(data.notes)
     return 0
 
 
-def _nothing_more(rows: Sequence[Row]) -> int:
-    if rows:
-        return 0
-    raise SettingsError(
-        "a leaderboard is made of result files, and there are only score files here. Add -o OUT for figures and page, "
-        "or ask hesnr analyze for their numbers."
-    )
+def save_report(data: ReportData, folder: Path, sort: str = "step") -> None:
+    """Write the report, and print its notes and what it lacks."""
+    from hesnr_tasks.report.page import write_report
+
+    figures = write_report(data, folder, sort)
+    _print_notes(data.notes)
+    for part in data.missing:
+        print(f"hesnr: without {part.what}: {part.why}. It takes: {part.command}", file=sys.stderr)
+    print(f"\nSaved: {folder / 'report.html'}, leaderboard.md and .csv, tables/, {figures} figures in figures/")
 
 
-def _tell(notes: Sequence[str]) -> None:
+def _print_notes(notes: Sequence[str]) -> None:
     for note in notes:
         print(f"hesnr: {note}", file=sys.stderr)
-
-
-def _found(args: argparse.Namespace) -> tuple[list[Row], dict[str, Path], list[str]]:
-    """Results, and the score files that belong to them (looked for only where they are used)."""
-    trees = [Path(source) for source in args.results if Path(source).is_dir()]
-    scored = bool(args.scores) or any(next(tree.rglob("run.json"), None) for tree in trees)
-    rows = read_results(args.results, optional=scored)
-    remarks = hidden(rows)
-    if args.output is None and not args.downstream and rows:
-        return rows, {}, remarks
-    from hesnr_tasks.report.results import find_scores
-
-    folders, strange = find_scores(rows, args.results, args.scores)
-    return rows, folders, [*remarks, *strange]
-
-
-def _downstream(paths: Sequence[Path], ladder: Ladder) -> tuple[dict[str, Score], list[str]]:
-    """Scores of the ladder file and of `paths`, in the order of the ladder; a score that both give must be the same."""
-    told = scaled({name: Score(value, n) for name, (value, n) in ladder.downstream.items()})
-    if not paths:
-        return told, []
-    found, strange = read_downstream(paths, [one.name for one in ladder.checkpoints])
-    for name in told.keys() & found.keys():
-        if told[name].value != found[name].value:
-            raise DataError(f"{name} has two downstream scores: {told[name].value:g} and {found[name].value:g}")
-    whole = in_one_unit(told | found)
-    return {one.name: whole[one.name] for one in ladder.checkpoints if one.name in whole}, strange
-
-
-def write_report(made: Study, folder: Path, by: str = "step") -> None:
-    """leaderboard.md and .csv, tables/*.csv, figures/*.svg, .png and .csv with captions.md, and report.html."""
-    from hesnr_tasks.report.page import render
-
-    try:
-        leaderboard.write(made.rows, made.ladder, folder, by, leaderboard.context_boards(made))
-        tables = _tables(made)
-        for table in tables.values():
-            if table.rows:
-                write_output(folder / "tables" / f"{table.name}.csv", show([table], "csv", {}, REPRODUCIBLE) + "\n")
-        figures = list(_figures(made, folder / "figures"))
-        captions = [
-            f"**{d.name}** – {d.title} (paper: {d.paper}). {leaderboard.plain(d.caption)}\n" for d, _, _ in figures
-        ]
-        write_output(folder / "figures" / "captions.md", "\n".join(captions))
-        write_output(folder / "report.html", render(made, tables, figures, by))
-    except OSError as error:
-        raise HesnrError(
-            f"cannot write {error.filename or folder} ({error.strerror}); name another folder with -o"
-        ) from None
-    _tell(made.notes)
-    for one in made.missing:
-        print(f"hesnr: without {one.what}: {one.why}. It takes: {one.command}", file=sys.stderr)
-    print(f"\nSaved: {folder / 'report.html'}, leaderboard.md and .csv, tables/, {len(figures)} figures in figures/")
-
-
-def _tables(made: Study) -> dict[str, Table]:
-    """Every table of the page; the cases are those of the last checkpoint."""
-    from hesnr_tasks.report import tables
-
-    cases = [one.cases for one in made.digests if one.cases is not None]
-    found = [tables.agreements(made), tables.ablation(made), tables.neighbours(made), tables.entropy_peaks(made)]
-    found.append(cases[-1] if cases else Table("cases", "", []))
-    return {table.name: table for table in found}
-
-
-def _agreed(made: Study) -> list[Table]:
-    from hesnr_tasks.report.tables import agreements
-
-    return [agreements(made)]
-
-
-def _short(table: Table) -> Table:
-    """For the terminal: intervals over trajectories and checkpoints are in the CSV."""
-    wide = [name for row in table.rows[:1] for name in row if name.endswith(("_low", "_high"))]
-    return table._replace(wide=wide, notes=[*table.notes, "with -o OUT: intervals in tables/correlations.csv"])
-
-
-def _figures(made: Study, folder: Path) -> Iterator[Drawn]:
-    from hesnr_tasks.plotting import look, save
-    from hesnr_tasks.report.data import Missing
-    from hesnr_tasks.report.figures.entropy import entropy_drawings
-    from hesnr_tasks.report.figures.metrics import downstream_drawings, ladder_drawings
-    from hesnr_tasks.report.page import Drawn
-
-    if importlib.util.find_spec("matplotlib") is None:
-        made.missing.append(Missing("figures", "matplotlib is not installed", "pip install 'hesnr-tasks[report]'"))
-        return
-    for source in (ladder_drawings, downstream_drawings, entropy_drawings):
-        for drawing in source(made):
-            with look():
-                picture = drawing.draw()
-                about = textwrap.fill(drawing.about, int(13 * picture.get_figwidth()))  # a line would be clipped
-                picture.suptitle(f"{drawing.title}\n{about}", fontsize=9)
-            svg, _ = save(picture, folder / drawing.name)
-            csvs = {f"{table.name}.csv": show([table], "csv", {}, REPRODUCIBLE) + "\n" for table in drawing.tables}
-            for file, content in csvs.items():
-                write_output(folder / file, content)
-            yield Drawn(drawing, svg.read_bytes(), csvs)

@@ -20,9 +20,9 @@ def trajectories_path() -> Path:
 
 def ladder_paths() -> list[tuple[str, Path]]:
     """Name and folder of each checkpoint, in the order of training."""
-    found = [(match, path) for path in _existing(HERE / "ladder").iterdir() if (match := NAME.fullmatch(path.name))]
-    found.sort(key=lambda item: (int(item[0][1]), int(item[0][2])))
-    return [(path.name, path) for _, path in found]
+    matches = [(match, path) for path in _existing(HERE / "ladder").iterdir() if (match := NAME.fullmatch(path.name))]
+    matches.sort(key=lambda item: (int(item[0][1]), int(item[0][2])))
+    return [(path.name, path) for _, path in matches]
 
 
 def _existing(path: Path) -> Path:

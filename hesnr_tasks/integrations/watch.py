@@ -249,14 +249,14 @@ class _Watcher:
         return target
 
     def _leaderboard(self) -> None:
-        from hesnr_tasks.report import leaderboard
+        from hesnr_tasks.report import tables
         from hesnr_tasks.report.ladder import read_ladder
         from hesnr_tasks.report.results import read_results
 
-        rows = read_results([path for path in self.output.iterdir() if (path / "watch.json").is_file()])
-        ladder = read_ladder({row.model for row in rows}).checkpoints
-        leaderboard.write(rows, ladder, self.output)
-        print(f"\n{leaderboard.markdown(rows, ladder)}\n", flush=True)
+        results = read_results([path for path in self.output.iterdir() if (path / "watch.json").is_file()])
+        ladder = read_ladder({result.model for result in results}).checkpoints
+        tables.write_leaderboard(results, ladder, self.output)
+        print(f"\n{tables.leaderboard_markdown(tables.boards(results, ladder))}\n", flush=True)
 
     # --- memory -------------------------------------------------------------------------------------------------------
 

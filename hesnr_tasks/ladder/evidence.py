@@ -18,7 +18,7 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
 from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions
 from hesnr_tasks.metrics import EPSILON, METRICS, measure
-from hesnr_tasks.report.ladder import parse
+from hesnr_tasks.report.ladder import parse_name
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import RESAMPLES, SEED, holm, trajectories_needed
 
@@ -141,7 +141,7 @@ def checkpoints_of(paths: Sequence[Path], ladder: Ladder | None) -> list[Checkpo
         if ladder is not None:
             checkpoints.append(_known_checkpoint(ladder, (name, path.name, model, revision)))
             continue
-        parsed = parse(name)
+        parsed = parse_name(name)
         context = parsed.context or run.get("max_length")
         stage = parsed.stage if parsed.stage in ("sft", "rl") else ""
         revision = "" if revision == "main" else revision

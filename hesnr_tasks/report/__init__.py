@@ -1,6 +1,6 @@
-"""From lm-eval's result files and score files to tables, figures and one page (`hesnr report`: command.py).
+"""`hesnr report`: from lm-eval's result files and score files to tables, figures and one page.
 
-    results, ladder, scores, downstream -> study (with a digest a checkpoint) -> tables, figures_* -> markup, page
+    results, ladder -> data (ReportData, a CheckpointSummary each) -> tables, figures -> page
 
-Knows no model, and matplotlib only where figures are drawn.
+Imports neither torch nor lm_eval; matplotlib only where figures are drawn, jinja2 only where the page is.
 """

@@ -1,4 +1,4 @@
-"""All that a report needs of one checkpoint's score files; the tokens themselves are not kept."""
+"""What a report is made of: checkpoints in the order of training, their metrics, summaries of their score files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,22 +21,25 @@ from hesnr_tasks.analysis.frame import Frame, Selection, context_for, grid_sums,
 from hesnr_tasks.analysis.tables import SWEEP, Table
 from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, Share, TrajectorySums, measure, share_scored
-from hesnr_tasks.report.ladder import Checkpoint, Score, boundaries
-from hesnr_tasks.report.results import Row, groups, run_of
+from hesnr_tasks.report.ladder import Checkpoint, DownstreamScore, boundaries
+from hesnr_tasks.report.results import TaskResult, group_comparable, stored_run
 from hesnr_tasks.scores import ScoreStore, StoredRun, StoreError
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate
 from hesnr_tasks.trajectory import Kind
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
+    "BINS",
     "OBSERVATION",
     "UNFILTERED",
-    "Digest",
+    "CheckpointSummary",
+    "EntropyDistribution",
     "Missing",
-    "Shape",
-    "Study",
-    "digest",
-    "rows_of",
-    "study",
+    "ReportData",
+    "ReportFigure",
+    "build_report_data",
     "token_sets",
 ]
 
@@ -45,143 +48,62 @@ BINS = 80  # of the histograms
 UNFILTERED = "thought+action"
 OBSERVATION = "observation"
 _CASES = 2  # tokens near each of ln 2, ln 3, ln 4
-_POINTS = 16  # every so many points of a density are drawn
+_GRID_STEP = 16  # of the points of a density, every so many are kept
+_FEWEST_FOR_INTERVAL = 4  # trajectories
+_Z = 1.96
+_ALL_SCORED = re.compile(r"^run 1 of 1 .*: (\d+) of \1 trajectories$")  # not worth a note
+_RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks {} --output_path DIR"
 
 
-class Shape(NamedTuple):
-    """How the entropies of some tokens are spread, in nats."""
+class EntropyDistribution(NamedTuple):
+    """The distribution of H_topk, in nats, over some tokens."""
 
     select: str
-    population: str
+    population: str  # one of analysis.density.POPULATIONS
     tokens: int
     edges: FloatArray  # (BINS + 1,)
     counts: npt.NDArray[np.int64]  # (BINS,)
     grid: FloatArray
     height: FloatArray  # density at grid, per nat
-    peaks: tuple[Peak, ...]  # the highest (the mode) first
-    near: Mapping[int, float]  # share of tokens within 0.1 nats of ln 1 … ln 5
+    peaks: tuple[Peak, ...]  # in descending height
+    near: Mapping[int, float]  # n -> share of tokens within 0.1 nats of ln n
 
 
 @dataclass(frozen=True, slots=True)
-class Digest:
-    """One checkpoint; T trajectories in the order of their keys."""
+class CheckpointSummary:
+    """The score files of one checkpoint, without the tokens; T trajectories in the order of their keys."""
 
     name: str
     folder: Path
-    about: str  # which of the scores in the folder these are
+    about: str  # which run in the folder
     signature: Mapping[str, Any]
-    keys: tuple[str, ...]
-    ids: tuple[str, ...]
-    sets: Mapping[str, Selection]  # the sets of tokens that were scored
-    sums: Mapping[str, TrajectorySums]  # each (T, statistics)
-    copies: Mapping[str, npt.NDArray[np.int64]]  # each (T,)
-    cut: Mapping[str, npt.NDArray[np.int64]]  # each (T,)
-    epsilons: tuple[float, ...]
-    sweep: TrajectorySums  # (thresholds, T, statistics) on filtered actions; empty without scores of these
-    shapes: tuple[Shape, ...]
+    runs: Mapping[str, Run]  # by set of tokens that was scored: sums per trajectory
+    epsilons: tuple[float, ...]  # thresholds of the sweep, nats
+    sweep: TrajectorySums  # (thresholds, T, statistics) on filtered actions; empty: these were not scored
+    distributions: tuple[EntropyDistribution, ...]
     cases: Table | None
 
-    @property
-    def filtered(self) -> str:
-        """The set of actions with every filter."""
-        return rows_of(self.signature["filters"])[-1]
-
-    def scored(self, select: str) -> Share:
+    def share_scored(self, select: str) -> Share:
         """The share of the tokens that would count that was scored."""
-        copies = self.copies[select]
-        return share_scored(float(self.sums[select].column("tokens") @ copies), float(self.cut[select] @ copies))
+        run = self.runs[select]
+        tokens, truncated = run.sums.column("tokens") @ run.multiplicity, run.n_truncated @ run.multiplicity
+        return share_scored(float(tokens), float(truncated))
 
-    def data(self, select: str) -> str:
-        """The hash of the texts that `signature.signature` has as `data`."""
-        repeated = np.repeat(np.array(self.keys, dtype=object), self.copies[select]).tolist()
-        return hashlib.sha256("".join(sorted(repeated)).encode()).hexdigest()
+    def n_trajectories(self, select: str) -> int:
+        """Trajectories that count."""
+        return int(self.runs[select].multiplicity.sum())
 
-
-def rows_of(filters: Sequence[str]) -> list[str]:
-    """The rows of the paper's ablation: thoughts, then actions with no filter, one, two … all of them."""
-    return ["thought", *("-".join(["action", *filters[:n]]) for n in range(len(filters) + 1))]
-
-
-def token_sets(filters: Sequence[str]) -> dict[str, Selection]:
-    """Every set of tokens that a report asks for, by name."""
-    chosen = [selection(filters, [Kind.THOUGHT], [])]
-    chosen += [selection(filters, [Kind.ACTION], filters[:n]) for n in range(len(filters) + 1)]
-    chosen.append(selection(filters, [Kind.THOUGHT, Kind.ACTION], []))
-    chosen.append(selection(filters, [Kind.OBSERVATION], []))
-    return {one.name: one for one in chosen}
-
-
-def digest(
-    folder: Path, name: str, k: int, epsilon: float, context: int | None = None, run: str | StoredRun = "latest"
-) -> Digest:
-    """Read one run of a folder of score files; raises as `analysis.frame.load`."""
-    filters = ScoreStore.open(folder).signature["filters"]
-    wanted = token_sets(filters)
-    frame = load(folder, (k,), masks=[one.mask for one in wanted.values()], name=name, context=context, run=run)
-    sets = {key: one for key, one in wanted.items() if _scored(frame, one)}
-    masks = [one.mask for one in sets.values()]
-    sums: Any = grid_sums(frame, masks, [k], [epsilon])[:, 0, 0] if masks else []
-    filtered = rows_of(filters)[-1]
-    epsilons = tuple(value for value in SWEEP if value < math.log(k))
-    swept = TrajectorySums(np.empty((0, 0, 0)), ())
-    if filtered in sets:
-        swept = grid_sums(frame, [sets[filtered].mask], [k], epsilons)[0, 0]
-    return Digest(
-        name=name,
-        folder=folder,
-        about=frame.about,
-        signature=frame.signature,
-        keys=tuple(entry.key for entry in frame.entries),
-        ids=tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries),
-        sets=sets,
-        sums=dict(zip(sets, sums, strict=True)),
-        copies={key: frame.multiplicity(one.mask) for key, one in sets.items()},
-        cut={key: frame.n_truncated(one.mask) for key, one in sets.items()},
-        epsilons=epsilons,
-        sweep=swept,
-        shapes=tuple(_shapes(frame, sets, (filtered, OBSERVATION), k)),
-        cases=case_table(frame, sets[filtered], k, _CASES) if filtered in sets else None,
-    )
-
-
-def _scored(frame: Frame, one: Selection) -> bool:
-    return all(int(one.mask) & ~entry.mask == 0 for entry in frame.entries)
-
-
-def _shapes(frame: Frame, sets: Mapping[str, Selection], names: Sequence[str], k: int) -> Iterator[Shape]:
-    for name in names:
-        if name not in sets:
-            continue
-        counted = frame.counted(sets[name].mask)
-        for which in POPULATIONS:
-            entropy = frame.entropy[k][counted & population(frame.rank, which)]
-            bins, curve = histogram(entropy, k, BINS), density(entropy, k)
-            yield Shape(
-                select=name,
-                population=which,
-                tokens=len(entropy),
-                edges=bins.edges,
-                counts=bins.counts,
-                grid=curve.grid[::_POINTS],
-                height=curve.height[::_POINTS],
-                peaks=curve.peaks,
-                near={ways: mass_near(entropy, ways) for ways in range(1, 6)},
-            )
-
-
-# --- the whole ladder ---
-
-_METRICS = (
-    "he_snr", "he_ppl", "ppl", "top1_acc", "top2_acc", "top5_acc", "top10_acc", "he_tokens", "tokens", "density",
-)  # fmt: skip
-_FEWEST = 4  # trajectories for an interval, as in analysis.intervals
-_Z = 1.96
-_EVERYTHING = re.compile(r"^run 1 of 1 .*: (\d+) of \1 trajectories$")  # nothing that a reader must be told
-_RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks hesnr_swe,hesnr_swe_unfiltered --output_path DIR"
+    def has_data_of(self, result: TaskResult) -> bool:
+        """Whether `result` is of the same texts, by the hash that its signature has as `data`."""
+        run = self.runs.get(result.select)
+        if run is None:
+            return False
+        keys = np.repeat(np.array(run.keys, dtype=object), run.multiplicity).tolist()
+        return hashlib.sha256("".join(sorted(keys)).encode()).hexdigest() == (result.signature or {}).get("data")
 
 
 class Missing(NamedTuple):
-    """What a page does not have, why, and the command that gives it."""
+    """What the report lacks, why, and the command that gives it."""
 
     what: str
     why: str
@@ -189,270 +111,327 @@ class Missing(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """Everything figures and tables are made of. Checkpoints are in the order of training."""
+class ReportData:
+    """Everything that tables and figures are made of."""
 
-    ladder: tuple[Checkpoint, ...]
-    rows: tuple[Row, ...]
-    used: tuple[Row, ...]  # those of the rows whose numbers may be in a figure
+    ladder: tuple[Checkpoint, ...]  # in the order of training
+    results: tuple[TaskResult, ...]
+    plotted: tuple[TaskResult, ...]  # those of the results whose numbers may be in figures
     values: Mapping[str, Mapping[str, Mapping[str, Estimate]]]  # set of tokens -> checkpoint -> metric
-    digests: tuple[Digest, ...]
-    downstream: Mapping[str, Score]
-    filtered: str
-    ablation: tuple[str, ...]
+    summaries: tuple[CheckpointSummary, ...]  # of comparable score files
+    downstream: Mapping[str, DownstreamScore]
+    ablation: tuple[str, ...]  # sets of tokens: thought, action, and action with one filter more each
     k: int = 10
-    epsilon: float = EPSILON
+    epsilon: float = EPSILON  # nats
     resamples: int = RESAMPLES
     seed: int = SEED
-    context: int | None = None  # that score files were restricted to
+    context: int | None = None  # that score files were restricted to, tokens
     notes: list[str] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
 
-    def named(self, names: Sequence[str] | Mapping[str, object]) -> list[Checkpoint]:
-        """Those checkpoints of the ladder that are in `names`."""
-        return [one for one in self.ladder if one.name in names]
+    @property
+    def filtered(self) -> str:
+        """The set of action tokens with every filter."""
+        return self.ablation[-1]
+
+    def among(self, names: Sequence[str] | Mapping[str, object]) -> list[Checkpoint]:
+        """The checkpoints in `names`, in the order of training."""
+        return [checkpoint for checkpoint in self.ladder if checkpoint.name in names]
+
+    def scored(self, select: str) -> list[CheckpointSummary]:
+        """The summaries with a set of tokens."""
+        return [summary for summary in self.summaries if select in summary.runs]
 
     def aligned(self, select: str) -> list[Run]:
-        """The runs with score files on one set of tokens, trajectory by trajectory the same; fewer than two: none."""
-        runs = [as_run(one, select) for one in self.digests if select in one.sets]
+        """Sums of each checkpoint on the same trajectories in the same order; empty for fewer than two checkpoints."""
+        runs = [summary.runs[select] for summary in self.scored(select)]
         return matched(runs)[0] if len(runs) > 1 else []
 
-    def about(self, select: str) -> str:
-        """What a number in a caption stands on."""
-        counts = {int(one.copies[select].sum()) for one in self.digests if select in one.sets}
-        counts |= {int((row.signature or {}).get("trajectories", 0)) for row in self.used if row.select == select}
+    def sample_size(self, select: str) -> str:
+        """Number of trajectories, share scored and context, for captions."""
+        scored = self.scored(select)
+        counts = {summary.n_trajectories(select) for summary in scored}
+        counts |= {
+            int((result.signature or {}).get("trajectories", 0)) for result in self.plotted if result.select == select
+        }
         if not counts:
             return ""
-        spans = [f"{'–'.join(str(n) for n in sorted({min(counts), max(counts)}))} trajectories"]
-        shares = [one.scored(select) for one in self.digests if select in one.sets]
+        parts = [f"{'–'.join(str(n) for n in sorted({min(counts), max(counts)}))} trajectories"]
+        shares = [summary.share_scored(select) for summary in scored]
         if shares and min(shares) < 1:
             ends = dict.fromkeys(f"{share:.1%}" for share in (min(shares), max(shares)))
-            spans.append(f"{' to '.join(ends)}{' (!)' * (min(shares) < 0.5)} of their tokens scored")
+            parts.append(f"{' to '.join(ends)}{' (!)' * (min(shares) < 0.5)} of their tokens scored")
         if self.context is not None:
-            spans.append(f"context {self.context:,}")
-        return ", ".join(spans)
+            parts.append(f"context {self.context:,}")
+        return ", ".join(parts)
 
     @property
-    def bars(self) -> str:
-        """What error bars are."""
+    def error_bars(self) -> str:
+        """What error bars are, for captions."""
         axes = " Axes are set by the values; a bar may end beyond them."
-        if not self.digests:
+        if not self.summaries:
             return "Bars: ± 1.96 standard errors (cluster bootstrap over trajectories)." + axes
-        other = (
-            "" if len(self.digests) == len(self.ladder) else "; ± 1.96 standard errors where there are no score files"
-        )
-        return f"Bars: 95 % interval over trajectories, where they are enough{other}.{axes}"
+        partly = "; ± 1.96 standard errors where there are no score files" * (len(self.summaries) < len(self.ladder))
+        return f"Bars: 95 % interval over trajectories, where they are enough{partly}.{axes}"
 
 
-def study(
-    rows: Sequence[Row],
+class ReportFigure(NamedTuple):
+    """One figure of the report."""
+
+    name: str  # of its files
+    paper: str  # its counterpart in the paper
+    title: str
+    subtitle: str  # tokens, trajectories, what error bars are
+    caption: str
+    tables: tuple[Table, ...]  # every number that is drawn
+    draw: Callable[[], Figure]
+
+
+def build_report_data(
+    results: Sequence[TaskResult],
     ladder: Sequence[Checkpoint],
     folders: Mapping[str, Path],
-    downstream: Mapping[str, Score],
+    downstream: Mapping[str, DownstreamScore],
     *,
-    remarks: Sequence[str] = (),
+    notes: Sequence[str] = (),
     run: str = "latest",
     resamples: int = RESAMPLES,
     seed: int = SEED,
     context: int | str | None = None,
-) -> Study:
-    """Read the score files and put everything together. Runs that must not be compared are left out, with a note.
+) -> ReportData:
+    """Read the score files and compute every metric; checkpoints that must not be compared are left out, with a note.
 
-    `context`: as `analysis.frame.context_for`; figures and tables made of score files are then of these tokens.
+    Args:
+        results: of lm-eval; their numbers stand in for checkpoints without score files.
+        ladder: the checkpoints in the order of training.
+        folders: checkpoint -> folder of score files.
+        downstream: checkpoint -> downstream score.
+        notes: to be shown with the report's own.
+        run: which run in a folder, as `scores.choose_runs`.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        context: as `analysis.frame.context_for`; summaries are restricted to it.
     """
-    settings = Counter((row.signature["k"], row.signature["epsilon"]) for row in rows if row.signature)
+    ours = [result for result in results if result.signature]
+    settings = Counter((result.signature["k"], result.signature["epsilon"]) for result in ours if result.signature)
     k, epsilon = settings.most_common(1)[0][0] if settings else (10, EPSILON)
-    notes = list(remarks)
-    limit, said = _context([folders[one.name] for one in ladder if one.name in folders], context)
-    notes += [said] if said else []
-    of_model = {one.name: [row for row in rows if row.model == one.name and row.signature] for one in ladder}
-    found = list(
-        _digests(ladder, folders, k, epsilon, limit, notes, lambda name: run_of(folders[name], run, of_model[name]))
-    )
-    notes += [f"{one.name}: {one.about}" for one in found if not _EVERYTHING.search(one.about)]
-    kept = _compatible(found, notes)
-    filters = list(kept[0].signature["filters"]) if kept else _filters(rows)
-    ablation = rows_of(filters)
+    all_notes = list(notes)
+    limit, note = _context([folders[c.name] for c in ladder if c.name in folders], context)
+    all_notes += [note] if note else []
+    summaries: list[CheckpointSummary] = []
+    for name in (checkpoint.name for checkpoint in ladder if checkpoint.name in folders):
+        try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
+            stored = stored_run(folders[name], run, [result for result in ours if result.model == name])
+            summaries.append(_summarize(folders[name], name, k, epsilon, limit, stored))
+        except StoreError as error:
+            all_notes.append(f"{name}: its score files are not used: {error}")
+    all_notes += [f"{s.name}: {s.about}" for s in summaries if not _ALL_SCORED.search(s.about)]
+    summaries, reasons = _largest_comparable_group(summaries)
+    all_notes += reasons
+    if summaries:
+        filters = list(summaries[0].signature["filters"])
+    else:
+        named: list[list[str]] = [result.signature["filters"] for result in ours if result.signature]
+        filters = list(max(named, key=len, default=[]) or ("xml", "format", "comments"))
     # results without score files are of other tokens than score files restricted to a context
-    used = [row for group in _chosen(rows, kept) for row in group] if limit is None else []
-    notes += _other_data(rows, kept)
-    made = Study(
+    plotted = _comparable_results(ours, summaries) if limit is None else []
+    all_notes += _notes_on_other_data(ours, summaries)
+    data = ReportData(
         ladder=tuple(ladder),
-        rows=tuple(rows),
-        used=tuple(used),
-        values=_values(used, kept, resamples, seed),
-        digests=tuple(kept),
+        results=tuple(results),
+        plotted=tuple(plotted),
+        values=_values(plotted, summaries, resamples, seed),
+        summaries=tuple(summaries),
         downstream=downstream,
-        filtered=ablation[-1],
-        ablation=tuple(ablation),
+        ablation=tuple(_ablation_sets(filters)),
         k=k,
         epsilon=epsilon,
         resamples=resamples,
         seed=seed,
         context=limit,
-        notes=notes,
+        notes=all_notes,
     )
-    made.missing.extend(_missing(made))
-    return made
+    data.missing.extend(_missing(data))
+    return data
 
 
-def _context(folders: Sequence[Path], asked: int | str | None) -> tuple[int | None, str]:
-    """As `context_for`, of the folders that can be read; what is wrong with the others is said when they are read."""
+# --- score files ------------------------------------------------------------------------------------------------------
+
+
+def token_sets(filters: Sequence[str]) -> dict[str, Selection]:
+    """Every set of tokens that a report uses, by name."""
+    sets = [selection(filters, [Kind.THOUGHT], [])]
+    sets += [selection(filters, [Kind.ACTION], filters[:n]) for n in range(len(filters) + 1)]
+    sets += [selection(filters, [Kind.THOUGHT, Kind.ACTION], []), selection(filters, [Kind.OBSERVATION], [])]
+    return {tokens.name: tokens for tokens in sets}
+
+
+def _ablation_sets(filters: Sequence[str]) -> list[str]:
+    """The rows of the paper's ablation: thoughts, then actions with no filter, one, two … all of them."""
+    return ["thought", *("-".join(["action", *filters[:n]]) for n in range(len(filters) + 1))]
+
+
+def _context(folders: Sequence[Path], context: int | str | None) -> tuple[int | None, str]:
+    """`context_for` of the folders that can be read."""
     readable = []
     for folder in folders:
         try:
             context_for([folder], None)
             readable.append(folder)
         except StoreError:
-            continue
-    return context_for(readable, asked)
+            continue  # the reason is noted when its scores are read
+    return context_for(readable, context)
 
 
-def _digests(
-    ladder: Sequence[Checkpoint],
-    folders: Mapping[str, Path],
-    k: int,
-    epsilon: float,
-    context: int | None,
-    notes: list[str],
-    run: Callable[[str], StoredRun],
-) -> Iterator[Digest]:
-    """One at a time; a folder that cannot be read costs its checkpoint the figures, not the others the page."""
-    for one in ladder:
-        if one.name in folders:
-            try:
-                yield digest(folders[one.name], one.name, k, epsilon, context, run(one.name))
-            except StoreError as error:
-                notes.append(f"{one.name}: its score files are not used: {error}")
+def _summarize(
+    folder: Path, name: str, k: int, epsilon: float, context: int | None, run: StoredRun
+) -> CheckpointSummary:
+    filters = ScoreStore.open(folder).signature["filters"]
+    wanted = token_sets(filters)
+    frame = load(folder, (k,), masks=[tokens.mask for tokens in wanted.values()], name=name, context=context, run=run)
+    scored = {s: tokens for s, tokens in wanted.items() if all(int(tokens.mask) & ~e.mask == 0 for e in frame.entries)}
+    masks = {select: tokens.mask for select, tokens in scored.items()}
+    sums: Any = grid_sums(frame, list(masks.values()), [k], [epsilon])[:, 0, 0] if masks else []
+    keys = tuple(entry.key for entry in frame.entries)
+    ids = tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries)
+    runs = {
+        select: Run(name, frame.signature, keys, ids, frame.multiplicity(mask), frame.n_truncated(mask), of_set)
+        for (select, mask), of_set in zip(masks.items(), sums, strict=True)
+    }
+    filtered = _ablation_sets(filters)[-1]
+    epsilons = tuple(value for value in SWEEP if value < math.log(k))
+    sweep, cases = TrajectorySums(np.empty((0, 0, 0)), ()), None
+    if filtered in scored:
+        sweep = grid_sums(frame, [masks[filtered]], [k], epsilons)[0, 0]
+        cases = case_table(frame, scored[filtered], k, _CASES)
+    distributions = _distributions(frame, {s: masks[s] for s in (filtered, OBSERVATION) if s in masks}, k)
+    return CheckpointSummary(
+        name, folder, frame.about, frame.signature, runs, epsilons, sweep, tuple(distributions), cases
+    )
 
 
-def as_run(one: Digest, select: str) -> Run:
-    """A digest on one set of tokens, as comparisons take it."""
-    sums, copies, cut = one.sums[select], one.copies[select], one.cut[select]
-    return Run(one.name, one.signature, one.keys, one.ids, copies, cut, sums)
+def _distributions(frame: Frame, masks: Mapping[str, np.uint64], k: int) -> Iterator[EntropyDistribution]:
+    for select, mask in masks.items():
+        counted = frame.counted(mask)
+        for name in POPULATIONS:
+            entropy = frame.entropy[k][counted & population(frame.rank, name)]
+            bins, curve = histogram(entropy, k, BINS), density(entropy, k)
+            grid, height = curve.grid[::_GRID_STEP], curve.height[::_GRID_STEP]
+            near = {n: mass_near(entropy, n) for n in range(1, 6)}
+            yield EntropyDistribution(
+                select, name, len(entropy), bins.edges, bins.counts, grid, height, curve.peaks, near
+            )
 
 
-def _filters(rows: Sequence[Row]) -> list[str]:
-    known: list[list[str]] = [row.signature["filters"] for row in rows if row.signature]
-    return list(max(known, key=len, default=[]) or ("xml", "format", "comments"))
+# --- what may be compared ---------------------------------------------------------------------------------------------
 
 
-def _compatible(found: Sequence[Digest], notes: list[str]) -> list[Digest]:
-    """The largest set of runs that may be compared; the others are left out of figures and correlations."""
-    sets: list[list[Digest]] = []
+def _largest_comparable_group(summaries: Sequence[CheckpointSummary]) -> tuple[list[CheckpointSummary], list[str]]:
+    """The largest set of checkpoints that may be compared, and why each of the others is not in it."""
+    groups: list[list[CheckpointSummary]] = []
     reasons: dict[str, str] = {}
-    for one in found:
-        for group in sets:
-            reason = _apart(group[0], one)
+    for summary in summaries:
+        for group in groups:
+            reason = _why_not_comparable(group[0], summary)
             if reason is None:
-                group.append(one)
+                group.append(summary)
                 break
-            reasons.setdefault(one.name, reason)
+            reasons.setdefault(summary.name, reason)
         else:
-            sets.append([one])
-    largest = max(sets, key=len, default=[])
-    for one in found:
-        if one not in largest:
-            why = reasons.get(one.name) or _apart(largest[0], one)
-            notes.append(f"{one.name} is in no figure: {why}")
-    return largest
+            groups.append([summary])
+    largest = max(groups, key=len, default=[])
+    return largest, [
+        f"{s.name} is in no figure: {reasons.get(s.name) or _why_not_comparable(largest[0], s)}"
+        for s in summaries
+        if s not in largest
+    ]
 
 
-def _apart(a: Digest, b: Digest) -> str | None:
-    """Why two runs must not be compared; None: they may be."""
-    shared = [name for name in a.sets if name in b.sets]
+def _why_not_comparable(a: CheckpointSummary, b: CheckpointSummary) -> str | None:
+    shared = [select for select in a.runs if select in b.runs]
     if not shared:
         return f"{a.name} and {b.name} have no set of tokens in common"
     try:
-        matched([as_run(a, shared[-1]), as_run(b, shared[-1])])
+        matched([a.runs[shared[-1]], b.runs[shared[-1]]])
     except HesnrError as error:
         return str(error)
     return None
 
 
-def _values(
-    rows: Sequence[Row], digests: Sequence[Digest], resamples: int, seed: int
-) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """Numbers from score files; where there are none, from result files made the same way."""
-    found: dict[str, dict[str, dict[str, Estimate]]] = {}
-    for one in digests:
-        for name, sums in one.sums.items():
-            line = measure(
-                sums[None], one.copies[name], _METRICS, resamples=resamples, seed=seed, min_tokens=MIN_TOKENS
-            )[0]
-            found.setdefault(name, {})[one.name] = line
-    for row in rows:
-        numbers = {name: _saved(row, name) for name in _METRICS if name in row.values}
-        found.setdefault(row.select, {}).setdefault(row.model, numbers)
-    return found
-
-
-def _chosen(rows: Sequence[Row], digests: Sequence[Digest]) -> list[list[Row]]:
-    """For each set of tokens the results that may stand beside the score files', or the largest group of results."""
-    known = {one.name: one for one in digests}
-    best: dict[str, tuple[int, int, list[Row]]] = {}
-    for group in groups([row for row in rows if row.signature]):
+def _comparable_results(ours: Sequence[TaskResult], summaries: Sequence[CheckpointSummary]) -> list[TaskResult]:
+    """For each set of tokens the results that may stand beside the score files, or the largest group of results."""
+    by_name = {summary.name: summary for summary in summaries}
+    best: dict[str, tuple[int, int, list[TaskResult]]] = {}
+    for group in group_comparable(ours):
         select = group[0].select
-        same = sum(_same_data(row, known) for row in group)
-        if digests and not same and any(select in one.sets for one in digests):
+        same = sum(by_name[r.model].has_data_of(r) for r in group if r.model in by_name)
+        if not same and any(select in summary.runs for summary in summaries):
             continue
         if select not in best or (same, len(group)) > best[select][:2]:
             best[select] = (same, len(group), group)
-    return [group for _, _, group in best.values()]
+    return [result for _, _, group in best.values() for result in group]
 
 
-def _same_data(row: Row, known: Mapping[str, Digest]) -> bool:
-    one = known.get(row.model)
-    return one is not None and row.select in one.sets and one.data(row.select) == (row.signature or {}).get("data")
-
-
-def _other_data(rows: Sequence[Row], digests: Sequence[Digest]) -> list[str]:
-    known = {one.name: one for one in digests}
+def _notes_on_other_data(ours: Sequence[TaskResult], summaries: Sequence[CheckpointSummary]) -> list[str]:
+    by_name = {summary.name: summary for summary in summaries}
     return [
-        f"{row.model}: the leaderboard's {row.task} is of {row.signature['trajectories']} trajectories, the figures "
-        f"are of the {int(known[row.model].copies[row.select].sum())} in {known[row.model].folder}"
-        for row in rows
-        if row.signature and row.model in known and row.select in known[row.model].sets and not _same_data(row, known)
+        f"{result.model}: the leaderboard's {result.task} is of {(result.signature or {})['trajectories']} "
+        f"trajectories, the figures are of the {summary.n_trajectories(result.select)} in {summary.folder}"
+        for result in ours
+        for summary in [by_name.get(result.model)]
+        if summary is not None and result.select in summary.runs and not summary.has_data_of(result)
     ]
 
 
-def _saved(row: Row, name: str) -> Estimate:
-    value, error = row.values[name]
-    number = Estimate(value, math.nan if error is None else error)
-    few = (row.signature or {}).get("trajectories", 0) < _FEWEST
-    return number if few or METRICS[name].denominator is None else _with_ends(number)
+# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def _with_ends(number: Estimate) -> Estimate:
-    """Ends from the standard error, for results without score files."""
-    half = _Z * number.stderr
-    return number._replace(ci_low=number.value - half, ci_high=number.value + half)
+def _values(
+    results: Sequence[TaskResult], summaries: Sequence[CheckpointSummary], resamples: int, seed: int
+) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """Metrics from score files; where there are none, from comparable result files."""
+    values: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for summary in summaries:
+        for select, run in summary.runs.items():
+            values.setdefault(select, {})[summary.name] = measure(
+                run.sums[None], run.multiplicity, tuple(METRICS), resamples=resamples, seed=seed, min_tokens=MIN_TOKENS
+            )[0]
+    for result in results:
+        few = (result.signature or {}).get("trajectories", 0) < _FEWEST_FOR_INTERVAL
+        numbers = {}
+        for name in METRICS:
+            number = result.values.get(name, Estimate(math.nan))
+            half = math.nan if few or METRICS[name].denominator is None else _Z * number.stderr
+            numbers[name] = number._replace(ci_low=number.value - half, ci_high=number.value + half)
+        values.setdefault(result.select, {}).setdefault(result.model, numbers)
+    return values
 
 
-def _missing(made: Study) -> list[Missing]:
-    found = []
-    without = [one.name for one in made.ladder if one.name not in {digest.name for digest in made.digests}]
-    if without:
-        why = f"no (comparable) score files of {', '.join(without)}"
-        what = "histograms, threshold sweep, ablation ladder, case table and paired differences of these checkpoints"
-        found.append(Missing(what, why, _RUN))
-    if made.digests and not any(OBSERVATION in one.sets for one in made.digests):
-        command = _RUN + """ --metadata '{"keep": "observation+thought+action"}'"""
-        found.append(Missing("Figure 5 (observation tokens)", "observations were not scored", command))
-    for select, task in ((UNFILTERED, "hesnr_swe_unfiltered"), (made.filtered, "hesnr_swe")):
-        if select not in made.values:
-            command = f"lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks {task} --output_path DIR"
-            found.append(Missing(f"everything on {select} tokens", f"no numbers on {select}", command))
-    if not made.downstream:
-        what = "correlations, decision accuracy and Figure 6"
-        found.append(Missing(what, "no downstream scores", "hesnr report RESULTS --downstream scores.csv -o OUT"))
-    kinds = {one.kind for one in boundaries(made.ladder)}
-    if "context" not in kinds:
-        why = "no name tells of a context extension (…-32k, …-128k)"
-        found.append(Missing("Figure 7", why, "hesnr report RESULTS --ladder ladder.yaml -o OUT"))
-    if "stage" not in kinds:
-        why = "no checkpoint is called …-sft"
-        found.append(
-            Missing("Figure 8 (before and after SFT)", why, "hesnr report RESULTS --ladder ladder.yaml -o OUT")
+def _missing(data: ReportData) -> Iterator[Missing]:
+    with_scores = {summary.name for summary in data.summaries}
+    if without := [checkpoint.name for checkpoint in data.ladder if checkpoint.name not in with_scores]:
+        yield Missing(
+            "histograms, threshold sweep, ablation ladder, case table and paired differences of these checkpoints",
+            f"no (comparable) score files of {', '.join(without)}",
+            _RUN.format("hesnr_swe,hesnr_swe_unfiltered"),
         )
-    return found
+    if data.summaries and not data.scored(OBSERVATION):
+        command = (
+            _RUN.format("hesnr_swe,hesnr_swe_unfiltered") + """ --metadata '{"keep": "observation+thought+action"}'"""
+        )
+        yield Missing("Figure 5 (observation tokens)", "observations were not scored", command)
+    for select, task in ((UNFILTERED, "hesnr_swe_unfiltered"), (data.filtered, "hesnr_swe")):
+        if select not in data.values:
+            yield Missing(f"everything on {select} tokens", f"no numbers on {select}", _RUN.format(task))
+    if not data.downstream:
+        yield Missing(
+            "correlations, decision accuracy and Figure 6",
+            "no downstream scores",
+            "hesnr report RESULTS --downstream scores.csv -o OUT",
+        )
+    kinds = {boundary.kind for boundary in boundaries(data.ladder)}
+    command = "hesnr report RESULTS --ladder ladder.yaml -o OUT"
+    if "context" not in kinds:
+        yield Missing("Figure 7", "no name tells of a context extension (…-32k, …-128k)", command)
+    if "stage" not in kinds:
+        yield Missing("Figure 8 (before and after SFT)", "no checkpoint is called …-sft", command)

@@ -1,170 +1,174 @@
-"""One self-contained HTML page of a whole report: no script, no request, nothing of a name or trajectory is markup.
+"""Writes a report: leaderboard, tables, figures, and one self-contained HTML page of them all.
 
-A Content-Security-Policy admits the page's own style, by hash, and images within the page; nothing else.
+The page has no script and makes no request: a Content-Security-Policy admits its own style, by hash, and embedded
+images. jinja2 escapes every value; none of a name, file or trajectory is markup.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
+import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.tables import Table
-from hesnr_tasks.report import markup
-from hesnr_tasks.report.data import Study
-from hesnr_tasks.report.drawing import NAMES, Drawing, tokens_name
-from hesnr_tasks.report.leaderboard import boards, context_boards
-from hesnr_tasks.report.markup import text
+from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.errors import HesnrError, printable
+from hesnr_tasks.report import tables
+from hesnr_tasks.report.data import Missing, ReportData
+from hesnr_tasks.report.figures import SavedFigure, write_figures
+from hesnr_tasks.stats import CORRELATIONS, Estimate
 
-__all__ = ["Drawn", "render"]
+__all__ = ["render", "write_report"]
 
-_FIRST = 6  # rows of agreement shown at once: three metrics, unfiltered and filtered
-_READ = (
-    "HE-SNR is the mean of p(token) / H_top10 over the tokens where the model hesitates between real continuations "
-    "(H_top10 > ε) and the text takes one of its ten candidates; HE-PPL is the perplexity of those tokens, PPL that of "
-    "all that count. ↑: more is better, ↓: less is better.",
-    "± is one standard error; intervals are 95 %, over whole trajectories, because tokens of one trajectory are alike. "
-    "They widen where few trajectories, or a few long ones, make the number, and are withheld where these tell no more "
-    "than four equal ones would. Scored: share of the tokens that would count; (!): below a half.",
-    "Intervals of two checkpoints may overlap although their difference is sure: all checkpoints read the same "
-    "trajectories. The table of neighbouring checkpoints has the paired differences; hesnr compare has any pair.",
-    "Numbers made differently (data, filters, k, ε, rendering, tokenizer, context …) are never ranked together.",
-    "Agreement with downstream scores: the sign of PPL and HE-PPL is turned, so +1 always means “orders checkpoints as "
-    "the downstream score does”. Decision accuracy is the share of pairs of checkpoints ordered alike; 0.5 is chance. "
-    "The interval over checkpoints says what other checkpoints might have given, the one over trajectories what other "
-    "trajectories might have. Checkpoints of one training run are not independent, and downstream scores have errors "
-    "of their own that neither interval knows. With a few checkpoints a high correlation means little.",
-)
+_LARGEST = 64_000  # bytes of a CSV file that the page embeds; larger ones are beside it
 
 
-class Drawn(NamedTuple):
-    """A figure that was made: its SVG, and the CSV files of its numbers."""
+def write_report(data: ReportData, folder: Path, sort: str = "step") -> int:
+    """Write leaderboard.md and .csv, tables/*.csv, figures/ and report.html; returns the number of figures.
 
-    drawing: Drawing
-    svg: bytes
-    csvs: Mapping[str, str]
-
-
-def render(study: Study, tables: Mapping[str, Table], figures: Sequence[Drawn], by: str = "step") -> str:
-    """The page, as HTML. `tables`: correlations, ablation, neighbours, entropy_peaks, cases."""
-    tables_of_models = [*boards(study.rows, study.ladder, by), *context_boards(study)]
-    sections = [
-        ("leaderboard", "Leaderboard", "".join(map(markup.board, tables_of_models))),
-        ("agreement", "Agreement with the downstream score", _agreement(study, tables["correlations"])),
-        ("ablation", "Token type and filter", _ablation(study, tables["ablation"])),
-        ("neighbours", "Neighbouring checkpoints: difference over noise", _neighbours(tables["neighbours"])),
-        ("figures", "Figures", "".join(_figure(one) for one in figures)),
-        ("peaks", "Where entropies gather", _peaks(tables["entropy_peaks"])),
-        ("cases", "Single decisions", _cases(tables["cases"])),
-        ("missing", "What is missing", markup.missing(study.missing, study.notes)),
-        ("reading", "How to read this", "".join(f"<p>{text(one)}</p>" for one in _READ)),
-        ("signature", "Signature", _signature(study)),
-    ]
-    filled = [(name, title, body) for name, title, body in sections if body]
-    links = "".join(f'<a href="#{name}">{text(title)}</a>' for name, title, _ in filled)
-    body = "".join(f'<section id="{name}"><h2>{text(title)}</h2>{content}</section>' for name, title, content in filled)
-    return _page(f"{len(study.ladder)} checkpoints", f"<p class='lead'>{_lead(study)}</p><nav>{links}</nav>{body}")
-
-
-def _lead(study: Study) -> str:
-    names = [one.name for one in study.ladder]
-    span = f"{text(names[0])} to {text(names[-1])}" if len(names) > 1 else text(names[0])
-    scored = f"{len(study.digests)} with score files, {len(study.downstream)} with a downstream score"
-    made = f"k = {study.k}, ε = {study.epsilon:.4f}, hesnr-tasks {__version__}"
-    return f"{len(names)} checkpoints, {span}; {scored}. {made}."
-
-
-def _agreement(study: Study, table: Table) -> str:
-    if not table.rows:
-        return "<p>No downstream scores were given, or fewer than two checkpoints have one.</p>"
-    rows = [{**row, "select": tokens_name(row["select"]), "metric": NAMES[row["metric"]]} for row in table.rows]
-    scores = ", ".join(f"{text(name)}: {score.value:g}" for name, score in study.downstream.items())
-    notes = "".join(f"<li>{text(note)}</li>" for note in table.notes)
-    leading = {"select": "tokens", "metric": "metric"}
-    first, others = (markup.agreement_table(part, leading) for part in (rows[:_FIRST], rows[_FIRST:]))
-    more = f"<details><summary>The same for every row of the ablation</summary>{others}</details>"
-    return f"{first}{more}<ul>{notes}</ul><p><small>Downstream scores: {scores}.</small></p>"
-
-
-def _ablation(study: Study, table: Table) -> str:
-    if not table.rows:
-        return ""
-    names = [one.name for one in study.ladder if any(one.name in row for row in table.rows)]
-    headings = ["tokens", "filter", "r", "τ", "paper r", "paper τ", *map(text, names)]
-    keys = ["tokens", "filter", "pearson", "kendall", "paper_pearson", "paper_kendall", *names]
-    rows = [[markup.cell(row.get(key)) for key in keys] for row in table.rows]
-    note = (
-        "HE-SNR ± one standard error; r and τ: with the downstream score (intervals: table above). The paper's are of "
-        "its own models and data."
-    )
-    return markup.table(headings, rows, words=2) + f"<p><small>{text(note)}</small></p>"
-
-
-def _neighbours(table: Table) -> str:
-    if not table.rows:
-        return ""
-    headings = ("tokens", "metric", "from", "to", "difference [95 %]", "p", "difference / SE")
-    rows = [
-        [
-            *(text(word) for word in (tokens_name(row["select"]), NAMES[row["metric"]], row["from"], row["to"])),
-            *(markup.with_ends(row["difference"]), f"{row['p']:.4f}", markup.signed(row["steps"])),
+    Raises:
+        HesnrError: the folder cannot be written, or jinja2 is not installed.
+    """
+    try:
+        tables.write_leaderboard(data.results, data.ladder, folder, sort, tables.context_boards(data))
+        cases = [summary.cases for summary in data.summaries if summary.cases is not None]
+        by_name = {
+            table.name: table
+            for table in (
+                *(make(data) for make in (tables.agreements, tables.ablation, tables.neighbours, tables.entropy_peaks)),
+                cases[-1] if cases else Table("cases", "", []),
+            )
+        }
+        for table in by_name.values():
+            if table.rows:
+                write_output(folder / "tables" / f"{table.name}.csv", tables.csv_text(table))
+        saved: list[SavedFigure] = []
+        if importlib.util.find_spec("matplotlib") is None:
+            data.missing.append(Missing("figures", "matplotlib is not installed", "pip install 'hesnr-tasks[report]'"))
+        else:
+            saved = list(write_figures(data, folder / "figures"))
+        captions = [
+            f"**{f.name}** – {f.title} (paper: {f.paper}). {tables.escape_markdown(f.caption)}\n" for f, _, _ in saved
         ]
-        for row in table.rows
-    ]
-    return markup.table(headings, rows, words=4) + f"<p><small>{text('; '.join(table.notes))}</small></p>"
+        write_output(folder / "figures" / "captions.md", "\n".join(captions))
+        write_output(folder / "report.html", render(data, by_name, saved, sort))
+    except OSError as error:
+        raise HesnrError(
+            f"cannot write {error.filename or folder} ({error.strerror}); name another folder with -o"
+        ) from None
+    return len(saved)
 
 
-def _peaks(table: Table) -> str:
-    if not table.rows:
-        return ""
-    headings = list(table.rows[0])
-    rows = [[markup.cell(row[name]) for name in headings] for row in table.rows]
-    return (
-        markup.table(list(map(text, headings)), rows, words=3) + f"<p><small>{text('; '.join(table.notes))}</small></p>"
-    )
+def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[SavedFigure], sort: str = "step") -> str:
+    """The page as HTML.
 
-
-def _cases(table: Table) -> str:
-    if not table.rows:
-        return ""
-    name = table.rows[0]["run"]
-    about = f"{text(name)}, filtered Action tokens; ⏎ line end, ␣ space; bold: the token of the text."
-    return f"<p class='about'>{about}</p>{markup.cases(table.rows)}"
-
-
-def _figure(one: Drawn) -> str:
-    drawing = one.drawing
-    return markup.figure(drawing.name, drawing.paper, drawing.title, drawing.caption, one.svg, one.csvs)
-
-
-def _signature(study: Study) -> str:
-    made: dict[str, Any] = {
-        "report": {"hesnr_tasks": __version__, "k": study.k, "epsilon": study.epsilon}
-        | {"resamples": study.resamples, "seed": study.seed},
-        "score files": {one.name: one.signature for one in study.digests},
-        "results": {f"{row.model}: {row.task}": row.signature or json.loads(row.comparable) for row in study.rows},
-    }
-    shown = html.escape(json.dumps(made, indent=1, ensure_ascii=True))
-    return f"<details><summary>Everything the numbers were made with</summary><pre>{shown}</pre></details>"
-
-
-def _page(title: str, body: str) -> str:
+    Args:
+        data: of the report.
+        by_name: the tables correlations, ablation, neighbours, entropy_peaks, cases.
+        figures: to be embedded.
+        sort: order of the leaderboard, "step" or "he_snr".
+    """
     style = (resources.files("hesnr_tasks.report") / "templates" / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    return "".join(_parts(title, body, style, policy))
+    signature: dict[str, Any] = {
+        "report": {"hesnr_tasks": __version__, "k": data.k, "epsilon": data.epsilon}
+        | {"resamples": data.resamples, "seed": data.seed},
+        "score files": {summary.name: summary.signature for summary in data.summaries},
+        "results": {f"{r.model}: {r.task}": r.signature or json.loads(r.comparable) for r in data.results},
+    }
+    return _environment().get_template("page.html.j2").render(
+        data=data,
+        boards=[*tables.boards(data.results, data.ladder, sort), *tables.context_boards(data)],
+        agreement=[_agreement_cells(row) for row in by_name["correlations"].rows],
+        ablation=_ablation_grid(data, by_name["ablation"]),
+        neighbours=[_neighbour_cells(row) for row in by_name["neighbours"].rows],
+        peaks=[[_cell(value) for value in row.values()] for row in by_name["entropy_peaks"].rows],
+        tables=by_name,
+        figures=figures,
+        signature=json.dumps(signature, indent=1),
+        version=__version__,
+        style=style,
+        policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
+    )  # fmt: skip
 
 
-def _parts(title: str, body: str, style: str, policy: str) -> Iterator[str]:
-    yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    yield f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">\n'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    yield '<meta name="referrer" content="no-referrer">\n'
-    yield '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-    yield f"<title>{text(title)} – hesnr report</title>\n<style>{style}</style>\n</head>\n<body>\n"
-    yield f"<header><h1>HE-SNR report</h1></header>\n<main>{body}</main>\n</body>\n</html>\n"
+def _environment() -> Any:
+    try:
+        import jinja2
+        from markupsafe import Markup, escape
+    except ImportError:
+        raise HesnrError("the page needs jinja2: pip install 'hesnr-tasks[report]'") from None
+
+    def printable_only(value: Any) -> Any:
+        """Applied to every value before it is escaped."""
+        return value if isinstance(value, Markup) else printable(str(value))
+
+    def data_url(content: str | bytes, mime: str) -> str:
+        data = content if isinstance(content, bytes) else content.encode()
+        return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hesnr_tasks.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=printable_only,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "css": Markup,
+        "data_url": data_url,
+        "embeddable": lambda text: len(text.encode()) <= _LARGEST,
+        "lines": lambda text: Markup(escape(printable(text, keep="\n\t"))),
+        # a token with its line ends, tabs and spaces visible
+        "token": lambda text: text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "∅",
+    }
+    return environment
+
+
+def _agreement_cells(row: Mapping[str, Any]) -> list[str | tuple[str, ...]]:
+    """A tuple: a value, and lines below it."""
+    cells: list[str | tuple[str, ...]] = [tables.token_set_title(row["select"]), tables.metric_title(row["metric"])]
+    cells.append(_cell(row["checkpoints"]))
+    for name in CORRELATIONS:
+        intervals = [
+            f"{over} [{row[f'{name}_{over}_low']:.2f}, {row[f'{name}_{over}_high']:.2f}]"
+            for over in ("checkpoints", "trajectories")
+            if not math.isnan(row[f"{name}_{over}_low"])
+        ]
+        cells.append(("–" if math.isnan(row[name]) else f"{row[name]:.3f}", *intervals))
+    return cells
+
+
+def _ablation_grid(data: ReportData, table: Table) -> list[list[str]]:
+    """Headings, then rows; empty without rows."""
+    names = [checkpoint.name for checkpoint in data.ladder if any(checkpoint.name in row for row in table.rows)]
+    keys = ["tokens", "filter", "pearson", "kendall", "paper_pearson", "paper_kendall", *names]
+    headings = ["tokens", "filter", "r", "τ", "paper r", "paper τ", *names]
+    return [headings, *([_cell(row.get(key)) for key in keys] for row in table.rows)] if table.rows else []
+
+
+def _neighbour_cells(row: Mapping[str, Any]) -> list[str]:
+    difference = row["difference"]
+    interval = "" if math.isnan(difference.ci_low) else f" [{difference.ci_low:.4g}, {difference.ci_high:.4g}]"
+    gain = "–" if math.isnan(row["steps"]) else f"{row['steps']:+.1f}"
+    names = [tables.token_set_title(row["select"]), tables.metric_title(row["metric"]), row["from"], row["to"]]
+    return [*names, _cell(difference) + interval, f"{row['p']:.4f}", gain]
+
+
+def _cell(value: Any) -> str:
+    """A number or word in a table."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, Estimate):
+        return tables.format_number(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.3f}"
+    return str(value)

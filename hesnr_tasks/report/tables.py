@@ -1,29 +1,54 @@
-"""The report's tables: agreement with the downstream score, the ablation ladder, neighbouring checkpoints."""
+"""The report's tables: the leaderboard, agreement with the downstream score, the ablation, neighbouring checkpoints.
+
+Results that were made with other settings (data, filters, context …) are never ranked together: they are in tables, or
+columns, of their own.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.tables import Table
+from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, show
+from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.errors import printable
 from hesnr_tasks.metrics import METRICS, TrajectorySums, evaluate
-from hesnr_tasks.report.data import UNFILTERED, Study
-from hesnr_tasks.stats import FEWEST_CHECKPOINTS, Agreement, Estimate, agreement, bootstrap_sums, paired
+from hesnr_tasks.report.ladder import Checkpoint
+from hesnr_tasks.report.results import TaskResult, group_comparable
+from hesnr_tasks.stats import FEWEST_CHECKPOINTS, Estimate, agreement, bootstrap_sums, paired
+
+if TYPE_CHECKING:
+    from hesnr_tasks.report.data import ReportData
 
 __all__ = [
     "AGREED",
     "PAPER",
+    "Board",
     "ablation",
     "agreements",
+    "boards",
+    "context_boards",
+    "csv_text",
     "entropy_peaks",
+    "escape_markdown",
+    "format_number",
+    "leaderboard_csv",
+    "leaderboard_markdown",
+    "metric_title",
     "neighbours",
     "orient_higher_is_better",
+    "side_by_side",
     "sweep_agreements",
+    "token_set_title",
+    "write_leaderboard",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -36,142 +61,364 @@ PAPER = {
     "action-xml-format": (0.952, 0.968),
     "action-xml-format-comments": (0.965, 0.979),
 }
+_UNFILTERED = "thought+action"
+_KINDS = {"thought": "Thought", "action": "Action", "thought+action": "Thought + Action", "observation": "Observation"}
+_BOARD_TITLES = {"entropy": "H_top10", "he_tokens": "𝓗 tokens", "tokens": "tokens", "scored": "scored"}
+_CSV_ONLY = ("top2_acc", "top5_acc", "top10_acc")  # the boards have no room for them
+_HEADLINES = ("he_snr", "he_ppl", "ppl")  # of ours beside other benchmarks
+_BENCHMARK_METRICS = 3  # of one benchmark on a board; the CSV has all
+_DIGITS, _LARGE = 8, 1e8  # beyond that, numbers have an exponent
+_UNDEFINED = Estimate(math.nan)
 _SIGN = "signs of PPL and HE-PPL are turned (lower is better), so +1 always means: orders as the downstream score does"
 _BOTH = "95 % intervals: over checkpoints, and over trajectories; neither knows the downstream scores' own error"
 
 
+def metric_title(name: str) -> str:
+    """The heading of a metric, with an arrow in the better direction."""
+    return METRICS[name].title if name in METRICS else name
+
+
+def token_set_title(select: str) -> str:
+    """`action-xml-format` as `Action − xml − format`."""
+    kind, *filters = select.split("-")
+    return " − ".join([_KINDS.get(kind, kind), *filters]) if filters else f"{_KINDS.get(kind, kind)}, no filter"
+
+
+def format_number(number: Estimate) -> str:
+    """A value with its standard error, to two significant digits of the error."""
+    value, error = number.value, number.stderr
+    if math.isnan(value):
+        return "–"
+    if not 0 < error < math.inf:
+        return f"{value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    if digits > _DIGITS or abs(value) > _LARGE:
+        return f"{value:.4g} ± {error:.1e}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def escape_markdown(text: str) -> str:
+    """Names come from files: no markup, and no end of a table's cell."""
+    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", printable(text))
+
+
+def csv_text(table: Table) -> str:
+    """A table as CSV, with as many digits as float32 scores reproduce on any CPU."""
+    return show([table], "csv", {}, REPRODUCIBLE) + "\n"
+
+
+# --- the leaderboard --------------------------------------------------------------------------------------------------
+
+
+class Board(NamedTuple):
+    """A table of formatted cells; the first column is the checkpoint."""
+
+    title: str
+    about: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def boards(results: Sequence[TaskResult], ladder: Sequence[Checkpoint], sort: str = "step") -> list[Board]:
+    """Ours and the benchmarks side by side, where there are any, then each of ours in full.
+
+    Args:
+        results: of lm-eval.
+        ladder: the checkpoints in the order of training.
+        sort: "step" or "he_snr".
+    """
+    groups = group_comparable([result for result in _sorted(results, ladder, sort) if result.signature])
+    ours = []
+    for group in groups:
+        task, settings = json.loads(group[0].comparable)
+        rows = [(result.model, result.values) for result in group]
+        ours.append(_metric_board(task, _settings_text(settings), rows))
+    return [side_by_side(results, ladder, sort), *ours] if any(not r.signature for r in results) else ours
+
+
+def context_boards(data: ReportData) -> list[Board]:
+    """Checkpoints whose own contexts differ, compared at the context of the report, from their score files."""
+    at_context = []
+    for select in (data.filtered, _UNFILTERED) if data.context is not None else ():
+        rows = [
+            (s.name, {**data.values[select][s.name], "scored": Estimate(s.share_scored(select))})
+            for s in data.scored(select)
+        ]
+        about = f"{data.sample_size(select)}, from score files: the tokens that all these checkpoints could see"
+        if rows:
+            at_context.append(_metric_board(f"{select} at a context of {data.context:,}", about, rows))
+    return at_context
+
+
+def write_leaderboard(
+    results: Sequence[TaskResult],
+    ladder: Sequence[Checkpoint],
+    folder: Path,
+    sort: str = "step",
+    extra: Sequence[Board] = (),
+) -> None:
+    """Write leaderboard.md, with `extra` boards after the others, and leaderboard.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_output(folder / "leaderboard.md", leaderboard_markdown([*boards(results, ladder, sort), *extra]) + "\n")
+    write_output(folder / "leaderboard.csv", leaderboard_csv(results, ladder))
+
+
+def leaderboard_markdown(tables: Sequence[Board]) -> str:
+    """The boards as Markdown tables."""
+    texts = []
+    for board in tables:
+        lines = [f"**{escape_markdown(board.title)}** – {escape_markdown(board.about)}", ""]
+        separator = "| --- |" + " ---: |" * (len(board.headings) - 1)
+        cells = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in (board.headings, *board.rows)]
+        texts.append("\n".join([*lines, cells[0], separator, *cells[1:]]))
+    return "\n\n".join(texts)
+
+
+def leaderboard_csv(results: Sequence[TaskResult], ladder: Sequence[Checkpoint]) -> str:
+    """One line a checkpoint and task: every metric with its standard error, and the settings."""
+    names = dict.fromkeys(
+        [
+            *_board_metrics(r.values for r in results if r.signature),
+            *(name for result in results for name in result.values),
+        ]
+    )
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in ladder}
+    lines: list[dict[str, Any]] = []
+    for result in _sorted(results, ladder, "step"):
+        numbers = {name: result.values.get(name, _UNDEFINED) for name in names}
+        cells = {f"{name}{end}": x for name, n in numbers.items() for end, x in (("", n.value), ("_stderr", n.stderr))}
+        checkpoint = checkpoints[result.model]
+        place = {"step": checkpoint.step, "context": checkpoint.context, "stage": checkpoint.stage}
+        lines.append(
+            {"checkpoint": result.model, "task": result.task, **cells, **place, "signature": result.comparable}
+        )
+    return csv_text(Table("leaderboard", "", lines))
+
+
+def side_by_side(results: Sequence[TaskResult], ladder: Sequence[Checkpoint], sort: str = "step") -> Board:
+    """One line a checkpoint, a column for each headline; [a], [b] … mark columns made with different settings."""
+    columns: dict[str, dict[str, str]] = {}  # heading -> checkpoint -> cell
+    ranked: dict[str, dict[str, float]] = {}  # headings of HE-SNR -> checkpoint -> value
+    variants: dict[str, list[str]] = {}
+    for result in results:
+        variants.setdefault(result.task, []).append(result.comparable)
+    truncated = {result.task for result in results if result.signature and result.values["scored"].value < 1}
+    for result in sorted(results, key=lambda result: (result.signature is None, result.task, result.comparable)):
+        if result.in_group:  # the group is shown instead
+            continue
+        settings = list(dict.fromkeys(variants[result.task]))
+        mark = f" [{_letter(settings.index(result.comparable))}]" if len(settings) > 1 else ""
+        if result.signature:
+            shown = {name: metric_title(name) for name in _HEADLINES}
+            shown |= {"scored": "scored"} if result.task in truncated else {}
+        else:
+            shown = {}
+            for name in list(result.values)[:_BENCHMARK_METRICS]:
+                higher = result.higher_is_better.get(name.partition(" ")[0])
+                shown[name] = name if higher is None else f"{name} {'↑' if higher else '↓'}"
+        for name, title in shown.items():
+            heading = f"{result.task}{mark} {title}"
+            number = result.values.get(name, _UNDEFINED)
+            columns.setdefault(heading, {})[result.model] = _cell(name if result.signature else "", number)
+            if heading.endswith("HE-SNR ↑"):
+                ranked.setdefault(heading, {})[result.model] = number.value
+    names = [checkpoint.name for checkpoint in ladder]
+    if sort != "step" and len(ranked) == 1:  # several were made with different settings: no common rank
+        ((_, values),) = ranked.items()
+        names.sort(key=lambda name: _descending(values.get(name, math.nan)))
+    rows = [
+        (name, *(cells.get(name, "–") for cells in columns.values()))
+        for name in names
+        if any(name in cells for cells in columns.values())
+    ]
+    about = "± is one standard error; [a], [b]: made differently"
+    return Board("Side by side", about, ("checkpoint", *columns), tuple(rows))
+
+
+def _letter(index: int) -> str:
+    return chr(ord("a") + index) if index < 26 else str(index)
+
+
+def _sorted(results: Sequence[TaskResult], ladder: Sequence[Checkpoint], sort: str) -> list[TaskResult]:
+    position = {checkpoint.name: i for i, checkpoint in enumerate(ladder)}
+    by_step = sorted(results, key=lambda result: (position[result.model], result.task))
+    if sort == "step":
+        return by_step
+    return sorted(by_step, key=lambda result: _descending(result.values.get("he_snr", _UNDEFINED).value))
+
+
+def _descending(value: float) -> float:
+    return math.inf if math.isnan(value) else -value
+
+
+def _board_metrics(rows: Iterable[Mapping[str, Estimate]]) -> list[str]:
+    """The registered metrics in `rows`: ratios, then counts, then the share scored."""
+    present = {name for row in rows for name in row}
+    names = [name for name in METRICS if name in present and name not in _CSV_ONLY]
+    return [*sorted(names, key=lambda name: METRICS[name].denominator is None), *(["scored"] if present else [])]
+
+
+def _metric_board(title: str, about: str, rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> Board:
+    names = _board_metrics(values for _, values in rows)
+    lines = tuple((model, *(_cell(name, values.get(name, _UNDEFINED)) for name in names)) for model, values in rows)
+    return Board(
+        title, about, ("checkpoint", *(_BOARD_TITLES.get(name) or metric_title(name) for name in names)), lines
+    )
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    filters = " − ".join(["", *settings["filters"]]) if settings["filters"] else ", no filter"
+    n_truncated = settings["tokens_cut"]
+    truncated = f", {n_truncated} tokens beyond the context of {settings['max_length']}" if n_truncated else ""
+    return (
+        f"{' + '.join(settings['kinds'])}{filters}; {settings['trajectories']} trajectories ({settings['data'][:10]}), "
+        f"{settings['render']}, k = {settings['k']}, ε = {settings['epsilon']:.4f}{truncated}; "
+        "± is one standard error; scored: share of the tokens that would count, (!) below a half"
+    )
+
+
+def _cell(name: str, number: Estimate) -> str:
+    value = number.value
+    if math.isnan(value):
+        return "–"
+    if name == "scored":
+        return f"{value:.1%}{' (!)' * (value < 0.5)}"
+    return f"{value:.0f}" if name in METRICS and METRICS[name].denominator is None else format_number(number)
+
+
+# --- agreement with the downstream score ------------------------------------------------------------------------------
+
+
 def orient_higher_is_better(metric: str, values: FloatArray) -> FloatArray:
     """`values` of a metric with the sign turned where lower is better."""
-    return values if METRICS[metric].higher_is_better else -values
+    return -values if METRICS[metric].higher_is_better is False else values
 
 
-def agreements(study: Study) -> Table:
+def agreements(data: ReportData) -> Table:
     """PPL, HE-PPL and HE-SNR against the downstream score, on every set of tokens that has numbers."""
-    order = list(dict.fromkeys([UNFILTERED, study.filtered, *study.ablation]))
     rows = [
-        {"select": select, "metric": metric, **line}
-        for select in order
+        {"select": select, "metric": metric, **columns}
+        for select in dict.fromkeys([_UNFILTERED, data.filtered, *data.ablation])
         for metric in AGREED
-        for line in [_agreement(study, select, metric)]
-        if line
+        for columns in [_agreement(data, select, metric)]
+        if columns
     ]
     few = f"fewer than {FEWEST_CHECKPOINTS} checkpoints with a downstream score: no intervals"
     notes = [_SIGN, _BOTH, *([few] if rows and rows[0]["checkpoints"] < FEWEST_CHECKPOINTS else [])]
     return Table("correlations", "Agreement with the downstream score", rows, notes)
 
 
-def ablation(study: Study) -> Table:
+def ablation(data: ReportData) -> Table:
     """The paper's table "token type × filter": HE-SNR of each checkpoint, and its agreement where there is one."""
     rows = []
-    for select in study.ablation:
+    for select in data.ablation:
         kind, *filters = select.split("-")
-        line: dict[str, Any] = {"tokens": kind, "filter": " + ".join(filters) or "none"}
-        known = study.values.get(select, {})
-        line |= {one.name: known[one.name]["he_snr"] for one in study.ladder if one.name in known}
-        line |= _agreement(study, select, "he_snr") or {}
-        r, tau = PAPER.get(select, (None, None))
-        rows.append({**line, "paper_pearson": r, "paper_kendall": tau} if known else {})
-    return Table("ablation", "HE-SNR by token type and filter", [row for row in rows if row], (_BOTH,))
+        values = data.values.get(select, {})
+        if values:
+            pearson, kendall = PAPER.get(select, (None, None))
+            rows.append(
+                {"tokens": kind, "filter": " + ".join(filters) or "none"}
+                | {checkpoint.name: values[checkpoint.name]["he_snr"] for checkpoint in data.among(values)}
+                | _agreement(data, select, "he_snr")
+                | {"paper_pearson": pearson, "paper_kendall": kendall}
+            )
+    return Table("ablation", "HE-SNR by token type and filter", rows, (_BOTH,))
 
 
-def _agreement(study: Study, select: str, metric: str) -> dict[str, Any]:
-    """Flat: value and both intervals of every statistic; empty where fewer than two checkpoints have both numbers."""
-    values = study.values.get(select, {})
-    names = [one.name for one in study.named(study.downstream) if one.name in values]
-    if len(names) < 2:
-        return {}
-    x = orient_higher_is_better(metric, np.array([values[name][metric].value for name in names]))
-    y = np.array([study.downstream[name].value for name in names])
-    found = agreement(x, y, _drawn(study, select, metric, names), resamples=study.resamples, seed=study.seed)
-    return {"checkpoints": len(names), **flat(found)}
-
-
-def flat(found: Mapping[str, Agreement]) -> dict[str, float]:
-    """One column a number."""
-    line: dict[str, float] = {}
-    for name, (value, *intervals) in found.items():
-        line[name] = value
-        for over, ends in zip(("checkpoints", "trajectories"), intervals, strict=True):
-            line |= {f"{name}_{over}_low": ends[0], f"{name}_{over}_high": ends[1]}
-    return line
-
-
-def _drawn(study: Study, select: str, metric: str, names: Sequence[str]) -> FloatArray | None:
-    """The worth of each checkpoint in each resample of the trajectories, (resamples, c); None: not all have scores."""
-    runs = {run.name: run for run in study.aligned(select)}
-    if any(name not in runs for name in names):
-        return None
-    return _resampled(study, [runs[name].sums.repeat(runs[name].multiplicity) for name in names], metric)
-
-
-def _resampled(study: Study, sums: Sequence[TrajectorySums], metric: str) -> FloatArray | None:
-    found = METRICS[metric]
-    if len(sums[0]) < FEWEST_CHECKPOINTS:
-        return None
-    parts = [part for one in sums for part in one.parts(metric)]
-    drawn = bootstrap_sums(np.column_stack(parts), study.resamples, study.seed)
-    return orient_higher_is_better(metric, evaluate(found, drawn[:, 0::2], drawn[:, 1::2]))
-
-
-def sweep_agreements(study: Study) -> Table:
+def sweep_agreements(data: ReportData) -> Table:
     """HE-SNR's agreement with the downstream score, on filtered actions, as ε goes from ln 2 to ln 5."""
     rows = []
-    runs = {run.name: run for run in study.aligned(study.filtered)}
-    chosen = [one for one in study.digests if one.name in study.downstream and one.name in runs]
-    if len(chosen) >= 2:
-        y = np.array([study.downstream[one.name].value for one in chosen])
-        for at, epsilon in enumerate(chosen[0].epsilons):
-            sums = [one.sweep[at].repeat(runs[one.name].multiplicity) for one in chosen]
-            totals = np.array([[math.fsum(part) for part in s.parts("he_snr")] for s in sums])
+    runs = {run.name: run for run in data.aligned(data.filtered)}
+    summaries = [s for s in data.summaries if s.name in data.downstream and s.name in runs]
+    if len(summaries) >= 2:
+        y = np.array([data.downstream[s.name].value for s in summaries])
+        for i, epsilon in enumerate(summaries[0].epsilons):
+            sums = [s.sweep[i].repeat(runs[s.name].multiplicity) for s in summaries]
+            totals = np.array([[math.fsum(part) for part in of_one.parts("he_snr")] for of_one in sums])
             x = evaluate(METRICS["he_snr"], totals[:, 0], totals[:, 1])
-            drawn = _resampled(study, sums, "he_snr")
-            found = agreement(x, y, drawn, resamples=study.resamples, seed=study.seed)
-            rows.append({"epsilon": epsilon, "ways": math.exp(epsilon), "checkpoints": len(chosen), **flat(found)})
+            columns = _agreement_columns(data, x, y, _resampled(data, sums, "he_snr"))
+            rows.append({"epsilon": epsilon, "ways": math.exp(epsilon), **columns})
     return Table("sweep_correlations", "Agreement of HE-SNR with the downstream score over ε", rows, (_BOTH,))
 
 
-def neighbours(study: Study) -> Table:
+def _agreement(data: ReportData, select: str, metric: str) -> dict[str, Any]:
+    """Empty where fewer than two checkpoints have both numbers."""
+    values = data.values.get(select, {})
+    names = [checkpoint.name for checkpoint in data.among(data.downstream) if checkpoint.name in values]
+    if len(names) < 2:
+        return {}
+    x = orient_higher_is_better(metric, np.array([values[name][metric].value for name in names]))
+    y = np.array([data.downstream[name].value for name in names])
+    runs = {run.name: run for run in data.aligned(select)}
+    resampled = None
+    if all(name in runs for name in names):
+        resampled = _resampled(data, [runs[n].sums.repeat(runs[n].multiplicity) for n in names], metric)
+    return _agreement_columns(data, x, y, resampled)
+
+
+def _resampled(data: ReportData, sums: Sequence[TrajectorySums], metric: str) -> FloatArray | None:
+    """The metric in each resample of the trajectories, (resamples, checkpoints), higher is better; None for too few."""
+    if len(sums[0]) < FEWEST_CHECKPOINTS:
+        return None
+    entry = METRICS[metric]
+    parts = [part for of_one in sums for part in of_one.parts(metric)]
+    totals = bootstrap_sums(np.column_stack(parts), data.resamples, data.seed)
+    return orient_higher_is_better(metric, evaluate(entry, totals[:, 0::2], totals[:, 1::2]))
+
+
+def _agreement_columns(data: ReportData, x: FloatArray, y: FloatArray, resampled: FloatArray | None) -> dict[str, Any]:
+    """The number of checkpoints, then each statistic with the ends of both intervals."""
+    columns: dict[str, Any] = {"checkpoints": len(x)}
+    for name, (value, *ends) in agreement(x, y, resampled, resamples=data.resamples, seed=data.seed).items():
+        columns[name] = value
+        for over, (low, high) in zip(("checkpoints", "trajectories"), ends, strict=True):
+            columns |= {f"{name}_{over}_low": low, f"{name}_{over}_high": high}
+    return columns
+
+
+# --- differences and peaks --------------------------------------------------------------------------------------------
+
+
+def neighbours(data: ReportData) -> Table:
     """Is the step from one checkpoint to the next larger than its noise? Differences are paired by trajectory."""
-    rows: list[dict[str, Any]] = []
-    for select in (UNFILTERED, study.filtered):
-        runs = study.aligned(select)
-        for metric in AGREED:
-            rows += _steps(study, runs, select, metric)
+    rows = [row for select in (_UNFILTERED, data.filtered) for row in _neighbour_rows(data, select)]
     note = "steps: difference / standard error of the paired difference, + for the better; within ± 2 it may be noise"
     return Table("neighbours", "Differences of neighbouring checkpoints over their noise", rows, (note,))
 
 
-def _steps(study: Study, runs: Sequence[Any], select: str, metric: str) -> Iterator[dict[str, Any]]:
-    found = METRICS[metric]
-    for a, b in itertools.pairwise(runs):
-        pair = [one.sums.repeat(one.multiplicity).parts(metric) for one in (a, b)]
-        d = paired(pair[0], pair[1], found.exponentiate, resamples=study.resamples, seed=study.seed)
-        sign = 1 if found.higher_is_better else -1
-        yield {
-            "select": select,
-            "metric": metric,
-            "from": a.name,
-            "to": b.name,
-            "difference": Estimate(d.value, d.stderr, d.ci_low, d.ci_high),
-            "p": d.p,
-            "steps": sign * d.value / d.stderr if d.stderr > 0 else math.nan,
-        }
+def _neighbour_rows(data: ReportData, select: str) -> Iterator[dict[str, Any]]:
+    runs = data.aligned(select)
+    for metric in AGREED:
+        entry = METRICS[metric]
+        for a, b in itertools.pairwise(runs):
+            parts = [run.sums.repeat(run.multiplicity).parts(metric) for run in (a, b)]
+            d = paired(parts[0], parts[1], entry.exponentiate, resamples=data.resamples, seed=data.seed)
+            gain = d.value if entry.higher_is_better else -d.value
+            yield {
+                "select": select,
+                "metric": metric,
+                "from": a.name,
+                "to": b.name,
+                "difference": Estimate(d.value, d.stderr, d.ci_low, d.ci_high),
+                "p": d.p,
+                "steps": gain / d.stderr if d.stderr > 0 else math.nan,
+            }
 
 
-def entropy_peaks(study: Study) -> Table:
+def entropy_peaks(data: ReportData) -> Table:
     """Where entropies gather: the mode, the peaks, and the share of tokens near ln 1 … ln 5."""
     rows = [
         {
-            "checkpoint": one.name,
-            "select": shape.select,
-            "population": shape.population,
-            "tokens": shape.tokens,
-            "mode": shape.peaks[0].entropy if shape.peaks else math.nan,
-            "peaks": " ".join(f"{peak.entropy:.3f}" for peak in sorted(shape.peaks)),
-            **{f"ln{ways}": share for ways, share in shape.near.items()},
+            "checkpoint": summary.name,
+            "select": d.select,
+            "population": d.population,
+            "tokens": d.tokens,
+            "mode": d.peaks[0].entropy if d.peaks else math.nan,
+            "peaks": " ".join(f"{peak.entropy:.3f}" for peak in sorted(d.peaks)),
+            **{f"ln{n}": share for n, share in d.near.items()},
         }
-        for one in study.digests
-        for shape in one.shapes
+        for summary in data.summaries
+        for d in summary.distributions
     ]
     note = "mode and peaks of the kernel density of H_top10, in nats; ln1 … ln5: share of tokens within 0.1 nats"
     return Table("entropy_peaks", "Peaks of the entropies", rows, (note,))

@@ -77,7 +77,7 @@ def test_every_sample_has_the_same_numbers(outputs):
 
 def test_a_report_reads_both_alike(outputs):
     def rows(folder):
-        return {row.task: (str(row.values), row.comparable, row.member) for row in read_results([folder])}
+        return {row.task: (str(row.values), row.comparable, row.in_group) for row in read_results([folder])}
 
     assert rows(outputs[0]) == rows(outputs[1])
     assert len(rows(outputs[0])) == 7

@@ -3,7 +3,7 @@
 import argparse
 import base64
 import csv
-import importlib.util
+import html
 import io
 import json
 import re
@@ -12,17 +12,16 @@ import sys
 
 import pytest
 
-from hesnr_tasks import cli
 from hesnr_tasks.cli import analyze
-from hesnr_tasks.cli import report as command
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError
-from hesnr_tasks.report import markup
-from hesnr_tasks.report.results import find_scores
+from hesnr_tasks.report.results import find_score_folders
 from hesnr_tasks.scores import ScoreStore, Source
 from tests.slow import browser
 from tests.unit.analysis import made as analysis_made
 from tests.unit.report import ladders
+from tests.unit.report.ladders import report
 from tests.unit.scores import made
+
+pytestmark = pytest.mark.slow
 
 HOSTILE = (
     "step1-2k<script>window.__hacked=1<script>",
@@ -30,13 +29,6 @@ HOSTILE = (
     "step3-8k|a",
     "step4-8k&lt;",
 )
-
-
-def report(*words):
-    """Run `hesnr report` with its own arguments."""
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args([str(word) for word in words]))
 
 
 def hostile_scores(folder):
@@ -76,7 +68,7 @@ def test_nothing_hostile_is_markup(hostile_page):
     assert re.findall(r"<img [^>]*?src=\"([^\"]{0,22})", text) == ["data:image/svg+xml;bas"] * text.count("<img ")
     assert "\x1b" not in text
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1]
-    assert "default-src &#x27;none&#x27;" in policy
+    assert "default-src 'none'" in html.unescape(policy)
     assert "script-src" not in policy  # so nothing is allowed
 
 
@@ -110,60 +102,6 @@ def test_the_numbers_of_figures_are_in_the_page(hostile_page):
     assert "fig02_steps.csv" in dict(found)
 
 
-def test_cases_mark_the_token_of_the_text():
-    row = {
-        "near": "ln 2", "trajectory": "<b>", "entropy": 0.7, "p": 0.4, "rank": 2, "turn": 3, "before": "a\n<i>",
-        "token": " <u>\n", "token_id": 5, "candidates": [["x", 0.6], [" <u>\n", 0.4]], "candidate_ids": [4, 5],
-    }  # fmt: skip
-    text = markup.cases([row])
-    assert "a\n&lt;i&gt;<mark>␣&lt;u&gt;⏎</mark>" in text
-    assert text.count("class=chosen") == 1
-    assert "<b>" not in text
-
-
-# --- results alone ----------------------------------------------------------------------------------------------------
-
-
-def test_without_score_files_there_is_what_json_gives_and_the_rest_is_named(tmp_path, capsys):
-    for at, name in enumerate(("step1-2k", "step2-2k", "step3-8k")):
-        ladders.result(tmp_path / "runs", name, 0.1 + 0.02 * at, filters=["xml", "format", "comments"])
-    report(tmp_path / "runs", "-o", tmp_path / "out", "--resamples", 200)
-    assert {path.name for path in (tmp_path / "out" / "figures").glob("*.svg")} == {
-        "fig02_steps.svg",
-        "fig07_extension.svg",
-    }
-    rows = list(csv.DictReader((tmp_path / "out" / "figures" / "fig02_steps.csv").open()))
-    assert [float(row["he_snr"]) for row in rows] == pytest.approx([0.1, 0.12, 0.14])
-    assert float(rows[0]["he_snr_high"]) == pytest.approx(0.1 + 1.96 * 0.01)
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "no (comparable) score files of step1-2k, step2-2k, step3-8k" in page
-    assert "Bars: ± 1.96 standard errors (" in page
-    told = capsys.readouterr().err
-    assert "lm_eval --model hf" in told
-    assert "--downstream" in told
-
-
-def test_without_matplotlib_there_is_a_page_that_says_so(tmp_path, capsys, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find(name))
-    analysis_made.run_of(tmp_path / "scores", 4, 60, seed=0, model="made/step1")
-    report(tmp_path / "scores", "-o", tmp_path / "out")
-    assert "matplotlib is not installed" in (tmp_path / "out" / "report.html").read_text()
-    assert "hesnr-tasks[report]" in capsys.readouterr().err
-    assert not list((tmp_path / "out").rglob("*.svg"))
-
-
-def test_results_made_differently_share_no_figure(tmp_path):
-    for name, k in (("step1", 10), ("step2", 10), ("step3", 20)):
-        ladders.result(tmp_path / "runs", name, k=k, filters=["xml", "format", "comments"], trajectories=k)
-    report(tmp_path / "runs", "-o", tmp_path / "out", "--resamples", 200)
-    rows = list(csv.DictReader((tmp_path / "out" / "figures" / "fig02_steps.csv").open()))
-    assert [row["checkpoint"] for row in rows] == ["step1", "step2"]
-    captions = (tmp_path / "out" / "figures" / "captions.md").read_text()
-    assert ", 10 trajectories." in captions
-    assert "Bars: ± 1.96 standard errors (" in captions  # of no score files there is no other interval
-
-
 def test_the_leaderboard_alone_loads_no_library_for_figures(tmp_path):
     ladders.result(tmp_path, "step1")
     code = (
@@ -173,52 +111,6 @@ def test_the_leaderboard_alone_loads_no_library_for_figures(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "step1" in done.stdout
-
-
-def test_what_cannot_be_done_is_said(tmp_path, capsys):
-    with pytest.raises(DataError, match="--tasks hesnr_swe"):
-        report(tmp_path)
-    ladders.result(tmp_path / "runs", "step1")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(HesnrError, match="name another folder with -o"):
-        report(tmp_path / "runs", "-o", tmp_path / "file" / "out")
-    assert cli.main(["report", str(tmp_path / "runs"), "--downstream", str(tmp_path / "none.csv")]) == 2
-    assert "no such file" in capsys.readouterr().err
-
-
-def test_score_files_alone_are_asked_for_a_page_and_unreadable_ones_end_the_report(tmp_path, capsys):
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "run.json").write_text("{")
-    with pytest.raises(DataError, match=r"no checkpoint is left .*bad"):
-        report(tmp_path / "bad", "-o", tmp_path / "out")
-    ladders.score_files(tmp_path / "good", ["step1"], 4, 40)
-    with pytest.raises(SettingsError, match="Add -o OUT"):
-        report(tmp_path / "good")
-
-
-def test_a_downstream_score_of_nobody_is_named_without_a_page_too(tmp_path, capsys):
-    for name in ("step1", "step2"):
-        ladders.result(tmp_path / "runs", name)
-    (tmp_path / "down.csv").write_text("checkpoint,score\nstep1,0.3\nstep2,0.4\nstep3,0.5\n")
-    report(tmp_path / "runs", "--downstream", tmp_path / "down.csv")
-    assert "down.csv:4: 'step3'" in capsys.readouterr().err
-
-
-def test_shares_and_per_cent_of_two_sources_are_refused(tmp_path):
-    for name in ("step1", "step2"):
-        ladders.result(tmp_path / "runs", name)
-    (tmp_path / "down.csv").write_text("checkpoint,score\nstep1,30\n")
-    (tmp_path / "step2.json").write_text('{"resolved_instances": 200, "total_instances": 500}')
-    with pytest.raises(DataError, match=r"\(step2: 0.4\) and some per cent \(step1: 30\)"):
-        report(tmp_path / "runs", "--downstream", tmp_path / "down.csv", tmp_path / "step2.json")
-
-
-def test_two_downstream_scores_of_one_checkpoint_are_refused(tmp_path):
-    ladders.result(tmp_path / "runs", "step1")
-    (tmp_path / "ladder.yaml").write_text("step1: {downstream: 0.2}")
-    (tmp_path / "down.csv").write_text("checkpoint,score\nstep1,0.3\n")
-    with pytest.raises(DataError, match="two downstream scores"):
-        report(tmp_path / "runs", "--ladder", tmp_path / "ladder.yaml", "--downstream", tmp_path / "down.csv")
 
 
 # --- the whole way ----------------------------------------------------------------------------------------------------
@@ -277,11 +169,11 @@ def test_score_files_are_found_by_signature_not_by_name(real):
     from hesnr_tasks.report.results import read_results
 
     rows = read_results([real / "runs"])
-    found, remarks = find_scores(rows, [real / "runs"])
+    found, remarks = find_score_folders(rows, [real / "runs"])
     assert {name: folder.parent.parent.name for name, folder in found.items()} == {row.model: row.model for row in rows}
     assert remarks == []
     other = [row._replace(signature={**row.signature, "render": "chatml"}) for row in rows]
-    assert find_scores(other, [real / "runs"])[0] == {}
+    assert find_score_folders(other, [real / "runs"])[0] == {}
 
 
 def test_a_report_twice_is_the_same_to_the_byte(real, tmp_path):
@@ -293,12 +185,13 @@ def test_a_report_twice_is_the_same_to_the_byte(real, tmp_path):
 
 
 def test_intervals_do_not_depend_on_a_seed(real):
-    from hesnr_tasks.report.data import study
-    from hesnr_tasks.report.ladder import parse
+    from hesnr_tasks.report.data import build_report_data
+    from hesnr_tasks.report.ladder import parse_name
 
     folder = real / "runs" / "step5-2k" / "scores" / "run"
-    ends = [
-        study([], [parse("step5-2k")], {"step5-2k": folder}, {}, resamples=200, seed=seed).values for seed in (1, 1, 2)
+    ladder = [parse_name("step5-2k")]
+    values = [
+        build_report_data([], ladder, {"step5-2k": folder}, {}, resamples=200, seed=seed).values for seed in (1, 1, 2)
     ]
-    highs = [one["action-xml-format-comments"]["step5-2k"]["ppl"].high for one in ends]
+    highs = [one["action-xml-format-comments"]["step5-2k"]["ppl"].high for one in values]
     assert highs[0] == highs[1] == highs[2]  # of a closed form: no seed is behind it

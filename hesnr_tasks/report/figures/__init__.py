@@ -1,1 +1,63 @@
-""""""
+"""The registry of figures. A figure is a function from `ReportData` to a `ReportFigure`: caption, tables, `draw`.
+
+To add one, write such a function in a module of this package and give it a line in `FIGURES`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.plotting import look, save
+from hesnr_tasks.report.data import ReportData, ReportFigure
+from hesnr_tasks.report.figures import entropy, metrics
+from hesnr_tasks.report.tables import csv_text
+
+__all__ = ["FIGURES", "SavedFigure", "report_figures", "write_figures"]
+
+# in the order of the page; each returns None where the data do not allow the figure
+FIGURES: list[Callable[[ReportData], ReportFigure | None]] = [
+    metrics.accuracy,
+    metrics.steps,
+    metrics.extension,
+    metrics.sft,
+    metrics.downstream,
+    metrics.sweep,
+    metrics.sweep_agreement,
+    entropy.action_histograms,
+    entropy.action_densities,
+    entropy.observation_histograms,
+    entropy.observation_densities,
+]
+
+
+class SavedFigure(NamedTuple):
+    """A figure as written: its SVG, and its CSV files by name."""
+
+    figure: ReportFigure
+    svg: bytes
+    csvs: Mapping[str, str]
+
+
+def report_figures(data: ReportData) -> Iterator[ReportFigure]:
+    """The registered figures that the data allow."""
+    for make in FIGURES:
+        if (figure := make(data)) is not None:
+            yield figure
+
+
+def write_figures(data: ReportData, folder: Path) -> Iterator[SavedFigure]:
+    """Write each figure as .svg, .png and .csv into `folder`."""
+    for figure in report_figures(data):
+        with look():
+            canvas = figure.draw()
+            subtitle = textwrap.fill(figure.subtitle, int(13 * canvas.get_figwidth()))  # a line would be clipped
+            canvas.suptitle(f"{figure.title}\n{subtitle}", fontsize=9)
+        svg, _ = save(canvas, folder / figure.name)
+        csvs = {f"{table.name}.csv": csv_text(table) for table in figure.tables}
+        for name, text in csvs.items():
+            write_output(folder / name, text)
+        yield SavedFigure(figure, svg.read_bytes(), csvs)

@@ -1,20 +1,29 @@
 """Made-up ladders: score files of a few checkpoints, and result files as lm-eval saves them."""
 
+import argparse
 import json
 
 import numpy as np
 
-from hesnr_tasks.report.data import study
-from hesnr_tasks.report.ladder import Score, read_ladder
+from hesnr_tasks.cli import report as command
+from hesnr_tasks.report.data import build_report_data
+from hesnr_tasks.report.ladder import DownstreamScore, read_ladder
 from tests.unit.analysis import made
 
 NAMES = ("step200-2k", "step800-2k", "step1600-2k", "step1604-8k", "step2000-8k", "step2000-8k-sft")
 RESAMPLES = 400
 
 
+def report(*words):
+    """Run `hesnr report` with its own arguments."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(word) for word in words]))
+
+
 def score_files(folder, names=NAMES, trajectories=8, tokens=300):
     """Stores of the checkpoints, each a little better than the one before it."""
-    found = {}
+    folders = {}
     for at, name in enumerate(names):
         place = folder / f"scores{at}"
         made.run_of(
@@ -26,14 +35,16 @@ def score_files(folder, names=NAMES, trajectories=8, tokens=300):
             quality=0.6 * at / len(names),
             model=f"made/{name}",
         )
-        found[name] = place
-    return found
+        folders[name] = place
+    return folders
 
 
-def study_of(folders, downstream=True, rows=(), names=None):
+def report_data(folders, downstream=True, results=(), names=None):
     ladder = read_ladder(names or folders).checkpoints
-    scores = {one.name: Score(round(0.1 + 0.02 * at - 0.05 * (at == 2), 3), 200) for at, one in enumerate(ladder)}
-    return study(rows, ladder, folders, scores if downstream else {}, resamples=RESAMPLES)
+    scores = {
+        one.name: DownstreamScore(round(0.1 + 0.02 * at - 0.05 * (at == 2), 3), 200) for at, one in enumerate(ladder)
+    }
+    return build_report_data(results, ladder, folders, scores if downstream else {}, resamples=RESAMPLES)
 
 
 def result(folder, name, snr=0.2, date=1.0, model_args=None, others=None, **signature):

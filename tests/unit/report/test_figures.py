@@ -1,19 +1,17 @@
 """Every figure's numbers beside a slow computation from the score files, and every figure drawn whatever the names."""
 
 import math
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 
 from hesnr_tasks.metrics import EPSILON
-from hesnr_tasks.plotting import look, save
+from hesnr_tasks.plotting import bar_lengths, limit_axis
 from hesnr_tasks.report import tables
-from hesnr_tasks.report.data import OBSERVATION, token_sets
-from hesnr_tasks.report.drawing import bars, bound_axis
+from hesnr_tasks.report.data import token_sets
 from hesnr_tasks.report.figures import entropy as entropy_figures
 from hesnr_tasks.report.figures import metrics as metrics_figures
-from hesnr_tasks.report.ladder import order, parse
+from hesnr_tasks.report.ladder import parse_name, sft_pairs, training_order
 from hesnr_tasks.report.results import read_results
 from hesnr_tasks.stats import Estimate
 from tests.reference import comparison
@@ -30,8 +28,8 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def study(folders):
-    return ladders.study_of(folders)
+def data(folders):
+    return ladders.report_data(folders)
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
@@ -42,13 +40,13 @@ def test_axes_are_set_by_the_values_not_by_an_endless_interval(axis, scale):
     numbers = [Estimate(248.0, 50.0, 3e-5, 2.2e9), Estimate(131.0, 11.0, 110.0, 160.0), Estimate(math.nan)]
     axes = Figure().subplots()
     getattr(axes, f"set_{axis}scale")(scale)
-    bound_axis(axes, numbers, axis)
+    limit_axis(axes, numbers, axis)
     low, high = getattr(axes, f"get_{axis}lim")()
     assert 0 <= low < 131 < 248 < high < 600
-    bound_axis(axes, [Estimate(5.0, 0.1, 4.9, 5.1)] * 2, axis)
+    limit_axis(axes, [Estimate(5.0, 0.1, 4.9, 5.1)] * 2, axis)
     low, high = getattr(axes, f"get_{axis}lim")()
     assert 4 < low < 4.9 < 5.1 < high < 6
-    bound_axis(axes, [Estimate(math.nan)], axis)  # nothing to show: the axis stays as it is
+    limit_axis(axes, [Estimate(math.nan)], axis)  # nothing to show: the axis stays as it is
 
 
 def tally(folder, select, epsilon=EPSILON):
@@ -65,8 +63,8 @@ def values(folder, select):
 # --- over the ladder --------------------------------------------------------------------------------------------------
 
 
-def test_figure_1_has_ppl_and_accuracies_of_thought_and_action(study, folders):
-    rows = metrics_figures.accuracy(study).tables[0].rows
+def test_figure_1_has_ppl_and_accuracies_of_thought_and_action(data, folders):
+    rows = metrics_figures.accuracy(data).tables[0].rows
     assert [row["checkpoint"] for row in rows] == list(ladders.NAMES)
     tokens = [t for part in ladders.raw_tokens(folders["step800-2k"], SETS["thought+action"].mask) for t in part]
     assert rows[1]["ppl"].value == pytest.approx(values(folders["step800-2k"], "thought+action")["ppl"], rel=1e-12)
@@ -75,19 +73,19 @@ def test_figure_1_has_ppl_and_accuracies_of_thought_and_action(study, folders):
         assert rows[1][f"top{j}_acc"].value == pytest.approx(share, rel=1e-12)
 
 
-def test_figure_2_has_the_filtered_numbers_and_the_downstream_score(study, folders):
-    rows = metrics_figures.steps(study).tables[0].rows
+def test_figure_2_has_the_filtered_numbers_and_the_downstream_score(data, folders):
+    rows = metrics_figures.steps(data).tables[0].rows
     for row in rows:
         want = values(folders[row["checkpoint"]], FILTERED)
         assert row["ppl"].value == pytest.approx(want["ppl"], rel=1e-12)
         assert row["he_snr"].value == pytest.approx(want["he_snr"], rel=1e-12)
         assert row["he_snr"].low < row["he_snr"].value < row["he_snr"].high
-        assert row["downstream"].value == study.downstream[row["checkpoint"]].value
+        assert row["downstream"].value == data.downstream[row["checkpoint"]].value
     assert [row["step"] for row in rows] == [200, 800, 1600, 1604, 2000, 2000]
 
 
-def test_figure_7_counts_steps_from_the_last_checkpoint_before_the_extension(study, folders):
-    rows = metrics_figures.extension(study).tables[0].rows
+def test_figure_7_counts_steps_from_the_last_checkpoint_before_the_extension(data, folders):
+    rows = metrics_figures.extension(data).tables[0].rows
     assert [row["since"] for row in rows] == [-1400, -800, 0, 4, 400]  # without the one after SFT
     assert [row["he_tokens"].value for row in rows] == [
         values(folders[row["checkpoint"]], FILTERED)["he_tokens"] for row in rows
@@ -96,12 +94,12 @@ def test_figure_7_counts_steps_from_the_last_checkpoint_before_the_extension(stu
 
 
 def test_steps_that_begin_anew_are_counted_as_they_are():
-    ladder = order(map(parse, ["step500-32k", "step2000-32k", "step10-128k", "step100-128k"]))
-    assert list(metrics_figures._since(ladder, ladder[1]).values()) == [-1500, 0, 10, 100]
+    ladder = training_order(map(parse_name, ["step500-32k", "step2000-32k", "step10-128k", "step100-128k"]))
+    assert list(metrics_figures._steps_since(ladder, ladder[1]).values()) == [-1500, 0, 10, 100]
 
 
-def test_figure_8_pairs_what_sft_made_with_what_it_was_made_from(study, folders):
-    rows = metrics_figures.sft(study).tables[0].rows
+def test_figure_8_pairs_what_sft_made_with_what_it_was_made_from(data, folders):
+    rows = metrics_figures.sft(data).tables[0].rows
     assert {(row["before"], row["after"]) for row in rows} == {("step2000-8k", "step2000-8k-sft")}
     for row in rows:
         for side in ("before", "after"):
@@ -121,15 +119,15 @@ def test_figure_8_pairs_what_sft_made_with_what_it_was_made_from(study, folders)
     ],
 )
 def test_sft_pairs_by_name(names, pairs):
-    found = metrics_figures.sft_pairs(order(map(parse, names)))
+    found = sft_pairs(training_order(map(parse_name, names)))
     assert [(a.name, b.name) for a, b in found] == pairs
 
 
 # --- entropies --------------------------------------------------------------------------------------------------------
 
 
-def test_histograms_count_every_token_once(study, folders):
-    rows = entropy_figures.histogram_rows(study.digests, FILTERED)
+def test_histograms_count_every_token_once(data, folders):
+    rows = entropy_figures.histogram_rows(data.summaries, FILTERED)
     tokens = [t for part in ladders.raw_tokens(folders["step200-2k"], SETS[FILTERED].mask) for t in part]
     for which, worst in (("all", 0), ("non-top-1", 1), ("non-top-2", 2)):
         own = [row for row in rows if (row["checkpoint"], row["population"]) == ("step200-2k", which)]
@@ -142,11 +140,11 @@ def test_histograms_count_every_token_once(study, folders):
         assert math.fsum(row["density"] * (row["high"] - row["low"]) for row in own) == pytest.approx(1, abs=1e-3)
 
 
-def test_densities_are_those_of_a_slow_kernel_estimate_with_their_mode(study, folders):
-    rows = entropy_figures.curves(study.digests[:1], FILTERED)
+def test_densities_are_those_of_a_slow_kernel_estimate_with_their_mode(data, folders):
+    rows = entropy_figures.density_rows(data.summaries[:1], FILTERED)
     tokens = [t for part in ladders.raw_tokens(folders["step200-2k"], SETS[FILTERED].mask) for t in part]
     entropies = [comparison.entropy(top[:10]) for _, rank, top in tokens if rank != 1]
-    shape = next(s for s in study.digests[0].shapes if (s.select, s.population) == (FILTERED, "non-top-1"))
+    shape = next(s for s in data.summaries[0].distributions if (s.select, s.population) == (FILTERED, "non-top-1"))
     own = [row for row in rows if row["population"] == "non-top-1"]
     grid = [row["entropy"] for row in own if not row["peak"]][::16]
     width = 0.9 * min(np.std(entropies, ddof=1), np.subtract(*np.percentile(entropies, [75, 25])) / 1.34)
@@ -158,17 +156,17 @@ def test_densities_are_those_of_a_slow_kernel_estimate_with_their_mode(study, fo
 
 def test_at_most_eight_checkpoints_have_histograms_of_their_own():
     items = list(range(30))
-    found = entropy_figures.spread(items)
+    found = entropy_figures.evenly_spaced(items)
     assert (found[0], found[-1], len(found), len(set(found))) == (0, 29, 8, 8)
-    assert entropy_figures.spread(items[:8]) == items[:8]
+    assert entropy_figures.evenly_spaced(items[:8]) == items[:8]
 
 
 # --- what metrics are worth -------------------------------------------------------------------------------------------
 
 
-def test_correlations_are_those_of_the_numbers_in_the_scatter(study):
-    scatter = metrics_figures.scatter_rows(study)
-    for row in tables.agreements(study).rows:
+def test_correlations_are_those_of_the_numbers_in_the_scatter(data):
+    scatter = metrics_figures.downstream(data).tables[0].rows
+    for row in tables.agreements(data).rows:
         own = [one for one in scatter if one["select"] == row["select"]]
         if own:
             sign = 1 if row["metric"] == "he_snr" else -1
@@ -177,7 +175,7 @@ def test_correlations_are_those_of_the_numbers_in_the_scatter(study):
             assert row["pearson"] == pytest.approx(reference.pearson(x, y), rel=1e-9)
             assert row["decision"] == pytest.approx(reference.decision(x, y))
             assert row["pearson_trajectories_low"] <= row["pearson"] <= row["pearson_trajectories_high"]
-    assert {row["select"] for row in tables.agreements(study).rows} == {*study.ablation, "thought+action"}
+    assert {row["select"] for row in tables.agreements(data).rows} == {*data.ablation, "thought+action"}
 
 
 @pytest.mark.parametrize(("checkpoints", "numbered"), [(12, True), (13, False)])
@@ -185,8 +183,8 @@ def test_the_scatter_says_that_points_are_numbered_where_they_are(tmp_path, chec
     names = [f"step{at}" for at in range(1, checkpoints + 1)]
     for at, name in enumerate(names):
         ladders.result(tmp_path, name, 0.1 + 0.01 * at, others={}, filters=["xml", "format", "comments"])
-    made = ladders.study_of({}, rows=read_results([tmp_path]), names=names)
-    scatter = next(metrics_figures.downstream_drawings(made))
+    report = ladders.report_data({}, results=read_results([tmp_path]), names=names)
+    scatter = metrics_figures.downstream(report)
     assert ("numbered" in scatter.caption) == numbered
     shown = [text.get_text() for text in scatter.draw().axes[2].texts]
     assert shown == [str(at) for at in range(1, checkpoints + 1) if numbered]
@@ -199,13 +197,13 @@ def test_a_checkpoint_has_one_number_whatever_else_is_in_its_panel(tmp_path):
             if name != "step2" or filters:
                 ladders.result(tmp_path / str(len(filters)), name, 0.1 + at, others={}, kinds=kinds, filters=filters)
     rows = [row for part in ("0", "3") for row in read_results([tmp_path / part])]
-    made = ladders.study_of({}, rows=rows, names=["step1", "step2", "step3"])
-    drawn = next(metrics_figures.downstream_drawings(made)).draw()
+    report = ladders.report_data({}, results=rows, names=["step1", "step2", "step3"])
+    drawn = metrics_figures.downstream(report).draw()
     assert [text.get_text() for text in drawn.axes[2].texts] == ["1", "3"]
     assert [text.get_text() for text in drawn.axes[5].texts] == ["1", "2", "3"]
 
 
-def test_the_interval_over_trajectories_resamples_them_for_all_checkpoints_alike(study, folders):
+def test_the_interval_over_trajectories_resamples_them_for_all_checkpoints_alike(data, folders):
     """Slowly: the same resamples, pooled one by one."""
     from hesnr_tasks.stats import resample_counts
 
@@ -214,18 +212,18 @@ def test_the_interval_over_trajectories_resamples_them_for_all_checkpoints_alike
         n: [comparison.tally(t, EPSILON, 10) for t in ladders.raw_tokens(folders[n], SETS[FILTERED].mask)]
         for n in names
     }
-    y = [study.downstream[name].value for name in names]
+    y = [data.downstream[name].value for name in names]
     found = []
-    for counts in resample_counts(8, ladders.RESAMPLES, study.seed).tolist():
+    for counts in resample_counts(8, ladders.RESAMPLES, data.seed).tolist():
         sums = {n: [math.fsum(c * p[i] for c, p in zip(counts, parts[n])) for i in (2, 4)] for n in names}
         found.append(reference.pearson([sums[n][1] / sums[n][0] for n in names], y))
-    row = next(r for r in tables.agreements(study).rows if (r["select"], r["metric"]) == (FILTERED, "he_snr"))
+    row = next(r for r in tables.agreements(data).rows if (r["select"], r["metric"]) == (FILTERED, "he_snr"))
     assert row["pearson_trajectories_low"] == pytest.approx(reference.percentile(found, 0.025), rel=1e-9)
     assert row["pearson_trajectories_high"] == pytest.approx(reference.percentile(found, 0.975), rel=1e-9)
 
 
-def test_the_ablation_has_a_row_a_filter_and_the_papers_values_beside_it(study, folders):
-    rows = tables.ablation(study).rows
+def test_the_ablation_has_a_row_a_filter_and_the_papers_values_beside_it(data, folders):
+    rows = tables.ablation(data).rows
     assert [(row["tokens"], row["filter"]) for row in rows] == [
         ("thought", "none"), ("action", "none"), ("action", "xml"), ("action", "xml + format"),
         ("action", "xml + format + comments"),
@@ -235,22 +233,22 @@ def test_the_ablation_has_a_row_a_filter_and_the_papers_values_beside_it(study, 
     assert rows[2]["step200-2k"].value == pytest.approx(want, rel=1e-12)
 
 
-def test_the_sweep_is_the_value_at_each_threshold(study, folders):
-    rows = [row for row in metrics_figures.sweep_rows(study) if row["checkpoint"] == "step1604-8k"]
+def test_the_sweep_is_the_value_at_each_threshold(data, folders):
+    rows = [row for row in metrics_figures.sweep(data).tables[0].rows if row["checkpoint"] == "step1604-8k"]
     assert len(rows) == 20
     for row in rows[::6]:
         _, _, high, _, ratio = tally(folders["step1604-8k"], FILTERED, row["epsilon"])
         want = ratio / high if high else math.nan  # no entropy is above the last thresholds: no number, not 0
         assert row["he_snr"].value == pytest.approx(want, rel=1e-12, nan_ok=True)
         assert row["he_tokens"] == high
-    found = tables.sweep_agreements(study).rows
+    found = tables.sweep_agreements(data).rows
     at = found[6]
-    x = [r["he_snr"].value for r in metrics_figures.sweep_rows(study) if r["epsilon"] == at["epsilon"]]
-    assert at["pearson"] == pytest.approx(reference.pearson(x, [s.value for s in study.downstream.values()]), rel=1e-9)
+    x = [r["he_snr"].value for r in metrics_figures.sweep(data).tables[0].rows if r["epsilon"] == at["epsilon"]]
+    assert at["pearson"] == pytest.approx(reference.pearson(x, [s.value for s in data.downstream.values()]), rel=1e-9)
 
 
-def test_neighbours_are_paired_by_trajectory_and_signed_for_the_better(study, folders):
-    rows = tables.neighbours(study).rows
+def test_neighbours_are_paired_by_trajectory_and_signed_for_the_better(data, folders):
+    rows = tables.neighbours(data).rows
     assert len(rows) == 2 * 3 * 5
     for row in rows:
         before, after = (values(folders[row[side]], row["select"])[row["metric"]] for side in ("from", "to"))
@@ -263,56 +261,20 @@ def test_neighbours_are_paired_by_trajectory_and_signed_for_the_better(study, fo
 
 def test_a_run_on_other_texts_is_in_no_figure_and_the_page_says_why(folders, tmp_path):
     made.run_of(tmp_path / "other", 5, 120, model="made/step2400-8k")
-    study = ladders.study_of({**folders, "step2400-8k": tmp_path / "other"})
-    assert "step2400-8k" not in study.values[FILTERED]
-    assert any("step2400-8k is in no figure" in note and "same texts" in note for note in study.notes)
-    assert any("step2400-8k" in one.why for one in study.missing)
+    data = ladders.report_data({**folders, "step2400-8k": tmp_path / "other"})
+    assert "step2400-8k" not in data.values[FILTERED]
+    assert any("step2400-8k is in no figure" in note and "same texts" in note for note in data.notes)
+    assert any("step2400-8k" in one.why for one in data.missing)
 
 
 def test_a_damaged_folder_costs_only_its_own_checkpoint(tmp_path):
     folders = ladders.score_files(tmp_path, ("step1", "step2", "step3"), 4, 30)
     victim = next(folders["step2"].glob("*.parquet"))
     victim.write_bytes(victim.read_bytes()[:-40])
-    study = ladders.study_of(folders)
-    assert [one.name for one in study.digests] == ["step1", "step3"]
-    assert any("step2" in note and "not used" in note for note in study.notes)
-
-
-# --- drawing ----------------------------------------------------------------------------------------------------------
-
-HOSTILE = (
-    "step1-2k$x_{",
-    "step2-2k</svg><script>",
-    "step3-8k &amp;\x1b[31m\x00",
-    "step4-8k $a$ $\\frac$",
-    "step4-8k $a$ $\\frac$-sft",
-)
-
-
-def test_every_figure_is_drawn_whatever_the_names_hold(tmp_path):
-    folders = ladders.score_files(tmp_path / "scores", HOSTILE, 4, 40)
-    study = ladders.study_of(folders)
-    drawn = set()
-    for source in (
-        metrics_figures.ladder_drawings,
-        metrics_figures.downstream_drawings,
-        entropy_figures.entropy_drawings,
-    ):
-        for drawing in source(study):
-            with look():
-                picture = drawing.draw()
-            svg, png = save(picture, tmp_path / drawing.name)
-            root = ElementTree.fromstring(svg.read_text())
-            assert not [one for one in root.iter() if one.tag.endswith("script")]
-            assert png.stat().st_size > 5000
-            assert drawing.tables[0].rows
-            drawn.add(drawing.name)
-    assert drawn == {
-        "fig01_ppl_accuracy", "fig02_steps", "fig07_extension", "fig08_sft", "fig06_downstream", "sweep",
-        "sweep_correlations", "fig03_entropy", "fig03_density",
-    }  # fmt: skip
-    assert OBSERVATION not in study.values
+    data = ladders.report_data(folders)
+    assert [one.name for one in data.summaries] == ["step1", "step3"]
+    assert any("step2" in note and "not used" in note for note in data.notes)
 
 
 def test_error_bars_are_distances_and_unknown_ends_are_none():
-    assert bars([Estimate(2.0, 0.5, 1.5, 3.0), Estimate(1.0)]) == [[0.5, 0.0], [1.0, 0.0]]
+    assert bar_lengths([Estimate(2.0, 0.5, 1.5, 3.0), Estimate(1.0)]) == [[0.5, 0.0], [1.0, 0.0]]

@@ -3,7 +3,7 @@
 import pytest
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.report.ladder import boundaries, order, parse, read_ladder
+from hesnr_tasks.report.ladder import DownstreamScore, boundaries, parse_name, read_ladder, training_order
 
 
 @pytest.mark.parametrize(
@@ -32,23 +32,23 @@ from hesnr_tasks.report.ladder import boundaries, order, parse, read_ladder
     ],
 )
 def test_a_name_tells_step_context_and_stage(name, step, context, stage):
-    found = parse(name)
+    found = parse_name(name)
     assert (found.step, found.context, found.stage) == (step, context, stage)
 
 
 def test_the_order_of_training_with_steps_that_begin_anew():
     names = ["step100-128k", "step2000-32k-sft", "step2000-32k", "step500-32k", "step100-128k-sft", "step0-128k"]
     want = ["step500-32k", "step2000-32k", "step0-128k", "step100-128k", "step2000-32k-sft", "step100-128k-sft"]
-    assert [one.name for one in order(map(parse, names))] == want
+    assert [one.name for one in training_order(map(parse_name, names))] == want
 
 
 def test_boundaries_of_context_and_stage():
-    ladder = order(map(parse, ["step1", "step2", "step3-32k", "step4-128k", "step4-128k-sft"]))
-    found = [(one.at, one.kind, one.label) for one in boundaries(ladder)]
+    ladder = training_order(map(parse_name, ["step1", "step2", "step3-32k", "step4-128k", "step4-128k-sft"]))
+    found = [(one.position, one.kind, one.label) for one in boundaries(ladder)]
     assert found == [(2, "context", "→ 32K"), (3, "context", "→ 128K"), (4, "stage", "SFT")]
-    assert boundaries(order(map(parse, ["step1-2k", "step2-2k"]))) == []
+    assert boundaries(training_order(map(parse_name, ["step1-2k", "step2-2k"]))) == []
     assert (
-        boundaries(order(map(parse, ["step1-2k-sft", "step1-8k-sft"]))) == []
+        boundaries(training_order(map(parse_name, ["step1-2k-sft", "step1-8k-sft"]))) == []
     )  # of two models, not of one in training
 
 
@@ -62,7 +62,7 @@ def test_a_yaml_file_says_what_names_do_not(tmp_path):
     assert [one.name for one in ladder.checkpoints] == ["b", "a"]
     assert ladder.checkpoints[0][1:] == (1, 32768, "", "first", None)
     assert ladder.checkpoints[1].before == "b"
-    assert ladder.downstream == {"b": (0.2, 500)}
+    assert ladder.downstream == {"b": DownstreamScore(0.2, 500)}
     path.write_text("a: {step: 9}\n")  # of one alone: the others keep what their names say
     assert [one.name for one in read_ladder(["a", "step20", "step3"], path).checkpoints] == ["step3", "a", "step20"]
 

@@ -9,14 +9,16 @@ import pytest
 from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.report.ladder import read_ladder
-from hesnr_tasks.report.leaderboard import csv_text, markdown, number
 from hesnr_tasks.report.results import read_results
+from hesnr_tasks.report.tables import boards, format_number, leaderboard_csv, leaderboard_markdown
+from hesnr_tasks.stats import Estimate
 from tests.unit.report.ladders import result
 
 
-def board(folder, **options):
-    rows = read_results([str(folder)])
-    return markdown(rows, read_ladder({row.model for row in rows}).checkpoints, **options)
+def board(folder, sort="step"):
+    results = read_results([str(folder)])
+    ladder = read_ladder({result.model for result in results}).checkpoints
+    return leaderboard_markdown(boards(results, ladder, sort))
 
 
 def test_checkpoints_are_in_natural_order_with_errors(tmp_path):
@@ -112,12 +114,12 @@ def test_results_without_our_tasks_make_a_leaderboard_too(tmp_path):
 def test_numbers_made_differently_have_columns_of_their_own_and_no_common_rank(tmp_path):
     result(tmp_path, "step1", 0.1)
     result(tmp_path, "step2", 0.3, k=20)
-    first = board(tmp_path, by="he_snr").split("\n\n")[1].splitlines()
+    first = board(tmp_path, sort="he_snr").split("\n\n")[1].splitlines()
     assert "hesnr_swe \\[a\\] HE-SNR ↑" in first[0]
     assert "hesnr_swe \\[b\\] HE-SNR ↑" in first[0]
     assert [line.split(" | ")[0] for line in first[2:]] == ["| step1", "| step2"]
     result(tmp_path, "step2", 0.3, date=2.0)  # now made alike: the better one leads
-    first = board(tmp_path, by="he_snr").split("\n\n")[1].splitlines()
+    first = board(tmp_path, sort="he_snr").split("\n\n")[1].splitlines()
     assert [line.split(" | ")[0] for line in first[2:]] == ["| step2", "| step1"]
 
 
@@ -127,7 +129,7 @@ def test_a_group_stands_for_its_tasks(tmp_path):
     next(tmp_path.rglob("*.json")).write_text(json.dumps({**saved, "group_subtasks": {"mmlu": ["mmlu_law"]}}))
     assert "mmlu_law" not in board(tmp_path)
     rows = read_results([tmp_path])
-    assert "\na,mmlu_law," in csv_text(rows, read_ladder(["a"]).checkpoints)
+    assert "\na,mmlu_law," in leaderboard_csv(rows, read_ladder(["a"]).checkpoints)
 
 
 def test_groups_of_other_documents_have_columns_of_their_own(tmp_path):
@@ -154,7 +156,7 @@ def test_a_signature_that_lacks_something_is_refused_by_name(tmp_path):
     [(0.1072, 0.0041, "0.1072 ± 0.0041"), (1e300, 2.0, "1e+300 ± 2.0e+00"), (0.2, 3e-18, "0.2 ± 3.0e-18")],
 )
 def test_numbers_stay_short(value, error, shown):
-    assert number(value, error) == shown
+    assert format_number(Estimate(value, error)) == shown
 
 
 def test_revisions_and_folders_of_one_name_are_told_apart(tmp_path):
@@ -189,7 +191,7 @@ def test_hostile_names_stay_in_their_cell(tmp_path):
 def test_the_csv_has_every_number_and_starts_no_formula(tmp_path):
     result(tmp_path, "f", model_args={"pretrained": "=1+1"})
     rows = read_results([tmp_path])
-    bench, ours = csv.DictReader(io.StringIO(csv_text(rows, read_ladder(["=1+1"]).checkpoints)))
+    bench, ours = csv.DictReader(io.StringIO(leaderboard_csv(rows, read_ladder(["=1+1"]).checkpoints)))
     assert (ours["checkpoint"], ours["task"], bench["task"]) == ("'=1+1", "hesnr_swe", "hellaswag")
     assert (float(ours["he_snr"]), float(ours["he_snr_stderr"])) == (0.2, 0.01)
     assert (float(bench["acc"]), float(bench["acc_stderr"])) == (0.3, 0.004)
