@@ -473,12 +473,13 @@ def _parse_keystrokes(text: str) -> list[Call]:
         end, after = closer.span() if closer else (len(text), len(text))
         tags += [opener.span(), (end, after)] if closer else [opener.span()]
         value = Parameter("keystrokes", *_trim(text, opener.end(), end))
-        calls.append(Call("bash", opener.start(), after, (value,), tuple(tags), form="tag"))
+        calls.append(Call("bash", tags[0][0], after, (value,), tuple(tags), form="tag"))
         position = after
     rest = tuple(m.span() for m in _AROUND_KEYS.finditer(text, position))
     if not calls:
         return [Call("", rest[0][0], rest[-1][1], (), rest, form="tag")] if "<commands>" in text else []
-    calls[-1] = calls[-1]._replace(tags=(*calls[-1].tags, *rest))
+    if rest:
+        calls[-1] = calls[-1]._replace(end=rest[-1][1], tags=(*calls[-1].tags, *rest))
     return calls
 
 
@@ -531,7 +532,9 @@ def _fence_calls(text: str, opener: re.Match[str], closer: re.Match[str] | None)
         ]
         if inner:
             inner[0] = inner[0]._replace(start=opener.start(), fences=fences[:1])
-            inner[-1] = inner[-1]._replace(end=fences[-1][1], fences=(*inner[-1].fences, *fences[1:]))
+            inner[-1] = inner[-1]._replace(
+                end=closer.end() if closer else inner[-1].end, fences=(*inner[-1].fences, *fences[1:])
+            )
             return inner
     value = Parameter("command", *_trim(text, opener.end(), end))
     return [Call(name, opener.start(), closer.end() if closer else len(text), (value,), fences=fences, form="fence")]

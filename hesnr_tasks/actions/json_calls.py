@@ -302,7 +302,7 @@ def json_calls(text: str, start: int, end: int, value: int = -1, name: str = "")
     calls: list[Call] = []
     limit = min(after, end)
     for i, reading in enumerate(readings or [_Reading("", [], after)], 1):
-        stop = min(reading.end, limit) if i < len(readings) else limit
+        stop = max(start, min(reading.end, limit) if i < len(readings) else limit)
         in_order: list[Parameter] = []  # those that lie between `start` and `stop`, cut at `stop`
         position = start
         for parameter in reading.parameters:

@@ -1,10 +1,88 @@
-"""SWE-agent: how text parsers split a response, and which text in a `.traj` is not the model's."""
+"""What single formats do: SWE-agent's parsers and text that is not the model's, OpenHands, Harbor, Parquet."""
+
+import json
+from pathlib import Path
 
 import pytest
 
+from hesnr_tasks.formats import ReadReport, load, read_trajectories
 from hesnr_tasks.formats.base import Where
+from hesnr_tasks.formats.registry import choose
 from hesnr_tasks.formats.swe_agent import SWE_AGENT
 from hesnr_tasks.trajectory import Fidelity, Kind
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def _read(record):
+    format, _ = choose(record)
+    return [format.read(record, Where("rows.jsonl", 1))]
+
+
+def test_one_run_has_the_same_actions_as_tool_calls_and_as_xml_text():
+    calls = [("bash", {"command": "ls"}), ("edit", {"old_str": "a", "new_str": "b", "n": [1, 2]})]
+    tools, xml = [], []
+    for name, arguments in calls:
+        call = {"function": {"name": name, "arguments": json.dumps(arguments)}}
+        tools.append({"role": "assistant", "content": "Go.", "tool_calls": [call]})
+        body = "".join(
+            f"<parameter={k}>\n{v}\n</parameter>\n" if k.endswith("_str") else f"<parameter={k}>{v}</parameter>\n"
+            for k, v in arguments.items()
+        )
+        xml.append({"role": "assistant", "content": f"Go.\n\n<function={name}>\n{body}</function>"})
+    (first,), (second,) = (_read({"messages": messages}) for messages in (tools, xml))
+    assert first.source != second.source
+    assert [m.segments for m in first.messages] == [m.segments for m in second.messages]
+
+
+def test_parallel_calls_of_one_openhands_response_are_written_once():
+    (trajectory,) = load(str(FIXTURES / "openhands/output.jsonl"))
+    actions = [s.text for m in trajectory.messages for s in m.segments if s.kind is Kind.ACTION]
+    assert len(actions) == 2
+    assert actions[0].count("<function=") == 2
+    assert trajectory.meta["think_tool"] == "action"
+
+
+def test_a_folder_of_completion_logs_gives_the_last_log_of_each_run():
+    loaded = load(str(FIXTURES / "completions"))
+    assert [(t.id, sum(m.generated for m in t.messages)) for t in loaded] == [
+        ("owner__repo-6", 2),
+        ("owner__repo-7", 2),
+    ]
+
+
+def test_a_trial_folder_gives_the_outcome_and_files_beside_the_run_are_named():
+    report = ReadReport()
+    (trajectory,) = read_trajectories(str(FIXTURES / "atif/calc__a1b2c3"), report=report)
+    assert (trajectory.id, trajectory.instance_id, trajectory.resolved) == ("calc__a1b2c3", "calc", True)
+    assert "a file beside the runs is not read: result.json" in report.warnings
+
+
+def test_the_reward_file_of_a_trial_is_read_when_there_is_no_result(tmp_path):
+    agent = tmp_path / "task__x" / "agent"
+    agent.mkdir(parents=True)
+    (agent / "trajectory.json").write_bytes((FIXTURES / "atif/raw.json").read_bytes())
+    (tmp_path / "task__x" / "verifier").mkdir()
+    (tmp_path / "task__x" / "verifier" / "reward.txt").write_text("0.0\n")
+    (trajectory,) = load(str(tmp_path))
+    assert (trajectory.id, trajectory.instance_id, trajectory.resolved) == ("task__x", "task", False)
+
+
+def test_rows_of_parquet_are_read_like_lines_and_arrays_like_lists(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [json.loads(line) for line in (FIXTURES / "chat_tools/swegym.jsonl").read_text().split("\n") if line]
+    for row in rows:
+        row["tools"] = None
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    from_parquet = load(str(tmp_path / "rows.parquet"))
+    assert [t.messages for t in from_parquet] == [t.messages for t in load(str(FIXTURES / "chat_tools/swegym.jsonl"))]
+    frame = pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pandas()
+    assert [_read(dict(row))[0].messages for _, row in frame.iterrows()] == [t.messages for t in from_parquet]
+
+
+# --- SWE-agent --------------------------------------------------------------------------------------------------------
 
 WHERE = Where("runs/owner__repo-1/owner__repo-1.traj")
 
