@@ -91,7 +91,7 @@ def _text(trajectories: Iterator[Trajectory], encoder: Encoder | None, style: te
     count = 0
     for trajectory in trajectories:
         view = view_of(trajectory)
-        turns = tokenize(view, encoder).turns if encoder else totals(view)
+        turns = tokenize(view, encoder)[1] if encoder else totals(view)
         yield ""
         yield from terminal.lines(view, turns, style)
         everything += turns
@@ -104,7 +104,7 @@ def _text(trajectories: Iterator[Trajectory], encoder: Encoder | None, style: te
 def _write_page(path: Path, trajectories: Iterator[Trajectory], encoder: Encoder | None, runs: list[ScoredRun]) -> None:
     views = [view_of(trajectory, runs[0].rendering if runs else "transcript") for trajectory in trajectories]
     if encoder:
-        tokens = [[tokenize(view, encoder).tokens for view in views]]
+        tokens = [[tokenize(view, encoder)[0] for view in views]]
     else:
         tokens = [[run.tokens(view) for view in views] for run in runs]
     first, second = [*tokens, None, None][:2]

@@ -142,13 +142,6 @@ class TokenView(NamedTuple):
     top: Sequence[tuple[str, float]] = ()
 
 
-class Tokenized(NamedTuple):
-    """All tokens that cover characters, and the totals of each turn with token counts."""
-
-    tokens: list[TokenView]
-    turns: list[Totals]
-
-
 def load_tokenizer(path: str) -> Encoder:
     """The tokenizer at a folder or hub id; runs no code that comes with it."""
     try:
@@ -164,12 +157,16 @@ def load_tokenizer(path: str) -> Encoder:
         ) from error
 
 
-def tokenize(view: View, encoder: Encoder) -> Tokenized:
-    """Tokenise the text of `view` as scoring would; raises `ScoringError` as `Encoder.encode` does."""
+def tokenize(view: View, encoder: Encoder) -> tuple[list[TokenView], list[Totals]]:
+    """Tokenise as scoring would: the tokens that cover characters, and the totals of each turn with token counts.
+
+    Raises:
+        ScoringError: as `Encoder.encode`.
+    """
     encoded = encoder.encode(view.rendered)
     turns = totals(view, token_labels(encoded, view.codes), token_turns(encoded, view.rendered))
     spans = zip(encoded.start.tolist(), encoded.end.tolist(), strict=True)
-    return Tokenized([TokenView(start, end) for start, end in spans if end > start], turns)
+    return [TokenView(start, end) for start, end in spans if end > start], turns
 
 
 class ScoredRun:

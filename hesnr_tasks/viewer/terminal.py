@@ -60,8 +60,7 @@ def legend(style: Style) -> str:
 def lines(view: View, turns: Sequence[Totals], style: Style) -> Iterator[str]:
     """The trajectory, line by line, without line ends. `turns`: totals of each turn."""
     yield from _heading(view, style)
-    blocks = itertools.groupby(view.blocks, key=lambda block: block.turn)
-    for number, in_turn in blocks:
+    for number, in_turn in itertools.groupby(view.blocks, key=lambda block: block.turn):
         yield ""
         yield _sgr(f"-- turn {number} -- {_counts(turns[number - 1])}", "1", style)
         for block in in_turn:
@@ -99,8 +98,7 @@ def _heading(view: View, style: Style) -> Iterator[str]:
     facts = [outcome, f"{printable(t.source) or 'unknown format'}, {t.fidelity.value}", f"{view.turns} turns"]
     if t.instance_id and t.instance_id != t.id:
         facts.insert(0, f"instance {printable(t.instance_id)}")
-    rule = "=" * 4
-    yield _sgr(f"{rule} {printable(t.id)} {rule}", "1", style)
+    yield _sgr(f"==== {printable(t.id)} ====", "1", style)
     yield "  ".join(facts)
     for warning in warnings_of(t):
         yield f"warning: {printable(warning)}"
@@ -128,7 +126,9 @@ def _block(view: View, block: Block, style: Style) -> Iterator[str]:
 
 
 def _folded(text: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) -> Iterator[str]:
-    bounds = list(_line_bounds(text))
+    lengths = [len(line) for line in text.removesuffix("\n").split("\n")] if text else []
+    starts = itertools.accumulate((length + 1 for length in lengths), initial=0)
+    bounds = [(start, start + length) for start, length in zip(starts, lengths, strict=False)]
     skipped = range(0)
     if kind in _FOLDED and len(bounds) > _LONG and not style.full:
         skipped = range(_HEAD, len(bounds) - _TAIL)
@@ -140,16 +140,6 @@ def _folded(text: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) ->
             yield _sgr(
                 f"... {len(skipped):,} lines, {hidden:,} characters not shown (--full shows them) ...", "2", style
             )
-
-
-def _line_bounds(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each line, its end mark left out."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        yield start, end
-        start = end + 1
 
 
 def _rows(line: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) -> Iterator[str]:

@@ -294,20 +294,20 @@ def test_token_borders_are_the_tokenizers(show):
 
     trajectory = examples.small()
     view = view_of(trajectory)
-    tokenized = tokenize(view, Encoder(tiny.byte_level()))
-    tab = show([trajectory], [tokenized.tokens], fragment="#colour=tokens")
+    tokens, turns = tokenize(view, Encoder(tiny.byte_level()))
+    tab = show([trajectory], [tokens], fragment="#colour=tokens")
     pieces = tab.evaluate("[...document.querySelectorAll('#text .token')].map((e) => [e.dataset.t, e.textContent])")
     shown = {}
     for owner, text in pieces:
         shown[owner] = shown.get(owner, "") + text
     wanted, position = [], 0  # a character whose bytes lie in several tokens is shown with the first of them
-    for token in tokenized.tokens:
+    for token in tokens:
         if token.end > max(position, token.start):
             wanted.append(view.text[max(position, token.start) : token.end])
             position = token.end
     assert list(shown.values()) == wanted
-    total = sum(turn.counted for turn in tokenized.turns)
-    assert f"{len(tokenized.tokens):,} tokens, {total:,} count" in texts(tab, ".turn > header .counts")[0]
+    total = sum(turn.counted for turn in turns)
+    assert f"{len(tokens):,} tokens, {total:,} count" in texts(tab, ".turn > header .counts")[0]
 
 
 def test_tokens_are_coloured_by_surprisal_and_entropy(show):

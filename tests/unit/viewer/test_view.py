@@ -77,18 +77,14 @@ def test_a_trajectory_without_text_has_a_view():
 def test_token_counts_are_those_of_scoring(trajectory, family):
     encoder = Encoder(tiny.FAMILIES[family]())
     view = view_of(trajectory)
-    tokenized = tokenize(view, encoder)
+    tokens, shown = tokenize(view, encoder)
     rendered = render(trajectory)
     encoded = encoder.encode(rendered)
     wanted = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))
     counted = (token_labels(encoded, char_codes(rendered)) & wanted) != 0
     turns = token_turns(encoded, rendered)
-    assert [turn.counted for turn in tokenized.turns] == [int(counted[turns == n + 1].sum()) for n in range(view.turns)]
-    assert (
-        sum(turn.tokens for turn in tokenized.turns)
-        == len(tokenized.tokens)
-        == int((encoded.end > encoded.start).sum())
-    )
+    assert [turn.counted for turn in shown] == [int(counted[turns == n + 1].sum()) for n in range(view.turns)]
+    assert sum(turn.tokens for turn in shown) == len(tokens) == int((encoded.end > encoded.start).sum())
 
 
 def offsets(text):
