@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hesnr-tasks {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("eval", help="lm_eval with our tasks on its path; takes lm_eval's own arguments")
-    rooms: dict[str, tuple[Any, str]] = {
+    modules: dict[str, tuple[Any, str]] = {
         "demo": (demo, "score the shipped ladder of tiny checkpoints and print its leaderboard"),
         "convert": (convert, "any supported trajectory format to one clean file"),
         "inspect": (inspect, "see what was read and what counts, in the terminal or as a page"),
@@ -72,10 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         "select": (select, "one patch an instance from finished runs, by their tests and by votes (EGSS)"),
         "behaviours": (behaviours, "what models write: length, reflection, repetition, rarity, from their answers"),
     }
-    for name, (room, purpose) in rooms.items():
+    for name, (module, purpose) in modules.items():
         command = commands.add_parser(name, help=purpose)
-        room.add_arguments(command)
-        command.set_defaults(execute=room.run)
+        module.add_arguments(command)
+        command.set_defaults(execute=module.run)
 
     tasks = commands.add_parser("tasks", help="print the folder for lm_eval --include_path")
     tasks.set_defaults(execute=_tasks)

@@ -53,7 +53,7 @@ def open_corpus(settings: Settings) -> Corpus:
     corpus = _open.get(key)
     if corpus is None:
         sources = s.trajectories or (str(demo.trajectories_path()),)
-        found = load(
+        trajectories = load(
             sources,
             config=s.config,
             split=s.split,
@@ -63,7 +63,7 @@ def open_corpus(settings: Settings) -> Corpus:
             sample_seed=s.sample_seed,
             on_error=s.on_error,
         )
-        corpus = _open[key] = Corpus(found)
+        corpus = _open[key] = Corpus(trajectories)
     return corpus
 
 
