@@ -19,7 +19,7 @@ class TokenTexts:
     """The text of each token id of a run: from the stored vocabulary, else from a text in which the token occurs."""
 
     def __init__(self, frame: Frame) -> None:
-        self._frame, self._vocabulary = frame, frame.store.vocabulary()
+        self._frame, self._vocabulary = frame, frame.store.token_bytes()
         self._occurrences: dict[int, str] | None = None
 
     def __call__(self, token: int) -> str:

@@ -21,7 +21,6 @@ from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import SettingsError, printable
 from hesnr_tasks.metrics import EPSILON, METRICS, Share, TrajectorySums, evaluate, measure, share_scored
-from hesnr_tasks.scores.files import write_whole
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, effective_number
 
 FORMATS = ("text", "csv", "json")
@@ -65,8 +64,8 @@ def write_tables(folder: Path, name: str, tables: Sequence[Table], about: Mappin
         raise SettingsError(f"-o {folder}: no folder can be made there ({error.strerror})") from None
     for table in tables:
         stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in table.name)
-        write_whole(folder / f"{stem}.csv", (show([table], "csv", {}) + "\n").encode())
-    write_whole(folder / f"{name}.json", (show(tables, "json", about) + "\n").encode())
+        write_output(folder / f"{stem}.csv", (show([table], "csv", {}) + "\n").encode())
+    write_output(folder / f"{name}.json", (show(tables, "json", about) + "\n").encode())
 
 
 def interval(number: Estimate, digits: int = 3) -> str:

@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The answer for the m targets of one passage; see `Row`."""
+    """The answer for the m targets of one sequence; see `Row`."""
 
     ids: npt.NDArray[np.int64]  # (m, k + 1)
     logprobs: npt.NDArray[np.float64]  # (m, k + 1), nats
@@ -59,10 +59,10 @@ def number(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"the log-probability of {what} is {str(value)[:40]!r}, not a number")
     if not -1e30 < value < 1e30 or value <= _IMPOSSIBLE:  # false for NaN, and safe for integers of any size
-        told = (
+        size = (
             "NaN or infinite" if isinstance(value, float) and not math.isfinite(value) else "minus infinity (or worse)"
         )
-        raise ValueError(f"the log-probability of {what} is {told}: has the model diverged, or are tokens masked?")
+        raise ValueError(f"the log-probability of {what} is {size}: has the model diverged, or are tokens masked?")
     if value > _ABOVE_ZERO:
         raise ValueError(f"the log-probability of {what} is positive, {value:.4g} (raw logits, or probabilities?)")
     return float(value)
@@ -94,8 +94,8 @@ def row(target: int, entries: Iterable[tuple[int, float, int | None]], k: int) -
     greater = bisect_left(falling, -own)
     last = greater == len(values) - 1
     tied = -own >= falling[-1] - _NOISE  # as likely as the last that came back: others, as likely, may not have
-    for token, said in ranks.items():
-        _refuse_other_rank(token, values[token], said, falling, beyond=tied and token == target)
+    for token, claimed in ranks.items():
+        _refuse_other_rank(token, values[token], claimed, falling, beyond=tied and token == target)
     rank, certain = 1 + greater, len(values)
     if last and ranks.get(target) != rank:
         certain = greater
@@ -125,13 +125,13 @@ def _refuse_other_rank(token: int, value: float, rank: int, falling: list[float]
 
 
 def stack(rows: list[Row]) -> Rows:
-    """The rows of one passage."""
+    """The rows of one sequence."""
     ids, logprobs, ranks = zip(*rows, strict=True)
     return Rows(np.array(ids, dtype=np.int64), np.array(logprobs, dtype=np.float64), np.array(ranks, dtype=np.int64))
 
 
-def to_scores(passage: TokenSequence, rows: Rows, source: str, vocabulary: int) -> Scores:
-    """Check the rows of a passage and make `Scores` of them; `source` is who answered, for messages.
+def to_scores(sequence: TokenSequence, rows: Rows, source: str, vocabulary: int) -> Scores:
+    """Check the rows of a sequence and make `Scores` of them; `source` is who answered, for messages.
 
     The rank is 1 + the number of tokens strictly more likely. Within the top k it is counted here; beyond, it is the
     engine's own (vLLM counts equally likely tokens before the target), or -n where it gives none. `vocabulary`: more
@@ -154,7 +154,7 @@ def to_scores(passage: TokenSequence, rows: Rows, source: str, vocabulary: int) 
     by_rank = np.where(rank > 0, rank, 1) * np.exp(np.minimum(logprob, 0))
     ids = np.sort(rows.ids[:, 1:], axis=1)
     for wrong, why in (
-        (rows.ids[:, 0] != passage.ids[passage.targets], "the values are of other tokens"),
+        (rows.ids[:, 0] != sequence.ids[sequence.targets], "the values are of other tokens"),
         (~np.isfinite(rows.logprobs).all(axis=1), "a value is NaN or infinite"),
         ((rows.logprobs <= _IMPOSSIBLE).any(axis=1), "a log-probability stands for minus infinity"),
         (((rows.ids < 0) | (rows.ids >= vocabulary)).any(axis=1), f"an id is beyond the vocabulary ({vocabulary})"),
@@ -175,7 +175,7 @@ def to_scores(passage: TokenSequence, rows: Rows, source: str, vocabulary: int) 
         ((rows.ranks > 0) & (rows.ranks <= k) & (logprob < top[:, -1]), "rank and top disagree"),
         (within & (rows.ranks > k) & (logprob > top[:, -1]), "rank and top disagree"),
     ):  # fmt: skip
-        _refuse(passage, source, wrong, why)
+        _refuse(sequence, source, wrong, why)
     clipped = np.minimum(rows.logprobs, 0.0).astype(np.float32)
     return Scores(clipped[:, 0], rank.astype(np.int32), clipped[:, 1:], rows.ids[:, 1:].astype(np.int32))
 
@@ -186,12 +186,12 @@ def vocabulary_bound(tokenizer: Any) -> int:
     What the `config.json` beside the tokenizer says; where there is none, the tokenizer's ids and some that models add
     to make the number divisible.
     """
-    known = len(tokenizer)
+    count = len(tokenizer)
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         config = json.loads((Path(str(tokenizer.name_or_path)) / "config.json").read_text())
         sizes = [part.get("vocab_size") for part in (config, *config.values()) if isinstance(part, dict)]
-        return max(known, *(size for size in sizes if isinstance(size, int)))
-    return known + max(1024, known // 50)
+        return max(count, *(size for size in sizes if isinstance(size, int)))
+    return count + max(1024, count // 50)
 
 
 def _agree(rows: Rows) -> npt.NDArray[np.bool_]:
@@ -200,12 +200,12 @@ def _agree(rows: Rows) -> npt.NDArray[np.bool_]:
     return np.asarray(~((rows.ids[:, 1:] == rows.ids[:, :1]) & (apart > _NOISE)).any(axis=1))
 
 
-def _refuse(passage: TokenSequence, source: str, wrong: npt.ArrayLike, why: str) -> None:
+def _refuse(sequence: TokenSequence, source: str, wrong: npt.ArrayLike, why: str) -> None:
     bad = np.asarray(wrong)
     if bad.any():
-        at = int(passage.targets[int(np.argmax(bad))])
+        position = int(sequence.targets[int(np.argmax(bad))])
         raise ScoringError(
-            f"{source} gave values that cannot be right at token {at} of trajectory {passage.name!r}: {why} "
+            f"{source} gave values that cannot be right at token {position} of trajectory {sequence.name!r}: {why} "
             f"({int(bad.sum())} of {len(bad)} scored tokens). Nothing was written for it; please report this with the "
             "versions of model and engine."
         )

@@ -78,21 +78,21 @@ class _VLLM(Backend):
         }
 
     def score(
-        self, passages: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
+        self, sequences: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
         self._refuse_small_k(k)
-        numbers = [index for index in range(len(passages)) if index not in skip]
-        wanted, vocabulary = [passages[index] for index in numbers], vocabulary_bound(self.tokenizer)
+        numbers = [index for index in range(len(sequences)) if index not in skip]
+        wanted, vocabulary = [sequences[index] for index in numbers], vocabulary_bound(self.tokenizer)
         for batch in _batches(wanted, _AT_ONCE_REPLICAS if self._replicas > 1 else _AT_ONCE):
             answers = self._read([wanted[i] for i in batch], k)
             for index, answer in zip([numbers[i] for i in batch], answers, strict=True):
-                yield index, _scores(passages[index], answer, k, vocabulary)
-                progress(len(passages[index].ids))
+                yield index, _scores(sequences[index], answer, k, vocabulary)
+                progress(len(sequences[index].ids))
 
     def _read(self, batch: Sequence[TokenSequence], k: int) -> list[Any]:
         batch_size, self._lm.batch_size = self._lm.batch_size, 1  # "auto" would draw vLLM's own progress bars
         try:
-            prompts = [passage.ids.tolist() for passage in batch]
+            prompts = [sequence.ids.tolist() for sequence in batch]
             params = [_sampling(k) for _ in batch]
             answers = list(self._lm._model_generate(prompts, generate=True, sampling_params=params))
         except Exception as error:
@@ -136,14 +136,14 @@ class _VLLM(Backend):
 def _sampling(k: int) -> Any:
     from vllm import SamplingParams
 
-    known = getattr(SamplingParams, "__struct_fields__", ())
+    fields = getattr(SamplingParams, "__struct_fields__", ())
     newer = {"flat_logprobs": True, "skip_reading_prefix_cache": True}
     return SamplingParams(
         temperature=0,
         max_tokens=1,
         prompt_logprobs=k,
         detokenize=False,
-        **{name: value for name, value in newer.items() if name in known},
+        **{name: value for name, value in newer.items() if name in fields},
     )
 
 
@@ -154,16 +154,16 @@ def _engine_version() -> str:
         return "unknown"
 
 
-def _batches(passages: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
-    """Indices of passages, in order, in groups of at most `tokens` tokens (or one passage)."""
+def _batches(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences, in order, in groups of at most `tokens` tokens (or one sequence)."""
     group: list[int] = []
     size = 0
-    for index, passage in enumerate(passages):
-        if group and size + len(passage.ids) > tokens:
+    for index, sequence in enumerate(sequences):
+        if group and size + len(sequence.ids) > tokens:
             yield group
             group, size = [], 0
         group.append(index)
-        size += len(passage.ids)
+        size += len(sequence.ids)
     if group:
         yield group
 
@@ -174,38 +174,42 @@ def _engine_failed(error: Exception, batch: Sequence[TokenSequence]) -> ScoringE
         "; its own messages above say why. Most often memory ran out while it computed log-probabilities of the "
         "prompt: then lower max_num_batched_tokens (2048, say) or gpu_memory_utilization (0.8, say) in --model_args"
     )
-    told = str(error).strip().rstrip(".") + (advice if "Dead" in type(error).__name__ else "")
-    return ScoringError(f"vLLM failed on trajectory {batch[0].name!r}{others}: {type(error).__name__}: {told}")
+    message = str(error).strip().rstrip(".") + (advice if "Dead" in type(error).__name__ else "")
+    return ScoringError(f"vLLM failed on trajectory {batch[0].name!r}{others}: {type(error).__name__}: {message}")
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def _scores(passage: TokenSequence, answer: Any, k: int, vocabulary: int) -> Scores:
-    if list(answer.prompt_token_ids or ()) != passage.ids.tolist():
-        raise _unusable(passage, "the answer is to another prompt")
+def _scores(sequence: TokenSequence, answer: Any, k: int, vocabulary: int) -> Scores:
+    if list(answer.prompt_token_ids or ()) != sequence.ids.tolist():
+        raise _unusable(sequence, "the answer is to another prompt")
     if getattr(answer, "num_cached_tokens", None):
-        raise _unusable(passage, f"{answer.num_cached_tokens} tokens were read from the prefix cache")
-    found = answer.prompt_logprobs
-    if found is None or len(found) != len(passage.ids):
-        raise _unusable(passage, f"{len(found or ())} positions came back for {len(passage.ids)} tokens")
+        raise _unusable(sequence, f"{answer.num_cached_tokens} tokens were read from the prefix cache")
+    logprobs = answer.prompt_logprobs
+    if logprobs is None or len(logprobs) != len(sequence.ids):
+        raise _unusable(sequence, f"{len(logprobs or ())} positions came back for {len(sequence.ids)} tokens")
     try:
-        rows = _flat_rows(passage, found, k) if hasattr(found, "start_indices") else _dict_rows(passage, found, k)
+        rows = (
+            _flat_rows(sequence, logprobs, k)
+            if hasattr(logprobs, "start_indices")
+            else _dict_rows(sequence, logprobs, k)
+        )
     except (ValueError, TypeError) as error:
-        raise _unusable(passage, str(error)) from error
-    return to_scores(passage, rows, "vLLM", vocabulary)
+        raise _unusable(sequence, str(error)) from error
+    return to_scores(sequence, rows, "vLLM", vocabulary)
 
 
-def _flat_rows(passage: TokenSequence, found: Any, k: int) -> Rows:
+def _flat_rows(sequence: TokenSequence, logprobs: Any, k: int) -> Rows:
     """vLLM's `FlatLogprobs`: at each position the prompt's token with its rank, then the k most likely in order."""
-    start = np.asarray(found.start_indices, dtype=np.int64)[passage.targets]
-    width = np.asarray(found.end_indices, dtype=np.int64)[passage.targets] - start
+    start = np.asarray(logprobs.start_indices, dtype=np.int64)[sequence.targets]
+    width = np.asarray(logprobs.end_indices, dtype=np.int64)[sequence.targets] - start
     if (width != k + 1).any():
         wrong = int(np.argmax(width != k + 1))
-        raise ValueError(f"{width[wrong]} values at token {passage.targets[wrong]} instead of {k + 1}")
-    at = start[:, None] + np.arange(k + 1)
-    ranks = np.fromiter((found.ranks[i] or -k for i in start.tolist()), dtype=np.int64, count=len(start))
-    return Rows(np.asarray(found.token_ids, dtype=np.int64)[at], _numbers(found.logprobs)[at], ranks)
+        raise ValueError(f"{width[wrong]} values at token {sequence.targets[wrong]} instead of {k + 1}")
+    index = start[:, None] + np.arange(k + 1)
+    ranks = np.fromiter((logprobs.ranks[i] or -k for i in start.tolist()), dtype=np.int64, count=len(start))
+    return Rows(np.asarray(logprobs.token_ids, dtype=np.int64)[index], _numbers(logprobs.logprobs)[index], ranks)
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -214,18 +218,18 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.floa
     return np.asarray(values, dtype=np.float64)
 
 
-def _dict_rows(passage: TokenSequence, found: Sequence[Any], k: int) -> Rows:
+def _dict_rows(sequence: TokenSequence, logprobs: Sequence[Any], k: int) -> Rows:
     """Older vLLM: at each position a dict from token id to an object with `logprob` and `rank`."""
     rows = []
-    for at in passage.targets.tolist():
-        values = (found[at] or {}).items()
+    for position in sequence.targets.tolist():
+        values = (logprobs[position] or {}).items()
         entries = [(token, number(value.logprob, f"token {token}"), value.rank) for token, value in values]
-        rows.append(row(int(passage.ids[at]), entries, k))
+        rows.append(row(int(sequence.ids[position]), entries, k))
     return stack(rows)
 
 
-def _unusable(passage: TokenSequence, why: str) -> ScoringError:
-    return ScoringError(f"vLLM's answer for trajectory {passage.name!r} cannot be used: {why}")
+def _unusable(sequence: TokenSequence, why: str) -> ScoringError:
+    return ScoringError(f"vLLM's answer for trajectory {sequence.name!r} cannot be used: {why}")
 
 
 # --- Whether vLLM's prompt log-probabilities fit into memory ---

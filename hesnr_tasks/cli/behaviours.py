@@ -13,6 +13,7 @@ from typing import Any
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_resamples
 from hesnr_tasks.analysis.tables import FORMATS, Table, interval, show, write_tables
+from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.cli.passk import checkpoints
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.exploration.behaviours import (
@@ -31,7 +32,6 @@ from hesnr_tasks.exploration.contrast import FEWEST
 from hesnr_tasks.exploration.text import embedder, load_lexicon
 from hesnr_tasks.passk.estimator import listed, powers
 from hesnr_tasks.passk.outcome_files import Query
-from hesnr_tasks.scores.files import write_whole
 from hesnr_tasks.stats import RESAMPLES, SEED
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
@@ -288,7 +288,7 @@ def _write_trajectories(corpus: Corpus, path: Path) -> str:
             fidelity=Fidelity.EXACT,
         )
         lines.append(json.dumps(trajectory.to_json(), ensure_ascii=True))
-    write_whole(path, ("\n".join(lines) + "\n").encode())
+    write_output(path, ("\n".join(lines) + "\n").encode())
     special = sum("<|" in answer.prompt for answer in corpus.answers)
     odd = f"; {special} prompts hold special tokens, which will be read as text" if special else ""
     return f"{len(lines)} answers of {len(corpus.answers)} written to {path} (the others are empty){odd}"

@@ -190,6 +190,6 @@ def frame_bounds(frame: Frame) -> Bounds:
 def vocabulary_size(store: ScoreStore) -> int | None:
     """Tokens the tokenizer knows, as the run says; None if it does not."""
     told = re.match(r"(\d+) tokens", str(store.signature["run"].get("tokenizer", "")))
-    stored = store.vocabulary()
+    stored = store.token_bytes()
     sizes = [int(told[1])] if told else []
     return max([*sizes, *([len(stored)] if stored else [])], default=None)

@@ -3,9 +3,8 @@
 Imports neither torch nor lm-eval, and pyarrow only when a store is opened.
 """
 
-from hesnr_tasks.scores.files import StoreError
 from hesnr_tasks.scores.runs import Difference, StoredRun, Wanted, choose_runs, differences, mixed, scoring_signature
-from hesnr_tasks.scores.schema import COLUMNS, Entry, Source, Text
+from hesnr_tasks.scores.schema import COLUMNS, Entry, Source, StoreError, Text
 from hesnr_tasks.scores.store import ScoreStore
 
 __all__ = [

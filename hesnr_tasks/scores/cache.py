@@ -90,10 +90,10 @@ class ScoreCache:
         sources = self._sources[request.key]
         self._store.write(scores, text=Text(request.rendered, ids), mask=request.scored, sources=sources)
 
-    def save_token_bytes(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
-        """Keep what each token id spells, once."""
+    def save_token_bytes(self, token_bytes: Callable[[], Sequence[bytes | None]]) -> None:
+        """Save the bytes of each token id, once."""
         assert self._store is not None
-        self._store.keep_vocabulary(spellings)
+        self._store.save_token_bytes(token_bytes)
 
 
 def keeps_scores(setting: str | None, output_path: Path | None) -> bool:

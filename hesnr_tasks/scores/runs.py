@@ -17,10 +17,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hesnr_tasks.atomic_io import create_file
 from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.scores.files import StoreError, create_whole, explain
-from hesnr_tasks.scores.schema import Source
+from hesnr_tasks.scores.schema import Source, StoreError, write_error
 
 __all__ = [
     "FORMAT",
@@ -72,14 +72,8 @@ def scoring_signature(
     `run`: `TokenScores.run` (model, tokenizer, dtype, backend, BOS, max_length …). `filters`: all known filters, in
     the order of their bits in a label.
     """
-    return {
-        "schema": SCHEMA,
-        "k": k,
-        "filters": list(filters),
-        "render": render,
-        "overflow": overflow,
-        "run": dict(run),
-    }
+    filters = list(filters)
+    return {"schema": SCHEMA, "k": k, "filters": filters, "render": render, "overflow": overflow, "run": dict(run)}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
@@ -109,24 +103,27 @@ def open_run(folder: Path, signature: Mapping[str, Any]) -> dict[str, Any]:
     """
     wanted = json.loads(json.dumps(signature))
     content = json.dumps({"format": FORMAT, "schema": SCHEMA, "signature": wanted}, indent=1, sort_keys=True) + "\n"
-    if not (folder / _NAME).exists() and create_whole(folder / _NAME, content.encode()):
-        return dict(wanted)
-    found = read_run(folder)
-    if found.get("schema") != SCHEMA:
+    try:
+        if not (folder / _NAME).exists() and create_file(folder / _NAME, content.encode()):
+            return dict(wanted)
+    except OSError as error:
+        raise write_error(error, folder / _NAME) from error
+    stored = read_run(folder)
+    if stored.get("schema") != SCHEMA:
         raise SettingsError(
             f"{folder} was written by an older version of hesnr-tasks, which could take one checkpoint or tokenizer "
             f"for another: its scores can be analyzed but not added to. {_ELSEWHERE}"
         )
-    larger = {**wanted, "k": max(wanted["k"], found["k"])}
-    changed = differences(found, larger)
+    larger = {**wanted, "k": max(wanted["k"], stored["k"])}
+    changed = differences(stored, larger)
     if changed:
         listed = "; ".join(map(str, changed))
         raise SettingsError(
             f"{folder} holds scores made with other settings ({listed}), and scores of two kinds must not be mixed. "
             f"Go back to those settings. {_ELSEWHERE}"
         )
-    _compare_canaries(folder, found["run"].get("canary"), wanted["run"].get("canary"))
-    return found
+    _compare_canaries(folder, stored["run"].get("canary"), wanted["run"].get("canary"))
+    return stored
 
 
 def _compare_canaries(folder: Path, old: Sequence[float] | None, new: Sequence[float] | None) -> None:
@@ -135,16 +132,16 @@ def _compare_canaries(folder: Path, old: Sequence[float] | None, new: Sequence[f
         return
     changes = [b - a for a, b in zip(old, new, strict=False)]
     mean, size, most = sum(changes) / len(changes), sum(map(abs, changes)) / len(changes), max(map(abs, changes))
-    told = (
+    report = (
         f"the server's log-probabilities of a fixed text of {len(changes)} tokens are not those with which {folder} "
         f"began: they differ by {size:.3g} nats a token, {most:.3g} at most"
     )
     if len(old) != len(new) or abs(mean) > _CANARY_SHIFT or size > _CANARY_MEAN or most > _CANARY_MOST:
         raise SettingsError(
-            f"{told}. It serves other weights, or serves them otherwise, under the same name. {_ELSEWHERE}"
+            f"{report}. It serves other weights, or serves them otherwise, under the same name. {_ELSEWHERE}"
         )
     if size > _CANARY_NOISE:
-        _log.warning("%s. That may be numerical noise; if it is another checkpoint, name another folder.", told)
+        _log.warning("%s. That may be numerical noise; if it is another checkpoint, name another folder.", report)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -182,8 +179,8 @@ def _content(path: Path) -> Any:
 
 
 def _inner(folder: Path) -> str:
-    found = sorted(path.parent.name for path in folder.glob(f"*/{_NAME}"))[:5]
-    return f"; below it there are {', '.join(found)}" if found else ""
+    folders = sorted(path.parent.name for path in folder.glob(f"*/{_NAME}"))[:5]
+    return f"; below it there are {', '.join(folders)}" if folders else ""
 
 
 def _flat(signature: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,30 +241,30 @@ def add_run(folder: Path, wanted: Iterable[Wanted], labels: str) -> None:
         labels: version of filters and labels.
     """
     documents: dict[str, dict[int, Wanted]] = {}
-    for one in wanted:
-        documents.setdefault(one.task, {})[one.number] = one
+    for document in wanted:
+        documents.setdefault(document.task, {})[document.number] = document
     parts: dict[str, dict[str, Any]] = {}
     for task, by_index in sorted(documents.items()):
         ordered = [by_index[index] for index in sorted(by_index)]
-        texts = [[one.key, list(one.source)] for one in ordered]
+        texts = [[document.key, list(document.source)] for document in ordered]
         settings = json.loads(ordered[0].data)
         same = json.dumps([settings, texts], sort_keys=True)
         part = parts.setdefault(same, {"tasks": {}, "about": {**settings, "labels": labels}, "texts": texts})
-        part["tasks"][task] = max(one.mask for one in ordered)
+        part["tasks"][task] = max(document.mask for document in ordered)
     content = {"parts": json.loads(json.dumps(list(parts.values())))}
     numbers = _numbers(folder)
     with contextlib.suppress(StoreError):  # a damaged one is not this one
         if numbers and _read(folder, numbers[-1])["parts"] == content["parts"]:
             return
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    try:
-        (folder / _RUNS).mkdir(exist_ok=True)
-    except OSError as error:
-        raise explain(error, folder / _RUNS) from error
     data = json.dumps({"date": date, **content}, indent=1).encode()
     number = numbers[-1] + 1 if numbers else 1
-    while not create_whole(folder / _RUNS / f"{number:06d}.json", data):  # another run was first
-        number += 1
+    try:
+        (folder / _RUNS).mkdir(exist_ok=True)
+        while not create_file(folder / _RUNS / f"{number:06d}.json", data):  # another run was first
+            number += 1
+    except OSError as error:
+        raise write_error(error, folder / _RUNS) from error
     _log.info("run %d of %s; hesnr analyze takes the newest unless --run names another", number, folder)
 
 
@@ -310,20 +307,20 @@ def mixed(folder: Path) -> str:
             for source in sources:
                 texts.setdefault(source.id, set()).add(key)
     several = sorted(name for name, keys in texts.items() if len(keys) > 1)
-    said = []
+    notes = []
     if several:
         named = ", ".join(several[:3]) + (", …" if len(several) > 3 else "")
-        said.append(f"{len(several)} trajectories count with more than one text each ({named})")
+        notes.append(f"{len(several)} trajectories count with more than one text each ({named})")
     if damaged:
-        said.append(f"{damaged} files of the list of runs are damaged")
+        notes.append(f"{damaged} files of the list of runs are damaged")
     if len(labels) > 1:
-        said.append(f"they were labelled by versions {', '.join(sorted(labels))} of the filters")
-    return "; ".join(said)
+        notes.append(f"they were labelled by versions {', '.join(sorted(labels))} of the filters")
+    return "; ".join(notes)
 
 
 def _parts(folder: Path, number: int, numbers: Sequence[int]) -> list[StoredRun]:
     content = _read(folder, number)
-    found = []
+    runs = []
     for part in content["parts"]:
         texts: dict[str, list[Source]] = {}
         for key, source in part["texts"]:
@@ -331,8 +328,8 @@ def _parts(folder: Path, number: int, numbers: Sequence[int]) -> list[StoredRun]
         data = hashlib.sha256("".join(sorted(key for key, _ in part["texts"])).encode()).hexdigest()
         by_key = {key: tuple(sources) for key, sources in texts.items()}
         date = str(content["date"])
-        found.append(StoredRun(number, len(numbers), date, tuple(part["tasks"]), data, part["about"], by_key))
-    return found
+        runs.append(StoredRun(number, len(numbers), date, tuple(part["tasks"]), data, part["about"], by_key))
+    return runs
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import zlib
@@ -17,13 +18,13 @@ from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.bounded_io import check_parquet, open_regular
 from hesnr_tasks.errors import DataError, HesnrError
 from hesnr_tasks.rendering import Rendered, Span
-from hesnr_tasks.scores.files import StoreError
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [
     "COLUMNS",
     "Entry",
     "Source",
+    "StoreError",
     "Text",
     "arrow",
     "encode",
@@ -32,11 +33,33 @@ __all__ = [
     "read_entry",
     "read_text",
     "read_vocabulary",
+    "write_error",
 ]
 
 Array = npt.NDArray[Any]
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-_ONE = {  # one number a token: type and Parquet encoding, the smallest on real scores
+
+class StoreError(HesnrError):
+    """A folder of score files cannot be read or written."""
+
+
+def write_error(error: OSError, path: Path) -> StoreError:
+    """The error of a failed write, with what to do."""
+    if error.errno in _DISK_FULL:
+        return StoreError(
+            f"no room to write {path} ({error.strerror}). What was scored before is safe in {path.parent}; free some "
+            "space, or move the folder and name its new place, and start the same command again: it goes on there."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreError(
+            f"cannot write {path} ({error.strerror}). Make the folder writable, or name another one with "
+            '"scores": "FOLDER" in --metadata. What is in the folder stays as it is.'
+        )
+    return StoreError(f"cannot write {path} ({error.strerror or error}). What is in {path.parent} stays as it is.")
+
+
+_PER_TOKEN = {  # one number a token: type and Parquet encoding, the smallest on real scores
     "position": (np.int32, "DELTA_BINARY_PACKED"),
     "token_id": (np.int32, "PLAIN"),
     "turn": (np.int32, "PLAIN"),
@@ -46,8 +69,8 @@ _ONE = {  # one number a token: type and Parquet encoding, the smallest on real 
     "logprob": (np.float32, "BYTE_STREAM_SPLIT"),
     "rank": (np.int32, "PLAIN"),
 }
-_MANY = {"topk_logprobs": (np.float32, "BYTE_STREAM_SPLIT"), "topk_ids": (np.int32, "PLAIN")}  # k a token
-_ONCE = {  # one list a trajectory
+_PER_CANDIDATE = {"topk_logprobs": (np.float32, "BYTE_STREAM_SPLIT"), "topk_ids": (np.int32, "PLAIN")}  # k a token
+_PER_TEXT = {  # one list a trajectory
     "text_ids": np.int32,
     "labels_cut": np.uint64,
     "span_end": np.int32,
@@ -55,7 +78,9 @@ _ONCE = {  # one list a trajectory
     "span_turn": np.int32,
     "span_control": np.bool_,
 }
-COLUMNS = (*_ONE, *_MANY)
+_TYPES: dict[str, Any] = {name: kind for name, (kind, _) in (_PER_TOKEN | _PER_CANDIDATE).items()}
+_TYPES |= _PER_TEXT | {"text": np.uint8}
+COLUMNS = (*_PER_TOKEN, *_PER_CANDIDATE)
 _KINDS = tuple(Kind)
 _META = b"hesnr"
 _CHECKSUM = b"hesnr_vocabulary_crc32"
@@ -118,38 +143,34 @@ def encode(scores: TokenScores, text: Text, entry: Entry) -> bytes:
         compression="zstd",
         compression_level=_LEVEL,
         use_dictionary=False,
-        column_encoding=_encodings(),
+        column_encoding={name: encoding for name, (_, encoding) in _PER_TOKEN.items()}
+        | {f"{name}.list.element": encoding for name, (_, encoding) in _PER_CANDIDATE.items()},
         write_statistics=False,
     )
     return out.getvalue()
 
 
-def encode_vocabulary(spellings: Sequence[bytes | None]) -> bytes:
+def encode_vocabulary(token_bytes: Sequence[bytes | None]) -> bytes:
     """A file of what each token id spells."""
     pa, pq = arrow()
     out = io.BytesIO()
-    check = {_CHECKSUM: f"{_vocabulary_checksum(spellings):08x}"}
-    table = pa.table({"token": pa.array(spellings, pa.binary())}).replace_schema_metadata(check)
+    check = {_CHECKSUM: f"{_vocabulary_checksum(token_bytes):08x}"}
+    table = pa.table({"token": pa.array(token_bytes, pa.binary())}).replace_schema_metadata(check)
     pq.write_table(table, out, compression="zstd", use_dictionary=False)
     return out.getvalue()
 
 
-def _vocabulary_checksum(spellings: Sequence[bytes | None]) -> int:
+def _vocabulary_checksum(token_bytes: Sequence[bytes | None]) -> int:
     """Over lengths and bytes: Parquet itself does not notice every damage."""
-    lengths = np.array([-1 if token is None else len(token) for token in spellings], "<i8")
-    return zlib.crc32(b"".join(token or b"" for token in spellings), zlib.crc32(lengths.tobytes()))
-
-
-def _encodings() -> dict[str, str]:
-    found = {name: encoding for name, (_, encoding) in _ONE.items()}
-    return found | {f"{name}.list.element": encoding for name, (_, encoding) in _MANY.items()}
+    lengths = np.array([-1 if token is None else len(token) for token in token_bytes], "<i8")
+    return zlib.crc32(b"".join(token or b"" for token in token_bytes), zlib.crc32(lengths.tobytes()))
 
 
 def _arrays(scores: TokenScores, text: Text) -> dict[str, Array]:
     """Everything a file holds, as arrays of the types it holds them in."""
     spans = text.rendered.spans
-    found = {
-        **{name: getattr(scores, name) for name in _ONE if name not in scores.scores._fields},
+    values = {
+        **{name: getattr(scores, name) for name in _PER_TOKEN if name not in scores.scores._fields},
         **scores.scores._asdict(),
         "text": np.frombuffer(text.rendered.text.encode(), np.uint8),
         "text_ids": text.ids,
@@ -159,28 +180,24 @@ def _arrays(scores: TokenScores, text: Text) -> dict[str, Array]:
         "span_turn": [span.turn for span in spans],
         "span_control": [span.control for span in spans],
     }
-    return {name: _exactly(values, _types()[name]) for name, values in found.items()}
-
-
-def _types() -> dict[str, Any]:
-    return {name: kind for name, (kind, _) in (_ONE | _MANY).items()} | _ONCE | {"text": np.uint8}
+    return {name: _as_type(column, _TYPES[name]) for name, column in values.items()}
 
 
 def _token_columns(pa: Any, values: Mapping[str, Array], entry: Entry) -> dict[str, Any]:
     """One row a token; a single row of nulls where no token was scored, to carry the text."""
-    found = {name: pa.array(values[name]) for name in _ONE}
-    for name in _MANY:
-        found[name] = pa.FixedSizeListArray.from_arrays(pa.array(values[name].ravel()), entry.k)
-    return found if entry.scored else {name: pa.nulls(1, column.type) for name, column in found.items()}
+    columns = {name: pa.array(values[name]) for name in _PER_TOKEN}
+    for name in _PER_CANDIDATE:
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values[name].ravel()), entry.k)
+    return columns if entry.scored else {name: pa.nulls(1, column.type) for name, column in columns.items()}
 
 
 def _text_columns(pa: Any, values: Mapping[str, Array], entry: Entry) -> dict[str, Any]:
     """What the trajectory has once stands in the first row."""
     first = {"text": pa.array([values["text"].tobytes().decode()], pa.large_string())}
-    for name in _ONCE:
+    for name in _PER_TEXT:
         first[name] = pa.ListArray.from_arrays(pa.array([0, len(values[name])], pa.int32()), pa.array(values[name]))
     rest = max(0, entry.scored - 1)
-    return {name: pa.concat_arrays([one, pa.nulls(rest, one.type)]) for name, one in first.items()}
+    return {name: pa.concat_arrays([cell, pa.nulls(rest, cell.type)]) for name, cell in first.items()}
 
 
 def _footer(entry: Entry, values: Mapping[str, Array]) -> str:
@@ -189,13 +206,13 @@ def _footer(entry: Entry, values: Mapping[str, Array]) -> str:
     return f"{zlib.crc32(content.encode()):08x} {content}"
 
 
-def _exactly(values: Any, kind: Any) -> Array:
+def _as_type(values: Any, kind: Any) -> Array:
     """`values` as an array of `kind`; refuses to change any of them."""
-    found = np.asarray(values) if len(values) else np.zeros(np.shape(values), kind)
-    made = np.ascontiguousarray(found, dtype=kind)
-    if found.dtype != made.dtype and not np.array_equal(found, made, equal_nan=found.dtype.kind == "f"):
-        raise ValueError(f"values of type {found.dtype} cannot be stored as {made.dtype} without changing them")
-    return made
+    source = np.asarray(values) if len(values) else np.zeros(np.shape(values), kind)
+    array = np.ascontiguousarray(source, dtype=kind)
+    if source.dtype != array.dtype and not np.array_equal(source, array, equal_nan=source.dtype.kind == "f"):
+        raise ValueError(f"values of type {source.dtype} cannot be stored as {array.dtype} without changing them")
+    return array
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -218,18 +235,22 @@ def read_columns(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Arr
 def read_text(path: Path) -> Text:
     """The text of one file."""
     with _damage(path):
-        _, found = _read(path, ["text", "text_ids", "span_end", "span_kind", "span_turn", "span_control"])
-        return Text(Rendered(found["text"].tobytes().decode(), tuple(_spans(found))), found["text_ids"])
+        spans = ("span_end", "span_kind", "span_turn", "span_control")
+        _, columns = _read(path, ["text", "text_ids", *spans])
+        starts = [0, *columns["span_end"].tolist()]
+        rows = zip(starts, *(columns[name].tolist() for name in spans), strict=False)  # one start more than spans
+        rendered = tuple(Span(start, end, _KINDS[kind], turn, control) for start, end, kind, turn, control in rows)
+        return Text(Rendered(columns["text"].tobytes().decode(), rendered), columns["text_ids"])
 
 
 def read_vocabulary(path: Path) -> list[bytes | None]:
     """What `encode_vocabulary` wrote."""
     with _damage(path), _parquet(path) as file:
-        spellings = list(file.read(use_threads=False).column("token").to_pylist())
+        token_bytes = list(file.read(use_threads=False).column("token").to_pylist())
         stored = (file.metadata.metadata or {}).get(_CHECKSUM)  # none in files of before it
-        if stored is not None and int(stored, 16) != _vocabulary_checksum(spellings):
-            raise ValueError("the spellings are not what was written")
-        return spellings
+        if stored is not None and int(stored, 16) != _vocabulary_checksum(token_bytes):
+            raise ValueError("the token_bytes are not what was written")
+        return token_bytes
 
 
 def _read(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
@@ -237,11 +258,11 @@ def _read(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
         entry, checksums = _entry(file.metadata.metadata)
         there = [name for name in names if entry.scored or name not in COLUMNS]  # else they are null
         table = file.read(columns=there, use_threads=False)
-    found = {name: _values(table, name, entry) for name in names}
-    for name, values in found.items():
+    columns = {name: _values(table, name, entry) for name in names}
+    for name, values in columns.items():
         if zlib.crc32(values.data) != checksums[name]:
             raise ValueError(f"column {name} is not what was written")
-    return entry, found
+    return entry, columns
 
 
 @contextlib.contextmanager
@@ -264,24 +285,16 @@ def _entry(metadata: Mapping[bytes, bytes] | None) -> tuple[Entry, dict[str, int
 
 
 def _values(table: Any, name: str, entry: Entry) -> Array:
-    kind = _types()[name]
-    shape = (entry.scored, entry.k) if name in _MANY else (entry.scored,)
+    kind = _TYPES[name]
+    shape = (entry.scored, entry.k) if name in _PER_CANDIDATE else (entry.scored,)
     if name in COLUMNS and not entry.scored:
         return np.zeros(shape, kind)
     column = table.column(name).combine_chunks()
     if name == "text":
         return np.frombuffer(column[0].as_buffer(), np.uint8)
-    if name in _ONCE:
+    if name in _PER_TEXT:
         return column.slice(0, 1).flatten().to_numpy(zero_copy_only=False).astype(kind, copy=False)
-    return (column.flatten() if name in _MANY else column).to_numpy().reshape(shape)
-
-
-def _spans(found: Mapping[str, Array]) -> Iterator[Span]:
-    start = 0
-    columns = [found[name].tolist() for name in ("span_end", "span_kind", "span_turn", "span_control")]
-    for end, kind, turn, control in zip(*columns, strict=True):
-        yield Span(start, end, _KINDS[kind], turn, control)
-        start = end
+    return (column.flatten() if name in _PER_CANDIDATE else column).to_numpy().reshape(shape)
 
 
 class _damage:

@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from hesnr_tasks.atomic_io import create_file, locked, remove_abandoned, replace_file
 from hesnr_tasks.backends.base import Scores, TokenScores
-from hesnr_tasks.scores.files import StoreError, create_whole, explain, locked, tidy, write_whole
 from hesnr_tasks.scores.runs import StoredRun, open_run, read_run
 from hesnr_tasks.scores.schema import (
     COLUMNS,
     Entry,
     Source,
+    StoreError,
     Text,
     arrow,
     encode,
@@ -31,6 +32,7 @@ from hesnr_tasks.scores.schema import (
     read_entry,
     read_text,
     read_vocabulary,
+    write_error,
 )
 
 __all__ = ["ScoreStore"]
@@ -41,7 +43,7 @@ _VOCABULARY = "vocabulary.pq"  # not *.parquet: that is one file a trajectory
 T = TypeVar("T")
 
 
-class OtherTokens(StoreError):
+class OtherTokensError(StoreError):
     """A text that was scored is tokenised otherwise now."""
 
 
@@ -64,14 +66,14 @@ class ScoreStore:
         arrow()
         folder = Path(folder)
         if signature is None or not create:
-            found = read_run(folder)
-            return cls(folder, found if signature is None else open_run(folder, signature))
+            stored = read_run(folder)
+            return cls(folder, stored if signature is None else open_run(folder, signature))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise explain(error, folder) from error
+            raise write_error(error, folder) from error
         store = cls(folder, open_run(folder, signature))
-        tidy(folder)
+        remove_abandoned(folder)
         return store
 
     @property
@@ -131,15 +133,15 @@ class ScoreStore:
             self._refuse_other_ids(key, text.ids, ids)
             if not self._covers(entry, int(mask), k):
                 return None
-            found = self.read(key)
-        except OtherTokens:
+            scores = self.read(key)
+        except OtherTokensError:
             raise
         except StoreError as error:
             _log.warning("%s", error)
             return None
         if _joined(entry.sources, sources) != entry.sources:
-            self.write(found, text=text, mask=mask, sources=sources)
-        return found
+            self.write(scores, text=text, mask=mask, sources=sources)
+        return scores
 
     def read(self, key: str) -> TokenScores:
         """The scores of `key`, bit for bit as they were written."""
@@ -167,8 +169,8 @@ class ScoreStore:
         """
         return _ordered(lambda key: work(*self.columns(key, names)), self.keys(), threads)
 
-    def vocabulary(self) -> list[bytes | None] | None:
-        """What each token id spells; None if that was not stored."""
+    def token_bytes(self) -> list[bytes | None] | None:
+        """The bytes of each token id; None if they were not stored."""
         path = self.folder / _VOCABULARY
         return read_vocabulary(path) if path.exists() else None
 
@@ -181,43 +183,52 @@ class ScoreStore:
         """
         if scores.scores.topk_logprobs.shape[1] != self.k:
             raise ValueError(f"the store keeps {self.k} candidates, not {scores.scores.topk_logprobs.shape[1]}")
-        with locked(self.folder):
-            wanted = int(mask)
-            known = self._entry_or_none(scores.key)
-            sources = _joined(known.sources if known else (), sources)
-            if known is not None:
-                scores = self._with_others(scores, known, wanted, text.ids)
-                wanted |= known.mask
-            entry = Entry(
-                key=scores.key,
-                run=self._run,
-                sources=sources,
-                mask=wanted,
-                k=self.k,
-                scored=len(scores.position),
-                cut=len(scores.labels_cut),
-                tokens_total=scores.tokens_total,
-            )
-            write_whole(self._path(scores.key), encode(scores, text, entry))
+        path = self._path(scores.key)
+        try:
+            with locked(self.folder):
+                replace_file(path, self._encoded(scores, text, int(mask), sources))
+        except OSError as error:
+            raise write_error(error, path) from error
 
-    def _with_others(self, scores: TokenScores, known: Entry, mask: int, ids: npt.NDArray[np.int32]) -> TokenScores:
+    def _encoded(self, scores: TokenScores, text: Text, mask: int, sources: Sequence[Source]) -> bytes:
+        """The file of `scores`, joined with the one that is there."""
+        stored = self._entry_or_none(scores.key)
+        if stored is not None:
+            scores = self._with_others(scores, stored, mask, text.ids)
+            mask |= stored.mask
+        entry = Entry(
+            key=scores.key,
+            run=self._run,
+            sources=_joined(stored.sources if stored else (), sources),
+            mask=mask,
+            k=self.k,
+            scored=len(scores.position),
+            cut=len(scores.labels_cut),
+            tokens_total=scores.tokens_total,
+        )
+        return encode(scores, text, entry)
+
+    def _with_others(self, scores: TokenScores, stored: Entry, mask: int, ids: npt.NDArray[np.int32]) -> TokenScores:
         """`scores` and the tokens of the file that `mask` does not want."""
-        if known.mask | mask == mask:
+        if stored.mask | mask == mask:
             return scores
         try:
             self._refuse_other_ids(scores.key, self.text(scores.key).ids, ids)
             return _merged(scores, self.read(scores.key), np.uint64(mask))
-        except OtherTokens:
+        except OtherTokensError:
             raise
         except StoreError as error:
             _log.warning("%s", error)
             return scores
 
-    def keep_vocabulary(self, spellings: Callable[[], Sequence[bytes | None]]) -> None:
-        """Store what each token id spells, once; `spellings()` gives the bytes of ids 0, 1, … (None: not known)."""
+    def save_token_bytes(self, token_bytes: Callable[[], Sequence[bytes | None]]) -> None:
+        """Store the bytes of each token id, once; `token_bytes()` gives those of ids 0, 1, … (None: not known)."""
         path = self.folder / _VOCABULARY
-        if not path.exists():
-            create_whole(path, encode_vocabulary(spellings()))
+        try:
+            if not path.exists():
+                create_file(path, encode_vocabulary(token_bytes()))
+        except OSError as error:
+            raise write_error(error, path) from error
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -240,13 +251,14 @@ class ScoreStore:
             return
         shared = min(len(old), len(new))
         first = next((i for i in range(shared) if old[i] != new[i]), shared)
-        raise OtherTokens(
+        raise OtherTokensError(
             f"{self._path(key)} has scores of the same text in other tokens ({len(old)} then, {len(new)} now; the "
             f"first to differ is number {first}): the tokenizer changed, and two tokenisations must not be mixed. Go "
             'back to the tokenizer of then, or name another folder with "scores": "FOLDER" in --metadata.'
         )
 
-    def _covers(self, entry: Entry | None, mask: int, k: int) -> bool:
+    @staticmethod
+    def _covers(entry: Entry | None, mask: int, k: int) -> bool:
         return entry is not None and entry.k >= k and entry.mask | mask == entry.mask
 
     def _entry_or_none(self, key: str) -> Entry | None:
@@ -260,9 +272,9 @@ class ScoreStore:
             return None
 
 
-def _joined(known: Sequence[Source], new: Sequence[Source]) -> tuple[Source, ...]:
+def _joined(old: Sequence[Source], new: Sequence[Source]) -> tuple[Source, ...]:
     """By id, the newer word on a trajectory wins."""
-    return tuple(sorted({source.id: source for source in (*known, *new)}.values(), key=lambda source: source.id))
+    return tuple(sorted({source.id: source for source in (*old, *new)}.values(), key=lambda source: source.id))
 
 
 def _merged(new: TokenScores, old: TokenScores, mask: np.uint64) -> TokenScores:

@@ -175,7 +175,7 @@ class ScoredRun:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._store = ScoreStore.open(folder)
-        self._vocabulary = self._store.vocabulary()
+        self._vocabulary = self._store.token_bytes()
         self._mask = label_mask([Kind.ACTION], list(FILTERS), list(self._store.signature["filters"]))
 
     @property

@@ -217,7 +217,7 @@ def test_many_may_register_at_once_and_a_stray_file_does_not_matter(tmp_path):
 @pytest.mark.slow
 def test_no_flipped_bit_changes_a_spelling(tmp_path):
     schema = pytest.importorskip("hesnr_tasks.scores.schema")
-    from hesnr_tasks.scores.files import StoreError
+    from hesnr_tasks.scores import StoreError
 
     spellings = [None if i % 7 == 0 else f"token{i}".encode() + bytes([i % 256]) for i in range(300)]
     file = tmp_path / "vocabulary.pq"

@@ -118,7 +118,7 @@ def test_what_each_token_spells_is_kept(checkpoint, small, tmp_path):
     folder = tmp_path / "scores"
     evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "scores": str(folder)})
     store = ScoreStore.open(folder)
-    spelled = store.vocabulary()
+    spelled = store.token_bytes()
     for key in store:
         text = store.text(key)
         assert b"".join(spelled[i] for i in text.ids.tolist()).decode() == text.rendered.text

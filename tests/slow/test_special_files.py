@@ -67,7 +67,7 @@ def put(kind, path):
 @pytest.mark.parametrize("kind", ["a pipe", "a device"])
 def test_a_special_file_is_refused_wherever_a_file_is_read(kind, tmp_path):
     made.filled(tmp_path / "scored", [1, 2])
-    ScoreStore.open(tmp_path / "scored").keep_vocabulary(lambda: [b"a"] * 600)
+    ScoreStore.open(tmp_path / "scored").save_token_bytes(lambda: [b"a"] * 600)
     for name in ("settings", "spelled"):
         shutil.copytree(tmp_path / "scored", tmp_path / name)
     parquet = next((tmp_path / "scored").glob("*.parquet")).name

@@ -197,7 +197,7 @@ def test_cases_are_decisions_near_ln_2_ln_3_ln_4_with_the_text_before(run):
 
 def test_candidates_are_spelled_by_the_vocabulary_if_there_is_one(tmp_path):
     store = made.run_of(tmp_path / "run", 3, 100)
-    store.keep_vocabulary(lambda: [f"<{i}>".encode() for i in range(600)])
+    store.save_token_bytes(lambda: [f"<{i}>".encode() for i in range(600)])
     row = tables(tmp_path / "run", "--cases", 1)["cases"][0]
     assert [word for word, _ in row["candidates"]] == [f"<{i}>" for i in row["candidate_ids"]]
 

@@ -87,10 +87,10 @@ def test_a_subset_of_columns_is_the_same_as_all(tmp_path):
 
 def test_vocabulary_comes_back_and_is_stored_once(tmp_path):
     store = made.filled(tmp_path, [1])
-    assert store.vocabulary() is None
-    store.keep_vocabulary(lambda: [b"a", b"\xf0\x9f", None])
-    store.keep_vocabulary(lambda: pytest.fail("it is there already"))
-    assert store.vocabulary() == [b"a", b"\xf0\x9f", None]
+    assert store.token_bytes() is None
+    store.save_token_bytes(lambda: [b"a", b"\xf0\x9f", None])
+    store.save_token_bytes(lambda: pytest.fail("it is there already"))
+    assert store.token_bytes() == [b"a", b"\xf0\x9f", None]
     assert store.keys() == [f"{1:064x}"]
 
 
