@@ -97,8 +97,8 @@ def main():
     parser.add_argument("--serve", type=int, metavar="PORT")
     args = parser.parse_args()
     if args.execute:
-        repositories_ = {name: world.execute(name) for name in world.names()}
-        world.OUTCOMES.write_text(json.dumps(repositories_, separators=(",", ":")) + "\n", encoding="utf-8")
+        executed = {name: world.execute(name) for name in world.names()}
+        world.OUTCOMES.write_text(json.dumps(executed, separators=(",", ":")) + "\n", encoding="utf-8")
         return
     if args.serve is not None:
         with serving(Server(prefix=""), args.serve) as address:
