@@ -255,7 +255,7 @@ def score(
     texts = [label(run, render) for run in runs]
     requests = [text._request(run.id, mask, k, overflow) for run, text in zip(runs, texts, strict=True)]
     live = LiveModel(model, tokenizer, longest=max_length)
-    with live.reading():
+    with live.evaluating():
         answers = score_requests(hf.make(live), requests)
     signature = scoring_signature(answers[0].run, render=render, overflow=overflow, k=k, filters=tuple(FILTERS))
     store = _MemoryStore(Path(str(signature["run"].get("model"))), signature)

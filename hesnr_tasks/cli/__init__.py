@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         passk,
         report,
         select,
+        watch,
     )
-    from hesnr_tasks.integrations import watch
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
     parser.add_argument("--version", action="version", version=f"hesnr-tasks {__version__}")

@@ -20,14 +20,9 @@ from hesnr_tasks.integrations.evaluation import (
     Evaluation,
     Evaluator,
     LiveModel,
-    UnfinishedPass,
-    change,
-    gather,
-    is_sharded,
-    mixed_precision,
-    numbers,
-    tokenizer_of,
-    unwrapped,
+    UnfinishedPassError,
+    he_snr_change,
+    metrics_of,
 )
 from hesnr_tasks.tasks.settings import Settings, describe, refuse_unknown
 
@@ -77,14 +72,21 @@ class HESNRCallback(TrainerCallback):
         trainer: Trainer | None = None,
         **settings: Any,
     ) -> None:
-        self._every, self._at_start, self._at_end = _positive("every", every), at_start, at_end
-        self._max_length = None if max_length is None else _positive("max_length", max_length)
-        self._tokenizer, self._on_error, self.trainer = tokenizer, on_error, trainer
+        for name, value in (("every", every), ("max_length", 1 if max_length is None else max_length)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingsError(f"{name} must be a whole number of at least 1, not {value!r}")
         if on_error not in ("warn", "stop"):
             raise SettingsError(f"on_error is {on_error!r}; it must be 'warn' or 'stop'")
-        _refuse_unknown(settings)
-        given = {"trajectories": trajectories, "limit": None if settings.get("sample") else limit}
-        self.settings = Settings.read({**given, **settings})
+        if "scores" in settings:
+            raise SettingsError(
+                "HESNRCallback writes no score files; its `evaluations` hold the sums. Leave out scores"
+            )
+        names = [field.name for field in fields(Settings) if field.name not in ("scores", "on_error")]
+        refuse_unknown(settings, names)
+        self._every, self._at_start, self._at_end, self._max_length = every, at_start, at_end, max_length
+        self._tokenizer, self._on_error, self.trainer = tokenizer, on_error, trainer
+        data = {"trajectories": trajectories, "limit": None if settings.get("sample") else limit}
+        self.settings = Settings.read({**data, **settings})
         self.evaluations: list[Evaluation] = []
         self.signature: dict[str, Any] = {}
         self._evaluator: Evaluator | None = None
@@ -97,16 +99,13 @@ class HESNRCallback(TrainerCallback):
     ) -> TrainerControl:
         """Tokenise, let the engine check itself, say what an evaluation costs, and make the first."""
         self._check_trainer(args, state)
-        model = unwrapped(kwargs["model"], getattr(args, "parallelism_config", None))
-        tokenizer = tokenizer_of(self._tokenizer or kwargs.get("processing_class"))
-        live = LiveModel(model, tokenizer, mixed_precision(args), self._max_length)
-        if is_sharded(model):
-            live.together, live.computes = gather, args.device
+        tokenizer = self._tokenizer or kwargs.get("processing_class")
+        live = LiveModel.in_training(kwargs["model"], tokenizer, args, self._max_length)
         self._evaluator = Evaluator(live, self.settings)
         self.evaluations, self._last_step = [], -1
         self.signature = self._evaluator.signature()
         if state.is_world_process_zero:
-            self._announce(self._evaluator, live.max_length)
+            self._announce(self._evaluator)
         return self._evaluate(state, control, args) if self._at_start else control
 
     def on_step_end(
@@ -135,24 +134,25 @@ class HESNRCallback(TrainerCallback):
             return control
         self._last_step = state.global_step
         try:
-            found = self._evaluator.run(state.global_step)
+            evaluation = self._evaluator.run(state.global_step)
         except HesnrError as error:
-            if self._on_error == "stop" or isinstance(error, UnfinishedPass):
+            if self._on_error == "stop" or isinstance(error, UnfinishedPassError):
                 raise
             _log.warning("no HE-SNR at step %d, training goes on: %s", state.global_step, error)
             return control
-        read = time.perf_counter()
-        values = numbers(found, self.settings, self._evaluator.texts.tokens)
+        start, texts = time.perf_counter(), self._evaluator.texts
+        values = metrics_of(evaluation, self.settings)
+        values["tokens_per_second"] = texts.n_tokens / max(evaluation.seconds, 1e-9)
         if self.evaluations:
-            values |= change(self.evaluations[-1], found, self.settings)
-        values["scored"] = self._evaluator.texts.scored
-        values["seconds"] = found.seconds + time.perf_counter() - read
+            values |= he_snr_change(self.evaluations[-1], evaluation, self.settings)
+        values["scored"] = texts.share_scored
+        values["seconds"] = evaluation.seconds + time.perf_counter() - start
         if "he_snr" not in values:
             _log.warning(
                 "step %d: %d tokens are in the high-entropy set, fewer than min_tokens=%d: he_snr and he_ppl are not "
                 "logged", state.global_step, values["he_tokens"], max(1, self.settings.min_tokens),
             )  # fmt: skip
-        self.evaluations.append(found)
+        self.evaluations.append(evaluation)
         return self._record({_PREFIX + name: value for name, value in values.items()}, args, state, control)
 
     def _record(
@@ -185,27 +185,15 @@ class HESNRCallback(TrainerCallback):
                 ", ".join(args.report_to or ["the progress bar"]),
             )  # fmt: skip
 
-    def _announce(self, evaluator: Evaluator, max_length: int) -> None:
+    def _announce(self, evaluator: Evaluator) -> None:
         """On stderr, not in the log: what a run will cost must be seen by everyone, log levels or not."""
         texts, processes = evaluator.texts, evaluator.processes
-        how = "by all of" if evaluator.sharded else "split over"
-        split = f", {how} {processes} processes" if processes > 1 else ""
+        mode = "by all of" if evaluator.sharded else "split over"
+        split = f", {mode} {processes} processes" if processes > 1 else ""
         print(
-            f"hesnr-tasks: HE-SNR every {self._every} steps: {len(texts.items)} trajectories, {texts.tokens:,} tokens "
-            f"read each time{split}, {texts.counted:,} of them scored, "
-            f"{texts.scored:.1%} of the tokens that count (at most {max_length:,} of a text; logged as "
-            f"{_PREFIX}seconds)\nhesnr-tasks: {describe(self.signature)}",
+            f"hesnr-tasks: HE-SNR every {self._every} steps: {len(texts.items)} trajectories, {texts.n_tokens:,} "
+            f"tokens read each time{split}, {texts.n_scored:,} of them scored, {texts.share_scored:.1%} of the tokens "
+            f"that count (at most {evaluator.live.max_length:,} of a text; logged as {_PREFIX}seconds)\n"
+            f"hesnr-tasks: {describe(self.signature)}",
             file=sys.stderr,
         )
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingsError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
-
-
-def _refuse_unknown(settings: dict[str, Any]) -> None:
-    if "scores" in settings:
-        raise SettingsError("HESNRCallback writes no score files; its `evaluations` hold the sums. Leave out scores")
-    refuse_unknown(settings, [field.name for field in fields(Settings) if field.name not in ("scores", "on_error")])

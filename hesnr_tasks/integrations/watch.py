@@ -6,10 +6,8 @@ watcher looks at a folder, and shares nothing with the training but the files in
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -17,24 +15,24 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
+
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.bounded_io import read_json
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError, printable
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.errors import DataError, HesnrError, printable
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["WatchConfig", "watch"]
 
 _TEMPORARY = re.compile(r"\.|tmp|.*(\.tmp|\.partial|\.part|-tmp|_tmp|\.incomplete)$", re.IGNORECASE)
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _LARGEST_INDEX = 64 << 20  # bytes
-_LONGEST = 7 * 24 * 3600  # seconds
 _ATTEMPTS = 2  # a checkpoint that fails as often is left out until it changes
 
 
@@ -45,82 +43,58 @@ class Snapshot(NamedTuple):
     newest: float  # modification time, seconds since the epoch
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `hesnr watch`."""
-    add = parser.add_argument
-    add("checkpoints", type=Path, help="the folder into which the training writes its checkpoints, a folder each")
-    add("-o", "--output_path", type=Path, required=True, help="where results, score files and the leaderboard go")
-    add("--trajectories", nargs="+", required=True, help="files, globs, folders or a hub id")
-    add("--tasks", default="hesnr_swe", help="tasks of lm_eval, ours and others (default: hesnr_swe)")
-    add("--model", default="hf", help="lm_eval's --model (default: hf)")
-    add("--model_args", default="", help="lm_eval's, without pretrained=, e.g. dtype=bfloat16,max_length=131072")
-    add("--metadata", default="{}", help="further settings of our tasks, as JSON")
-    add("--pattern", default="*", help="names of checkpoint folders, e.g. 'step*' (default: all)")
-    add("--done-marker", metavar="FILE", help="a checkpoint is complete when it holds FILE (glob)")
-    add(
-        "--settle", type=float, default=60, help="without a marker: complete when unchanged for so long (default: 60 s)"
-    )
-    add("--convert", metavar="COMMAND", help="makes a Hugging Face folder: 'python convert.py {checkpoint} {output}'")
-    add("--keep-converted", action="store_true", help="keep what --convert makes, in OUTPUT_PATH/converted")
-    add("--interval", type=float, default=30, help="seconds between looks at the folder (default: 30)")
-    add("--once", action="store_true", help="score what is complete now, then stop")
-    add("--lm_eval_args", default="", metavar="WORDS", help="further arguments of lm_eval, e.g. '--batch_size auto'")
+@dataclass(frozen=True)
+class WatchConfig:
+    """What `hesnr watch` does.
+
+    Attributes:
+        checkpoints: the folder into which the training writes, a folder each.
+        output: of results, score files and the leaderboard.
+        command: lm_eval's, but for checkpoint and output path.
+        model_args: lm_eval's, without the checkpoint.
+        pattern: names of checkpoint folders.
+        done_marker: glob of the file that a complete checkpoint holds; None: complete when unchanged for `settle` s.
+        convert: command that makes a Hugging Face folder, with {checkpoint} and {output}; empty: none.
+        keep_converted: keep what it makes.
+        interval: seconds between looks at the folder.
+        once: score what is complete now, then stop.
+    """
+
+    checkpoints: Path
+    output: Path
+    command: tuple[str, ...]
+    model_args: str = ""
+    pattern: str = "*"
+    done_marker: str | None = None
+    settle: float = 60
+    convert: str = ""
+    keep_converted: bool = False
+    interval: float = 30
+    once: bool = False
 
 
-def run(args: argparse.Namespace) -> int:
+def watch(config: WatchConfig) -> int:
     """Watch until interrupted (or once); 1 if a checkpoint could not be scored.
 
     Raises:
-        HesnrError: a folder that is not there, settings that cannot be read, another watcher with the same output.
+        HesnrError: another watcher has the same output.
     """
-    from filelock import FileLock, Timeout
-
-    command = _command(args)
-    args.output_path.mkdir(parents=True, exist_ok=True)
+    config.output.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(args.output_path / "watch.lock", timeout=0):
-            return _Watcher(args, command).watch()
+        with FileLock(config.output / "watch.lock", timeout=0):
+            return _Watcher(config).watch()
     except Timeout:
-        raise HesnrError(
-            f"another `hesnr watch` writes into {args.output_path}; give this one another folder"
-        ) from None
-
-
-def _command(args: argparse.Namespace) -> list[str]:
-    """The lm_eval command but for checkpoint and output, after everything that can be checked was."""
-    if not args.checkpoints.is_dir():
-        raise SettingsError(f"{args.checkpoints} is no folder; name the one into which checkpoints are written")
-    if not (0 < args.interval <= _LONGEST and 0 <= args.settle <= _LONGEST):
-        raise SettingsError(f"--interval must be above 0, --settle at least 0, and both at most {_LONGEST:,} seconds")
-    if importlib.util.find_spec("lm_eval") is None:
-        raise HesnrError("lm-eval is not installed in this Python. Install it with: pip install 'hesnr-tasks[hf]'")
-    if re.search(r"(^|,)(pretrained|model)=", args.model_args):
-        raise SettingsError("--model_args names a model; hesnr watch puts each checkpoint there, so leave it out")
-    if args.convert and not {"{checkpoint}", "{output}"} <= set(re.findall(r"{\w+}", args.convert)):
-        raise SettingsError(
-            "--convert must have {checkpoint} and {output} in it, e.g. 'convert.sh {checkpoint} {output}'"
-        )
-    try:
-        metadata = json.loads(args.metadata)
-        if not isinstance(metadata, dict):
-            raise TypeError(f"it is a {type(metadata).__name__}")
-    except (ValueError, TypeError) as error:
-        raise SettingsError(f"--metadata must be a JSON object: {error}") from None
-    metadata["trajectories"] = [
-        str(Path(name).resolve()) if Path(name).exists() else name for name in args.trajectories
-    ]
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", args.model, "--tasks", args.tasks]
-    command += ["--include_path", str(tasks_path()), "--metadata", json.dumps(metadata)]
-    return command + shlex.split(args.lm_eval_args)
+        raise HesnrError(f"another `hesnr watch` writes into {config.output}; give this one another folder") from None
 
 
 class _Watcher:
-    """One look after another at a folder; what was done is remembered in OUTPUT_PATH/<checkpoint>/watch.json."""
+    """Scores complete checkpoints in turn; results are remembered in OUTPUT/<checkpoint>/watch.json."""
 
-    def __init__(self, args: argparse.Namespace, command: list[str]) -> None:
-        self.args, self.command, self.output = args, command, args.output_path
-        self.seen: dict[str, Snapshot] = {}  # at the last look
-        self.gave_up: set[str] = set()
+    def __init__(self, config: WatchConfig) -> None:
+        self.config = config
+        self.identity = [*config.command[1:], config.model_args, config.convert]  # of equal evaluations
+        self.snapshots: dict[str, Snapshot] = {}  # at the last look
+        self.failed: set[str] = set()
         self.waiting: dict[str, str] = {}
 
     def watch(self) -> int:
@@ -129,150 +103,135 @@ class _Watcher:
         try:
             while True:
                 scored = self._look()
-                if self.args.once and not scored:
+                if self.config.once and not scored:
                     break
                 if not scored:
-                    time.sleep(self.args.interval)
+                    time.sleep(self.config.interval)
         except KeyboardInterrupt:
-            _say("stopped; the same command goes on from here")
+            _print("stopped; the same command goes on from here")
         if self.waiting:
-            _say(f"not complete, so not scored: {', '.join(f'{name} ({why})' for name, why in self.waiting.items())}")
-        return 1 if self.gave_up else 0
+            _print(f"not complete, so not scored: {', '.join(f'{name} ({why})' for name, why in self.waiting.items())}")
+        return 1 if self.failed else 0
 
     def _look(self) -> bool:
         """Score the first checkpoint that is complete and not scored yet; whether there was one."""
         waiting = dict[str, str]()
         for folder in self._folders():
             now = _snapshot(folder)
-            before, self.seen[folder.name] = self.seen.get(folder.name), now
+            before, self.snapshots[folder.name] = self.snapshots.get(folder.name), now
             state = self._state(folder.name)
-            if state.get("digest") == now.digest and state.get("command") == self._identity():
+            if state.get("digest") == now.digest and state.get("command") == self.identity:
                 if state.get("scored"):
                     continue
                 if state.get("attempts", 0) >= _ATTEMPTS:
-                    self.gave_up.add(folder.name)
+                    self.failed.add(folder.name)
                     continue
             if why := self._incomplete(folder, before, now):
                 waiting[folder.name] = why
                 continue
             self._score(folder, now)
             return True
-        if waiting != self.waiting and not self.args.once:
+        if waiting != self.waiting and not self.config.once:
             for name in waiting.keys() - self.waiting.keys():
-                _say(f"{name}: {waiting[name]}")
+                _print(f"{name}: {waiting[name]}")
         self.waiting = waiting
         return False
 
     def _folders(self) -> list[Path]:
         """Folders that may be checkpoints, in the order of the numbers in their names; links to folders are."""
         try:
-            with os.scandir(self.args.checkpoints) as entries:
+            with os.scandir(self.config.checkpoints) as entries:
                 names = [entry.name for entry in entries if entry.is_dir()]
         except OSError as error:
-            _say(f"cannot look into {self.args.checkpoints} ({error.strerror}); trying again")
+            _print(f"cannot look into {self.config.checkpoints} ({error.strerror}); trying again")
             return []
-        names = [name for name in names if fnmatch.fnmatch(name, self.args.pattern) and not _TEMPORARY.match(name)]
+        names = [name for name in names if fnmatch.fnmatch(name, self.config.pattern) and not _TEMPORARY.match(name)]
         names.sort(key=lambda name: ([int(number) for number in re.findall(r"\d+", name)], name))
-        return [self.args.checkpoints / name for name in names]
+        return [self.config.checkpoints / name for name in names]
 
     def _incomplete(self, folder: Path, before: Snapshot | None, now: Snapshot) -> str:
         """Why a checkpoint is not to be scored yet; empty: it is complete."""
-        if self.args.done_marker:
-            return "" if any(folder.glob(self.args.done_marker)) else f"no {self.args.done_marker} yet"
-        if not self.args.convert and (lacking := _lacking(folder)):
+        if self.config.done_marker:
+            return "" if any(folder.glob(self.config.done_marker)) else f"no {self.config.done_marker} yet"
+        if not self.config.convert and (lacking := _lacking(folder)):
             return lacking
         quiet = time.time() - now.newest
-        if quiet < self.args.settle or (before is not None and before != now):
-            return f"written {max(quiet, 0):.0f} s ago; it must be unchanged for {self.args.settle:g} s"
+        if quiet < self.config.settle or (before is not None and before != now):
+            return f"written {max(quiet, 0):.0f} s ago; it must be unchanged for {self.config.settle:g} s"
         return ""
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
     def _score(self, folder: Path, now: Snapshot) -> None:
-        place = self.output / folder.name
-        place.mkdir(exist_ok=True)
+        output = self.config.output / folder.name
+        output.mkdir(exist_ok=True)
         state = self._state(folder.name)
-        same = state.get("digest") == now.digest and state.get("command") == self._identity()
+        same = state.get("digest") == now.digest and state.get("command") == self.identity
         if state.get("scored") and state.get("digest") != now.digest:
-            _say(f"{folder.name} has changed since it was scored; scoring it again")
-        state = {
-            "checkpoint": str(folder.resolve()),
-            "digest": now.digest,
-            "command": self._identity(),
-            "attempts": state.get("attempts", 0) if same else 0,
-            "scored": False,
-        }
-        began = time.monotonic()
+            _print(f"{folder.name} has changed since it was scored; scoring it again")
+        attempts = state.get("attempts", 0) if same else 0
+        state = {"checkpoint": str(folder.resolve()), "digest": now.digest, "command": self.identity, "scored": False}
+        start = time.monotonic()
         try:
-            self._evaluate(folder, place)
+            self._evaluate(folder, output)
         except HesnrError as error:
-            state["attempts"] += 1
-            self._remember(folder.name, state)
-            last = state["attempts"] >= _ATTEMPTS
-            _say(f"{folder.name}: {error}\n  {'left out until it changes' if last else 'it is tried once more'}")
+            attempts += 1
+            self._remember(folder.name, state | {"attempts": attempts})
+            then = "left out until it changes" if attempts >= _ATTEMPTS else "it is tried once more"
+            _print(f"{folder.name}: {error}\n  {then}")
             return
         if not folder.is_dir() or _snapshot(folder).digest != now.digest:
-            _say(f"{folder.name} changed while it was read: its scores are not of one checkpoint, and are not counted")
-            shutil.rmtree(place, ignore_errors=True)
+            _print(f"{folder.name} changed while it was read: its scores are not of one checkpoint and are not counted")
+            shutil.rmtree(output, ignore_errors=True)
             return
-        self._remember(folder.name, state | {"scored": True, "seconds": round(time.monotonic() - began, 1)})
-        _say(f"{folder.name} scored in {time.monotonic() - began:.0f} s")
-        self._leaderboard()
+        seconds = time.monotonic() - start
+        self._remember(folder.name, state | {"attempts": attempts, "scored": True, "seconds": round(seconds, 1)})
+        _print(f"{folder.name} scored in {seconds:.0f} s")
+        self._write_leaderboard()
 
-    def _evaluate(self, folder: Path, place: Path) -> None:
-        """Convert if asked to, then lm_eval in a process of its own; its output goes to a log file."""
-        model = self._converted(folder, place) if self.args.convert else folder
-        arguments = ",".join(filter(None, [f"pretrained={model}", self.args.model_args]))
+    def _evaluate(self, folder: Path, output: Path) -> None:
+        """Convert where that is set, then lm_eval in a process of its own; their output goes to log files."""
+        model = self.config.output / "converted" / folder.name if self.config.convert else folder
         if "," in str(model) or "=" in str(model):
             raise HesnrError(
                 "its path has ',' or '=' in it, which lm_eval cannot read in --model_args; rename the folder"
             )
         try:
-            command = [*self.command, "--model_args", arguments, "--output_path", str(place)]
-            _run(command, place / "lm_eval.log", "lm_eval")
+            if self.config.convert:
+                shutil.rmtree(model, ignore_errors=True)
+                model.parent.mkdir(exist_ok=True)
+                fill = {"{checkpoint}": str(folder), "{output}": str(model)}
+                words = shlex.split(self.config.convert)
+                words = [re.sub(r"{checkpoint}|{output}", lambda match: fill[match[0]], word) for word in words]
+                _run(words, output / "convert.log", "--convert")
+                if lacking := _lacking(model):
+                    raise HesnrError(f"--convert ended well, but {model} has {lacking}; see {output / 'convert.log'}")
+            arguments = ",".join(filter(None, [f"pretrained={model}", self.config.model_args]))
+            words = [*self.config.command, "--model_args", arguments, "--output_path", str(output)]
+            _run(words, output / "lm_eval.log", "lm_eval")
         finally:
-            if self.args.convert and not self.args.keep_converted:
+            if self.config.convert and not self.config.keep_converted:
                 shutil.rmtree(model, ignore_errors=True)
 
-    def _converted(self, folder: Path, place: Path) -> Path:
-        """What the user's command makes of a checkpoint, under its own name."""
-        target = self.output / "converted" / folder.name
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        fill = {"{checkpoint}": str(folder), "{output}": str(target)}
-        words = [
-            re.sub(r"{checkpoint}|{output}", lambda m: fill[m[0]], word) for word in shlex.split(self.args.convert)
-        ]
-        _run(words, place / "convert.log", "--convert")
-        if lacking := _lacking(target):
-            raise HesnrError(f"--convert ended well, but {target} has {lacking}; see {place / 'convert.log'}")
-        return target
-
-    def _leaderboard(self) -> None:
+    def _write_leaderboard(self) -> None:
         from hesnr_tasks.report import tables
         from hesnr_tasks.report.ladder import read_ladder
         from hesnr_tasks.report.results import read_results
 
-        results = read_results([path for path in self.output.iterdir() if (path / "watch.json").is_file()])
+        results = read_results([path for path in self.config.output.iterdir() if (path / "watch.json").is_file()])
         ladder = read_ladder({result.model for result in results}).checkpoints
-        tables.write_leaderboard(results, ladder, self.output)
+        tables.write_leaderboard(results, ladder, self.config.output)
         print(f"\n{tables.leaderboard_markdown(tables.boards(results, ladder))}\n", flush=True)
-
-    # --- memory -------------------------------------------------------------------------------------------------------
-
-    def _identity(self) -> list[str]:
-        """What makes two runs the same: the command and how checkpoints are made readable."""
-        return [*self.command[1:], self.args.model_args, self.args.convert or ""]
 
     def _state(self, name: str) -> dict[str, Any]:
         try:
-            state = read_json(self.output / name / "watch.json")
+            state = read_json(self.config.output / name / "watch.json")
         except DataError:  # never begun, or torn by a power cut: begin again; score files are kept
             return {}
         return state if isinstance(state, dict) else {}
 
     def _remember(self, name: str, state: dict[str, Any]) -> None:
-        write_output(self.output / name / "watch.json", json.dumps(state, indent=1) + "\n")
+        write_output(self.config.output / name / "watch.json", json.dumps(state, indent=1) + "\n")
 
 
 def _snapshot(folder: Path) -> Snapshot:
@@ -330,5 +289,5 @@ def _run(words: Sequence[str], log: Path, name: str) -> None:
         raise HesnrError(f"{name} ended with status {status} (all of it: {log}):\n  " + "\n  ".join(tail))
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {printable(text, keep=chr(10))}", flush=True)

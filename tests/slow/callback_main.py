@@ -27,7 +27,7 @@ def split(corpus, folder):
     weights = [trainer.model.state_dict() for trainer in trainers]
     return {
         "logged": hesnr(trainers[0]),
-        "scored": sorted(callback._evaluator._sums()),
+        "scored": sorted(callback._evaluator.own_sums()),
         "same": all(torch.equal(value, weights[1][name]) for name, value in weights[0].items()),
         "problem": problem_of_the_second(trainers[0].model, callback._evaluator),
     }

@@ -19,7 +19,7 @@ from transformers import TrainingArguments as Arguments
 
 from hesnr_tasks.errors import HesnrError, ScoringError, SettingsError
 from hesnr_tasks.integrations import HESNRCallback
-from hesnr_tasks.integrations.evaluation import untouched, unwrapped
+from hesnr_tasks.integrations.evaluation import preserve_training_state, unwrap
 from hesnr_tasks.stats import paired
 from tests import tiny
 from tests.lm_eval_run import evaluate
@@ -252,9 +252,9 @@ def test_models_of_which_a_process_has_only_a_part_are_refused():
         empty = gpt2()
     for model, words in ((sharded, "ZeRO stage 3"), (empty, "device meta")):
         with pytest.raises(ScoringError, match=f"{words}.*Evaluate saved checkpoints"):
-            unwrapped(model)
+            unwrap(model)
     model = gpt2()
-    assert unwrapped(torch.compile(torch.nn.DataParallel(model))) is model
+    assert unwrap(torch.compile(torch.nn.DataParallel(model))) is model
 
 
 class Messy(torch.nn.Module):
@@ -278,7 +278,7 @@ class Messy(torch.nn.Module):
 
 
 def disturb(model, device):
-    with untouched(model, device), torch.inference_mode():
+    with preserve_training_state(model, device), torch.inference_mode():
         assert not any(module.training for module in model.modules())
         model()
         raise KeyError
@@ -304,5 +304,5 @@ def test_nothing_a_forward_pass_leaves_behind_remains():
 
 def test_a_large_buffer_that_is_written_is_an_error():
     model = Messy(size=2_000_000)
-    with pytest.raises(ScoringError, match="writes into a buffer"), untouched(model, torch.device("cpu")):
+    with pytest.raises(ScoringError, match="writes into a buffer"), preserve_training_state(model, torch.device("cpu")):
         model()
