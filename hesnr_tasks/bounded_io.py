@@ -72,7 +72,7 @@ class TooLongError(DataError):
 
 
 class DuplicateKeys(Counter[str]):
-    """The keys that JSON objects held more than once, and the characters lost by that: the last value counts."""
+    """Repeated keys of JSON objects, and the characters of their earlier values: the last value counts."""
 
 
 def record_limit() -> int:
@@ -109,7 +109,7 @@ def open_regular(path: str | Path) -> IO[bytes]:
 
 
 class Growth:
-    """Counts what compressed data of `size` bytes became, and refuses what no text becomes."""
+    """Counts the decompressed bytes of `size` compressed ones, and refuses a ratio that text does not have."""
 
     def __init__(self, size: int) -> None:
         self._most = max(record_limit(), MAX_RATIO * size)
@@ -206,7 +206,7 @@ def lines(file: IO[bytes]) -> Iterator[bytes | TooLongError]:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """A whole file, decompressed; `DataError` if it is too large, special, damaged, missing or not to be read."""
+    """A whole file, decompressed; `DataError` if it is too large, special, damaged, missing or unreadable."""
     try:
         with open_bounded(path) as file:
             return read_rest(file)
@@ -243,11 +243,14 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(text: str | bytes, duplicates: DuplicateKeys | None = None) -> Any:
-    """Decode JSON; whatever is wrong with it, also that it nests too deeply, is a `ValueError`.
+    """Decode JSON.
 
     Args:
         text: the document.
-        duplicates: takes in the keys that an object holds more than once; without it, they are an error.
+        duplicates: collects the keys that an object holds more than once; without it, they are an error.
+
+    Raises:
+        ValueError: it is not JSON, nests too deeply, or repeats a key.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
@@ -321,7 +324,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def _unfolded(node: Any, sizes: dict[int, int]) -> int:
-    """How many values a YAML node stands for once every alias is replaced; a node inside itself is an error."""
+    """The number of values of a YAML node with every alias replaced; a node inside itself is an error."""
     if not isinstance(node.value, list):
         return 1
     if id(node) in sizes:
@@ -338,9 +341,9 @@ def _unfolded(node: Any, sizes: dict[int, int]) -> int:
 
 
 def check_parquet(metadata: Any, size: int) -> None:
-    """Refuse row groups that a file of `size` bytes claims to be much: text does not compress so far.
+    """Refuse row groups that are too large for a file of `size` bytes: text does not compress that well.
 
-    Columns are not looked at one by one: where their metadata are damaged, Arrow ends the process.
+    Single columns are not checked: where their metadata are damaged, Arrow ends the process.
     """
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)

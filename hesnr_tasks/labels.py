@@ -1,9 +1,9 @@
-"""Labels: which kind a character is, which filters hit it, and which tokens therefore count.
+"""Labels: the kind of a character, the filters that drop it, and the tokens that therefore count.
 
-Every character has one *code*: its kind or, for an action, the set of filters that hit it. A token's label is the
-set of codes of the characters it covers, one bit each in a uint64. Whether a token counts for some kinds and filters
-is then one `&`, so any combination can be asked for after scoring, exactly: a token counts iff it covers at least one
-kept character (METRICS: "What counts").
+Every character has one *code*: its kind or, for an action, the set of filters that drop it. A token's label is the set
+of codes of the characters it covers, one bit each in a uint64. Whether a token counts for some kinds and filters is
+then one `&`, so any combination can be selected after scoring, exactly: a token counts iff it covers at least one kept
+character (METRICS: "What counts").
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ _ACTION = len(_OTHERS)
 
 
 def kind_code(kind: Kind) -> int:
-    """The code of a character of `kind` that no filter hit."""
+    """The code of a character of `kind` that no filter drops."""
     return _ACTION if kind is Kind.ACTION else _OTHERS.index(kind)
 
 
 def action_code(filter_bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Codes of action characters, given for each the bit set of the filters that hit it."""
+    """Codes of action characters from the bit set of the filters that drop each; shape of `filter_bits`."""
     return (_ACTION + filter_bits).astype(np.uint8)
 
 
 def label_mask(kinds: Collection[Kind], filters: Collection[str], known_filters: Sequence[str]) -> np.uint64:
-    """The codes that count: `label & mask != 0` iff the token covers a character of `kinds` that no filter hit.
+    """The codes that count: `label & mask != 0` iff the token covers a character of `kinds` that no filter drops.
 
-    `known_filters` is the order of filter bits the labels were made with (it is stored with score files).
+    Args:
+        kinds: kinds of characters that count.
+        filters: names of the filters that apply to actions.
+        known_filters: names in the order of the labels' filter bits (it is stored with score files).
     """
     dropped = sum(1 << known_filters.index(name) for name in filters)
     mask = sum(1 << kind_code(kind) for kind in kinds if kind is not Kind.ACTION)

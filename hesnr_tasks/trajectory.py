@@ -1,4 +1,4 @@
-"""A trajectory: what an agent saw, thought and did, every character with exactly one kind."""
+"""Trajectories: the messages of one run of an agent, every character with exactly one kind."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class Kind(str, Enum):
-    """What a character is. `thought` and `action` are the model's own; the others were given to it."""
+    """The kind of a character. The model generated `thought` and `action`; the others are its input."""
 
     CONTEXT = "context"  # system prompt, task, demonstrations
-    OBSERVATION = "observation"  # what the environment answered
+    OBSERVATION = "observation"  # the environment's answer
     THOUGHT = "thought"  # free reasoning text of the agent
     ACTION = "action"  # the executable call, delimiters included
-    SCAFFOLD = "scaffold"  # role headers and end-of-message markers; only rendering makes these
+    SCAFFOLD = "scaffold"  # role headers and end-of-message markers; added by rendering, never stored
 
 
 class Fidelity(str, Enum):
-    """How close the stored text is to what the model wrote."""
+    """How close the stored text is to the text that the model generated."""
 
     EXACT = "exact"  # the model's own text was stored
     RENDERED = "rendered"  # a structure (tool call) was rendered by us
-    SYNTHETIC = "synthetic"  # rewritten by whoever produced the file
+    SYNTHETIC = "synthetic"  # rewritten by the producer of the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Message:
 
     @property
     def generated(self) -> bool:
-        """Whether the model wrote (part of) it."""
+        """Whether the model generated (part of) it."""
         return any(segment.kind in (Kind.THOUGHT, Kind.ACTION) for segment in self.segments)
 
 
@@ -90,7 +90,11 @@ class Trajectory:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Trajectory:
-        """Build from a normalised record; `DataError` names the first field that is wrong."""
+        """Build from a normalised record.
+
+        Raises:
+            DataError: a field is missing or wrong; the message names the first.
+        """
         messages = _expect(record, "messages", list, "messages")
         return cls(
             id=clean(_expect(record, "id", str, "id")),
