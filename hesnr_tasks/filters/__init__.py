@@ -3,7 +3,7 @@
 A filter is a function from the text of one action to the spans of characters it drops. Its bit in a label is its place
 in `FILTERS`, which is stored with every score; so a new filter goes at the end, and needs one module and one line here.
 
-`LABELS_VERSION` names what the filters do, for code that stores labels: raise it when the labels of any action can change
+`LABELS_VERSION` is stored with labels: raise it when the labels of any action can change
 (`python -m tests.unit.filters.corpus` then pins the new labels; a test fails until both are done).
 """
 

@@ -5,6 +5,7 @@ hostile, is labelled in linear time.
 """
 
 import random
+import re
 import time
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.filters import FILTERS, filter_bits
+from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
 from hesnr_tasks.filters.languages import LANGUAGES, by_file_name, by_interpreter, by_tag, comments_of
-from hesnr_tasks.labels import MAX_FILTERS
+from hesnr_tasks.labels import MAX_FILTERS, label_mask
+from hesnr_tasks.rendering import render
+from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from tests.unit.filters.corpus import texts
 from tests.unit.filters.marked import FRAGMENTS, fragments, mark, positions
 
@@ -52,6 +55,21 @@ def blanked(text, spans):
 def test_bits_of_filters_are_stored_so_their_order_is_fixed():
     assert list(FILTERS) == ["xml", "format", "comments"]
     assert len(FILTERS) <= MAX_FILTERS
+
+
+def test_a_new_filter_is_one_function_and_one_line(monkeypatch):
+    monkeypatch.setitem(FILTERS, "digits", lambda text: [match.span() for match in re.finditer(r"\d+", text)])
+    messages = (Message("assistant", (Segment(Kind.THOUGHT, "2 + 2"), Segment(Kind.ACTION, "echo 42 # 7"))),)
+    rendered = render(Trajectory("t", messages))
+    codes = char_codes(rendered)
+    for filters, kept in (
+        ([], "echo 42 # 7"),
+        (["digits"], "echo  # "),
+        (list(FILTERS), "echo"),
+        (["comments"], "echo 42 "),
+    ):
+        mask = int(label_mask([Kind.ACTION], filters, list(FILTERS)))
+        assert "".join(c for c, code in zip(rendered.text, codes) if mask >> int(code) & 1) == kept
 
 
 @every_language
