@@ -59,10 +59,10 @@ def grid(folder):
 
     began = time.perf_counter()
     chosen = selections(ScoreStore.open(folder / "a").signature["filters"], ["action"], ["every"])
-    frame = load(folder / "a", KS, masks=[one.mask for one in chosen])
+    frame = load(folder / "a", KS, masks=[selection.mask for selection in chosen])
     read = time.perf_counter()
     table = results(frame, Question(chosen, KS, SWEEP))
-    told(f"grid of {len(chosen)} masks, {len(SWEEP)} thresholds, {len(KS)} k: {len(table.rows)} rows", began, read)
+    report(f"grid of {len(chosen)} masks, {len(SWEEP)} thresholds, {len(KS)} k: {len(table.rows)} rows", began, read)
 
 
 def compare(folder):
@@ -73,10 +73,10 @@ def compare(folder):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     command.compare(parser.parse_args([str(folder / "a"), str(folder / "b")]))
-    told("compare two runs, 3 metrics", began)
+    report("compare two runs, 3 metrics", began)
 
 
-def told(what, began, read=None):
+def report(what, began, read=None):
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     part = f" (reading {read - began:.1f} s)" if read else ""
@@ -98,8 +98,8 @@ def coverage(trials):
                 tokens = np.repeat(level, size) + rng.normal(0, 0.3, size.sum())
                 total = np.add.reduceat(tokens, np.concatenate([[0], np.cumsum(size)[:-1]]))
                 sides = [total + size * rng.normal(0, 0.05, n) for _ in range(2)]
-                found = estimates(total[:, None], size[:, None].astype(float), resamples=999)
-                hits += found.ci_low[0] < 0.3 < found.ci_high[0]
+                intervals = estimates(total[:, None], size[:, None].astype(float), resamples=999)
+                hits += intervals.ci_low[0] < 0.3 < intervals.ci_high[0]
                 naive += abs(tokens.mean() - 0.3) < 1.96 * tokens.std() / math.sqrt(len(tokens))
                 alarms += paired((sides[0], size * 1.0), (sides[1], size * 1.0), resamples=999).p <= 0.05
             shares = (100 * count / trials for count in (hits, naive, alarms))
@@ -117,8 +117,8 @@ def main():
     if args.what == "coverage":
         coverage(args.trials)
         return
-    with tempfile.TemporaryDirectory() as made:
-        folder = args.folder or Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
         steps = {"speed": speed, "grid": grid, "compare": compare}
         write(folder, args.name, args.seed) if args.what == "write" else steps[args.what](folder)
 

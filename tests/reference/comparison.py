@@ -81,10 +81,10 @@ def _error_and_freedom(scaled, weights):
 def holm(p_values):
     """Corrected p-values: the i-th smallest of m is multiplied by m - i, and none is below a smaller one's."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    found = [0.0] * len(p_values)
+    corrected = [0.0] * len(p_values)
     for place, i in enumerate(order):
-        found[i] = max(min(1.0, (len(order) - j) * p_values[order[j]]) for j in range(place + 1))
-    return found
+        corrected[i] = max(min(1.0, (len(order) - j) * p_values[order[j]]) for j in range(place + 1))
+    return corrected
 
 
 def density(values, x, width, top):

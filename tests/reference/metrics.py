@@ -20,15 +20,15 @@ def metrics(tokens, epsilon, k=10):
     """All metrics from a list of (ln p, rank, H_topk, UTF-8 bytes)."""
     n = len(tokens)
     high = [t for t in tokens if t[2] > epsilon and t[1] <= k]
-    found = {"tokens": float(n), "he_tokens": float(len(high)), "density": len(high) / n if n else math.nan}
-    found["bpb"] = -math.fsum(t[0] for t in tokens) / math.log(2) / sum(t[3] for t in tokens) if n else math.nan
-    found["ppl"] = math.exp(-math.fsum(t[0] for t in tokens) / n) if n else math.nan
-    found["entropy"] = math.fsum(t[2] for t in tokens) / n if n else math.nan
+    values = {"tokens": float(n), "he_tokens": float(len(high)), "density": len(high) / n if n else math.nan}
+    values["bpb"] = -math.fsum(t[0] for t in tokens) / math.log(2) / sum(t[3] for t in tokens) if n else math.nan
+    values["ppl"] = math.exp(-math.fsum(t[0] for t in tokens) / n) if n else math.nan
+    values["entropy"] = math.fsum(t[2] for t in tokens) / n if n else math.nan
     for j in (1, 2, 5, 10):
-        found[f"top{j}_acc"] = sum(1 for t in tokens if t[1] <= j) / n if n else math.nan
-    found["he_ppl"] = math.exp(-math.fsum(t[0] for t in high) / len(high)) if high else math.nan
-    found["he_snr"] = math.fsum(math.exp(t[0]) / t[2] for t in high) / len(high) if high else math.nan
-    return found
+        values[f"top{j}_acc"] = sum(1 for t in tokens if t[1] <= j) / n if n else math.nan
+    values["he_ppl"] = math.exp(-math.fsum(t[0] for t in high) / len(high)) if high else math.nan
+    values["he_snr"] = math.fsum(math.exp(t[0]) / t[2] for t in high) / len(high) if high else math.nan
+    return values
 
 
 def bootstrap(per_trajectory, metric_name, draws, epsilon, k=10):

@@ -18,7 +18,7 @@ from tests import tiny
 from tests.lm_eval_run import call, evaluate, run, values, write
 from tests.unit.scores.test_runs import analyzed, arguments
 
-ASKED = {
+OPTIONS = {
     "hesnr_swe": ["--kinds", "action"],
     "hesnr_swe_unfiltered": ["--kinds", "thought+action", "--filters", "none"],
     "hesnr_swe_thought": ["--kinds", "thought"],
@@ -55,7 +55,7 @@ def test_printed_and_analyzed_agree_over_random_sequences_of_runs(checkpoint, da
     for sequence in range(2):
         folder, printed = tmp_path / str(sequence), []
         for _ in range(4):
-            tasks = rng.sample(sorted(ASKED), rng.randint(1, 3))
+            tasks = rng.sample(sorted(OPTIONS), rng.randint(1, 3))
             metadata = {"trajectories": data[rng.choice(sorted(data))], "scores": str(folder), "resamples": 100}
             metadata |= rng.choice([{}, {"limit": 2}, {"sample": 2}, {"sample": 1, "sample_seed": 5}])
             limit, floor = rng.choice([None, None, 1, 2]), rng.choice([0, 30])
@@ -63,13 +63,13 @@ def test_printed_and_analyzed_agree_over_random_sequences_of_runs(checkpoint, da
             result = evaluate(checkpoint, tasks, metadata, limit=limit)
             printed.append((tasks, result, floor))
             for task in tasks:
-                rows, said = analyzed(folder, *ASKED[task], "--min-tokens", floor)
-                assert (len(rows), len(said)) == (1, 1)
+                rows, notes = analyzed(folder, *OPTIONS[task], "--min-tokens", floor)
+                assert (len(rows), len(notes)) == (1, 1)
                 same(rows[0], result, task)
         for tasks, result, floor in printed:  # and every one of them can be had again
             task = tasks[0]
             digest = result["configs"][task]["metadata"]["signature"]["data"]
-            rows, _ = analyzed(folder, *ASKED[task], "--min-tokens", floor, "--run", digest[:10])
+            rows, _ = analyzed(folder, *OPTIONS[task], "--min-tokens", floor, "--run", digest[:10])
             same(rows[0], result, task)
 
 
@@ -77,16 +77,16 @@ def test_two_data_sets_are_not_pooled_unless_asked_for(checkpoint, data, tmp_pat
     folder = tmp_path / "scores"
     first = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": data["first"], "scores": str(folder)})
     second = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": data["second"], "scores": str(folder)})
-    rows, said = analyzed(folder, "--min-tokens", 0)
+    rows, notes = analyzed(folder, "--min-tokens", 0)
     same(rows[0], second, "hesnr_swe")
-    assert "run 2 of 2" in said[0]
-    assert "second.jsonl" in said[0]
-    assert said[0].endswith("3 of 3 trajectories")
-    rows, said = analyzed(folder, "--run", 1, "--min-tokens", 0)
+    assert "run 2 of 2" in notes[0]
+    assert "second.jsonl" in notes[0]
+    assert notes[0].endswith("3 of 3 trajectories")
+    rows, notes = analyzed(folder, "--run", 1, "--min-tokens", 0)
     same(rows[0], first, "hesnr_swe")
-    rows, said = analyzed(folder, "--all")
+    rows, notes = analyzed(folder, "--all")
     assert rows[0]["trajectories"] == 6
-    assert said == ["everything in the folder (2 runs): 6 trajectories; 1 trajectories count with more than one text "
+    assert notes == ["everything in the folder (2 runs): 6 trajectories; 1 trajectories count with more than one text "
                     "each (t1)"]  # fmt: skip
     with pytest.raises(SettingsError, match=r"has no run '9'\. It has run 1 of 2 .*; run 2 of 2"):
         analyzed(folder, "--run", 9)
@@ -103,17 +103,17 @@ def test_compare_takes_the_same_data_in_two_folders(checkpoint, data, tmp_path):
     with pytest.raises(DataError, match=r"name runs of the same data with --run"):
         comparison.compare(arguments(comparison, *folders))
     digest = result["configs"]["hesnr_swe"]["metadata"]["signature"]["data"][:10]
-    found = json.loads(comparison.compare(arguments(comparison, *folders, "--run", digest)))
-    assert sum("4 of 4 trajectories" in note for note in found["notes"]) == 2
+    content = json.loads(comparison.compare(arguments(comparison, *folders, "--run", digest)))
+    assert sum("4 of 4 trajectories" in note for note in content["notes"]) == 2
 
 
 def test_the_same_run_again_is_not_another_one(checkpoint, data, tmp_path):
     metadata = {"trajectories": data["first"], "scores": str(tmp_path / "scores")}
     for _ in range(2):
         evaluate(checkpoint, ["hesnr_swe", "hesnr_swe_thought"], metadata)
-    (one,) = choose_runs(tmp_path / "scores")
-    assert (one.number, one.runs, one.tasks) == (1, 1, ("hesnr_swe", "hesnr_swe_thought"))
-    assert str(one.about["labels"])
+    (stored,) = choose_runs(tmp_path / "scores")
+    assert (stored.number, stored.runs, stored.tasks) == (1, 1, ("hesnr_swe", "hesnr_swe_thought"))
+    assert str(stored.about["labels"])
 
 
 def test_a_text_in_other_tokens_is_refused(checkpoint, data, tmp_path, monkeypatch):

@@ -82,11 +82,11 @@ def test_values_have_the_bits_of_the_lm_eval_run_and_errors_twelve_digits(tmp_pa
 
 def test_many_settings_at_once_give_the_values_of_each_alone(run):
     """A row of the grid has the numbers of the same row asked alone."""
-    asked = ["--kinds", "action", "--filters", "every", "--k", 5, 10, "--epsilon", "ln2", 1.1, "--resamples", 500]
-    grid = tables(run, *asked)["results"]
+    options = ["--kinds", "action", "--filters", "every", "--k", 5, 10, "--epsilon", "ln2", 1.1, "--resamples", 500]
+    grid = tables(run, *options)["results"]
     assert len(grid) == 8 * 2 * 2
-    for at in (0, 13, 31):
-        row = grid[at]
+    for index in (0, 13, 31):
+        row = grid[index]
         filters = "+".join(row["select"].split("-")[1:]) or "none"
         words = ["--filters", filters, "--k", row["k"], "--epsilon", repr(row["epsilon"]), "--resamples", 500]
         alone = tables(run, *words)["results"][0]
@@ -109,8 +109,8 @@ def test_the_command_prints_or_says_what_is_wrong(run, capsys):
 
 @pytest.mark.parametrize("by", ["turn", "position", "tool", "language", "resolved"])
 def test_a_breakdown_adds_up_to_the_whole(run, by):
-    found = tables(run, "--kinds", "thought+action", "--filters", "none", "--by", by, "--resamples", 200)
-    whole, parts = found["results"][0], found[f"by_{by}"]
+    tables_by_name = tables(run, "--kinds", "thought+action", "--filters", "none", "--by", by, "--resamples", 200)
+    whole, parts = tables_by_name["results"][0], tables_by_name[f"by_{by}"]
     assert len(parts) > (0 if by == "position" else 1)
     assert sum(row["tokens"] for row in parts) == whole["tokens"]
     assert sum(row["he_tokens"] for row in parts) == whole["he_tokens"]
@@ -139,8 +139,8 @@ def test_trajectories_are_ranked_by_density_and_exported_as_weights(run, tmp_pat
     assert densities == sorted(densities, reverse=True)
     assert densities[0] == rows[0]["he_tokens"] / rows[0]["tokens"]
     weights = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [one["id"] for one in weights] == [row["trajectory"] for row in rows]
-    assert math.fsum(one["weight"] for one in weights) == pytest.approx(30)
+    assert [line["id"] for line in weights] == [row["trajectory"] for row in rows]
+    assert math.fsum(line["weight"] for line in weights) == pytest.approx(30)
     assert weights[0]["weight"] / weights[9]["weight"] == pytest.approx(densities[0] / densities[9])
     ask(run, "--weights", out, "--weight-by", "he_snr")
     other = [json.loads(line) for line in out.read_text().splitlines()]
@@ -161,16 +161,16 @@ def test_the_sweep_goes_from_ln_2_to_ln_5_as_far_as_k_allows(run):
 
 
 def test_histograms_peaks_and_the_threshold_of_the_data(run):
-    found = tables(run, "--histogram", "--bins", 50, "--resamples", 200)
-    whole = found["results"][0]
+    content = tables(run, "--histogram", "--bins", 50, "--resamples", 200)
+    whole = content["results"][0]
     for name, size in (("all", whole["tokens"]), ("non-top-1", None), ("non-top-2", None)):
-        bins = [row for row in found["histogram"] if row["population"] == name]
-        peaks = next(row for row in found["peaks"] if row["population"] == name)
+        bins = [row for row in content["histogram"] if row["population"] == name]
+        peaks = next(row for row in content["peaks"] if row["population"] == name)
         assert len(bins) == 50
         assert sum(row["tokens"] for row in bins) == peaks["tokens"] == (size or peaks["tokens"])
-    assert found["peaks"][0]["mode"] == pytest.approx(0, abs=0.05)
-    assert any(abs(peak - math.log(3)) < 0.05 for peak in found["peaks"][1]["peaks"])
-    fixed, data = found["epsilon"][0], found["epsilon"][2]
+    assert content["peaks"][0]["mode"] == pytest.approx(0, abs=0.05)
+    assert any(abs(peak - math.log(3)) < 0.05 for peak in content["peaks"][1]["peaks"])
+    fixed, data = content["epsilon"][0], content["epsilon"][2]
     assert (fixed["source"], fixed["epsilon"]) == ("fixed", EPSILON)
     assert fixed["he_snr"]["value"] == whole["he_snr"]["value"]
     assert math.log(3) < data["epsilon"] < math.log(4)

@@ -114,9 +114,9 @@ def test_other_texts_are_refused_by_name_or_left_out_on_request(tmp_path):
     made.run_of(tmp_path / "b", 4, 60)
     with pytest.raises(DataError, match="only a has run4, run5"):
         ask(tmp_path / "a", tmp_path / "b")
-    said = ask(tmp_path / "a", tmp_path / "b", "--common", "--resamples", 200)
-    assert "4 trajectories, paired" in said
-    assert "compared on the 4 texts that all runs have (only a has run4, run5)" in said
+    printed = ask(tmp_path / "a", tmp_path / "b", "--common", "--resamples", 200)
+    assert "4 trajectories, paired" in printed
+    assert "compared on the 4 texts that all runs have (only a has run4, run5)" in printed
 
 
 def test_a_text_that_changed_is_named(tmp_path):
@@ -155,9 +155,9 @@ def test_one_run_is_not_enough(runs):
 
 
 def test_text_and_csv_have_every_run_and_the_legend_once(runs):
-    said = ask(runs / "a", runs / "b", runs / "c", "--resamples", 200)
-    assert said.count("p worse: share of resamples") == 1
-    assert said.count("paired (lower is better)") == 2
+    printed = ask(runs / "a", runs / "b", runs / "c", "--resamples", 200)
+    assert printed.count("p worse: share of resamples") == 1
+    assert printed.count("paired (lower is better)") == 2
     lines = ask(runs / "a", runs / "b", "--resamples", 200, "--metrics", "ppl", "--format", "csv").splitlines()
     assert lines[0].startswith("run,metric,ppl,ppl_stderr,ppl_low,ppl_high,difference,difference_stderr")
     assert len(lines) == 3

@@ -48,11 +48,11 @@ def test_intervals_hold_the_truth_where_a_few_long_trajectories_dominate(lengths
     truth = numerator.sum() / denominator.sum()
     truth = np.exp(truth) if scale is Scale.EXP else truth
     for n in (10, 15, 30):
-        found = estimates(*data(rng, n, TRIALS, lengths, metric), scale, resamples=100)
-        given = np.isfinite(found.ci_low)
-        held = (found.ci_low <= truth) & (truth <= found.ci_high)
-        assert given.mean() > (0.15 if lengths in ("very uneven", "pareto", "cut") else 0.65), (n, given.mean())
-        assert 0.92 <= held[given].mean() <= 0.995, (n, held[given].mean())
+        intervals = estimates(*data(rng, n, TRIALS, lengths, metric), scale, resamples=100)
+        defined = np.isfinite(intervals.ci_low)
+        held = (intervals.ci_low <= truth) & (truth <= intervals.ci_high)
+        assert defined.mean() > (0.15 if lengths in ("very uneven", "pareto", "cut") else 0.65), (n, defined.mean())
+        assert 0.92 <= held[defined].mean() <= 0.995, (n, held[defined].mean())
 
 
 @pytest.mark.parametrize("lengths", ["uneven", "very uneven", "cut"])
@@ -62,10 +62,10 @@ def test_a_comparison_of_equals_holds_nought_where_a_few_long_trajectories_domin
     for n in (10, 30):
         base, size = data(rng, n, TRIALS, lengths, "ppl")
         a, b = (base + size * rng.normal(0, 0.1, size.shape) for _ in range(2))
-        found = [paired((a[:, i], size[:, i]), (b[:, i], size[:, i]), resamples=100) for i in range(TRIALS)]
-        given = [one for one in found if np.isfinite(one.ci_low)]
-        held = np.mean([one.ci_low <= 0 <= one.ci_high for one in given])
-        assert len(given) > 0.15 * TRIALS
+        differences = [paired((a[:, i], size[:, i]), (b[:, i], size[:, i]), resamples=100) for i in range(TRIALS)]
+        defined = [change for change in differences if np.isfinite(change.ci_low)]
+        held = np.mean([change.ci_low <= 0 <= change.ci_high for change in defined])
+        assert len(defined) > 0.15 * TRIALS
         assert 0.92 <= held <= 0.995, (n, held)
-        alarms = np.mean([one.p <= 0.05 for one in given])
+        alarms = np.mean([change.p <= 0.05 for change in defined])
         assert alarms == pytest.approx(1 - held, abs=1e-9)  # the p-value belongs to the interval

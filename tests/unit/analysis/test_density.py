@@ -17,19 +17,19 @@ def mixture(n, weights, seed=0, width=0.05):
 
 def test_the_density_is_the_sum_over_all_values():
     values = mixture(400, [0.4, 0.3, 0.3])
-    found = density(values, 10)
-    for at in (0, 100, 700, 1500, 2047):
-        want = slow.density(values.tolist(), found.grid[at], found.bandwidth, math.log(10))
-        assert found.height[at] == pytest.approx(want, rel=2e-3, abs=1e-3)
-    cells = (found.height[1:] + found.height[:-1]) / 2 * np.diff(found.grid)
+    curve = density(values, 10)
+    for index in (0, 100, 700, 1500, 2047):
+        want = slow.density(values.tolist(), curve.grid[index], curve.bandwidth, math.log(10))
+        assert curve.height[index] == pytest.approx(want, rel=2e-3, abs=1e-3)
+    cells = (curve.height[1:] + curve.height[:-1]) / 2 * np.diff(curve.grid)
     assert cells.sum() == pytest.approx(1, abs=1e-6)
 
 
 def test_peaks_are_where_the_mass_is_the_highest_first():
-    found = density(mixture(50_000, [0.45, 0.25, 0.2, 0.1]), 10)
-    assert found.mode == pytest.approx(0, abs=0.02)
-    assert sorted(p.entropy for p in found.peaks) == pytest.approx([0, math.log(2), math.log(3), math.log(4)], abs=0.03)
-    assert [p.height for p in found.peaks] == sorted((p.height for p in found.peaks), reverse=True)
+    curve = density(mixture(50_000, [0.45, 0.25, 0.2, 0.1]), 10)
+    assert curve.mode == pytest.approx(0, abs=0.02)
+    assert sorted(p.entropy for p in curve.peaks) == pytest.approx([0, math.log(2), math.log(3), math.log(4)], abs=0.03)
+    assert [p.height for p in curve.peaks] == sorted((p.height for p in curve.peaks), reverse=True)
 
 
 def test_ripples_are_no_peaks():
@@ -44,9 +44,9 @@ def test_the_shift_to_ln_3_is_seen_in_the_masses():
 
 
 def test_the_valley_lies_between_ln_3_and_ln_4_or_is_not_there():
-    found = valley(density(mixture(50_000, [0.3, 0.3, 0.2, 0.2]), 10))
-    assert math.log(3) < found.epsilon < math.log(4)
-    assert found.epsilon == pytest.approx((math.log(3) + math.log(4)) / 2, abs=0.05)
+    curve = valley(density(mixture(50_000, [0.3, 0.3, 0.2, 0.2]), 10))
+    assert math.log(3) < curve.epsilon < math.log(4)
+    assert curve.epsilon == pytest.approx((math.log(3) + math.log(4)) / 2, abs=0.05)
     none = valley(density(mixture(50_000, [0.5, 0.5]), 10))
     assert math.isnan(none.epsilon)
     assert none.reason == "no peak within 0.2 nats of ln 3"
@@ -57,18 +57,18 @@ def test_the_valley_lies_between_ln_3_and_ln_4_or_is_not_there():
 
 @pytest.mark.parametrize("values", [[], [0.5], [0.0, 0.0, 0.0]])
 def test_little_or_constant_data_breaks_nothing(values):
-    found = density(np.array(values, dtype=float), 10)
-    assert np.isfinite(found.height).all()
-    assert math.isnan(found.mode) == (len(values) < 2)
+    curve = density(np.array(values, dtype=float), 10)
+    assert np.isfinite(curve.height).all()
+    assert math.isnan(curve.mode) == (len(values) < 2)
     assert histogram(np.array(values, dtype=float), 10).counts.sum() == len(values)
 
 
 def test_every_entropy_up_to_the_bound_is_in_the_histogram():
     values = np.array([0.0, 0.3, math.log(5), math.log(10)])
-    found = histogram(values, 10, bins=10)
-    assert found.counts.sum() == 4
-    assert found.counts[-1] == 1
-    assert found.edges[[0, -1]].tolist() == [0.0, math.log(10)]
+    curve = histogram(values, 10, bins=10)
+    assert curve.counts.sum() == 4
+    assert curve.counts[-1] == 1
+    assert curve.edges[[0, -1]].tolist() == [0.0, math.log(10)]
 
 
 def test_populations_leave_out_the_likeliest_and_keep_unknown_ranks():

@@ -97,5 +97,5 @@ def test_outcomes_are_those_of_the_sources(tmp_path):
     store.write(scores, text=store.text(scores.key), mask=made.WANTED, sources=[Source("twin", None, False)])
     frame = load(store.folder)
     groups = grouped(frame, "resolved")
-    each = [groups.names[groups.of_token[at]] for at in frame.bounds[:-1]]
+    each = [groups.names[groups.of_token[index]] for index in frame.bounds[:-1]]
     assert each == ["mixed", "unresolved", "unknown"]

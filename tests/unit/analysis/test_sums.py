@@ -1,6 +1,7 @@
 """Sums of score files, for many settings at once: those of each trajectory alone, and the numbers of a plain loop."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -35,62 +36,67 @@ def frame(store):
 
 
 def selections(frame):
-    return [selection(frame.filters, *one) for one in SETS]
+    return [selection(frame.filters, *item) for item in SETS]
+
+
+@lru_cache(maxsize=1)
+def read(store, key):
+    return store.read(key), store.text(key).rendered.text
 
 
 def alone(store, key, counted, epsilon, k):
     """The sums of one trajectory, as an lm-eval run makes them."""
-    columns = TokenColumns.of_scores(store.read(key), counted, k, store.text(key).rendered.text)
-    return TrajectorySums.of(columns, epsilon, k)
+    scores, text = read(store, key)
+    return TrajectorySums.of(TokenColumns.of_scores(scores, counted, k, text), epsilon, k)
 
 
 def test_every_sum_is_that_of_a_run(store, frame):
     """4 masks, 3 k, 5 thresholds, 9 trajectories: every statistic."""
     chosen = selections(frame)
-    grid = grid_sums(frame, [one.mask for one in chosen], KS, EPSILONS)
+    grid = grid_sums(frame, [item.mask for item in chosen], KS, EPSILONS)
     for t, key in enumerate(store):
         scores = store.read(key)
-        for m, one in enumerate(chosen):
+        for m, item in enumerate(chosen):
             for i, k in enumerate(KS):
                 for e, epsilon in enumerate(EPSILONS):
-                    want = alone(store, key, scores.selected(one.mask), epsilon, k)
+                    want = alone(store, key, scores.selected(item.mask), epsilon, k)
                     assert grid.values[m, i, e, t] == pytest.approx(want.values[0], rel=1e-12), (
                         key,
-                        one.name,
+                        item.name,
                         k,
                         epsilon,
                     )
 
 
 def test_single_sums_have_the_same_bits(store, frame):
-    for one in selections(frame):
-        found = token_sums(frame, frame.counted(one.mask), 1.1, 10)
+    for item in selections(frame):
+        sums = token_sums(frame, frame.counted(item.mask), 1.1, 10)
         for t, key in enumerate(store):
             scores = store.read(key)
-            assert found.values[t].tobytes() == alone(store, key, scores.selected(one.mask), 1.1, 10).values.tobytes()
+            assert sums.values[t].tobytes() == alone(store, key, scores.selected(item.mask), 1.1, 10).values.tobytes()
 
 
 def test_sums_are_those_of_a_plain_loop(store, frame):
-    found = token_sums(frame, frame.counted(made.WANTED), 1.2, 8)
+    sums = token_sums(frame, frame.counted(made.WANTED), 1.2, 8)
     names = ("tokens", "ppl", "he_tokens", "he_ppl", "he_snr")
     for t, key in enumerate(store):
         s = store.read(key).scores
         tokens = zip(s.logprob.tolist(), s.rank.tolist(), s.topk_logprobs.tolist())
         want = slow.tally(tokens, 1.2, 8)
-        assert [found.column(name)[t] for name in names] == pytest.approx(want, rel=1e-9)
+        assert [sums.column(name)[t] for name in names] == pytest.approx(want, rel=1e-9)
 
 
 def test_groups_split_the_whole(store, frame):
     """Each turn's sums are those of its tokens alone, and together they are everything."""
     turn = frame.extra["turn"].astype(np.int64)
     counted = frame.counted(made.WANTED)
-    found = group_sums(frame, np.where(counted, turn - 1, -1), 10, 1.2, 10)
+    sums = group_sums(frame, np.where(counted, turn - 1, -1), 10, 1.2, 10)
     for t, key in enumerate(store):
         scores = store.read(key)
         for group in range(10):
             want = alone(store, key, scores.selected(made.WANTED) & (scores.turn == group + 1), 1.2, 10)
-            assert found.values[group, t].tobytes() == want.values.tobytes()
-    assert found.values.sum(axis=0) == pytest.approx(token_sums(frame, counted, 1.2, 10).values, rel=1e-12)
+            assert sums.values[group, t].tobytes() == want.values.tobytes()
+    assert sums.values.sum(axis=0) == pytest.approx(token_sums(frame, counted, 1.2, 10).values, rel=1e-12)
 
 
 def test_an_empty_selection_is_zero_everywhere(frame):

@@ -58,8 +58,8 @@ def test_the_words_that_say_what_is_done(action, words):
 
 def test_arguments_decide_on_demand():
     action = CALL.format("bash", "cd /testbed && grep -rn foo src")
-    found = [[action[a:b] for a, b in decision_words(action, n)] for n in range(4)]
-    assert found[1:] == [["bash", "grep", "-rn"], ["bash", "grep", "-rn", "foo"], ["bash", "grep", "-rn", "foo", "src"]]
+    words = ["bash", "grep", "-rn", "foo", "src"]
+    assert [[action[a:b] for a, b in decision_words(action, n)] for n in range(4)] == [words[: n + 2] for n in range(4)]
     action = CALL.format("str_replace_editor", "view</parameter>\n<parameter=path>a.py")
     assert [action[a:b] for a, b in decision_words(action, 1)] == ["str_replace_editor", "view", "a.py"]
 
@@ -75,20 +75,20 @@ def test_steps_are_the_actions_and_their_entropy_is_that_of_the_words():
     decides = np.zeros(11, dtype=bool)
     decides[7] = True
     want = {"max": [0.4, 0.8], "mean": [0.35, 0.75], "first": [0.3, 0.7], "sum": [0.7, 1.5]}
-    for how, expected in want.items():
-        found = tool_entropy.measure(steps, start, end, entropy, decides, how)
-        np.testing.assert_allclose(found.entropy, expected)
-        assert found.decisive.tolist() == [False, True]
-        assert found.peak.tolist() == [3, 7]
+    for combine, expected in want.items():
+        result = tool_entropy.measure(steps, start, end, entropy, decides, combine)
+        np.testing.assert_allclose(result.entropy, expected)
+        assert result.decisive.tolist() == [False, True]
+        assert result.peak.tolist() == [3, 7]
 
 
 def test_a_step_without_a_scored_decision_token_is_counted_apart():
     text = "ls; cat x"
     steps = steps_of(Rendered(text, (Span(0, 9, Kind.ACTION, 1, False),)))
     none = np.empty(0)
-    found = tool_entropy.measure(steps, none, none, none, none.astype(bool))
-    assert math.isnan(found.entropy[0])
-    assert found.peak[0] == -1
+    result = tool_entropy.measure(steps, none, none, none, none.astype(bool))
+    assert math.isnan(result.entropy[0])
+    assert result.peak[0] == -1
 
 
 # --- numbers against slow references ----------------------------------------------------------------------------------
@@ -96,12 +96,12 @@ def test_a_step_without_a_scored_decision_token_is_counted_apart():
 
 def items_of(seed=0, n=9, longest=12):
     rng = random.Random(seed)
-    found = []
+    result = []
     for i in range(n):
         values = tuple(round(rng.expovariate(2), 2) for _ in range(rng.randint(0, longest)))
         high = sum(v > 0.7 for v in values)
-        found.append(Item(f"{i:03d}", values, high, high - (high > 1), i % 2))
-    return found
+        result.append(Item(f"{i:03d}", values, high, high - (high > 1), i % 2))
+    return result
 
 
 def slow(name, parts):
@@ -174,8 +174,8 @@ def ask(folder, **options):
     """All tables of a run, by name, as a program reads them."""
     parser = argparse.ArgumentParser()
     analyze.add_arguments(parser)
-    asked = [str(folder), "--filters", "none", "--resamples", "200", "--seed", "1", "--format", "json"]
-    args = parser.parse_args([*asked, "--tool-entropy"])
+    words = [str(folder), "--filters", "none", "--resamples", "200", "--seed", "1", "--format", "json"]
+    args = parser.parse_args([*words, "--tool-entropy"])
     vars(args).update(options)
     frame = load(folder, args.k or [10], extra=tool_entropy.COLUMNS)
     tables = list(tool_entropy.tables(frame, args))
@@ -184,27 +184,27 @@ def ask(folder, **options):
 
 
 def test_groups_share_the_steps_among_them_and_pool_to_the_total(run):
-    found = ask(run)
-    (total,) = found["tool_entropy"]
+    result = ask(run)
+    (total,) = result["tool_entropy"]
     assert total["steps"] > 150
     for name in ("class", "turn", "resolved"):
-        rows = found[f"tool_entropy_by_{name}"]
+        rows = result[f"tool_entropy_by_{name}"]
         assert sum(row["steps"] for row in rows) == total["steps"]
         assert sum(row["share"] for row in rows) == pytest.approx(1)
         for measure in ("mean", "high", "he"):
             pooled = sum(row["steps"] * row[measure]["value"] for row in rows if row["steps"]) / total["steps"]
             assert pooled == pytest.approx(total[measure]["value"], rel=1e-9)
-    assert {row["resolved"] for row in found["tool_entropy_by_resolved"]} == {"resolved", "unresolved", "unknown"}
-    assert [row["turn"] for row in found["tool_entropy_by_turn"]] == ["1", "2", "3", "4", "5", "6-10"]
-    assert all(row["run"] == "step200" for rows in found.values() for row in rows)
+    assert {row["resolved"] for row in result["tool_entropy_by_resolved"]} == {"resolved", "unresolved", "unknown"}
+    assert [row["turn"] for row in result["tool_entropy_by_turn"]] == ["1", "2", "3", "4", "5", "6-10"]
+    assert all(row["run"] == "step200" for rows in result.values() for row in rows)
 
 
 def test_the_distribution_holds_every_step_and_the_gates_fire_as_they_say(run):
-    found = ask(run, quantile=[0.75])
-    total = found["tool_entropy"][0]["steps"]
-    assert sum(row["steps"] for row in found["tool_entropy_distribution"]) == total
-    assert [row["quantile"] for row in found["tool_entropy_gates"]] == [0.5, 0.75, 0.8, 0.9, 0.95, 0.99]
-    for row in found["tool_entropy_gates"]:
+    result = ask(run, quantile=[0.75])
+    total = result["tool_entropy"][0]["steps"]
+    assert sum(row["steps"] for row in result["tool_entropy_distribution"]) == total
+    assert [row["quantile"] for row in result["tool_entropy_gates"]] == [0.5, 0.75, 0.8, 0.9, 0.95, 0.99]
+    for row in result["tool_entropy_gates"]:
         assert row["fires"] == pytest.approx(1 - row["quantile"], abs=1.01 / total)
 
 
@@ -265,14 +265,14 @@ def test_options_of_tool_entropy_without_it_are_refused(run, words):
 
 def test_options_say_how_many_forks_and_how_steps_are_measured(run):
     """Each fork's entropy is that of the profile measured so; every row says how."""
-    found = ask(run, forks=3, decision_arguments=2, combine="sum")
+    result = ask(run, forks=3, decision_arguments=2, combine="sum")
     frame = load(run, extra=tool_entropy.COLUMNS)
     wanted = tool_entropy.profile_of(frame, none_filtered(), arguments=2, combine="sum").measured.entropy
-    assert [row["entropy"] for row in found["tool_entropy_forks"]] == np.sort(wanted)[::-1][:3].tolist()
-    assert found["tool_entropy"][0]["mean"]["value"] == pytest.approx(wanted.mean(), rel=1e-12)
-    assert found["tool_entropy"][0]["mean"]["value"] > ask(run)["tool_entropy"][0]["mean"]["value"]
-    told = {(row["decision_arguments"], row["combine"]) for rows in found.values() for row in rows}
-    assert told == {(2, "sum")}
+    assert [row["entropy"] for row in result["tool_entropy_forks"]] == np.sort(wanted)[::-1][:3].tolist()
+    assert result["tool_entropy"][0]["mean"]["value"] == pytest.approx(wanted.mean(), rel=1e-12)
+    assert result["tool_entropy"][0]["mean"]["value"] > ask(run)["tool_entropy"][0]["mean"]["value"]
+    settings = {(row["decision_arguments"], row["combine"]) for rows in result.values() for row in rows}
+    assert settings == {(2, "sum")}
 
 
 # --- figure -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Errors and intervals: against slow loops, and by simulation with tokens correlated within trajectories."""
+"""The bootstrap, errors and intervals: against closed forms and slow loops, and by simulation of correlated tokens."""
 
 import math
 
@@ -18,6 +18,7 @@ from hesnr_tasks.stats import (
     holm,
     minimum_detectable,
     paired,
+    resample_counts,
     standard_error,
     trajectories_needed,
     why_withheld,
@@ -32,25 +33,66 @@ def trajectories(rng, n, spread=0.4, length=120):
     return size * level + rng.normal(0, 0.3, n) * np.sqrt(size), size
 
 
+# --- the bootstrap -----------------------------------------------------------------------------------------------------
+
+
+def test_every_resample_has_as_many_trajectories_as_the_data():
+    assert (resample_counts(7, 2500, 3).sum(axis=1) == 7).all()
+
+
+def test_resamples_are_seeded():
+    assert (resample_counts(5, 50, 1) == resample_counts(5, 50, 1)).all()
+    assert (resample_counts(5, 50, 1) != resample_counts(5, 50, 2)).any()
+
+
+def test_the_error_of_a_mean_is_the_textbook_one():
+    """For a plain mean of n values the bootstrap's error tends to sd / sqrt(n)."""
+    values = np.random.default_rng(0).normal(size=(400, 1))
+    replicates = bootstrap_sums(values, 10_000, 1)[:, 0] / 400
+    assert standard_error(replicates) == pytest.approx(values.std() / math.sqrt(400), rel=0.03)
+
+
+def test_errors_cover_clustered_tokens_where_the_naive_one_does_not():
+    """Tokens share their trajectory's level: the cluster bootstrap sees it, sd / sqrt(tokens) does not."""
+    rng = np.random.default_rng(4)
+    covered = naive = 0
+    for trial in range(200):
+        level = rng.normal(0, 1, 60)
+        tokens = level[:, None] + rng.normal(0, 1, (60, 50))
+        sums = np.column_stack([tokens.sum(axis=1), np.full(60, 50.0)])
+        mean = tokens.mean()
+        replicates = bootstrap_sums(sums, 400, trial)
+        covered += abs(mean) < 1.96 * standard_error(replicates[:, 0] / replicates[:, 1])
+        naive += abs(mean) < 1.96 * tokens.std() / math.sqrt(tokens.size)
+    assert 0.90 <= covered / 200 <= 0.99
+    assert naive / 200 < 0.5
+
+
+def test_mostly_undefined_resamples_give_no_error():
+    values = np.full(100, np.nan)
+    values[:50] = 1.0
+    assert math.isnan(standard_error(values))
+
+
 # --- against slow loops -----------------------------------------------------------------------------------------------
 
 
 def test_intervals_are_those_of_a_plain_loop():
     rng = np.random.default_rng(0)
     pairs = [trajectories(rng, 12) for _ in range(3)]
-    found = estimates(*(np.stack(side, axis=1) for side in zip(*pairs)), resamples=1000, seed=5)
+    result = estimates(*(np.stack(side, axis=1) for side in zip(*pairs)), resamples=1000, seed=5)
     for i, (numerator, denominator) in enumerate(pairs):
         want = slow.robust_t(list(zip(numerator.tolist(), denominator.tolist())))
-        assert (found.value[i], found.ci_low[i], found.ci_high[i]) == pytest.approx(want, rel=1e-9)
+        assert (result.value[i], result.ci_low[i], result.ci_high[i]) == pytest.approx(want, rel=1e-9)
         sums = bootstrap_sums(np.stack([numerator, denominator], axis=1), 1000, 5)
-        assert found.stderr[i] == pytest.approx(standard_error(sums[:, 0] / sums[:, 1]), rel=1e-9)
+        assert result.stderr[i] == pytest.approx(standard_error(sums[:, 0] / sums[:, 1]), rel=1e-9)
 
 
 def test_trajectories_of_equal_length_have_the_textbook_interval_of_a_mean():
     values = np.random.default_rng(3).normal(5, 2, 9)
-    found = estimates(100 * values[:, None], np.full((9, 1), 100.0), resamples=200)
+    result = estimates(100 * values[:, None], np.full((9, 1), 100.0), resamples=200)
     want = student.interval(0.95, 8, values.mean(), values.std(ddof=1) / 3)
-    assert (found.ci_low[0], found.ci_high[0]) == pytest.approx(want, rel=1e-12)
+    assert (result.ci_low[0], result.ci_high[0]) == pytest.approx(want, rel=1e-12)
 
 
 def test_perplexities_are_exponentiated_intervals_of_their_logarithm_and_at_least_one():
@@ -72,8 +114,8 @@ def test_no_interval_leaves_the_range_of_its_metric(rows, scale):
     """However unequal the trajectories; and an interval holds its value, or there is none."""
     size = np.array([[n] for n, _ in rows], dtype=np.float64)
     level = np.array([[x] for _, x in rows]) * (9 if scale is not Scale.SHARE else 1)
-    found = estimates(np.floor(size * level) if scale is Scale.SHARE else size * level, size, scale, resamples=100)
-    value, _, low, high = (float(column[0]) for column in found)
+    result = estimates(np.floor(size * level) if scale is Scale.SHARE else size * level, size, scale, resamples=100)
+    value, _, low, high = (float(column[0]) for column in result)
     if math.isnan(low):
         assert math.isnan(high)
         return
@@ -87,10 +129,10 @@ def test_paired_differences_are_those_of_a_plain_loop(exponentiate):
     rng = np.random.default_rng(2)
     a, size = trajectories(rng, 14)
     b, other = a + rng.normal(0.3, 2, 14), size + rng.integers(0, 9, 14)
-    found = paired((a, size), (b, other), exponentiate, resamples=1000, seed=3)
+    result = paired((a, size), (b, other), exponentiate, resamples=1000, seed=3)
     sides = [list(zip(x.tolist(), y.tolist())) for x, y in ((a, size), (b, other))]
     want = slow.paired_t(*sides, exponentiate)
-    assert (found.value, found.ci_low, found.ci_high, found.p) == pytest.approx(want, rel=1e-8)
+    assert (result.value, result.ci_low, result.ci_high, result.p) == pytest.approx(want, rel=1e-8)
 
 
 def test_holm_is_the_textbook_rule():
@@ -112,8 +154,8 @@ def test_intervals_cover_clustered_tokens_where_naive_ones_fail():
         level = 0.3 * rng.gamma(4, 1 / 4, 60)
         tokens = np.repeat(level, size) + rng.normal(0, 0.3, size.sum())
         numerator = np.add.reduceat(tokens, np.concatenate([[0], np.cumsum(size)[:-1]]))
-        found = estimates(numerator[:, None], size[:, None].astype(float), resamples=400, seed=9)
-        covered += found.ci_low[0] < truth < found.ci_high[0]
+        result = estimates(numerator[:, None], size[:, None].astype(float), resamples=400, seed=9)
+        covered += result.ci_low[0] < truth < result.ci_high[0]
         naive += abs(tokens.mean() - truth) < 1.96 * tokens.std() / math.sqrt(len(tokens))
     assert 0.93 <= covered / trials <= 0.97
     assert naive / trials < 0.6
@@ -135,12 +177,12 @@ def test_the_minimum_detectable_difference_is_found_as_often_as_said():
     base, size = trajectories(rng, 100)
     first = paired((base, size), (base + size * rng.normal(0, 0.05, 100), size), resamples=999)
     effect = minimum_detectable(first.stderr, 0.8)
-    found = 0
+    result = 0
     for _ in range(300):
         base, size = trajectories(rng, 100)
         a, b = base, base + size * (effect + rng.normal(0, 0.05, 100))
-        found += paired((a, size), (b, size), resamples=199, seed=2).p <= 0.05
-    assert 0.7 < found / 300 < 0.9
+        result += paired((a, size), (b, size), resamples=199, seed=2).p <= 0.05
+    assert 0.7 < result / 300 < 0.9
     assert trajectories_needed(effect / 2, first.stderr, 100) == pytest.approx(400, abs=1)
 
 
@@ -149,21 +191,21 @@ def test_the_minimum_detectable_difference_is_found_as_often_as_said():
 
 def test_identical_runs_do_not_differ():
     a, size = trajectories(np.random.default_rng(7), 20)
-    found = paired((a, size), (a, size), resamples=200)
-    assert (found.value, found.ci_low, found.ci_high, found.p, found.p_below) == (0, 0, 0, 1, 0.5)
-    assert found.correlation == pytest.approx(1)
+    result = paired((a, size), (a, size), resamples=200)
+    assert (result.value, result.ci_low, result.ci_high, result.p, result.p_below) == (0, 0, 0, 1, 0.5)
+    assert result.correlation == pytest.approx(1)
 
 
 def test_a_set_without_tokens_has_no_interval():
-    found = estimates(np.zeros((5, 1)), np.zeros((5, 1)), resamples=200)
-    assert all(np.isnan(column[0]) for column in found)
+    result = estimates(np.zeros((5, 1)), np.zeros((5, 1)), resamples=200)
+    assert all(np.isnan(column[0]) for column in result)
     assert math.isnan(paired((np.zeros(5), np.zeros(5)), (np.ones(5), np.ones(5)), resamples=200).p)
 
 
 def test_one_trajectory_has_a_value_and_no_error():
-    found = estimates(np.array([[3.0]]), np.array([[4.0]]), resamples=200)
-    assert found.value[0] == 0.75
-    assert np.isnan([found.stderr[0], found.ci_low[0], found.ci_high[0]]).all()
+    result = estimates(np.array([[3.0]]), np.array([[4.0]]), resamples=200)
+    assert result.value[0] == 0.75
+    assert np.isnan([result.stderr[0], result.ci_low[0], result.ci_high[0]]).all()
     difference, *others = paired((np.array([3.0]), np.array([4.0])), (np.array([1.3]), np.array([4.0])), resamples=200)
     assert difference == pytest.approx(-0.425)
     assert np.isnan(others).all()
@@ -173,9 +215,9 @@ def test_a_set_that_few_trajectories_have_gets_no_interval():
     """With 1 of 30 trajectories holding all tokens, a third of the resamples have none."""
     numerator, denominator = np.zeros((30, 1)), np.zeros((30, 1))
     numerator[0], denominator[0] = 2.0, 5.0
-    found = estimates(numerator, denominator, resamples=500)
-    assert found.value[0] == 0.4
-    assert np.isnan([found.stderr[0], found.ci_low[0], found.ci_high[0]]).all()
+    result = estimates(numerator, denominator, resamples=500)
+    assert result.value[0] == 0.4
+    assert np.isnan([result.stderr[0], result.ci_low[0], result.ci_high[0]]).all()
 
 
 def test_diagnostics_name_what_makes_errors_doubtful():
@@ -203,19 +245,19 @@ def test_a_few_equal_trajectories_have_an_error_but_no_interval(n, error, has):
     rng = np.random.default_rng(n)
     size = np.full(n, 100.0)
     numerator = size * rng.gamma(4, 1 / 4, n)
-    found = estimates(numerator[:, None], size[:, None], resamples=2000)
+    result = estimates(numerator[:, None], size[:, None], resamples=2000)
     other = paired((numerator, size), (numerator + rng.normal(0, 1, n), size), resamples=2000)
-    for one in (found.stderr[0], other.stderr):
-        assert np.isfinite(one) == error
-    for one in (found.ci_low[0], found.ci_high[0], other.ci_low, other.ci_high, other.p):
-        assert np.isfinite(one) == has
+    for stderr in (result.stderr[0], other.stderr):
+        assert np.isfinite(stderr) == error
+    for stderr in (result.ci_low[0], result.ci_high[0], other.ci_low, other.ci_high, other.p):
+        assert np.isfinite(stderr) == has
     assert bool(why_withheld(size)) != has
 
 
 def test_where_one_trajectory_holds_most_tokens_neither_error_nor_interval_is_given_and_the_reason_is():
     size = np.array([2000.0, *[20.0] * 14])
     rng = np.random.default_rng(1)
-    found = estimates((size * rng.gamma(4, 1 / 4, 15))[:, None], size[:, None], resamples=500)
-    assert np.isfinite(found.value[0])
-    assert np.isnan([found.stderr[0], found.ci_low[0], found.ci_high[0]]).all()
+    result = estimates((size * rng.gamma(4, 1 / 4, 15))[:, None], size[:, None], resamples=500)
+    assert np.isfinite(result.value[0])
+    assert np.isnan([result.stderr[0], result.ci_low[0], result.ci_high[0]]).all()
     assert why_withheld(size) == "15 trajectories as unequal as these tell as much as 1.3 equal ones"
