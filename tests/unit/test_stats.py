@@ -33,7 +33,7 @@ def trajectories(rng, n, spread=0.4, length=120):
     return size * level + rng.normal(0, 0.3, n) * np.sqrt(size), size
 
 
-# --- the bootstrap -----------------------------------------------------------------------------------------------------
+# --- the bootstrap ----------------------------------------------------------------------------------------------------
 
 
 def test_every_resample_has_as_many_trajectories_as_the_data():
