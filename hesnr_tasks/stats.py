@@ -51,16 +51,6 @@ class Estimate(NamedTuple):
     ci_low: float = math.nan
     ci_high: float = math.nan
 
-    @property
-    def low(self) -> float:
-        """Alias of `ci_low`."""
-        return self.ci_low
-
-    @property
-    def high(self) -> float:
-        """Alias of `ci_high`."""
-        return self.ci_high
-
 
 class Estimates(NamedTuple):
     """`Estimate` of c ratios at once, each field of shape (c,)."""
@@ -69,16 +59,6 @@ class Estimates(NamedTuple):
     stderr: FloatArray
     ci_low: FloatArray
     ci_high: FloatArray
-
-    @property
-    def low(self) -> FloatArray:
-        """Alias of `ci_low`."""
-        return self.ci_low
-
-    @property
-    def high(self) -> FloatArray:
-        """Alias of `ci_high`."""
-        return self.ci_high
 
     def rows(self) -> list[Estimate]:
         """One `Estimate` a ratio."""

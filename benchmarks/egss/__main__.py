@@ -73,8 +73,8 @@ def page(records, fired, about):
             line, ratios = row(name, control)
             controls.append(line)
             if gate.startswith(("votes", "log")):
-                better += [name] if ratios[3].high < 1 else []
-                worse += [name] if ratios[3].low > 1 else []
+                better += [name] if ratios[3].ci_high < 1 else []
+                worse += [name] if ratios[3].ci_low > 1 else []
     verdict = "Entropy " + (
         f"is cheaper than the edit-class control, in money and beyond its interval, for: {'; '.join(better)}."
         if better

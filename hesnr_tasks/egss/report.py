@@ -325,5 +325,5 @@ def _span(estimate: Estimate, sign: bool = False) -> str:
             return "–"
         return "∞" if value == math.inf else f"{value:+.3f}" if sign else f"{value:.2f}"
 
-    interval = "" if math.isnan(estimate.low) else f" [{short(estimate.low)}, {short(estimate.high)}]"
+    interval = "" if math.isnan(estimate.ci_low) else f" [{short(estimate.ci_low)}, {short(estimate.ci_high)}]"
     return f"{short(estimate.value)}{interval}"

@@ -193,5 +193,5 @@ def test_intervals_do_not_depend_on_a_seed(real):
     values = [
         build_report_data([], ladder, {"step5-2k": folder}, {}, resamples=200, seed=seed).values for seed in (1, 1, 2)
     ]
-    highs = [one["action-xml-format-comments"]["step5-2k"]["ppl"].high for one in values]
+    highs = [one["action-xml-format-comments"]["step5-2k"]["ppl"].ci_high for one in values]
     assert highs[0] == highs[1] == highs[2]  # of a closed form: no seed is behind it

@@ -184,7 +184,7 @@ class TestCurves:
         number = paired_ratio(a, b, 60, 3)
         assert number.value == pytest.approx(b.sum() / a.sum(), rel=1e-12)
         if len(pairs) > 3:
-            assert number.low <= number.high
+            assert number.ci_low <= number.ci_high
 
 
 class TestGates:

@@ -105,8 +105,8 @@ def test_an_empty_answer_has_no_words_and_no_shares():
 def test_planted_differences_are_found_and_paired(compared):
     tables = compared
     by = {(r["measure"], r["answers"]): r for r in tables["difference"].rows}
-    assert by["reflective", "all"]["difference"].low > 10
-    assert by["words", "all"]["difference"].low > 0
+    assert by["reflective", "all"]["difference"].ci_low > 10
+    assert by["words", "all"]["difference"].ci_low > 0
     assert by["words", "all"]["problems"] == 12
     assert all(r["p_holm"] >= r["p"] for r in by.values() if not math.isnan(r["p"]))
     means = {(r["run"], r["measure"], r["answers"]): r["mean"].value for r in tables["behaviours"].rows}
@@ -127,7 +127,7 @@ def test_right_and_wrong_are_apart(tmp_path):
 
 def test_no_interval_of_fewer_than_eight_problems(tmp_path):
     tables, _ = ask(write(tmp_path, rows_of(1, problems=7)))
-    assert all(math.isnan(r["mean"].low) and math.isnan(r["mean"].stderr) for r in tables["behaviours"].rows)
+    assert all(math.isnan(r["mean"].ci_low) and math.isnan(r["mean"].stderr) for r in tables["behaviours"].rows)
 
 
 # --- Pass@K at matched length -----------------------------------------------------------------------------------------
@@ -178,8 +178,8 @@ def test_a_gain_that_is_all_length_vanishes_at_matched_length():
         return [(f"p{i}", n, rng.random() < (0.8 if n == 20 else 0.2)) for i, some in enumerate(lengths) for n in some]
 
     (found,) = matched_passk(corpus_of("a", side(0.3)), corpus_of("b", side(0.7)), [1], 500, 1)
-    assert found.raw.value.low > 0.1
-    assert found.matched.value.low < 0 < found.matched.value.high
+    assert found.raw.value.ci_low > 0.1
+    assert found.matched.value.ci_low < 0 < found.matched.value.ci_high
     assert abs(found.words[0] - found.words[1]) < 1e-9
 
 

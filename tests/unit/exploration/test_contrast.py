@@ -52,8 +52,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         values = own + 0.2 * cell + rng.gamma(1, 0.5, len(cell))
         found = contrast(values, treated, trajectory, np.ones(24, dtype=np.int64), cell)
         ends = estimates(found.numerator[:, None], found.denominator[:, None], resamples=300, seed=seed)
-        hits += bool(ends.low[0] <= truth <= ends.high[0])
-        sizes.append(ends.high[0] - ends.low[0])
+        hits += bool(ends.ci_low[0] <= truth <= ends.ci_high[0])
+        sizes.append(ends.ci_high[0] - ends.ci_low[0])
     assert 0.91 <= hits / 250 <= 0.99
     assert np.median(sizes) < 0.4
 

@@ -100,7 +100,7 @@ def interval(values, treated, found, copies):
     """The matched difference of sentences, with its interval."""
     made = contrast(values, treated, found.trajectory, copies, found.cell)
     ends = estimates(made.numerator[:, None], made.denominator[:, None], resamples=100, seed=1)
-    return {"low": ends.low[0], "value": ends.value[0], "high": ends.high[0]}
+    return {"low": ends.ci_low[0], "value": ends.value[0], "high": ends.ci_high[0]}
 
 
 def test_how_words_split_into_tokens_is_no_effect_of_sentences(tmp_path):

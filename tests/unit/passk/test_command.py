@@ -90,7 +90,7 @@ def test_the_figure_draws_the_tables_numbers(two):
     for name, points in found.curves.items():
         assert [number.value for number in panels["curve"][name]] == [100 * point.value for point in points]
         assert [point.k for point in points] == [1, 2, 4, 8]
-    lows = [number.low for number in panels["difference"]["tuned.csv"]]
+    lows = [number.ci_low for number in panels["difference"]["tuned.csv"]]
     assert lows == [100 * one.low for one in found.against["tuned.csv"]]
 
 

@@ -79,7 +79,7 @@ def test_figure_2_has_the_filtered_numbers_and_the_downstream_score(data, folder
         want = values(folders[row["checkpoint"]], FILTERED)
         assert row["ppl"].value == pytest.approx(want["ppl"], rel=1e-12)
         assert row["he_snr"].value == pytest.approx(want["he_snr"], rel=1e-12)
-        assert row["he_snr"].low < row["he_snr"].value < row["he_snr"].high
+        assert row["he_snr"].ci_low < row["he_snr"].value < row["he_snr"].ci_high
         assert row["downstream"].value == data.downstream[row["checkpoint"]].value
     assert [row["step"] for row in rows] == [200, 800, 1600, 1604, 2000, 2000]
 
