@@ -28,7 +28,7 @@ from hesnr_tasks.exploration.behaviours import (
     rarity,
     read_corpus,
 )
-from hesnr_tasks.exploration.contrast import FEWEST
+from hesnr_tasks.exploration.contrast import FEWEST_CLUSTERS
 from hesnr_tasks.exploration.text import embedder, load_lexicon
 from hesnr_tasks.passk.estimator import listed, powers
 from hesnr_tasks.passk.outcome_files import Query
@@ -40,7 +40,7 @@ __all__ = ["add_arguments", "run", "tables"]
 _DEFAULT_KS = 5  # powers of two
 _NOTES = (
     "each problem counts with the mean over its answers; ±: standard error; intervals: 95 %, Student's t, "
-    f"where {FEWEST} or more have such answers",
+    f"where {FEWEST_CLUSTERS} or more have such answers",
 )
 
 

@@ -1,10 +1,14 @@
-"""The words and sentences of a run's prose, with the tokens they begin with and what they are matched on."""
+"""Entropy at pivotal words, in reflective and in rare sentences: `hesnr analyze --exploration`, for one run.
+
+The entropy of a word is that at its first token, of a sentence the mean of its words': later pieces of a word are
+nearly certain, so a mean over all tokens would be lower for sentences of words that split more, which rare sentences
+have, and no matching on position or frequency corrects that.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +20,7 @@ from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.analysis.tables import Question, Table, interval
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.exploration.contrast import (
-    FEWEST,
+    FEWEST_CLUSTERS,
     Bounds,
     Contrast,
     contrast,
@@ -24,202 +28,159 @@ from hesnr_tasks.exploration.contrast import (
     frame_bounds,
     vocabulary_size,
 )
-from hesnr_tasks.exploration.text import CODE, Embed, Lexicon, Sentence, distances, load_lexicon, prose, rare, sentences
-from hesnr_tasks.rendering import Rendered
+from hesnr_tasks.exploration.text import Embed, Lexicon, distances, load_lexicon, prose, rare, sentences
 from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["COLUMNS", "PARTS", "TURNS", "Line", "Sentences", "Words", "band", "collect", "draw", "drawn", "exploration"]
+__all__ = ["COLUMNS", "PARTS", "Line", "Sentences", "Words", "collect", "draw", "exploration", "figure_data"]
 
 COLUMNS = ("char_start", "char_end")  # what a frame must have been loaded with
-TURNS = ("1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-")
+PARTS = ("pivotal words", "reflective sentences", "rare sentences")
+_TURNS = ("1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-")
 _TURN_STARTS = (2, 3, 5, 9, 17, 33, 65)
-_WORD_PLACES = (1, 2, 3, 6, 11)  # words before it in the sentence
-_CLAUSE_PLACES = (1, 2)
-_SENTENCE_PLACES = (1, 2)
+_WORD_POSITIONS = (1, 2, 3, 6, 11)  # words before it in the sentence
+_CLAUSE_POSITIONS = (1, 2)
+_SENTENCE_POSITIONS = (1, 2)
 _LENGTHS = (3, 5, 9, 17)  # words
+_SHORTEST = 3  # words of a sentence that can be rare
 _WHITE = np.array([i for i in range(0x3001) if chr(i).isspace()], dtype=np.uint32)
+_NOTES = (
+    "entropies: H of the k most likely tokens, renormalised, in nats: a stand-in for that of the whole vocabulary",
+    "difference: mean of these less mean of the others; matched: within cells of equal position, word frequency and "
+    "turn, each trajectory's own level taken out",
+    "of a word: at its first token; of a sentence: the mean over the first tokens of its words, so that it does not "
+    "depend on how words split into tokens; code is left out",
+    f"±: standard error; intervals: 95 %, cluster bootstrap over trajectories, where {FEWEST_CLUSTERS} or more have "
+    "such; p: of the matched difference being 0, two-sided; p holm: corrected for all comparisons of the table",
+    "matched share: of these that have others to compare with; trajectories: those with such words or sentences",
+    "an interval that holds 0 does not show that there is no difference: look at how far it reaches",
+    "the entropies are of the model scored, the text may be another's; the lexicon is English, and what share of such "
+    "words and sentences it finds is not known",
+)
 
+FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
-    """n words whose first token was scored: their trajectory, the frame's index of that token, and so on, each (n,).
+# --- words and sentences with their tokens ----------------------------------------------------------------------------
 
-    `group`: index into the lexicon's groups, -1 for other words. `entry`: index into `entries`, -1 likewise.
-    """
+
+class Words(NamedTuple):
+    """n words whose first token was scored, each array (n,)."""
 
     trajectory: IntArray
-    token: IntArray
-    turn: IntArray  # index into TURNS
+    token: IntArray  # the frame's index of the first token
+    turn: IntArray  # bin
     cell: IntArray  # position in sentence and clause, frequency band, turn
-    group: IntArray
-    entry: IntArray
-    entries: tuple[str, ...]
+    group: IntArray  # index into the lexicon's groups, -1 for other words
     unscored: int  # words beyond the context
     inside: int  # words that begin inside a token, such as a bracket's
 
 
-@dataclass(frozen=True, slots=True)
-class Sentences:
-    """n sentences all of whose words were scored, each array (n,) where nothing else is said.
-
-    `token`: the frame's index of the first token of each of their words, (m,); those of sentence i are
-    `token[start[i]:start[i + 1]]`, at least one.
-    """
+class Sentences(NamedTuple):
+    """n sentences all of whose words were scored, each array (n,) where nothing else is said."""
 
     trajectory: IntArray
-    token: IntArray
-    start: IntArray  # (n + 1,)
+    token: IntArray  # the frame's index of the first token of each word, (m,)
+    start: IntArray  # those of sentence i are token[start[i]:start[i + 1]], at least one; (n + 1,)
     turn: IntArray
     cell: IntArray  # place in the text, length, mean frequency of its words, turn
     kinds: BoolArray  # (n, kinds of the lexicon)
     length: IntArray  # words
     texts: tuple[str, ...]  # words, and ` for each piece of code
 
-    def mean(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Mean of `values`, one a token of the frame, over the first tokens of the words of each sentence, (n,).
-
-        Later pieces of a word are nearly certain: with them a mean would say how words split into tokens, and rare
-        words split more.
-        """
+    def mean(self, values: FloatArray) -> FloatArray:
+        """Mean of `values`, one a token of the frame, over the first tokens of the words of each sentence, (n,)."""
         total = np.add.reduceat(values[self.token], self.start[:-1]) if len(self.texts) else np.zeros(0)
         return np.asarray(total / np.diff(self.start), dtype=np.float64)
 
 
-@dataclass
-class _Found:
-    """Columns that grow."""
-
-    words: list[tuple[int, ...]] = field(default_factory=list)
-    sentences: list[tuple[int, ...]] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=lambda: [0])
-    kinds: list[tuple[bool, ...]] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    vocabulary: dict[str, int] = field(default_factory=dict)
-    entries: dict[str, int] = field(default_factory=dict)
-    unscored: int = 0
-    inside: int = 0
-
-
-def collect(frame: Frame, one: Selection, lexicon: Lexicon) -> tuple[Words, Sentences]:
-    """The words and sentences of all texts of `one`'s kinds; `frame` needs `COLUMNS`."""
-    counted = frame.counted(one.mask)
-    found, columns = _Found(), []
+def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Words, Sentences]:
+    """The words and sentences of all texts of the chosen kinds; `frame` needs `COLUMNS`."""
+    counted = frame.counted(chosen.mask)
+    vocabulary: dict[str, int] = {}
+    word_rows: list[npt.NDArray[np.int64]] = []  # a text's: an array is smaller than tuples
+    sentence_rows: list[tuple[int, ...]] = []
+    kinds: list[list[bool]] = []
+    texts: list[str] = []
+    tokens, starts = list[int](), [0]
+    unscored = inside = 0
     for i, entry in enumerate(frame.entries):
         rendered = frame.store.text(entry.key).rendered
-        at = np.flatnonzero(counted[frame.bounds[i] : frame.bounds[i + 1]]) + frame.bounds[i]
-        tokens = _Tokens.of(rendered.text, at, frame.extra["char_start"][at], frame.extra["char_end"][at])
-        for start, end, turn in _stretches(rendered, one):
-            flat = prose(rendered.text[start:end])
+        index = np.flatnonzero(counted[frame.bounds[i] : frame.bounds[i + 1]]) + frame.bounds[i]
+        first_tokens = _first_tokens(rendered.text, *(frame.extra[name][index].astype(np.int64) for name in COLUMNS))
+        rows: list[tuple[int, ...]] = []
+        for block in rendered.blocks():
+            if block.kind not in chosen.kinds:
+                continue
+            flat, turn_bin = prose(rendered.text[block.start : block.end]), int(_binned(_TURN_STARTS, block.turn))
             for sentence in sentences(flat):
-                _add(found, i, turn_bin(turn), sentence, flat, lexicon, tokens, start)
-        columns.append(np.array(found.words, dtype=np.int64).reshape(-1, 8))  # an array is smaller than tuples
-        found.words.clear()
-    return _words(found, np.concatenate(columns)), _sentences(found, len(lexicon.kinds))
-
-
-class _Tokens(NamedTuple):
-    """The tokens of one text that count: their index in the frame, their characters, the first that is no space."""
-
-    at: IntArray
-    start: IntArray
-    end: IntArray
-    anchor: IntArray
-
-    @classmethod
-    def of(cls, text: str, at: IntArray, start: npt.NDArray[Any], end: npt.NDArray[Any]) -> _Tokens:
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        solid = np.where(np.isin(points, _WHITE), len(points), np.arange(len(points)))
-        following = np.append(np.minimum.accumulate(solid[::-1])[::-1], len(points)) if len(points) else np.zeros(1)
-        anchor = following[start].astype(np.int64)
-        return cls(at, start.astype(np.int64), end.astype(np.int64), np.where(anchor < end, anchor, start))
-
-    def beginning(self, place: int) -> int:
-        """The token with which the word at character `place` begins; -1: not scored, -2: it begins inside one.
-
-        A token may have spaces before the word. Of several tokens within one character the first is meant.
-        """
-        i = int(np.searchsorted(self.end, place, side="right"))
-        if i == len(self.end) or self.start[i] > place:
-            return -1
-        return i if self.anchor[i] == place else -2
-
-
-def _stretches(rendered: Rendered, one: Selection) -> Iterator[tuple[int, int, int]]:
-    """Start, end and turn of each text: neighbouring spans of one kind and turn are one text."""
-    for block in rendered.blocks():
-        if block.kind in one.kinds:
-            yield block.start, block.end, block.turn
-
-
-def _add(
-    found: _Found, owner: int, turn: int, sentence: Sentence, flat: str, lexicon: Lexicon, tokens: _Tokens, start: int
-) -> None:
-    hits = {hit.word: hit for hit in lexicon.hits(flat, sentence)}
-    places = [tokens.beginning(start + word.start) for word in sentence.words]
-    ids = [found.vocabulary.setdefault(word.text, len(found.vocabulary)) for word in sentence.words]
-    found.unscored += places.count(-1)
-    found.inside += places.count(-2)
-    for i, (word, token) in enumerate(zip(sentence.words, places, strict=True)):
-        if token >= 0:
-            hit = hits.get(i)
-            group = lexicon.groups.index(hit.group) if hit else -1
-            entry = found.entries.setdefault(hit.entry, len(found.entries)) if hit else -1
-            found.words.append((owner, int(tokens.at[token]), turn, word.place, word.clause, ids[i], group, entry))
-    begun = [int(tokens.at[token]) for token in places if token >= 0]
-    if begun and -1 not in places:
-        shown = " ".join("` " + word.text if CODE in word.gap else word.text for word in sentence.words)
-        found.tokens += begun
-        found.starts.append(len(found.tokens))
-        found.sentences.append((owner, turn, sentence.place, len(sentence.words)))
-        kinds = lexicon.reflects(flat, sentence)
-        found.kinds.append(tuple(kind in kinds for kind in lexicon.kinds))
-        found.texts.append(shown)
-
-
-def _words(found: _Found, table: IntArray) -> Words:
-    owner, token, turn, place, clause, word, group, entry = table.T
-    bands = band(np.bincount(word, minlength=len(found.vocabulary)))[word]
-    position = [np.searchsorted(_WORD_PLACES, place, side="right"), np.searchsorted(_CLAUSE_PLACES, clause, "right")]
-    cell = _cells(*position, bands, turn)
-    return Words(owner, token, turn, cell, group, entry, tuple(found.entries), found.unscored, found.inside)
-
-
-def _sentences(found: _Found, kinds: int) -> Sentences:
-    owner, turn, place, length = np.array(found.sentences, dtype=np.int64).reshape(-1, 4).T
-    usual = _usual(found)
-    edges = np.quantile(usual, [0.25, 0.5, 0.75]) if len(usual) else np.zeros(3)
-    cell = _cells(
-        np.searchsorted(_SENTENCE_PLACES, place, side="right"),
-        np.searchsorted(_LENGTHS, length, side="right"),
-        np.searchsorted(edges, usual, side="right"),
-        (turn + 1) // 2,  # sentences are fewer than words: two bins in one
-    )
-    shown = np.array(found.kinds, dtype=bool).reshape(-1, kinds)
-    token, start = (np.array(column, dtype=np.int64) for column in (found.tokens, found.starts))
-    return Sentences(owner, token, start, turn, cell, shown, length, tuple(found.texts))
-
-
-def _usual(found: _Found) -> npt.NDArray[np.float64]:
-    """How usual the words of each sentence are: the mean logarithm of their counts."""
-    split = [[found.vocabulary[word] for word in text.split() if word != "`"] for text in found.texts]
-    counts = np.bincount([word for one in split for word in one], minlength=len(found.vocabulary))
+                words = sentence.words
+                local = first_tokens(np.array([block.start + word.start for word in words]))
+                ids = [vocabulary.setdefault(word.text, len(vocabulary)) for word in words]
+                groups = {hit.word: lexicon.groups.index(hit.group) for hit in lexicon.hits(flat, sentence)}
+                unscored += int((local == -1).sum())
+                inside += int((local == -2).sum())
+                scored = np.flatnonzero(local >= 0).tolist()
+                begun = index[local[scored]].tolist()
+                for j, first in zip(scored, begun, strict=True):
+                    rows.append((i, first, turn_bin, words[j].place, words[j].clause, ids[j], groups.get(j, -1)))
+                if begun and -1 not in local:
+                    reflects = lexicon.reflects(flat, sentence)
+                    tokens += begun
+                    starts.append(len(tokens))
+                    sentence_rows.append((i, turn_bin, sentence.place, len(words)))
+                    kinds.append([kind in reflects for kind in lexicon.kinds])
+                    texts.append(sentence.text)
+        word_rows.append(np.array(rows, dtype=np.int64).reshape(-1, 7))
+    owner, token, turn, position, clause, word, group = np.concatenate(word_rows).T
+    band = _frequency_band(np.bincount(word, minlength=len(vocabulary)))[word]
+    cell = _cells(_binned(_WORD_POSITIONS, position), _binned(_CLAUSE_POSITIONS, clause), band, turn)
+    all_words = Words(owner, token, turn, cell, group, unscored, inside)
+    owner, turn, position, length = np.array(sentence_rows, dtype=np.int64).reshape(-1, 4).T
+    words_of = [[vocabulary[word] for word in text.split() if word != "`"] for text in texts]
+    counts = np.bincount([word for row in words_of for word in row], minlength=len(vocabulary))
     logs = np.log(np.maximum(counts, 1))
-    return np.array([logs[one].mean() for one in split])
+    frequency = np.array([logs[row].mean() for row in words_of])
+    quartiles = np.quantile(frequency, [0.25, 0.5, 0.75]) if len(frequency) else np.zeros(3)
+    position, length_bin = _binned(_SENTENCE_POSITIONS, position), _binned(_LENGTHS, length)
+    cell = _cells(position, length_bin, _binned(quartiles, frequency), (turn + 1) // 2)  # fewer than words: wider bins
+    token, start = np.array(tokens, dtype=np.int64), np.array(starts, dtype=np.int64)
+    kind = np.array(kinds, dtype=bool).reshape(-1, len(lexicon.kinds))
+    return all_words, Sentences(owner, token, start, turn, cell, kind, length, tuple(texts))
 
 
-def band(counts: npt.NDArray[np.integer]) -> IntArray:
-    """Frequency bands: within one, counts differ by less than a factor of 4."""
+def _first_tokens(text: str, start: IntArray, end: IntArray) -> Callable[[IntArray], IntArray]:
+    """A function from places of words' first characters to the tokens with which the words begin.
+
+    A token may have spaces before the word; of several tokens within one character the first is meant. -1: not scored,
+    -2: the word begins inside a token. `start`, `end`: the characters of the tokens, (n,).
+    """
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    solid = np.where(np.isin(points, _WHITE), len(points), np.arange(len(points)))
+    following = np.append(np.minimum.accumulate(solid[::-1])[::-1], len(points)) if len(points) else np.zeros(1)
+    anchor = following[start].astype(np.int64)  # the first character that is no space
+    anchor = np.where(anchor < end, anchor, start)
+
+    def first_tokens(places: IntArray) -> IntArray:
+        token = np.searchsorted(end, places, side="right")
+        covered = token < len(end)
+        covered[covered] = start[token[covered]] <= places[covered]
+        begins = covered.copy()
+        begins[covered] = anchor[token[covered]] == places[covered]
+        return np.where(begins, token, np.where(covered, -2, -1))
+
+    return first_tokens
+
+
+def _binned(edges: Sequence[float] | FloatArray, values: Any) -> IntArray:
+    return np.searchsorted(edges, values, side="right")
+
+
+def _frequency_band(counts: npt.NDArray[np.integer]) -> IntArray:
+    """Within a band, counts differ by less than a factor of 4."""
     return (np.log2(np.maximum(counts, 1)) // 2).astype(np.int64)
-
-
-def turn_bin(turn: int) -> int:
-    """Index into `TURNS`."""
-    return int(np.searchsorted(_TURN_STARTS, turn, side="right"))
 
 
 def _cells(*columns: npt.NDArray[Any]) -> IntArray:
@@ -229,45 +190,22 @@ def _cells(*columns: npt.NDArray[Any]) -> IntArray:
     return np.asarray(np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1]).reshape(-1)
 
 
-# --- The tables of `hesnr analyze --exploration`, for one run, and their figure ---
-
-PARTS = ("pivotal words", "reflective sentences", "rare sentences")
-_SHORTEST = 3  # words of a sentence that can be rare
-_NOTES = (
-    "entropies: H of the k most likely tokens, renormalised, in nats: a stand-in for that of the whole vocabulary",
-    "difference: mean of these less mean of the others; matched: within cells of equal position, word frequency and "
-    "turn, each trajectory's own level taken out",
-    "of a word: at its first token; of a sentence: the mean over the first tokens of its words, so that it does not "
-    "depend on how words split into tokens; code is left out",
-    f"±: standard error; intervals: 95 %, cluster bootstrap over trajectories, where {FEWEST} or more have such; p: of "
-    "the matched difference being 0, two-sided; p holm: corrected for all comparisons of the table",
-    "matched share: of these that have others to compare with; trajectories: those with such words or sentences",
-    "an interval that holds 0 does not show that there is no difference: look at how far it reaches",
-    "the entropies are of the model scored, the text may be another's; the lexicon is English, and what share of such "
-    "words and sentences it finds is not known",
-)
-
-FloatArray = npt.NDArray[np.float64]
+# --- comparisons ------------------------------------------------------------------------------------------------------
 
 
 class _Units(NamedTuple):
-    """Words or sentences, whichever: what can be compared."""
+    """Words or sentences: what is compared; each (n,), entropies in nats."""
 
     trajectory: IntArray
     turn: IntArray
     cell: IntArray
-    value: FloatArray
-    bounds: Bounds
-
-    def at(self, places: IntArray) -> _Units:
-        """Some of them."""
-        low, high = self.bounds
-        columns = self.trajectory[places], self.turn[places], self.cell[places]
-        return _Units(*columns, self.value[places], Bounds(low[places], high[places]))
+    entropy: FloatArray
+    low: FloatArray  # bounds of the entropy over the vocabulary
+    high: FloatArray
 
 
-class _Ask(NamedTuple):
-    """One comparison: which units are meant, against which others."""
+class _Comparison(NamedTuple):
+    """Which units are compared with which others."""
 
     part: str
     group: str
@@ -276,62 +214,68 @@ class _Ask(NamedTuple):
     others: BoolArray
 
 
-class _Answer(NamedTuple):
-    """A comparison's counts and means, and the difference raw and matched."""
+class _Result(NamedTuple):
+    """A comparison's units, those that are in it, and the difference raw and matched."""
 
-    ask: _Ask
+    comparison: _Comparison
     raw: Contrast
     matched: Contrast
-    copies: IntArray  # (T,): trajectories that count
+    multiplicity: IntArray  # (T,)
 
-
-def _check_scored(frame: Frame, one: Selection) -> None:
-    """Refuse, and say how to get them, where the tokens of prose were not scored."""
-    try:
-        frame.counted(one.mask)
-    except SettingsError as error:
-        raise SettingsError(
-            f"--exploration reads what the agent thinks. {error} The tasks hesnr_swe_thought and hesnr_swe_unfiltered "
-            "score thoughts."
-        ) from None
-
-
-def _prose_of(asked: Question, filters: Sequence[str]) -> list[Selection]:
-    """What of the token sets asked for is prose: actions are left out."""
-    found = [selection(filters, [kind for kind in one.kinds if kind is not Kind.ACTION], []) for one in asked.chosen]
-    kept = list({one.name: one for one in found if one.kinds}.values())
-    if not kept:
-        raise SettingsError("--exploration reads sentences, and actions have none; leave --kinds out, or name thought")
-    return kept
+    def mean(self, values: FloatArray, which: BoolArray) -> float:
+        """Weighted mean of one value a unit over some units; NaN where it is not finite."""
+        weight = self.multiplicity[self.comparison.units.trajectory].astype(np.float64)[which]
+        mean = float((values[which] * weight).sum() / weight.sum()) if weight.sum() > 0 else math.nan
+        return mean if math.isfinite(mean) else math.nan
 
 
 def exploration(
-    frame: Frame, asked: Question, *, embed: Embed | None = None, lexicon: Lexicon | None = None
+    frame: Frame, question: Question, *, embed: Embed | None = None, lexicon: Lexicon | None = None
 ) -> Iterator[Table]:
-    """Differences, by turn, by outcome, and bounds; `frame` must have `units.COLUMNS`. See `PARTS` for what differs."""
+    """Tables of differences: whole, by turn, by outcome, and bounds of the entropy over the vocabulary.
+
+    Args:
+        frame: One run, loaded with `COLUMNS`.
+        question: Token sets (their actions are left out), values of k, and the bootstrap's settings.
+        embed: Vectors of sentences for rarity (default: TF-IDF).
+        lexicon: Default: the shipped one.
+
+    Raises:
+        SettingsError: Where no token set has prose, or prose was not scored.
+    """
     lexicon = lexicon or load_lexicon()
     limits = frame_bounds(frame)
     rows: dict[str, list[dict[str, Any]]] = {"": [], "_by_turn": [], "_by_resolved": [], "_bounds": []}
     skipped = ""
-    for one in _prose_of(asked, frame.filters):
-        _check_scored(frame, one)
-        words, sentences = collect(frame, one, lexicon)
+    without_actions = [
+        selection(frame.filters, [kind for kind in chosen.kinds if kind is not Kind.ACTION], [])
+        for chosen in question.chosen
+    ]
+    of_prose = {chosen.name: chosen for chosen in without_actions if chosen.kinds}
+    if not of_prose:
+        raise SettingsError("--exploration reads sentences, and actions have none; leave --kinds out, or name thought")
+    for chosen in of_prose.values():
+        try:
+            words, sentences_of = collect(frame, chosen, lexicon)
+        except SettingsError as error:
+            raise SettingsError(
+                f"--exploration reads what the agent thinks. {error} The tasks hesnr_swe_thought and "
+                "hesnr_swe_unfiltered score thoughts."
+            ) from None
         skipped = f"{words.unscored} words were beyond the context and {words.inside} begin inside a token"
-        far = _rare(sentences, embed)
-        for k in asked.ks:
-            named = {"run": frame.name, "select": one.name, "k": k}
-            asks = list(_asks(words, sentences, far, frame.entropy[k], limits, lexicon))
-            for name, found in _all_rows(frame, asked, one, asks):
-                rows[name] += [{**named, **row} for row in found]
-    yield from _tables(rows, frame, lexicon, skipped, embed)
-
-
-def _tables(
-    rows: dict[str, list[dict[str, Any]]], frame: Frame, lexicon: Lexicon, skipped: str, embed: Embed | None
-) -> Iterator[Table]:
+        long = sentences_of.length >= _SHORTEST
+        far = np.zeros(len(long), dtype=bool)
+        far[long] = rare(distances([sentences_of.texts[i] for i in np.flatnonzero(long)], embed=embed))
+        for k in question.ks:
+            named = {"run": frame.name, "select": chosen.name, "k": k}
+            comparisons = list(_comparisons(words, sentences_of, far, long, frame.entropy[k], limits, lexicon))
+            for name, found_rows in _rows(frame, question, chosen, comparisons):
+                rows[name] += [named | row for row in found_rows]
     size = vocabulary_size(frame.store)
-    neighbours = "embeddings" if embed else "TF-IDF"
-    about = f"lexicon {lexicon.version}; rare: the tenth of sentences farthest from their 5 nearest ({neighbours})"
+    about = (
+        f"lexicon {lexicon.version}; rare: the tenth of sentences farthest from their 5 nearest "
+        f"({'embeddings' if embed else 'TF-IDF'})"
+    )
     yield Table("exploration", "Where entropy is high", rows[""], (*_NOTES, about, f"{skipped}; they are left out"))
     yield Table("exploration_by_turn", "Where entropy is high, by turn", rows["_by_turn"], ())
     yield Table("exploration_by_resolved", "Where entropy is high, by outcome", rows["_by_resolved"], ())
@@ -344,174 +288,148 @@ def _tables(
     yield Table("exploration_bounds", "Bounds of the full entropy", rows["_bounds"], (note,))
 
 
-def _rare(found: Sentences, embed: Embed | None) -> tuple[BoolArray, BoolArray]:
-    """Which sentences are rare, and which are long enough to be asked about."""
-    long = found.length >= _SHORTEST
-    far = np.zeros(len(long), dtype=bool)
-    far[long] = rare(distances([found.texts[i] for i in np.flatnonzero(long)], embed=embed))
-    return far, long & ~far
-
-
-def _asks(
+def _comparisons(
     words: Words,
-    found: Sentences,
-    far: tuple[BoolArray, BoolArray],
+    of_sentences: Sentences,
+    far: BoolArray,
+    long: BoolArray,
     entropy: FloatArray,
     limits: Bounds,
     lexicon: Lexicon,
-) -> Iterator[_Ask]:
-    at = words.token
-    units = _Units(words.trajectory, words.turn, words.cell, entropy[at], Bounds(limits.low[at], limits.high[at]))
-    plain = words.group < 0
-    yield _Ask(PARTS[0], "all", units, ~plain, plain)
+) -> Iterator[_Comparison]:
+    columns = [values[words.token] for values in (entropy, *limits)]
+    units, plain = _Units(words.trajectory, words.turn, words.cell, *columns), words.group < 0
+    yield _Comparison(PARTS[0], "all", units, ~plain, plain)
     for i, group in enumerate(lexicon.groups):
-        yield _Ask(PARTS[0], group, units, words.group == i, plain)
-    mean = Bounds(found.mean(limits.low), found.mean(limits.high))
-    units = _Units(found.trajectory, found.turn, found.cell, found.mean(entropy), mean)
-    plain = np.asarray(~found.kinds.any(axis=1))
-    yield _Ask(PARTS[1], "all", units, ~plain, plain)
+        yield _Comparison(PARTS[0], group, units, words.group == i, plain)
+    columns = [of_sentences.mean(values) for values in (entropy, *limits)]
+    units = _Units(of_sentences.trajectory, of_sentences.turn, of_sentences.cell, *columns)
+    plain = np.asarray(~of_sentences.kinds.any(axis=1))
+    yield _Comparison(PARTS[1], "all", units, ~plain, plain)
     for i, kind in enumerate(lexicon.kinds):
-        yield _Ask(PARTS[1], kind, units, found.kinds[:, i], plain)
-    yield _Ask(PARTS[2], "all", units, *far)
+        yield _Comparison(PARTS[1], kind, units, of_sentences.kinds[:, i], plain)
+    yield _Comparison(PARTS[2], "all", units, far, long & ~far)
 
 
-def _all_rows(
-    frame: Frame, asked: Question, one: Selection, asks: Sequence[_Ask]
+def _rows(
+    frame: Frame, question: Question, chosen: Selection, comparisons: Sequence[_Comparison]
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    copies = frame.multiplicity(one.mask)
-    answers = [_answer(ask, copies) for ask in asks]
-    yield "", _corrected([_row(answer, asked) for answer in answers])
-    yield "_bounds", [_bounds_row(answer) for answer in answers]
-    whole = [ask for ask in asks if ask.group == "all"]
-    turns = [
-        (name, _answer(_within(ask, ask.units.turn == i), copies)) for ask in whole for i, name in enumerate(TURNS)
-    ]
-    yield "_by_turn", _split_rows("turn", turns, asked)
+    multiplicity = frame.multiplicity(chosen.mask)
+    results = [_compare(comparison, multiplicity) for comparison in comparisons]
+    yield "", _holm([_row(result, question) for result in results])
+    yield "_bounds", [_bounds_row(result) for result in results]
+    whole = [comparison for comparison in comparisons if comparison.group == "all"]
+    by_turn, by_outcome = [], []
     groups = grouped(frame, "resolved")
     full = np.diff(frame.bounds) > 0
     group = np.where(full, groups.of_token[np.minimum(frame.bounds[:-1], len(groups.of_token) - 1)], -1)
-    outcomes = [
-        (name, _answer(ask, np.where(group == i, copies, 0))) for ask in whole for i, name in enumerate(groups.names)
-    ]
-    yield "_by_resolved", _split_rows("resolved", outcomes, asked)
+    for comparison in whole:
+        for i, turn in enumerate(_TURNS):
+            here = comparison.units.turn == i
+            within = comparison._replace(treated=comparison.treated & here, others=comparison.others & here)
+            by_turn.append({"turn": turn, **_row(_compare(within, multiplicity), question)})
+        for i, outcome in enumerate(groups.names):
+            result = _compare(comparison, np.where(group == i, multiplicity, 0))
+            by_outcome.append({"resolved": outcome, **_row(result, question)})
+    for name, rows in (("_by_turn", by_turn), ("_by_resolved", by_outcome)):
+        kept = [{"part": row["part"], **row} for row in rows if row["n"]]
+        yield name, _holm([{key: value for key, value in row.items() if key != "group"} for row in kept])
 
 
-def _within(ask: _Ask, here: BoolArray) -> _Ask:
-    return ask._replace(treated=ask.treated & here, others=ask.others & here)
+def _compare(comparison: _Comparison, multiplicity: IntArray) -> _Result:
+    members = np.flatnonzero(comparison.treated | comparison.others)
+    columns: Any = (column[members] for column in comparison.units)
+    units, treated = _Units(*columns), comparison.treated[members]
+    common = (units.entropy, treated, units.trajectory, multiplicity)
+    subset = comparison._replace(units=units, treated=treated, others=~treated)
+    return _Result(subset, contrast(*common), contrast(*common, units.cell), multiplicity)
 
 
-def _answer(ask: _Ask, copies: IntArray) -> _Answer:
-    at = np.flatnonzero(ask.treated | ask.others)
-    units, treated = ask.units.at(at), ask.treated[at]
-    few = ask._replace(units=units, treated=treated, others=~treated)
-    common = (units.value, treated, units.trajectory, copies)
-    return _Answer(few, contrast(*common), contrast(*common, units.cell), copies)
-
-
-def _numbers(answer: _Answer, asked: Question) -> list[Estimate]:
-    """Both differences with error and interval."""
-    pairs = (answer.raw, answer.matched)
+def _estimates(result: _Result, question: Question) -> tuple[Estimate, Estimate, float]:
+    """Both differences, raw and matched, and the p-value of the matched one being 0."""
+    pairs = (result.raw, result.matched)
     sides = [np.stack([getattr(pair, name) for pair in pairs], axis=1) for name in ("numerator", "denominator")]
-    numerators, denominators = (np.repeat(side, answer.copies, axis=0) for side in sides)
+    numerators, denominators = (np.repeat(side, result.multiplicity, axis=0) for side in sides)
     if not len(numerators):
-        return [Estimate(math.nan)] * len(pairs)
-    made = estimates(numerators, denominators, resamples=asked.resamples, seed=asked.seed)
-    found = (Estimate(*ends) for ends in zip(*(column.tolist() for column in made), strict=True))
-    return [one if pair.clusters >= FEWEST else Estimate(one.value) for one, pair in zip(found, pairs, strict=True)]
+        return Estimate(math.nan), Estimate(math.nan), math.nan
+    bootstrap: dict[str, Any] = {"resamples": question.resamples, "seed": question.seed}
+    columns = zip(*(column.tolist() for column in estimates(numerators, denominators, **bootstrap)), strict=True)
+    raw, matched = (
+        Estimate(*column) if pair.clusters >= FEWEST_CLUSTERS else Estimate(column[0])
+        for column, pair in zip(columns, pairs, strict=True)
+    )
+    numerator, denominator = numerators[:, 1], denominators[:, 1]
+    if result.matched.clusters < FEWEST_CLUSTERS or not denominator.sum() > 0:
+        return raw, matched, math.nan
+    zero = (np.zeros_like(numerator), denominator)  # a ratio against one whose numerator is 0
+    return raw, matched, paired(zero, (numerator, denominator), **bootstrap).p
 
 
-def _p_value(answer: _Answer, asked: Question) -> float:
-    """Of the matched difference being 0: that of a ratio against one whose numerator is 0."""
-    pair = answer.matched
-    numerator, denominator = (np.repeat(side, answer.copies) for side in (pair.numerator, pair.denominator))
-    if pair.clusters < FEWEST or not denominator.sum() > 0:
-        return math.nan
-    zero = (np.zeros_like(numerator), denominator)
-    return paired(zero, (numerator, denominator), resamples=asked.resamples, seed=asked.seed).p
-
-
-def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """With Holm's p-values over all rows."""
     p_values = holm({str(i): row["p"] for i, row in enumerate(rows)})
     return [{**row, "p_holm": p_values[str(i)]} for i, row in enumerate(rows)]
 
 
-def _split_rows(by: str, answers: Sequence[tuple[str, _Answer]], asked: Question) -> list[dict[str, Any]]:
-    rows = []
-    for name, answer in answers:
-        row = _row(answer, asked)
-        if row["n"]:
-            rows.append(
-                {"part": row["part"], by: name, **{key: row[key] for key in row if key not in ("part", "group")}}
-            )
-    return _corrected(rows)
-
-
-def _row(answer: _Answer, asked: Question) -> dict[str, Any]:
-    ask, (raw, matched) = answer.ask, _numbers(answer, asked)
-    weight = answer.copies[ask.units.trajectory].astype(np.float64)
+def _row(result: _Result, question: Question) -> dict[str, Any]:
+    (part, group, units, treated, others), multiplicity = result.comparison, result.multiplicity
+    raw, matched, p = _estimates(result, question)
+    weight = multiplicity[units.trajectory]
     return {
-        "part": ask.part,
-        "group": ask.group,
-        "n": round(weight[ask.treated].sum()),
-        "others": round(weight[ask.others].sum()),
-        "trajectories": int(answer.copies[np.unique(ask.units.trajectory[ask.treated])].sum()),
-        "entropy": _mean(ask.units.value, ask.treated, weight),
-        "others_entropy": _mean(ask.units.value, ask.others, weight),
+        "part": part,
+        "group": group,
+        "n": int(weight[treated].sum()),
+        "others": int(weight[others].sum()),
+        "trajectories": int(multiplicity[np.unique(units.trajectory[treated])].sum()),
+        "entropy": result.mean(units.entropy, treated),
+        "others_entropy": result.mean(units.entropy, others),
         "difference": raw,
         "interval": interval(raw),
         "matched": matched,
         "matched_interval": interval(matched),
-        "p": _p_value(answer, asked),
-        "matched_share": answer.matched.used,
+        "p": p,
+        "matched_share": result.matched.used,
     }
 
 
-def _bounds_row(answer: _Answer) -> dict[str, Any]:
-    ask, limits = answer.ask, answer.ask.units.bounds
-    weight = answer.copies[ask.units.trajectory].astype(np.float64)
-    ends = difference_bounds(answer.matched.lift, weight, *limits)
+def _bounds_row(result: _Result) -> dict[str, Any]:
+    part, group, units, treated, others = result.comparison
+    weight = result.multiplicity[units.trajectory].astype(np.float64)
+    ends = difference_bounds(result.matched.lift, weight, units.low, units.high)
     least, greatest = (end if math.isfinite(end) else math.nan for end in ends)
-    sides = (("", ask.treated), ("others_", ask.others))
-    means = {
-        f"{side}{name}": _mean(values, which, weight)
-        for side, which in sides
-        for name, values in zip(("low", "high"), limits, strict=True)
-    }
     return {
-        "part": ask.part,
-        "group": ask.group,
-        "topk": _mean(ask.units.value, ask.treated, weight),
-        **means,
-        "matched": answer.matched.value(answer.copies),
+        "part": part,
+        "group": group,
+        "topk": result.mean(units.entropy, treated),
+        "low": result.mean(units.low, treated),
+        "high": result.mean(units.high, treated),
+        "others_low": result.mean(units.low, others),
+        "others_high": result.mean(units.high, others),
+        "matched": result.matched.value(result.multiplicity),
         "difference_low": least,
         "difference_high": greatest,
     }
-
-
-def _mean(values: FloatArray, which: BoolArray, weight: FloatArray) -> float:
-    total = weight[which].sum()
-    mean = float((values[which] * weight[which]).sum() / total) if total > 0 else math.nan
-    return mean if math.isfinite(mean) else math.nan
 
 
 # --- the figure -------------------------------------------------------------------------------------------------------
 
 
 class Line(NamedTuple):
-    """A series: what it is called, and a value with its interval at each of its places."""
+    """A series: its name, and an estimate at each of its places."""
 
     name: str
     places: tuple[str, ...]
     values: tuple[Estimate, ...]
 
 
-def drawn(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
-    """The numbers of the figure (of the first token set and k), from the tables of all runs: the name of the last run;
-    its differences, raw and matched, a place a group; and the matched difference of each part over runs, or over turns
-    where there is one run.
+def figure_data(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
+    """The numbers of the figure (of the first token set and k), from the tables of all runs.
+
+    Returns:
+        The name of the last run; its differences, raw and matched, a place a group; the matched difference of each
+        part over runs, or over turns where there is one run.
     """
-    whole, by_turn = (_first(tables, name) for name in ("exploration", "exploration_by_turn"))
+    whole, by_turn = (_first_setting(tables, name) for name in ("exploration", "exploration_by_turn"))
     run = whole[-1]["run"]
     last = [row for row in whole if row["run"] == run]
     places = tuple(str(row["part"] if row["group"] == "all" else f"– {row['group']}") for row in last)
@@ -521,11 +439,11 @@ def drawn(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
     several = whole[0]["run"] != run
     rows, by = ([row for row in whole if row["group"] == "all"], "run") if several else (by_turn, "turn")
     seen = {row[by] for row in rows}
-    names = tuple(dict.fromkeys(row[by] for row in rows) if several else (turn for turn in TURNS if turn in seen))
+    names = tuple(dict.fromkeys(row[by] for row in rows) if several else (turn for turn in _TURNS if turn in seen))
     course = []
     for part in PARTS:
-        numbers = {row[by]: row["matched"] for row in rows if row["part"] == part}
-        course.append(Line(part, names, tuple(numbers.get(name, Estimate(math.nan)) for name in names)))
+        values = {row[by]: row["matched"] for row in rows if row["part"] == part}
+        course.append(Line(part, names, tuple(values.get(name, Estimate(math.nan)) for name in names)))
     return run, groups, course
 
 
@@ -533,7 +451,7 @@ def draw(tables: Sequence[Table], stem: Path) -> list[Path]:
     """Write `stem`.svg and `stem`.png; returns both paths."""
     from hesnr_tasks.plotting import error_bars, figure, label, save
 
-    run, groups, course = drawn(tables)
+    run, groups, course = figure_data(tables)
     picture, axes = figure(1, 2, width=4.2, height=3.6)
     left, right = axes[0]
     for i, line in enumerate(groups):
@@ -558,6 +476,6 @@ def draw(tables: Sequence[Table], stem: Path) -> list[Path]:
     return save(picture, stem)
 
 
-def _first(tables: Sequence[Table], name: str) -> list[Mapping[str, Any]]:
+def _first_setting(tables: Sequence[Table], name: str) -> list[Mapping[str, Any]]:
     rows = next(table.rows for table in tables if table.name == name)
     return [row for row in rows if all(row[key] == rows[0][key] for key in ("select", "k"))]

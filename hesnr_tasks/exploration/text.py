@@ -57,6 +57,11 @@ class Sentence(NamedTuple):
     place: int
     words: tuple[Word, ...]
 
+    @property
+    def text(self) -> str:
+        """The words, separated by spaces, and ` for each piece of code before one."""
+        return " ".join("` " + word.text if CODE in word.gap else word.text for word in self.words)
+
 
 _OPENER = r"(?:The|This|That|These|We|I|It|Let|Now|Since|Given|To|In|All|If|So|But|However|Next|First|Then|There|Our)\b"
 _CODE = re.compile(
@@ -93,20 +98,19 @@ def prose(text: str) -> str:
 
 def _masked(match: re.Match[str]) -> str:
     # a path or name at the end of a sentence does not swallow the full stop
-    found = match[0]
-    kept = "" if match["fence"] or match["tick"] else found[len(found.rstrip(".")) :]
-    return re.sub(r"[^\n]", CODE, found[: len(found) - len(kept)]) + kept
+    code = match[0] if match["fence"] or match["tick"] else match[0].rstrip(".")
+    return re.sub(r"[^\n]", CODE, code) + match[0][len(code) :]
 
 
 def sentences(flat: str) -> list[Sentence]:
     """The sentences of one stretch of `prose` that have a word; a list item or heading is one or several of its own."""
-    found: list[Sentence] = []
+    result: list[Sentence] = []
     for block_start, block_end in _blocks(flat):
         for start, end in _split(flat, block_start, block_end):
             words = tuple(_words(flat, start, end))
             if words:
-                found.append(Sentence(start, end, len(found), words))
-    return found
+                result.append(Sentence(start, end, len(result), words))
+    return result
 
 
 def _blocks(flat: str) -> Iterator[tuple[int, int]]:
@@ -128,13 +132,12 @@ def _blocks(flat: str) -> Iterator[tuple[int, int]]:
 
 
 def _split(flat: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    at = start
     for match in _END.finditer(flat, start, end):
-        if _ends(flat, at, match, end):
-            yield _trimmed(flat, at, match.end())
-            at = match.end()
-    if at < end:
-        yield _trimmed(flat, at, end)
+        if _ends(flat, start, match, end):
+            yield _trimmed(flat, start, match.end())
+            start = match.end()
+    if start < end:
+        yield _trimmed(flat, start, end)
 
 
 def _ends(flat: str, start: int, match: re.Match[str], end: int) -> bool:
@@ -175,24 +178,19 @@ _JOINERS = ("and", "or", "but")
 _BETWEEN = re.compile(r"[ \t\n*_-]*")  # within a phrase: no comma, no code
 
 
-class _Entry(NamedTuple):
+class _Phrase(NamedTuple):
     words: tuple[str, ...]
     group: str
     head: int  # the word that is measured
     opens: bool  # only where a clause begins
     comma: bool  # only before a comma
 
-    @property
-    def name(self) -> str:
-        return " ".join(self.words)
-
 
 class Hit(NamedTuple):
-    """A pivotal word: its place among the words of its sentence, its group, and the entry it is there by."""
+    """A pivotal word: its place among the words of its sentence, and its group."""
 
     word: int
     group: str
-    entry: str
 
 
 class Lexicon:
@@ -202,25 +200,28 @@ class Lexicon:
         self.version = str(content["version"])
         self.groups = tuple(name for name in content["words"] if name != _NONE)
         self.kinds = tuple(content["sentences"])
-        self._entries: dict[str, list[_Entry]] = {}
-        for group, words in content["words"].items():
-            for one in words:
-                entry = _entry(one, group)
-                self._entries.setdefault(entry.words[0], []).append(entry)
-        for entries in self._entries.values():
-            entries.sort(key=lambda entry: -len(entry.words))
-        self._patterns = {kind: re.compile("|".join(found)) for kind, found in content["sentences"].items()}
+        self._phrases: dict[str, list[_Phrase]] = {}  # by first word, the longest first
+        for group, entries in content["words"].items():
+            for entry in entries:
+                parts = entry.strip("^,").split()
+                head = next((i for i, part in enumerate(parts) if part.startswith("|")), 0)
+                words = tuple(part.lstrip("|") for part in parts)
+                phrase = _Phrase(words, group, head, entry.startswith("^"), entry.endswith(","))
+                self._phrases.setdefault(words[0], []).append(phrase)
+        for phrases in self._phrases.values():
+            phrases.sort(key=lambda phrase: -len(phrase.words))
+        self._patterns = {kind: re.compile("|".join(some)) for kind, some in content["sentences"].items()}
 
     def hits(self, flat: str, sentence: Sentence) -> list[Hit]:
         """The pivotal words of a sentence of `flat` (`text.prose`), in order."""
-        words, found, at = sentence.words, [], 0
-        while at < len(words):
-            known = self._entries.get(words[at].text)
-            entry = next((e for e in known if _fits(e, flat, words, at)), None) if known else None
-            if entry is not None and entry.group != _NONE:
-                found.append(Hit(at + entry.head, entry.group, entry.name))
-            at += len(entry.words) if entry else 1
-        return found
+        words, hits, i = sentence.words, [], 0
+        while i < len(words):
+            phrases = self._phrases.get(words[i].text, ())
+            phrase = next((phrase for phrase in phrases if _fits(phrase, flat, words, i)), None)
+            if phrase is not None and phrase.group != _NONE:
+                hits.append(Hit(i + phrase.head, phrase.group))
+            i += len(phrase.words) if phrase else 1
+        return hits
 
     def reflects(self, flat: str, sentence: Sentence) -> tuple[str, ...]:
         """The kinds of reflection that a sentence of `flat` shows; most show none."""
@@ -229,24 +230,15 @@ class Lexicon:
         return tuple(kind for kind, pattern in self._patterns.items() if pattern.search(line))
 
 
-def _entry(written: str, group: str) -> _Entry:
-    parts = written.strip("^,").split()
-    head = next((i for i, part in enumerate(parts) if part.startswith("|")), 0)
-    words = tuple(part.lstrip("|") for part in parts)
-    return _Entry(words, group, head, written.startswith("^"), written.endswith(","))
-
-
-def _fits(entry: _Entry, flat: str, words: Sequence[Word], at: int) -> bool:
-    if at + len(entry.words) > len(words):
+def _fits(phrase: _Phrase, flat: str, words: Sequence[Word], start: int) -> bool:
+    here = words[start : start + len(phrase.words)]
+    if tuple(word.text for word in here) != phrase.words:
         return False
-    there = words[at : at + len(entry.words)]
-    if any(word.text != wanted for word, wanted in zip(there, entry.words, strict=True)):
+    if phrase.opens and here[0].clause > 0 and not (start and words[start - 1].text in _JOINERS):
         return False
-    if entry.opens and words[at].clause > 0 and not (at and words[at - 1].text in _JOINERS):
+    if phrase.comma and flat[here[-1].end : here[-1].end + 1] != ",":
         return False
-    if entry.comma and flat[there[-1].end : there[-1].end + 1] != ",":
-        return False
-    return all(_BETWEEN.fullmatch(word.gap) for word in there[1:])
+    return all(_BETWEEN.fullmatch(word.gap) for word in here[1:])
 
 
 @lru_cache
@@ -297,40 +289,41 @@ def distances(
     corpus = texts if reference is None else reference
     if not len(texts) or len(corpus) < NEIGHBOURS + own:
         return np.full(len(texts), np.nan)
-    drawn = np.random.default_rng(seed).permutation(len(corpus))[:references]
-    rows = np.sort(drawn) if len(corpus) > references else np.arange(len(corpus))
+    rows = np.arange(len(corpus))
+    if len(corpus) > references:
+        rows = np.sort(np.random.default_rng(seed).permutation(len(corpus))[:references])
     of_corpus, of_texts = _vectors(corpus, None if own else texts, embed)
     search = NearestNeighbors(n_neighbors=NEIGHBOURS + own, metric="cosine", algorithm="brute").fit(of_corpus[rows])
-    apart, found = search.kneighbors(of_texts)
+    apart, nearest_rows = search.kneighbors(of_texts)
     if own:  # a text is no neighbour of its own; where equal texts crowd it out, all of these are at distance 0
-        itself = rows[found] == np.arange(len(texts))[:, None]
+        itself = rows[nearest_rows] == np.arange(len(texts))[:, None]
         itself[~itself.any(axis=1), -1] = True
         apart = apart[~itself].reshape(len(texts), NEIGHBOURS)
     return np.clip(apart.mean(axis=1, dtype=np.float64), 0.0, None)
 
 
-def rare(found: FloatArray, share: float = _SHARE) -> npt.NDArray[np.bool_]:
+def rare(apart: FloatArray, share: float = _SHARE) -> npt.NDArray[np.bool_]:
     """The `share` of texts with the greatest distances; ties at the limit are not rare."""
-    known = found[~np.isnan(found)]
-    if not len(known):
-        return np.zeros(len(found), dtype=bool)
-    limit = np.sort(known)[::-1][int(share * len(known))]  # the first one beyond the share
-    return np.nan_to_num(found, nan=-np.inf) > limit
+    finite = apart[~np.isnan(apart)]
+    if not len(finite):
+        return np.zeros(len(apart), dtype=bool)
+    limit = np.sort(finite)[::-1][int(share * len(finite))]  # the first one beyond the share
+    return np.nan_to_num(apart, nan=-np.inf) > limit
 
 
 def embedder(name: str) -> Embed:
     """The function `package.module:function`; `SettingsError` where there is none."""
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        embed = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
             f"--embed {name!r} cannot be used ({error}); it names a function as package.module:function, which takes "
             "a list of texts and gives an array with a row for each"
         ) from None
-    if not callable(found):
+    if not callable(embed):
         raise SettingsError(f"--embed {name!r} is no function")
-    return cast(Embed, found)
+    return cast(Embed, embed)
 
 
 def _vectors(corpus: Sequence[str], texts: Sequence[str] | None, embed: Embed | None) -> tuple[Any, Any]:

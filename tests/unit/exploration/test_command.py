@@ -10,7 +10,7 @@ import pytest
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.exploration.entropy_profile import drawn
+from hesnr_tasks.exploration.entropy_profile import figure_data
 from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import Estimate
@@ -80,7 +80,7 @@ def test_the_figure_draws_the_numbers_of_the_tables(ladder, tmp_path, over):
         assert (tmp_path / "exploration.png").stat().st_size > 10_000
         assert b"matched difference" in (tmp_path / "exploration.svg").read_bytes()
     tables = [Table(name, name, [_numbers(row) for row in rows]) for name, rows in told["tables"].items()]
-    (run, groups, courses), rows = drawn(tables), {table.name: table.rows for table in tables}
+    (run, groups, courses), rows = figure_data(tables), {table.name: table.rows for table in tables}
     last = [row for row in rows["exploration"] if row["run"] == "step200"]
     assert [line.values for line in groups] == [tuple(r[n] for r in last) for n in ("difference", "matched")]
     course = [
