@@ -93,13 +93,14 @@ def _csv(table: Table, digits: int, *, named: bool) -> str:
     if named:
         writer.writerow([_csv_cell(f"# {table.name}", digits)])
     numbers = {name for row in table.rows for name, value in row.items() if isinstance(value, Estimate)}
+    columns = table.columns
     heading: list[str] = []
-    for name in table.columns:
+    for name in columns:
         heading += [f"{name}{part}" for part in ("", "_stderr", "_low", "_high")] if name in numbers else [name]
     writer.writerow([_csv_cell(name, digits) for name in heading])
     for row in table.rows:
         cells: list[Any] = []
-        for name in table.columns:
+        for name in columns:
             value = row.get(name)
             if name in numbers:
                 cells += value if isinstance(value, Estimate) else Estimate(math.nan if value is None else value)

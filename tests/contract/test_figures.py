@@ -16,13 +16,7 @@ from hesnr_tasks.report.tables import csv_text
 from hesnr_tasks.stats import Estimate
 from tests.unit.report import ladders
 
-HOSTILE = (
-    "step1-2k$x_{",
-    "step2-2k</svg><script>",
-    "step3-8k &amp;\x1b[31m\x00",
-    "step4-8k $a$ $\\frac$",
-    "step4-8k $a$ $\\frac$-sft",
-)
+HOSTILE = ("step1-2k$x_{</svg><script>", "step2-8k $a$ $\\frac$ &amp;\x1b[31m\x00", "step2-8k $a$ $\\frac$-sft")
 MANY = (*(f"step{i}-{2 + 6 * (i > 7)}k" for i in range(1, 14)), "step13-8k-sft")
 
 
@@ -32,14 +26,12 @@ def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     many = ladders.score_files(folder / "many", MANY, 4, 40)
     two = dict(list(many.items())[6:8])
-    full = ladders.report_data(many)
     return {
         "one": ladders.report_data(dict(list(many.items())[:1]), downstream=False),
         "two": ladders.report_data(two, downstream=False),
         "two, with downstream scores": ladders.report_data(two),
         "many": ladders.report_data(many, downstream=False),
-        "many, with downstream scores": full,
-        "many, with observations": with_observations(full),
+        "many, with downstream scores and observations": with_observations(ladders.report_data(many)),
         "none": ladders.report_data({}, downstream=False, names=["step1"]),
     }
 
@@ -58,40 +50,25 @@ def with_observations(data):
 
 
 @pytest.mark.parametrize("make", FIGURES, ids=lambda make: make.__name__)
-def test_every_figure_is_drawn_where_the_data_allow_it(reports, make):
-    drawn = 0
-    for data in reports.values():
-        if (figure := make(data)) is not None:
-            with look():
-                canvas = figure.draw()
-            assert canvas.axes
-            assert all(axes.has_data() for axes in canvas.axes)
-            assert figure.title
-            assert figure.subtitle
-            assert figure.caption.endswith(".")
-            drawn += 1
-    assert drawn
+def test_every_figure_is_drawn_where_the_data_allow_it_from_numbers_in_its_csv(reports, make):
+    figures = [figure for data in reports.values() if (figure := make(data)) is not None]
+    assert figures
     assert make(reports["none"]) is None
-
-
-@pytest.mark.parametrize("make", FIGURES, ids=lambda make: make.__name__)
-def test_the_csv_has_every_number_that_is_drawn(reports, make):
-    for data in reports.values():
-        figure = make(data)
-        if figure is None:
-            continue
-        numbers = set()
-        for table in figure.tables:
-            for row in csv.DictReader(io.StringIO(csv_text(table))):
-                numbers |= {float(cell) for cell in row.values() if _is_number(cell)}
-        ordered = np.array(sorted(numbers))
+    for figure in figures:
+        assert figure.title
+        assert figure.subtitle
+        assert figure.caption.endswith(".")
         with look():
             canvas = figure.draw()
+        assert canvas.axes
+        assert all(axes.has_data() for axes in canvas.axes)
+        rows = [row for table in figure.tables for row in csv.DictReader(io.StringIO(csv_text(table)))]
+        numbers = np.array(sorted({float(cell) for row in rows for cell in row.values() if _is_number(cell)}))
         for values in (values for axes in canvas.axes for values in _drawn_values(axes)):
             finite = values[np.isfinite(values)]
-            right = np.clip(np.searchsorted(ordered, finite), 1, len(ordered) - 1)
-            nearest = np.stack([ordered[right - 1], ordered[right]])
-            assert (np.abs(nearest - finite).min(axis=0) <= 1e-5 * np.abs(finite) + 1e-5).all()
+            right = np.clip(np.searchsorted(numbers, finite), 1, len(numbers) - 1)
+            distance = np.abs(np.stack([numbers[right - 1], numbers[right]]) - finite).min(axis=0)
+            assert (distance <= 1e-5 * np.abs(finite) + 1e-5).all()
 
 
 def _is_number(cell):
@@ -131,7 +108,7 @@ def test_names_are_shown_as_they_are(tmp_path):
 
 
 def test_figures_have_names_of_their_own(reports):
-    names = [figure.name for figure in report_figures(reports["many, with downstream scores"])]
+    names = [figure.name for figure in report_figures(reports["many, with downstream scores and observations"])]
     assert len(set(names)) == len(names)
 
 

@@ -25,9 +25,8 @@ pytestmark = pytest.mark.slow
 
 HOSTILE = (
     "step1-2k<script>window.__hacked=1<script>",
-    'step2-8k"><img src=x onerror=alert(1)>',
+    'step2-8k&lt;"><img src=x onerror=alert(1)>',
     "step3-8k|a",
-    "step4-8k&lt;",
 )
 
 
@@ -118,15 +117,14 @@ def test_the_leaderboard_alone_loads_no_library_for_figures(tmp_path):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """Four tiny trained models through the real lm_eval, with score files where it puts them."""
+    """Three tiny trained models through the real lm_eval, with score files where it puts them."""
     from tests import tiny
     from tests.lm_eval_run import SMALL, evaluate, write
 
     folder = tmp_path_factory.mktemp("real")
     shorter = [SMALL[i % 3].__class__(f"part{i}", SMALL[i % 3].messages[: 3 + i // 3]) for i in range(6)]
-    mixed = [SMALL[i].__class__(f"mixed{i}", SMALL[i].messages + SMALL[i - 1].messages[1:]) for i in range(3)]
-    data = write(folder / "t.jsonl", [*SMALL, *shorter, *mixed])
-    for steps, name in ((5, "step5-2k"), (15, "step15-2k"), (25, "step25-8k"), (35, "step25-8k-sft")):
+    data = write(folder / "t.jsonl", [*SMALL, *shorter])
+    for steps, name in ((5, "step5-2k"), (10, "step10-8k"), (15, "step10-8k-sft")):
         place = folder / "runs" / name
         model = tiny.llama(str(folder / name), steps=steps)
         metadata = {"trajectories": data, "scores": str(place / "scores" / "run"), "keep": "observation+thought+action"}
@@ -134,7 +132,7 @@ def real(tmp_path_factory):
         found.pop("samples", None)
         (place / "model").mkdir(parents=True)
         (place / "model" / "results_1.json").write_text(json.dumps(found, default=str))
-    (folder / "down.csv").write_text("checkpoint,score\nstep5-2k,1\nstep15-2k,2\nstep25-8k,3\nstep25-8k-sft,2.5\n")
+    (folder / "down.csv").write_text("checkpoint,score\nstep5-2k,1\nstep10-8k,3\nstep10-8k-sft,2.5\n")
     return folder
 
 
@@ -147,7 +145,7 @@ def test_real_runs_make_every_figure_with_the_bits_of_analyze(real, capsys):
         "fig05_observation_entropy", "fig06_downstream", "fig07_extension", "fig08_sft", "sweep", "sweep_correlations",
     }  # fmt: skip
     rows = list(csv.DictReader((out / "figures" / "fig02_steps.csv").open()))
-    assert [row["checkpoint"] for row in rows] == ["step5-2k", "step15-2k", "step25-8k", "step25-8k-sft"]
+    assert [row["checkpoint"] for row in rows] == ["step5-2k", "step10-8k", "step10-8k-sft"]
     parser = argparse.ArgumentParser()
     analyze.add_arguments(parser)
     for row in rows:
@@ -162,7 +160,7 @@ def test_real_runs_make_every_figure_with_the_bits_of_analyze(real, capsys):
     assert float(rows[0]["ppl"]) == pytest.approx(saved["results"]["hesnr_swe"]["ppl,none"], rel=1e-5)
     cases = list(csv.DictReader(io.StringIO((out / "tables" / "cases.csv").read_text())))
     assert {row["near"] for row in cases} <= {"ln 2", "ln 3", "ln 4"}
-    assert {row["run"] for row in cases} == {"step25-8k-sft"}
+    assert {row["run"] for row in cases} == {"step10-8k-sft"}
 
 
 def test_score_files_are_found_by_signature_not_by_name(real):

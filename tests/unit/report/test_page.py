@@ -52,7 +52,7 @@ def test_without_matplotlib_there_is_a_page_that_says_so(tmp_path, capsys, monke
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find(name))
     analysis_made.run_of(tmp_path / "scores", 4, 60, seed=0, model="made/step1")
-    report(tmp_path / "scores", "-o", tmp_path / "out")
+    report(tmp_path / "scores", "-o", tmp_path / "out", "--resamples", 200)
     assert "matplotlib is not installed" in (tmp_path / "out" / "report.html").read_text()
     assert "hesnr-tasks[report]" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.svg"))
