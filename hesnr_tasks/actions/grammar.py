@@ -38,19 +38,8 @@ from typing import NamedTuple
 
 from hesnr_tasks.actions import Call, CharSpan, Parameter
 from hesnr_tasks.actions.json_calls import between, call_json_end, json_calls, json_end, whole_json
-from hesnr_tasks.actions.tools import tool_runs
+from hesnr_tasks.actions.tools import table, tool_runs
 from hesnr_tasks.trajectory import Kind, Segment
-
-__all__ = [
-    "CALL_FORMS",
-    "GUESSED",
-    "CallForm",
-    "find_calls",
-    "guess_form",
-    "label_calls",
-    "parse_action",
-    "split_calls",
-]
 
 Spans = Iterable[CharSpan]
 
@@ -125,16 +114,12 @@ def _parse_functions(text: str) -> list[Call]:
     if not marks:
         return []
     reader = _FunctionReader(text, marks)
-    first = len(text) - len(text.lstrip())
-    if marks[0].start == first:
+    if marks[0].start == len(text) - len(text.lstrip()):
         return reader.calls() if marks[0].kind == "parameter" or reader.begins(0) else []
-    return reader.calls() if _ends_in_call(text, marks) else []
-
-
-def _ends_in_call(text: str, marks: list[_Mark]) -> bool:
-    """Whether stray text comes before real calls: some call starts a line and the text ends with a closing tag."""
+    # stray text comes before real calls: some call starts a line and the text ends with a closing tag
     closed = marks[-1].kind in ("/function", "/wrap") and not text[marks[-1].end :].strip()
-    return closed and any(mark.kind in ("function", "wrap") and mark.leads for mark in marks)
+    leads = any(mark.kind in ("function", "wrap") and mark.leads for mark in marks)
+    return reader.calls() if closed and leads else []
 
 
 class _FunctionReader:
@@ -142,7 +127,10 @@ class _FunctionReader:
 
     def __init__(self, text: str, marks: list[_Mark]) -> None:
         self.text, self.marks, self.index, self.nesting = text, marks, 0, True
-        self.limit = _without_partial_closer(text)
+        stripped = text.rstrip()  # the text ends before a closing tag that was cut off (`</`, `</func` …)
+        cut = stripped.rfind("</", max(0, len(stripped) - 12))
+        partial = cut >= 0 and any(tag.startswith(stripped[cut:]) and tag != stripped[cut:] for tag in _CLOSERS)
+        self.limit = cut if partial else len(text)
         self.unclosed = 0  # up to this mark, values lack closing tags
         self.pending: list[CharSpan] = []  # tags seen before the call they belong to
 
@@ -170,37 +158,37 @@ class _FunctionReader:
                     self.pending.append((mark.start, mark.end))
         return calls
 
+    def follower(self, index: int) -> tuple[str, bool]:
+        """The kind of the next mark (empty behind the last), and whether only white space lies before it."""
+        if index + 1 >= len(self.marks):
+            return "", False
+        following = self.marks[index + 1]
+        return following.kind, _blank(self.text, self.marks[index].end, following.start)
+
     def begins(self, index: int) -> bool:
-        """Whether the opening mark at `at` begins a call, rather than being spoken of."""
-        mark = self.marks[index]
-        following = self.marks[index + 1] if index + 1 < len(self.marks) else None
-        adjacent = following is not None and _blank(self.text, mark.end, following.start)
+        """Whether the opening mark at `index` begins a call, rather than being spoken of."""
+        mark, (kind, adjacent) = self.marks[index], self.follower(index)
         before = self.text[max(0, mark.start - 80) : mark.start].rpartition("\n")[2]
         if before.endswith(("`", "'", '"')):
             return False
         if mark.kind == "wrap":
-            if following is not None and adjacent and following.kind == "function":
+            if adjacent and kind == "function":
                 return self.begins(index + 1)
             return bool(_JSON.match(self.text, mark.end) or _KEYED.match(self.text, mark.end))
-        if following is not None and adjacent and following.kind in ("parameter", "/function"):
+        if adjacent and kind in ("parameter", "/function"):
             return True
         rest = self.text[mark.end : mark.end + 200].partition("\n")[0]
-        alone = not before.strip() or self.wrapped(index)
-        closed = following is not None and following.kind == "/function"
-        return alone and (closed or not rest.strip() or rest.lstrip().startswith("{"))
+        wrapped = index > 0 and self.marks[index - 1].kind.endswith(("wrap", "/function"))
+        alone = not before.strip() or (wrapped and self.follower(index - 1)[1])
+        return alone and (kind == "/function" or not rest.strip() or rest.lstrip().startswith("{"))
 
-    def wrapped(self, index: int) -> bool:
-        return index > 0 and self.marks[index - 1].kind.endswith(("wrap", "/function")) and _blank(
-            self.text, self.marks[index - 1].end, self.marks[index].start
-        )  # fmt: skip
-
-    def take_pending(self) -> list[CharSpan]:
+    def take_pending(self, opener: _Mark) -> tuple[int, list[CharSpan]]:
+        """Where the call that `opener` begins starts, and the tags before it that are its own."""
         tags, self.pending = self.pending, []
-        return tags
+        return tags[0][0] if tags else opener.start, tags
 
     def function(self, opener: _Mark) -> Call:
-        tags = self.take_pending()
-        start = tags[0][0] if tags else opener.start
+        start, tags = self.take_pending(opener)
         if opener.end > opener.start:
             tags.append((opener.start, opener.end))
             self.index += 1
@@ -212,12 +200,8 @@ class _FunctionReader:
 
     def raw_body(self, start: int, tags: list[CharSpan]) -> list[Parameter]:
         """What stands between the opener and the first parameter: arguments that were stored as plain text."""
-        index = self.index
-        if (
-            index < len(self.marks)
-            and self.marks[index].kind == "parameter"
-            and _blank(self.text, start, self.marks[index].start)
-        ):
+        mark = self.marks[self.index] if self.index < len(self.marks) else None
+        if mark and mark.kind == "parameter" and _blank(self.text, start, mark.start):
             return []
         end = self.value_end(start, "", ())
         if (value := _JSON.match(self.text[start:end])) and not value["fence"]:
@@ -293,33 +277,26 @@ class _FunctionReader:
 
     def closes(self, index: int) -> bool:
         """Whether a `</parameter>` can end a value: what comes next is another parameter, or the end of the call."""
-        if index + 1 == len(self.marks):
+        kind, adjacent = self.follower(index)
+        if not kind:
             rest = self.text[self.marks[index].end : self.limit]
             return not rest.strip() or rest.startswith("\n\n")
-        following = self.marks[index + 1]
-        if not _blank(self.text, self.marks[index].end, following.start) or following.kind == "/parameter":
-            return False
-        return following.kind != "/function" or self.terminal(index + 1)
+        return adjacent and kind != "/parameter" and (kind != "/function" or self.is_last(index + 1))
 
     def ends_call(self, index: int) -> bool:
         """Whether a `</function>` ends a call whose last value was not closed."""
-        return self.terminal(index) and (self.marks[index].leads or self.borders(index))
-
-    def terminal(self, index: int) -> bool:
-        """Whether nothing of the same call can come after a `</function>`."""
-        following = self.marks[index + 1] if index + 1 < len(self.marks) else None
-        if following is None or following.kind in ("function", "wrap", "/wrap"):
-            return True
-        return following.kind == "/function" and _blank(self.text, self.marks[index].end, following.start)
-
-    def borders(self, index: int) -> bool:
-        """Whether only white space lies between this mark and the next call or the end of the text."""
+        mark = self.marks[index]
         end = self.marks[index + 1].start if index + 1 < len(self.marks) else self.limit
-        return not self.text[self.marks[index].end : end].strip()
+        return self.is_last(index) and (mark.leads or not self.text[mark.end : end].strip())
+
+    def is_last(self, index: int) -> bool:
+        """Whether nothing of the same call can come after a `</function>`."""
+        kind, adjacent = self.follower(index)
+        return kind in ("", "function", "wrap", "/wrap") or (kind == "/function" and adjacent)
 
     def json(self, wrap: _Mark) -> list[Call]:
         """The calls in `<tool_call>`: one value of JSON, or several one after the other; a fence may be around it."""
-        start = (self.take_pending() or [(wrap.start, wrap.end)])[0][0]
+        start, _ = self.take_pending(wrap)
         calls: list[Call] = []
         index = wrap.end
         while value := _JSON.match(self.text, index):
@@ -347,20 +324,12 @@ class _FunctionReader:
             parameters.append(Parameter(key[1].strip(), *_trim(self.text, key.end(), end)))
             index = closer.end() if closer else len(self.text)
         self.skip_to(index)
-        start = (self.take_pending() or [(wrap.start, wrap.end)])[0][0]
+        start, _ = self.take_pending(wrap)
         return Call(name[1], start, index, tuple(parameters), between(start, index, parameters), form="function")
 
 
 _KEY = re.compile(r"\s*<arg_key>([^<>\n]{0,200})</arg_key>\s*<arg_value>")
 _VALUE_END = re.compile(r"</arg_value>(?=\s*(?:<arg_key>|</tool_call>|\Z))")
-
-
-def _without_partial_closer(text: str) -> int:
-    """The length of `text` without a closing tag that was cut off (`</`, `</func` …) at its end."""
-    stripped = text.rstrip()
-    index = stripped.rfind("</", max(0, len(stripped) - 12))
-    cut = index >= 0 and any(tag.startswith(stripped[index:]) and tag != stripped[index:] for tag in _CLOSERS)
-    return index if cut else len(text)
 
 
 # --- control strings of model families around a name and JSON ---------------------------------------------------------
@@ -385,8 +354,6 @@ _MARKED_END = re.compile(
     r"\s*(?:```\s*)?(?:<\|tool_call_end\|>|<｜tool▁call▁end｜>|<\|(?:call|eom_id|eot_id|/tool_call|END_ACTION|action_end|tools_suffix)\|>)?"
     r"(?:\s*(?:<\|tool_calls_section_end\|>|<｜tool▁calls▁end｜>))?"
 )
-
-
 _CODE_END = re.compile(r"<\|(?:call|end|eom_id|eot_id|return)\|>|\Z")
 
 
@@ -405,11 +372,8 @@ def _find_marked(text: str, start: int = 0) -> list[Call]:
         label = next((name for name in opener.groups() if name), "")
         name = re.sub(r":\d+\Z", "", label).removeprefix("functions.")
         if not text.startswith(("{", "["), position):
-            if (
-                tool_runs(name) == "python"
-                and (closer := _CODE_END.search(text, position))
-                and closer.start() > position
-            ):
+            closer = _CODE_END.search(text, position) if tool_runs(name) == "python" else None
+            if closer and closer.start() > position:
                 value, position = Parameter("code", *_trim(text, position, closer.start())), closer.end()
                 tags = between(opener.start(), position, (value,))
                 result.append(Call(name, opener.start(), position, (value,), tags, form="function"))
@@ -428,17 +392,12 @@ def _find_marked(text: str, start: int = 0) -> list[Call]:
 
 # --- commands between one pair of tags, in fenced blocks, or bare -----------------------------------------------------
 
-
-_TAGS = {
-    "command": "bash",
-    "mswea_bash_command": "bash",
-    "execute_bash": "bash",
-    "bash": "bash",
-    "execute_ipython": "python",
-    "execute_ipython_cell": "python",
-    "execute_browse": "browse",
-    "finish": "finish",
-}
+_TAGS = table(
+    bash="command mswea_bash_command execute_bash bash",
+    python="execute_ipython execute_ipython_cell",
+    browse="execute_browse",
+    finish="finish",
+)
 _TAG = re.compile(rf"<({'|'.join(sorted(_TAGS, key=len, reverse=True))})>")
 
 
@@ -447,13 +406,11 @@ def _parse_tagged(text: str) -> list[Call]:
     opener = _TAG.match(text, len(text) - len(text.lstrip()))
     if not opener:
         return []
-    position = text.rfind(f"</{opener[1]}>", opener.end())
-    end = position if position >= 0 else len(text)
-    tags = [opener.span()] + ([(position, position + len(opener[1]) + 3)] if position >= 0 else [])
-    value = Parameter("command", *_trim(text, opener.end(), end))
-    return [
-        Call(_TAGS[opener[1]], opener.start(), tags[-1][1] if position >= 0 else end, (value,), tuple(tags), form="tag")
-    ]
+    closer = text.rfind(f"</{opener[1]}>", opener.end())
+    close = (closer, closer + len(opener[1]) + 3) if closer >= 0 else (len(text), len(text))
+    tags = (opener.span(), close) if closer >= 0 else (opener.span(),)
+    value = Parameter("command", *_trim(text, opener.end(), close[0]))
+    return [Call(_TAGS[opener[1]], opener.start(), close[1], (value,), tags, form="tag")]
 
 
 _KEYS = re.compile(r"<keystrokes\b[^<>\n]*>")
@@ -489,17 +446,13 @@ _FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*$", re.MULTI
 def _parse_fenced(text: str) -> list[Call]:
     """The fenced blocks of a text that begins with one (or ends with one after stray text), else none."""
     fences = list(_FENCE.finditer(text))
-    if not fences or not (text.lstrip().startswith(("```", "~~~")) or _closes(text, fences)):
+    ends = len(fences) > 1 and not fences[-1][2] and not text[fences[-1].end() :].strip()
+    if not fences or not (ends or text.lstrip().startswith(("```", "~~~"))):
         return []
     blocks = _blocks(fences)
-    between = pairwise(blocks)
-    if any(not _blank(text, a[1].end() if a[1] else len(text), b[0].start()) for a, b in between):
+    if any(not _blank(text, a[1].end() if a[1] else len(text), b[0].start()) for a, b in pairwise(blocks)):
         blocks = [(blocks[0][0], fences[-1])]  # fences inside the command: one block from the first to the last
     return [call for opener, closer in blocks for call in _fence_calls(text, opener, closer)]
-
-
-def _closes(text: str, fences: list[re.Match[str]]) -> bool:
-    return len(fences) > 1 and not fences[-1][2] and not text[fences[-1].end() :].strip()
 
 
 def _blocks(fences: list[re.Match[str]]) -> list[tuple[re.Match[str], re.Match[str] | None]]:
@@ -523,21 +476,18 @@ def _blocks(fences: list[re.Match[str]]) -> list[tuple[re.Match[str], re.Match[s
 def _fence_calls(text: str, opener: re.Match[str], closer: re.Match[str] | None) -> list[Call]:
     tag = opener[2].strip("{}.").lower()
     name = "bash" if not tag or tool_runs(tag) == "shell" else tag
-    end = closer.start() if closer else len(text)
-    fences = (opener.span(),) if closer is None else (opener.span(), closer.span())
+    end, after = closer.span() if closer else (len(text), len(text))
+    fences = (opener.span(), closer.span()) if closer else (opener.span(),)
     if tag in ("", "json", "xml", "tool_call"):
         block = text[opener.end() : end]
-        inner = [
-            call.shifted(opener.end()) for call in _parse_functions(block) or _parse_marked(block) or whole_json(block)
-        ]
-        if inner:
+        calls = _parse_functions(block) or _parse_marked(block) or whole_json(block)
+        if inner := [call.shifted(opener.end()) for call in calls]:
             inner[0] = inner[0]._replace(start=opener.start(), fences=fences[:1])
-            inner[-1] = inner[-1]._replace(
-                end=closer.end() if closer else inner[-1].end, fences=(*inner[-1].fences, *fences[1:])
-            )
+            if closer:
+                inner[-1] = inner[-1]._replace(end=after, fences=(*inner[-1].fences, closer.span()))
             return inner
     value = Parameter("command", *_trim(text, opener.end(), end))
-    return [Call(name, opener.start(), closer.end() if closer else len(text), (value,), fences=fences, form="fence")]
+    return [Call(name, opener.start(), after, (value,), fences=fences, form="fence")]
 
 
 def _parse_whole(text: str) -> list[Call]:

@@ -14,19 +14,6 @@ from hesnr_tasks.errors import printable
 from hesnr_tasks.formats.json_access import as_list, left_out, scalar_text
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory, clean
 
-__all__ = [
-    "DetectedFormat",
-    "Format",
-    "Problem",
-    "ReadReport",
-    "Skipped",
-    "TrajectoryBuilder",
-    "Where",
-    "is_generated",
-    "role_of",
-    "uncompressed",
-]
-
 _EXAMPLES = 5  # places named per reason
 _IMAGE = "[image]"  # stands for a picture; never counted as the model's text
 _IMAGE_TYPES = ("image_url", "image", "input_image")

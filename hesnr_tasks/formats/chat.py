@@ -31,19 +31,6 @@ from hesnr_tasks.formats.json_access import (
 from hesnr_tasks.formats.outcomes import row_outcome
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
 
-__all__ = [
-    "CHAT_TEXT",
-    "CHAT_TOOLS",
-    "CHAT_XML",
-    "COMPLETIONS",
-    "PLAIN",
-    "assistant_texts",
-    "first_messages",
-    "label_messages",
-    "message_text",
-    "row_of",
-]
-
 Item = Mapping[str, Any]
 _KEYS = ("messages", "trajectory", "conversations", "messages_json")
 _FIRST = 64  # messages looked at to recognise a row

@@ -21,8 +21,6 @@ from hesnr_tasks.formats.json_access import (
 )
 from hesnr_tasks.trajectory import Fidelity, Trajectory
 
-__all__ = ["CLAUDE_CODE", "CODEX"]
-
 Line = Mapping[str, Any]
 
 

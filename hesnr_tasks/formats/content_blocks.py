@@ -12,8 +12,6 @@ from hesnr_tasks.formats.base import TrajectoryBuilder
 from hesnr_tasks.formats.json_access import as_list, left_out, mapping, string
 from hesnr_tasks.trajectory import Kind, Segment
 
-__all__ = ["Turn", "arguments_of", "openai_calls", "reasoning_of", "turn_segments", "with_reasoning"]
-
 
 def turn_segments(content: str, calls: Iterable[ToolCall], reasoning: str = "") -> tuple[Segment, ...]:
     """Segments of an assistant turn stored as text, calls and, in some formats, reasoning; calls in canonical form."""

@@ -20,8 +20,6 @@ from hesnr_tasks.formats.json_access import deep, items, left_out, mapping, mapp
 from hesnr_tasks.formats.outcomes import outcome_meta, resolved_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
-__all__ = ["ATIF", "episode_rank"]
-
 # A converter writes this where the model wrote nothing (Harbor's reader of Claude Code sessions).
 _PLACEHOLDER = re.compile(r"Executed \S+(?: \S+)?\Z|\(tool use\)\Z")
 

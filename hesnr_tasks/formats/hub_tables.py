@@ -22,9 +22,6 @@ from hesnr_tasks.formats.outcomes import row_outcome
 from hesnr_tasks.formats.swe_agent import EXIT
 from hesnr_tasks.trajectory import Fidelity, Trajectory
 
-__all__ = ["NEBIUS", "R2E_GYM"]
-
-
 # --- nebius/SWE-agent-trajectories: role `ai`, and the model's own text in `text` -------------------------------------
 
 

@@ -16,8 +16,6 @@ from hesnr_tasks.formats.json_access import deep, items, left_out, mapping, mess
 from hesnr_tasks.formats.outcomes import outcome_meta, resolved_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
-__all__ = ["INSPECT_AI"]
-
 _ATTACHED = "attachment://"
 
 

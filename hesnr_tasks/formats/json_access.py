@@ -18,24 +18,6 @@ from typing import Any
 from hesnr_tasks.bounded_io import DuplicateKeys, parse_json, text_size
 from hesnr_tasks.errors import DataError
 
-__all__ = [
-    "Losses",
-    "as_list",
-    "collecting_losses",
-    "decoded",
-    "deep",
-    "items",
-    "left_out",
-    "mapping",
-    "mappings",
-    "messages_of",
-    "need_items",
-    "parts_of",
-    "scalar_text",
-    "string",
-    "unwrapped",
-]
-
 _MAX_LITERAL_PARTS = 500_000
 
 

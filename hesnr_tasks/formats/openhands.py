@@ -22,8 +22,6 @@ from hesnr_tasks.formats.json_access import as_list, deep, items, left_out, mapp
 from hesnr_tasks.formats.outcomes import outcome_meta, report_outcome, resolved_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
-__all__ = ["OPENHANDS", "OPENHANDS_SDK"]
-
 Event = Mapping[str, Any]
 
 

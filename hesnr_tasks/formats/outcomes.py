@@ -19,16 +19,6 @@ from hesnr_tasks.formats.base import Problem, ReadReport
 from hesnr_tasks.formats.json_access import as_list, deep, scalar_text
 from hesnr_tasks.formats.sources import records, source_paths, walk
 
-__all__ = [
-    "outcome_meta",
-    "read_outcomes",
-    "report_outcome",
-    "reports_in",
-    "resolved_of",
-    "row_outcome",
-    "tried_outcomes",
-]
-
 _TRUE = ("true", "resolved", "success", "c", "pass", "passed", "yes")
 _FALSE = ("false", "unresolved", "fail", "failed", "i", "no")
 _RESOLVED = ("resolved_ids", "resolved")

@@ -15,8 +15,6 @@ from hesnr_tasks.formats.json_access import as_list
 from hesnr_tasks.formats.sources import Record, records
 from hesnr_tasks.trajectory import Trajectory
 
-__all__ = ["Reading"]
-
 _MAX_PROBLEMS = 20
 _TIMES = re.compile(r"(.*) \((\d{1,9}) times\)", re.DOTALL)
 _SNIFFED = 16  # lines looked at to see whether a file is one session

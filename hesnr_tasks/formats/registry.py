@@ -18,17 +18,6 @@ from hesnr_tasks.formats.openhands import OPENHANDS, OPENHANDS_SDK
 from hesnr_tasks.formats.swe_agent import MINI_SWE_AGENT, SWE_AGENT
 from hesnr_tasks.trajectory import FORMAT, Trajectory
 
-__all__ = [
-    "FORMATS",
-    "choose",
-    "choose_session",
-    "format_of_name",
-    "read_record",
-    "unknown_format",
-    "unpacked",
-    "warnings_of",
-]
-
 _SURE = 0.5
 _PACKED = ("messages", "trajectory", "conversations", "messages_json", "history", "trajectory_steps", "replay_config")
 

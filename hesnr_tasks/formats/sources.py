@@ -38,8 +38,6 @@ from hesnr_tasks.bounded_io import (
 from hesnr_tasks.errors import DataError, nearest
 from hesnr_tasks.formats.base import Problem, ReadReport, Where, uncompressed
 
-__all__ = ["Record", "hub_rows", "is_hub_id", "records", "source_paths", "walk"]
-
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".traj", ".parquet", ".eval")
 _SUFFIXES_NAMED = 5
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -21,8 +21,6 @@ from hesnr_tasks.formats.content_blocks import Turn, openai_calls, turn_segments
 from hesnr_tasks.formats.json_access import as_list, deep, items, mapping, messages_of, scalar_text, string
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
 
-__all__ = ["EXIT", "MINI_SWE_AGENT", "SWE_AGENT"]
-
 Item = Mapping[str, Any]
 
 
