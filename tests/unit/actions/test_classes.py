@@ -154,7 +154,7 @@ def test_nothing_is_executed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["$(" * 20_000, "'" * 99_999, "a|" * 50_000, "cat <<E\n" * 10_000, "bash -c '" * 5_000]
+    "text", ["$(" * 20_000, "'" * 99_999, "a|" * 20_000, "cat <<E\n" * 10_000, "bash -c '" * 5_000]
 )
 def test_time_is_bounded_for_hostile_texts(text):
     begun = time.process_time()
