@@ -27,25 +27,21 @@ Pivotal = Callable[[Sequence[int]], Sequence[bool]]
 """The token ids of one completion → which of them count as pivotal, one bool for each id."""
 
 
-def check_version(found: str | None) -> None:
-    """Raise `SettingsError` for TRL's version `found` (None: not installed) where it is too old."""
-    if found is None:
+def check_version(installed: str | None) -> None:
+    """Raise `SettingsError` for TRL's version `installed` (None: it is not) where it is too old."""
+    if installed is None:
         raise SettingsError("shaping advantages in TRL needs TRL: pip install 'hesnr-tasks[trl]'")
-    if Version(found) < Version(OLDEST):
+    if Version(installed) < Version(OLDEST):
         raise SettingsError(
-            f"TRL {found} is installed; shaping needs TRL {OLDEST} or newer: pip install 'hesnr-tasks[trl]'. With an "
-            "older version, call entropy_shaped_advantage in a trainer of your own."
+            f"TRL {installed} is installed; shaping needs TRL {OLDEST} or newer: pip install 'hesnr-tasks[trl]'. With "
+            "an older version, call entropy_shaped_advantage in a trainer of your own."
         )
 
 
-def _installed() -> str | None:
-    try:
-        return version("trl")
-    except PackageNotFoundError:
-        return None
-
-
-check_version(_installed())
+try:
+    check_version(version("trl"))
+except PackageNotFoundError:
+    check_version(None)
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402  (a version that does not fit may fail to import)
 
 if TYPE_CHECKING:
@@ -125,10 +121,17 @@ class EntropyShapedGRPOMixin(_Trainer):
         pivotal: Pivotal | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_settings(type(self), alpha, kappa, alpha_decay_steps)
-        for given in (*args, *kwargs.values()):  # before a model is loaded
-            if isinstance(given, GRPOConfig):
-                _check_config(given)
+        check_strength(alpha, kappa)
+        if alpha_decay_steps is not None and alpha_decay_steps < 1:
+            raise SettingsError(f"alpha_decay_steps is {alpha_decay_steps}; it must be at least 1, or None (constant)")
+        if not isinstance(self, GRPOTrainer):
+            raise SettingsError(
+                f"{type(self).__name__} is not a GRPOTrainer. The advantage is shaped token by token: RLOO weighs "
+                "whole sequences, and the asynchronous trainer computes its loss elsewhere; neither can be shaped."
+            )
+        for argument in (*args, *kwargs.values()):  # before a model is loaded
+            if isinstance(argument, GRPOConfig):
+                _check_config(argument)
         self.alpha, self.kappa, self.alpha_decay_steps = alpha, kappa, alpha_decay_steps
         self.pivotal = pivotal
         self._shaping_batch: _Batch | None = None
@@ -161,15 +164,27 @@ class EntropyShapedGRPOMixin(_Trainer):
     def _shape(self, batch: _Batch, entropies: Tensor) -> None:
         mask = batch["completion_mask"] * batch.get("tool_mask", 1)
         alpha = self.current_alpha()
-        sums = _sums(batch.shape(entropies, mask, alpha, self.kappa))
+        shaped = batch.shape(entropies, mask, alpha, self.kappa)
+        means = {"capped": (shaped.capped.float(), shaped.counted), "relative_bonus": (shaped.relative, shaped.counted)}
         if self.pivotal is not None:
-            chosen = _pivotal(self.pivotal, batch["completion_ids"], batch["completion_mask"])
-            sums |= {"pivotal_entropy": _over(entropies, chosen & (mask != 0))}
-            sums |= {"other_entropy": _over(entropies, ~chosen & (mask != 0))}
-        totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
+            pivotal = torch.zeros_like(mask, dtype=torch.bool)
+            for row, (ids, inside) in enumerate(
+                zip(batch["completion_ids"], batch["completion_mask"] != 0, strict=True)
+            ):
+                marks, count = list(self.pivotal(ids[inside].tolist())), int(inside.sum())
+                if len(marks) != count:
+                    raise SettingsError(f"pivotal gave {len(marks)} marks for {count} tokens; it must give as many")
+                pivotal[row, inside] = torch.tensor(marks, dtype=torch.bool, device=mask.device)
+            means["pivotal_entropy"] = entropies, pivotal & (mask != 0)
+            means["other_entropy"] = entropies, ~pivotal & (mask != 0)
+        sums = [  # (sum, count) of each mean
+            torch.stack([torch.where(chosen, values, 0.0).sum(dtype=torch.float32), chosen.sum()])
+            for values, chosen in means.values()
+        ]
+        totals = self.accelerator.reduce(torch.stack(sums), reduction="sum").tolist()
         metrics = self._metrics["train" if self.model.training else "eval"]
         metrics["shaping/alpha"].append(alpha)
-        for name, (total, count) in zip(sums, totals, strict=True):
+        for name, (total, count) in zip(means, totals, strict=True):
             metrics[f"shaping/{name}"].append(total / count if count else float("nan"))  # TRL leaves NaN out of means
 
 
@@ -184,17 +199,6 @@ def _moved(what: str) -> SettingsError:
     )
 
 
-def _check_settings(trainer: type, alpha: float, kappa: float, decay: int | None) -> None:
-    check_strength(alpha, kappa)
-    if decay is not None and decay < 1:
-        raise SettingsError(f"alpha_decay_steps is {decay}; it must be at least 1, or None for a constant alpha")
-    if not issubclass(trainer, GRPOTrainer):
-        raise SettingsError(
-            f"{trainer.__name__} is not a GRPOTrainer. The advantage is shaped token by token: RLOO weighs whole "
-            "sequences, and the asynchronous trainer computes its loss elsewhere; neither can be shaped."
-        )
-
-
 def _check_config(config: GRPOConfig) -> None:
     if config.importance_sampling_level != "token":
         raise SettingsError(
@@ -205,24 +209,3 @@ def _check_config(config: GRPOConfig) -> None:
         raise SettingsError(f"loss_type is {config.loss_type!r}; shaping supports {', '.join(LOSS_TYPES)}")
     if config.use_liger_kernel:
         raise SettingsError("use_liger_kernel is not supported with shaping: leave it False")
-
-
-def _over(values: Tensor, chosen: Tensor) -> Tensor:
-    """Sum of `values` where `chosen`, and how many; (2,), float32."""
-    return torch.stack([torch.where(chosen, values, 0.0).sum(dtype=torch.float32), chosen.sum()])
-
-
-def _sums(shaped: Shaped) -> dict[str, Tensor]:
-    capped = _over(shaped.capped.float(), shaped.counted)
-    return {"capped": capped, "relative_bonus": _over(shaped.relative, shaped.counted)}
-
-
-def _pivotal(pivotal: Pivotal, ids: Tensor, mask: Tensor) -> Tensor:
-    """`pivotal` of each completion, as a bool tensor (B, T)."""
-    chosen = torch.zeros_like(mask, dtype=torch.bool)
-    for row, (of_row, inside) in enumerate(zip(ids, mask.bool(), strict=True)):
-        marks = list(pivotal(of_row[inside].tolist()))
-        if len(marks) != int(inside.sum()):
-            raise SettingsError(f"pivotal gave {len(marks)} marks for {int(inside.sum())} tokens; it must give as many")
-        chosen[row, inside] = torch.tensor(marks, dtype=torch.bool, device=mask.device)
-    return chosen

@@ -21,20 +21,20 @@ import torch
 from torch import Tensor
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.rl.advantage import KAPPA, Shaped, check_strength, shape
+from hesnr_tasks.rl.advantage import KAPPA, check_strength, shape
 
 __all__ = ["EntropyShapedPPOLoss", "check_version"]
 
 LINE = (0, 9)  # the minor line of verl whose ppo_loss was read and tested
 
 
-def check_version(found: str | None) -> None:
-    """Raise `SettingsError` unless `found`, verl's version or None where it is not installed, is one that was read."""
-    if found is None:
+def check_version(installed: str | None) -> None:
+    """Raise `SettingsError` unless `installed`, verl's version or None, is of the line that was read."""
+    if installed is None:
         raise SettingsError("shaping advantages in verl needs verl, which is not installed: pip install 'verl==0.9.*'")
-    if tuple(int(part) for part in found.split(".")[:2]) != LINE:
+    if tuple(int(part) for part in installed.split(".")[:2]) != LINE:
         raise SettingsError(
-            f"verl {found} is installed; its loss was read and tested in verl 0.9 only. With another version, call "
+            f"verl {installed} is installed; its loss was read and tested in verl 0.9 only. With another version, call "
             "entropy_shaped_advantage on padded tensors right before your policy loss."
         )
 
@@ -61,7 +61,10 @@ class EntropyShapedPPOLoss:
     ) -> None:
         check_strength(alpha, kappa)
         if ppo_loss is None or pad is None:
-            check_version(_installed())
+            try:
+                check_version(version("verl"))
+            except PackageNotFoundError:
+                check_version(None)
             ppo_loss = ppo_loss or import_module("verl.workers.utils.losses").ppo_loss
             pad = pad or import_module("verl.workers.utils.padding").no_padding_2_padding
         self.alpha, self.kappa = alpha, kappa
@@ -77,35 +80,19 @@ class EntropyShapedPPOLoss:
                 "the actor computed no entropies, so its advantages cannot be shaped: set "
                 "actor_rollout_ref.actor.calculate_entropy=true"
             )
-        given, mask = data["advantages"], data["response_mask"]
-        shaped = shape(_padded(given), self._pad(entropies.detach(), data), _padded(mask), self.alpha, self.kappa)
+        given = data["advantages"]
+        advantages, mask = (
+            torch.nested.to_padded_tensor(tensor, 0) if tensor.is_nested else tensor
+            for tensor in (given, data["response_mask"])
+        )
+        shaped = shape(advantages, self._pad(entropies.detach(), data), mask, self.alpha, self.kappa)
         copy = data.copy()
-        copy["advantages"] = _as_given(shaped.advantages, given)
+        copy["advantages"] = shaped.advantages
+        if given.is_nested:
+            rows = [row[: len(before)] for row, before in zip(shaped.advantages, given.unbind(), strict=True)]
+            copy["advantages"] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
         loss, metrics = self._ppo_loss(config, model_output, copy, dp_group)
-        return loss, {**metrics, **_metrics(shaped)}
-
-
-def _installed() -> str | None:
-    try:
-        return version("verl")
-    except PackageNotFoundError:
-        return None
-
-
-def _padded(tensor: Tensor) -> Tensor:
-    return torch.nested.to_padded_tensor(tensor, 0) if tensor.is_nested else tensor
-
-
-def _as_given(shaped: Tensor, given: Tensor) -> Tensor:
-    """`shaped`, (B, T), without padding where `given` had none."""
-    if not given.is_nested:
-        return shaped
-    rows = [row[: len(before)] for row, before in zip(shaped, given.unbind(), strict=True)]
-    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-
-
-def _metrics(shaped: Shaped) -> dict[str, float]:
-    count = shaped.counted.sum().clamp_min(1)
-    capped, relative = shaped.capped.sum() / count, shaped.relative.sum() / count
-    values = torch.stack([capped, relative]).tolist()  # one transfer; verl averages numbers, not tensors on a device
-    return dict(zip(("actor/shaping_capped", "actor/shaping_relative_bonus"), values, strict=True))
+        count = shaped.counted.sum().clamp_min(1)
+        means = torch.stack([shaped.capped.sum() / count, shaped.relative.sum() / count])
+        capped, relative = means.tolist()  # a single transfer; verl averages numbers, not tensors on a device
+        return loss, {**metrics, "actor/shaping_capped": capped, "actor/shaping_relative_bonus": relative}
