@@ -18,19 +18,19 @@ _PAPER = "arXiv 2601.20255"
 
 @metric("he_snr", better="up", source=_PAPER, title="HE-SNR ↑", over="decisions", scale=Scale.POSITIVE, unit="1/nat")
 def _he_snr(tokens: TokenColumns) -> Any:
-    """Mean over 𝓗 of p(x_t) / H_topk, p over the full vocabulary."""
+    """Mean of p(x_t) / H_topk, p over the full vocabulary."""
     return np.exp(tokens.logprob) / tokens.entropy
 
 
 @metric("he_ppl", better="down", source=_PAPER, title="HE-PPL ↓", over="decisions", scale=Scale.EXP)
 def _he_ppl(tokens: TokenColumns) -> Any:
-    """Perplexity over 𝓗."""
+    """Perplexity of the decisions."""
     return -tokens.logprob
 
 
 @metric("ppl", better="down", source=_PAPER, title="PPL ↓", scale=Scale.EXP)
 def _ppl(tokens: TokenColumns) -> Any:
-    """Perplexity over M."""
+    """Perplexity."""
     return -tokens.logprob
 
 
@@ -48,10 +48,11 @@ def _tokens(tokens: TokenColumns) -> Any:
 
 def _top(j: int) -> Callable[[TokenColumns], Any]:
     def accuracy(tokens: TokenColumns) -> Any:
-        """Share of M with rank at most j; undefined where that is unknown of one token (rank -m: beyond the m best)."""
+        # undefined where it is unknown of one token: rank -m is beyond the m most likely
         hit = (tokens.rank >= 1) & (tokens.rank <= j)
         return np.where((tokens.rank < 0) & (-tokens.rank < j), np.nan, hit)
 
+    accuracy.__doc__ = f"Share of tokens with rank at most {j}."
     return accuracy
 
 
@@ -61,11 +62,11 @@ for _j in (1, 2, 5, 10):
 
 @metric("entropy", unit="nats", source=_PAPER, title="entropy", scale=Scale.POSITIVE)
 def _entropy(tokens: TokenColumns) -> Any:
-    """Mean of H_topk over M."""
+    """Mean of H_topk."""
     return tokens.entropy
 
 
 @metric("density", source=_PAPER, title="|𝓗|/|M|", over=("decisions", "tokens"), scale=Scale.SHARE)
 def _density(tokens: TokenColumns) -> Any:
-    """Share of M that is in 𝓗."""
+    """Share of tokens that are decisions."""
     return 1.0

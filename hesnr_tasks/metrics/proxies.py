@@ -14,5 +14,5 @@ from hesnr_tasks.stats import Scale
     own_denominator=True, source="olmo-eval, BPBMetricByteAvg",
 )  # fmt: skip
 def _bits_per_byte(tokens: TokenColumns) -> Any:
-    """Bits per UTF-8 byte of the tokens that count: comparable across tokenizers."""
+    """Negative log-likelihood in bits over the UTF-8 bytes of the tokens: comparable across tokenizers."""
     return -tokens.logprob / math.log(2), tokens.n_bytes

@@ -171,6 +171,17 @@ def metric(
     return register
 
 
+def describe_metrics() -> str:
+    """The registered metrics as a Markdown table; the definition is the first line of the function's docstring."""
+    lines = ["| metric | better | unit | over | definition | source |", "| --- | --- | --- | --- | --- | --- |"]
+    for entry in METRICS.values():
+        over = " / ".join({"tokens": "M", "decisions": "𝓗"}[part] for part in dict.fromkeys(entry.over))
+        definition = (entry.definition.__doc__ or "").strip().split("\n")[0]
+        cells = (f"`{entry.name}`", entry.better or "", entry.unit, over, definition, entry.source)
+        lines.append(" | ".join(["", *(cell.replace("|", "\\|") for cell in cells), ""]).strip())
+    return "\n".join(lines) + "\n"
+
+
 def unregister(name: str) -> None:
     """Take a metric out of the registry; its columns stay in sums that were made before."""
     del METRICS[name]

@@ -4,6 +4,7 @@ A new metric needs one more line in tests/reference/metrics.py, and passes every
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hesnr_tasks.metrics import (
     aggregate,
     aggregate_error,
     cell_sums,
+    describe_metrics,
     evaluate,
     measure,
     metric,
@@ -181,6 +183,12 @@ def test_a_metric_is_one_function():
     finally:
         unregister("surprise")
     assert "surprise" not in TrajectorySums.of(columns(*data[0])).names
+
+
+def test_the_documentation_lists_every_metric():
+    """Made by: python -c "from hesnr_tasks.metrics import describe_metrics as d; print(d())"."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    assert describe_metrics() in page
 
 
 # --- the pieces -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hesnr_tasks as hesnr
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.metrics import METRICS, unregister
 from tests import tiny
 from tests.lm_eval_run import call, evaluate, run, write
 
@@ -27,8 +27,21 @@ def checkpoint(tmp_path_factory):
     return tiny.llama(str(tmp_path_factory.mktemp("api")), steps=20)
 
 
+@pytest.fixture
+def surprisal():
+    """A metric of one's own."""
+
+    @hesnr.metric("surprisal", better="down", unit="nats", average="macro")
+    def surprisal(tokens):
+        return -tokens.logprob
+
+    yield "surprisal"
+    unregister("surprisal")
+
+
 @pytest.mark.parametrize("overflow", ["right", "skip"])
-def test_the_numbers_are_those_of_lm_eval(checkpoint, tmp_path, overflow):
+def test_the_numbers_are_those_of_lm_eval(checkpoint, tmp_path, overflow, surprisal):
+    """Of every metric, also of one that was registered a moment ago."""
     length = 150 if overflow == "skip" else 120
     metadata = {"trajectories": write(tmp_path / "t.jsonl", RUNS), "scores": str(tmp_path / "scores")}
     metadata |= {"overflow": overflow, "resamples": 500, "epsilon": 0.5}
@@ -47,6 +60,7 @@ def test_the_numbers_are_those_of_lm_eval(checkpoint, tmp_path, overflow):
                 stderr = result[task].get(f"{name}_stderr,none", "N/A")
                 if entry.denominator and isinstance(stderr, float):
                     assert estimates[name].stderr == pytest.approx(stderr, rel=1e-12), (task, name)
+    assert result["hesnr_swe"][f"{surprisal},none"] > 0
     same = hesnr.compare(scores, hesnr.open_scores(metadata["scores"]), "ppl", epsilon=0.5, min_tokens=0, resamples=500)
     assert (same.value, same.p) == (0, 1)
 
