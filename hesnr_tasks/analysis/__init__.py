@@ -1,6 +1,6 @@
-"""Everything that can be asked of score files without the model: `hesnr analyze` and `hesnr compare`.
+"""Analysis of score files without the model: `hesnr analyze`, `hesnr compare`, and what the report is made of.
 
-    store -> frame (arrays) -> sums (per trajectory) -> measures (values, errors, intervals) -> tables -> output
+    score files -> frame (token arrays, sums per trajectory) -> metrics.measure -> tables
 
 Imports neither torch nor lm-eval.
 """
