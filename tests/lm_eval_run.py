@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.metrics import METRICS
 from hesnr_tasks.tasks.registration import tasks_path
-from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+from hesnr_tasks.testing import trajectory as run
 
 
 def evaluate(checkpoint, tasks, metadata, model_args="dtype=float32", **kwargs):
@@ -82,15 +82,6 @@ def write(path, trajectories):
     """Write trajectories to a file; returns its path as text."""
     path.write_text("".join(json.dumps(t.to_json()) + "\n" for t in trajectories))
     return str(path)
-
-
-def run(name, *turns, task="Fix it."):
-    """A trajectory of (thought, action, observation) turns."""
-    messages = [Message("user", (Segment(Kind.CONTEXT, task),))]
-    for thought, action, observation in turns:
-        messages.append(Message("assistant", (Segment(Kind.THOUGHT, thought), Segment(Kind.ACTION, action))))
-        messages.append(Message("tool", (Segment(Kind.OBSERVATION, observation),)))
-    return Trajectory(name, tuple(messages))
 
 
 def call(command):

@@ -19,7 +19,7 @@ from hesnr_tasks.backends import backend_for
 from hesnr_tasks.backends.base import TokenSequence
 from hesnr_tasks.backends.completions import FORMS, TokenTexts
 from hesnr_tasks.errors import ScoringError
-from tests.unit.backends.server_http import OPENAI_FIELDS, serving
+from hesnr_tasks.testing import fake_server
 from tests.unit.backends.server_model import (
     assert_same,
     end_group,
@@ -31,6 +31,7 @@ from tests.unit.backends.server_model import (
     save_model,
 )
 
+OPENAI_FIELDS = {"model", "prompt", "max_tokens", "temperature", "echo", "logprobs"}
 TOKENS = int(os.environ.get("HESNR_TEST_TOKENS", "3500"))
 
 
@@ -50,7 +51,7 @@ def server(folder, model, monkeypatch):
     from transformers import AutoTokenizer
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(model, AutoTokenizer.from_pretrained(folder)) as server:
+    with fake_server(model, AutoTokenizer.from_pretrained(folder)) as server:
         server.folder = folder
         yield server
 

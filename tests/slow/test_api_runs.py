@@ -13,9 +13,9 @@ from hesnr_tasks import cli
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.metrics import METRICS
 from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.testing import fake_server
 from tests import tiny
 from tests.lm_eval_run import SMALL, lm_eval_command, values, write
-from tests.unit.backends.server_http import serving
 from tests.unit.backends.server_model import load
 from tests.unit.scores.test_runs import analyzed
 
@@ -30,7 +30,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    with pytest.MonkeyPatch.context() as patch, serving(load(folder), AutoTokenizer.from_pretrained(folder)) as server:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        fake_server(load(folder), AutoTokenizer.from_pretrained(folder)) as server,
+    ):
         patch.setenv("NO_PROXY", "127.0.0.1")
         yield server
 

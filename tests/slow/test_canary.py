@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.testing import fake_server
 from tests.lm_eval_run import SMALL, write
-from tests.unit.backends.server_http import serving
 from tests.unit.backends.server_model import load, save_model
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def server(folder, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(load(folder), AutoTokenizer.from_pretrained(folder)) as server:
+    with fake_server(load(folder), AutoTokenizer.from_pretrained(folder)) as server:
         server.folder = folder
         yield server
 

@@ -19,7 +19,7 @@ from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
 from hesnr_tasks.backends.completions import FORMS  # noqa: E402
 from hesnr_tasks.backends.prompt_logprobs import row, stack, to_scores  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
-from tests.unit.backends.server_http import serving  # noqa: E402
+from hesnr_tasks.testing import fake_server  # noqa: E402
 from tests.unit.backends.server_model import load, passage, reference, save_model  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def served(tmp_path_factory):
 
     folder = save_model(tmp_path_factory.mktemp("servers") / "model")
     model = load(folder)
-    with pytest.MonkeyPatch.context() as patch, serving(model, AutoTokenizer.from_pretrained(folder)) as server:
+    with pytest.MonkeyPatch.context() as patch, fake_server(model, AutoTokenizer.from_pretrained(folder)) as server:
         patch.setenv("NO_PROXY", "127.0.0.1")
         lm = LocalCompletionsAPI(
             model="tiny", base_url=server.address, tokenizer=str(folder), tokenizer_backend="huggingface",
