@@ -6,14 +6,16 @@ import argparse
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_resamples
-from hesnr_tasks.analysis.tables import FORMATS, Table, interval, show, write_tables
+from hesnr_tasks.analysis.tables import Table, interval, show, write_tables
 from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.cli.options import add_answers
 from hesnr_tasks.cli.passk import checkpoints
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.exploration.behaviours import (
@@ -32,12 +34,11 @@ from hesnr_tasks.exploration.contrast import FEWEST_CLUSTERS
 from hesnr_tasks.exploration.text import embedder, load_lexicon
 from hesnr_tasks.passk.estimator import listed, powers
 from hesnr_tasks.passk.outcome_files import Query
-from hesnr_tasks.stats import RESAMPLES, SEED
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
 __all__ = ["add_arguments", "run", "tables"]
 
-_DEFAULT_KS = 5  # powers of two
+_LARGEST_DEFAULT_K = 16
 _NOTES = (
     "each problem counts with the mean over its answers; ±: standard error; intervals: 95 %, Student's t, "
     f"where {FEWEST_CLUSTERS} or more have such answers",
@@ -56,15 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--reference", metavar="FILE", help="what the base model wrote: rare is what is unlike that")
     add("--kinds", metavar="KIND+…", default="thought", help="of trajectories: what is read (default: thought)")
-    add("--k", type=int, nargs="+", metavar="K", help="for Pass@K at matched length (default: powers of two, to 16)")
-    add("--metric", metavar="NAME", help="of a log: what says right or wrong (default: pass@1, exact_match)")
-    add("--filter", metavar="NAME", help="of a log with several filters")
-    add("--task", metavar="NAME", help="of a folder with logs of several tasks")
     add("--embed", metavar="MODULE:FUNCTION", help="texts to vectors, for rare sentences (default: TF-IDF)")
-    add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
-    add("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
-    add("--format", choices=FORMATS, default="text", help="default: text")
-    add("-o", "--output", type=Path, metavar="OUT", help="folder for CSV, JSON and the figure (SVG, PNG)")
+    add_answers(parser, k="for Pass@K at matched length (default: powers of two, to 16)")
     add(
         "--trajectories",
         type=Path,
@@ -76,13 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables, and write them and the figure with -o."""
-    made, notes = tables(args)
+    results, notes = tables(args)
     about = {"hesnr_tasks": __version__, "files": args.files, "reference": args.reference, "notes": notes}
     about |= {"resamples": args.resamples, "seed": args.seed, "lexicon": load_lexicon().version}
     if args.output:
-        write_tables(args.output, "behaviours", made, about)
-        _draw(made, args.output / "behaviours")
-    print(show(made, args.format, about))
+        write_tables(args.output, "behaviours", results, about)
+        _draw(results, args.output / "behaviours")
+    print(show(results, args.format, about))
     return 0
 
 
@@ -90,7 +84,11 @@ def tables(args: argparse.Namespace) -> tuple[list[Table], list[str]]:
     """Read, measure and compare; `HesnrError` for files or settings that give no number."""
     check_resamples(args.resamples, args.seed)
     query = Query(args.metric, args.filter, args.task)
-    kinds = _kinds(args.kinds)
+    kinds, names = args.kinds.replace(",", "+").split("+"), [kind.value for kind in (Kind.THOUGHT, Kind.ACTION)]
+    for kind in kinds:
+        if kind not in names:
+            raise SettingsError(f"--kinds {kind!r}: a model writes {' and '.join(names)}.{nearest(kind, names)}")
+    kinds = [Kind(kind) for kind in kinds]
     named = checkpoints(args.files, compare=len(args.files) > 1)
     if args.trajectories and len(named) > 1:
         raise SettingsError("--trajectories writes the answers of one checkpoint, and several were given; name one")
@@ -99,33 +97,19 @@ def tables(args: argparse.Namespace) -> tuple[list[Table], list[str]]:
         measure(corpus)
     notes = [note for corpus in corpora for note in corpus.notes]
     if args.reference:
-        notes += _rarity(args, corpora, query, kinds)
+        ((name, paths),) = checkpoints([args.reference], compare=False).items()
+        files = {path.resolve() for path in paths}
+        # one of those compared: its sentences are no neighbours of their own
+        same = [i for i, given in enumerate(named.values()) if {path.resolve() for path in given} == files]
+        reference = corpora[same[0]] if same else read_corpus(name, paths, query, kinds)
+        notes += [] if same else reference.notes
+        notes.append(rarity(corpora, reference, embedder(args.embed) if args.embed else None))
     if args.trajectories:
         notes.append(_write_trajectories(corpora[0], args.trajectories))
-    found = [_means(corpora, args, notes), *_right_and_wrong(corpora, args)]
+    results = [_means(corpora, args, notes), *_right_and_wrong(corpora, args)]
     for corpus in corpora[1:]:
-        found += _comparison(corpora[0], corpus, args, len(corpora) > 2)
-    return found, notes
-
-
-def _kinds(words: str) -> list[Kind]:
-    names = words.replace(",", "+").split("+")
-    known = [kind.value for kind in (Kind.THOUGHT, Kind.ACTION)]
-    for name in names:
-        if name not in known:
-            raise SettingsError(f"--kinds {name!r}: a model writes {' and '.join(known)}.{nearest(name, known)}")
-    return [Kind(name) for name in names]
-
-
-def _rarity(args: argparse.Namespace, corpora: Sequence[Corpus], query: Query, kinds: Sequence[Kind]) -> list[str]:
-    (name, paths), *_ = checkpoints([args.reference], compare=False).items()
-    wanted = {path.resolve() for path in paths}
-    given = [checkpoints([word], compare=False) for word in args.files]
-    same = [i for i, one in enumerate(given) if {p.resolve() for paths in one.values() for p in paths} == wanted]
-    if same and len(args.files) == len(corpora):  # one of those compared: its sentences are no neighbours of their own
-        return [rarity(corpora, corpora[same[0]], embedder(args.embed) if args.embed else None)]
-    reference = read_corpus(name, paths, query, kinds)
-    return [*reference.notes, rarity(corpora, reference, embedder(args.embed) if args.embed else None)]
+        results += _comparison(corpora[0], corpus, args, f"_{corpus.name}" if len(corpora) > 2 else "")
+    return results, notes
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -138,15 +122,13 @@ def _measures(corpora: Sequence[Corpus]) -> list[str]:
 
 
 def _means(corpora: Sequence[Corpus], args: argparse.Namespace, notes: Sequence[str]) -> Table:
-    rows = []
-    for corpus in corpora:
-        for name in _measures(corpora):
-            for outcome in OUTCOMES:
-                means = problem_means(corpus, name, outcome)
-                number = mean_of(means.values(), args.resamples, args.seed)
-                row: dict[str, Any] = {"run": corpus.name, "measure": name, "answers": outcome, "mean": number}
-                rows.append({**row, "interval": interval(number), "problems": len(means)})
-    meaning = [f"{name}: {MEASURES[name]}" for name in _measures(corpora)]
+    rows, measures = [], _measures(corpora)
+    for corpus, name, outcome in itertools.product(corpora, measures, OUTCOMES):
+        means = problem_means(corpus, name, outcome)
+        mean = mean_of(means.values(), args.resamples, args.seed)
+        row: dict[str, Any] = {"run": corpus.name, "measure": name, "answers": outcome, "mean": mean}
+        rows.append(row | {"interval": interval(mean), "problems": len(means)})
+    meaning = [f"{name}: {MEASURES[name]}" for name in measures]
     about = f"lexicon {load_lexicon().version}, English; what share of such sentences it finds is not known"
     return Table("behaviours", "What was written", rows, (*_NOTES, *meaning, about, *notes))
 
@@ -158,16 +140,15 @@ def _right_and_wrong(corpora: Sequence[Corpus], args: argparse.Namespace) -> Ite
             name: (problem_means(corpus, name, "wrong"), problem_means(corpus, name, "right"))
             for name in _measures(corpora)
         }
-        for name, difference, p in compared(pairs, args.resamples, args.seed):
-            row: dict[str, Any] = {"run": corpus.name, "measure": name, "difference": difference.value}
-            row |= {"interval": interval(difference.value), "p": difference.p, "p_holm": p}
-            rows.append({**row, "problems": difference.problems})
+        for name, (value, p, problems), p_holm in compared(pairs, args.resamples, args.seed):
+            row: dict[str, Any] = {"run": corpus.name, "measure": name, "difference": value}
+            rows.append(row | {"interval": interval(value), "p": p, "p_holm": p_holm, "problems": problems})
     if any(row["problems"] for row in rows):
         note = "within problems that have both; p_holm: corrected for the number of measures"
         yield Table("right_less_wrong", "Right answers less wrong ones", rows, (note,))
 
 
-def _comparison(a: Corpus, b: Corpus, args: argparse.Namespace, several: bool) -> Iterator[Table]:
+def _comparison(a: Corpus, b: Corpus, args: argparse.Namespace, suffix: str) -> Iterator[Table]:
     problems = [{answer.problem for answer in corpus.answers} for corpus in (a, b)]
     shared = problems[0] & problems[1]
     if not shared:
@@ -175,70 +156,60 @@ def _comparison(a: Corpus, b: Corpus, args: argparse.Namespace, several: bool) -
     notes = []
     for corpus, extra in ((a, problems[0] - shared), (b, problems[1] - shared)):
         if extra:
-            notes.append(f"only {corpus.name} has {listed(sorted(corpus.labels[one] for one in extra))}: not compared")
+            labels = sorted(corpus.labels[problem] for problem in extra)
+            notes.append(f"only {corpus.name} has {listed(labels)}: not compared")
     pairs = {
-        (name, outcome): (problem_means(a, name, outcome), problem_means(b, name, outcome))
-        for outcome in OUTCOMES
-        for name in _measures((a, b))
+        f"{name}|{outcome}": (problem_means(a, name, outcome), problem_means(b, name, outcome))
+        for outcome, name in itertools.product(OUTCOMES, _measures((a, b)))
     }
-    words = {f"{name}|{outcome}": pair for (name, outcome), pair in pairs.items()}
     rows = []
-    for key, difference, p in compared(words, args.resamples, args.seed):
+    for key, (value, p, n), p_holm in compared(pairs, args.resamples, args.seed):
         name, _, outcome = key.partition("|")
-        row: dict[str, Any] = {"run": b.name, "measure": name, "answers": outcome, "difference": difference.value}
-        row |= {"interval": interval(difference.value), "p": difference.p, "p_holm": p, "problems": difference.problems}
-        rows.append(row)
-    end = f"_{b.name}" if several else ""
-    note = f"p_holm: corrected for all {len(rows)} comparisons of this table"
-    yield Table(f"difference{end}", f"{b.name} less {a.name}, {len(shared)} problems, paired", rows, (*notes, note))
-    yield from _matched(a, b, args, end)
+        row: dict[str, Any] = {"run": b.name, "measure": name, "answers": outcome, "difference": value}
+        rows.append(row | {"interval": interval(value), "p": p, "p_holm": p_holm, "problems": n})
+    notes.append(f"p_holm: corrected for all {len(rows)} comparisons of this table")
+    yield Table(f"difference{suffix}", f"{b.name} less {a.name}, {len(shared)} problems, paired", rows, notes)
+    yield from _matched(a, b, args, suffix)
 
 
-def _matched(a: Corpus, b: Corpus, args: argparse.Namespace, end: str) -> Iterator[Table]:
-    counts = [_most(corpus) for corpus in (a, b)]
-    if not all(counts):
+def _matched(a: Corpus, b: Corpus, args: argparse.Namespace, suffix: str) -> Iterator[Table]:
+    judged = [Counter(answer.problem for answer in corpus.answers if answer.right is not None) for corpus in (a, b)]
+    most = min(max(counts.values(), default=0) for counts in judged)
+    if not most:
         return
-    ks = sorted(set(args.k)) if args.k else powers(min(*counts, 1 << (_DEFAULT_KS - 1)))
-    if min(ks) < 1 or max(ks) > min(counts):
-        raise SettingsError(
-            f"--k {max(ks) if min(ks) >= 1 else min(ks)}: k must be between 1 and {min(counts)}, the most answers of "
-            "known outcome that both have to a problem"
-        )
+    ks = sorted(set(args.k)) if args.k else powers(min(most, _LARGEST_DEFAULT_K))
+    for k in ks:
+        if not 1 <= k <= most:
+            raise SettingsError(
+                f"--k {k}: k must be between 1 and {most}, the most answers of known outcome that both have to a "
+                "problem"
+            )
     rows = []
-    for found in matched_passk(a, b, ks, args.resamples, args.seed):
-        row: dict[str, Any] = {"run": b.name, "k": found.k, "difference": found.raw.value}
-        row |= {"interval": interval(found.raw.value), "matched": found.matched.value}
-        row |= {"matched_interval": interval(found.matched.value), "p": found.matched.p, "problems": found.problems}
-        row |= {"left_out": found.left_out, "used": found.used}
-        rows.append({**row, "words": found.words[0], "words_other": found.words[1]})
+    for at_k in matched_passk(a, b, ks, args.resamples, args.seed):
+        (raw, _, _), (matched, p, _) = at_k.raw, at_k.matched
+        row: dict[str, Any] = {"run": b.name, "k": at_k.k, "difference": raw, "interval": interval(raw)}
+        row |= {"matched": matched, "matched_interval": interval(matched), "p": p, "problems": at_k.problems}
+        row |= {"left_out": at_k.left_out, "used": at_k.used}
+        rows.append(row | {"words": at_k.words[0], "words_other": at_k.words[1]})
     notes = (
         "difference: of Pass@k with all answers; matched: with as many answers of either in every bin of length, "
         "within problems (lengths in a bin differ by less than a quarter); both on the same problems",
         "left out: problems with fewer than k pairs of equal length; used: share of answers with a partner; words: "
         f"mean length of the matched answers of {a.name} and of {b.name}",
     )
-    yield Table(f"matched_passk{end}", f"Pass@k at matched length, {b.name} less {a.name}", rows, notes)
-
-
-def _most(corpus: Corpus) -> int:
-    counts: dict[str, int] = {}
-    for answer in corpus.answers:
-        if answer.right is not None:
-            counts[answer.problem] = counts.get(answer.problem, 0) + 1
-    return max(counts.values(), default=0)
+    yield Table(f"matched_passk{suffix}", f"Pass@k at matched length, {b.name} less {a.name}", rows, notes)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _draw(made: Sequence[Table], stem: Path) -> None:
+def _draw(results: Sequence[Table], stem: Path) -> None:
     """A panel a measure, a row a run, with all answers, the right and the wrong; then Pass@k raw and matched."""
     from hesnr_tasks.plotting import error_bars, figure, label, save
 
-    means = made[0].rows
-    names = list(dict.fromkeys(row["measure"] for row in means))
-    runs = list(dict.fromkeys(row["run"] for row in means))
-    matched = [table for table in made if table.name.startswith("matched_passk") and table.rows]
+    means = results[0].rows
+    names, runs = ([*dict.fromkeys(row[key] for row in means)] for key in ("measure", "run"))
+    matched = [table for table in results if table.name.startswith("matched_passk") and table.rows]
     count = len(names) + bool(matched)
     columns = min(4, count)
     picture, axes = figure(math.ceil(count / columns), columns, width=2.6, height=1.9)
@@ -272,17 +243,17 @@ def _write_trajectories(corpus: Corpus, path: Path) -> str:
     """The answers as normalised trajectories; returns a note on what they are."""
     if any(answer.turns is not None for answer in corpus.answers):
         raise SettingsError("--trajectories is for lm-eval sample logs; these are trajectories already")
-    lines, times = [], dict[str, int]()
+    lines, numbers = [], Counter[str]()
     for answer in corpus.answers:
         if not answer.text.strip():
             continue
-        number = times[answer.problem] = times.get(answer.problem, 0) + 1
-        segments = [Segment(Kind.CONTEXT, answer.prompt), Segment(Kind.THOUGHT, answer.text)]
-        kept = tuple(segment for segment in segments if segment.text)
+        numbers[answer.problem] += 1
+        label = corpus.labels[answer.problem]
+        segments = (Segment(Kind.CONTEXT, answer.prompt), Segment(Kind.THOUGHT, answer.text))
         trajectory = Trajectory(
-            f"{corpus.labels[answer.problem]}:{number}",
-            (Message("assistant", kept),),
-            instance_id=corpus.labels[answer.problem],
+            f"{label}:{numbers[answer.problem]}",
+            (Message("assistant", tuple(segment for segment in segments if segment.text)),),
+            instance_id=label,
             resolved=answer.right,
             source="lm-eval",
             fidelity=Fidelity.EXACT,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.analysis.frame import EVERY
+from hesnr_tasks.analysis.tables import FORMATS
 from hesnr_tasks.metrics import MIN_TOKENS
 from hesnr_tasks.stats import RESAMPLES, SEED
 
-__all__ = ["add_bootstrap", "add_context", "add_run_option", "add_selection"]
+__all__ = ["add_answers", "add_bootstrap", "add_context", "add_run_option", "add_selection"]
 
 
 def add_selection(parser: argparse.ArgumentParser, *, several: bool) -> None:
@@ -36,6 +38,18 @@ def add_bootstrap(parser: argparse.ArgumentParser) -> None:
     """`--resamples` and `--seed`."""
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
+
+
+def add_answers(parser: argparse.ArgumentParser, *, k: str) -> None:
+    """How logs of answers are read, which Pass@K, the bootstrap and the output; `k`: help of `--k`."""
+    add = parser.add_argument
+    add("--k", type=int, nargs="+", metavar="K", help=k)
+    add("--metric", metavar="NAME", help="of an lm-eval log: what says right or wrong (default: pass@1, exact_match)")
+    add("--filter", metavar="NAME", help="of an lm-eval log with several filters")
+    add("--task", metavar="NAME", help="of a folder with logs of several tasks")
+    add_bootstrap(parser)
+    add("--format", choices=FORMATS, default="text", help="default: text")
+    add("-o", "--output", type=Path, metavar="OUT", help="folder for CSV, JSON and the figure (SVG, PNG)")
 
 
 def add_context(parser: argparse.ArgumentParser) -> None:

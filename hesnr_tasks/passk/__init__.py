@@ -1,7 +1,7 @@
 """Pass@K: how likely is it that one of K answers is right? From logs (`hesnr passk`), and as an lm-eval task.
 
-    reading (logs, reports, tables) -> outcomes (n, c per problem) -> estimator -> curve, paired -> tables, figure
-    task (lm-eval) -> sampling (a seed an answer) -> answers (kept on disk) -> estimator
+    outcome_files (logs, reports, tables) -> counts (n, c per problem) -> estimator -> curve, paired differences
+    lm_tasks: any generative task of lm-eval, a seed an answer, answers kept on disk, pass@k of the verdicts
 
-Only `task`, `registered`, `sampling` and the backends import lm-eval.
+Only `lm_tasks` imports lm-eval.
 """

@@ -85,7 +85,7 @@ def test_the_figure_draws_the_tables_numbers(two):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     found = command.examine(parser.parse_args([*map(str, two), "--compare", "--resamples", "300"]))
-    panels = command.drawn(found)
+    panels = command.figure_data(found)
     assert list(panels) == ["curve", "difference"]
     for name, points in found.curves.items():
         assert [number.value for number in panels["curve"][name]] == [100 * point.value for point in points]
