@@ -8,6 +8,7 @@ import pytest
 
 from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
+from hesnr_tasks.metrics import metric, unregister
 from hesnr_tasks.report.ladder import read_ladder
 from hesnr_tasks.report.results import read_results
 from hesnr_tasks.report.tables import boards, format_number, leaderboard_csv, leaderboard_markdown
@@ -197,3 +198,19 @@ def test_the_csv_has_every_number_and_starts_no_formula(tmp_path):
     assert (float(bench["acc"]), float(bench["acc_stderr"])) == (0.3, 0.004)
     assert ours["acc"] == ours["ppl_stderr"] == ""
     assert json.loads(ours["signature"])[1]["k"] == 10
+
+
+def test_a_new_metric_is_a_column_without_a_change_here(tmp_path):
+    saved = result(tmp_path, "a", others={})
+    saved["results"]["hesnr_swe"] |= {"toy,none": 0.25, "toy_stderr,none": 0.01, "tokens,none": 50}
+    next(tmp_path.rglob("*.json")).write_text(json.dumps(saved))
+    metric("toy", better="down", title="Toy ↓")(lambda tokens: tokens.entropy)
+    try:
+        lines = board(tmp_path).splitlines()
+        text = leaderboard_csv(read_results([tmp_path]), read_ladder(["a"]).checkpoints)
+    finally:
+        unregister("toy")
+    assert lines[2] == "| checkpoint | HE-SNR ↑ | PPL ↓ | Toy ↓ | tokens | scored |"
+    assert lines[4] == "| a | 0.200 ± 0.010 | 3 | 0.250 ± 0.010 | 50 | 100.0% |"
+    row = next(csv.DictReader(io.StringIO(text)))
+    assert (row["toy"], row["toy_stderr"]) == ("0.25", "0.01")
