@@ -21,6 +21,7 @@ from hesnr_tasks.atomic_io import open_output
 from hesnr_tasks.errors import DataError, SettingsError, printable
 from hesnr_tasks.formats import ReadReport, no_trajectory_message, read_trajectories, source_label
 from hesnr_tasks.formats.outcomes import read_outcomes
+from hesnr_tasks.tasks.settings import add_flags
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["Totals", "add_arguments", "convert", "run"]
@@ -33,15 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", metavar="SRC", help="file, glob, folder or hub id")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.jsonl", help="file to write (also .jsonl.gz)")
     parser.add_argument("--force", action="store_true", help="replace OUT.jsonl if it is there already")
-    parser.add_argument("--config", help="configuration of a hub data set")
-    parser.add_argument("--split", help="split of a hub data set (default: all)")
-    parser.add_argument("--only-resolved", action="store_true", help="keep runs that solved their task")
+    add_flags(parser, "config", "split", "only_resolved", "limit", "on_error")
     parser.add_argument(
         "--outcomes", action="append", default=[], metavar="REPORT", help="evaluation report to join; may be repeated"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="stop after N trajectories")
-    parser.add_argument(
-        "--on-error", choices=("fail", "skip"), default="fail", help="bad records: list them and stop, or count them"
     )
     parser.add_argument("--format", help="force a format instead of finding it by content")
 

@@ -11,6 +11,7 @@ from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.formats import ReadReport, read_trajectories
+from hesnr_tasks.tasks.settings import add_flags
 from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.viewer import page, terminal
 from hesnr_tasks.viewer.model import ScoredRun, Totals, load_tokenizer, tokenize, totals, view_of
@@ -29,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="PATH", help="also count tokens, and show their borders in the page")
     parser.add_argument("--scores", metavar="FOLDER", help="colour tokens by a run's score files (with --html)")
     parser.add_argument("--compare", metavar="FOLDER", help="a second run's score files: show the difference")
-    parser.add_argument("--config", help="configuration of a hub data set")
-    parser.add_argument("--split", help="split of a hub data set")
-    parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="records that cannot be read")
+    add_flags(parser, "config", "split", "on_error")
     parser.add_argument("--format", help="read the files as this format instead of detecting it")
     parser.add_argument("--full", action="store_true", help="in the terminal, every line of long texts")
 

@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from hesnr_tasks import __version__
 from hesnr_tasks.backends.base import OVERFLOW
@@ -24,13 +24,13 @@ from hesnr_tasks.rendering import RENDERINGS
 from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["Settings", "add_flags", "describe", "refuse_unknown", "signature"]
+__all__ = ["Settings", "ToolEntropySettings", "add_flags", "describe", "refuse_unknown", "signature"]
 
 # lm-eval puts the first two, and all of --model_args, beside our settings; its RULER tasks read the next three
 _OF_OTHERS = {"version", "config_source", "pretrained", "tokenizer", "max_seq_lengths", "passk"}
-_OF_TOOL_ENTROPY = ("decision_arguments", "combine")
 
 _Parser = Callable[[str, Any], Any]
+_S = TypeVar("_S", bound="Settings")
 
 
 # --- parsers: (name of the setting, value) -> checked value -----------------------------------------------------------
@@ -189,11 +189,11 @@ class Settings:
 
     @classmethod
     def read(
-        cls,
+        cls: type[_S],
         metadata: Mapping[str, Any],
         fixed: Mapping[str, Any] | None = None,
         is_model_argument: Callable[[str, Any], bool] = lambda key, value: False,
-    ) -> Settings:
+    ) -> _S:
         """Settings from lm-eval's metadata.
 
         Args:
@@ -206,14 +206,14 @@ class Settings:
         """
         ours = [key for key, value in metadata.items() if key not in _OF_OTHERS and not is_model_argument(key, value)]
         remedy = ". Arguments of the model go into --model_args."
-        refuse_unknown(ours, (*_FIELDS, *_OF_TOOL_ENTROPY), " in --metadata", remedy)
+        refuse_unknown(ours, tuple(_FIELDS), " in --metadata", remedy)  # of any task: one mapping is for all of them
         clash = sorted(set(fixed or {}) & set(metadata))
         if clash:
             raise SettingsError(
                 f"{', '.join(clash)} cannot be set for this task: it is what the task measures. "
                 "Use hesnr_swe with --metadata to measure something else."
             )
-        values = {**{name: metadata[name] for name in _FIELDS if name in metadata}, **(fixed or {})}
+        values = {**{f.name: metadata[f.name] for f in fields(cls) if f.name in metadata}, **(fixed or {})}
         return cls(**{name: _FIELDS[name]["parse"](name, value) for name, value in values.items()})._checked()
 
     def data(self) -> str:
@@ -222,7 +222,7 @@ class Settings:
         default = Settings()
         return json.dumps({n: getattr(self, n) for n in names if getattr(self, n) != getattr(default, n)})
 
-    def _checked(self) -> Settings:
+    def _checked(self: _S) -> _S:
         if not 0 <= self.epsilon < math.log(self.k):
             raise SettingsError(
                 f"epsilon={self.epsilon:g} must lie in [0, ln k): with k={self.k} no entropy exceeds "
@@ -238,7 +238,17 @@ class Settings:
         )
 
 
-_FIELDS: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in fields(Settings)}
+@dataclass(frozen=True, slots=True)
+class ToolEntropySettings(Settings):
+    """The settings of `hesnr_tool_entropy`; the threshold of high entropy is `epsilon`."""
+
+    decision_arguments: int = _setting(0, _number(0), "how many words after the verb decide too", "")
+    combine: str = _setting(
+        "max", _one_of("max", "mean", "first", "sum"), "how the entropies of a step's tokens become one", ""
+    )
+
+
+_FIELDS: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in fields(ToolEntropySettings)}
 
 
 def refuse_unknown(keys: Iterable[str], names: Sequence[str], where: str = "", remedy: str = "") -> None:
@@ -253,7 +263,7 @@ def refuse_unknown(keys: Iterable[str], names: Sequence[str], where: str = "", r
 
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add settings to a command as flags: `only_resolved` as `--only-resolved`, with the setting's help and default."""
-    defaults = Settings()
+    defaults = ToolEntropySettings()
     for name in names:
         flag, default, text = f"--{name.replace('_', '-')}", getattr(defaults, name), _FIELDS[name]["help"]
         if isinstance(default, bool):

@@ -68,6 +68,7 @@ class HesnrTask(Task):
 
     VERSION = 1
     OUTPUT_TYPE = REQUEST_TYPE
+    settings_type: type[Settings] = Settings
 
     @exit_on_command_line
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
@@ -75,7 +76,9 @@ class HesnrTask(Task):
         config = dict(config or {})
         evaluation = running_evaluation()
         self._config = task_config(config, REQUEST_TYPE)
-        self.settings = Settings.read(self._config.metadata, config.get("fixed"), evaluation.is_model_argument)
+        self.settings = self.settings_type.read(
+            self._config.metadata, config.get("fixed"), evaluation.is_model_argument
+        )
         self.corpus = open_corpus(self.settings)
         self._mask = label_mask(self.settings.kinds, self.settings.filters, tuple(FILTERS))
         kinds_kept = self.settings.keep if keeps_scores(self.settings.scores, evaluation.output_path) else ()

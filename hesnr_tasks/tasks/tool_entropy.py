@@ -6,18 +6,18 @@ named beside it; only what is made of the scores differs. What a step's entropy 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from hesnr_tasks.analysis.tool_entropy import COMBINE, MEASURES, Item, item_of, measure, number, stderr_of, steps_of
+from hesnr_tasks.analysis.tool_entropy import MEASURES, Item, item_of, measure, number, stderr_of, steps_of
 from hesnr_tasks.backends.base import TokenScores
-from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import Item as SignedItem
 from hesnr_tasks.metrics import topk_entropy
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, effective_number
+from hesnr_tasks.tasks.settings import ToolEntropySettings
 from hesnr_tasks.tasks.task import HesnrTask
 
 __all__ = ["ToolEntropyTask"]
@@ -28,20 +28,10 @@ _WITH_ERROR = [public for public, name in _PUBLIC.items() if name not in ("steps
 
 
 class ToolEntropyTask(HesnrTask):
-    """Entropy at the decision tokens of each action: mean, quantiles, skewness, share of high-entropy steps.
+    """Entropy at the decision tokens of each action: mean, quantiles, skewness, share of high-entropy steps."""
 
-    Two settings of its own: `decision_arguments` (how many words after the verb decide too) and `combine` (how the
-    entropies of their tokens become one: max, mean, first, sum). The threshold is `epsilon`.
-    """
-
-    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        super().__init__(config)
-        metadata = self._config.metadata
-        self._arguments = _natural("decision_arguments", metadata.get("decision_arguments", 0))
-        self._combine = str(metadata.get("combine", "max"))
-        if self._combine not in COMBINE:
-            hint = nearest(self._combine, COMBINE)
-            raise SettingsError(f"combine is {self._combine!r}; it must be one of {', '.join(COMBINE)}.{hint}")
+    settings: ToolEntropySettings
+    settings_type = ToolEntropySettings
 
     def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Any]:
         """The trajectory's part in every number, then the same for its standard error."""
@@ -52,9 +42,9 @@ class ToolEntropyTask(HesnrTask):
         rank, k, epsilon = scored.scores.rank[counted], self.settings.k, self.settings.epsilon
         entropy = topk_entropy(scored.scores.topk_logprobs[counted], k)
         decisive = (entropy > epsilon) & (rank >= 1) & (rank <= k)
-        steps = steps_of(self._texts[scored.key], self._arguments)
+        steps = steps_of(self._texts[scored.key], self.settings.decision_arguments)
         spans = (scored.char_start[counted], scored.char_end[counted])
-        measured = measure(steps, *spans, entropy, decisive, self._combine)
+        measured = measure(steps, *spans, entropy, decisive, self.settings.combine)
         item = item_of(scored.key, measured, epsilon, tokens_cut)
         tokens = float(counted.sum())
         share = SignedItem(scored.key, tokens, tokens + tokens_cut, tokens_cut)
@@ -86,10 +76,7 @@ class ToolEntropyTask(HesnrTask):
 
     def _sign(self, items: list[SignedItem]) -> None:
         super()._sign(items)
-        self._config.metadata["signature"] |= {"decision_arguments": self._arguments, "combine": self._combine}
-
-
-def _natural(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not str(value).isdigit():
-        raise SettingsError(f"{name} must be a whole number of at least 0, not {value!r}")
-    return int(value)
+        self._config.metadata["signature"] |= {
+            "decision_arguments": self.settings.decision_arguments,
+            "combine": self.settings.combine,
+        }

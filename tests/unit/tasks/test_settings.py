@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.tasks.settings import Settings, add_flags
+from hesnr_tasks.tasks.settings import Settings, ToolEntropySettings, add_flags
 from hesnr_tasks.trajectory import Kind
 
 
@@ -124,7 +124,7 @@ def test_every_other_key_is_refused_and_cannot_steer_the_terminal(key):
 
 def test_synonyms_are_no_settings_and_belong_to_one_setting_each():
     names = {field.name for field in fields(Settings)}
-    words = [word for field in fields(Settings) for word in field.metadata["synonyms"]]
+    words = [word for field in fields(ToolEntropySettings) for word in field.metadata["synonyms"]]
     assert len(set(words)) == len(words)
     assert not names & set(words)
 
