@@ -1,11 +1,7 @@
-"""The terminal: the same text and marks with colour and without, in a pager or a pipe, and nothing that steers it."""
+"""The terminal: the same text and marks with colour and without, and nothing that controls the terminal."""
 
 import io
-import os
-import pty
 import re
-import subprocess
-import sys
 import unicodedata
 
 import pytest
@@ -124,62 +120,5 @@ def test_totals_are_printed_by_turn_and_in_all():
         f"{name} {sum(turn.dropped[name] for turn in turns):,}" for name in FILTERS))  # fmt: skip
 
 
-# --- where it goes ----------------------------------------------------------------------------------------------------
-
-SHOW = """
-import sys
-from hesnr_tasks.viewer import terminal
-sys.argv = ["x"]
-style = terminal.style_of(sys.stdout, full=False)
-terminal.write(iter(["style " + str(tuple(style)), *(f"line {i} ┃" for i in range(5))]))
-print("done", file=sys.stderr)
-"""
-
-
-def in_terminal(**environment):
-    """What a process that has a terminal as its standard output writes to it."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", SHOW],
-        stdout=theirs,
-        stdin=theirs,
-        stderr=subprocess.PIPE,
-        env={**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm", **environment},
-        text=True,
-    )
-    os.close(theirs)
-    out = b""
-    try:
-        while data := os.read(ours, 4096):
-            out += data
-    except OSError:  # Linux says so when the other end is closed
-        pass
-    assert process.communicate(timeout=20)[1] == "done\n"
-    os.close(ours)
-    return out.decode().replace("\r\n", "\n")
-
-
-def test_a_terminal_gets_the_pager_of_the_user():
-    out = in_terminal(PAGER="sed s/^/paged:/")
-    assert out.startswith("paged:style (True, ")
-    assert out.count("paged:line") == 5
-
-
-def test_leaving_the_pager_early_is_no_error():
-    assert in_terminal(PAGER="head -n 1").count("\n") == 1
-
-
-def test_no_color_and_no_pager():
-    out = in_terminal(PAGER="no-such-pager", NO_COLOR="1")
-    assert out.startswith("style (False, ")
-    assert "line 4 ┃" in out
-
-
-def test_a_pipe_gets_plain_unwrapped_text_in_its_encoding():
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    out = subprocess.run(
-        [sys.executable, "-c", SHOW], capture_output=True, text=True, env=environment, check=True
-    ).stdout
-    assert out.startswith("style (False, None, False, True)")
-    assert "line 4 ?" in out
+def test_what_is_no_terminal_gets_neither_colour_nor_width():
     assert style_of(io.StringIO(), full=True) == Style(full=True, ascii=True)
