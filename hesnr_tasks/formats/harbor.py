@@ -16,7 +16,17 @@ from hesnr_tasks.bounded_io import read_json, read_text
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats.base import Format, ReadReport, TrajectoryBuilder, Where
 from hesnr_tasks.formats.content_blocks import openai_calls, turn_segments, with_reasoning
-from hesnr_tasks.formats.json_access import deep, items, left_out, mapping, mappings, need_items, scalar_text, string
+from hesnr_tasks.formats.json_access import (
+    deep,
+    items,
+    left_out,
+    mapping,
+    mappings,
+    need_items,
+    need_objects,
+    scalar_text,
+    string,
+)
 from hesnr_tasks.formats.outcomes import outcome_meta, resolved_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
@@ -31,9 +41,7 @@ def _detect(record: Any) -> float:
 
 def _read(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(ATIF.name, where)
-    for i, step in enumerate(need_items(record, "steps")):
-        if not isinstance(step, Mapping):
-            raise DataError(f"steps[{i}] must be an object, not {type(step).__name__}")
+    for step in need_objects(need_items(record, "steps"), "steps[{}]"):
         _add_step(step, builder)
     calls = any(items(step, "tool_calls") for step in items(record, "steps"))
     return builder.build(

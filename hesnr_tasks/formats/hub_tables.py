@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from hesnr_tasks.actions.grammar import split_calls
-from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where, role_of
 from hesnr_tasks.formats.json_access import (
     deep,
@@ -15,6 +14,7 @@ from hesnr_tasks.formats.json_access import (
     mapping,
     messages_of,
     need_items,
+    need_objects,
     scalar_text,
     string,
 )
@@ -77,9 +77,8 @@ def _read_r2e(record: Any, where: Where) -> Trajectory:
     """One rollout: the prompt as far as it can be filled in, then thought, action and observation of each step."""
     builder = TrajectoryBuilder(R2E_GYM.name, where)
     _add_r2e_prompt(record, builder)
-    for i, step in enumerate(need_items(record, "trajectory_steps")):
-        if not isinstance(step, Mapping):
-            raise DataError(f"trajectory_steps[{i}] must be an object with 'thought' and 'action'")
+    steps = need_items(record, "trajectory_steps")
+    for step in need_objects(steps, "trajectory_steps[{}]", "an object with 'thought' and 'action'"):
         if not step.keys() & {"thought", "action"}:
             left_out(step, "a step has neither thought nor action")
         thought, action = string(step, "thought"), string(step, "action")

@@ -11,7 +11,7 @@ import ast
 import contextlib
 import contextvars
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ _LOSSES: contextvars.ContextVar[Losses | None] = contextvars.ContextVar("losses"
 
 @contextlib.contextmanager
 def collecting_losses() -> Iterator[Losses]:
-    """What `left_out` is told inside the block."""
+    """The losses that `left_out` counts inside the block."""
     losses = Losses()
     token = _LOSSES.set(losses)
     try:
@@ -114,10 +114,11 @@ def parts_of(content: Any, what: str) -> list[Any]:
 
 def mappings(values: Any, what: str) -> list[Mapping[str, Any]]:
     """The objects of a list; text in what else it holds is counted as left out."""
-    for value in as_list(values) or []:
+    listed = as_list(values) or []
+    for value in listed:
         if not isinstance(value, Mapping):
             left_out(value, f"{what} is {_type_name(value)}, not an object")
-    return [value for value in as_list(values) or [] if isinstance(value, Mapping)]
+    return [value for value in listed if isinstance(value, Mapping)]
 
 
 def deep(record: Any, *path: str | int) -> Any:
@@ -169,13 +170,17 @@ def _python_literal(value: str) -> Any:
     return literal if isinstance(literal, (dict, list)) else value
 
 
+def need_objects(values: Iterable[Any], place: str, wanted: str = "an object, not {}") -> Iterator[Mapping[str, Any]]:
+    """The objects of a list; `DataError` names the `place` of the first value that is none."""
+    for i, value in enumerate(values):
+        if not isinstance(value, Mapping):
+            raise DataError(f"{place.format(i)} must be {wanted.format(_type_name(value))}")
+        yield value
+
+
 def messages_of(record: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     """The list of message objects under `key`: JSON text decoded, one-element lists around a message removed."""
-    messages = [unwrapped(item) for item in need_items(record, key)]
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise DataError(f"{key}[{i}] must be an object, not {_type_name(message)}")
-    return messages
+    return list(need_objects(map(unwrapped, need_items(record, key)), f"{key}[{{}}]"))
 
 
 def unwrapped(item: Any) -> Any:

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hesnr_tasks.actions import ToolCall
-from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where
 from hesnr_tasks.formats.content_blocks import arguments_of, openai_calls, reasoning_of, turn_segments
-from hesnr_tasks.formats.json_access import as_list, deep, items, left_out, mapping, scalar_text, string
+from hesnr_tasks.formats.json_access import as_list, deep, items, left_out, mapping, need_objects, scalar_text, string
 from hesnr_tasks.formats.outcomes import outcome_meta, report_outcome, resolved_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
@@ -96,9 +95,7 @@ def _read(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(OPENHANDS.name, where)
     responses: set[str] = set()
     events = _events(record)
-    for i, event in enumerate(events):
-        if not isinstance(event, Mapping):
-            raise DataError(f"history[{i}] must be an event object, not {type(event).__name__}")
+    for event in need_objects(events, "history[{}]", "an event object, not {}"):
         if isinstance(event.get("action"), str):
             _add_action(event, builder, responses)
         elif isinstance(event.get("observation"), str):
@@ -210,9 +207,7 @@ def _read_sdk(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(OPENHANDS_SDK.name, where)
     events = _events(record)
     batches: dict[str, list[Event]] = {}  # actions that came in one response, by its id, or by their own
-    for i, event in enumerate(events):
-        if not isinstance(event, Mapping):
-            raise DataError(f"event {i} must be an object, not {type(event).__name__}")
+    for event in need_objects(events, "event {}"):
         if string(event, "kind") == "ActionEvent":
             batches.setdefault(_response_id(event), []).append(event)
     for event in events:

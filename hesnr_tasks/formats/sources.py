@@ -250,22 +250,12 @@ def _by_start(start: bytes, file: IO[bytes], where: Where) -> Iterator[Record | 
 
 def _json_or_lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
     """JSON Lines when the first line is a whole value and others follow (or the name says so), or when some line is."""
-    several, first_only = False, True
-    for line in lines(file):
-        if isinstance(line, TooLongError):
-            several = several or where.is_lines
-            break
-        if not line.strip():
-            continue
-        if not first_only:
-            several = True
-            break
-        first_only = False
-        if not _decodes(line):
-            break
+    filled = (line for line in lines(file) if isinstance(line, TooLongError) or line.strip())
+    first = next(filled, b"")
+    if isinstance(first, TooLongError):
         several = where.is_lines
-        if several:
-            break
+    else:
+        several = _decodes(first) and (where.is_lines or isinstance(next(filled, None), bytes))
     file.seek(0)
     if not several:
         whole = _decoded(read_rest(file), where, is_line=False)

@@ -14,11 +14,19 @@ from typing import Any
 
 from hesnr_tasks.actions import ToolCall
 from hesnr_tasks.actions.grammar import guess_form, label_calls, split_calls
-from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where, is_generated, role_of
 from hesnr_tasks.formats.chat import assistant_texts, first_messages, label_messages, message_text, row_of
 from hesnr_tasks.formats.content_blocks import Turn, openai_calls, turn_segments, with_reasoning
-from hesnr_tasks.formats.json_access import as_list, deep, items, mapping, messages_of, scalar_text, string
+from hesnr_tasks.formats.json_access import (
+    as_list,
+    deep,
+    items,
+    mapping,
+    messages_of,
+    need_objects,
+    scalar_text,
+    string,
+)
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
 
 Item = Mapping[str, Any]
@@ -107,10 +115,7 @@ def _history(run: Item, builder: TrajectoryBuilder) -> list[Item]:
 
 def _steps(run: Item) -> list[Item]:
     steps = items(run, "trajectory")
-    for i, step in enumerate(steps):
-        if not isinstance(step, Mapping):
-            raise DataError(f"trajectory[{i}] must be an object with 'action' and 'response'")
-    return steps
+    return list(need_objects(steps, "trajectory[{}]", "an object with 'action' and 'response'"))
 
 
 def _call_form(run: Item, history: Sequence[Item]) -> str:

@@ -10,7 +10,7 @@ from tests.slow import type_swaps
 
 FIXTURES = ROOT / "tests" / "unit" / "formats" / "fixtures"
 FORMATS = sorted(p.name for p in FIXTURES.iterdir() if p.is_dir() and p.name != "edge")
-PER_FORMAT = 100
+PER_FORMAT = 60
 
 pytestmark = pytest.mark.slow
 
