@@ -142,7 +142,8 @@ class FakeServer(ThreadingHTTPServer):
         self.requests.append({"path": path, "headers": dict(headers), **request})
         if self.fail:
             return self.fail.pop(0), _error(self.says), {}
-        if self.key and headers.get("Authorization") != f"Bearer {self.key}":
+        sent = {name.lower(): value for name, value in headers.items()}
+        if self.key and sent.get("authorization") != f"Bearer {self.key}":
             return 401, {"error": "Unauthorized"}, {}
         if self.answer is not None:
             return self._answered(path, self.answer(request))
