@@ -12,7 +12,7 @@ import pytest
 from hesnr_tasks import cli
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.metrics import EPSILON, METRICS
+from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.scores import ScoreStore
 from tests.unit.analysis import made
 from tests.unit.scores import made as parts
@@ -46,38 +46,6 @@ def ladder(tmp_path_factory):
 
 
 # --- the same numbers as a run ----------------------------------------------------------------------------------------
-
-
-def test_values_have_the_bits_of_the_lm_eval_run_and_errors_twelve_digits(tmp_path):
-    """The real lm_eval on a real model with score files; then the same settings from the files alone."""
-    from tests import tiny
-    from tests.lm_eval_run import SMALL, evaluate, write
-
-    checkpoint = tiny.llama(str(tmp_path / "model"), steps=40)
-    twins = [*SMALL, SMALL[0].__class__("twin", SMALL[0].messages)]  # the same words twice
-    metadata = {"trajectories": write(tmp_path / "t.jsonl", twins), "scores": str(tmp_path / "scores")}
-    tasks = {"hesnr_swe": "action", "hesnr_swe_thought": "thought", "hesnr_swe_unfiltered": "thought+action"}
-    result = evaluate(checkpoint, list(tasks), metadata)["results"]
-    for task, kinds in tasks.items():
-        filters = "none" if "+" in kinds else "every"
-        rows = tables(
-            tmp_path / "scores",
-            "--kinds",
-            kinds,
-            "--filters",
-            "xml+format+comments" if task == "hesnr_swe" else filters,
-            "--min-tokens",
-            "0",
-        )
-        row = rows["results"][0]
-        assert row["trajectories"] == 4
-        for name in METRICS:
-            if name in ("he_tokens", "tokens"):
-                assert row[name] == result[task][f"{name},none"]
-            else:
-                assert row[name]["value"] == result[task][f"{name},none"], (task, name)
-                stderr = result[task][f"{name}_stderr,none"]
-                assert row[name]["stderr"] == pytest.approx(stderr, rel=1e-12), (task, name)
 
 
 def test_many_settings_at_once_give_the_values_of_each_alone(run):

@@ -183,8 +183,8 @@ def ask(folder, **options):
     return json.loads(show(tables, "json", {}))["tables"]
 
 
-def test_groups_share_the_steps_among_them_and_pool_to_the_total(run):
-    result = ask(run)
+def test_groups_share_the_steps_among_them_and_pool_to_the_total(answer):
+    result = answer
     (total,) = result["tool_entropy"]
     assert total["steps"] > 150
     for name in ("class", "turn", "resolved"):
@@ -208,16 +208,25 @@ def test_the_distribution_holds_every_step_and_the_gates_fire_as_they_say(run):
         assert row["fires"] == pytest.approx(1 - row["quantile"], abs=1.01 / total)
 
 
-def test_forks_are_the_steps_of_greatest_entropy_with_the_candidates_stored(run):
-    rows = ask(run)["tool_entropy_forks"]
-    values = np.sort(tool_entropy.profile_of(load(run, extra=tool_entropy.COLUMNS), none_filtered()).measured.entropy)[
-        ::-1
-    ]
+def test_forks_are_the_steps_of_greatest_entropy_with_the_candidates_stored(answer, profile):
+    rows = answer["tool_entropy_forks"]
+    values = np.sort(profile.measured.entropy)[::-1]
     assert [row["entropy"] for row in rows] == values[:10].tolist()
     for row in rows:
         weights = np.array([weight for _, weight in row["candidates"]])
         p = weights / weights.sum()
         assert -(p * np.log(p)).sum() == pytest.approx(row["entropy"], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def answer(run):
+    """All tables with default settings."""
+    return ask(run)
+
+
+@pytest.fixture(scope="module")
+def profile(run):
+    return tool_entropy.profile_of(load(run, extra=tool_entropy.COLUMNS), none_filtered())
 
 
 def none_filtered():
@@ -263,14 +272,14 @@ def test_options_of_tool_entropy_without_it_are_refused(run, words):
         analyze.analyze(parser.parse_args([str(run), *words]))
 
 
-def test_options_say_how_many_forks_and_how_steps_are_measured(run):
+def test_options_say_how_many_forks_and_how_steps_are_measured(run, answer):
     """Each fork's entropy is that of the profile measured so; every row says how."""
     result = ask(run, forks=3, decision_arguments=2, combine="sum")
     frame = load(run, extra=tool_entropy.COLUMNS)
     wanted = tool_entropy.profile_of(frame, none_filtered(), arguments=2, combine="sum").measured.entropy
     assert [row["entropy"] for row in result["tool_entropy_forks"]] == np.sort(wanted)[::-1][:3].tolist()
     assert result["tool_entropy"][0]["mean"]["value"] == pytest.approx(wanted.mean(), rel=1e-12)
-    assert result["tool_entropy"][0]["mean"]["value"] > ask(run)["tool_entropy"][0]["mean"]["value"]
+    assert result["tool_entropy"][0]["mean"]["value"] > answer["tool_entropy"][0]["mean"]["value"]
     settings = {(row["decision_arguments"], row["combine"]) for rows in result.values() for row in rows}
     assert settings == {(2, "sum")}
 
@@ -278,19 +287,16 @@ def test_options_say_how_many_forks_and_how_steps_are_measured(run):
 # --- figure -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_figure_is_drawn_of_a_run_and_of_one_without_a_measured_step(run, tmp_path):
-    frame = load(run, extra=tool_entropy.COLUMNS)
-    whole = tool_entropy.profile_of(frame, none_filtered())
-    empty = dataclasses.replace(whole, items=[], steps=whole.steps[:0])
-    for profile, least in ((whole, 5_000), (empty, 1_000)):
-        files = tool_entropy.draw(profile, tmp_path / "tool_entropy")
+def test_the_figure_is_drawn_of_a_run_and_of_one_without_a_measured_step(profile, tmp_path):
+    empty = dataclasses.replace(profile, items=[], steps=profile.steps[:0])
+    for drawable, least in ((profile, 5_000), (empty, 1_000)):
+        files = tool_entropy.draw(drawable, tmp_path / "tool_entropy")
         assert [path.suffix for path in files] == [".svg", ".png"]
         assert all(path.stat().st_size > least for path in files)
 
 
-def test_the_distribution_is_that_of_the_steps(run):
-    rows = ask(run)["tool_entropy_distribution"]
-    values = tool_entropy.profile_of(load(run, extra=tool_entropy.COLUMNS), none_filtered()).measured.entropy
+def test_the_distribution_is_that_of_the_steps(answer, profile):
+    rows, values = answer["tool_entropy_distribution"], profile.measured.entropy
     assert [row["steps"] for row in rows] == [
         sum(row["low"] <= h < row["high"] or (row is rows[-1] and h >= row["high"]) for h in values) for row in rows
     ]
