@@ -21,7 +21,7 @@ from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import load as load_trajectories
-from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric
+from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, needed_columns
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
 from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
@@ -143,7 +143,7 @@ class Scores:
 
     def frame(self, k: int = 10, context: int | None = None) -> Frame:
         """All scored tokens as arrays; read once."""
-        key = (k, context, tuple(METRICS))
+        key = (k, context, needed_columns())
         if key not in self._frames:
             self._frames[key] = load_frame(self._store, (k,), context=context, run=self._run)
         return self._frames[key]

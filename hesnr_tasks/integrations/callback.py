@@ -45,8 +45,8 @@ class HESNRCallback(TrainerCallback):
     `trainer` is set later, before training. `settings`: as in `--metadata`: kinds, filters, epsilon, k,
     render, only_resolved, sample, overflow, resamples …
 
-    Logged, under `hesnr/`: he_snr, he_ppl, ppl (`_stderr`: cluster bootstrap over trajectories), tokens, he_tokens,
-    scored (the share of the tokens that would count that fits into the context),
+    Logged, under `hesnr/`: every registered metric that is defined (docs/metrics.md; `_stderr`: cluster bootstrap over
+    trajectories), scored (the share of the tokens that would count that fits into the context),
     he_snr_change since the last evaluation (`_stderr`, `_low`, `_high`: paired, 95 %), seconds (all of it) and
     tokens_per_second (reading). `evaluations` keeps the sums of each trajectory, `signature` every choice behind them.
 

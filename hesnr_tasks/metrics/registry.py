@@ -150,9 +150,15 @@ def metric(
     Raises:
         ValueError: for a name that is taken.
     """
-    if name in METRICS or (name in _COLUMNS and average != "total"):
-        raise ValueError(f"a metric named {name!r} is registered already")
     sets = (over, over) if isinstance(over, str) else over
+    if name in METRICS or (name in _COLUMNS and average != "total"):
+        raise ValueError(
+            f"a metric named {name!r} is registered already; choose another name, or `unregister` it first"
+        )
+    if better not in (None, "up", "down") or average not in ("micro", "macro", "total") or not {*sets} <= {*_COUNTS}:
+        raise ValueError(
+            f"metric {name!r}: better={better!r}, over={over!r} or average={average!r} is none of its values"
+        )
 
     def register(definition: Definition) -> Definition:
         counted = name == _COUNTS[sets[0]]

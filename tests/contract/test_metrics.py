@@ -182,6 +182,8 @@ def test_a_metric_is_one_function():
         assert aggregate(METRICS["surprise"], items_of(data, "surprise")) == pytest.approx(expected, rel=1e-12)
         with pytest.raises(ValueError, match="registered already"):
             metric("surprise")(surprise)
+        with pytest.raises(ValueError, match="better='higher'"):
+            metric("other", better="higher")
     finally:
         unregister("surprise")
     assert "surprise" not in TrajectorySums.of(columns(*data[0])).names
