@@ -166,7 +166,7 @@ class _FunctionReader:
         return following.kind, _blank(self.text, self.marks[index].end, following.start)
 
     def begins(self, index: int) -> bool:
-        """Whether the opening mark at `index` begins a call, rather than being spoken of."""
+        """Whether the opening mark at `index` begins a call, rather than being mentioned."""
         mark, (kind, adjacent) = self.marks[index], self.follower(index)
         before = self.text[max(0, mark.start - 80) : mark.start].rpartition("\n")[2]
         if before.endswith(("`", "'", '"')):

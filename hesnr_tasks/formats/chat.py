@@ -106,6 +106,15 @@ def label_messages(
             builder.given(role, message_text(message, builder))
 
 
+def calls_or_text(message: Item, form: str, builder: TrajectoryBuilder) -> tuple[Sequence[Segment], bool]:
+    """The segments of an assistant message with tool calls, or else calls of `form`; whether it had to be rendered."""
+    content = message_text(message, builder)
+    calls, reasoning = openai_calls(message.get("tool_calls")), string(message, "reasoning_content")
+    if calls:
+        return turn_segments(content, calls, reasoning), True
+    return split_calls(with_reasoning(content, reasoning), form), bool(reasoning.strip())
+
+
 def _build(record: Any, builder: TrajectoryBuilder, fidelity: Fidelity, **meta: Any) -> Trajectory:
     """Finish a row: its id, instance, outcome and model as the public data sets name them."""
     row = row_of(record)
@@ -281,15 +290,7 @@ def _detect_completions(record: Any) -> float:
 def _read_completions(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(COMPLETIONS.name, where)
     messages = [*messages_of(record, "messages"), _last_message(record)]
-
-    def turn(message: Item) -> Sequence[Segment]:
-        content = message_text(message, builder)
-        calls, reasoning = openai_calls(message.get("tool_calls")), string(message, "reasoning_content")
-        if calls:
-            return turn_segments(content, calls, reasoning)
-        return split_calls(with_reasoning(content, reasoning), "function")
-
-    label_messages(messages, builder, turn)
+    label_messages(messages, builder, lambda message: calls_or_text(message, "function", builder)[0])
     if not any(role_of(message) == "assistant" for message in messages[:-1]):
         builder.warn("the log holds one turn only; the last log of a run holds all of them")
     written = any("<function=" in content for content in assistant_texts(messages))

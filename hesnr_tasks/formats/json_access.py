@@ -67,7 +67,7 @@ def collecting_losses() -> Iterator[Losses]:
 
 
 def left_out(value: Any, what: str, *, remark: bool = True) -> None:
-    """Count the text inside `value`, described by `what`, as not used; with a remark unless the caller made one."""
+    """Count the text inside `value`, described by `what`, as not used; with a remark unless the caller has one."""
     losses = _LOSSES.get()
     if losses is not None and value is not None:
         losses.add(value, f"{what}; its text is left out" if remark else "")

@@ -155,7 +155,7 @@ def _add_turn(event: Event, kind: str, arguments: Event, builder: TrajectoryBuil
         builder.leave_out(event, f"an action of the unknown kind {kind!r} is left out")
         return
     thought = string(arguments, "thought") or string(event, "thought")
-    if kind == "think":  # its argument holds what was said before the call, too
+    if kind == "think":  # its argument holds the text before the call, too
         thought = ""
     if kind == "message":
         builder.generated(turn_segments(string(arguments, "content") or string(event, "content"), []))

@@ -15,7 +15,7 @@ from typing import Any
 from hesnr_tasks.actions import ToolCall
 from hesnr_tasks.actions.grammar import guess_form, label_calls, split_calls
 from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where, is_generated, role_of
-from hesnr_tasks.formats.chat import assistant_texts, first_messages, label_messages, message_text, row_of
+from hesnr_tasks.formats.chat import assistant_texts, calls_or_text, first_messages, label_messages, row_of
 from hesnr_tasks.formats.content_blocks import Turn, openai_calls, turn_segments, with_reasoning
 from hesnr_tasks.formats.json_access import (
     as_list,
@@ -282,18 +282,15 @@ def _add_mini_message(message: Item, form: str, builder: TrajectoryBuilder) -> b
         return False
     if deep(message, "extra", "interrupt_type") == "FormatError":
         builder.warn("an output that mini-swe-agent rejected is in no later prompt and is left out")
-    rendered = []
+    rendered = False
 
     def turn(item: Item) -> Sequence[Segment]:
-        content = message_text(item, builder)
-        calls, reasoning = openai_calls(item.get("tool_calls")), string(item, "reasoning_content")
-        rendered.append(bool(calls or reasoning.strip()))
-        if calls:
-            return turn_segments(content, calls, reasoning)
-        return split_calls(with_reasoning(content, reasoning), form)
+        nonlocal rendered
+        segments, rendered = calls_or_text(item, form, builder)
+        return segments
 
     label_messages([message], builder, turn)
-    return any(rendered)
+    return rendered
 
 
 MINI_SWE_AGENT = Format(

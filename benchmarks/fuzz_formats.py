@@ -1,6 +1,6 @@
-"""Feed the readers broken files: no exception, no hang over a second, every record read or reported.
+"""Reads broken copies of files: no exception, no second spent on one, every record read or reported.
 
-    python benchmarks/fuzz_readers.py [--mutants 20000] [--seed 0]
+    python benchmarks/fuzz_formats.py [--mutants 20000] [--seed 0]
 
 Mutates every fixture, and now and then a real file (../shared/trajectories), byte by byte or value by value. Prints
 what became of the mutants and the slowest of them; stops at the first failure, naming file and seed.
