@@ -34,7 +34,7 @@ Rule = tuple[str, str]
 
 @dataclass(slots=True)
 class Scan:
-    """The result of one pass: spans of comments and strings, and the modes that are open at the end."""
+    """The state of one pass, and its result: spans of comments and strings."""
 
     comments: list[CharSpan] = field(default_factory=list)
     strings: list[CharSpan] = field(default_factory=list)
@@ -112,10 +112,8 @@ class Lexer:
                 pattern, actions = self._modes[scan.stack[-1][0]]
             elif action == "hole" and self._hole and (span := self._hole(lines, match)):
                 scan.add_hole(span)
-        still_open = list(scan.stack)
         while scan.stack:
             scan.leave(limit)
-        scan.stack = still_open
         return scan
 
 
