@@ -1,14 +1,16 @@
 """Scoring with vLLM (`--model vllm`): prompt log-probabilities of whole trajectories, one request each.
 
 vLLM scores every token of a prompt and computes them from the logits of a whole scheduler step, so the step's size
-bounds its memory; that is checked against the free memory before anything is scored. A prompt whose log-probabilities
-are wanted never reads the prefix cache (positions read from it would have none); this is asked for and checked.
+bounds its memory. Its own memory profile leaves them out: it fills the GPU with KV cache, and an engine that then needs
+the logits of 8,192 tokens times 152,000 vocabulary entries dies in the middle of a run. So that is checked against the
+free memory first. A prompt whose log-probabilities are wanted must not read the prefix cache (positions read from it
+would have none); this is requested and checked.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,39 +23,63 @@ from hesnr_tasks.errors import ScoringError
 
 __all__ = ["make", "refuse_too_large_steps"]
 
-_AT_ONCE = 1 << 17  # tokens in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
-_AT_ONCE_REPLICAS = 1 << 22  # with data parallelism, where lm-eval starts the engines anew for every call
-
-# arguments of the engine that change what the weights compute
-_OVERRIDES = ("hf_overrides", "rope_scaling", "rope_theta", "kv_cache_dtype")
+_BATCH_TOKENS = 1 << 17  # in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
+_BATCH_TOKENS_REPLICAS = 1 << 22  # with data parallelism, where lm-eval starts the engines anew for every call
+_OVERRIDES = ("hf_overrides", "rope_scaling", "rope_theta", "kv_cache_dtype")  # change what the weights compute
+_LOGIT_BYTES = 2 * 4  # a step's logits and their log-softmax, float32 (measured on CPU: 8.1 to 8.4)
+_ROWS_V2 = 1024  # vLLM's second model runner takes prompt logits in slices (prompt_logprob.py, CHUNK_SIZE)
+_log = logging.getLogger("hesnr_tasks")
 
 
 def make(lm: Any) -> Backend:
     """The backend for lm-eval's `VLLM`, any parallel layout.
 
-    Raises `ScoringError` where the model gives no log-probabilities of a text, or where their computation would not
-    fit into the memory that is free now.
+    Raises:
+        ScoringError: the model gives no log-probabilities of a text, or they do not fit into the memory that is free.
     """
-    return _VLLM(lm)
+    return VLLMBackend(lm)
 
 
-class _VLLM(Backend):
+class VLLMBackend(Backend):
+    """Scores with the engine of an lm-eval `VLLM`."""
+
     def __init__(self, lm: Any) -> None:
         self._lm = lm
         self._replicas = int(lm.data_parallel_size)
         self._engine = None if self._replicas > 1 else lm.model.llm_engine.vllm_config
-        self._refuse_other_models()
+        mode = self._setting("logprobs_mode", "raw_logprobs")
+        if not str(getattr(mode, "value", mode)).endswith("logprobs"):
+            raise ScoringError(
+                f"this vLLM engine returns logits (logprobs_mode={mode}), not log-probabilities; leave logprobs_mode "
+                "out of --model_args"
+            )
+        config = lm._config if self._engine is None else self._engine.model_config
+        if getattr(config, "is_encoder_decoder", False):
+            raise ScoringError(
+                f"{lm.model_args['model']} is an encoder–decoder model: it has no probability of a text as a "
+                "whole. Use a decoder-only (causal) language model."
+            )
+        if self._engine is not None:
+            _check_memory(self._engine)
+        elif not lm.model_args.get("max_num_batched_tokens"):
+            _log.warning(
+                "with data_parallel_size > 1 lm-eval starts the engines later, so their memory cannot be checked here; "
+                "if one dies, add max_num_batched_tokens=2048 to --model_args"
+            )
+
+    def _setting(self, name: str, default: Any) -> Any:
         if self._engine is None:
-            warn_of_unknown_memory(lm.model_args)
-        else:
-            check_memory(self._engine)
+            return self._lm.model_args.get(name, default)
+        return getattr(self._engine.model_config, name, default)
 
     @property
     def tokenizer(self) -> Any:
+        """lm-eval's."""
         return self._lm.tokenizer
 
     @property
     def bos(self) -> bool | None:
+        """`add_bos_token` of --model_args."""
         return self._lm.add_bos_token
 
     @property
@@ -62,12 +88,17 @@ class _VLLM(Backend):
         return int(self._lm.max_length) - 1
 
     def describe(self) -> dict[str, Any]:
+        """See `Backend.describe`."""
         args = self._lm.model_args
         dtype = args["dtype"] if self._engine is None else self._engine.model_config.dtype
         lora = getattr(self._lm, "lora_request", None)
+        try:
+            engine = version("vllm")
+        except PackageNotFoundError:
+            engine = "unknown"
         return {
             "backend": "vllm",
-            "engine": _engine_version(),
+            "engine": engine,
             "model": str(args["model"]),
             "revision": args["revision"],
             "dtype": str(dtype).removeprefix("torch."),
@@ -80,57 +111,41 @@ class _VLLM(Backend):
     def score(
         self, sequences: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, Scores]]:
-        self._refuse_small_k(k)
-        numbers = [index for index in range(len(sequences)) if index not in skip]
-        wanted, vocabulary = [sequences[index] for index in numbers], vocabulary_bound(self.tokenizer)
-        for batch in _batches(wanted, _AT_ONCE_REPLICAS if self._replicas > 1 else _AT_ONCE):
-            answers = self._read([wanted[i] for i in batch], k)
-            for index, answer in zip([numbers[i] for i in batch], answers, strict=True):
-                yield index, _scores(sequences[index], answer, k, vocabulary)
-                progress(len(sequences[index].ids))
-
-    def _read(self, batch: Sequence[TokenSequence], k: int) -> list[Any]:
-        batch_size, self._lm.batch_size = self._lm.batch_size, 1  # "auto" would draw vLLM's own progress bars
-        try:
-            prompts = [sequence.ids.tolist() for sequence in batch]
-            params = [_sampling(k) for _ in batch]
-            answers = list(self._lm._model_generate(prompts, generate=True, sampling_params=params))
-        except Exception as error:
-            raise _engine_failed(error, batch) from error
-        finally:
-            self._lm.batch_size = batch_size
-        if len(answers) != len(batch):
-            raise _engine_failed(RuntimeError(f"{len(answers)} answers to {len(batch)} prompts"), batch)
-        return answers
-
-    # --- what cannot work, before it is tried -------------------------------------------------------------------------
-
-    def _refuse_small_k(self, k: int) -> None:
+        """See `Backend.score`."""
         allowed = self._setting("max_logprobs", 20)
         if 0 <= allowed < k:
             raise ScoringError(
                 f"k={k} top log-probabilities are wanted and this vLLM engine gives at most {allowed}, which is fixed "
                 f"when it starts: add max_logprobs={k} to --model_args"
             )
+        numbers = [index for index in range(len(sequences)) if index not in skip]
+        wanted, vocabulary = [sequences[index] for index in numbers], vocabulary_bound(self.tokenizer)
+        for batch in _batches(wanted, _BATCH_TOKENS_REPLICAS if self._replicas > 1 else _BATCH_TOKENS):
+            answers = self._generate([wanted[i] for i in batch], k)
+            for index, answer in zip([numbers[i] for i in batch], answers, strict=True):
+                yield index, _scores(sequences[index], answer, k, vocabulary)
+                progress(len(sequences[index].ids))
 
-    def _refuse_other_models(self) -> None:
-        mode = self._setting("logprobs_mode", "raw_logprobs")
-        if not str(getattr(mode, "value", mode)).endswith("logprobs"):
-            raise ScoringError(
-                f"this vLLM engine returns logits (logprobs_mode={mode}), not log-probabilities; leave logprobs_mode "
-                "out of --model_args"
+    def _generate(self, batch: Sequence[TokenSequence], k: int) -> list[Any]:
+        batch_size, self._lm.batch_size = self._lm.batch_size, 1  # "auto" would draw vLLM's own progress bars
+        try:
+            prompts, params = [sequence.ids.tolist() for sequence in batch], [_sampling(k) for _ in batch]
+            answers = list(self._lm._model_generate(prompts, generate=True, sampling_params=params))
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(answers)} answers to {len(batch)} prompts")
+            return answers
+        except Exception as error:
+            others = f" (read together with {len(batch) - 1} others)" if len(batch) > 1 else ""
+            advice = (
+                "; its own messages above say why. Most often memory ran out while it computed log-probabilities of "
+                "the prompt: then lower max_num_batched_tokens (2048, say) or gpu_memory_utilization (0.8, say) in "
+                "--model_args"
             )
-        config = self._lm._config if self._engine is None else self._engine.model_config
-        if getattr(config, "is_encoder_decoder", False):
-            raise ScoringError(
-                f"{self._lm.model_args['model']} is an encoder–decoder model: it has no probability of a text as a "
-                "whole. Use a decoder-only (causal) language model."
-            )
-
-    def _setting(self, name: str, default: Any) -> Any:
-        if self._engine is None:
-            return self._lm.model_args.get(name, default)
-        return getattr(self._engine.model_config, name, default)
+            kind = type(error).__name__
+            message = str(error).strip().rstrip(".") + (advice if "Dead" in kind else "")
+            raise ScoringError(f"vLLM failed on trajectory {batch[0].name!r}{others}: {kind}: {message}") from error
+        finally:
+            self._lm.batch_size = batch_size
 
 
 def _sampling(k: int) -> Any:
@@ -138,20 +153,8 @@ def _sampling(k: int) -> Any:
 
     fields = getattr(SamplingParams, "__struct_fields__", ())
     newer = {"flat_logprobs": True, "skip_reading_prefix_cache": True}
-    return SamplingParams(
-        temperature=0,
-        max_tokens=1,
-        prompt_logprobs=k,
-        detokenize=False,
-        **{name: value for name, value in newer.items() if name in fields},
-    )
-
-
-def _engine_version() -> str:
-    try:
-        return version("vllm")
-    except PackageNotFoundError:
-        return "unknown"
+    newer = {name: value for name, value in newer.items() if name in fields}
+    return SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=k, detokenize=False, **newer)
 
 
 def _batches(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
@@ -168,35 +171,21 @@ def _batches(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[i
         yield group
 
 
-def _engine_failed(error: Exception, batch: Sequence[TokenSequence]) -> ScoringError:
-    others = f" (read together with {len(batch) - 1} others)" if len(batch) > 1 else ""
-    advice = (
-        "; its own messages above say why. Most often memory ran out while it computed log-probabilities of the "
-        "prompt: then lower max_num_batched_tokens (2048, say) or gpu_memory_utilization (0.8, say) in --model_args"
-    )
-    message = str(error).strip().rstrip(".") + (advice if "Dead" in type(error).__name__ else "")
-    return ScoringError(f"vLLM failed on trajectory {batch[0].name!r}{others}: {type(error).__name__}: {message}")
-
-
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def _scores(sequence: TokenSequence, answer: Any, k: int, vocabulary: int) -> Scores:
-    if list(answer.prompt_token_ids or ()) != sequence.ids.tolist():
-        raise _unusable(sequence, "the answer is to another prompt")
-    if getattr(answer, "num_cached_tokens", None):
-        raise _unusable(sequence, f"{answer.num_cached_tokens} tokens were read from the prefix cache")
     logprobs = answer.prompt_logprobs
-    if logprobs is None or len(logprobs) != len(sequence.ids):
-        raise _unusable(sequence, f"{len(logprobs or ())} positions came back for {len(sequence.ids)} tokens")
     try:
-        rows = (
-            _flat_rows(sequence, logprobs, k)
-            if hasattr(logprobs, "start_indices")
-            else _dict_rows(sequence, logprobs, k)
-        )
+        if list(answer.prompt_token_ids or ()) != sequence.ids.tolist():
+            raise ValueError("the answer is to another prompt")
+        if getattr(answer, "num_cached_tokens", None):
+            raise ValueError(f"{answer.num_cached_tokens} tokens were read from the prefix cache")
+        if logprobs is None or len(logprobs) != len(sequence.ids):
+            raise ValueError(f"{len(logprobs or ())} positions came back for {len(sequence.ids)} tokens")
+        rows = (_flat_rows if hasattr(logprobs, "start_indices") else _dict_rows)(sequence, logprobs, k)
     except (ValueError, TypeError) as error:
-        raise _unusable(sequence, str(error)) from error
+        raise ScoringError(f"vLLM's answer for trajectory {sequence.name!r} cannot be used: {error}") from error
     return to_scores(sequence, rows, "vLLM", vocabulary)
 
 
@@ -207,15 +196,12 @@ def _flat_rows(sequence: TokenSequence, logprobs: Any, k: int) -> Rows:
     if (width != k + 1).any():
         wrong = int(np.argmax(width != k + 1))
         raise ValueError(f"{width[wrong]} values at token {sequence.targets[wrong]} instead of {k + 1}")
+    if None in logprobs.logprobs:
+        raise ValueError("a log-probability is missing")
     index = start[:, None] + np.arange(k + 1)
     ranks = np.fromiter((logprobs.ranks[i] or -k for i in start.tolist()), dtype=np.int64, count=len(start))
-    return Rows(np.asarray(logprobs.token_ids, dtype=np.int64)[index], _numbers(logprobs.logprobs)[index], ranks)
-
-
-def _numbers(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    if None in values:
-        raise ValueError("a log-probability is missing")
-    return np.asarray(values, dtype=np.float64)
+    values = np.asarray(logprobs.logprobs, dtype=np.float64)
+    return Rows(np.asarray(logprobs.token_ids, dtype=np.int64)[index], values[index], ranks)
 
 
 def _dict_rows(sequence: TokenSequence, logprobs: Sequence[Any], k: int) -> Rows:
@@ -228,18 +214,10 @@ def _dict_rows(sequence: TokenSequence, logprobs: Sequence[Any], k: int) -> Rows
     return stack(rows)
 
 
-def _unusable(sequence: TokenSequence, why: str) -> ScoringError:
-    return ScoringError(f"vLLM's answer for trajectory {sequence.name!r} cannot be used: {why}")
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
-# --- Whether vLLM's prompt log-probabilities fit into memory ---
-
-_LOGIT_BYTES = 2 * 4  # a step's logits and their log-softmax, float32 (measured on CPU: 8.1 to 8.4)
-_ROWS_V2 = 1024  # vLLM's second model runner takes prompt logits in slices (prompt_logprob.py, CHUNK_SIZE)
-_log = logging.getLogger("hesnr_tasks")
-
-
-def check_memory(engine: Any) -> None:
+def _check_memory(engine: Any) -> None:
     """Refuse an engine (its `VllmConfig`) whose steps are too large for the memory that is free now."""
     scheduler = engine.scheduler_config
     rows = min(int(scheduler.max_num_batched_tokens), int(engine.model_config.max_model_len))
@@ -253,33 +231,27 @@ def check_memory(engine: Any) -> None:
 def refuse_too_large_steps(rows: int, vocabulary: int, free: int, sequences: int) -> None:
     """Raise `ScoringError` with the setting to use where the logits of one scheduler step do not fit.
 
-    `rows`: tokens of a step; `free`: bytes left on the fullest device, engine idle; `sequences`: vLLM's
-    `max_num_seqs`, which may not exceed the tokens of a step. Needed: rows · vocabulary · 8 bytes.
+    Args:
+        rows: tokens of a step; rows · vocabulary · 8 bytes are needed.
+        vocabulary: entries.
+        free: bytes left on the fullest device, engine idle.
+        sequences: vLLM's `max_num_seqs`, which may not exceed the tokens of a step.
     """
-    need = rows * vocabulary * _LOGIT_BYTES
-    if need <= 0.95 * free:
+    needed = rows * vocabulary * _LOGIT_BYTES
+    if needed <= 0.95 * free:
         return
     fits = max(256, int(0.8 * free / (vocabulary * _LOGIT_BYTES)) // 256 * 256)
     also = f",max_num_seqs={fits}" if sequences > fits else ""
     room = "" if fits >= 1024 else " and a lower gpu_memory_utilization (0.1 less, say), which leaves more free"
     raise ScoringError(
-        f"vLLM would run out of memory: log-probabilities of a prompt need {need / 1e9:.1f} GB for steps of {rows} "
+        f"vLLM would run out of memory: log-probabilities of a prompt need {needed / 1e9:.1f} GB for steps of {rows} "
         f"tokens and {vocabulary} vocabulary entries, {free / 1e9:.1f} GB are free beside weights and KV cache. Add "
         f"max_num_batched_tokens={fits}{also} to --model_args{room}."
     )
 
 
-def warn_of_unknown_memory(model_args: Mapping[str, Any]) -> None:
-    """Say that engines which are not started yet cannot be checked."""
-    if not model_args.get("max_num_batched_tokens"):
-        _log.warning(
-            "with data_parallel_size > 1 lm-eval starts the engines later, so their memory cannot be checked here; if "
-            "one dies, add max_num_batched_tokens=2048 to --model_args"
-        )
-
-
 def _free_memory(devices: int) -> int | None:
-    """Bytes free on the fullest of the first `devices` devices of this machine; None where nobody can tell."""
+    """Bytes free on the fullest of the first `devices` devices of this machine; None where that is not known."""
     import torch
     from vllm.platforms import current_platform
 
@@ -288,20 +260,17 @@ def _free_memory(devices: int) -> int | None:
 
         return free_bytes(torch.device("cpu"))
     try:
-        here = min(devices, torch.cuda.device_count())
-        return min(_free_on_gpu(current_platform, index) for index in range(here))
+        from vllm.third_party import pynvml  # asking CUDA would take half a gigabyte for a context in this process
+
+        pynvml.nvmlInit()
+        try:
+            indices = range(min(devices, torch.cuda.device_count()))
+            handles = [
+                pynvml.nvmlDeviceGetHandleByIndex(current_platform.device_id_to_physical_device_id(i)) for i in indices
+            ]
+            return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
+        finally:
+            pynvml.nvmlShutdown()
     except Exception as error:  # NVML's own errors, other platforms: the check is an extra
         _log.warning("free GPU memory is not known (%s): not checked whether prompt log-probabilities fit", error)
         return None
-
-
-def _free_on_gpu(platform: Any, index: int) -> int:
-    """Through NVML, because asking CUDA would take half a gigabyte for a context in this process."""
-    from vllm.third_party import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(platform.device_id_to_physical_device_id(index))
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-    finally:
-        pynvml.nvmlShutdown()
