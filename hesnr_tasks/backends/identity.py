@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from hesnr_tasks.atomic_io import replace_file
 from hesnr_tasks.errors import ScoringError
 
 if TYPE_CHECKING:
@@ -311,9 +312,7 @@ class _Cache:
             return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(dict(list(self._digests.items())[-10_000:])))
-            temporary.replace(self._path)
+            replace_file(self._path, json.dumps(dict(list(self._digests.items())[-10_000:])).encode())
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------
