@@ -43,12 +43,12 @@ def coverage(problems, shape, rounds, rng):
 
 def alarms(problems, shape, rounds, rng):
     """How often two equal checkpoints are told apart: by sign flips, and by the bootstrap of the mean."""
-    found = np.zeros((len(KS), 2))
+    rates = np.zeros((len(KS), 2))
     for _ in range(rounds):
         chance = rng.beta(*shape, problems)
         a, b = (outcomes(rng.binomial(N, chance)) for _ in range(2))
-        found += [[one.p < 0.05, one.p_mean < 0.05] for one in differences(a, b, KS, SETTINGS)]
-    return found / rounds
+        rates += [[row.p < 0.05, row.p_mean < 0.05] for row in differences(a, b, KS, SETTINGS)]
+    return rates / rounds
 
 
 def power(problems, rounds, rng):
@@ -58,11 +58,11 @@ def power(problems, rounds, rng):
     for _ in range(50):
         a, b = (outcomes(rng.binomial(N, chance)) for _ in range(2))
         errors.append(differences(a, b, [1], SETTINGS)[0].detectable)
-    lift, found = float(np.nanmean(errors)), 0
+    lift, detected = float(np.nanmean(errors)), 0
     for _ in range(rounds):
         a, b = outcomes(rng.binomial(N, chance)), outcomes(rng.binomial(N, chance + lift))
-        found += differences(a, b, [1], SETTINGS)[0].p < 0.05
-    return lift, found / rounds
+        detected += differences(a, b, [1], SETTINGS)[0].p < 0.05
+    return lift, detected / rounds
 
 
 def main(rounds):
@@ -77,10 +77,10 @@ def main(rounds):
                 f"width {np.round(width, 3)} mostly {used}"
             )
         for name in ("bimodal", "hard"):
-            found = alarms(problems, SHAPES[name], rounds, rng)
-            print(f"{problems:3} problems, {name:9}: alarms, flips {found[:, 0]} bootstrap {found[:, 1]}")
-        lift, found = power(problems, rounds, rng)
-        print(f"{problems:3} problems: a true difference of {lift:.3f}, detectable at 80 %, found in {found:.1%}")
+            rates = alarms(problems, SHAPES[name], rounds, rng)
+            print(f"{problems:3} problems, {name:9}: alarms, flips {rates[:, 0]} bootstrap {rates[:, 1]}")
+        lift, rates = power(problems, rounds, rng)
+        print(f"{problems:3} problems: a true difference of {lift:.3f}, detectable at 80 %, found in {rates:.1%}")
 
 
 if __name__ == "__main__":

@@ -119,10 +119,10 @@ def test_killed_in_the_middle_and_gone_on_the_answers_are_the_same(undisturbed, 
         assert 40 <= count(kept) <= 60
         urllib.request.urlopen(f"{address}/go").close()
         result = evaluate(address, tmp_path)
-        asked = Counter((request["prompt"], request["seed"]) for request in requests_of(address))
+        requests = Counter((request["prompt"], request["seed"]) for request in requests_of(address))
     assert answers_of(result) == answers_of(undisturbed[0])
-    assert len(asked) == PROBLEMS * REPEATS
-    assert sum(asked.values()) <= PROBLEMS * REPEATS + 4  # what was in flight, or torn, is asked for again
+    assert len(requests) == PROBLEMS * REPEATS
+    assert sum(requests.values()) <= PROBLEMS * REPEATS + 4  # what was in flight, or torn, is asked for again
 
 
 def test_more_answers_later_keep_the_first_ones(tmp_path):

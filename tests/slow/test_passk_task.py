@@ -210,8 +210,8 @@ def test_a_task_gains_pass_at_k_by_its_name(model, tasks):
         "task: mine_passk\nclass: !function hesnr_tasks.passk.lm_tasks.PassKTask\nbase: mine\nrepeats: 3\n"
     )
     result = evaluate(model, folder, "mine_passk", limit=2)
-    found = result["results"]["mine_passk"]
-    assert {"pass@1,strict-match", "pass@1,flexible-extract", "pass@3_stderr,flexible-extract"} <= set(found)
+    metrics = result["results"]["mine_passk"]
+    assert {"pass@1,strict-match", "pass@1,flexible-extract", "pass@3_stderr,flexible-extract"} <= set(metrics)
     assert result["versions"]["mine_passk"] == 3.0
     for sample in result["samples"]["mine_passk"]:
         assert len(set(sample["resps"][0])) == 3
@@ -298,12 +298,12 @@ def test_answers_of_digits_are_judged_as_text():
     first.doc["answer"], first.resps, second.resps = "9", ["9", " 9.", "x", "8", "9", "99", "", "9"], ["x"] * 8
     if SINCE_0_5:
         task.process_instances()
-        (found, _) = task.scorers[0].reduced_docs.values()
+        (metrics, _) = task.scorers[0].reduced_docs.values()
     else:
         task.apply_filters()
-        found = task.process_results(first.doc, [first.filtered_resps["first_integer"]])
-    assert found["right_answers"] == [1, 1, 0, 0, 1, 0, 0, 1]
-    assert found["pass@1"] == 0.5
+        metrics = task.process_results(first.doc, [first.filtered_resps["first_integer"]])
+    assert metrics["right_answers"] == [1, 1, 0, 0, 1, 0, 0, 1]
+    assert metrics["pass@1"] == 0.5
 
 
 READY = {"gsm8k": "gsm8k", "aime24": "aime24", "aime25": "aime25", "math500": "minerva_math500",
@@ -328,7 +328,7 @@ def test_ready_tasks_name_tasks_that_lm_eval_has(name):
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def drawn(scores, sampling, rows=4000):
+def token_shares(scores, sampling, rows=4000):
     sampler = SeededSampler(sampling, list(range(rows)))
     out = sampler(torch.zeros(rows, 1, dtype=torch.long), torch.tensor(scores).repeat(rows, 1))
     assert torch.isfinite(out).sum() == rows
@@ -338,9 +338,9 @@ def drawn(scores, sampling, rows=4000):
 def test_draws_follow_the_probabilities():
     scores = [1.0, 0.0, -1.0, 2.0, -float("inf")]
     expected = torch.softmax(torch.tensor(scores) / 0.7, 0).numpy()
-    assert drawn(scores, {"temperature": 0.7}) == pytest.approx(expected, abs=0.03)
-    assert drawn(scores, {"top_k": 1}).tolist() == [0, 0, 0, 1, 0]
-    cut = drawn(scores, {"top_p": 0.85})
+    assert token_shares(scores, {"temperature": 0.7}) == pytest.approx(expected, abs=0.03)
+    assert token_shares(scores, {"top_k": 1}).tolist() == [0, 0, 0, 1, 0]
+    cut = token_shares(scores, {"top_p": 0.85})
     assert cut[2] == cut[4] == 0
     assert cut[3] == pytest.approx(np.e**2 / (np.e**2 + np.e), abs=0.03)
 
@@ -351,7 +351,7 @@ def test_a_rows_draws_depend_on_its_seed_alone():
     together = SeededSampler({}, [5, 6, 7])
     ids = torch.zeros(3, 1, dtype=torch.long)
     for _ in range(5):
-        expected = [one(ids[:1], scores[i : i + 1]).argmax().item() for i, one in enumerate(alone)]
+        expected = [sampler(ids[:1], scores[i : i + 1]).argmax().item() for i, sampler in enumerate(alone)]
         assert together(ids, scores).argmax(-1).tolist() == expected
     with pytest.raises(ScoringError, match="2 rows"):
         together(ids[:2], scores[:2])
@@ -373,8 +373,8 @@ def test_settings_of_the_wrong_kind_are_refused_before_anything_is_sampled(given
 
 
 def test_settings_from_yaml_and_command_line():
-    made = PassKSettings.read({"repeats": 4}, {"repeats": 8, "k": [1, 8]}, {"repeats": 16})
-    assert (made.repeats, made.ks) == (16, [1, 8])
+    settings = PassKSettings.read({"repeats": 4}, {"repeats": 8, "k": [1, 8]}, {"repeats": 16})
+    assert (settings.repeats, settings.ks) == (16, [1, 8])
     assert PassKSettings.read({"repeats": 6}, None).ks == [1, 2, 4, 6]
     for block, why in (({"seed": -1}, "seed"), ({"repeats": 0}, "repeats"), ({"k": "x"}, "k must"), (3, "block")):
         with pytest.raises(SettingsError, match=why):

@@ -20,7 +20,7 @@ def write(folder):
     with np.load(GOLDEN / "demo_scores.npz") as arrays:
         for i, about in enumerate(json.loads(arrays["about"].tobytes())):
             start, end, turn, top = (arrays[f"{i}/{name}"] for name in ("start", "end", "turn", "top"))
-            n, spans = len(start), [Span(a, b, Kind(kind), at, last) for a, b, kind, at, last in about["spans"]]
+            n, spans = len(start), [Span(a, b, Kind(kind), *rest) for a, b, kind, *rest in about["spans"]]
             scores = TokenScores(
                 key=about["key"],
                 position=np.arange(1, n + 1, dtype=np.int32),

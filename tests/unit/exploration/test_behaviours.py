@@ -32,7 +32,7 @@ def row(i, texts, right, **more):
 def write(folder, rows):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "samples_t_2026-01-01T00-00-00.000001.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    path.write_text("".join(json.dumps(record) + "\n" for record in rows))
     return folder
 
 
@@ -49,8 +49,8 @@ def rows_of(seed, problems=12, n=4, reflects=0.2, longer=0):
 def ask(*words):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    found, notes = command.tables(parser.parse_args([*map(str, words), "--resamples", "200"]))
-    return {table.name: table for table in found}, notes
+    results, notes = command.tables(parser.parse_args([*map(str, words), "--resamples", "200"]))
+    return {table.name: table for table in results}, notes
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +72,20 @@ def values_of(text, **more):
 
 def test_the_measures_of_a_text_counted_by_hand():
     text = "Let me verify the sum. It is 4, because two and two are 4.\n\n- first step\n- second step"
-    found = values_of(text)
-    assert found["words"] == len(text.split())
-    assert (found["steps"], found["sentences"]) == (3, 4)
-    assert found["reflective"] == 25  # "Let me verify the sum."
-    assert found["pivotal"] == pytest.approx(100 * 3 / 16)  # verify, because, first; of 16 words of letters
-    assert found["distinct"] == 100
-    assert found["repetition"] == 0
-    assert math.isnan(found["unlike"])
+    values = values_of(text)
+    assert values["words"] == len(text.split())
+    assert (values["steps"], values["sentences"]) == (3, 4)
+    assert values["reflective"] == 25  # "Let me verify the sum."
+    assert values["pivotal"] == pytest.approx(100 * 3 / 16)  # verify, because, first; of 16 words of letters
+    assert values["distinct"] == 100
+    assert values["repetition"] == 0
+    assert math.isnan(values["unlike"])
 
 
 def test_repetition_and_distinct_pairs():
-    found = values_of("a b c d a b c d")
-    assert found["repetition"] == pytest.approx(100 * 1 / 5)  # of abcd bcda cdab dabc abcd the last
-    assert found["distinct"] == pytest.approx(100 * 4 / 7)
+    values = values_of("a b c d a b c d")
+    assert values["repetition"] == pytest.approx(100 * 1 / 5)  # of abcd bcda cdab dabc abcd the last
+    assert values["distinct"] == pytest.approx(100 * 4 / 7)
     assert values_of("word")["repetition"] != values_of("word")["repetition"]  # NaN: there are no fours
 
 
@@ -97,9 +97,9 @@ def test_what_no_other_answer_to_the_problem_has():
 
 
 def test_an_empty_answer_has_no_words_and_no_shares():
-    found = values_of("")
-    assert (found["words"], found["sentences"], found["steps"]) == (0, 0, 0)
-    assert math.isnan(found["reflective"])
+    values = values_of("")
+    assert (values["words"], values["sentences"], values["steps"]) == (0, 0, 0)
+    assert math.isnan(values["reflective"])
 
 
 def test_planted_differences_are_found_and_paired(compared):
@@ -135,10 +135,10 @@ def test_no_interval_of_fewer_than_eight_problems(tmp_path):
 
 def corpus_of(name, answers):
     """(problem, words, right) of each answer."""
-    made = Corpus(name, [Answer(p, "w " * words, right) for p, words, right in answers], {}, [])
-    for answer in made.answers:
+    corpus = Corpus(name, [Answer(p, "w " * words, right) for p, words, right in answers], {}, [])
+    for answer in corpus.answers:
         answer.values["words"] = float(len(answer.text.split()))
-    return made
+    return corpus
 
 
 def by_all_draws(a, b, k):
@@ -163,10 +163,10 @@ def by_all_draws(a, b, k):
 def test_matching_is_the_mean_over_all_draws(seed):
     rng = random.Random(seed)
     sides = [[(rng.choice([3, 4, 9, 10, 30]), rng.random() < 0.5) for _ in range(6)] for _ in range(2)]
-    corpora = [corpus_of(str(i), [("p", *one) for one in side]) for i, side in enumerate(sides)]
-    for found in matched_passk(*corpora, [1, 2, 3], 200, 1):
-        if found.problems:
-            assert found.matched.value.value == pytest.approx(by_all_draws(*sides, found.k), abs=1e-12)
+    corpora = [corpus_of(str(i), [("p", *answer) for answer in side]) for i, side in enumerate(sides)]
+    for at_k in matched_passk(*corpora, [1, 2, 3], 200, 1):
+        if at_k.problems:
+            assert at_k.matched.value.value == pytest.approx(by_all_draws(*sides, at_k.k), abs=1e-12)
 
 
 def test_a_gain_that_is_all_length_vanishes_at_matched_length():
@@ -177,10 +177,10 @@ def test_a_gain_that_is_all_length_vanishes_at_matched_length():
         lengths = [[20 if rng.random() < share else 5 for _ in range(16)] for _ in range(60)]
         return [(f"p{i}", n, rng.random() < (0.8 if n == 20 else 0.2)) for i, some in enumerate(lengths) for n in some]
 
-    (found,) = matched_passk(corpus_of("a", side(0.3)), corpus_of("b", side(0.7)), [1], 500, 1)
-    assert found.raw.value.ci_low > 0.1
-    assert found.matched.value.ci_low < 0 < found.matched.value.ci_high
-    assert abs(found.words[0] - found.words[1]) < 1e-9
+    (at_k,) = matched_passk(corpus_of("a", side(0.3)), corpus_of("b", side(0.7)), [1], 500, 1)
+    assert at_k.raw.value.ci_low > 0.1
+    assert at_k.matched.value.ci_low < 0 < at_k.matched.value.ci_high
+    assert abs(at_k.words[0] - at_k.words[1]) < 1e-9
 
 
 def test_problems_without_partners_are_counted(two, tmp_path):
@@ -233,9 +233,14 @@ def test_what_is_left_out_is_said(two, tmp_path):
     del rows[2]["right_answers"]
     tables, notes = ask(two[0], write(tmp_path / "odd", rows))
     text = "\n".join([*notes, *tables["difference"].notes])
-    for said in ("1 rows are there twice", "no answer to p50", "answers are empty", "not known whether they are right",
-                 "only base has p10, p11: not compared"):  # fmt: skip
-        assert said in text
+    for phrase in (
+        "1 rows are there twice",
+        "no answer to p50",
+        "answers are empty",
+        "not known whether they are right",
+        "only base has p10, p11: not compared",
+    ):
+        assert phrase in text
     assert tables["difference"].title.endswith("10 problems, paired")
 
 
@@ -271,11 +276,11 @@ def test_trajectories_by_their_thoughts_and_turns():
 
     tables, _ = ask(demo.trajectories_path())
     rows = {r["measure"]: r for r in tables["behaviours"].rows if r["answers"] == "all"}
-    made = list(read_trajectories(str(demo.trajectories_path())))
-    turns = [sum(message.generated for message in one.messages) for one in made]
+    trajectories = list(read_trajectories(str(demo.trajectories_path())))
+    turns = [sum(message.generated for message in trajectory.messages) for trajectory in trajectories]
     words = [
-        len(" ".join(s.text for m in one.messages for s in m.segments if s.kind is Kind.THOUGHT).split())
-        for one in made
+        len(" ".join(s.text for m in trajectory.messages for s in m.segments if s.kind is Kind.THOUGHT).split())
+        for trajectory in trajectories
     ]
     assert rows["steps"]["mean"].value == pytest.approx(np.mean(turns))
     assert rows["words"]["mean"].value == pytest.approx(np.mean(words))

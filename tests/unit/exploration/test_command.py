@@ -52,14 +52,13 @@ def test_text_csv_and_json_have_the_same_tables(ladder, tables):
     assert "Where entropy is high, select = thought, k = 10" in text
     assert f"lexicon {load_lexicon().version}" in text
     assert "bounds of the entropy over the whole vocabulary (600 tokens)" in text
-    found = tables
     names = ["results", "exploration", "exploration_by_turn", "exploration_by_resolved", "exploration_bounds"]
-    assert list(found) == names
-    assert [row["run"] for row in found["exploration"]] == ["step100"] * 11 + ["step200"] * 11
+    assert list(tables) == names
+    assert [row["run"] for row in tables["exploration"]] == ["step100"] * 11 + ["step200"] * 11
     blocks = ask(ladder / "step100", "--exploration", "--format", "csv").split("# exploration\n")[1]
     row = next(csv.DictReader(io.StringIO(blocks)))
-    assert float(row["matched_low"]) == found["exploration"][0]["matched"]["low"]
-    assert int(row["n"]) == found["exploration"][0]["n"]
+    assert float(row["matched_low"]) == tables["exploration"][0]["matched"]["low"]
+    assert int(row["n"]) == tables["exploration"][0]["n"]
 
 
 def test_checkpoints_on_the_same_texts_have_the_same_words(tables):
@@ -74,12 +73,12 @@ def test_checkpoints_on_the_same_texts_have_the_same_words(tables):
 def test_the_figure_draws_the_numbers_of_the_tables(ladder, tmp_path, over):
     """Groups of the last run; the course over runs, or over turns where there is one run."""
     folder = ladder if over == "run" else ladder / "step200"
-    told = json.loads(ask(folder, "--exploration", "--format", "json", *(["-o", tmp_path] if over == "run" else [])))
+    output = json.loads(ask(folder, "--exploration", "--format", "json", *(["-o", tmp_path] if over == "run" else [])))
     if over == "run":
-        assert told["figures"] == [str(tmp_path / "exploration.svg"), str(tmp_path / "exploration.png")]
+        assert output["figures"] == [str(tmp_path / "exploration.svg"), str(tmp_path / "exploration.png")]
         assert (tmp_path / "exploration.png").stat().st_size > 10_000
         assert b"matched difference" in (tmp_path / "exploration.svg").read_bytes()
-    tables = [Table(name, name, [_numbers(row) for row in rows]) for name, rows in told["tables"].items()]
+    tables = [Table(name, name, [_numbers(row) for row in rows]) for name, rows in output["tables"].items()]
     (run, groups, courses), rows = figure_data(tables), {table.name: table.rows for table in tables}
     last = [row for row in rows["exploration"] if row["run"] == "step200"]
     assert [line.values for line in groups] == [tuple(r[n] for r in last) for n in ("difference", "matched")]
@@ -138,6 +137,6 @@ def test_options_without_what_they_are_for_are_refused(ladder, words, message):
 def test_texts_without_a_sentence_give_empty_rows_and_no_error(tmp_path):
     """Made-up thoughts of one phrase over and over, two trajectories: no interval, nothing rare."""
     made.run_of(tmp_path / "run", 2, 60)
-    found = json.loads(ask(tmp_path / "run", "--exploration", "--format", "json"))["tables"]
-    assert [row["n"] for row in found["exploration"]] == [0] * 11
-    assert found["exploration"][0]["matched"] == {"value": None, "stderr": None, "low": None, "high": None}
+    tables = json.loads(ask(tmp_path / "run", "--exploration", "--format", "json"))["tables"]
+    assert [row["n"] for row in tables["exploration"]] == [0] * 11
+    assert tables["exploration"][0]["matched"] == {"value": None, "stderr": None, "low": None, "high": None}

@@ -11,7 +11,7 @@ from hesnr_tasks.stats import estimates
 from tests.reference import exploration as reference
 
 
-def made(seed, n=160, runs=8, cells=12):
+def simulated(seed, n=160, runs=8, cells=12):
     rng = np.random.default_rng(seed)
     trajectory, cell = rng.integers(0, runs, n), rng.integers(0, cells, n)
     treated = rng.random(n) < 0.1 + 0.05 * (cell % 5)
@@ -22,7 +22,7 @@ def made(seed, n=160, runs=8, cells=12):
 @pytest.mark.parametrize(("seed", "runs", "cells"), [(0, 8, 12), (1, 20, 5), (2, 3, 40), (3, 1, 4)])
 def test_differences_are_those_of_dense_least_squares(seed, runs, cells):
     """With fewer cells than trajectories and the other way round, some texts twice, some not at all."""
-    values, treated, trajectory, copies, cell = made(seed, runs=runs, cells=cells)
+    values, treated, trajectory, copies, cell = simulated(seed, runs=runs, cells=cells)
     copies = np.maximum(copies, 1) if runs == 1 else copies
     rows = list(zip(values.tolist(), treated.tolist(), trajectory.tolist(), cell.tolist(), copies[trajectory].tolist()))
     matched = contrast(values, treated, trajectory, copies, cell)
@@ -32,7 +32,7 @@ def test_differences_are_those_of_dense_least_squares(seed, runs, cells):
 
 
 def test_nothing_to_compare_is_no_number():
-    values, treated, trajectory, copies, _ = made(0)
+    values, treated, trajectory, copies, _ = simulated(0)
     apart = contrast(values, treated, trajectory, copies, treated.astype(np.int64))  # a cell has one kind only
     assert np.isnan(apart.value(copies))
     assert (apart.used, apart.clusters) == (0.0, 0)
@@ -50,8 +50,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         treated = rng.random(len(cell)) < 0.05 + 0.04 * cell
         own = rng.normal(0, 0.3, 24)[trajectory] + treated * rng.normal(truth, 0.1, 24)[trajectory]
         values = own + 0.2 * cell + rng.gamma(1, 0.5, len(cell))
-        found = contrast(values, treated, trajectory, np.ones(24, dtype=np.int64), cell)
-        ends = estimates(found.numerator[:, None], found.denominator[:, None], resamples=300, seed=seed)
+        difference = contrast(values, treated, trajectory, np.ones(24, dtype=np.int64), cell)
+        ends = estimates(difference.numerator[:, None], difference.denominator[:, None], resamples=300, seed=seed)
         hits += bool(ends.ci_low[0] <= truth <= ends.ci_high[0])
         sizes.append(ends.ci_high[0] - ends.ci_low[0])
     assert 0.91 <= hits / 250 <= 0.99
@@ -87,10 +87,13 @@ def test_the_entropy_of_whole_distributions_lies_within_the_bounds():
 
 def test_bounds_of_the_difference_are_reached():
     """By taking every treated unit at one end and every other at the opposite one, or the other way where they lift."""
-    values, treated, trajectory, copies, cell = made(4)
-    found = contrast(values, treated, trajectory, copies, cell)
+    values, treated, trajectory, copies, cell = simulated(4)
+    difference = contrast(values, treated, trajectory, copies, cell)
     low, high = values - 0.1, values + np.random.default_rng(0).uniform(0, 0.5, len(values))
-    least, most = difference_bounds(found.lift, copies[trajectory].astype(float), low, high)
-    for end, want in ((np.where(found.lift > 0, low, high), least), (np.where(found.lift > 0, high, low), most)):
+    least, most = difference_bounds(difference.lift, copies[trajectory].astype(float), low, high)
+    for end, want in (
+        (np.where(difference.lift > 0, low, high), least),
+        (np.where(difference.lift > 0, high, low), most),
+    ):
         assert contrast(end, treated, trajectory, copies, cell).value(copies) == pytest.approx(want, abs=1e-8)
-    assert least < found.value(copies) < most
+    assert least < difference.value(copies) < most

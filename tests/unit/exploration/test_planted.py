@@ -30,8 +30,8 @@ def rows(folder):
     return tables_of(folder)["exploration"]
 
 
-def one(found, part, group="all"):
-    return next(row for row in found if (row["part"], row["group"]) == (part, group))
+def row_of(table, part, group="all"):
+    return next(row for row in table if (row["part"], row["group"]) == (part, group))
 
 
 def covers(number, value):
@@ -48,20 +48,20 @@ def test_an_effect_of_words_is_found_and_that_of_places_taken_off(tmp_path):
         tmp_path / "run",
         lambda word, place, level, rng: noisy(STEP * (word in planted.PIVOTAL) + 0.5 * (place == 0), level, rng),
     )
-    found = rows(store.folder)
-    row = one(found, "pivotal words")
+    collected = rows(store.folder)
+    row = row_of(collected, "pivotal words")
     assert covers(row["matched"], STEP)
     assert row["matched"]["low"] > 0.5
     assert row["matched"]["high"] < 0.7
     assert row["difference"]["low"] > STEP + 0.1
     assert row["matched_share"] > 0.95
     for group in ("causal", "contrastive"):
-        assert covers(one(found, "pivotal words", group)["matched"], STEP)
+        assert covers(row_of(collected, "pivotal words", group)["matched"], STEP)
 
 
 def test_an_effect_of_places_alone_shows_raw_and_is_gone_when_matched(tmp_path):
     store = planted.run_of(tmp_path / "run", lambda word, place, level, rng: noisy(STEP * (place == 0), level, rng))
-    row = one(rows(store.folder), "pivotal words")
+    row = row_of(rows(store.folder), "pivotal words")
     assert row["difference"]["low"] > 0.2
     assert covers(row["matched"], 0)
     assert abs(row["matched"]["value"]) < 0.05
@@ -74,7 +74,7 @@ def test_an_effect_of_trajectories_alone_shows_raw_and_is_gone_when_matched(tmp_
         lambda word, place, level, rng: noisy(2 * level, level, rng),
         opening=lambda level: float(np.clip(0.5 + 2.5 * level, 0.02, 0.98)),
     )
-    row = one(rows(store.folder), "pivotal words")
+    row = row_of(rows(store.folder), "pivotal words")
     assert row["difference"]["value"] > 0.08
     assert covers(row["matched"], 0)
     assert abs(row["matched"]["value"]) < 0.04
@@ -89,17 +89,17 @@ def test_reflective_sentences_are_measured_against_sentences_in_the_same_place(t
         return noisy(STEP * value, level, rng)
 
     store = planted.run_of(tmp_path / "run", entropy, planted.sentences, lambda level: 0.6)
-    row = one(rows(store.folder), "reflective sentences")
+    row = row_of(rows(store.folder), "reflective sentences")
     assert covers(row["matched"], truth)
     assert row["matched"]["high"] - row["matched"]["low"] < 0.2
     if effect == "place":
         assert row["difference"]["low"] > 0.05
 
 
-def interval(values, treated, found, copies):
+def interval(values, treated, collected, copies):
     """The matched difference of sentences, with its interval."""
-    made = contrast(values, treated, found.trajectory, copies, found.cell)
-    ends = estimates(made.numerator[:, None], made.denominator[:, None], resamples=100, seed=1)
+    difference = contrast(values, treated, collected.trajectory, copies, collected.cell)
+    ends = estimates(difference.numerator[:, None], difference.denominator[:, None], resamples=100, seed=1)
     return {"low": ends.ci_low[0], "value": ends.value[0], "high": ends.ci_high[0]}
 
 
@@ -110,17 +110,17 @@ def test_how_words_split_into_tokens_is_no_effect_of_sentences(tmp_path):
     planted.run_of(tmp_path / "run", lambda word, place, level, rng: noisy(0, level, rng), planted.split_sentences)
     frame = load(tmp_path / "run", extra=COLUMNS)
     chosen = selection(frame.filters, [Kind.THOUGHT], [])
-    _, found = collect(frame, chosen, load_lexicon())
-    begin = np.append(found.token[found.start[:-1]], len(frame.label))  # all text is sentences
+    _, collected = collect(frame, chosen, load_lexicon())
+    begin = np.append(collected.token[collected.start[:-1]], len(frame.label))  # all text is sentences
     everything = np.array([frame.entropy[10][a:b].mean() for a, b in itertools.pairwise(begin)])
     copies, lines = frame.multiplicity(chosen.mask), rows(tmp_path / "run")
-    for part, treated in (("reflective", found.kinds.any(axis=1)), ("rare", rare(distances(found.texts)))):
-        old = interval(everything, treated, found, copies)
+    for part, treated in (("reflective", collected.kinds.any(axis=1)), ("rare", rare(distances(collected.texts)))):
+        old = interval(everything, treated, collected, copies)
         assert old["low"] > 0.01 if part == "reflective" else old["high"] < -0.03
-        new = interval(found.mean(frame.entropy[10]), treated, found, copies)
+        new = interval(collected.mean(frame.entropy[10]), treated, collected, copies)
         assert covers(new, 0)
         assert new["high"] - new["low"] < 0.06
-        row = one(lines, f"{part} sentences")
+        row = row_of(lines, f"{part} sentences")
         assert row["matched"]["value"] == pytest.approx(new["value"], abs=1e-9)
         assert covers(row["matched"], 0)
 
@@ -141,7 +141,7 @@ def test_turns_and_outcomes_split_what_the_whole_has(tmp_path):
     resolved[0] = False
     store = planted.run_of(tmp_path / "run", entropy, make)
     tables = tables_of(store.folder)
-    whole = one(tables["exploration"], "pivotal words")
+    whole = row_of(tables["exploration"], "pivotal words")
     for by, names in (("turn", {"1", "2", "3-4", "5-8"}), ("resolved", {"resolved", "unresolved"})):
         split = [row for row in tables[f"exploration_by_{by}"] if row["part"] == "pivotal words"]
         assert {row[by] for row in split} == names

@@ -28,10 +28,10 @@ def test_distances_are_those_of_all_pairs(n):
 
 def test_sentences_nobody_else_writes_are_rare_and_repeated_ones_are_not():
     texts = corpus(400) + ["let me read the file"] * 8
-    found = rare(distances(texts))
-    assert found[0:400:20].all()
-    assert not found[400:].any()
-    assert 20 <= found.sum() <= 40
+    is_rare = rare(distances(texts))
+    assert is_rare[0:400:20].all()
+    assert not is_rare[400:].any()
+    assert 20 <= is_rare.sum() <= 40
 
 
 def test_a_sample_of_references_gives_nearly_the_same_ones():
@@ -53,9 +53,9 @@ def test_a_function_can_take_the_place_of_words():
     """Vectors of two numbers: the distances are those of angles."""
     angles = np.linspace(0, 1, 30)
     vectors = {f"t{i}": (np.cos(a), np.sin(a)) for i, a in enumerate(angles)}
-    found = distances(list(vectors), embed=lambda texts: [vectors[text] for text in texts])
+    apart = distances(list(vectors), embed=lambda texts: [vectors[text] for text in texts])
     cosines = np.sort(np.cos(angles[:, None] - angles) - 2 * np.eye(30), axis=1)[:, -5:]
-    assert found == pytest.approx(1 - cosines.mean(axis=1), abs=1e-6)
+    assert apart == pytest.approx(1 - cosines.mean(axis=1), abs=1e-6)
     with pytest.raises(SettingsError, match="one finite row a text"):
         distances(list(vectors), embed=lambda texts: np.full((len(texts), 2), np.nan))
     with pytest.raises(SettingsError, match=r"shape \(3,\)"):

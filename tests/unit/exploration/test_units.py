@@ -35,17 +35,17 @@ def stored(folder, tokenizer, keep=None, text=TEXT):
     spans = (Span(0, cut, Kind.THOUGHT, 1, False), Span(cut, len(text), Kind.THOUGHT, 2, False))
     rendered = Rendered(text, spans)
     encoded = Encoder(tokenizer).encode(rendered)
-    at = np.flatnonzero(encoded.end > encoded.start)[:keep]
-    n = len(at)
+    index = np.flatnonzero(encoded.end > encoded.start)[:keep]
+    n = len(index)
     top = -np.sort(np.random.default_rng(1).gamma(1, 2, (n, 10)), axis=1).astype(np.float32)[:, ::1]
     scores = TokenScores(
         key="0" * 64,
-        position=at.astype(np.int32),
-        token_id=encoded.ids[at],
-        turn=np.where(encoded.start[at] < cut, 1, 2).astype(np.int32),
+        position=index.astype(np.int32),
+        token_id=encoded.ids[index],
+        turn=np.where(encoded.start[index] < cut, 1, 2).astype(np.int32),
         label=np.full(n, 4, dtype=np.uint64),
-        char_start=encoded.start[at],
-        char_end=encoded.end[at],
+        char_start=encoded.start[index],
+        char_end=encoded.end[index],
         scores=Scores(top[:, 0], np.ones(n, dtype=np.int32), top, np.zeros((n, 10), dtype=np.int32)),
         tokens_total=len(encoded.ids),
         labels_cut=np.zeros(0, dtype=np.uint64),
@@ -84,19 +84,19 @@ def test_each_pivotal_word_begins_with_its_first_token(tmp_path, name):
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_mean_of_a_sentence_is_over_the_first_tokens_of_its_words_without_code(tmp_path, name):
     frame = stored(tmp_path / "run", TOKENIZERS[name]())
-    _, found = collect(frame, thoughts(frame), load_lexicon())
+    _, collected = collect(frame, thoughts(frame), load_lexicon())
     start = TEXT.index("Let me")
     end = TEXT.index("Hmm,")
     code = [(TEXT.index("`x ="), TEXT.index(" in src")), (TEXT.index("src/a"), TEXT.index("src/a") + 10)]
     columns = (frame.extra["char_start"], frame.extra["char_end"], frame.entropy[10])
     tokens = list(zip(*(column.tolist() for column in columns)))
     firsts, everything = reference.sentence_means(TEXT, start, end, code, tokens)
-    assert len(found.texts) == 5
-    assert found.mean(frame.entropy[10])[2] == pytest.approx(firsts, abs=1e-12)
+    assert len(collected.texts) == 5
+    assert collected.mean(frame.entropy[10])[2] == pytest.approx(firsts, abs=1e-12)
     assert abs(firsts - everything) > 1e-3
-    assert np.isinf(found.mean(np.full(len(tokens), np.inf))).all()  # an upper bound that is not known
-    assert found.texts[2] == "let me verify ` in"
-    assert found.turn.tolist() == [0, 0, 1, 1, 1]
+    assert np.isinf(collected.mean(np.full(len(tokens), np.inf))).all()  # an upper bound that is not known
+    assert collected.texts[2] == "let me verify ` in"
+    assert collected.turn.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_words_beyond_the_context_are_counted_and_left_out(tmp_path):

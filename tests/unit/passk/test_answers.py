@@ -123,10 +123,10 @@ def test_the_place(tmp_path, monkeypatch):
     assert answers_stem(str(tmp_path), "a/t", "m", SETTINGS) == tmp_path / "a-t"
     running = Evaluation(output_path=Path("out/results.json"))
     monkeypatch.setattr(lm_tasks, "running_evaluation", lambda: running)
-    found = answers_stem(None, "t", "org/model", SETTINGS)
-    assert found.parent.as_posix() == "out/answers"
-    assert found.name.startswith("t-model-")
-    assert found != answers_stem(None, "t", "org/model", {**SETTINGS, "task": "u"})
+    stem = answers_stem(None, "t", "org/model", SETTINGS)
+    assert stem.parent.as_posix() == "out/answers"
+    assert stem.name.startswith("t-model-")
+    assert stem != answers_stem(None, "t", "org/model", {**SETTINGS, "task": "u"})
     running = Evaluation()
     assert answers_stem(None, "t", "m", SETTINGS) is None
 

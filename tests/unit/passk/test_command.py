@@ -32,15 +32,15 @@ def two(tmp_path):
 
 
 def test_the_curve(capsys, two):
-    found = json.loads(passk(capsys, two[0], "--format", "json"))
-    rows, counts = found["tables"]["passk"], found["counts"]["base.csv"]
+    report = json.loads(passk(capsys, two[0], "--format", "json"))
+    rows, counts = report["tables"]["passk"], report["counts"]["base.csv"]
     assert [row["k"] for row in rows] == [1, 2, 4, 8]
     for row in rows:
-        exact = sum(pass_at_k(one["n"], one["c"], row["k"]) for one in counts) / len(counts)
+        exact = sum(pass_at_k(problem["n"], problem["c"], row["k"]) for problem in counts) / len(counts)
         assert row["pass@k"]["value"] == pytest.approx(exact)
         assert row["pass@k"]["low"] < exact < row["pass@k"]["high"]
     assert [row["averaged"] for row in rows] == [True, True, True, False]
-    assert any("at k = 8 uses all answers" in note for note in found["notes"])
+    assert any("at k = 8 uses all answers" in note for note in report["notes"])
 
 
 def test_text_says_what_it_means(capsys, two):
@@ -52,15 +52,15 @@ def test_text_says_what_it_means(capsys, two):
 
 
 def test_several_files_are_samples_of_one_model(capsys, two):
-    found = json.loads(passk(capsys, *two, "--format", "json"))
-    assert {one["n"] for one in found["counts"]["all"]} == {16}
+    report = json.loads(passk(capsys, *two, "--format", "json"))
+    assert {problem["n"] for problem in report["counts"]["all"]} == {16}
 
 
 def test_checkpoints_may_be_named_and_have_several_files(capsys, two, tmp_path):
     more = table(tmp_path / "more.csv", 3, lift=0.25)
-    found = json.loads(passk(capsys, f"old={two[0]}", f"new={two[1]},{more}", "--compare", "--format", "json"))
-    assert {name: rows[0]["n"] for name, rows in found["counts"].items()} == {"old": 8, "new": 16}
-    assert max(row["k"] for row in found["tables"]["passk"]) == 8  # what both have
+    report = json.loads(passk(capsys, f"old={two[0]}", f"new={two[1]},{more}", "--compare", "--format", "json"))
+    assert {name: rows[0]["n"] for name, rows in report["counts"].items()} == {"old": 8, "new": 16}
+    assert max(row["k"] for row in report["tables"]["passk"]) == 8  # what both have
 
 
 def test_three_checkpoints_are_corrected_for_being_many(capsys, two, tmp_path):
@@ -84,14 +84,14 @@ def test_files_and_figure(capsys, two, tmp_path):
 def test_the_figure_draws_the_tables_numbers(two):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    found = command.examine(parser.parse_args([*map(str, two), "--compare", "--resamples", "300"]))
-    panels = command.figure_data(found)
+    result = command.examine(parser.parse_args([*map(str, two), "--compare", "--resamples", "300"]))
+    panels = command.figure_data(result)
     assert list(panels) == ["curve", "difference"]
-    for name, points in found.curves.items():
+    for name, points in result.curves.items():
         assert [number.value for number in panels["curve"][name]] == [100 * point.value for point in points]
         assert [point.k for point in points] == [1, 2, 4, 8]
     lows = [number.ci_low for number in panels["difference"]["tuned.csv"]]
-    assert lows == [100 * one.low for one in found.against["tuned.csv"]]
+    assert lows == [100 * row.low for row in result.against["tuned.csv"]]
 
 
 def test_other_problems_are_refused_unless_common(capsys, two, tmp_path):

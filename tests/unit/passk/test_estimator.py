@@ -79,7 +79,7 @@ def test_it_rises_with_k_and_with_c(case):
 def test_many_problems_at_once_equal_one_at_a_time(problems, k):
     problems = [(max(n, k), c) for n, c in problems]
     n, c = zip(*problems)
-    assert pass_at_ks(n, c, [k])[:, 0].tolist() == [pass_at_k(*one, k) for one in problems]
+    assert pass_at_ks(n, c, [k])[:, 0].tolist() == [pass_at_k(*problem, k) for problem in problems]
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(4, 1, 5), (4, 5, 1), (4, -1, 1), (4, 1, 0)])

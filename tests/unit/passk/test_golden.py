@@ -44,9 +44,9 @@ def test_the_comparison(name):
     """
     case = GOLDEN["cases"][name]
     a, b = outcomes("a", case["n"], case["a"]), outcomes("b", case["n"], case["b"])
-    for found, golden in zip(differences(a, b, case["ks"], PLAN), case["differences"], strict=True):
+    for difference, golden in zip(differences(a, b, case["ks"], PLAN), case["differences"], strict=True):
         p = golden[6]
-        exact = found.better + found.worse <= 16
-        assert found.p == pytest.approx(p, abs=1e-12 if exact else 5 * (p * (1 - p) / 20_000) ** 0.5 + 1e-4)
-        same(found._replace(p=p), golden)
+        exact = difference.better + difference.worse <= 16
+        assert difference.p == pytest.approx(p, abs=1e-12 if exact else 5 * (p * (1 - p) / 20_000) ** 0.5 + 1e-4)
+        same(difference._replace(p=p), golden)
     assert list(discordant(a, b)) == case["discordant"]

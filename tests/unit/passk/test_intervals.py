@@ -42,11 +42,11 @@ def test_problems_that_are_all_alike_give_no_interval_without_width():
     a, b = outcomes(2, [1] * 30, "a"), outcomes(2, [2] * 30, "b")
     point = curve(a, [1])[0]
     assert (point.low, point.high, point.method) == (*wilson(15, 30), "Wilson (wide)")
-    found = differences(a, b, [1])[0]
-    assert (found.low, found.high, found.method) == (*newcombe(15, 30, 30), "Newcombe (wide)")
-    assert math.isnan(found.detectable)
-    assert found.needed is None
-    assert found.p < 1e-4
+    difference = differences(a, b, [1])[0]
+    assert (difference.low, difference.high, difference.method) == (*newcombe(15, 30, 30), "Newcombe (wide)")
+    assert math.isnan(difference.detectable)
+    assert difference.needed is None
+    assert difference.p < 1e-4
 
 
 def test_thirteen_of_thirty_is_27_to_61_per_cent():
@@ -64,7 +64,7 @@ def test_newcombes_interval_is_made_of_both_shares_wilson_intervals():
 def loop_flip(differences):
     observed = abs(sum(differences))
     signs = list(itertools.product((1, -1), repeat=len(differences)))
-    sums = (abs(sum(s * d for s, d in zip(one, differences))) for one in signs)
+    sums = (abs(sum(s * d for s, d in zip(assignment, differences))) for assignment in signs)
     return sum(value >= observed - 1e-9 for value in sums) / len(signs)
 
 
@@ -79,23 +79,23 @@ def test_sign_flips_equal_a_loop_over_all_signs():
 @pytest.mark.parametrize(("plus", "minus"), [(4, 0), (6, 0), (9, 2), (0, 0), (40, 20)])
 def test_of_ones_it_is_mcnemars_exact_test(plus, minus):
     exact = stats.binomtest(plus, plus + minus).pvalue if plus + minus else 1.0
-    found = sign_flip(np.array([1.0] * plus + [-1.0] * minus + [0.0] * 7), 1)
-    assert found == pytest.approx(exact, abs=1e-12)
+    p = sign_flip(np.array([1.0] * plus + [-1.0] * minus + [0.0] * 7), 1)
+    assert p == pytest.approx(exact, abs=1e-12)
 
 
 def test_the_largest_published_gain_of_four_problems_is_p_one_eighth():
     base, shaped = [1] * 13 + [0] * 17, [1] * 17 + [0] * 13
-    (found,) = differences(outcomes(1, base), outcomes(1, shaped), [1])
-    assert (found.p, found.method) == (0.125, "Newcombe (wide)")
-    assert math.isnan(found.detectable)
+    (difference,) = differences(outcomes(1, base), outcomes(1, shaped), [1])
+    assert (difference.p, difference.method) == (0.125, "Newcombe (wide)")
+    assert math.isnan(difference.detectable)
 
 
 def test_standard_error_is_the_spread_over_resamples_and_heeds_no_order():
     right, settings = [0, 2, 8, 4, 1], IntervalSettings(500, 7)
     (point,), (same,) = (curve(outcomes(8, c), [1], settings) for c in (right, right[::-1]))
     ordered = np.sort(right) / 8
-    drawn = [sum(c * v for c, v in zip(row.tolist(), ordered)) / 5 for row in resample_counts(5, 500, 7)]
-    assert (point.value, point.stderr) == (pytest.approx(0.375), pytest.approx(np.std(drawn, ddof=1)))
+    means = [sum(c * v for c, v in zip(row.tolist(), ordered)) / 5 for row in resample_counts(5, 500, 7)]
+    assert (point.value, point.stderr) == (pytest.approx(0.375), pytest.approx(np.std(means, ddof=1)))
     assert same == point
 
 

@@ -21,8 +21,8 @@ def write(path, value):
     return path
 
 
-def counts(found):
-    return {label: (n, c) for label, n, c in zip(found.labels, found.n.tolist(), found.c.tolist())}
+def counts(run):
+    return {label: (n, c) for label, n, c in zip(run.labels, run.n.tolist(), run.c.tolist())}
 
 
 def sample(doc_id, answers, score, *, scored=None, filter="none", metric="exact_match", **more):
@@ -66,9 +66,9 @@ def test_several_tables_are_more_answers(tmp_path):
 
 def test_unknown_outcomes_are_left_out_or_fail(tmp_path):
     path = write(tmp_path / "t.csv", "problem,ok\na,1\na,\nb,\n")
-    found = read("x", [path])
-    assert counts(found) == {"a": (1, 1)}
-    assert "no outcome is known for b" in found.notes[0]
+    run = read("x", [path])
+    assert counts(run) == {"a": (1, 1)}
+    assert "no outcome is known for b" in run.notes[0]
     assert counts(read("x", [path], Query(unknown_fails=True))) == {"a": (2, 1), "b": (1, 0)}
 
 
@@ -169,9 +169,9 @@ def test_mini_swe_agent_runs_need_the_report(tmp_path):
         with pytest.raises(DataError, match="not what was solved"):
             read("x", [named])
     write(tmp_path / "m.r1.json", report("a", "b"))
-    found = read("x", [tmp_path])
-    assert counts(found) == {"a": (1, 1), "b": (1, 0)}
-    assert "no outcome is known for c" in found.notes[0]
+    run = read("x", [tmp_path])
+    assert counts(run) == {"a": (1, 1), "b": (1, 0)}
+    assert "no outcome is known for c" in run.notes[0]
 
 
 def test_a_report_of_successes_alone_is_no_pass_of_one(tmp_path):
@@ -265,9 +265,9 @@ BAD_LOGS = {
 
 @pytest.mark.parametrize("case", BAD_LOGS)
 def test_logs_that_cannot_be_counted(tmp_path, case):
-    rows, asked, why = BAD_LOGS[case]
+    rows, query, why = BAD_LOGS[case]
     with pytest.raises(DataError, match=why):
-        read("x", [log(tmp_path, rows)], asked)
+        read("x", [log(tmp_path, rows)], query)
 
 
 def test_one_of_several_filters_or_tasks(tmp_path):
@@ -325,20 +325,20 @@ def test_a_long_log_is_read_a_line_at_a_time(tmp_path):
     path = write(tmp_path / "samples_t_2026.jsonl", [sample(i, [f"{i}" * 100_000], i % 2) for i in range(60)])
     tracemalloc.start()
     try:
-        found = read("x", [path])
+        run = read("x", [path])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert (found.n.sum(), found.c.sum()) == (60, 30)
+    assert (run.n.sum(), run.c.sum()) == (60, 30)
     assert peak < path.stat().st_size / 3
 
 
 def test_names_in_a_log_steer_no_terminal(tmp_path):
     rows = [sample(i, ["a"], 1.0) | {"doc": {"task_id": f"\x1b[2J{i}"}} for i in range(3)] + [sample(9, [], 1.0)]
     rows[-1]["doc"] = {"task_id": "\x1b[31mnone"}
-    found = read("\x1b[1mrun", [log(tmp_path, rows)])
-    table = Table("t", f"of {found.name}", [{"problem": label} for label in found.labels], found.notes)
-    assert any("none" in note for note in found.notes)
+    run = read("\x1b[1mrun", [log(tmp_path, rows)])
+    table = Table("t", f"of {run.name}", [{"problem": label} for label in run.labels], run.notes)
+    assert any("none" in note for note in run.notes)
     assert "\x1b" not in show([table], "text", {})
 
 
