@@ -152,47 +152,6 @@ def test_anything_else_is_one_shell_command():
     assert parse_action(" \n\t") == []
 
 
-TAGS = (
-    "<function=bash>",
-    "</function>",
-    "<parameter=command>",
-    "</parameter>",
-    "<tool_call>",
-    "</tool_call>",
-    "<command>",
-)
-PARTS = (
-    "<function=",
-    "<parameter=",
-    "</",
-    "=",
-    ">",
-    '{"name":',
-    '"arguments":',
-    '"',
-    "{",
-    "}",
-    ":",
-    ",",
-    "\\",
-    "```",
-    "```sh",
-)
-PIECES = st.sampled_from((*TAGS, *PARTS, "\n", " ", "\r\n", "ls", "\n</function>\n", "\n<parameter=x>", "</command>"))
-
-
-@given(st.lists(PIECES, max_size=40).map("".join) | st.text())
-def test_no_text_raises_and_spans_are_in_order_and_apart(text):
-    position = 0
-    for call in parse_action(text):
-        assert position <= call.start <= call.end <= len(text)
-        spans = sorted([*call.tags, *call.fences, *((p.value_start, p.value_end) for p in call.parameters)])
-        for start, end in spans:
-            assert position <= start <= end <= call.end
-            position = end
-        position = call.end
-
-
 NAMES = st.text("abcdefgh_", min_size=1, max_size=8)
 VALUES = st.text(st.sampled_from("ab<>/=\n {}\"'`#") | st.characters(), max_size=40).filter(
     lambda v: "parameter" not in v and not v.startswith(("\n", "\r\n")) and not v.endswith("\n")

@@ -47,11 +47,6 @@ def test_the_totals_equal_a_plain_count_of_the_written_file(fixtures, tmp_path):
     assert report.read == report.kept + sum(s.count for s in report.skipped.values())
 
 
-def test_the_written_file_reads_back_as_what_was_read(fixtures, tmp_path):
-    hesnr_convert(fixtures, "-o", tmp_path / "a.jsonl", "--on-error", "skip")
-    assert load(str(tmp_path / "a.jsonl")) == load(str(fixtures), on_error="skip")
-
-
 def test_converting_twice_gives_the_same_bytes_also_compressed(fixtures, tmp_path):
     for name in ("a.jsonl", "b.jsonl", "a.jsonl.gz", "b.jsonl.gz"):
         hesnr_convert(fixtures, "-o", tmp_path / name, "--on-error", "skip")
@@ -83,12 +78,13 @@ def test_an_error_leaves_neither_the_file_nor_a_part_of_it(tmp_path):
     assert [(p.name, p.read_text()) for p in out.iterdir()] == [("old.jsonl", "old")]
 
 
-def test_limit_and_format_are_obeyed(tmp_path):
+def test_limit_and_format_are_obeyed(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", row("a"), row("b"), row("c"))
     hesnr_convert(source, "-o", tmp_path / "out.jsonl", "--limit", 2, "--format", "chat-text")
     assert [(t.id, t.source) for t in load(str(tmp_path / "out.jsonl"))] == [("a", "chat-text"), ("b", "chat-text")]
-    with pytest.raises(SettingsError, match="--limit is 0"):
+    with pytest.raises(SystemExit):
         hesnr_convert(source, "-o", tmp_path / "out.jsonl", "--limit", 0)
+    assert "--limit: limit must be a number of at least 1" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_an_error(tmp_path):

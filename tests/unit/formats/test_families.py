@@ -36,7 +36,7 @@ def test_one_run_has_the_same_actions_as_tool_calls_and_as_xml_text():
 
 
 def test_parallel_calls_of_one_openhands_response_are_written_once():
-    (trajectory,) = load(str(FIXTURES / "openhands/output.jsonl"))
+    (trajectory,) = load(str(FIXTURES / "openhands-v0/output.jsonl"))
     actions = [s.text for m in trajectory.messages for s in m.segments if s.kind is Kind.ACTION]
     assert len(actions) == 2
     assert actions[0].count("<function=") == 2
@@ -44,7 +44,7 @@ def test_parallel_calls_of_one_openhands_response_are_written_once():
 
 
 def test_a_folder_of_completion_logs_gives_the_last_log_of_each_run():
-    loaded = load(str(FIXTURES / "completions"))
+    loaded = load(str(FIXTURES / "openhands-completions"))
     assert [(t.id, sum(m.generated for m in t.messages)) for t in loaded] == [
         ("owner__repo-6", 2),
         ("owner__repo-7", 2),
@@ -72,12 +72,12 @@ def test_rows_of_parquet_are_read_like_lines_and_arrays_like_lists(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    rows = [json.loads(line) for line in (FIXTURES / "chat_tools/swegym.jsonl").read_text().split("\n") if line]
+    rows = [json.loads(line) for line in (FIXTURES / "chat-tools/swegym.jsonl").read_text().split("\n") if line]
     for row in rows:
         row["tools"] = None
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     from_parquet = load(str(tmp_path / "rows.parquet"))
-    assert [t.messages for t in from_parquet] == [t.messages for t in load(str(FIXTURES / "chat_tools/swegym.jsonl"))]
+    assert [t.messages for t in from_parquet] == [t.messages for t in load(str(FIXTURES / "chat-tools/swegym.jsonl"))]
     frame = pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pandas()
     assert [_read(dict(row))[0].messages for _, row in frame.iterrows()] == [t.messages for t in from_parquet]
 
