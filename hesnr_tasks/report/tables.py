@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGREED",
-    "PAPER",
-    "Board",
     "ablation",
     "agreements",
     "boards",
@@ -45,7 +43,6 @@ __all__ = [
     "metric_title",
     "neighbours",
     "orient_higher_is_better",
-    "side_by_side",
     "sweep_agreements",
     "token_set_title",
     "write_leaderboard",
@@ -54,7 +51,7 @@ __all__ = [
 FloatArray = npt.NDArray[np.float64]
 AGREED = ("ppl", "he_ppl", "he_snr")
 # Pearson r and Kendall tau of HE-SNR with post-SFT SWE-bench Verified (arXiv 2601.20255, "token type x filter")
-PAPER = {
+_PAPER = {
     "thought": (0.558, 0.519),
     "action": (0.967, 0.944),
     "action-xml": (0.953, 0.956),
@@ -133,7 +130,7 @@ def boards(results: Sequence[TaskResult], ladder: Sequence[Checkpoint], sort: st
         task, settings = json.loads(group[0].comparable)
         rows = [(result.model, result.values) for result in group]
         ours.append(_metric_board(task, _settings_text(settings), rows))
-    return [side_by_side(results, ladder, sort), *ours] if any(not r.signature for r in results) else ours
+    return [_side_by_side(results, ladder, sort), *ours] if any(not r.signature for r in results) else ours
 
 
 def context_boards(data: ReportData) -> list[Board]:
@@ -195,7 +192,7 @@ def leaderboard_csv(results: Sequence[TaskResult], ladder: Sequence[Checkpoint])
     return csv_text(Table("leaderboard", "", lines))
 
 
-def side_by_side(results: Sequence[TaskResult], ladder: Sequence[Checkpoint], sort: str = "step") -> Board:
+def _side_by_side(results: Sequence[TaskResult], ladder: Sequence[Checkpoint], sort: str = "step") -> Board:
     """One line a checkpoint, a column for each headline; [a], [b] … mark columns made with different settings."""
     columns: dict[str, dict[str, str]] = {}  # heading -> checkpoint -> cell
     ranked: dict[str, dict[str, float]] = {}  # headings of HE-SNR -> checkpoint -> value
@@ -315,7 +312,7 @@ def ablation(data: ReportData) -> Table:
         kind, *filters = select.split("-")
         values = data.values.get(select, {})
         if values:
-            pearson, kendall = PAPER.get(select, (None, None))
+            pearson, kendall = _PAPER.get(select, (None, None))
             rows.append(
                 {"tokens": kind, "filter": " + ".join(filters) or "none"}
                 | {checkpoint.name: values[checkpoint.name]["he_snr"] for checkpoint in data.among(values)}

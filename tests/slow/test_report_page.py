@@ -32,9 +32,9 @@ HOSTILE = (
 
 def hostile_scores(folder):
     """A ladder with hostile names, trajectory ids, texts and tokens."""
-    for at, name in enumerate(HOSTILE):
-        analysis_made.run_of(folder / f"s{at}", 4, 60, seed=at, model=f"made/{name}")
-        store = ScoreStore.open(folder / f"s{at}")
+    for i, name in enumerate(HOSTILE):
+        analysis_made.run_of(folder / f"s{i}", 4, 60, seed=i, model=f"made/{name}")
+        store = ScoreStore.open(folder / f"s{i}")
         for index, key in enumerate(list(store)):
             text = store.text(key)
             bad = "</pre><script>window.__hacked=2</script><img src=x onerror='window.__hacked=3'>\x1b[31m"
@@ -95,10 +95,10 @@ def test_a_real_browser_shows_the_page_without_a_complaint(hostile_page):
 
 
 def test_the_numbers_of_figures_are_in_the_page(hostile_page):
-    found = re.findall(r'<a download="([^"]+)" href="data:text/csv;base64,([^"]+)"', hostile_page.read_text())
-    for name, data in found:
+    actual = re.findall(r'<a download="([^"]+)" href="data:text/csv;base64,([^"]+)"', hostile_page.read_text())
+    for name, data in actual:
         assert base64.b64decode(data).decode() == (hostile_page.parent / "figures" / name).read_text()
-    assert "fig02_steps.csv" in dict(found)
+    assert "fig02_steps.csv" in dict(actual)
 
 
 def test_the_leaderboard_alone_loads_no_library_for_figures(tmp_path):
@@ -128,10 +128,10 @@ def real(tmp_path_factory):
         place = folder / "runs" / name
         model = tiny.llama(str(folder / name), steps=steps)
         metadata = {"trajectories": data, "scores": str(place / "scores" / "run"), "keep": "observation+thought+action"}
-        found = evaluate(model, ["hesnr_swe", "hesnr_swe_unfiltered"], metadata)
-        found.pop("samples", None)
+        actual = evaluate(model, ["hesnr_swe", "hesnr_swe_unfiltered"], metadata)
+        actual.pop("samples", None)
         (place / "model").mkdir(parents=True)
-        (place / "model" / "results_1.json").write_text(json.dumps(found, default=str))
+        (place / "model" / "results_1.json").write_text(json.dumps(actual, default=str))
     (folder / "down.csv").write_text("checkpoint,score\nstep5-2k,1\nstep10-8k,3\nstep10-8k-sft,2.5\n")
     return folder
 
@@ -150,8 +150,8 @@ def test_real_runs_make_every_figure_with_the_bits_of_analyze(real, capsys):
     analyze.add_arguments(parser)
     for row in rows:
         scores = str(real / "runs" / row["checkpoint"] / "scores")
-        asked = parser.parse_args([scores, "--format", "json", "--resamples", "300"])
-        want = json.loads(analyze.analyze(asked))["tables"]["results"][0]
+        arguments = parser.parse_args([scores, "--format", "json", "--resamples", "300"])
+        want = json.loads(analyze.analyze(arguments))["tables"]["results"][0]
         for name in ("he_snr", "ppl"):
             for part, end in (("value", ""), ("stderr", "_stderr"), ("low", "_low"), ("high", "_high")):
                 analyzed = "" if want[name][part] is None else f"{want[name][part]:.6g}"  # empty: withheld
@@ -167,19 +167,23 @@ def test_score_files_are_found_by_signature_not_by_name(real):
     from hesnr_tasks.report.results import read_results
 
     rows = read_results([real / "runs"])
-    found, remarks = find_score_folders(rows, [real / "runs"])
-    assert {name: folder.parent.parent.name for name, folder in found.items()} == {row.model: row.model for row in rows}
+    actual, remarks = find_score_folders(rows, [real / "runs"])
+    assert {name: folder.parent.parent.name for name, folder in actual.items()} == {
+        row.model: row.model for row in rows
+    }
     assert remarks == []
     other = [row._replace(signature={**row.signature, "render": "chatml"}) for row in rows]
     assert find_score_folders(other, [real / "runs"])[0] == {}
 
 
-def test_a_report_twice_is_the_same_to_the_byte(real, tmp_path):
+def test_a_report_twice_is_the_same_to_the_byte(tmp_path):
+    ladders.score_files(tmp_path / "scores", ["step5-2k"], 4, 40)
     for name in ("a", "b"):
-        report(real / "runs" / "step5-2k", "-o", tmp_path / name, "--resamples", 200)
-    for path in sorted((tmp_path / "a").rglob("*")):
-        if path.is_file():
-            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
+        report(tmp_path / "scores", "-o", tmp_path / name, "--resamples", 200)
+    files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".csv", ".html", ".md", ".png", ".svg"}
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
 
 
 def test_intervals_do_not_depend_on_a_seed(real):
@@ -191,5 +195,5 @@ def test_intervals_do_not_depend_on_a_seed(real):
     values = [
         build_report_data([], ladder, {"step5-2k": folder}, {}, resamples=200, seed=seed).values for seed in (1, 1, 2)
     ]
-    highs = [one["action-xml-format-comments"]["step5-2k"]["ppl"].ci_high for one in values]
+    highs = [entry["action-xml-format-comments"]["step5-2k"]["ppl"].ci_high for entry in values]
     assert highs[0] == highs[1] == highs[2]  # of a closed form: no seed is behind it

@@ -24,15 +24,15 @@ def report(*words):
 def score_files(folder, names=NAMES, trajectories=8, tokens=300):
     """Stores of the checkpoints, each a little better than the one before it."""
     folders = {}
-    for at, name in enumerate(names):
-        place = folder / f"scores{at}"
+    for index, name in enumerate(names):
+        place = folder / f"scores{index}"
         made.run_of(
             place,
             trajectories,
             tokens,
-            seed=at,
-            shift=at / len(names),
-            quality=0.6 * at / len(names),
+            seed=index,
+            shift=index / len(names),
+            quality=0.6 * index / len(names),
             model=f"made/{name}",
         )
         folders[name] = place
@@ -42,7 +42,8 @@ def score_files(folder, names=NAMES, trajectories=8, tokens=300):
 def report_data(folders, downstream=True, results=(), names=None):
     ladder = read_ladder(names or folders).checkpoints
     scores = {
-        one.name: DownstreamScore(round(0.1 + 0.02 * at - 0.05 * (at == 2), 3), 200) for at, one in enumerate(ladder)
+        checkpoint.name: DownstreamScore(round(0.1 + 0.02 * index - 0.05 * (index == 2), 3), 200)
+        for index, checkpoint in enumerate(ladder)
     }
     return build_report_data(results, ladder, folders, scores if downstream else {}, resamples=RESAMPLES)
 
@@ -80,13 +81,13 @@ def result(folder, name, snr=0.2, date=1.0, model_args=None, others=None, **sign
     return saved
 
 
-def raw_tokens(one, mask):
+def raw_tokens(folder, mask):
     """(ln p, rank, candidates' ln p) of the tokens that count, for each trajectory, straight from the score files."""
     from hesnr_tasks.scores import ScoreStore
 
-    store = ScoreStore.open(one)
+    store = ScoreStore.open(folder)
     for key in store:
-        found = store.read(key)
-        rows = np.flatnonzero((found.label & mask) != 0)
-        scores = found.scores
+        stored = store.read(key)
+        rows = np.flatnonzero((stored.label & mask) != 0)
+        scores = stored.scores
         yield [(float(scores.logprob[i]), int(scores.rank[i]), scores.topk_logprobs[i].astype(float)) for i in rows]

@@ -17,9 +17,9 @@ def decision(x, y):
 def percentile(values, share):
     """Linear interpolation between order statistics, as numpy does it by default."""
     ordered = sorted(values)
-    at = share * (len(ordered) - 1)
-    low = math.floor(at)
-    return ordered[low] + (at - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
+    index = share * (len(ordered) - 1)
+    low = math.floor(index)
+    return ordered[low] + (index - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
 
 
 def pearson(x, y):

@@ -26,8 +26,8 @@ def test_csv_with_and_without_n(tmp_path):
     text = (
         "\ufeffcheckpoint,score,n\nstep100-32k,0.1,500\nSTEP1000_32K,0.25,\n\n/ckpt/step2000/,0.3,500\nbase,0.4,500\n"
     )
-    found, strange = read_scores([table(tmp_path, text)], NAMES)
-    assert found == {
+    actual, strange = read_scores([table(tmp_path, text)], NAMES)
+    assert actual == {
         "step100-32k": DownstreamScore(0.1, 500),
         "step1000-32k": DownstreamScore(0.25),
         "runs/step2000": DownstreamScore(0.3, 500),
@@ -38,9 +38,11 @@ def test_csv_with_and_without_n(tmp_path):
 
 def test_per_cent_is_known_by_the_whole_file(tmp_path):
     """0.8 beside 21.4 is 0.8 per cent, not 80."""
-    found, _ = read_scores([table(tmp_path, "checkpoint,score,n\nstep100-32k,0.8,500\nstep1000-32k,21.4,500\n")], NAMES)
-    assert found["step100-32k"] == DownstreamScore(0.8, 500, 100.0)
-    low, high = found["step100-32k"].interval
+    actual, _ = read_scores(
+        [table(tmp_path, "checkpoint,score,n\nstep100-32k,0.8,500\nstep1000-32k,21.4,500\n")], NAMES
+    )
+    assert actual["step100-32k"] == DownstreamScore(0.8, 500, 100.0)
+    low, high = actual["step100-32k"].interval
     assert 0 < low < 0.8 < high < 3
 
 
@@ -57,8 +59,8 @@ def test_reports_of_the_harness_belong_to_the_checkpoint_in_their_name(tmp_path)
     report(folder, "me__step1000-32k.verified")
     report(folder, "me__step100-32k.verified", 20, resolved_ids=["a"])
     report(folder, "me__step10.verified", 1)
-    found, strange = read_scores([folder], NAMES)
-    assert found == {"step1000-32k": DownstreamScore(0.1, 500), "step100-32k": DownstreamScore(0.04, 500)}
+    actual, strange = read_scores([folder], NAMES)
+    assert actual == {"step1000-32k": DownstreamScore(0.1, 500), "step100-32k": DownstreamScore(0.04, 500)}
     assert len(strange) == 1
 
 
@@ -85,8 +87,8 @@ def test_wrong_tables_say_where(tmp_path, text, message):
 
 
 def test_names_outside_ascii_are_names(tmp_path):
-    found, strange = read_scores([table(tmp_path, "checkpoint,score\nдругая,0.9\nшаг_2,0.3\n")], ["模型一", "Шаг-2"])
-    assert found == {"Шаг-2": DownstreamScore(0.3)}
+    actual, strange = read_scores([table(tmp_path, "checkpoint,score\nдругая,0.9\nшаг_2,0.3\n")], ["模型一", "Шаг-2"])
+    assert actual == {"Шаг-2": DownstreamScore(0.3)}
     assert len(strange) == 1
     reports = [report(tmp_path, "模型一.verified"), report(tmp_path, "другая")]
     assert read_scores(reports, ["模型一", "Шаг-2"])[0] == {"模型一": DownstreamScore(0.1, 500)}

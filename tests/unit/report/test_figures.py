@@ -1,6 +1,7 @@
 """Every figure's numbers beside a slow computation from the score files, and every figure drawn whatever the names."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -55,6 +56,7 @@ def tally(folder, select, epsilon=EPSILON):
     return [math.fsum(part[i] for part in parts) for i in range(5)]
 
 
+@cache
 def values(folder, select):
     n, nll, high, high_nll, ratio = tally(folder, select)
     return {"ppl": math.exp(nll / n), "he_ppl": math.exp(high_nll / high), "he_snr": ratio / high, "he_tokens": high}
@@ -119,8 +121,8 @@ def test_figure_8_pairs_what_sft_made_with_what_it_was_made_from(data, folders):
     ],
 )
 def test_sft_pairs_by_name(names, pairs):
-    found = sft_pairs(training_order(map(parse_name, names)))
-    assert [(a.name, b.name) for a, b in found] == pairs
+    actual = sft_pairs(training_order(map(parse_name, names)))
+    assert [(a.name, b.name) for a, b in actual] == pairs
 
 
 # --- entropies --------------------------------------------------------------------------------------------------------
@@ -156,8 +158,8 @@ def test_densities_are_those_of_a_slow_kernel_estimate_with_their_mode(data, fol
 
 def test_at_most_eight_checkpoints_have_histograms_of_their_own():
     items = list(range(30))
-    found = entropy_figures.evenly_spaced(items)
-    assert (found[0], found[-1], len(found), len(set(found))) == (0, 29, 8, 8)
+    actual = entropy_figures.evenly_spaced(items)
+    assert (actual[0], actual[-1], len(actual), len(set(actual))) == (0, 29, 8, 8)
     assert entropy_figures.evenly_spaced(items[:8]) == items[:8]
 
 
@@ -167,11 +169,11 @@ def test_at_most_eight_checkpoints_have_histograms_of_their_own():
 def test_correlations_are_those_of_the_numbers_in_the_scatter(data):
     scatter = metrics_figures.downstream(data).tables[0].rows
     for row in tables.agreements(data).rows:
-        own = [one for one in scatter if one["select"] == row["select"]]
+        own = [entry for entry in scatter if entry["select"] == row["select"]]
         if own:
             sign = 1 if row["metric"] == "he_snr" else -1
-            x = [sign * one[row["metric"]].value for one in own]
-            y = [one["downstream"].value for one in own]
+            x = [sign * entry[row["metric"]].value for entry in own]
+            y = [entry["downstream"].value for entry in own]
             assert row["pearson"] == pytest.approx(reference.pearson(x, y), rel=1e-9)
             assert row["decision"] == pytest.approx(reference.decision(x, y))
             assert row["pearson_trajectories_low"] <= row["pearson"] <= row["pearson_trajectories_high"]
@@ -180,27 +182,27 @@ def test_correlations_are_those_of_the_numbers_in_the_scatter(data):
 
 @pytest.mark.parametrize(("checkpoints", "numbered"), [(12, True), (13, False)])
 def test_the_scatter_says_that_points_are_numbered_where_they_are(tmp_path, checkpoints, numbered):
-    names = [f"step{at}" for at in range(1, checkpoints + 1)]
-    for at, name in enumerate(names):
-        ladders.result(tmp_path, name, 0.1 + 0.01 * at, others={}, filters=["xml", "format", "comments"])
+    names = [f"step{index}" for index in range(1, checkpoints + 1)]
+    for index, name in enumerate(names):
+        ladders.result(tmp_path, name, 0.1 + 0.01 * index, others={}, filters=["xml", "format", "comments"])
     report = ladders.report_data({}, results=read_results([tmp_path]), names=names)
     scatter = metrics_figures.downstream(report)
     assert ("numbered" in scatter.caption) == numbered
     shown = [text.get_text() for text in scatter.draw().axes[2].texts]
-    assert shown == [str(at) for at in range(1, checkpoints + 1) if numbered]
+    assert shown == [str(index) for index in range(1, checkpoints + 1) if numbered]
 
 
 def test_a_checkpoint_has_one_number_whatever_else_is_in_its_panel(tmp_path):
     """The second of three has no unfiltered numbers."""
-    for at, name in enumerate(("step1", "step2", "step3")):
+    for index, name in enumerate(("step1", "step2", "step3")):
         for kinds, filters in (["action"], ["xml", "format", "comments"]), (["thought", "action"], []):
             if name != "step2" or filters:
-                ladders.result(tmp_path / str(len(filters)), name, 0.1 + at, others={}, kinds=kinds, filters=filters)
+                ladders.result(tmp_path / str(len(filters)), name, 0.1 + index, others={}, kinds=kinds, filters=filters)
     rows = [row for part in ("0", "3") for row in read_results([tmp_path / part])]
     report = ladders.report_data({}, results=rows, names=["step1", "step2", "step3"])
-    drawn = metrics_figures.downstream(report).draw()
-    assert [text.get_text() for text in drawn.axes[2].texts] == ["1", "3"]
-    assert [text.get_text() for text in drawn.axes[5].texts] == ["1", "2", "3"]
+    canvas = metrics_figures.downstream(report).draw()
+    assert [text.get_text() for text in canvas.axes[2].texts] == ["1", "3"]
+    assert [text.get_text() for text in canvas.axes[5].texts] == ["1", "2", "3"]
 
 
 def test_the_interval_over_trajectories_resamples_them_for_all_checkpoints_alike(data, folders):
@@ -213,13 +215,13 @@ def test_the_interval_over_trajectories_resamples_them_for_all_checkpoints_alike
         for n in names
     }
     y = [data.downstream[name].value for name in names]
-    found = []
+    actual = []
     for counts in resample_counts(8, ladders.RESAMPLES, data.seed).tolist():
         sums = {n: [math.fsum(c * p[i] for c, p in zip(counts, parts[n])) for i in (2, 4)] for n in names}
-        found.append(reference.pearson([sums[n][1] / sums[n][0] for n in names], y))
+        actual.append(reference.pearson([sums[n][1] / sums[n][0] for n in names], y))
     row = next(r for r in tables.agreements(data).rows if (r["select"], r["metric"]) == (FILTERED, "he_snr"))
-    assert row["pearson_trajectories_low"] == pytest.approx(reference.percentile(found, 0.025), rel=1e-9)
-    assert row["pearson_trajectories_high"] == pytest.approx(reference.percentile(found, 0.975), rel=1e-9)
+    assert row["pearson_trajectories_low"] == pytest.approx(reference.percentile(actual, 0.025), rel=1e-9)
+    assert row["pearson_trajectories_high"] == pytest.approx(reference.percentile(actual, 0.975), rel=1e-9)
 
 
 def test_the_ablation_has_a_row_a_filter_and_the_papers_values_beside_it(data, folders):
@@ -241,10 +243,9 @@ def test_the_sweep_is_the_value_at_each_threshold(data, folders):
         want = ratio / high if high else math.nan  # no entropy is above the last thresholds: no number, not 0
         assert row["he_snr"].value == pytest.approx(want, rel=1e-12, nan_ok=True)
         assert row["he_tokens"] == high
-    found = tables.sweep_agreements(data).rows
-    at = found[6]
-    x = [r["he_snr"].value for r in metrics_figures.sweep(data).tables[0].rows if r["epsilon"] == at["epsilon"]]
-    assert at["pearson"] == pytest.approx(reference.pearson(x, [s.value for s in data.downstream.values()]), rel=1e-9)
+    row = tables.sweep_agreements(data).rows[6]
+    x = [r["he_snr"].value for r in metrics_figures.sweep(data).tables[0].rows if r["epsilon"] == row["epsilon"]]
+    assert row["pearson"] == pytest.approx(reference.pearson(x, [s.value for s in data.downstream.values()]), rel=1e-9)
 
 
 def test_neighbours_are_paired_by_trajectory_and_signed_for_the_better(data, folders):
@@ -264,7 +265,7 @@ def test_a_run_on_other_texts_is_in_no_figure_and_the_page_says_why(folders, tmp
     data = ladders.report_data({**folders, "step2400-8k": tmp_path / "other"})
     assert "step2400-8k" not in data.values[FILTERED]
     assert any("step2400-8k is in no figure" in note and "same texts" in note for note in data.notes)
-    assert any("step2400-8k" in one.why for one in data.missing)
+    assert any("step2400-8k" in entry.why for entry in data.missing)
 
 
 def test_a_damaged_folder_costs_only_its_own_checkpoint(tmp_path):
@@ -272,7 +273,7 @@ def test_a_damaged_folder_costs_only_its_own_checkpoint(tmp_path):
     victim = next(folders["step2"].glob("*.parquet"))
     victim.write_bytes(victim.read_bytes()[:-40])
     data = ladders.report_data(folders)
-    assert [one.name for one in data.summaries] == ["step1", "step3"]
+    assert [entry.name for entry in data.summaries] == ["step1", "step3"]
     assert any("step2" in note and "not used" in note for note in data.notes)
 
 

@@ -32,20 +32,20 @@ from hesnr_tasks.report.ladder import DownstreamScore, boundaries, parse_name, r
     ],
 )
 def test_a_name_tells_step_context_and_stage(name, step, context, stage):
-    found = parse_name(name)
-    assert (found.step, found.context, found.stage) == (step, context, stage)
+    actual = parse_name(name)
+    assert (actual.step, actual.context, actual.stage) == (step, context, stage)
 
 
 def test_the_order_of_training_with_steps_that_begin_anew():
     names = ["step100-128k", "step2000-32k-sft", "step2000-32k", "step500-32k", "step100-128k-sft", "step0-128k"]
     want = ["step500-32k", "step2000-32k", "step0-128k", "step100-128k", "step2000-32k-sft", "step100-128k-sft"]
-    assert [one.name for one in training_order(map(parse_name, names))] == want
+    assert [entry.name for entry in training_order(map(parse_name, names))] == want
 
 
 def test_boundaries_of_context_and_stage():
     ladder = training_order(map(parse_name, ["step1", "step2", "step3-32k", "step4-128k", "step4-128k-sft"]))
-    found = [(one.position, one.kind, one.label) for one in boundaries(ladder)]
-    assert found == [(2, "context", "→ 32K"), (3, "context", "→ 128K"), (4, "stage", "SFT")]
+    actual = [(entry.position, entry.kind, entry.label) for entry in boundaries(ladder)]
+    assert actual == [(2, "context", "→ 32K"), (3, "context", "→ 128K"), (4, "stage", "SFT")]
     assert boundaries(training_order(map(parse_name, ["step1-2k", "step2-2k"]))) == []
     assert (
         boundaries(training_order(map(parse_name, ["step1-2k-sft", "step1-8k-sft"]))) == []
@@ -59,12 +59,12 @@ def test_a_yaml_file_says_what_names_do_not(tmp_path):
         "  a: {step: 2, stage: sft, before: b}\n"
     )
     ladder = read_ladder(["a", "b"], path)
-    assert [one.name for one in ladder.checkpoints] == ["b", "a"]
+    assert [entry.name for entry in ladder.checkpoints] == ["b", "a"]
     assert ladder.checkpoints[0][1:] == (1, 32768, "", "first", None)
     assert ladder.checkpoints[1].before == "b"
     assert ladder.downstream == {"b": DownstreamScore(0.2, 500)}
     path.write_text("a: {step: 9}\n")  # of one alone: the others keep what their names say
-    assert [one.name for one in read_ladder(["a", "step20", "step3"], path).checkpoints] == ["step3", "a", "step20"]
+    assert [entry.name for entry in read_ladder(["a", "step20", "step3"], path).checkpoints] == ["step3", "a", "step20"]
 
 
 @pytest.mark.parametrize(

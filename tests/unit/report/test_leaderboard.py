@@ -43,10 +43,10 @@ def test_an_older_result_made_differently_is_named(tmp_path, capsys, difference)
     for snr, date, other in ((0.9, 3.0, {}), (0.8, 2.0, {}), (0.2, 1.0, difference)):
         result(tmp_path, "a", snr, date=date, others={}, **({"run": run} | other))
     assert cli.main(["report", str(tmp_path)]) == 0
-    told = capsys.readouterr()
-    assert "| a | 0.900 ± 0.010 |" in told.out
-    assert "results_1.0.json is not shown" in told.err
-    assert "results_2.0.json" not in told.err
+    printed = capsys.readouterr()
+    assert "| a | 0.900 ± 0.010 |" in printed.out
+    assert "results_1.0.json is not shown" in printed.err
+    assert "results_2.0.json" not in printed.err
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_numbers_stay_short(value, error, shown):
 
 
 def test_revisions_and_folders_of_one_name_are_told_apart(tmp_path):
-    for at, args in enumerate(
+    for index, args in enumerate(
         (
             "pretrained=me/pythia,revision=step1",
             "pretrained=me/pythia,revision=step2",
@@ -169,7 +169,7 @@ def test_revisions_and_folders_of_one_name_are_told_apart(tmp_path):
             {"pretrained": "x/s2/hf"},
         )
     ):
-        result(tmp_path, f"f{at}", model_args=args)
+        result(tmp_path, f"f{index}", model_args=args)
     assert {row.model for row in read_results([tmp_path])} == {"me/pythia@step1", "me/pythia@step2", "s1/hf", "s2/hf"}
 
 

@@ -30,8 +30,8 @@ def test_cases_mark_the_token_of_the_text():
 
 
 def test_without_score_files_there_is_what_json_gives_and_the_rest_is_named(tmp_path, capsys):
-    for at, name in enumerate(("step1-2k", "step2-2k", "step3-8k")):
-        ladders.result(tmp_path / "runs", name, 0.1 + 0.02 * at, filters=["xml", "format", "comments"])
+    for index, name in enumerate(("step1-2k", "step2-2k", "step3-8k")):
+        ladders.result(tmp_path / "runs", name, 0.1 + 0.02 * index, filters=["xml", "format", "comments"])
     report(tmp_path / "runs", "-o", tmp_path / "out", "--resamples", 200)
     assert {path.name for path in (tmp_path / "out" / "figures").glob("*.svg")} == {
         "fig02_steps.svg",
@@ -43,9 +43,9 @@ def test_without_score_files_there_is_what_json_gives_and_the_rest_is_named(tmp_
     page = (tmp_path / "out" / "report.html").read_text()
     assert "no (comparable) score files of step1-2k, step2-2k, step3-8k" in page
     assert "Bars: ± 1.96 standard errors (" in page
-    told = capsys.readouterr().err
-    assert "lm_eval --model hf" in told
-    assert "--downstream" in told
+    printed = capsys.readouterr().err
+    assert "lm_eval --model hf" in printed
+    assert "--downstream" in printed
 
 
 def test_without_matplotlib_there_is_a_page_that_says_so(tmp_path, capsys, monkeypatch):
