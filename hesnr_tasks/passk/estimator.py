@@ -6,7 +6,7 @@ data, and tables name it:
 
 - Clopper-Pearson: one problem; the exact interval of its share p of right answers, transformed to 1 - (1 - p)^k.
 - Wilson: every problem counts 0 or 1 (always so at k = n, where nothing is averaged).
-- Student's t: the interval of `analysis.intervals`.
+- Student's t: the interval of `stats`.
 - Wilson (wide), Newcombe (wide): too few problems for the bootstrap, or all alike; conservative.
 """
 

@@ -1,5 +1,9 @@
 """`hesnr.score` of a model in memory: the numbers of `lm_eval --model hf` on its files."""
 
+import doctest
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,3 +75,17 @@ def test_a_model_with_nan_is_refused(checkpoint):
         model.lm_head.weight[0] = float("nan")
     with pytest.raises(ScoringError):
         hesnr.score(model, AutoTokenizer.from_pretrained(checkpoint), RUNS[:1])
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, hesnr_tasks; hesnr_tasks.__version__; print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+    assert not loaded & {"torch", "lm_eval", "pandas", "numpy", "transformers", "pyarrow"}
+    code = "import sys, hesnr_tasks; hesnr_tasks.load, hesnr_tasks.compare; print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+    assert not loaded & {"torch", "lm_eval", "pandas", "transformers", "pyarrow"}
+
+
+def test_the_example_of_score_runs():
+    (example,) = doctest.DocTestFinder().find(hesnr.score, "score")
+    assert doctest.DocTestRunner().run(example).failed == 0
