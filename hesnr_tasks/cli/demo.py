@@ -54,7 +54,7 @@ def _report(folders: Sequence[Path], output: Path) -> int:
     results = read_results(folders)
     ladder = read_ladder({result.model for result in results}).checkpoints
     print(f"\n{tables.leaderboard_markdown(tables.boards(results, ladder))}")
-    lacking = [name for name in ("pyarrow", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+    lacking = [name for name in ("pyarrow", "matplotlib") if importlib.util.find_spec(name) is None]
     if lacking:
         print(f"\nFigures and the page need {' and '.join(lacking)}: pip install 'hesnr-tasks[report]'")
         tables.write_leaderboard(results, ladder, output)

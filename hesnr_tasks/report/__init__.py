@@ -2,5 +2,5 @@
 
     results, ladder -> data (ReportData, a CheckpointSummary each) -> tables, figures -> page
 
-Imports neither torch nor lm_eval; matplotlib only where figures are drawn, jinja2 only where the page is.
+Imports neither torch nor lm_eval, and matplotlib only where figures are drawn.
 """

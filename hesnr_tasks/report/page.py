@@ -16,6 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from markupsafe import Markup, escape
+
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.atomic_io import write_output
@@ -34,7 +37,7 @@ def write_report(data: ReportData, folder: Path, sort: str = "step") -> int:
     """Write leaderboard.md and .csv, tables/*.csv, figures/ and report.html; returns the number of figures.
 
     Raises:
-        HesnrError: the folder cannot be written, or jinja2 is not installed.
+        HesnrError: the folder cannot be written.
     """
     try:
         tables.write_leaderboard(data.results, data.ladder, folder, sort, tables.context_boards(data))
@@ -99,13 +102,7 @@ def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[Sav
     )  # fmt: skip
 
 
-def _environment() -> Any:
-    try:
-        import jinja2
-        from markupsafe import Markup, escape
-    except ImportError:
-        raise HesnrError("the page needs jinja2: pip install 'hesnr-tasks[report]'") from None
-
+def _environment() -> jinja2.Environment:
     def printable_only(value: Any) -> Any:
         """Applied to every value before it is escaped."""
         return value if isinstance(value, Markup) else printable(str(value))
