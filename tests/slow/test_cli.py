@@ -90,6 +90,15 @@ def test_convert_then_eval_then_report(hesnr, tmp_path, monkeypatch):
     assert (tmp_path / "report" / "leaderboard.csv").read_text().startswith("checkpoint,task,he_snr,he_snr_stderr")
 
 
+def test_an_error_in_a_run_of_lm_eval_is_one_paragraph_too(hesnr, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hesnr"])
+    with without_own_tasks():
+        refused = hesnr("eval", "--model", "dummy", "--tasks", "hesnr_swe", "--metadata", '{"epsilom": 1}')
+    assert refused.status == 2
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("hesnr: unknown setting 'epsilom' in --metadata. Did you mean 'epsilon'?")
+
+
 def test_no_option_takes_the_place_of_the_command():
     """Every command runs whatever its options are called: `--run` is not what is to be run."""
     from hesnr_tasks.cli import _parser, analyze

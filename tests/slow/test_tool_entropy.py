@@ -18,6 +18,7 @@ from hesnr_tasks.cli import analyze
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.rendering import render
+from hesnr_tasks.tasks.settings import ToolEntropySettings
 from hesnr_tasks.trajectory import Kind
 from tests import tiny
 from tests.lm_eval_run import SMALL, call, evaluate, write
@@ -151,6 +152,8 @@ def test_settings_of_its_own(checkpoint, tmp_path, caplog):
     assert numbers(result)["mean"] > plain["mean"]
     signature = result["configs"]["hesnr_tool_entropy"]["metadata"]["signature"]
     assert (signature["decision_arguments"], signature["combine"]) == (1, "sum")
+    for combine in tool_entropy.COMBINE:
+        assert ToolEntropySettings.read({"combine": combine}).combine == combine
 
 
 @pytest.mark.parametrize(
