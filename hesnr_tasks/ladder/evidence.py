@@ -192,8 +192,8 @@ def judge(sources: Sequence[str], ladder: Ladder | None = None, settings: Settin
             allowed = [key for key, entry in METRICS.items() if entry.better]
             raise SettingsError(f"--proxy {name!r} must be one of {', '.join(allowed)}.{nearest(name, allowed)}")
     paths = folders(sources)
-    context, said = context_for(paths, settings.context)
-    notes = [said] if said else []
+    context, note = context_for(paths, settings.context)
+    notes = [note] if note else []
     runs: dict[str, tuple[Checkpoint, Run]] = {}
     for path, checkpoint in zip(paths, checkpoints_of(paths, ladder), strict=True):
         if checkpoint is None:
