@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from hesnr_tasks.scores import ScoreStore
 from tests.unit.scores import made
 
@@ -19,10 +17,11 @@ TRIAL = {"schema_version": "ATIF-v1.4", "session_id": "s", "agent": {"name": "a"
 ]}  # fmt: skip
 REPORT = {"resolved_ids": ["a"], "unresolved_ids": ["b"]}
 RUN = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 from hesnr_tasks import cli
 done = []
-for words in json.load(sys.stdin):
+for folder, words in json.load(sys.stdin):
+    os.chdir(folder)
     out, err = io.StringIO(), io.StringIO()
     print(*words, file=sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -46,11 +45,11 @@ REFUSED = [
 BESIDE = ["result.json", "verifier/reward.json", "verifier/reward.txt"]
 
 
-def hesnr(commands, cwd):
-    """What each of several commands returns and prints, all in one process."""
+def hesnr(commands):
+    """What each of several commands (a folder, words) returns and prints, all in one process."""
     # a limit on memory, so that a device that never ends does not take all there is
     limited = ["bash", "-c", 'ulimit -v 16000000; exec "$@"', "-", sys.executable, "-c", RUN]
-    done = subprocess.run(limited, input=json.dumps(commands), capture_output=True, text=True, cwd=cwd, timeout=300)
+    done = subprocess.run(limited, input=json.dumps(commands), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -64,35 +63,48 @@ def put(kind, path):
         path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("kind", ["a pipe", "a device"])
-def test_a_special_file_is_refused_wherever_a_file_is_read(kind, tmp_path):
-    made.filled(tmp_path / "scored", [1, 2])
-    ScoreStore.open(tmp_path / "scored").save_token_bytes(lambda: [b"a"] * 600)
+def special_files(kind, folder):
+    """A folder in which each file of REFUSED and BESIDE is of that kind; the names of those of REFUSED, the trials."""
+    made.filled(folder / "scored", [1, 2])
+    ScoreStore.open(folder / "scored").save_token_bytes(lambda: [b"a"] * 600)
     for name in ("settings", "spelled"):
-        shutil.copytree(tmp_path / "scored", tmp_path / name)
-    parquet = next((tmp_path / "scored").glob("*.parquet")).name
-    (tmp_path / "judged").mkdir()
-    (tmp_path / "judged" / "report.json").write_text(json.dumps(REPORT))
+        shutil.copytree(folder / "scored", folder / name)
+    parquet = next((folder / "scored").glob("*.parquet")).name
+    (folder / "judged").mkdir()
+    (folder / "judged" / "report.json").write_text(json.dumps(REPORT))
     names = [name.format(parquet=parquet) for name, _ in REFUSED]
     for name in names:
-        put(kind, tmp_path / name)
-    trials = [tmp_path / "jobs" / f"task__{i}" for i in range(len(BESIDE))]
+        put(kind, folder / name)
+    trials = [folder / "jobs" / f"task__{i}" for i in range(len(BESIDE))]
     for trial, name in zip(trials, BESIDE):
         put(kind, trial / name)
         (trial / "agent").mkdir()
         (trial / "agent" / "trajectory.json").write_text(json.dumps(TRIAL))
-    converts = [["convert", f"{trial}/agent/trajectory.json", "-o", f"{trial.name}.jsonl"] for trial in trials]
+    return names, trials
 
-    *done, a, b, c = hesnr([words for _, words in REFUSED] + converts, tmp_path)
 
-    for name, (status, _, error) in zip(names, done, strict=True):
-        assert status == 2, name
-        assert Path(name).name in error
-        assert kind in error
-    for trial, name, (status, out, error) in zip(trials, BESIDE, (a, b, c)):
-        assert status == 0, error
-        assert f"a {Path(name).name} beside a trajectory cannot be read" in out
-        assert json.loads((tmp_path / f"{trial.name}.jsonl").read_text())["resolved"] is None
+def test_a_special_file_is_refused_wherever_a_file_is_read(tmp_path):
+    kinds = ("a pipe", "a device")
+    folders = [tmp_path / kind.split()[1] for kind in kinds]
+    prepared = [special_files(kind, folder) for kind, folder in zip(kinds, folders)]
+    commands = []
+    for folder, (_, trials) in zip(folders, prepared):
+        converts = [["convert", f"{trial}/agent/trajectory.json", "-o", f"{trial.name}.jsonl"] for trial in trials]
+        commands += [(str(folder), words) for words in [*(words for _, words in REFUSED), *converts]]
+
+    done = iter(hesnr(commands))
+
+    for kind, folder, (names, trials) in zip(kinds, folders, prepared):
+        for name in names:
+            status, _, error = next(done)
+            assert status == 2, name
+            assert Path(name).name in error
+            assert kind in error
+        for trial, name in zip(trials, BESIDE):
+            status, out, error = next(done)
+            assert status == 0, error
+            assert f"a {Path(name).name} beside a trajectory cannot be read" in out
+            assert json.loads((folder / f"{trial.name}.jsonl").read_text())["resolved"] is None
 
 
 DAMAGE = """
