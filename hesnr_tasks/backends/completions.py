@@ -34,6 +34,7 @@ from urllib3.util.retry import Retry
 
 from hesnr_tasks.backends.base import Backend, Scores, TokenSequence
 from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, same_value, stack, to_scores, vocabulary_bound
+from hesnr_tasks.bounded_io import parse_json
 from hesnr_tasks.errors import ScoringError, printable
 from hesnr_tasks.lm_eval_compat import running_evaluation
 
@@ -351,26 +352,14 @@ def _within(seconds: float, call: Callable[[], _T]) -> _T:
 
 def _json_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body; raises `ValueError`, in words."""
-
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) != len(pairs):
-            raise _RepeatedKeyError
-        return content
-
     try:
-        content = json.loads(body, object_pairs_hook=without_repeats)
-    except _RepeatedKeyError:
-        raise ValueError("not usable, a key is there twice in one object") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError("not JSON") from error
+        content = parse_json(body)
+    except ValueError as error:
+        repeated = "more than once" in str(error)
+        raise ValueError("not usable, a key is there twice in one object" if repeated else "not JSON") from error
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content
-
-
-class _RepeatedKeyError(Exception):
-    """A key is twice in an object."""
 
 
 def _text(body: bytes) -> str:

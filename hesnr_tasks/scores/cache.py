@@ -1,4 +1,4 @@
-"""Score files beside a scoring run: what is there is not scored again, what is new is written as it finishes."""
+"""The score files of a scoring run as a cache: what they have is not scored again, what is new is written at once."""
 
 from __future__ import annotations
 
@@ -79,21 +79,24 @@ class ScoreCache:
             add_run(folder, wanted, LABELS_VERSION)
         return max(k, self._store.k)
 
+    @property
+    def store(self) -> ScoreStore:
+        """The open store."""
+        assert self._store is not None
+        return self._store
+
     def get(self, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> TokenScores | None:
         """The scores of a request, if all it wants is there; `StoreError` if its text had other token ids then."""
-        assert self._store is not None
-        return self._store.get(request.key, request.scored, request.k, self._sources[request.key], ids)
+        return self.store.get(request.key, request.scored, request.k, self._sources[request.key], ids)
 
     def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
         """Write the scores of a request; afterwards they are there whatever happens. `ids`: all ids of the text."""
-        assert self._store is not None
         sources = self._sources[request.key]
-        self._store.write(scores, text=Text(request.rendered, ids), mask=request.scored, sources=sources)
+        self.store.write(scores, text=Text(request.rendered, ids), mask=request.scored, sources=sources)
 
     def save_token_bytes(self, token_bytes: Callable[[], Sequence[bytes | None]]) -> None:
         """Save the bytes of each token id, once."""
-        assert self._store is not None
-        self._store.save_token_bytes(token_bytes)
+        self.store.save_token_bytes(token_bytes)
 
 
 def keeps_scores(setting: str | None, output_path: Path | None) -> bool:
@@ -129,10 +132,8 @@ def _run_name(signature: Mapping[str, Any]) -> str:
     run = dict(signature["run"])
     model = str(run.pop("model", "model"))
     run.pop("canary", None)
-    identity = {
-        **signature,
-        "k": None,
-        "run": run if run.get("weights") else {**run, "model": signature["run"].get("model")},
-    }
+    if not run.get("weights"):
+        run["model"] = signature["run"].get("model")
+    identity = {**signature, "k": None, "run": run}
     short = re.sub(r"[^0-9A-Za-z._-]+", "-", model.rstrip("/").split("/")[-1])[:80]
     return f"{short}-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]}"

@@ -61,7 +61,9 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         """`dtype: float32 → bfloat16`."""
-        return f"{self.name}: {_show(self.old)} → {_show(self.new)}"
+        values = (self.old, self.new)
+        old, new = ("none" if v is None else v if isinstance(v, str) else json.dumps(v) for v in values)
+        return f"{self.name}: {old} → {new}"
 
 
 def scoring_signature(
@@ -81,13 +83,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
 
     A model that was moved is the same model: its place does not count where both runs have a hash of its weights.
     """
-    left, right = _flat(old), _flat(new)
+    left, right = ({**signature, **(signature.get("run") or {})} for signature in (old, new))
     if left.get("weights") and left.get("weights") == right.get("weights"):
         for name in _PLACES:
             left.pop(name, None)
             right.pop(name, None)
     names = dict.fromkeys([*left, *right])
     names.pop("canary", None)  # measured, so equal only up to noise: `open_run` compares it
+    names.pop("run", None)
     return [
         Difference(name, left.get(name), right.get(name))
         for name in names
@@ -181,15 +184,6 @@ def _content(path: Path) -> Any:
 def _inner(folder: Path) -> str:
     folders = sorted(path.parent.name for path in folder.glob(f"*/{_NAME}"))[:5]
     return f"; below it there are {', '.join(folders)}" if folders else ""
-
-
-def _flat(signature: Mapping[str, Any]) -> dict[str, Any]:
-    rest = {name: value for name, value in signature.items() if name != "run"}
-    return rest | dict(signature.get("run") or {})
-
-
-def _show(value: Any) -> str:
-    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 # --- which trajectories a run was about -------------------------------------------------------------------------------

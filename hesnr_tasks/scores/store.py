@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,10 +58,16 @@ class ScoreStore:
 
     @classmethod
     def open(cls, folder: str | Path, signature: Mapping[str, Any] | None = None, *, create: bool = True) -> ScoreStore:
-        """The store in `folder`, made if need be. `signature`: `scoring_signature(…)`; None takes what is there.
+        """The store in `folder`, which is created where needed.
 
-        Raises `SettingsError` naming each setting that differs from those of the scores already there, and
-        `StoreError` where the folder cannot be made or read.
+        Args:
+            folder: of the score files.
+            signature: `scoring_signature(…)`; None: that of the folder.
+            create: whether the folder may be created.
+
+        Raises:
+            SettingsError: names each setting that differs from those of the scores already there.
+            StoreError: the folder cannot be created or read.
         """
         arrow()
         folder = Path(folder)
@@ -167,7 +173,19 @@ class ScoreStore:
 
         Memory holds the columns of a few files at a time, and what `work` returns.
         """
-        return _ordered(lambda key: work(*self.columns(key, names)), self.keys(), threads)
+        count = threads or min(8, os.cpu_count() or 1)
+        waiting: deque[Future[T]] = deque()
+        with ThreadPoolExecutor(count) as pool:
+            try:
+                for key in self.keys():
+                    waiting.append(pool.submit(lambda key: work(*self.columns(key, names)), key))
+                    if len(waiting) > 2 * count:  # never more than a few results ahead
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
     def token_bytes(self) -> list[bytes | None] | None:
         """The bytes of each token id; None if they were not stored."""
@@ -196,16 +214,8 @@ class ScoreStore:
         if stored is not None:
             scores = self._with_others(scores, stored, mask, text.ids)
             mask |= stored.mask
-        entry = Entry(
-            key=scores.key,
-            run=self._run,
-            sources=_joined(stored.sources if stored else (), sources),
-            mask=mask,
-            k=self.k,
-            scored=len(scores.position),
-            cut=len(scores.labels_cut),
-            tokens_total=scores.tokens_total,
-        )
+        sources, scored, cut = _joined(stored.sources if stored else (), sources), scores.position, scores.labels_cut
+        entry = Entry(scores.key, self._run, sources, mask, self.k, len(scored), len(cut), scores.tokens_total)
         return encode(scores, text, entry)
 
     def _with_others(self, scores: TokenScores, stored: Entry, mask: int, ids: npt.NDArray[np.int32]) -> TokenScores:
@@ -295,20 +305,3 @@ def _merged(new: TokenScores, old: TokenScores, mask: np.uint64) -> TokenScores:
         labels_cut=np.concatenate([new.labels_cut, old.labels_cut[(old.labels_cut & mask) == 0]]),
         run=new.run,
     )
-
-
-def _ordered(work: Callable[[str], T], items: Iterable[str], threads: int | None) -> Iterator[T]:
-    """`map` over a few threads, in order, never more than a few results ahead."""
-    count = threads or min(8, os.cpu_count() or 1)
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(count) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
