@@ -16,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from hesnr_tasks.passk.estimator import AnswerCounts, IntervalSettings, curve, differences  # noqa: E402
+from hesnr_tasks.passk import AnswerCounts, IntervalSettings, curve, differences  # noqa: E402
 
 KS = [1, 4, 16]
 N = 16

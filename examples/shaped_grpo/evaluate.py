@@ -8,7 +8,7 @@ import torch
 from task import PROMPT, make_tokenizer, right
 from transformers import LlamaForCausalLM
 
-from hesnr_tasks.passk.estimator import pass_at_ks
+from hesnr_tasks.passk import pass_at_ks
 from hesnr_tasks.rl.advantage import ALPHA_GRPO, KAPPA
 
 SAMPLES = 32

@@ -32,7 +32,7 @@ from hesnr_tasks.exploration.behaviours import (
 )
 from hesnr_tasks.exploration.contrast import FEWEST_CLUSTERS
 from hesnr_tasks.exploration.text import embedder, load_lexicon
-from hesnr_tasks.passk.estimator import listed, powers
+from hesnr_tasks.passk import listed, powers
 from hesnr_tasks.passk.outcome_files import Query
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 

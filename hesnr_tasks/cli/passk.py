@@ -12,7 +12,7 @@ from hesnr_tasks.analysis.frame import check_resamples, unique_names
 from hesnr_tasks.analysis.tables import Table, interval, show, write_tables
 from hesnr_tasks.cli.options import add_answers
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.passk.estimator import (
+from hesnr_tasks.passk import (
     AnswerCounts,
     IntervalSettings,
     PassAtK,

@@ -32,7 +32,7 @@ from hesnr_tasks.exploration.text import (
     sentences,
 )
 from hesnr_tasks.formats import ReadReport, read_trajectories
-from hesnr_tasks.passk.estimator import listed
+from hesnr_tasks.passk import listed
 from hesnr_tasks.passk.outcome_files import Query, log_files, read_log
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind

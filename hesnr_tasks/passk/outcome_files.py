@@ -24,7 +24,7 @@ from hesnr_tasks.formats.base import Problem, Where
 from hesnr_tasks.formats.json_access import deep
 from hesnr_tasks.formats.outcomes import reports_in, tried_outcomes
 from hesnr_tasks.formats.sources import Record, records
-from hesnr_tasks.passk.estimator import AnswerCounts, listed, pass_at_k, pass_at_ks
+from hesnr_tasks.passk import AnswerCounts, listed, pass_at_k, pass_at_ks
 
 __all__ = ["LoggedProblem", "Query", "is_log", "log_files", "read", "read_log"]
 
@@ -359,7 +359,7 @@ def _flat(responses: Any) -> list[Any]:
 
 
 def _seeds(row: Mapping[str, Any], requests: Sequence[Any]) -> Iterator[int]:
-    """Of every answer: a request's repeats have consecutive seeds (`lm_tasks.seed_of`)."""
+    """Of every answer: a request's repeats have consecutive seeds (`seeded_generation.seed_of`)."""
     for i, request in enumerate(requests):
         seed, repeats = deep(request, "arg_1", "seed"), deep(row["resps"], i)
         if isinstance(seed, int):

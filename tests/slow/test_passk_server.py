@@ -14,7 +14,7 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
-from hesnr_tasks.passk.estimator import pass_at_k
+from hesnr_tasks.passk import pass_at_k
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import processes
 

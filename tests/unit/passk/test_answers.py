@@ -8,8 +8,8 @@ import pytest
 
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.lm_eval_compat import Evaluation
-from hesnr_tasks.passk import lm_tasks
-from hesnr_tasks.passk.lm_tasks import SEED_LIMIT, AnswerStore, answers_stem, problem_id, seed_of
+from hesnr_tasks.passk import seeded_generation
+from hesnr_tasks.passk.seeded_generation import SEED_LIMIT, AnswerStore, answers_stem, problem_id, seed_of
 
 SETTINGS = {"task": "t", "generation_kwargs": {"temperature": 0.6}, "model": {"model": "m"}}
 
@@ -122,7 +122,7 @@ def test_the_place(tmp_path, monkeypatch):
     assert answers_stem("none", "t", "m", SETTINGS) is None
     assert answers_stem(str(tmp_path), "a/t", "m", SETTINGS) == tmp_path / "a-t"
     running = Evaluation(output_path=Path("out/results.json"))
-    monkeypatch.setattr(lm_tasks, "running_evaluation", lambda: running)
+    monkeypatch.setattr(seeded_generation, "running_evaluation", lambda: running)
     stem = answers_stem(None, "t", "org/model", SETTINGS)
     assert stem.parent.as_posix() == "out/answers"
     assert stem.name.startswith("t-model-")

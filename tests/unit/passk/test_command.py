@@ -9,7 +9,7 @@ import pytest
 
 from hesnr_tasks.cli import passk as command
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.passk.estimator import pass_at_k
+from hesnr_tasks.passk import pass_at_k
 
 
 def passk(capsys, *words):

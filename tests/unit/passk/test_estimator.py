@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.passk.estimator import pass_at_k, pass_at_ks, powers
+from hesnr_tasks.passk import pass_at_k, pass_at_ks, powers
 
 
 def cases(n_max):

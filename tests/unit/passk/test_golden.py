@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hesnr_tasks.passk.estimator import AnswerCounts, IntervalSettings, curve, differences, discordant
+from hesnr_tasks.passk import AnswerCounts, IntervalSettings, curve, differences, discordant
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("statistics.json").read_text())
 

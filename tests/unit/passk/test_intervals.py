@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.passk.estimator import (
+from hesnr_tasks.passk import (
     AnswerCounts,
     IntervalSettings,
     curve,

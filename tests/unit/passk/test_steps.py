@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from hesnr_tasks.passk import lm_tasks
-from hesnr_tasks.passk.lm_tasks import SampleRequest
+from hesnr_tasks.passk import seeded_generation
+from hesnr_tasks.passk.seeded_generation import SampleRequest
 
 
 class Engine:
@@ -81,7 +81,7 @@ def test_answers_come_as_they_are_finished_and_belong_to_their_jobs(done):
             assert kept.setdefault(i, text) == text
 
     every = jobs()
-    lm_tasks._vllm(lm, every, done, keep)
+    seeded_generation._vllm(lm, every, done, keep)
     assert kept == {i: expected(job) for i, job in enumerate(every) if i not in done}
     assert max(calls[:-1]) <= 2  # at most what finishes in a step
     assert sum(calls[:-1]) == len(every) - len(done)
@@ -91,15 +91,15 @@ def test_answers_come_as_they_are_finished_and_belong_to_their_jobs(done):
 def test_an_engine_that_dies_leaves_what_it_had_finished():
     lm, kept = VLLM(stop_after=9), {}
     with pytest.raises(RuntimeError, match="died"):
-        lm_tasks._vllm(lm, jobs(), frozenset(), lambda some: kept.update(some))
+        seeded_generation._vllm(lm, jobs(), frozenset(), lambda some: kept.update(some))
     assert 3 <= len(kept) < 12
     assert all(text == expected(jobs()[i]) for i, text in kept.items())
 
 
 def test_two_problems_with_one_seed_are_kept_apart(monkeypatch):
     """Their ranges of seeds met: which is which is known when all are there, not before."""
-    monkeypatch.setattr(lm_tasks, "seed_of", lambda base, problem, repeat: 7 + repeat)
+    monkeypatch.setattr(seeded_generation, "seed_of", lambda base, problem, repeat: 7 + repeat)
     lm, kept = VLLM(), {}
     every = jobs()
-    lm_tasks._vllm(lm, every, frozenset(), lambda some: kept.update(some))
+    seeded_generation._vllm(lm, every, frozenset(), lambda some: kept.update(some))
     assert kept == {i: expected(job) for i, job in enumerate(every)}
