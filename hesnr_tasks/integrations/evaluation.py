@@ -82,7 +82,7 @@ class Snapshot:
     def __init__(self, owner: Any) -> None:
         attributes = vars(owner)
         values = list(attributes.values())
-        self._dictionaries = [(d, d.copy()) for d in (attributes, *values) if isinstance(d, dict)]
+        self._dictionaries = [(d, dict(d)) for d in (attributes, *values) if isinstance(d, dict)]
         self._lists = [(value, value.copy()) for value in values if isinstance(value, list)]
         tensors = (*values, *(attributes.get("_buffers") or {}).values())
         self._tensors = [
@@ -215,7 +215,7 @@ class LiveModel:
 
 
 def unwrap(model: Any, parallelism: Any = None) -> torch.nn.Module:
-    """The model inside DistributedDataParallel, DataParallel, DeepSpeed stages 1 and 2, torch.compile.
+    """The model inside DistributedDataParallel, DataParallel, DeepSpeed's engine, torch.compile.
 
     Args:
         model: as the Trainer hands it to callbacks.
@@ -238,9 +238,7 @@ def _refusals(model: Any, parallelism: Any) -> Iterator[str]:
     if any(_is_a(module, "FullyShardedDataParallel") for module in model.modules()):
         yield "it is sharded by FSDP 1, which PyTorch has replaced; set fsdp_version: 2 in fsdp_config"
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_id"):
-            yield f"DeepSpeed ZeRO stage 3 has partitioned it ({name})"
-        if hasattr(parameter, "placements") and not is_sharded(model):
+        if hasattr(parameter, "placements") and not any(_is_a(module, "FSDPModule") for module in model.modules()):
             yield f"{name} is spread over processes (a DTensor), but not by FSDP2"
         if parameter.device.type == "meta":
             yield f"{name} has no data here (device meta)"
@@ -252,8 +250,12 @@ def _refusals(model: Any, parallelism: Any) -> Iterator[str]:
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether FSDP2 has spread `model` over processes: each holds a part of every parameter."""
-    return any(_is_a(module, "FSDPModule") for module in model.modules())
+    """Whether FSDP2 or ZeRO stage 3 has spread `model` over processes: each holds a part of every parameter.
+
+    Both gather parameters module by module in the forward pass of the model itself, which all processes must run.
+    """
+    zero3 = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    return zero3 or any(_is_a(module, "FSDPModule") for module in model.modules())
 
 
 def _is_a(module: Any, name: str) -> bool:

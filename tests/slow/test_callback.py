@@ -246,11 +246,11 @@ def test_what_cannot_be_used_is_said_before_the_first_step(corpus, tmp_path):
 
 
 def test_models_of_which_a_process_has_only_a_part_are_refused():
-    sharded = gpt2()
-    sharded.transformer.wte.weight.ds_id = 0  # what DeepSpeed's stage 3 leaves on a parameter
+    split = gpt2()
+    split._tp_size = 2  # what transformers' tp_plan leaves on a model
     with torch.device("meta"):
         empty = gpt2()
-    for model, words in ((sharded, "ZeRO stage 3"), (empty, "device meta")):
+    for model, words in ((split, "tensor parallelism"), (empty, "device meta")):
         with pytest.raises(ScoringError, match=f"{words}.*Evaluate saved checkpoints"):
             unwrap(model)
     model = gpt2()

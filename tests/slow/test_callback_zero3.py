@@ -1,0 +1,83 @@
+"""DeepSpeed ZeRO stage 3: all processes run all forward passes; numbers and training are those of the whole model.
+
+Started by torchrun, this file is the training script.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from hesnr_tasks.integrations.evaluation import is_sharded
+from tests import ROOT
+from tests.slow.callback_main import SHARDED, llama
+from tests.slow.training import RUNS, hesnr, losses, scoring, train, without_times, write
+
+CONFIG = {
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "train_micro_batch_size_per_gpu": 4,
+    "gradient_accumulation_steps": 1,
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_a_partitioned_model_has_the_numbers_of_the_whole_one_and_trains_the_same(tmp_path, capsys):
+    corpus = write(tmp_path / "five.jsonl", RUNS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "tests.slow.test_callback_zero3", corpus, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-20_000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["partitioned"] is True
+    assert [entry["step"] for entry in first["logged"]] == [0, 1, 2]
+    assert without_times(first["logged"]) == without_times(second["logged"])
+    assert first["losses"] == second["losses"]
+    assert without_times(first["losses"][0]) == without_times(first["losses"][1])
+    assert first["same"] is second["same"] is True
+    assert done.stderr.count("read each time, by all of 2 processes") == 1
+    trained = llama()
+    trained.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    for weights, logged in ((llama(), first["logged"][0]), (trained, first["logged"][-1])):
+        whole = hesnr(train(weights, tmp_path, scoring(corpus, **SHARDED), steps=1))[0]
+        assert whole["hesnr/tokens"] == logged["hesnr/tokens"] > 100
+        for name in ("he_snr", "he_ppl", "ppl", "he_tokens"):
+            assert logged[f"hesnr/{name}"] == pytest.approx(whole[f"hesnr/{name}"], rel=1e-4), name
+
+
+def main(corpus, folder):
+    import deepspeed
+    import deepspeed.comm.torch
+
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # compiles C++ for a minute, and is not needed
+    torch.set_num_threads(1)
+    settings = {"steps": 2, "deepspeed": CONFIG, "max_grad_norm": 0, "optim": "adamw_torch"}
+    callbacks = ([scoring(corpus, **SHARDED)], [])
+    trainers = [train(llama(), folder, *several, **settings) for several in callbacks]
+    partitioned = is_sharded(trainers[0].model)
+    weights = []
+    for trainer in trainers:
+        with deepspeed.zero.GatheredParameters(list(trainer.model.parameters())):
+            weights.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+    if dist.get_rank() == 0:
+        torch.save(weights[0], Path(folder, "weights.pt"))
+    record = {
+        "logged": hesnr(trainers[0]),
+        "losses": [losses(trainer) for trainer in trainers],
+        "partitioned": partitioned,
+        "same": all(torch.equal(value, weights[1][name]) for name, value in weights[0].items()),
+    }
+    Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(record))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
