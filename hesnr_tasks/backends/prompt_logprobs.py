@@ -153,16 +153,17 @@ def to_scores(sequence: TokenSequence, rows: Rows, source: str, vocabulary: int)
     renormalised &= (renormalised == evident).all() & (evident.sum() >= _EVIDENT_POSITIONS)
     by_rank = np.where(rank > 0, rank, 1) * np.exp(np.minimum(logprob, 0))
     ids = np.sort(rows.ids[:, 1:], axis=1)
+    is_target, apart = rows.ids[:, 1:] == rows.ids[:, :1], np.abs(top - logprob[:, None])
     for wrong, why in (
         (rows.ids[:, 0] != sequence.ids[sequence.targets], "the values are of other tokens"),
         (~np.isfinite(rows.logprobs).all(axis=1), "a value is NaN or infinite"),
         ((rows.logprobs <= _IMPOSSIBLE).any(axis=1), "a log-probability stands for minus infinity"),
         (((rows.ids < 0) | (rows.ids >= vocabulary)).any(axis=1), f"an id is beyond the vocabulary ({vocabulary})"),
         ((np.diff(ids, axis=1) == 0).any(axis=1), "a token is there twice among the most likely"),
-        (~_agree(rows), "the target's value differs from its value among the most likely"),
+        ((is_target & (apart > _NOISE)).any(axis=1), "the target's value differs from its value among the most likely"),
         ((np.diff(top, axis=1) > 0).any(axis=1), "the top tokens are not in order"),
         (logprob > top[:, 0], "the target is more likely than the most likely token"),
-        (within & (rows.ids[:, 1:] != rows.ids[:, :1]).all(axis=1) & (logprob > top[:, -1] + _NOISE),
+        (within & ~is_target.any(axis=1) & (logprob > top[:, -1] + _NOISE),
          "the target is more likely than a token of the top, and not in it"),
         (top[:, 0] > _ABOVE_ZERO, "a log-probability is positive (are these raw logits, or probabilities?)"),
         (mass > _MASS, "the top probabilities exceed 1 in sum"),
@@ -175,7 +176,14 @@ def to_scores(sequence: TokenSequence, rows: Rows, source: str, vocabulary: int)
         ((rows.ranks > 0) & (rows.ranks <= k) & (logprob < top[:, -1]), "rank and top disagree"),
         (within & (rows.ranks > k) & (logprob > top[:, -1]), "rank and top disagree"),
     ):  # fmt: skip
-        _refuse(sequence, source, wrong, why)
+        bad = np.asarray(wrong)
+        if bad.any():
+            position = int(sequence.targets[int(np.argmax(bad))])
+            raise ScoringError(
+                f"{source} gave values that cannot be right at token {position} of trajectory {sequence.name!r}: {why} "
+                f"({int(bad.sum())} of {len(bad)} scored tokens). Nothing was written for it; please report this with "
+                "the versions of model and engine."
+            )
     clipped = np.minimum(rows.logprobs, 0.0).astype(np.float32)
     return Scores(clipped[:, 0], rank.astype(np.int32), clipped[:, 1:], rows.ids[:, 1:].astype(np.int32))
 
@@ -192,20 +200,3 @@ def vocabulary_bound(tokenizer: Any) -> int:
         sizes = [part.get("vocab_size") for part in (config, *config.values()) if isinstance(part, dict)]
         return max(count, *(size for size in sizes if isinstance(size, int)))
     return count + max(1024, count // 50)
-
-
-def _agree(rows: Rows) -> npt.NDArray[np.bool_]:
-    """Whether the target's own value is the one it has among the most likely, where it is one of them; shape (m,)."""
-    apart = np.abs(rows.logprobs[:, 1:] - rows.logprobs[:, :1])
-    return np.asarray(~((rows.ids[:, 1:] == rows.ids[:, :1]) & (apart > _NOISE)).any(axis=1))
-
-
-def _refuse(sequence: TokenSequence, source: str, wrong: npt.ArrayLike, why: str) -> None:
-    bad = np.asarray(wrong)
-    if bad.any():
-        position = int(sequence.targets[int(np.argmax(bad))])
-        raise ScoringError(
-            f"{source} gave values that cannot be right at token {position} of trajectory {sequence.name!r}: {why} "
-            f"({int(bad.sum())} of {len(bad)} scored tokens). Nothing was written for it; please report this with the "
-            "versions of model and engine."
-        )
