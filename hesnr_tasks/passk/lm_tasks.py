@@ -360,7 +360,8 @@ def _yaml_of(base: str, source: Any) -> Path:
     roots += [Path(spec.origin).parent / "tasks"] if spec and spec.origin else []
     pattern = re.compile(rb"^task:[ \t]*[\"']?" + re.escape(base.encode()) + rb"[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
     names = set()
-    for path in (path for root in roots for path in sorted(root.rglob("*.yaml"))):
+    likely_first = (sorted(root.rglob("*.yaml"), key=lambda path: (path.stem != base, path)) for root in roots)
+    for path in (path for paths in likely_first for path in paths):
         with contextlib.suppress(DataError):  # no file of a task
             text = read_bytes(path)
             if pattern.search(text):
