@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.frame import Frame, Selection, load, selections, token_sums
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.metrics import METRICS, TrajectorySums, measure, share_scored
+from hesnr_tasks.metrics import METRICS, TrajectorySums, measure, names_of, share_scored
 from hesnr_tasks.scores import ScoreStore, differences
 from hesnr_tasks.stats import (
     RESAMPLES,
@@ -96,7 +96,7 @@ def run_of(frame: Frame, chosen: Selection, epsilon: float, k: int) -> Run:
         ids=tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries),
         multiplicity=frame.multiplicity(mask),
         n_truncated=frame.n_truncated(mask),
-        sums=token_sums(frame, frame.counted(mask), epsilon, k),
+        sums=token_sums(frame, frame.counted(mask), epsilon, k, names_of("all")),
         about=frame.about,
     )
 

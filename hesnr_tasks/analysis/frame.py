@@ -288,19 +288,28 @@ def grid_sums(frame: Frame, masks: Sequence[np.uint64], ks: Sequence[int], epsil
     return TrajectorySums(np.concatenate(blocks), names)
 
 
-def token_sums(frame: Frame, counted: BoolArray, epsilon: float, k: int) -> TrajectorySums:
+def token_sums(
+    frame: Frame, counted: BoolArray, epsilon: float, k: int, metrics: Sequence[str] | None = None
+) -> TrajectorySums:
     """The sums of every trajectory over its tokens where `counted` (n,) is true; shape (T, statistics)."""
-    return group_sums(frame, np.where(counted, 0, -1), 1, epsilon, k)[0]
+    return group_sums(frame, np.where(counted, 0, -1), 1, epsilon, k, metrics)[0]
 
 
-def group_sums(frame: Frame, group: npt.NDArray[np.integer], groups: int, epsilon: float, k: int) -> TrajectorySums:
+def group_sums(
+    frame: Frame,
+    group: npt.NDArray[np.integer],
+    groups: int,
+    epsilon: float,
+    k: int,
+    metrics: Sequence[str] | None = None,
+) -> TrajectorySums:
     """The sums of every trajectory within each group of tokens; shape (groups, T, statistics).
 
-    `group` (n,): 0 … groups - 1, or -1 for none.
+    `group` (n,): 0 … groups - 1, or -1 for none. `metrics`: as `cell_sums` takes them.
     """
     size, index = len(frame.entries), np.flatnonzero(group >= 0)
     cell = group[index].astype(np.int64) * size + frame.trajectory()[index]
-    sums = cell_sums(frame.tokens(k, index), cell, groups * size, [epsilon], k)
+    sums = cell_sums(frame.tokens(k, index), cell, groups * size, [epsilon], k, metrics)
     return TrajectorySums(sums.values.reshape(groups, size, -1), sums.names)
 
 

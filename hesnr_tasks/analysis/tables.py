@@ -20,7 +20,7 @@ from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, group_sums, 
 from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import SettingsError, printable
-from hesnr_tasks.metrics import EPSILON, METRICS, Share, TrajectorySums, evaluate, measure, share_scored
+from hesnr_tasks.metrics import EPSILON, METRICS, Share, TrajectorySums, evaluate, measure, names_of, share_scored
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, effective_number
 
 FORMATS = ("text", "csv", "json")
@@ -215,7 +215,7 @@ class Question(NamedTuple):
 
 def _names() -> tuple[str, ...]:
     """All metrics, counts last."""
-    return (*(name for name in METRICS if name not in _COUNTS), *_COUNTS)
+    return (*(name for name in names_of() if name not in _COUNTS), *_COUNTS)
 
 
 def _hidden() -> tuple[str, ...]:
@@ -246,7 +246,8 @@ def results(frame: Frame, question: Question) -> Table:
 
 def _missing(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Metrics that need a column these scores do not have."""
-    for name, entry in METRICS.items():
+    for name in names_of():
+        entry = METRICS[name]
         if entry.needs and all(math.isnan(row[name].value) and row["tokens"] for row in rows):
             yield f"{name}: not available, it needs {', '.join(entry.needs)}"
 

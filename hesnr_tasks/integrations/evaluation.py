@@ -26,7 +26,16 @@ from hesnr_tasks.backends.base import Scores, TokenSequence
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
-from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error, token_bytes
+from hesnr_tasks.metrics import (
+    METRICS,
+    Item,
+    TokenColumns,
+    TrajectorySums,
+    aggregate,
+    aggregate_error,
+    names_of,
+    token_bytes,
+)
 from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import Settings, signature
@@ -467,8 +476,8 @@ def gather(own: Any) -> list[Any]:
 def metrics_of(evaluation: Evaluation, settings: Settings) -> dict[str, float]:
     """Values and standard errors by name; what is undefined, or over fewer than `min_tokens` tokens, is left out."""
     values: dict[str, Any] = {}
-    for name, metric in METRICS.items():
-        items = _items(evaluation, name)
+    for name in names_of():
+        metric, items = METRICS[name], _items(evaluation, name)
         values[name] = aggregate(metric, items, settings.min_tokens)
         seed, least = settings.bootstrap_seed, settings.min_tokens
         values[f"{name}_stderr"] = aggregate_error(metric, items, settings.resamples, seed, least)

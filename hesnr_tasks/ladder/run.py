@@ -8,6 +8,7 @@ score files of our tasks do.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -157,7 +158,7 @@ def run_jobs_on_ray(
     try:
         ray.init(
             address=None if address == "local" else address, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR", ignore_reinit_error=True,
+            logging_level=logging.ERROR, ignore_reinit_error=True,
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise HesnrError(f"no Ray cluster at {address!r} ({error}); start one with: ray start --head") from None

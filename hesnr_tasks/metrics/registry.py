@@ -99,6 +99,7 @@ class Metric:
     needs: tuple[str, ...]  # optional columns of `TokenColumns`
     numerator: str
     denominator: str | None  # None for a total
+    suite: str = "core"  # "core": in every result; "proxies": where they are asked for
 
     @property
     def higher_is_better(self) -> bool | None:
@@ -131,6 +132,7 @@ def metric(
     average: str = "micro",
     needs: Sequence[str] = (),
     own_denominator: bool = False,
+    suite: str = "core",
 ) -> Callable[[Definition], Definition]:
     """Register a metric; everything that shows metrics has it from then on.
 
@@ -146,6 +148,7 @@ def metric(
         average: "micro", "macro" or "total" (a plain sum, which has no error).
         needs: optional columns it reads; where they are missing the metric is NaN.
         own_denominator: the function returns (numerator, denominator); else the denominator is the number of tokens.
+        suite: "core" for every result and table; "proxies" for `hesnr_proxies`, `compare --metrics` and ladders only.
 
     Raises:
         ValueError: for a name that is taken.
@@ -166,7 +169,7 @@ def metric(
         arrow = {"up": " ↑", "down": " ↓", None: ""}[better]
         METRICS[name] = Metric(
             name, definition, better, unit, source, title or name.replace("_", " ") + arrow, sets, scale, average,
-            tuple(needs), name, denominator,
+            tuple(needs), name, denominator, suite,
         )  # fmt: skip
         if not counted:
             _COLUMNS[name] = (name, 0)
@@ -188,6 +191,11 @@ def describe_metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+def names_of(suite: str = "core") -> tuple[str, ...]:
+    """The metrics of a suite, in the order of registration; "all": of every suite."""
+    return tuple(name for name, entry in METRICS.items() if suite in ("all", entry.suite))
+
+
 def unregister(name: str) -> None:
     """Take a metric out of the registry; its columns stay in sums that were made before."""
     del METRICS[name]
@@ -207,9 +215,11 @@ class TrajectorySums:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, tokens: TokenColumns, epsilon: float = EPSILON, k: int = 10) -> TrajectorySums:
-        """Of one trajectory whose tokens all count; T = 1."""
-        return cell_sums(tokens, np.zeros(len(tokens), dtype=np.int64), 1, [epsilon], k)[0]
+    def of(
+        cls, tokens: TokenColumns, epsilon: float = EPSILON, k: int = 10, metrics: Sequence[str] | None = None
+    ) -> TrajectorySums:
+        """Of one trajectory whose tokens all count; T = 1. `metrics` as in `cell_sums`."""
+        return cell_sums(tokens, np.zeros(len(tokens), dtype=np.int64), 1, [epsilon], k, metrics)[0]
 
     def __getitem__(self, index: Any) -> TrajectorySums:
         """Indexes the leading axes, trajectories last: `sums[keep]`, `sums[setting]`, `sums[None]`."""
@@ -248,9 +258,14 @@ class TrajectorySums:
 
 
 def cell_sums(
-    tokens: TokenColumns, cell: IntArray, cells: int, epsilons: Sequence[float] = (EPSILON,), k: int = 10
+    tokens: TokenColumns,
+    cell: IntArray,
+    cells: int,
+    epsilons: Sequence[float] = (EPSILON,),
+    k: int = 10,
+    metrics: Sequence[str] | None = None,
 ) -> TrajectorySums:
-    """Every statistic of every registered metric, of each cell of tokens, at several thresholds at once.
+    """Every statistic of some registered metrics, of each cell of tokens, at several thresholds at once.
 
     Args:
         tokens: n tokens.
@@ -258,6 +273,7 @@ def cell_sums(
         cells: how many there are.
         epsilons: thresholds of 𝓗 in nats, in any order.
         k: candidates that the target must be among.
+        metrics: names of the metrics (default: the core ones).
 
     Returns:
         Sums of shape (thresholds, cells, statistics).
@@ -289,7 +305,8 @@ def cell_sums(
             terms[key] = (math.nan, math.nan) if missing else entry.definition(subset)
         return terms[key][part] if isinstance(terms[key], tuple) else terms[key]
 
-    names = tuple(_COLUMNS)
+    chosen = set(names_of() if metrics is None else metrics)
+    names = tuple(name for name, (owner, _) in _COLUMNS.items() if not owner or owner in chosen)
     values = np.empty((len(thresholds), cells, len(names)))
     for i, name in enumerate(names):
         owner, part = _COLUMNS[name]

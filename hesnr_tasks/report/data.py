@@ -20,7 +20,7 @@ from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, 
 from hesnr_tasks.analysis.frame import Frame, Selection, context_for, grid_sums, load, selection
 from hesnr_tasks.analysis.tables import SWEEP, Table
 from hesnr_tasks.errors import HesnrError
-from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, Share, TrajectorySums, measure, share_scored
+from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, Share, TrajectorySums, measure, names_of, share_scored
 from hesnr_tasks.report.ladder import Checkpoint, DownstreamScore, boundaries
 from hesnr_tasks.report.results import TaskResult, group_comparable, stored_run
 from hesnr_tasks.scores import ScoreStore, StoredRun, StoreError
@@ -394,12 +394,12 @@ def _values(
     for summary in summaries:
         for select, run in summary.runs.items():
             values.setdefault(select, {})[summary.name] = measure(
-                run.sums[None], run.multiplicity, tuple(METRICS), resamples=resamples, seed=seed, min_tokens=MIN_TOKENS
+                run.sums[None], run.multiplicity, names_of(), resamples=resamples, seed=seed, min_tokens=MIN_TOKENS
             )[0]
     for result in results:
         few = (result.signature or {}).get("trajectories", 0) < _FEWEST_FOR_INTERVAL
         numbers = {}
-        for name in METRICS:
+        for name in names_of():
             number = result.values.get(name, Estimate(math.nan))
             half = math.nan if few or METRICS[name].denominator is None else _Z * number.stderr
             numbers[name] = number._replace(ci_low=number.value - half, ci_high=number.value + half)

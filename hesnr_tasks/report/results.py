@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from hesnr_tasks.analysis.frame import folders
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores import StoredRun, StoreError, choose_runs, differences
 from hesnr_tasks.scores.runs import read_run
 from hesnr_tasks.stats import Estimate
@@ -209,9 +209,9 @@ def _our_metrics(task: str, values: Mapping[str, Any], signature: Mapping[str, A
         raise ValueError(f"the signature of {task} lacks {', '.join(sorted(missing))}")
     if not any(name.endswith(",none") for name in values):
         raise ValueError(f"results.{task} holds none of the metrics that its signature is for")
-    for name in METRICS:
+    for name in names_of():
         _validate(values.get(f"{name},none"), (int, float, _NULL), f"results.{task}.{name}")
-    numbers = {name: _number(values, name, "none") for name in METRICS if f"{name},none" in values}
+    numbers = {name: _number(values, name, "none") for name in names_of("all") if f"{name},none" in values}
     counts = {name: Estimate(numbers[name].value) for name in numbers if METRICS[name].denominator is None}
     scored = _number(values, "scored", "none")
     if math.isnan(scored.value):  # results of an earlier version

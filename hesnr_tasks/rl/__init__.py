@@ -10,10 +10,15 @@ from typing import Any
 
 __all__ = ["EntropyShapedGRPOTrainer", "EntropyShapedPPOLoss", "entropy_shaped_advantage"]
 
+_HOMES = {
+    "EntropyShapedGRPOTrainer": "trl",
+    "EntropyShapedPPOLoss": "verl",
+    "entropy_shaped_advantage": "advantage",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Import the module of a public name when it is first used."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    modules = dict(zip(__all__, ("trl", "verl", "advantage"), strict=True))
-    return getattr(importlib.import_module(f"{__name__}.{modules[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

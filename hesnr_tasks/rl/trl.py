@@ -83,21 +83,24 @@ class _Batch(dict[str, Any]):
 class EntropyShapedGRPOMixin(_Trainer):
     """Put before `GRPOTrainer` in a class: A + min(α·H, |A| / κ) takes the place of A in its loss.
 
+    Keyword arguments besides those of `GRPOTrainer`:
+
+    - `alpha` (0.4) and `kappa` (2): see `hesnr_tasks.rl.advantage`; `alpha` = 0 trains as the stock trainer does,
+      bit for bit;
+    - `alpha_decay_steps`: α falls linearly from `alpha` to 0 over so many optimizer steps (None: stays);
+    - `pivotal`: which tokens of a completion are pivotal, for the logs (None: not logged), such as
+      `hesnr_tasks.rl.advantage.LexiconPivotal(tokenizer)`.
+
     H is the entropy, in nats, at the trainer's temperature, that TRL computes anyway. Shaped are tokens of the model
-    alone: completion mask times tool mask; the evaluation loss as well. Logged beside TRL's metrics, over all
-    processes: `shaping/alpha`; over tokens whose advantage is not 0, `shaping/capped` (share with α·H >= |A| / κ) and
-    `shaping/relative_bonus` (mean ψ / |A|); with `pivotal`, `shaping/pivotal_entropy` and `shaping/other_entropy`.
+    alone: completion mask times tool mask. The evaluation loss is shaped as well. Logged beside TRL's metrics, over
+    all processes: `shaping/alpha`; over tokens whose advantage is not 0, `shaping/capped` (share with α·H >= |A| / κ)
+    and `shaping/relative_bonus` (mean ψ / |A|); with `pivotal`, `shaping/pivotal_entropy` and `shaping/other_entropy`
+    (mean nats).
 
-    Args:
-        alpha, kappa: see `hesnr_tasks.rl.advantage`; `alpha` = 0 trains as the stock trainer does, bit for bit.
-        alpha_decay_steps: α falls linearly from `alpha` to 0 over so many optimizer steps (None: stays).
-        pivotal: which tokens of a completion are pivotal, for the logs, such as `LexiconPivotal(tokenizer)`.
-
-    Raises:
-        SettingsError: at construction for a trainer that is not GRPOTrainer (RLOO's loss is a number a sequence; the
-            asynchronous trainer computes its loss elsewhere), `importance_sampling_level="sequence"`, a `loss_type`
-            outside `LOSS_TYPES` (luspo is a loss of sequences), Liger kernels; in the first step for a TRL that reads
-            the advantages before it computes the entropies.
+    `SettingsError` at construction: a trainer that is not GRPOTrainer (RLOO's loss is one number per sequence; the
+    asynchronous trainer computes its loss elsewhere), `importance_sampling_level="sequence"`, a `loss_type` outside
+    `LOSS_TYPES` (luspo is a loss of sequences), Liger kernels. `SettingsError` in the first step: a TRL that reads the
+    advantages before the entropies are known.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -162,6 +162,10 @@ class Settings:
         10, _number(5), "candidates per token: H_topk, and the target must be among them",
         "topk top_k top candidates num_candidates",
     )  # fmt: skip
+    metrics: str = _setting(
+        "core", _one_of("core", "all"), "core: HE-SNR and what stands beside it; all: every registered proxy",
+        "metric proxies measures",
+    )  # fmt: skip
     overflow: str = _setting(
         "right", _one_of(*OVERFLOW),
         "beyond the model's context: right scores what fits, error stops, skip leaves the trajectory out",

@@ -31,7 +31,7 @@ from hesnr_tasks.lm_eval_compat import (
     task_config,
     unchanged_responses,
 )
-from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error
+from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error, names_of
 from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
@@ -41,11 +41,6 @@ from hesnr_tasks.tasks.settings import Settings, describe, signature
 __all__ = ["HesnrTask", "topk_loglikelihood"]
 
 _log = logging.getLogger("hesnr_tasks")
-
-
-def _ratios() -> list[str]:
-    """The metrics that have a standard error."""
-    return [name for name, metric in METRICS.items() if metric.denominator]
 
 
 @exit_on_command_line
@@ -201,17 +196,18 @@ class HesnrTask(Task):
         self._run = scores.run
         counted = scores.selected(self._mask)
         columns = TokenColumns.of_scores(scores, counted, self.settings.k, self._texts[scores.key].text)
-        sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k)
+        names = self._names()
+        sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k, names)
         cut, tokens = int(((scores.labels_cut & self._mask) != 0).sum()), float(counted.sum())
-        items = {name: Item.of(scores.key, name, sums, cut) for name in METRICS}
+        items = {name: Item.of(scores.key, name, sums, cut) for name in names}
         items["scored"] = Item(scores.key, tokens, tokens + cut, cut)
         # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
-        return items | {f"{name}_stderr": items[name] for name in _ratios()}
+        return items | {f"{name}_stderr": items[name] for name in names if METRICS[name].denominator}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Item]], Any]]:
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""
-        values = {name: partial(self._value, name) for name in METRICS}
-        errors = {f"{name}_stderr": partial(self._error, name) for name in _ratios()}
+        values = {name: partial(self._value, name) for name in self._names()}
+        errors = {f"{name}_stderr": partial(self._error, name) for name in values if METRICS[name].denominator}
         return {**values, "scored": self._scored, **errors}
 
     def aggregate(self, bootstrap_iters: int | None = None) -> Any:
@@ -220,7 +216,12 @@ class HesnrTask(Task):
 
     def higher_is_better(self) -> dict[str, bool]:
         """The direction of every metric that has one."""
-        return {n: m.higher_is_better for n, m in METRICS.items() if m.higher_is_better is not None}
+        directions = {name: METRICS[name].higher_is_better for name in self._names()}
+        return {name: up for name, up in directions.items() if up is not None}
+
+    def _names(self) -> tuple[str, ...]:
+        """The metrics of this task."""
+        return names_of(self.settings.metrics)
 
     def _value(self, name: str, items: Iterable[Item]) -> float:
         """A metric; N/A (NaN) over fewer tokens than `min_tokens`, with one warning for 𝓗 and one for the others."""

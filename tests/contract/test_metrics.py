@@ -24,6 +24,7 @@ from hesnr_tasks.metrics import (
     evaluate,
     measure,
     metric,
+    names_of,
     token_bytes,
     topk_entropy,
     unregister,
@@ -68,13 +69,16 @@ def items_of(data, name, epsilon=EPSILON):
 
 def items_of_all(data, epsilon=EPSILON):
     """What lm-eval gathers of each metric, from one pass over the tokens."""
-    sums = [TrajectorySums.of(columns(*trajectory), epsilon) for trajectory in data]
+    sums = [TrajectorySums.of(columns(*trajectory), epsilon, metrics=names_of("all")) for trajectory in data]
     return {name: [Item.of(f"{i:03d}", name, row) for i, row in enumerate(sums)] for name in METRICS}
 
 
 def reference_tokens(data, k=10):
     return [
-        [(*reference.token(row.tolist(), int(target), k), int(size)) for row, target, size in zip(*trajectory)]
+        [
+            (*reference.token(row.tolist(), int(target), k), int(size), reference.candidates(row.tolist(), k))
+            for row, target, size in zip(*trajectory)
+        ]
         for trajectory in data
     ]
 
@@ -85,7 +89,7 @@ def reference_tokens(data, k=10):
 @given(data=trajectories(), epsilon=st.sampled_from([EPSILON, 0.5, math.log(2), 2.0]))
 @settings(max_examples=60, deadline=None)
 def test_every_metric_equals_the_plain_loop(data, epsilon):
-    expected = reference.metrics([t for tokens in reference_tokens(data) for t in tokens], epsilon)
+    expected = reference.everything(reference_tokens(data), epsilon)
     for name, items in items_of_all(data, epsilon).items():
         value = aggregate(METRICS[name], items)
         assert value == pytest.approx(expected[name], rel=1e-9, abs=1e-12, nan_ok=True), name
@@ -132,7 +136,8 @@ def test_a_missing_column_makes_a_metric_nan_not_wrong(name):
     tokens = columns(*random_trajectory(np.random.default_rng(3), n=40))
     without = TokenColumns(tokens.logprob, tokens.rank, tokens.entropy)
     values = [
-        evaluate(METRICS[name], *(part.sum() for part in TrajectorySums.of(t).parts(name))) for t in (tokens, without)
+        evaluate(METRICS[name], *(part.sum() for part in TrajectorySums.of(t, metrics=names_of("all")).parts(name)))
+        for t in (tokens, without)
     ]
     assert math.isnan(values[1]) == bool(METRICS[name].needs)
     assert METRICS[name].needs or values[0] == values[1]
@@ -154,7 +159,12 @@ def test_many_settings_at_once_are_each_alone(name):
     tokens = columns(*(np.concatenate(part) for part in zip(*data)))
     cell = np.repeat(np.arange(6), [len(targets) for _, targets, _ in data])
     epsilons = [1.9, 0.5, EPSILON]
-    lines = measure(cell_sums(tokens, cell, 6, epsilons), np.array([1, 2, 1, 1, 0, 1]), [name], resamples=300)
+    lines = measure(
+        cell_sums(tokens, cell, 6, epsilons, metrics=names_of("all")),
+        np.array([1, 2, 1, 1, 0, 1]),
+        [name],
+        resamples=300,
+    )
     for epsilon, line in zip(epsilons, lines):
         items = items_of(data, name, epsilon)
         items = [items[0], items[1], items[1], items[2], items[3], items[5]]
