@@ -165,12 +165,12 @@ class _Agent:
         return [f'grep -rn "{func}" --include="*.py" . | sort', f"git grep -n {func}", f"grep -n {func} *.py | sort"]
 
     def reproduce(self) -> Iterator[Step]:
-        code, way = self.program.text["repro"], self.rng.random()
-        if way < 0.25:
+        code, chance = self.program.text["repro"], self.rng.random()
+        if chance < 0.25:
             yield self.bash("baseline", self.rng.choice(TESTS))
             if self.rng.random() < 0.5:
                 yield self.heredoc("reproduce", code)
-        elif way < 0.6:
+        elif chance < 0.6:
             yield self.heredoc("reproduce", code)
         else:
             self.script = True
@@ -195,10 +195,10 @@ class _Agent:
 
     def first_edit(self, old: str, new: str) -> Step:
         """Mostly the editor; one line may also be changed by sed, several by a short script."""
-        target, way = self.program.target, self.rng.random()
-        if way < 0.2 and not set("\n'/|&*[]^$\\.+") & set(old + new):
+        target, chance = self.program.target, self.rng.random()
+        if chance < 0.2 and not set("\n'/|&*[]^$\\.+") & set(old + new):
             return self.bash("why", f"sed -i 's/{old.strip()}/{new.strip()}/' {target} && git diff {target}")
-        if way < 0.3 and '"""' not in old + new and "\\" not in old + new:
+        if chance < 0.3 and '"""' not in old + new and "\\" not in old + new:
             code = f'from pathlib import Path\n\npath = Path("{target}")\ntext = path.read_text()\n'
             code += (
                 f'# replace the faulty part only\nold = """{old}"""\nnew = """{new}"""\nassert text.count(old) == 1\n'

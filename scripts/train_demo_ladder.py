@@ -103,12 +103,12 @@ def mixed(runs: list[list[int]], source: list[list[int]], length: int, seed: int
     """Batches of token ids, [rows, length]: documents of both kinds one after the other, no padding."""
     rng, size = random.Random(seed), STEP_TOKENS[length]
     streams = (endless(runs, length, rng), endless(source, length, rng))
-    drawn, row = [0, 0], list[int]()
+    sampled, row = [0, 0], list[int]()
     while True:
         while len(row) < size:
-            kind = drawn[0] >= TRAJECTORY_SHARE * sum(drawn)
+            kind = sampled[0] >= TRAJECTORY_SHARE * sum(sampled)
             piece = next(streams[kind])
-            drawn[kind] += len(piece)
+            sampled[kind] += len(piece)
             row += piece
         yield torch.tensor(row[:size]).view(-1, length)
         row = row[size:]

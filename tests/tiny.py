@@ -93,15 +93,15 @@ def sentencepiece_fast():
     """The same model as a fast tokenizer, as Llama-2's is built."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(_sentencepiece_model()))
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-    known = {piece: i for i, piece in enumerate(pieces)}
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
     merges = [
         (piece[:cut], piece[cut:])
         for piece in pieces[259:]
         for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
     ]
-    merges.sort(key=lambda pair: known["".join(pair)])
-    bpe = models.BPE(known, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    merges.sort(key=lambda pair: vocabulary["".join(pair)])
+    bpe = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = tokenizers.Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(

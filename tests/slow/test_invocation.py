@@ -125,8 +125,8 @@ def test_keys_of_other_tasks_pass():
 
 
 def test_hf_with_arguments_for_its_kwargs(checkpoint):
-    found = evaluate(checkpoint, ["hesnr_swe"], OURS, "dtype=float32,attn_implementation=eager")
-    assert values(found, "hesnr_swe")["tokens"] > 0
+    result = evaluate(checkpoint, ["hesnr_swe"], OURS, "dtype=float32,attn_implementation=eager")
+    assert values(result, "hesnr_swe")["tokens"] > 0
 
 
 def test_the_command_refuses_in_one_paragraph_without_a_traceback(checkpoint):

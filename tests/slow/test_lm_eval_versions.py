@@ -46,8 +46,8 @@ def numbers(folder):
 
 
 def test_another_version_is_what_runs_there(outputs):
-    asked = [str(NEXT), "-c", "import importlib.metadata as m; print(m.version('lm_eval'))"]
-    version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    command = [str(NEXT), "-c", "import importlib.metadata as m; print(m.version('lm_eval'))"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert version != importlib.metadata.version("lm_eval")
 
 

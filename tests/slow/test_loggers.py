@@ -37,18 +37,18 @@ def logged(tmp_path_factory):
 
 def arguments(folder):
     model = tiny.llama(str(folder / "model"), steps=10)
-    found = ["run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu"]
-    found += ["--tasks", ",".join(TASKS), "--include_path", str(tasks_path()), "--log_samples"]
-    found += [
+    words = ["run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu"]
+    words += ["--tasks", ",".join(TASKS), "--include_path", str(tasks_path()), "--log_samples"]
+    words += [
         "--metadata",
         json.dumps({"trajectories": write(folder / "small.jsonl", SMALL), "epsilon": 2.0, "min_tokens": 0}),
     ]
-    found += ["--output_path", str(folder / "out")]
+    words += ["--output_path", str(folder / "out")]
     if INSTALLED["wandb"]:
-        found += ["--wandb_args", f"mode=offline,project=hesnr,dir={folder}"]
+        words += ["--wandb_args", f"mode=offline,project=hesnr,dir={folder}"]
     if INSTALLED["trackio"]:
-        found += ["--trackio_args", "project=hesnr,name=tiny"]
-    return found
+        words += ["--trackio_args", "project=hesnr,name=tiny"]
+    return words
 
 
 def scalars(results, task):
@@ -59,26 +59,26 @@ def scalars(results, task):
 
 def wandb_history(folder):
     """Every number of the offline run's history by its name, in the order in which they came."""
-    found = defaultdict(list)
+    numbers = defaultdict(list)
     for record in wandb_records(folder):
         for item in record.history.item:
-            found["/".join(item.nested_key) or item.key].append(json.loads(item.value_json))
-    return found
+            numbers["/".join(item.nested_key) or item.key].append(json.loads(item.value_json))
+    return numbers
 
 
 def wandb_records(folder):
     """The records of the offline run's file: a LevelDB log (blocks, chunks) of protocol buffers after 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
-    data, at, gathered = next(folder.rglob("run-*.wandb")).read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = _BLOCK - at % _BLOCK
-        length, kind = struct.unpack_from("<HB", data, at + 4) if left >= 7 else (0, 0)
+    data, offset, gathered = next(folder.rglob("run-*.wandb")).read_bytes(), 7, b""
+    while offset + 7 <= len(data):
+        left = _BLOCK - offset % _BLOCK
+        length, kind = struct.unpack_from("<HB", data, offset + 4) if left >= 7 else (0, 0)
         if kind == 0:  # the rest of the block is padding
-            at += left
+            offset += left
             continue
-        gathered += data[at + 7 : at + 7 + length]
-        at += 7 + length
+        gathered += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
         if kind in (_WHOLE, _LAST):
             yield wandb_internal_pb2.Record.FromString(gathered)
             gathered = b""
@@ -97,8 +97,8 @@ def test_wandb_keeps_every_number_of_a_run(logged):
 
 @pytest.mark.skipif(not INSTALLED["wandb"], reason="wandb is not installed")
 def test_wandb_keeps_the_samples(logged):
-    folder, _, said = logged
-    assert not [line for line in said if "Logging to" in line]
+    folder, _, log_lines = logged
+    assert not [line for line in log_lines if "Logging to" in line]
     for task in TASKS:
         table = json.loads(next(folder.rglob(f"{task}_eval_results_*.table.json")).read_text())
         assert len(table["data"]) == len(SMALL)
@@ -107,8 +107,8 @@ def test_wandb_keeps_the_samples(logged):
 
 @pytest.mark.skipif(not INSTALLED["trackio"], reason="trackio is not installed")
 def test_trackio_keeps_every_number_and_a_trace_a_trajectory(logged):
-    folder, results, said = logged
-    assert not [line for line in said if "Logging to Trackio failed" in line]
+    folder, results, log_lines = logged
+    assert not [line for line in log_lines if "Logging to Trackio failed" in line]
     with sqlite3.connect(folder / "trackio" / "hesnr.db") as base:
         rows = [json.loads(row[0]) for row in base.execute("SELECT metrics FROM metrics ORDER BY step")]
         traces = [json.loads(row[0]) for row in base.execute("SELECT metadata FROM traces")]

@@ -60,12 +60,12 @@ def test_convert_replaces_an_existing_file_only_when_told_to(tmp_path, capsys):
 def test_a_pipe_is_written_into(tmp_path):
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)
-    got = []
-    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    received = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
     reader.start()
     assert cli.main(["convert", source(tmp_path), "-o", str(pipe)]) == 0
     reader.join(20)
-    assert json.loads(got[0])["id"] == "a"
+    assert json.loads(received[0])["id"] == "a"
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 

@@ -205,11 +205,11 @@ def task_of(name, **metadata):
 @every
 def test_the_rows_are_read_as_what_they_are(task, rows):
     _, _, _, reader, fidelity, action, thought = CASES[task]
-    found = load(rows)
-    assert [t.resolved for t in found][:2] == [True, False]
-    assert len({t.id for t in found}) == len(found) == 4
-    assert {(t.source, t.fidelity) for t in found} == {(reader, fidelity)}
-    first = found[0]
+    trajectories = load(rows)
+    assert [t.resolved for t in trajectories][:2] == [True, False]
+    assert len({t.id for t in trajectories}) == len(trajectories) == 4
+    assert {(t.source, t.fidelity) for t in trajectories} == {(reader, fidelity)}
+    first = trajectories[0]
     assert text_of(first, Kind.ACTION).strip() == action
     assert thought in text_of(first, Kind.THOUGHT)
     assert "Fix add()." in text_of(first, Kind.CONTEXT)
@@ -219,25 +219,25 @@ def test_the_rows_are_read_as_what_they_are(task, rows):
 @every
 def test_the_task_takes_resolved_runs_of_its_data_set(task, rows):
     _, data_set, split, *_ = CASES[task]
-    made = task_of(task, trajectories=rows)
-    settings = made.settings
+    loaded = task_of(task, trajectories=rows)
+    settings = loaded.settings
     assert (settings.split, settings.only_resolved) == (split, True)
     assert (settings.sample, settings.sample_seed) == (500, 1234)
     assert (settings.kinds, settings.filters) == (Settings().kinds, Settings().filters)
-    assert [t.resolved for t in made.corpus.trajectories] == [True, True]
+    assert [t.resolved for t in loaded.corpus.trajectories] == [True, True]
     text = (tasks_path() / f"{task}.yaml").read_text()
     assert f"\n  trajectories: {data_set}\n" in text
 
 
 @pytest.mark.parametrize("task", ["hesnr_nebius_sweagent"])
 def test_a_smaller_sample_can_be_asked_for_and_stays_put(task, rows, tmp_path):
-    one = task_of(task, trajectories=rows, sample=1).corpus.trajectories
+    sampled = task_of(task, trajectories=rows, sample=1).corpus.trajectories
     table = pq.read_table(rows)
     turned = tmp_path / "turned.parquet"
     pq.write_table(table.take(list(range(len(table)))[::-1]), turned)
-    other = task_of(task, trajectories=str(turned), sample=1).corpus.trajectories
-    assert [m.text for m in one[0].messages] == [m.text for m in other[0].messages]
-    assert len(one) == len(other) == 1
+    sampled_of_turned = task_of(task, trajectories=str(turned), sample=1).corpus.trajectories
+    assert [m.text for m in sampled[0].messages] == [m.text for m in sampled_of_turned[0].messages]
+    assert len(sampled) == len(sampled_of_turned) == 1
 
 
 def test_every_public_task_is_tested():

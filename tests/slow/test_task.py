@@ -67,16 +67,19 @@ def expected(checkpoint, trajectories, kinds, filters, max_length, rendering="tr
 
 
 def check_against_reference(result, task, tokens):
-    want = reference.metrics([t for one in tokens for t in one], EPSILON)
-    got = values(result, task)
+    want = reference.metrics([t for trajectory_tokens in tokens for t in trajectory_tokens], EPSILON)
+    measured = values(result, task)
     for name in METRICS:
-        assert got[name] == pytest.approx(want[name], rel=1e-5), name
+        assert measured[name] == pytest.approx(want[name], rel=1e-5), name
     rng = np.random.default_rng(1234)
     keys = np.argsort([s["he_snr"][0] for s in result["samples"][task]])
     draws = [[int(keys[i]) for i in rng.integers(0, len(keys), len(keys))] for _ in range(100)]
     for name in ("he_snr", "he_ppl", "ppl", "entropy"):
         error = result["results"][task][f"{name}_stderr,none"]
-        counts = [reference.metrics(one, EPSILON)["he_tokens" if "he_" in name else "tokens"] for one in tokens]
+        counts = [
+            reference.metrics(trajectory_tokens, EPSILON)["he_tokens" if "he_" in name else "tokens"]
+            for trajectory_tokens in tokens
+        ]
         if sum(counts) ** 2 < 2 * sum(n * n for n in counts):  # as unequal as fewer than two of equal length
             assert error == "N/A", name
         else:
@@ -91,7 +94,7 @@ def test_every_result_key_equals_the_reference_on_real_trajectories(checkpoint, 
     path = [str(shared / file) for file in files]
     metadata = {"trajectories": path, "resamples": 100}
     result = evaluate(checkpoint, list(CASES), metadata, "dtype=float32,max_length=10000")
-    trajectories = [trajectory for one in path for trajectory in formats.load(one)]
+    trajectories = [trajectory for name in path for trajectory in formats.load(name)]
     for task, (kinds, filters) in CASES.items():
         tokens = expected(checkpoint, trajectories, kinds, filters, 10000)
         assert sum(map(len, tokens)) > 20
@@ -242,20 +245,20 @@ def test_no_action_tokens_is_nan_and_said(checkpoint, tmp_path, caplog):
 
 
 def test_fewer_tokens_than_the_floor_give_no_number_and_say_so(checkpoint, small, caplog):
-    found = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})
-    counts = values(found, "hesnr_swe")
+    unrestricted = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})
+    counts = values(unrestricted, "hesnr_swe")
     high, tokens = int(counts["he_tokens"]), int(counts["tokens"])
     assert 1 < high < tokens
     for floor, missing in ((high, ()), (high + 1, ("he_snr", "he_ppl")), (tokens + 1, ("he_snr", "he_ppl", "ppl"))):
         caplog.clear()
-        got = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "min_tokens": floor})
+        result = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "min_tokens": floor})
         for name in ("he_snr", "he_ppl", "ppl"):
             want = pytest.approx(math.nan, nan_ok=True) if name in missing else counts[name]
-            assert values(got, "hesnr_swe")[name] == want, (floor, name)
+            assert values(result, "hesnr_swe")[name] == want, (floor, name)
         for name in missing:
-            assert got["results"]["hesnr_swe"][f"{name}_stderr,none"] == "N/A"
+            assert result["results"]["hesnr_swe"][f"{name}_stderr,none"] == "N/A"
         assert ("fewer than min_tokens" in caplog.text) == bool(missing)
-        assert values(got, "hesnr_swe")["tokens"] == tokens
+        assert values(result, "hesnr_swe")["tokens"] == tokens
 
 
 def test_overflow_policies(checkpoint, small, tmp_path, caplog):
@@ -273,7 +276,7 @@ def test_overflow_policies(checkpoint, small, tmp_path, caplog):
     tokens = expected(checkpoint, SMALL, *CASES["hesnr_swe"], 60)
     assert values(right, "hesnr_swe")["tokens"] == sum(map(len, tokens)) > 0
     assert values(right, "hesnr_swe")["ppl"] == pytest.approx(
-        reference.metrics([t for one in tokens for t in one], EPSILON)["ppl"], rel=1e-5
+        reference.metrics([t for trajectory_tokens in tokens for t in trajectory_tokens], EPSILON)["ppl"], rel=1e-5
     )
     with pytest.raises(ScoringError, match=r"'one' has \d+ tokens, the model reads 60"):
         evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "overflow": "error"}, args)

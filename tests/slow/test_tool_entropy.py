@@ -51,8 +51,8 @@ def run(checkpoint, tmp_path_factory):
 
 
 def numbers(result, ending=""):
-    found = result["results"]["hesnr_tool_entropy"]
-    return {name: found[f"{PUBLIC.get(name, f'tool_entropy_{name}')}{ending},none"] for name in MEASURES}
+    row = result["results"]["hesnr_tool_entropy"]
+    return {name: row[f"{PUBLIC.get(name, f'tool_entropy_{name}')}{ending},none"] for name in MEASURES}
 
 
 def analyzed(scores, *words):
@@ -71,33 +71,33 @@ def expected_steps(checkpoint, trajectory):
     encoded = tokenizer(text, return_offsets_mapping=True)
     with torch.inference_mode():
         logits = model(torch.tensor([encoded["input_ids"]])).logits[0].double()
-    at, found = 0, []
+    start, steps = 0, []
     for verb in VERBS[trajectory.id]:
-        at = text.index("<parameter=command>", at) + len("<parameter=command>") if verb else at
+        start = text.index("<parameter=command>", start) + len("<parameter=command>") if verb else start
         if verb:
-            assert text.startswith(verb, at)
-            spaces = {at + i for i, c in enumerate(verb) if c == " "}  # between words: not part of any
-            wanted = set(range(at, at + len(verb))) - spaces
+            assert text.startswith(verb, start)
+            spaces = {start + i for i, c in enumerate(verb) if c == " "}  # between words: not part of any
+            wanted = set(range(start, start + len(verb))) - spaces
             places = [t for t, (a, b) in enumerate(encoded["offset_mapping"]) if wanted & set(range(a, b))]
             tokens = [reference.token(logits[t - 1].tolist(), encoded["input_ids"][t]) for t in places]
-            found.append((max(h for _, _, h in tokens), any(h > EPSILON and r <= 10 for _, r, h in tokens)))
-    return found
+            steps.append((max(h for _, _, h in tokens), any(h > EPSILON and r <= 10 for _, r, h in tokens)))
+    return steps
 
 
 def test_every_number_equals_the_reference_from_full_logits(checkpoint, run):
     steps = [step for t in (*ALL, SMALL[0]) for step in expected_steps(checkpoint, t)]
     values = sorted(value for value, _ in steps)
-    got, n = numbers(run[0]), len(steps)
+    measured, n = numbers(run[0]), len(steps)
     assert n == 9
-    assert got["steps"] == n
-    assert got["unmeasured"] == 1
-    assert got["mean"] == pytest.approx(sum(values) / n, rel=1e-5)
-    assert got["high"] == pytest.approx(sum(value > EPSILON for value in values) / n)
-    assert got["he"] == pytest.approx(sum(high for _, high in steps) / n)
+    assert measured["steps"] == n
+    assert measured["unmeasured"] == 1
+    assert measured["mean"] == pytest.approx(sum(values) / n, rel=1e-5)
+    assert measured["high"] == pytest.approx(sum(value > EPSILON for value in values) / n)
+    assert measured["he"] == pytest.approx(sum(high for _, high in steps) / n)
     for name in ("p50", "p90", "p99"):
-        assert got[name] == pytest.approx(values[math.ceil(int(name[1:]) * n / 100) - 1], rel=1e-5)
+        assert measured[name] == pytest.approx(values[math.ceil(int(name[1:]) * n / 100) - 1], rel=1e-5)
     deviations = np.array(values) - np.mean(values)
-    assert got["skewness"] == pytest.approx((deviations**3).mean() / (deviations**2).mean() ** 1.5, rel=1e-3)
+    assert measured["skewness"] == pytest.approx((deviations**3).mean() / (deviations**2).mean() ** 1.5, rel=1e-3)
 
 
 def test_analyze_has_the_bits_of_the_run_values_and_errors_alike(run):
@@ -115,11 +115,11 @@ def test_analyze_has_the_bits_of_the_run_values_and_errors_alike(run):
     assert row["trajectories"] == 5
 
 
-@pytest.mark.parametrize(("arguments", "how"), [(1, "mean"), (2, "sum"), (3, "first"), (1, "max")])
-def test_analyze_has_the_bits_of_the_task_away_from_its_defaults_too(checkpoint, run, arguments, how):
+@pytest.mark.parametrize(("arguments", "combine"), [(1, "mean"), (2, "sum"), (3, "first"), (1, "max")])
+def test_analyze_has_the_bits_of_the_task_away_from_its_defaults_too(checkpoint, run, arguments, combine):
     """On the same score files, with other decision words, combination, k, threshold and filters."""
     scores = run[1]
-    settings = {"decision_arguments": arguments, "combine": how, "k": 8, "epsilon": 0.9, "filters": "xml"}
+    settings = {"decision_arguments": arguments, "combine": combine, "k": 8, "epsilon": 0.9, "filters": "xml"}
     metadata = {"trajectories": str(scores.parent / "t.jsonl"), "scores": str(scores), "resamples": 200, **settings}
     result = evaluate(checkpoint, ["hesnr_tool_entropy"], metadata)
     words = (word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value))
@@ -174,15 +174,15 @@ def test_settings_that_cannot_be_are_refused(checkpoint, tmp_path, setting, mess
 
 def test_on_real_trajectories_every_action_is_measured_or_counted_as_not(checkpoint, shared, tmp_path):
     metadata = {"trajectories": str(shared / "swesmith_xml_messages.jsonl"), "scores": str(tmp_path / "scores")}
-    got = numbers(evaluate(checkpoint, ["hesnr_tool_entropy"], metadata, "dtype=float32,max_length=16000"))
+    measured = numbers(evaluate(checkpoint, ["hesnr_tool_entropy"], metadata, "dtype=float32,max_length=16000"))
     trajectories = formats.load(metadata["trajectories"])
     acted = [
         any(s.kind is Kind.ACTION and s.text.strip() for s in m.segments) for t in trajectories for m in t.messages
     ]
-    assert got["steps"] > 10
-    assert got["steps"] + got["unmeasured"] == sum(acted)  # two of three lie beyond the context
-    assert 0 <= got["p50"] <= got["p90"] <= got["p99"] <= math.log(10)
+    assert measured["steps"] > 10
+    assert measured["steps"] + measured["unmeasured"] == sum(acted)  # two of three lie beyond the context
+    assert 0 <= measured["p50"] <= measured["p90"] <= measured["p99"] <= math.log(10)
     frame = load(tmp_path / "scores", extra=tool_entropy.COLUMNS)
     chosen = selection(frame.filters, [Kind.ACTION], frame.filters)
     entropies = tool_entropy.profile_of(frame, chosen).measured.entropy
-    assert math.fsum(entropies) / len(entropies) == got["mean"]
+    assert math.fsum(entropies) / len(entropies) == measured["mean"]
