@@ -11,6 +11,7 @@ from unittest import mock
 
 import lm_eval
 import lm_eval.tasks
+import lm_eval.utils
 from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.metrics import METRICS
@@ -41,27 +42,35 @@ class CommandResult(NamedTuple):
     status: int
 
 
-def without_own_tasks():
-    """lm-eval's command without the index of its own tasks: to read it takes seconds."""
-    return mock.patch.object(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+@contextlib.contextmanager
+def in_process():
+    """For lm-eval's command: without the index of its own tasks, which takes seconds, and with logging left as it is.
+
+    The command takes its logger out of the tree, and pytest then hangs its handlers there, where tasks copy them.
+    """
+    with (
+        mock.patch.object(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False)),
+        mock.patch.object(lm_eval.utils, "_LOGGING_CONFIGURED", True),
+    ):
+        yield
 
 
 def lm_eval_command(*words):
     """The `lm_eval` command in this process."""
-    from lm_eval.__main__ import cli_evaluate
-
     out, err = io.StringIO(), io.StringIO()
     handler, status = logging.StreamHandler(err), 0
     loggers = [logging.getLogger(name) for name in ("lm_eval", "hesnr_tasks")]
     with (
         mock.patch.object(sys, "argv", ["lm_eval", *map(str, words)]),
-        without_own_tasks(),
+        in_process(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
         for logger in loggers:
             logger.addHandler(handler)
         try:
+            from lm_eval.__main__ import cli_evaluate
+
             cli_evaluate()
         except SystemExit as exit:  # Python prints its text and ends with status 1
             print(exit.code, file=err)

@@ -9,7 +9,7 @@ import pytest
 from hesnr_tasks import cli
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
-from tests.lm_eval_run import CommandResult, without_own_tasks
+from tests.lm_eval_run import CommandResult, in_process
 from tests.unit.analysis import made
 
 
@@ -77,7 +77,7 @@ def test_convert_then_eval_then_report(hesnr, tmp_path, monkeypatch):
     checkpoint = tiny.llama(str(tmp_path / "checkpoint"), steps=5)
     converted = hesnr("convert", "runs.jsonl", "-o", "clean.jsonl")
     assert converted.status == 0, converted.stderr
-    with without_own_tasks():
+    with in_process():
         evaluated = hesnr(
         "eval", "--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32", "--tasks", "hesnr_swe",
         "--metadata", '{"trajectories": "clean.jsonl"}', "--output_path", "out",
@@ -92,7 +92,7 @@ def test_convert_then_eval_then_report(hesnr, tmp_path, monkeypatch):
 
 def test_an_error_in_a_run_of_lm_eval_is_one_paragraph_too(hesnr, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["hesnr"])
-    with without_own_tasks():
+    with in_process():
         refused = hesnr("eval", "--model", "dummy", "--tasks", "hesnr_swe", "--metadata", '{"epsilom": 1}')
     assert refused.status == 2
     last = refused.stderr.splitlines()[-1]
