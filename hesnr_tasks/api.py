@@ -21,7 +21,7 @@ from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import load as load_trajectories
-from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, needed_columns
+from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, names_of, needed_columns
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
 from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
@@ -162,7 +162,7 @@ class Scores:
         """Metrics with standard errors and 95 % intervals over trajectories.
 
         Args:
-            metrics: names of registered metrics (none: all of them).
+            metrics: names of registered metrics (none: the core ones).
             kinds: tokens that count, such as "thought+action".
             filters: what is taken out of actions: "all", "none", or such as "xml+format".
             epsilon: the threshold of decisions, in nats.
@@ -181,7 +181,7 @@ class Scores:
         >>> estimates["ppl"].ci_low < estimates["ppl"].value < estimates["ppl"].ci_high
         True
         """
-        names = metrics or tuple(METRICS)
+        names = metrics or names_of()
         _check(names, epsilon, k, resamples, seed)
         run = self._sums(kinds, filters, epsilon, k, None)
         options: dict[str, Any] = {"resamples": resamples, "seed": seed, "min_tokens": min_tokens}

@@ -1,11 +1,15 @@
 """Shared by all tests: where the real trajectories are, and tiny real models and tokenizers."""
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests import ROOT, SHARED
+
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio"))  # read when trackio is first imported
 
 
 @pytest.fixture(scope="session")

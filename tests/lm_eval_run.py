@@ -14,7 +14,7 @@ import lm_eval.tasks
 import lm_eval.utils
 from lm_eval.tasks import TaskManager
 
-from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.metrics import names_of
 from hesnr_tasks.tasks.registration import tasks_path
 from hesnr_tasks.testing import trajectory as run
 
@@ -84,7 +84,7 @@ def lm_eval_command(*words):
 def values(result, task):
     """Every metric of one task."""
     rows = {name.rsplit("::", 1)[-1]: row for name, row in result["results"].items()}  # lm-eval 0.5: `group::task`
-    return {name: rows[task][f"{name},none"] for name in METRICS}
+    return {name: rows[task][f"{name},none"] for name in names_of()}
 
 
 def write(path, trajectories):

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from hesnr_tasks import cli
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.metrics import names_of
 from hesnr_tasks.tasks.registration import tasks_path
 from hesnr_tasks.testing import fake_server
 from tests import tiny
@@ -129,7 +129,7 @@ def test_an_unknown_rank_is_no_accuracy_anywhere(printed, folder, tmp_path, caps
     assert own["top5_acc"] < own["top10_acc"]  # or the case says nothing
     (run,) = {path.parent for path in Path(out).rglob("run.json")}
     (analysis,), _ = analyzed(run, "--k", 5, "--min-tokens", 0)
-    for name in METRICS:
+    for name in names_of():
         listed = analysis[name]["value"] if isinstance(analysis[name], dict) else analysis[name]
         if name == "top10_acc":
             assert not isinstance(told[name], float) or math.isnan(told[name])

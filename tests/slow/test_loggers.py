@@ -3,14 +3,16 @@
 import importlib.util
 import json
 import math
+import os
 import sqlite3
 import struct
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
 from hesnr_tasks.integrations import HESNRCallback
-from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.metrics import names_of
 from hesnr_tasks.tasks.registration import tasks_path
 from tests import tiny
 from tests.lm_eval_run import SMALL, lm_eval_command, write
@@ -27,7 +29,7 @@ def logged(tmp_path_factory):
     """One run of the real command with both loggers: its folder, its results, what it said."""
     folder = tmp_path_factory.mktemp("loggers")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"WANDB_DIR": folder, "WANDB_SILENT": "true", "TRACKIO_DIR": folder / "trackio"}.items():
+        for name, value in {"WANDB_DIR": folder, "WANDB_SILENT": "true"}.items():
             patch.setenv(name, str(value))
         done = lm_eval_command(*arguments(folder))
     assert done.status == 0, done.stderr
@@ -91,7 +93,7 @@ def test_wandb_keeps_every_number_of_a_run(logged):
     for task in TASKS:
         expected = scalars(results, task)
         assert expected[f"{task}/he_snr_stderr"] > 0
-        assert {f"{task}/{name}" for name in METRICS} <= expected.keys()
+        assert {f"{task}/{name}" for name in names_of()} <= expected.keys()
         assert {name: history[name] for name in expected} == expected
 
 
@@ -107,9 +109,9 @@ def test_wandb_keeps_the_samples(logged):
 
 @pytest.mark.skipif(not INSTALLED["trackio"], reason="trackio is not installed")
 def test_trackio_keeps_every_number_and_a_trace_a_trajectory(logged):
-    folder, results, log_lines = logged
+    _, results, log_lines = logged
     assert not [line for line in log_lines if "Logging to Trackio failed" in line]
-    with sqlite3.connect(folder / "trackio" / "hesnr.db") as base:
+    with sqlite3.connect(Path(os.environ["TRACKIO_DIR"]) / "hesnr.db") as base:
         rows = [json.loads(row[0]) for row in base.execute("SELECT metrics FROM metrics ORDER BY step")]
         traces = [json.loads(row[0]) for row in base.execute("SELECT metadata FROM traces")]
     for task in TASKS:

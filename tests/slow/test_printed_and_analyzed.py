@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from hesnr_tasks.cli import analyze as analysis
 from hesnr_tasks.cli import compare as comparison
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.metrics import names_of
 from hesnr_tasks.scores import StoreError, choose_runs
 from tests import tiny
 from tests.lm_eval_run import call, evaluate, run, values, write
@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 def same(row, result, task):
     want = values(result, task)
-    for name in METRICS:
+    for name in names_of():
         value = row[name]["value"] if isinstance(row[name], dict) else row[name]
         value = math.nan if value is None else value  # as JSON has it
         assert value == pytest.approx(want[name], rel=1e-12, nan_ok=True), (task, name)

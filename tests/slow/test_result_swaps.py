@@ -7,7 +7,7 @@ import pytest
 
 from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.metrics import names_of
 from hesnr_tasks.report.ladder import read_scores
 from hesnr_tasks.report.results import read_results
 from tests.slow import type_swaps
@@ -18,7 +18,7 @@ SIGNATURE = {
     "k": 10, "epsilon": 1.24, "kinds": ["action"], "filters": ["xml"], "render": "transcript", "overflow": "truncate",
     "max_length": None, "tokens_cut": 0, "trajectories": 3, "data": "abc", "run": {"weights": "x", "tokenizer": "t"},
 }  # fmt: skip
-OURS = {"alias": "hesnr_swe", **{f"{name},none": 0.5 for name in METRICS}, "he_snr_stderr,none": 0.1}
+OURS = {"alias": "hesnr_swe", **{f"{name},none": 0.5 for name in names_of()}, "he_snr_stderr,none": 0.1}
 RESULTS = {
     "results": {"hesnr_swe": OURS, "arc": {"acc,none": 0.4, "acc_stderr,none": 0.01, "alias": " - arc"}},
     "configs": {"hesnr_swe": {"metadata": {"signature": SIGNATURE, "scores": None}}, "arc": {"metadata": {}}},
@@ -47,7 +47,7 @@ def test_result_files_with_values_of_other_types(tmp_path, capsys):
             assert cli.main(["report", str(file)]) in (0, 2), steps
             capsys.readouterr()
             ours = [row for row in rows if row.signature]
-            swapped_metric = "results" in steps and any(f"{name},none" in steps for name in METRICS)
+            swapped_metric = "results" in steps and any(f"{name},none" in steps for name in names_of())
             if ours and not swapped_metric:
                 assert ours[0].values["he_snr"].value == 0.5
     assert refused > 50

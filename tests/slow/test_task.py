@@ -18,7 +18,7 @@ from hesnr_tasks import formats
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.labels import label_mask
-from hesnr_tasks.metrics import EPSILON, METRICS
+from hesnr_tasks.metrics import EPSILON, names_of
 from hesnr_tasks.rendering import render
 from hesnr_tasks.tasks.registration import tasks_path
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
@@ -69,7 +69,7 @@ def expected(checkpoint, trajectories, kinds, filters, max_length, rendering="tr
 def check_against_reference(result, task, tokens):
     want = reference.metrics([t for trajectory_tokens in tokens for t in trajectory_tokens], EPSILON)
     measured = values(result, task)
-    for name in METRICS:
+    for name in names_of():
         assert measured[name] == pytest.approx(want[name], rel=1e-5), name
     rng = np.random.default_rng(1234)
     keys = np.argsort([s["he_snr"][0] for s in result["samples"][task]])
@@ -185,7 +185,7 @@ def test_the_command_line_beside_a_standard_task(checkpoint, small, tmp_path):
         "--include_path", str(tmp_path / "tasks"), "--metadata", json.dumps({"trajectories": small, "min_tokens": 0}),
         "--limit", "2", "--log_samples", "--output_path", str(tmp_path / "out"),
     )  # fmt: skip
-    for name in METRICS:
+    for name in names_of():
         # two trajectories of unequal length have no standard error, and a count never has
         assert re.search(rf"\|{name}\s*\|[↑↓ ]*\|\s*[\d.]+\|±\s*\|\s*N/A\|", done.stdout), name
     assert re.search(r"\|scored\s*\|\s*\|\s*1\.0000\|", done.stdout)
