@@ -1,4 +1,4 @@
-"""Score files: what a model made of each trajectory, kept so that everything after needs no model (README.md).
+"""Score files: what a model made of each trajectory, kept so that everything after needs no model (docs/scores.md).
 
 Imports neither torch nor lm-eval, and pyarrow only when a store is opened.
 """

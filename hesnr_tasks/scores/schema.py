@@ -1,4 +1,4 @@
-"""The columns of a score file, and the way from arrays to bytes and back without losing a bit (see README.md)."""
+"""The columns of a score file, and the way from arrays to bytes and back without losing a bit (see docs/scores.md)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,15 @@ from hesnr_tasks.rendering import RENDERINGS
 from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["Settings", "ToolEntropySettings", "add_flags", "describe", "refuse_unknown", "signature"]
+__all__ = [
+    "Settings",
+    "ToolEntropySettings",
+    "add_flags",
+    "describe",
+    "describe_settings",
+    "refuse_unknown",
+    "signature",
+]
 
 # lm-eval puts the first two, and all of --model_args, beside our settings; its RULER tasks read the next three
 _OF_OTHERS = {"version", "config_source", "pretrained", "tokenizer", "max_seq_lengths", "passk"}
@@ -282,6 +290,19 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
 
         suffix = "" if default is None else f" (default: {default})"
         parser.add_argument(flag, type=parse, default=default, metavar=name.upper(), help=text + suffix)
+
+
+def describe_settings() -> str:
+    """The settings as a Markdown table: name, default, meaning."""
+    defaults = ToolEntropySettings()
+    lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for name, declared in _FIELDS.items():
+        value = getattr(defaults, name)
+        if isinstance(value, tuple):
+            value = "+".join(str(getattr(word, "value", word)) for word in value)
+        text = f"`{value:.4f}`" if isinstance(value, float) else f"`{str(value).lower()}`" if value != "" else ""
+        lines.append(f"| `{name}` | {'' if value is None else text} | {declared['help']} |")
+    return "\n".join(lines) + "\n"
 
 
 # --- the signature of a number ----------------------------------------------------------------------------------------

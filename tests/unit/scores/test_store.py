@@ -3,17 +3,16 @@
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hesnr_tasks.scores
 from hesnr_tasks.backends.base import Scores
 from hesnr_tasks.errors import HesnrError, SettingsError
 from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
+from tests import ROOT
 from tests.unit.scores import made
 
 # --- bit for bit ------------------------------------------------------------------------------------------------------
@@ -205,12 +204,12 @@ def test_neither_torch_nor_lm_eval_nor_pyarrow_is_imported():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_the_readme_describes_every_column(tmp_path):
+def test_the_documentation_describes_every_column(tmp_path):
     """Checked against the file itself, read by pyarrow alone."""
     import pyarrow.parquet
 
     made.filled(tmp_path, [1])
     schema = pyarrow.parquet.read_schema(tmp_path / f"{1:064x}.parquet")
-    readme = (Path(hesnr_tasks.scores.__file__).parent / "README.md").read_text()
+    page = (ROOT / "docs" / "scores.md").read_text()
     assert schema.names[: len(COLUMNS)] == list(COLUMNS)
-    assert [name for name in schema.names if f"`{name}`" not in readme] == []
+    assert [name for name in schema.names if f"`{name}`" not in page] == []

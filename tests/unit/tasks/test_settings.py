@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.tasks.settings import Settings, ToolEntropySettings, add_flags
+from hesnr_tasks.tasks.settings import Settings, ToolEntropySettings, add_flags, describe_settings
 from hesnr_tasks.trajectory import Kind
+from tests import ROOT
 
 
 def test_defaults_are_the_papers_metric():
@@ -139,3 +140,8 @@ def test_flags_are_settings_with_their_defaults_checks_and_help(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--limit", "0"])
     assert "limit must be a number of at least 1" in capsys.readouterr().err
+
+
+def test_the_documentation_lists_every_setting():
+    """Written by: python -c "from hesnr_tasks.tasks.settings import describe_settings as d; print(d())"."""
+    assert describe_settings() in (ROOT / "docs" / "settings.md").read_text()

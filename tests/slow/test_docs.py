@@ -1,0 +1,209 @@
+"""README and docs/: links lead somewhere, command lines parse, names are real, and blocks of Python run."""
+
+import importlib
+import importlib.util
+import re
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from lm_eval._cli.harness import HarnessCLI
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hesnr_tasks import cli, demo
+from hesnr_tasks.formats.registry import FORMATS
+from hesnr_tasks.metrics import METRICS, unregister
+from hesnr_tasks.tasks.settings import Settings
+from tests import ROOT
+from tests.unit.analysis import made
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "results/README.md"))]
+FOLDERS = r"`((?:hesnr_tasks|task_configs|tests|benchmarks|scripts|examples)/[\w./]*)`"
+YAML = [*(ROOT / "task_configs").rglob("*.yaml"), *(ROOT / "hesnr_tasks").rglob("*.yaml")]
+OTHERS = {".", "mini-extra", "pre-commit", "python3"}  # commands whose arguments are not checked
+
+
+class Block(NamedTuple):
+    page: Path
+    line: int
+    language: str
+    text: str
+    not_run: str  # the reason
+
+
+def blocks(*languages):
+    """The fenced blocks of all pages in these languages."""
+    fence = re.compile(r"^(?:<!-- not run: ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in fence.finditer(text):
+            if match[2] in languages:
+                yield Block(page, text.count("\n", 0, match.start(3)), match[2], match[3], match[1] or "")
+
+
+def commands():
+    """(place, words) of every command in a block for the shell."""
+    for block in blocks("console", "sh", "bash"):
+        pending = ""
+        for number, line in enumerate(block.text.replace("\\\n", " \0").split("\n"), block.line + 1):
+            pending += line.replace("\0", "\n") + "\n"
+            try:
+                words = shlex.split(pending.replace("\n", " ") if "#" not in pending else pending, comments=True)
+            except ValueError:  # a quotation that goes on in the next line
+                continue
+            pending = ""
+            while words:
+                end = words.index("&&") if "&&" in words else len(words)
+                yield f"{block.page.name}:{number}", words[:end]
+                words = words[end + 1 :]
+        assert not pending, f"{block.page.name}:{block.line}: {pending}"
+
+
+def anchors(page):
+    """The fragments of a page's headings, as code hosts form them."""
+    outside = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", outside, re.M)
+    }
+
+
+# --- links and names --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_relative_links_lead_to_files_and_headings(page):
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, fragment = target.partition("#")
+        if "://" in target:
+            continue
+        goal = (page.parent / path).resolve() if path else page
+        if not goal.exists() or (fragment and fragment not in anchors(goal)):
+            dead.append(target)
+    assert dead == []
+
+
+def test_modules_and_files_that_are_named_exist():
+    missing = []
+    for page in [*PAGES, *YAML]:
+        text = page.read_text(encoding="utf-8")
+        for name in set(re.findall(r"\bhesnr_tasks(?:\.[A-Za-z_]\w*)+", text)):
+            if not resolves(name):
+                missing.append((page.name, name))
+        for path in set(re.findall(FOLDERS, text)):
+            if not (ROOT / path).exists():
+                missing.append((page.name, path))
+    assert missing == []
+
+
+def resolves(name):
+    """Whether a dotted name is a module, or a name in one; what a package exports lazily is not imported."""
+    home, _, last = name.rpartition(".")
+    with suppress(ModuleNotFoundError):  # the home is no package
+        if importlib.util.find_spec(name):
+            return True
+    module = importlib.import_module(home)
+    return last in getattr(module, "__all__", ()) or hasattr(module, last)
+
+
+def test_every_command_and_format_is_described():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert "`make test`" in text
+    table = text.split("## Commands\n")[1].split("\n## ")[0]
+    choices = set(subcommands(cli._parser()))
+    assert choices <= set(re.findall(r"`(?:hesnr )?(\w+)`", table))
+    for page in PAGES:
+        named = set(re.findall(r"`hesnr ([a-z]\w*)", page.read_text(encoding="utf-8")))
+        assert named <= choices | {"eval"}, page.name
+    formats = (ROOT / "docs" / "trajectories.md").read_text(encoding="utf-8")
+    assert [f.name for f in FORMATS if f"| `{f.name}` | {f.rule} |" not in formats] == []
+
+
+def subcommands(parser):
+    (action,) = (action for action in parser._actions if action.choices and action.nargs == "A...")
+    return action.choices
+
+
+# --- command lines ----------------------------------------------------------------------------------------------------
+
+
+def test_command_lines_parse(capsys):
+    hesnr_parser, lm_eval_parser = cli._parser(), HarnessCLI()._parser
+    tasks = {path.stem for path in (ROOT / "task_configs").rglob("*.yaml")}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.findall(r"^(\w+) = ", project.split("[project.optional-dependencies]")[1].split("\n[")[0], re.M)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    checked = {"hesnr": 0, "lm_eval": 0}
+    for place, words in commands():
+        if "lm_eval" in words:  # also behind `accelerate launch -m`
+            words = words[words.index("lm_eval") :]
+        program, *arguments = words
+        if program in checked:
+            checked[program] += 1
+        try:
+            if program == "lm_eval" or words[:2] == ["hesnr", "eval"]:
+                arguments = arguments[arguments[0] == "eval" :]
+                args = lm_eval_parser.parse_args(["run", *arguments])
+                Settings.read(args.metadata or {})
+                named = ",".join([args.tasks] if isinstance(args.tasks, str) else args.tasks).split(",")
+                assert {task for task in named if task.startswith("hesnr_")} <= tasks, place
+            elif program == "hesnr":
+                hesnr_parser.parse_args(arguments)
+            elif program == "make":
+                assert arguments[0] in targets, place
+            elif program == "pip":
+                required = set(re.findall(r"\.\[([\w,]+)\]", " ".join(arguments))[0].split(","))
+                assert required <= set(extras), place
+            elif words[:2] == ["python", "-m"]:
+                assert importlib.util.find_spec(arguments[1]), place
+            else:
+                assert program in OTHERS, place
+        except SystemExit:
+            pytest.fail(f"{place}: {' '.join(words)}\n{capsys.readouterr().err}")
+    assert min(checked.values()) > 10
+
+
+def test_a_wrong_option_would_be_noticed():
+    for parser, words in (
+        (cli._parser(), ["analyze", "x", "--epsilom", "1"]),
+        (HarnessCLI()._parser, ["run", "--task_s"]),
+    ):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+
+
+# --- blocks of Python -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the paths of the documentation, and a model in memory."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "my_runs").mkdir()
+    with demo.trajectories_path().open("rb") as source:
+        (folder / "my_runs" / "one.jsonl").write_bytes(source.readline())
+    for name, seed in (("results/scores/A", 1), ("results/scores/B", 2), ("scores/step2000", 3)):
+        made.run_of(folder / name, 12, 120, seed=seed)
+    _, checkpoint = demo.ladder_paths()[0]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+    return folder, {"model": model, "tokenizer": tokenizer}
+
+
+@pytest.mark.parametrize("block", list(blocks("python")), ids=lambda block: f"{block.page.name}:{block.line}")
+def test_python_blocks_run(block, workplace, monkeypatch):
+    folder, names = workplace
+    code = compile(block.text, f"{block.page.name}:{block.line}", "exec")
+    if block.not_run:
+        return
+    monkeypatch.chdir(folder)
+    before = set(METRICS)
+    try:
+        exec(code, dict(names))
+    finally:
+        for name in set(METRICS) - before:
+            unregister(name)
