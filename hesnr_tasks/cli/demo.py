@@ -14,8 +14,8 @@ from pathlib import Path
 from hesnr_tasks import demo
 from hesnr_tasks.cli.report import save_report
 from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.ladder.names import read_ladder
 from hesnr_tasks.report import tables
-from hesnr_tasks.report.ladder import read_ladder
 from hesnr_tasks.report.results import find_score_folders, read_results
 from hesnr_tasks.tasks.registration import tasks_path
 
@@ -52,17 +52,20 @@ def run(args: argparse.Namespace) -> int:
 def _report(folders: Sequence[Path], output: Path) -> int:
     """Leaderboard, figures and page; the leaderboard alone where pyarrow or matplotlib is missing."""
     results = read_results(folders)
-    ladder = read_ladder({result.model for result in results}).checkpoints
-    print(f"\n{tables.leaderboard_markdown(tables.boards(results, ladder))}")
+    named = read_ladder({result.model for result in results})
+    print(f"\n{tables.leaderboard_markdown(tables.boards(results, named.checkpoints))}")
     lacking = [name for name in ("pyarrow", "matplotlib") if importlib.util.find_spec(name) is None]
     if lacking:
         print(f"\nFigures and the page need {' and '.join(lacking)}: pip install 'hesnr-tasks[report]'")
-        tables.write_leaderboard(results, ladder, output)
+        tables.write_leaderboard(results, named.checkpoints, output)
         return 0
     from hesnr_tasks.report.data import build_report_data
 
     score_folders, notes = find_score_folders(results, folders)
-    save_report(build_report_data(results, ladder, score_folders, {}, notes=notes), output)
+    data = build_report_data(results, named, score_folders, notes=notes)
+    save_report(data, output)
+    if data.verdict:
+        print(f"\n{data.verdict.sentences[0]}")
     return 0
 
 

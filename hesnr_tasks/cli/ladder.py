@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, folders
 from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.atomic_io import write_output
@@ -45,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_.add_argument("-o", "--output", type=Path, required=True, help="folder of the results; the same goes on")
     run_.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these checkpoints")
     run_.add_argument("--tasks", help="tasks of lm_eval, ours and others, in place of the file's")
+    run_.add_argument(
+        "--ray", metavar="ADDRESS", help="on a Ray cluster: its address, 'auto', or 'local' for this machine"
+    )
     run_.add_argument("--workers", type=int, default=1, help="checkpoints at a time (default: 1)")
     run_.add_argument(
         "--drop-downloads", action="store_true", help="remove each download from the hub cache when scored"
@@ -158,7 +159,7 @@ def _run(args: argparse.Namespace) -> int:
     if len(failed) < len(results) and any(task.startswith("hesnr") for task in ladder.tasks):
         verdict = judge([str(args.output)], ladder)
         print("\n" + _text(verdict))
-        write_output(args.output / "verdict.json", _json(verdict) + "\n")
+        write_output(args.output / "verdict.json", verdict.to_json() + "\n")
     if failed:
         raise HesnrError(f"not scored: {', '.join(failed)}. The same command tries them again and keeps the others.")
     return 0
@@ -183,7 +184,7 @@ def _verdict(args: argparse.Namespace) -> int:
         verdict = judge(args.sources, ladder, settings)
     verdict = replace(verdict, notes=(*remarks, *verdict.notes))
     if args.format == "json":
-        print(_json(verdict))
+        print(verdict.to_json())
     elif args.format == "latex":
         print(_latex(verdict))
     else:
@@ -193,13 +194,7 @@ def _verdict(args: argparse.Namespace) -> int:
 
 def _text(verdict: Verdict) -> str:
     parts = ["\n".join(verdict.sentences), show([verdict.table], "text", {})]
-    notes = [*verdict.notes, *(note for statement in verdict.claims for note in statement.notes)]
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in dict.fromkeys(notes))]).rstrip()
-
-
-def _json(verdict: Verdict) -> str:
-    rows = json.loads(show([verdict.table], "json", {}))
-    return json.dumps({"hesnr_tasks": __version__, **verdict.as_json(), **rows}, indent=1, ensure_ascii=False)
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in verdict.remarks)]).rstrip()
 
 
 def _latex(verdict: Verdict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from hesnr_tasks.analysis.frame import check_resamples
 from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.cli.options import add_context, add_run_option
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.ladder.names import read_ladder
 from hesnr_tasks.report import tables
-from hesnr_tasks.report.ladder import downstream_scores, read_ladder
 from hesnr_tasks.report.results import find_score_folders, read_results, superseded_notes
 from hesnr_tasks.stats import RESAMPLES, SEED
 
@@ -30,9 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, metavar="OUT", help="write leaderboard, figures and report.html here")
     add(
         "--downstream", nargs="+", type=Path, metavar="FILE", default=[],
-        help="checkpoint,score[,n] as CSV, or SWE-bench report files (.json), one a checkpoint",
+        help="tables (CSV: checkpoint and any columns), SWE-bench reports or lm-eval results",
     )  # fmt: skip
-    add("--ladder", type=Path, metavar="YAML", help="steps, stages, labels where names do not tell them")
+    add(
+        "--ladder",
+        type=Path,
+        metavar="YAML",
+        help="a ladder file (hesnr ladder init): stages, families, sft_of, scores",
+    )
     add("--scores", nargs="+", default=[], metavar="FOLDER", help="score files that do not lie next to their results")
     add_context(parser)
     add_run_option(parser)
@@ -49,30 +55,31 @@ def run(args: argparse.Namespace) -> int:
     results = read_results(args.results, optional=has_scores)
     notes = superseded_notes(results)
     score_folders: dict[str, Path] = {}
-    if args.output or args.downstream or not results:
+    if args.output or args.downstream or not results or importlib.util.find_spec("pyarrow"):
         score_folders, unreadable = find_score_folders(results, args.results, args.scores)
         notes += unreadable
-    ladder = read_ladder({*(result.model for result in results), *score_folders}, args.ladder)
-    if not ladder.checkpoints:
+    names = {*(result.model for result in results), *score_folders}
+    if not names:
         raise DataError(f"no checkpoint is left to report on: {'; '.join(notes)}")
-    downstream, unmatched = downstream_scores(ladder, args.downstream)
-    if results:
-        print(tables.leaderboard_markdown(tables.boards(results, ladder.checkpoints, args.sort)))
-    if args.output is None and not downstream:
-        _print_notes(notes)
+    named = read_ladder(names, args.ladder, args.downstream)
+    leaderboard = tables.leaderboard_markdown(tables.boards(results, named.checkpoints, args.sort)) if results else ""
+    if args.output is None and not named.ladder.benchmarks and not (results and score_folders):
+        _print_notes([*notes, *named.notes])
         if not results:
             raise SettingsError(
                 "a leaderboard is made of result files, and there are only score files here. Add -o OUT for figures "
                 "and page, or ask hesnr analyze for their numbers."
             )
+        print(leaderboard)
         return 0
     from hesnr_tasks.report.data import build_report_data
 
     data = build_report_data(
-        results, ladder.checkpoints, score_folders, downstream,
-        notes=[*notes, *unmatched], run=args.run, resamples=args.resamples, seed=args.seed, context=args.context,
+        results, named, score_folders,
+        notes=notes, run=args.run, resamples=args.resamples, seed=args.seed, context=args.context,
     )  # fmt: skip
-    if downstream:
+    print("\n\n".join(filter(None, [*(["\n".join(data.verdict.sentences)] if data.verdict else []), leaderboard])))
+    if data.downstream:
         table = tables.agreements(data)
         ends = [name for row in table.rows[:1] for name in row if name.endswith(("_low", "_high"))]
         table = table._replace(wide=ends, notes=[*table.notes, "with -o OUT: intervals in tables/correlations.csv"])
@@ -80,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         save_report(data, args.output, args.sort)
     else:
-        _print_notes(data.notes)
+        _print_notes(data.notes + (data.verdict.remarks if data.verdict else []))
     return 0
 
 
@@ -89,10 +96,13 @@ def save_report(data: ReportData, folder: Path, sort: str = "step") -> None:
     from hesnr_tasks.report.page import write_report
 
     figures = write_report(data, folder, sort)
-    _print_notes(data.notes)
+    _print_notes(data.notes + (data.verdict.remarks if data.verdict else []))
     for part in data.missing:
         print(f"hesnr: without {part.what}: {part.why}. It takes: {part.command}", file=sys.stderr)
-    print(f"\nSaved: {folder / 'report.html'}, leaderboard.md and .csv, tables/, {figures} figures in figures/")
+    verdict = "verdict.json, " * (data.verdict is not None)
+    print(
+        f"\nSaved: {folder / 'report.html'}, {verdict}leaderboard.md and .csv, tables/, {figures} figures in figures/"
+    )
 
 
 def _print_notes(notes: Sequence[str]) -> None:

@@ -214,8 +214,8 @@ class _Watcher:
                 shutil.rmtree(model, ignore_errors=True)
 
     def _write_leaderboard(self) -> None:
+        from hesnr_tasks.ladder.names import read_ladder
         from hesnr_tasks.report import tables
-        from hesnr_tasks.report.ladder import read_ladder
         from hesnr_tasks.report.results import read_results
 
         results = read_results([path for path in self.config.output.iterdir() if (path / "watch.json").is_file()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from hesnr_tasks import __version__
 from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, read_run
 from hesnr_tasks.analysis.frame import context_for, folders, unique_names
-from hesnr_tasks.analysis.tables import Table
+from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
+from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
 from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions
 from hesnr_tasks.metrics import EPSILON, METRICS, measure
-from hesnr_tasks.report.ladder import parse_name
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import RESAMPLES, SEED, holm, trajectories_needed
 
-__all__ = ["Settings", "Verdict", "checkpoints_of", "comparable_groups", "judge"]
+__all__ = ["Settings", "Verdict", "checkpoints_of", "comparable_groups", "judge", "judge_runs"]
 
 _FEW_TRAJECTORIES = 30
 _CUT = 0.01  # share of tokens beyond the context
@@ -86,8 +88,17 @@ class Verdict:
                 )
         return lines
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything, for scripts; NaN as None."""
+    @property
+    def remarks(self) -> list[str]:
+        """The notes of the ladder and of every claim, each once."""
+        return list(dict.fromkeys([*self.notes, *(note for statement in self.claims for note in statement.notes)]))
+
+    def to_json(self) -> str:
+        """Everything with the table, for scripts; NaN as null."""
+        rows = json.loads(show([self.table], "json", {}))
+        return json.dumps({"hesnr_tasks": __version__, **self._as_dict(), **rows}, indent=1, ensure_ascii=False)
+
+    def _as_dict(self) -> dict[str, Any]:
         return {
             "choices": [
                 {
@@ -187,10 +198,7 @@ def judge(sources: Sequence[str], ladder: Ladder | None = None, settings: Settin
     Raises:
         HesnrError: nothing to compare, or a proxy that does not exist.
     """
-    for name in settings.names:
-        if name not in METRICS or METRICS[name].better is None:
-            allowed = [key for key, entry in METRICS.items() if entry.better]
-            raise SettingsError(f"--proxy {name!r} must be one of {', '.join(allowed)}.{nearest(name, allowed)}")
+    _check_proxies(settings)
     paths = folders(sources)
     context, note = context_for(paths, settings.context)
     notes = [note] if note else []
@@ -215,6 +223,28 @@ def judge(sources: Sequence[str], ladder: Ladder | None = None, settings: Settin
         )
     whole = ladder or Ladder(tuple(checkpoint for checkpoint, _ in runs.values()))
     ordered = [runs[checkpoint.name] for checkpoint in whole.checkpoints if checkpoint.name in runs]
+    return judge_runs(ordered, whole, settings, notes)
+
+
+def judge_runs(
+    ordered: Sequence[tuple[Checkpoint, Run]],
+    whole: Ladder,
+    settings: Settings = Settings(),
+    remarks: Sequence[str] = (),
+) -> Verdict:
+    """Say what checkpoints show whose sums per trajectory have been read.
+
+    Args:
+        ordered: checkpoints with their sums on one set of tokens, in the order of the ladder.
+        whole: the ladder, with checkpoints that only have downstream scores.
+        settings: as `judge`.
+        remarks: to be in the notes.
+
+    Raises:
+        HesnrError: as `judge`.
+    """
+    _check_proxies(settings)
+    notes = list(remarks)
     choices: list[tuple[str, Choice]] = []
     claims: list[Claim] = []
     predicted: dict[str, list[Prediction]] = {}
@@ -243,6 +273,13 @@ def judge(sources: Sequence[str], ladder: Ladder | None = None, settings: Settin
         rows += _rows(label, kept, aligned, choice, whole, settings, defined)
         notes += _warnings(label, kept, aligned)
     return Verdict(tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)))
+
+
+def _check_proxies(settings: Settings) -> None:
+    for name in settings.names:
+        if name not in METRICS or METRICS[name].better is None:
+            allowed = [key for key, entry in METRICS.items() if entry.better]
+            raise SettingsError(f"--proxy {name!r} must be one of {', '.join(allowed)}.{nearest(name, allowed)}")
 
 
 _BASE = "base checkpoints"

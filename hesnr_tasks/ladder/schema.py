@@ -35,18 +35,25 @@ from hesnr_tasks.errors import DataError, SettingsError, nearest
 
 __all__ = [
     "STAGES",
+    "TUNED_WORDS",
     "Checkpoint",
     "DownstreamScore",
     "Ladder",
     "Outcome",
     "add_downstream",
+    "in_k",
+    "match_name",
     "outcomes",
     "read_ladder_file",
     "write_ladder_file",
 ]
 
 STAGES = ("pretrain", "mid", "long-context", "sft", "rl")
-_TUNED = ("sft", "rl")
+TUNED_WORDS = {  # words of a name that tell of fine-tuning
+    "sft": ("sft", "instruct", "chat", "finetuned"),
+    "rl": ("rl", "rlhf", "dpo", "grpo", "ppo", "rlvr"),
+}
+_TUNED = tuple(TUNED_WORDS)
 _TOP = ("trajectories", "tasks", "model", "model_args", "metadata", "lm_eval_args", "checkpoints", "gpus")
 _FIELDS = (
     "name", "model", "revision", "tokenizer", "family", "stage", "step", "tokens", "context", "sft_of", "before",
@@ -54,6 +61,7 @@ _FIELDS = (
 )  # fmt: skip
 _SCORE_FIELDS = ("value", "n", "stderr", "harness", "after")
 _LARGEST = 1e15
+_Z = 1.959963984540054  # of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,16 @@ class DownstreamScore:
         share = (self.value / whole * self.n + 1) / (self.n + 2)  # of 0 or n successes the error is not 0
         return whole * math.sqrt(share * (1 - share) / self.n)
 
+    def interval(self, percent: bool) -> tuple[float, float]:
+        """95 % interval: Wilson's of a share of n instances, else from the standard error; NaN: unknown."""
+        whole = 100.0 if percent else 1.0
+        if not self.n or self.stderr is not None or not 0 <= self.value <= whole:
+            half = _Z * self.error(percent)
+            return self.value - half, self.value + half
+        p, z = self.value / whole, _Z**2 / self.n
+        half = _Z * math.sqrt(p * (1 - p) / self.n + z / (4 * self.n))
+        return whole * (p + z / 2 - half) / (1 + z), whole * (p + z / 2 + half) / (1 + z)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -108,6 +126,15 @@ class Checkpoint:
     def tuned(self) -> bool:
         """Whether it was fine-tuned: its points are never pooled with those of base checkpoints."""
         return self.stage in _TUNED or bool(self.sft_of)
+
+    @property
+    def axis_label(self) -> str:
+        """A short name for axes."""
+        if self.label:
+            return self.label
+        parts = [str(self.step) if self.step is not None else self.name[-16:]]
+        parts += [in_k(self.context)] if self.context else []
+        return "\n".join([*parts, self.stage.upper()] if self.tuned and self.stage else parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +167,12 @@ class Outcome:
     value: float
     stderr: float
     measured: str
+    interval: tuple[float, float] = field(default=(math.nan, math.nan), compare=False)
+
+
+def in_k(context: int) -> str:
+    """A context such as 32768 as 32K."""
+    return f"{context // 1024}K" if context % 1024 == 0 else str(context)
 
 
 def outcomes(ladder: Ladder, task: str) -> dict[str, Outcome]:
@@ -149,7 +182,7 @@ def outcomes(ladder: Ladder, task: str) -> dict[str, Outcome]:
     where no base checkpoint of the ladder has such a score by its own. A fine-tuned one is judged by its own.
 
     Raises:
-        DataError: a base checkpoint with two scores after fine-tuning.
+        DataError: a base checkpoint with two scores after fine-tuning, or a score with n that is no share.
     """
     percent = any(c.downstream[task].value > 1 for c in ladder.checkpoints if task in c.downstream)
     after: dict[str, Outcome] = {}
@@ -158,18 +191,24 @@ def outcomes(ladder: Ladder, task: str) -> dict[str, Outcome]:
         score = checkpoint.downstream.get(task)
         if score is None:
             continue
-        error = score.error(percent)
+        if score.n is not None and (score.n < 1 or not 0 <= score.value <= (100.0 if percent else 1.0)):
+            raise DataError(
+                f"{task} of {checkpoint.name}: {score.value:g} is no share (0 to 1) or per cent (to 100) of {score.n} "
+                "instances; leave n out where the score is no share"
+            )
+        details = score.value, score.error(percent)
+        interval = score.interval(percent)
         if checkpoint.sft_of:
             if checkpoint.sft_of in after and after[checkpoint.sft_of].value != score.value:
                 raise DataError(
                     f"{task}: {checkpoint.sft_of} has two scores after fine-tuning: that of "
                     f"{after[checkpoint.sft_of].measured} and that of {checkpoint.name}. Keep one of them."
                 )
-            after[checkpoint.sft_of] = Outcome(checkpoint.sft_of, score.value, error, checkpoint.name)
+            after[checkpoint.sft_of] = Outcome(checkpoint.sft_of, *details, checkpoint.name, interval)
         if score.after:
-            after[checkpoint.name] = Outcome(checkpoint.name, score.value, error, f"after {score.after}")
+            after[checkpoint.name] = Outcome(checkpoint.name, *details, f"after {score.after}", interval)
         else:
-            itself[checkpoint.name] = Outcome(checkpoint.name, score.value, error, "itself")
+            itself[checkpoint.name] = Outcome(checkpoint.name, *details, "itself", interval)
     base = {name: score for name, score in itself.items() if not ladder[name].tuned}
     tuned = {name: score for name, score in itself.items() if ladder[name].tuned}
     return {**(after or base), **tuned}
@@ -191,6 +230,7 @@ def read_ladder_file(path: Path) -> Ladder:
         document = read_yaml(path)
     except DataError as error:
         raise SettingsError(f"cannot read the ladder: {error}") from None
+    document = _listed(document)
     if not isinstance(document, dict) or not isinstance(document.get("checkpoints"), list):
         raise SettingsError(
             f"{path}: a ladder file has a list `checkpoints:`, each with a name. "
@@ -209,6 +249,24 @@ def read_ladder_file(path: Path) -> Ladder:
         lm_eval_args=_texts(document.get("lm_eval_args"), f"{path}: lm_eval_args"),
         gpus=_number(document.get("gpus") or 0, f"{path}: gpus"),
     )
+
+
+def _listed(document: Any) -> Any:
+    """The earlier form `name: {step:, stage:, context:, label:, downstream:, n:, before:}` as a list of checkpoints."""
+    entries = document.get("checkpoints", document) if isinstance(document, dict) else None
+    if not isinstance(entries, dict) or not all(isinstance(fields, dict) for fields in entries.values()):
+        return document
+    if entries is document and set(entries) <= set(_TOP):
+        return document
+    checkpoints = []
+    for name, fields in entries.items():
+        new = {"name": name, **{key: value for key, value in fields.items() if key not in ("downstream", "n")}}
+        if fields.get("downstream") is not None:
+            new["downstream"] = {"score": {"value": fields["downstream"], "n": fields.get("n")}}
+        checkpoints.append(new)
+    parents = dict.fromkeys(fields["before"] for fields in entries.values() if fields.get("before") not in (None, ""))
+    checkpoints += [{"name": parent} for parent in parents if parent not in entries]
+    return {**(document if entries is not document else {}), "checkpoints": checkpoints}
 
 
 def _checkpoint(entry: Any, position: int, path: Path) -> Checkpoint:
@@ -336,6 +394,8 @@ def _whole(value: Any, where: str) -> int:
 def add_downstream(ladder: Ladder, paths: Iterable[Path]) -> tuple[Ladder, list[str]]:
     """Add the scores of CSV files, SWE-bench reports and lm-eval results to the checkpoints they name.
 
+    A score of NAME-sft, where only NAME is in the ladder, judges NAME: it was measured after fine-tuning.
+
     A CSV has a column `checkpoint` (or `model`) and any number of columns of scores; `NAME_n` and `NAME_stderr` (or
     `n`, `stderr` beside a single score) belong to the score NAME. Files are matched to checkpoints by name, whatever
     the case, the folder before it and the signs between words.
@@ -344,23 +404,69 @@ def add_downstream(ladder: Ladder, paths: Iterable[Path]) -> tuple[Ladder, list[
         The ladder with all scores, and remarks on scores that belong to no checkpoint.
 
     Raises:
-        DataError: files that cannot be read; two different scores of one checkpoint and task.
+        DataError: files that cannot be read or belong to no checkpoint at all; two different scores of one checkpoint
+            and task; a task whose scores are shares in one file and per cent in another.
     """
     scores = {checkpoint.name: dict(checkpoint.downstream) for checkpoint in ladder.checkpoints}
+    units: dict[str, dict[bool, str]] = {}
+    for task in ladder.benchmarks:
+        _check_unit(units, task, {c.name: c.downstream[task] for c in ladder.checkpoints if task in c.downstream})
     remarks: dict[str, None] = {}
+    unmatched: list[str] = []
+    matches = 0
     for path in _files(paths):
+        by_task: dict[str, dict[str, DownstreamScore]] = {}
         for name, task, score, where in _rows(path, list(scores)):
             match = match_name(name, list(scores))
+            if match is None and (match := _before_tuning(name, list(scores))):
+                score = replace(score, after="sft")
+            if match is not None:
+                matches += 1
+                by_task.setdefault(task, {})[match] = score
             if match is None:
                 remarks[f"{where}: a score of {name!r}, which is no checkpoint of the ladder; left out"] = None
+                unmatched.append(name)
+            elif task in scores[match] and scores[match][task].after != score.after:
+                remarks[f"{where}: {task} of {match}: the score after fine-tuning judges it, not its own"] = None
+                scores[match][task] = score if score.after else scores[match][task]
             elif task in scores[match] and scores[match][task].value != score.value:
                 raise DataError(
                     f"{where}: a second {task} of {match}: {scores[match][task].value:g} and {score.value:g}. Keep one."
                 )
             else:
                 scores[match].setdefault(task, score)
+        for task, own in by_task.items():
+            _check_unit(units, task, own)
+    if unmatched and not matches:
+        raise DataError(
+            f"no downstream score belongs to one of the checkpoints {', '.join(scores)}; there are scores of "
+            f"{', '.join(list(dict.fromkeys(unmatched))[:8])}. Name them as the checkpoints are named."
+        )
     checkpoints = tuple(replace(c, downstream=scores[c.name]) for c in ladder.checkpoints)
     return replace(ladder, checkpoints=checkpoints), list(remarks)
+
+
+def _check_unit(units: dict[str, dict[bool, str]], task: str, scores: Mapping[str, DownstreamScore]) -> None:
+    """Scores of one file are shares if none is above 1, else per cent; those of lm-eval have units of their own."""
+    given = {name: score for name, score in scores.items() if not score.harness.startswith("lm-eval")}
+    if not given:
+        return
+    name = max(given, key=lambda name: given[name].value)
+    examples = units.setdefault(task, {})
+    examples.setdefault(given[name].value > 1, f"{name}: {given[name].value:g}")
+    if len(examples) > 1:
+        raise DataError(
+            f"{task}: some scores are shares ({examples[False]}) and some per cent ({examples[True]}). Give all as shares, "
+            "from 0 to 1, as SWE-bench reports do, or all in one file."
+        )
+
+
+def _before_tuning(name: str, names: Sequence[str]) -> str | None:
+    """The checkpoint that a fine-tuned one was made from, by the words of its name."""
+    signs = {sign for stage in TUNED_WORDS.values() for sign in stage}
+    words = _words(name)
+    base = [word for word in words if word not in signs]
+    return match_name(" ".join(base), names) if base and len(base) < len(words) else None
 
 
 def match_name(name: str, names: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +20,10 @@ from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, 
 from hesnr_tasks.analysis.frame import Frame, Selection, context_for, grid_sums, load, selection
 from hesnr_tasks.analysis.tables import SWEEP, Table
 from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.ladder.evidence import Settings, Verdict, judge_runs
+from hesnr_tasks.ladder.names import NamedLadder, boundaries
+from hesnr_tasks.ladder.schema import Checkpoint, Outcome, outcomes
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, Share, TrajectorySums, measure, names_of, share_scored
-from hesnr_tasks.report.ladder import Checkpoint, DownstreamScore, boundaries
 from hesnr_tasks.report.results import TaskResult, group_comparable, stored_run
 from hesnr_tasks.scores import ScoreStore, StoredRun, StoreError
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate
@@ -119,7 +121,7 @@ class ReportData:
     plotted: tuple[TaskResult, ...]  # those of the results whose numbers may be in figures
     values: Mapping[str, Mapping[str, Mapping[str, Estimate]]]  # set of tokens -> checkpoint -> metric
     summaries: tuple[CheckpointSummary, ...]  # of comparable score files
-    downstream: Mapping[str, DownstreamScore]
+    downstream: Mapping[str, Mapping[str, Outcome]]  # task -> checkpoint -> the score that judges it
     ablation: tuple[str, ...]  # sets of tokens: thought, action, and action with one filter more each
     k: int = 10
     epsilon: float = EPSILON  # nats
@@ -128,6 +130,7 @@ class ReportData:
     context: int | None = None  # that score files were restricted to, tokens
     notes: list[str] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
+    verdict: Verdict | None = None  # None: no score files
 
     @property
     def filtered(self) -> str:
@@ -137,6 +140,31 @@ class ReportData:
     def among(self, names: Sequence[str] | Mapping[str, object]) -> list[Checkpoint]:
         """The checkpoints in `names`, in the order of training."""
         return [checkpoint for checkpoint in self.ladder if checkpoint.name in names]
+
+    def groups(self, task: str, names: Mapping[str, object]) -> dict[str, list[Checkpoint]]:
+        """The checkpoints in `names` with a score on a downstream task; families and fine-tuned ones are apart.
+
+        Args:
+            task: one of `downstream`.
+            names: checkpoints with values.
+
+        Returns:
+            label of a group -> its checkpoints in the order of training.
+        """
+        groups: dict[str, list[Checkpoint]] = {}
+        several = len({checkpoint.family for checkpoint in self.ladder}) > 1
+        for checkpoint in self.among(self.downstream[task]):
+            if checkpoint.name in names:
+                label = "fine-tuned" if checkpoint.tuned else "base"
+                label += f", {checkpoint.family or 'no family'}" if several else ""
+                groups.setdefault(label, []).append(checkpoint)
+        return groups
+
+    def main_group(self, names: Mapping[str, object]) -> tuple[str, list[Checkpoint]]:
+        """The first downstream task, and its largest group; ("", []) without scores."""
+        task = next(iter(self.downstream), "")
+        groups = self.groups(task, names) if task else {}
+        return task, max(groups.values(), key=len, default=[])
 
     def scored(self, select: str) -> list[CheckpointSummary]:
         """The summaries with a set of tokens."""
@@ -189,9 +217,8 @@ class ReportFigure(NamedTuple):
 
 def build_report_data(
     results: Sequence[TaskResult],
-    ladder: Sequence[Checkpoint],
+    named: NamedLadder,
     folders: Mapping[str, Path],
-    downstream: Mapping[str, DownstreamScore],
     *,
     notes: Sequence[str] = (),
     run: str = "latest",
@@ -203,19 +230,19 @@ def build_report_data(
 
     Args:
         results: of lm-eval; their numbers stand in for checkpoints without score files.
-        ladder: the checkpoints in the order of training.
+        named: the checkpoints in the order of training, and the ladder with their downstream scores.
         folders: checkpoint -> folder of score files.
-        downstream: checkpoint -> downstream score.
         notes: to be shown with the report's own.
         run: which run in a folder, as `scores.choose_runs`.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         context: as `analysis.frame.context_for`; summaries are restricted to it.
     """
+    ladder = named.checkpoints
     ours = [result for result in results if result.signature]
     settings = Counter((result.signature["k"], result.signature["epsilon"]) for result in ours if result.signature)
     k, epsilon = settings.most_common(1)[0][0] if settings else (10, EPSILON)
-    all_notes = list(notes)
+    all_notes = [*notes, *named.notes]
     limit, note = _context([folders[c.name] for c in ladder if c.name in folders], context)
     all_notes += [note] if note else []
     summaries: list[CheckpointSummary] = []
@@ -231,18 +258,18 @@ def build_report_data(
     if summaries:
         filters = list(summaries[0].signature["filters"])
     else:
-        named: list[list[str]] = [result.signature["filters"] for result in ours if result.signature]
-        filters = list(max(named, key=len, default=[]) or ("xml", "format", "comments"))
+        filter_sets: list[list[str]] = [result.signature["filters"] for result in ours if result.signature]
+        filters = list(max(filter_sets, key=len, default=[]) or ("xml", "format", "comments"))
     # results without score files are of other tokens than score files restricted to a context
     plotted = _comparable_results(ours, summaries) if limit is None else []
     all_notes += _notes_on_other_data(ours, summaries)
     data = ReportData(
-        ladder=tuple(ladder),
+        ladder=ladder,
         results=tuple(results),
         plotted=tuple(plotted),
         values=_values(plotted, summaries, resamples, seed),
         summaries=tuple(summaries),
-        downstream=downstream,
+        downstream=_judged(named),
         ablation=tuple(_ablation_sets(filters)),
         k=k,
         epsilon=epsilon,
@@ -252,7 +279,31 @@ def build_report_data(
         notes=all_notes,
     )
     data.missing.extend(_missing(data))
-    return data
+    return replace(data, verdict=_verdict(data, named))
+
+
+def _judged(named: NamedLadder) -> dict[str, dict[str, Outcome]]:
+    """Of each downstream task the scores that judge checkpoints with results."""
+    names = {checkpoint.name for checkpoint in named.checkpoints}
+    judged = {
+        task: {name: score for name, score in outcomes(named.ladder, task).items() if name in names}
+        for task in named.ladder.benchmarks
+    }
+    return {task: scores for task, scores in judged.items() if scores}
+
+
+def _verdict(data: ReportData, named: NamedLadder) -> Verdict | None:
+    """The verdict on filtered actions; None without score files of them."""
+    runs = {run.name: run for run in (summary.runs[data.filtered] for summary in data.scored(data.filtered))}
+    ordered = [(checkpoint, runs[checkpoint.name]) for checkpoint in data.ladder if checkpoint.name in runs]
+    if not ordered:
+        return None
+    settings = Settings(k=data.k, epsilon=data.epsilon, resamples=data.resamples, seed=data.seed)
+    try:
+        return judge_runs(ordered, named.ladder, settings)
+    except HesnrError as error:
+        data.notes.append(f"there is no verdict: {error}")
+        return None
 
 
 # --- score files ------------------------------------------------------------------------------------------------------

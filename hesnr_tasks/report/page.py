@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from hesnr_tasks import __version__
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import HesnrError, printable
+from hesnr_tasks.ladder.evidence import Verdict
 from hesnr_tasks.report import tables
-from hesnr_tasks.report.data import Missing, ReportData
+from hesnr_tasks.report.data import UNFILTERED, Missing, ReportData
 from hesnr_tasks.report.figures import SavedFigure, write_figures
 from hesnr_tasks.stats import CORRELATIONS, Estimate
 
@@ -34,7 +35,7 @@ _LARGEST = 64_000  # bytes of a CSV file that the page embeds; larger ones are b
 
 
 def write_report(data: ReportData, folder: Path, sort: str = "step") -> int:
-    """Write leaderboard.md and .csv, tables/*.csv, figures/ and report.html; returns the number of figures.
+    """Write verdict.json, leaderboard.md and .csv, tables/*.csv, figures/ and report.html; returns how many figures.
 
     Raises:
         HesnrError: the folder cannot be written.
@@ -61,6 +62,8 @@ def write_report(data: ReportData, folder: Path, sort: str = "step") -> int:
             f"**{f.name}** – {f.title} (paper: {f.paper}). {tables.escape_markdown(f.caption)}\n" for f, _, _ in saved
         ]
         write_output(folder / "figures" / "captions.md", "\n".join(captions))
+        if data.verdict is not None:
+            write_output(folder / "verdict.json", data.verdict.to_json() + "\n")
         write_output(folder / "report.html", render(data, by_name, saved, sort))
     except OSError as error:
         raise HesnrError(
@@ -89,11 +92,13 @@ def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[Sav
     return _environment().get_template("page.html.j2").render(
         data=data,
         boards=[*tables.boards(data.results, data.ladder, sort), *tables.context_boards(data)],
-        agreement=[_agreement_cells(row) for row in by_name["correlations"].rows],
+        verdict=_verdict_table(data.verdict) if data.verdict else [],
+        agreement=list(_agreements(data, by_name["correlations"])),
         ablation=_ablation_grid(data, by_name["ablation"]),
         neighbours=[_neighbour_cells(row) for row in by_name["neighbours"].rows],
         peaks=[[_cell(value) for value in row.values()] for row in by_name["entropy_peaks"].rows],
         tables=by_name,
+        judged={name for scores in data.downstream.values() for name in scores},
         figures=figures,
         signature=json.dumps(signature, indent=1),
         version=__version__,
@@ -128,6 +133,27 @@ def _environment() -> jinja2.Environment:
         "token": lambda text: text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "∅",
     }
     return environment
+
+
+def _verdict_table(verdict: Verdict) -> list[list[str]]:
+    """Headings, then a row a checkpoint: what it is, its metrics, its downstream scores."""
+    table = verdict.table
+    columns = [name for name in table.columns if name not in table.wide]
+    return [
+        [tables.metric_title(name) for name in columns],
+        *([_cell(row[name]) for name in columns] for row in table.rows),
+    ]
+
+
+def _agreements(data: ReportData, table: Table) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Of each downstream task and group of checkpoints: a title, the headline rows, and the ablation's."""
+    heads = (UNFILTERED, data.filtered)
+    for task, group in dict.fromkeys((row["task"], row["group"]) for row in table.rows):
+        rows = [row for row in table.rows if (row["task"], row["group"]) == (task, group)]
+        head, more = (
+            [_agreement_cells(row) for row in rows if (row["select"] in heads) == first] for first in (True, False)
+        )
+        yield f"{task}, {group} checkpoints" if "," not in group else f"{task}, {group}", head, more
 
 
 def _agreement_cells(row: Mapping[str, Any]) -> list[str | tuple[str, ...]]:

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, show
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import printable
+from hesnr_tasks.ladder.schema import Checkpoint
+from hesnr_tasks.ladder.verdict import FEW, FEWEST
 from hesnr_tasks.metrics import METRICS, TrajectorySums, evaluate
-from hesnr_tasks.report.ladder import Checkpoint
 from hesnr_tasks.report.results import TaskResult, group_comparable
 from hesnr_tasks.stats import FEWEST_CHECKPOINTS, Estimate, agreement, bootstrap_sums, paired
 
@@ -292,17 +293,25 @@ def orient_higher_is_better(metric: str, values: FloatArray) -> FloatArray:
 
 
 def agreements(data: ReportData) -> Table:
-    """PPL, HE-PPL and HE-SNR against the downstream score, on every set of tokens that has numbers."""
-    rows = [
-        {"select": select, "metric": metric, **columns}
-        for select in dict.fromkeys([_UNFILTERED, data.filtered, *data.ablation])
-        for metric in AGREED
-        for columns in [_agreement(data, select, metric)]
-        if columns
-    ]
-    few = f"fewer than {FEWEST_CHECKPOINTS} checkpoints with a downstream score: no intervals"
-    notes = [_SIGN, _BOTH, *([few] if rows and rows[0]["checkpoints"] < FEWEST_CHECKPOINTS else [])]
-    return Table("correlations", "Agreement with the downstream score", rows, notes)
+    """PPL, HE-PPL and HE-SNR against each downstream task, on every set of tokens that has numbers, in each group."""
+    rows: list[dict[str, Any]] = []
+    warnings: dict[str, None] = {}
+    for task in data.downstream:
+        for select in dict.fromkeys([_UNFILTERED, data.filtered, *data.ablation]):
+            for group, checkpoints in data.groups(task, data.values.get(select, {})).items():
+                n = len(checkpoints)
+                if n < FEWEST:
+                    warnings[
+                        f"{task}, {group}: {n} checkpoint{'s' * (n > 1)}; from {FEWEST} on there is a coefficient"
+                    ] = None
+                elif n < FEW:
+                    warnings[
+                        f"{task}, {group}: {n} checkpoints; of fewer than {FEW}, a coefficient is weak evidence"
+                    ] = None
+                for metric in AGREED:
+                    if columns := _agreement(data, task, checkpoints, select, metric):
+                        rows.append({"task": task, "group": group, "select": select, "metric": metric, **columns})
+    return Table("correlations", "Agreement with the downstream score", rows, (*warnings, _SIGN, _BOTH))
 
 
 def ablation(data: ReportData) -> Table:
@@ -311,12 +320,13 @@ def ablation(data: ReportData) -> Table:
     for select in data.ablation:
         kind, *filters = select.split("-")
         values = data.values.get(select, {})
+        task, checkpoints = data.main_group(values)
         if values:
             pearson, kendall = _PAPER.get(select, (None, None))
             rows.append(
                 {"tokens": kind, "filter": " + ".join(filters) or "none"}
                 | {checkpoint.name: values[checkpoint.name]["he_snr"] for checkpoint in data.among(values)}
-                | _agreement(data, select, "he_snr")
+                | _agreement(data, task, checkpoints, select, "he_snr")
                 | {"paper_pearson": pearson, "paper_kendall": kendall}
             )
     return Table("ablation", "HE-SNR by token type and filter", rows, (_BOTH,))
@@ -326,9 +336,11 @@ def sweep_agreements(data: ReportData) -> Table:
     """HE-SNR's agreement with the downstream score, on filtered actions, as ε goes from ln 2 to ln 5."""
     rows = []
     runs = {run.name: run for run in data.aligned(data.filtered)}
-    summaries = [s for s in data.summaries if s.name in data.downstream and s.name in runs]
-    if len(summaries) >= 2:
-        y = np.array([data.downstream[s.name].value for s in summaries])
+    task, checkpoints = data.main_group(runs)
+    by_name = {summary.name: summary for summary in data.summaries}
+    summaries = [by_name[checkpoint.name] for checkpoint in checkpoints]
+    if len(summaries) >= FEWEST:
+        y = np.array([data.downstream[task][s.name].value for s in summaries])
         for i, epsilon in enumerate(summaries[0].epsilons):
             sums = [s.sweep[i].repeat(runs[s.name].multiplicity) for s in summaries]
             totals = np.array([[math.fsum(part) for part in of_one.parts("he_snr")] for of_one in sums])
@@ -338,14 +350,16 @@ def sweep_agreements(data: ReportData) -> Table:
     return Table("sweep_correlations", "Agreement of HE-SNR with the downstream score over ε", rows, (_BOTH,))
 
 
-def _agreement(data: ReportData, select: str, metric: str) -> dict[str, Any]:
-    """Empty where fewer than two checkpoints have both numbers."""
+def _agreement(
+    data: ReportData, task: str, checkpoints: Sequence[Checkpoint], select: str, metric: str
+) -> dict[str, Any]:
+    """Empty where too few checkpoints have both numbers."""
     values = data.values.get(select, {})
-    names = [checkpoint.name for checkpoint in data.among(data.downstream) if checkpoint.name in values]
-    if len(names) < 2:
+    names = [checkpoint.name for checkpoint in checkpoints]
+    if len(names) < FEWEST:
         return {}
     x = orient_higher_is_better(metric, np.array([values[name][metric].value for name in names]))
-    y = np.array([data.downstream[name].value for name in names])
+    y = np.array([data.downstream[task][name].value for name in names])
     runs = {run.name: run for run in data.aligned(select)}
     resampled = None
     if all(name in runs for name in names):
@@ -385,9 +399,12 @@ def neighbours(data: ReportData) -> Table:
 
 def _neighbour_rows(data: ReportData, select: str) -> Iterator[dict[str, Any]]:
     runs = data.aligned(select)
+    family = {checkpoint.name: checkpoint.family for checkpoint in data.ladder}
     for metric in AGREED:
         entry = METRICS[metric]
         for a, b in itertools.pairwise(runs):
+            if family[a.name] != family[b.name]:
+                continue
             parts = [run.sums.repeat(run.multiplicity).parts(metric) for run in (a, b)]
             d = paired(parts[0], parts[1], entry.exponentiate, resamples=data.resamples, seed=data.seed)
             gain = d.value if entry.higher_is_better else -d.value

@@ -181,19 +181,19 @@ def test_a_report_twice_is_the_same_to_the_byte(tmp_path):
     for name in ("a", "b"):
         report(tmp_path / "scores", "-o", tmp_path / name, "--resamples", 200)
     files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".csv", ".html", ".md", ".png", ".svg"}
+    assert {path.suffix for path in files} == {".csv", ".html", ".json", ".md", ".png", ".svg"}
     for path in files:
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
 
 
 def test_intervals_do_not_depend_on_a_seed(real):
+    from hesnr_tasks.ladder.names import read_ladder
     from hesnr_tasks.report.data import build_report_data
-    from hesnr_tasks.report.ladder import parse_name
 
     folder = real / "runs" / "step5-2k" / "scores" / "run"
-    ladder = [parse_name("step5-2k")]
+    ladder = read_ladder(["step5-2k"])
     values = [
-        build_report_data([], ladder, {"step5-2k": folder}, {}, resamples=200, seed=seed).values for seed in (1, 1, 2)
+        build_report_data([], ladder, {"step5-2k": folder}, resamples=200, seed=seed).values for seed in (1, 1, 2)
     ]
     highs = [entry["action-xml-format-comments"]["step5-2k"]["ppl"].ci_high for entry in values]
     assert highs[0] == highs[1] == highs[2]  # of a closed form: no seed is behind it

@@ -7,8 +7,8 @@ import pytest
 
 from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream
 from hesnr_tasks.metrics import names_of
-from hesnr_tasks.report.ladder import read_scores
 from hesnr_tasks.report.results import read_results
 from tests.slow import type_swaps
 
@@ -61,7 +61,7 @@ def test_hostile_files_as_results_ladders_and_downstream_scores(tmp_path):
         with pytest.raises(DataError, match=file.name):
             read_results([file])
         with pytest.raises(DataError, match=file.name):
-            read_scores([file], ["a"])
+            add_downstream(Ladder((Checkpoint("a"),)), [file])
         for words in (["--ladder", str(file)], ["--downstream", str(file)], ["--downstream", str(tmp_path / "no.csv")]):
             good = tmp_path / "good.json"
             good.write_text(json.dumps(RESULTS))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hesnr_tasks.analysis.tables import Table
+from hesnr_tasks.ladder.names import Boundary, boundaries, sft_pairs
+from hesnr_tasks.ladder.schema import Checkpoint
 from hesnr_tasks.metrics import MIN_TOKENS, measure
 from hesnr_tasks.plotting import COLOURS, MARKERS, bar_lengths, error_bars, figure, label, limit_axis, series
 from hesnr_tasks.report.data import UNFILTERED, ReportData, ReportFigure
 from hesnr_tasks.report.figures.entropy import evenly_spaced
-from hesnr_tasks.report.ladder import Boundary, Checkpoint, boundaries, sft_pairs
 from hesnr_tasks.report.tables import AGREED, agreements, metric_title, sweep_agreements, token_set_title
 from hesnr_tasks.stats import Estimate
 
@@ -40,24 +41,29 @@ def accuracy(data: ReportData) -> ReportFigure | None:
     crowded = " Those of PPL are in the CSV alone, to keep the points in sight." if len(rows) > _CROWDED else ""
     caption = (
         f"PPL against Top-1, 2, 5 and 10 accuracy of {len(rows)} checkpoints on {token_set_title(UNFILTERED)} tokens, "
-        f"{data.sample_size(UNFILTERED)}; checkpoints joined in the order of training, the last one ringed. "
+        f"{data.sample_size(UNFILTERED)}; checkpoints joined in the order of training, the last of each family ringed, "
+        "fine-tuned ones apart. "
         f"{data.error_bars}{crowded}"
     )
     tables = (Table("fig01_ppl_accuracy", title, rows),)
     subtitle = _subtitle(data, UNFILTERED)
-    return ReportFigure("fig01_ppl_accuracy", "Fig. 1", title, subtitle, caption, tables, partial(_draw_accuracy, rows))
+    draw = partial(_draw_accuracy, rows, _lines(data.among(data.values[UNFILTERED])))
+    return ReportFigure("fig01_ppl_accuracy", "Fig. 1", title, subtitle, caption, tables, draw)
 
 
-def _draw_accuracy(rows: _Rows) -> Figure:
+def _draw_accuracy(rows: _Rows, lines: Sequence[range]) -> Figure:
     canvas, ((axes,),) = figure(width=5.2, height=3.6)
     ppl = [row["ppl"] for row in rows]
     x = [number.value for number in ppl]
-    across = bar_lengths(ppl) if len(rows) <= _CROWDED else None
+    crowded = len(rows) > _CROWDED
     for i, name in enumerate(_TOPS):
         numbers = [row[name] for row in rows]
-        y = [number.value for number in numbers]
-        axes.errorbar(x, y, bar_lengths(numbers), across, label=f"Top-{name[3:-4]}", elinewidth=0.8, **series(i))
-        axes.plot(x[-1:], y[-1:], "o", markersize=11, markerfacecolor="none", color="#333333", mew=0.8)
+        for start, end in ((line.start, line.stop) for line in lines):
+            y = [number.value for number in numbers[start:end]]
+            bars = bar_lengths(numbers[start:end]), None if crowded else bar_lengths(ppl[start:end])
+            text = f"Top-{name[3:-4]}" if start == 0 else "_"
+            axes.errorbar(x[start:end], y, *bars, label=text, elinewidth=0.8, **series(i))
+            axes.plot(x[end - 1 : end], y[-1:], "o", markersize=11, markerfacecolor="none", color="#333333", mew=0.8)
     positive = [value for value in x if value > 0]
     log = bool(positive) and max(positive) > 4 * min(positive)
     if log:
@@ -81,8 +87,10 @@ def steps(data: ReportData) -> ReportFigure | None:
         return None
     for row in rows:
         row["downstream"] = _downstream_number(data, row["checkpoint"])
+    ladder = data.among(data.values[data.filtered])
+    task = next(iter(data.downstream), "")
     title = "Metrics over training, filtered Action tokens"
-    scores = " and the downstream score (bars: Wilson's 95 % interval where n is known)" if data.downstream else ""
+    scores = f" and the score on {task} (bars: Wilson's 95 % interval where n is known)" if task else ""
     kinds = {boundary.kind for boundary in boundaries(data.ladder)}
     step_0 = "The grey band is “step 0”, the last checkpoint before the context extension. " * ("context" in kinds)
     dotted = "Dotted lines part contexts (→ 128K: the extension to it) and stages. " * bool(kinds)
@@ -91,7 +99,7 @@ def steps(data: ReportData) -> ReportFigure | None:
         f"{data.sample_size(data.filtered)}. Checkpoints are evenly spaced in the order of training, not to the scale "
         f"of steps. {step_0}{dotted}{data.error_bars}"
     )
-    draw = partial(_draw_steps, rows, data.among(data.values[data.filtered]))
+    draw = partial(_draw_steps, rows, ladder)
     tables = (Table("fig02_steps", title, rows),)
     return ReportFigure("fig02_steps", "Fig. 2", title, _subtitle(data, data.filtered), caption, tables, draw)
 
@@ -101,7 +109,9 @@ def _draw_steps(rows: _Rows, ladder: Sequence[Checkpoint]) -> Figure:
     names += ["downstream"] if any(not math.isnan(row["downstream"].value) for row in rows) else []
     canvas, axes = figure(1 + (len(names) > 3), 3 if len(names) == 3 else 2, width=3.3, height=2.8)
     for i, (panel, name) in enumerate(zip(axes.flat, names, strict=True)):
-        _line(panel, rows, name, i)
+        for line in _lines(ladder):
+            _line(panel, rows, name, i, line)
+        limit_axis(panel, [row[name] for row in rows])
         _checkpoint_axis(panel, [checkpoint.axis_label for checkpoint in ladder], boundaries(ladder))
         panel.set(ylabel=_AXES.get(name, metric_title(name)), xlabel="training step, context")
     return canvas
@@ -114,7 +124,7 @@ def extension(data: ReportData) -> ReportFigure | None:
     if first is None:
         return None
     zero = ladder[first - 1]
-    stage = [checkpoint for checkpoint in ladder if checkpoint.stage == zero.stage]
+    stage = [c for c in ladder if c.family == zero.family and c.tuned == zero.tuned]
     since = _steps_since(stage, zero)
     rows = [row for row in _ladder_rows(data, data.filtered, ("he_tokens", "he_snr")) if row["checkpoint"] in since]
     rows = [{**row, "since": since[row["checkpoint"]]} for row in rows]
@@ -145,7 +155,8 @@ def _draw_extension(rows: _Rows, first: int) -> Figure:
     canvas, (panels,) = figure(1, 2, width=3.6, height=2.9)
     names = [label(row["checkpoint"]) if row["since"] is None else f"{row['since']:+d}" for row in rows]
     for i, (panel, name) in enumerate(zip(panels, ("he_tokens", "he_snr"), strict=True)):
-        _line(panel, rows, name, i)
+        _line(panel, rows, name, i, range(len(rows)))
+        limit_axis(panel, [row[name] for row in rows])
         ticks = ["0" if text == "+0" else text for text in names]
         _checkpoint_axis(panel, ticks, [Boundary(first, "context", "extension")])
         panel.set(ylabel=_AXES.get(name, metric_title(name)), xlabel="steps since step 0")
@@ -196,33 +207,38 @@ def _draw_sft(rows: _Rows) -> Figure:
 
 
 def downstream(data: ReportData) -> ReportFigure | None:
-    """Figure 6: PPL, HE-PPL and HE-SNR against the downstream score."""
+    """Figure 6: PPL, HE-PPL and HE-SNR against the score on the first downstream task."""
+    task = next(iter(data.downstream), "")
     rows: list[dict[str, Any]] = [
         {
             "checkpoint": checkpoint.name,
+            "task": task,
+            "group": group,
             "select": select,
             **{name: data.values[select][checkpoint.name][name] for name in AGREED},
             "downstream": _downstream_number(data, checkpoint.name),
         }
         for select in dict.fromkeys((UNFILTERED, data.filtered))
-        for checkpoint in data.among(data.values.get(select, {}))
-        if checkpoint.name in data.downstream
+        for group, checkpoints in (data.groups(task, data.values.get(select, {})) if task else {}).items()
+        for checkpoint in checkpoints
     ]
     if not rows:
         return None
-    title = "Metrics against the downstream score"
+    title = f"Metrics against the score on {task}"
     table = agreements(data)
+    statistics = [row for row in table.rows if row["task"] == task]
     names = [checkpoint.name for checkpoint in data.among([row["checkpoint"] for row in rows])]
     numbered = "Points are numbered in the order of training. " * (len(names) <= _NUMBERED)
     caption = (
-        f"PPL, HE-PPL and HE-SNR of {len(names)} checkpoints against their downstream score; above "
+        f"PPL, HE-PPL and HE-SNR of {len(names)} checkpoints against their score on {task}; above "
         f"{token_set_title(UNFILTERED)}, below {token_set_title(data.filtered)}; {data.sample_size(data.filtered)}. "
+        "Fine-tuned checkpoints are hollow; coefficients are of one group, never of several pooled. "
         f"{numbered}r, ρ, τ: Pearson, Spearman, Kendall (tau-b), the sign of PPL and HE-PPL turned, so +1 is perfect. "
         f"{data.error_bars} Vertical: Wilson's 95 % interval, where the number of tasks is known."
     )
     tables = (Table("fig06_downstream", title, rows), table)
     subtitle = f"{len(names)} checkpoints, {_subtitle(data, data.filtered)}"
-    draw = partial(_draw_downstream, rows, table.rows, names)
+    draw = partial(_draw_downstream, rows, statistics, names)
     return ReportFigure("fig06_downstream", "Fig. 6", title, subtitle, caption, tables, draw)
 
 
@@ -242,13 +258,17 @@ def _draw_downstream(rows: _Rows, statistics: _Rows, names: Sequence[str]) -> Fi
         for row, a, b in zip(shown, *values, strict=True):
             i = names.index(row["checkpoint"])
             panel.plot(
-                [a], [b], MARKERS[i % len(MARKERS)] if numbered else "o", color=COLOURS[i % 7 if numbered else 0]
-            )
+                [a], [b], MARKERS[i % len(MARKERS)] if numbered else "o", color=COLOURS[i % 7 if numbered else 0],
+                fillstyle="none" if row["group"].startswith("fine-tuned") else "full",
+            )  # fmt: skip
             if numbered:
                 panel.annotate(str(i + 1), (a, b), xytext=(4, 3), textcoords="offset points", fontsize=7)
-        row = next((r for r in statistics if (r["select"], r["metric"]) == (select, name)), {})
-        signs = zip("rρτ", ("pearson", "spearman", "kendall"), strict=True)
-        panel.set_title("   ".join(f"{sign} = {row[key]:+.2f}" for sign, key in signs if key in row), fontsize=8)
+        own = [r for r in statistics if (r["select"], r["metric"]) == (select, name)]
+        signs = list(zip("rρτ", ("pearson", "spearman", "kendall"), strict=True))
+        lines = ["   ".join(f"{sign} = {r[key]:+.2f}" for sign, key in signs) for r in own]
+        if len(own) > 1:
+            lines = [f"{label(r['group'])}: {line}" for r, line in zip(own, lines, strict=True)]
+        panel.set_title("\n".join(lines), fontsize=8 if len(own) < 2 else 6)
         panel.set(xlabel=metric_title(name), ylabel=_AXES["downstream"] if name == AGREED[0] else "")
     for panel, select in zip(axes[:, 0], selects, strict=True):
         panel.annotate(
@@ -346,18 +366,24 @@ def _ladder_rows(data: ReportData, select: str, names: Sequence[str]) -> list[di
 
 
 def _downstream_number(data: ReportData, name: str) -> Estimate:
-    score = data.downstream.get(name)
-    return Estimate(score.value, math.nan, *score.interval) if score else Estimate(math.nan)
+    """The checkpoint's score on the first downstream task."""
+    score = next(iter(data.downstream.values()), {}).get(name)
+    return Estimate(score.value, score.stderr, *score.interval) if score else Estimate(math.nan)
 
 
 def _subtitle(data: ReportData, select: str) -> str:
     return f"{token_set_title(select)}; {data.sample_size(select)}; 95 % intervals"
 
 
-def _line(panel: Any, rows: _Rows, name: str, index: int) -> None:
-    numbers = [row[name] for row in rows]
-    error_bars(panel, index, None, range(len(rows)), numbers)
-    limit_axis(panel, numbers)
+def _lines(ladder: Sequence[Checkpoint]) -> list[range]:
+    """Positions that one line joins: of one family, before or after fine-tuning."""
+    keys = [(checkpoint.family, checkpoint.tuned) for checkpoint in ladder]
+    starts = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(keys)], strict=True)]
+
+
+def _line(panel: Any, rows: _Rows, name: str, index: int, positions: range) -> None:
+    error_bars(panel, index, None, positions, [rows[i][name] for i in positions])
 
 
 def _checkpoint_axis(panel: Any, names: Sequence[str], changes: Sequence[Boundary]) -> None:

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 
 from hesnr_tasks.cli import report as command
+from hesnr_tasks.ladder.names import read_ladder
+from hesnr_tasks.ladder.schema import DownstreamScore
 from hesnr_tasks.report.data import build_report_data
-from hesnr_tasks.report.ladder import DownstreamScore, read_ladder
 from tests.unit.analysis import made
 
 NAMES = ("step200-2k", "step800-2k", "step1600-2k", "step1604-8k", "step2000-8k", "step2000-8k-sft")
@@ -40,12 +42,14 @@ def score_files(folder, names=NAMES, trajectories=8, tokens=300):
 
 
 def report_data(folders, downstream=True, results=(), names=None):
-    ladder = read_ladder(names or folders).checkpoints
-    scores = {
-        checkpoint.name: DownstreamScore(round(0.1 + 0.02 * index - 0.05 * (index == 2), 3), 200)
-        for index, checkpoint in enumerate(ladder)
-    }
-    return build_report_data(results, ladder, folders, scores if downstream else {}, resamples=RESAMPLES)
+    named = read_ladder(names or folders)
+    if downstream:
+        checkpoints = tuple(
+            replace(c, downstream={"swe": DownstreamScore(round(0.1 + 0.02 * i - 0.05 * (i == 2), 3), 200)})
+            for i, c in enumerate(named.checkpoints)
+        )
+        named = named._replace(checkpoints=checkpoints, ladder=replace(named.ladder, checkpoints=checkpoints))
+    return build_report_data(results, named, folders, resamples=RESAMPLES)
 
 
 def result(folder, name, snr=0.2, date=1.0, model_args=None, others=None, **signature):

@@ -6,13 +6,13 @@ from functools import cache
 import numpy as np
 import pytest
 
+from hesnr_tasks.ladder.names import parse_name, sft_pairs, training_order
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.plotting import bar_lengths, limit_axis
 from hesnr_tasks.report import tables
 from hesnr_tasks.report.data import token_sets
 from hesnr_tasks.report.figures import entropy as entropy_figures
 from hesnr_tasks.report.figures import metrics as metrics_figures
-from hesnr_tasks.report.ladder import parse_name, sft_pairs, training_order
 from hesnr_tasks.report.results import read_results
 from hesnr_tasks.stats import Estimate
 from tests.reference import comparison
@@ -82,7 +82,7 @@ def test_figure_2_has_the_filtered_numbers_and_the_downstream_score(data, folder
         assert row["ppl"].value == pytest.approx(want["ppl"], rel=1e-12)
         assert row["he_snr"].value == pytest.approx(want["he_snr"], rel=1e-12)
         assert row["he_snr"].ci_low < row["he_snr"].value < row["he_snr"].ci_high
-        assert row["downstream"].value == data.downstream[row["checkpoint"]].value
+        assert row["downstream"].value == data.downstream["swe"][row["checkpoint"]].value
     assert [row["step"] for row in rows] == [200, 800, 1600, 1604, 2000, 2000]
 
 
@@ -169,7 +169,7 @@ def test_at_most_eight_checkpoints_have_histograms_of_their_own():
 def test_correlations_are_those_of_the_numbers_in_the_scatter(data):
     scatter = metrics_figures.downstream(data).tables[0].rows
     for row in tables.agreements(data).rows:
-        own = [entry for entry in scatter if entry["select"] == row["select"]]
+        own = [entry for entry in scatter if (entry["select"], entry["group"]) == (row["select"], row["group"])]
         if own:
             sign = 1 if row["metric"] == "he_snr" else -1
             x = [sign * entry[row["metric"]].value for entry in own]
@@ -178,6 +178,10 @@ def test_correlations_are_those_of_the_numbers_in_the_scatter(data):
             assert row["decision"] == pytest.approx(reference.decision(x, y))
             assert row["pearson_trajectories_low"] <= row["pearson"] <= row["pearson_trajectories_high"]
     assert {row["select"] for row in tables.agreements(data).rows} == {*data.ablation, "thought+action"}
+    assert {(row["group"], row["checkpoints"]) for row in tables.agreements(data).rows} == {("base", 5)}
+    notes = tables.agreements(data).notes
+    assert any("swe, base: 5 checkpoints; of fewer than 8" in note for note in notes)
+    assert any("swe, fine-tuned: 1 checkpoint; from 4 on" in note for note in notes)
 
 
 @pytest.mark.parametrize(("checkpoints", "numbered"), [(12, True), (13, False)])
@@ -209,12 +213,12 @@ def test_the_interval_over_trajectories_resamples_them_for_all_checkpoints_alike
     """Slowly: the same resamples, pooled one by one."""
     from hesnr_tasks.stats import resample_counts
 
-    names = list(ladders.NAMES)
+    names = [name for name in ladders.NAMES if not name.endswith("sft")]  # base and fine-tuned are not pooled
     parts = {
         n: [comparison.tally(t, EPSILON, 10) for t in ladders.raw_tokens(folders[n], SETS[FILTERED].mask)]
         for n in names
     }
-    y = [data.downstream[name].value for name in names]
+    y = [data.downstream["swe"][name].value for name in names]
     actual = []
     for counts in resample_counts(8, ladders.RESAMPLES, data.seed).tolist():
         sums = {n: [math.fsum(c * p[i] for c, p in zip(counts, parts[n])) for i in (2, 4)] for n in names}
@@ -244,8 +248,10 @@ def test_the_sweep_is_the_value_at_each_threshold(data, folders):
         assert row["he_snr"].value == pytest.approx(want, rel=1e-12, nan_ok=True)
         assert row["he_tokens"] == high
     row = tables.sweep_agreements(data).rows[6]
-    x = [r["he_snr"].value for r in metrics_figures.sweep(data).tables[0].rows if r["epsilon"] == row["epsilon"]]
-    assert row["pearson"] == pytest.approx(reference.pearson(x, [s.value for s in data.downstream.values()]), rel=1e-9)
+    rows = [r for r in metrics_figures.sweep(data).tables[0].rows if r["epsilon"] == row["epsilon"]]
+    base = {r["checkpoint"]: r["he_snr"].value for r in rows if not r["checkpoint"].endswith("sft")}
+    y = [data.downstream["swe"][name].value for name in base]
+    assert row["pearson"] == pytest.approx(reference.pearson(list(base.values()), y), rel=1e-9)
 
 
 def test_neighbours_are_paired_by_trajectory_and_signed_for_the_better(data, folders):

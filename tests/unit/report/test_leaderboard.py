@@ -8,8 +8,8 @@ import pytest
 
 from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
+from hesnr_tasks.ladder.names import read_ladder
 from hesnr_tasks.metrics import metric, unregister
-from hesnr_tasks.report.ladder import read_ladder
 from hesnr_tasks.report.results import read_results
 from hesnr_tasks.report.tables import boards, format_number, leaderboard_csv, leaderboard_markdown
 from hesnr_tasks.stats import Estimate

@@ -1,7 +1,9 @@
 """A report without score files, without matplotlib, of bad input; and one page of made-up tables."""
 
 import csv
+import html
 import importlib.util
+import json
 
 import pytest
 
@@ -95,13 +97,13 @@ def test_a_downstream_score_of_nobody_is_named_without_a_page_too(tmp_path, caps
         ladders.result(tmp_path / "runs", name)
     (tmp_path / "down.csv").write_text("checkpoint,score\nstep1,0.3\nstep2,0.4\nstep3,0.5\n")
     report(tmp_path / "runs", "--downstream", tmp_path / "down.csv")
-    assert "down.csv:4: 'step3'" in capsys.readouterr().err
+    assert "down.csv:4: a score of 'step3'" in capsys.readouterr().err
 
 
 def test_shares_and_per_cent_of_two_sources_are_refused(tmp_path):
     for name in ("step1", "step2"):
         ladders.result(tmp_path / "runs", name)
-    (tmp_path / "down.csv").write_text("checkpoint,score\nstep1,30\n")
+    (tmp_path / "down.csv").write_text("checkpoint,swe_bench\nstep1,30\n")
     (tmp_path / "step2.json").write_text('{"resolved_instances": 200, "total_instances": 500}')
     with pytest.raises(DataError, match=r"\(step2: 0.4\) and some per cent \(step1: 30\)"):
         report(tmp_path / "runs", "--downstream", tmp_path / "down.csv", tmp_path / "step2.json")
@@ -111,5 +113,38 @@ def test_two_downstream_scores_of_one_checkpoint_are_refused(tmp_path):
     ladders.result(tmp_path / "runs", "step1")
     (tmp_path / "ladder.yaml").write_text("step1: {downstream: 0.2}")
     (tmp_path / "down.csv").write_text("checkpoint,score\nstep1,0.3\n")
-    with pytest.raises(DataError, match="two downstream scores"):
+    with pytest.raises(DataError, match=r"second score of step1: 0.2 and 0.3"):
         report(tmp_path / "runs", "--ladder", tmp_path / "ladder.yaml", "--downstream", tmp_path / "down.csv")
+
+
+def test_the_verdict_comes_first_and_tasks_and_families_stay_apart(tmp_path, capsys):
+    names = [f"{family}-step{step}" for family in "ab" for step in range(1, 6)]
+    ladders.score_files(tmp_path / "scores", names, 6, 80)
+    lines = [f"{name}-sft,{10 + i},500,{i}" for i, name in enumerate(names)]
+    (tmp_path / "down.csv").write_text("\n".join(["model,swe,swe_n,lcb", *lines]))
+    entries = [f"- {{name: {name}, family: {name[0]}, stage: mid}}" for name in reversed(names)]
+    (tmp_path / "ladder.yaml").write_text("\n".join(["checkpoints:", *entries]))
+    out = tmp_path / "out"
+    words = ["--ladder", tmp_path / "ladder.yaml", "--downstream", tmp_path / "down.csv", "--resamples", 200]
+    report(tmp_path / "scores", "-o", out, *words)
+    verdict = json.loads((out / "verdict.json").read_text())
+    printed = capsys.readouterr().out
+    sentences = [choice["sentence"] for choice in verdict["choices"]] + [
+        claim["sentence"] for claim in verdict["claims"]
+    ]
+    assert printed.startswith(sentences[0])
+    assert {(claim["task"], claim["group"]) for claim in verdict["claims"]} == {
+        (task, group) for task in ("swe", "lcb") for group in ("pooled", "a", "b")
+    }
+    page = (out / "report.html").read_text()
+    assert page.index('<section id="verdict">') < page.index('<section id="agreement">')
+    for sentence in sentences:
+        assert sentence in html.unescape(page)
+    rows = list(csv.DictReader((out / "tables" / "correlations.csv").open()))
+    assert {(row["task"], row["group"], row["checkpoints"]) for row in rows} == {
+        (task, f"base, {family}", "5") for task in ("swe", "lcb") for family in "ab"
+    }
+    order = [row["checkpoint"] for row in csv.DictReader((out / "figures" / "fig02_steps.csv").open())]
+    assert order == list(reversed(names))
+    pairs = {(row["from"][0], row["to"][0]) for row in csv.DictReader((out / "tables" / "neighbours.csv").open())}
+    assert pairs == {("a", "a"), ("b", "b")}

@@ -1,9 +1,12 @@
 """Names are read as people mean them, and checkpoints stand in the order of training."""
 
+from dataclasses import replace
+
 import pytest
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.report.ladder import DownstreamScore, boundaries, parse_name, read_ladder, training_order
+from hesnr_tasks.ladder.names import boundaries, families, parse_name, read_ladder, training_order
+from hesnr_tasks.ladder.schema import DownstreamScore, outcomes
 
 
 @pytest.mark.parametrize(
@@ -60,9 +63,10 @@ def test_a_yaml_file_says_what_names_do_not(tmp_path):
     )
     ladder = read_ladder(["a", "b"], path)
     assert [entry.name for entry in ladder.checkpoints] == ["b", "a"]
-    assert ladder.checkpoints[0][1:] == (1, 32768, "", "first", None)
-    assert ladder.checkpoints[1].before == "b"
-    assert ladder.downstream == {"b": DownstreamScore(0.2, 500)}
+    first, second = ladder.checkpoints
+    assert (first.step, first.context, first.stage, first.label, first.before) == (1, 32768, "", "first", "")
+    assert (second.stage, second.before) == ("sft", "b")
+    assert first.downstream == {"score": DownstreamScore(0.2, 500)}
     path.write_text("a: {step: 9}\n")  # of one alone: the others keep what their names say
     assert [entry.name for entry in read_ladder(["a", "step20", "step3"], path).checkpoints] == ["step3", "a", "step20"]
 
@@ -74,14 +78,13 @@ def test_a_yaml_file_says_what_names_do_not(tmp_path):
         ("step100: {stpe: 1}", "Did you mean 'step'"),
         ("step100: {step: many}", "step must be a number"),
         ("step100: {context: long}", "32768 or 32k"),
-        ("step100: {before: other}", "none of the checkpoints"),
         ("step100: {step: .inf}", "step must be a number"),
         ("step100: {step: 1.5}", "step must be a whole number"),
-        ("step100: {downstream: .nan}", "downstream must be a number"),
-        ("step100: {downstream: 0.1, n: many}", "n must be a number"),
+        ("step100: {downstream: .nan}", "downstream: score: value must be a number"),
+        ("step100: {downstream: 0.1, n: many}", "downstream: score: n must be a number"),
         ("step100: {step: 2024-13-45}", "cannot read"),
-        ("- step100", "must map checkpoints"),
-        ("step100: 5", "must map checkpoints"),
+        ("- step100", "list `checkpoints:`"),
+        ("step100: 5", "list `checkpoints:`"),
         ("a: [", "cannot read"),
     ],
 )
@@ -98,3 +101,41 @@ def test_a_yaml_file_makes_no_objects(tmp_path):
     with pytest.raises(SettingsError):
         read_ladder(["a"], path)
     assert not (tmp_path / "hacked").exists()
+
+
+def test_a_ladder_file_means_results_by_name_or_by_model_and_revision(tmp_path):
+    path = tmp_path / "ladder.yaml"
+    path.write_text(
+        "checkpoints:\n"
+        "- {name: early, model: org/m, revision: r1, family: a, step: 1}\n"
+        "- {name: other, model: org/n, family: b, step: 1}\n"
+        "- {name: late, model: org/m, revision: r2, family: a, step: 2}\n"
+        "- {name: late-sft, sft_of: late, downstream: {swe: {value: 30, n: 500}, lcb: 3}}\n"
+        "- {name: planned}\n"
+    )
+    named = read_ladder(["m@r1", "m@r2", "n"], path)
+    assert [c.name for c in named.checkpoints] == ["m@r1", "m@r2", "n"]  # a family after the other
+    assert list(families(named.checkpoints)) == ["a", "b"]
+    assert outcomes(named.ladder, "swe")["m@r2"].measured == "late-sft"
+    assert named.ladder.benchmarks == ["swe", "lcb"]
+    assert len(named.notes) == 1
+    assert "'planned' has no results" in named.notes[0]
+
+
+def test_of_two_families_no_boundary_is_a_context_extension():
+    ladder = [replace(parse_name(name), family=name[0]) for name in ("a-step1-2k", "a-step2-2k", "b-step1-8k")]
+    assert [(entry.position, entry.kind, entry.label) for entry in boundaries(ladder)] == [(2, "stage", "b")]
+
+
+def test_a_score_of_the_fine_tuned_run_judges_the_base_checkpoint(tmp_path):
+    table = tmp_path / "scores.csv"
+    table.write_text("model,swe_verified\nstep1_sft,20\nstep2-SFT,30\n")
+    named = read_ladder(["step1", "step2"], None, [table])
+    judged = outcomes(named.ladder, "swe_verified")
+    assert {name: (score.value, score.measured) for name, score in judged.items()} == {
+        "step1": (20, "after sft"), "step2": (30, "after sft"),
+    }  # fmt: skip
+    table.write_text("model,swe_verified\nstep1,2\nstep1_sft,20\n")
+    named = read_ladder(["step1", "step2"], None, [table])
+    assert outcomes(named.ladder, "swe_verified")["step1"].value == 20
+    assert "not its own" in named.notes[0]
