@@ -456,8 +456,8 @@ def _check_unit(units: dict[str, dict[bool, str]], task: str, scores: Mapping[st
     examples.setdefault(given[name].value > 1, f"{name}: {given[name].value:g}")
     if len(examples) > 1:
         raise DataError(
-            f"{task}: some scores are shares ({examples[False]}) and some per cent ({examples[True]}). Give all as shares, "
-            "from 0 to 1, as SWE-bench reports do, or all in one file."
+            f"{task}: some scores are shares ({examples[False]}) and some per cent ({examples[True]}). Give all as "
+            "shares, from 0 to 1, as SWE-bench reports do, or all in one file."
         )
 
 

@@ -298,7 +298,10 @@ def _verdict(data: ReportData, named: NamedLadder) -> Verdict | None:
     ordered = [(checkpoint, runs[checkpoint.name]) for checkpoint in data.ladder if checkpoint.name in runs]
     if not ordered:
         return None
-    settings = Settings(k=data.k, epsilon=data.epsilon, resamples=data.resamples, seed=data.seed)
+    proxies = tuple(name for name in names_of() if METRICS[name].better and METRICS[name].denominator)
+    settings = Settings(
+        proxies=proxies, k=data.k, epsilon=data.epsilon, resamples=data.resamples, seed=data.seed
+    )  # fmt: skip
     try:
         return judge_runs(ordered, named.ladder, settings)
     except HesnrError as error:

@@ -16,7 +16,13 @@ from hesnr_tasks.report.tables import csv_text
 from hesnr_tasks.stats import Estimate
 from tests.unit.report import ladders
 
-HOSTILE = ("step1-2k$x_{</svg><script>", "step2-8k $a$ $\\frac$ &amp;\x1b[31m\x00", "step2-8k $a$ $\\frac$-sft")
+HOSTILE = (
+    "step1-2k$x_{</svg><script>",
+    "step3-8k<b>",
+    "step4-8k &lt;",
+    "step2-8k $a$ $\\frac$ &amp;\x1b[31m\x00",
+    "step2-8k $a$ $\\frac$-sft",
+)
 MANY = (*(f"step{i}-{2 + 6 * (i > 7)}k" for i in range(1, 14)), "step13-8k-sft")
 
 
