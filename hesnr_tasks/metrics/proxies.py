@@ -48,15 +48,15 @@ def _loss(tokens: TokenColumns) -> Any:
 
 def _top(j: int) -> _Terms:
     def hit(tokens: TokenColumns) -> Any:
-        """Whether the rank is at most j."""
         unknown = (tokens.rank < 0) & (-tokens.rank < j)
         return np.where(unknown, np.nan, (tokens.rank >= 1) & (tokens.rank <= j))
 
+    hit.__doc__ = f"Share of tokens with rank at most {j}."
     return hit
 
 
 def _rank(tokens: TokenColumns) -> Any:
-    """Rank of the target, 1 = likeliest."""
+    """Rank of the target, 1 = most likely."""
     return _exact_rank(tokens)
 
 
@@ -66,18 +66,18 @@ def _reciprocal_rank(tokens: TokenColumns) -> Any:
 
 
 def _best(tokens: TokenColumns) -> Any:
-    """Probability of the likeliest token: never below the target's own, which float32 may round higher."""
+    """Probability of the most likely token: never below the target's own, which float32 may round higher."""
     assert tokens.topk_logprobs is not None
     return np.maximum(np.exp(tokens.topk_logprobs[:, 0].astype(np.float64)), np.exp(tokens.logprob))
 
 
 def _margin(tokens: TokenColumns) -> Any:
-    """Probability of the likeliest token minus that of the target."""
+    """Probability of the most likely token minus that of the target."""
     return _best(tokens) - np.exp(tokens.logprob)
 
 
 def _wrong_confidence(tokens: TokenColumns) -> Any:
-    """Probability of the likeliest token where it is not the target, else 0."""
+    """Probability of the most likely token where it is not the target, else 0."""
     return np.where(tokens.rank == 1, 0.0, _best(tokens))
 
 
@@ -122,12 +122,12 @@ _WEIGHTS: dict[str, tuple[_Terms, str]] = {
 }
 
 
-def _weighted(terms: _Terms, weight: _Terms) -> _Terms:
+def _weighted(terms: _Terms, weight: _Terms, symbol: str) -> _Terms:
     def weighted(tokens: TokenColumns) -> Any:
-        """Numerator and denominator of a mean with weights."""
         weights = weight(tokens)
         return weights * terms(tokens), weights
 
+    weighted.__doc__ = f"{(terms.__doc__ or '').rstrip('.')}; mean with weights {symbol}."
     return weighted
 
 
@@ -143,4 +143,4 @@ for _name, (_terms, _better, _title, _scale, _needs, _source) in _STATISTICS.ite
             metric(
                 f"{_name}_w_{_key}", better=_better, title=f"{_title}, w = {_symbol} {_arrow}", scale=_scale,
                 needs=_needs, source=_source, own_denominator=True, suite="proxies",
-            )(_weighted(_terms, _weight))  # fmt: skip
+            )(_weighted(_terms, _weight, _symbol))  # fmt: skip

@@ -186,6 +186,8 @@ def describe_metrics() -> str:
     for entry in METRICS.values():
         over = " / ".join({"tokens": "M", "decisions": "𝓗"}[part] for part in dict.fromkeys(entry.over))
         definition = (entry.definition.__doc__ or "").strip().split("\n")[0]
+        if entry.average == "macro":
+            definition += " Mean of the trajectories' own values."
         cells = (f"`{entry.name}`", entry.better or "", entry.unit, over, definition, entry.source)
         lines.append(" | ".join(["", *(cell.replace("|", "\\|") for cell in cells), ""]).strip())
     return "\n".join(lines) + "\n"
