@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -405,12 +405,27 @@ def folders(words: Sequence[str]) -> list[Path]:
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
+    return _shortest_ends([path.resolve().parts for path in paths]) or [str(path) for path in paths]
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Names of score folders: the shortest ends of their models' paths, with revisions, else of the folders' own."""
+    runs = [ScoreStore.open(folder).signature.get("run") or {} for folder in folders]
+    models = []
+    for folder, run in zip(folders, runs, strict=True):
+        parts = PurePath(str(run.get("model") or folder.name)).parts or (folder.name,)
+        revision = run.get("revision")
+        models.append(parts if revision in (None, "", "main") else (*parts[:-1], f"{parts[-1]}@{revision}"))
+    return _shortest_ends(models) or unique_names(folders)
+
+
+def _shortest_ends(parts: Sequence[Sequence[str]]) -> list[str]:
+    """Empty where some are equal."""
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return [str(path) for path in paths]
+    return []
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -17,8 +17,8 @@ from hesnr_tasks.analysis.frame import (
     context_for,
     folders,
     load,
+    run_names,
     selections,
-    unique_names,
 )
 from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
 from hesnr_tasks.analysis.tables import (
@@ -111,7 +111,7 @@ def analyze(args: argparse.Namespace) -> str:
 
 def _named_runs(paths: Sequence[Path], requested: str) -> Iterator[tuple[str, Path, StoredRun]]:
     """The run of each folder that is read, and a name for it; a run whose tasks had different data is several."""
-    for name, path in zip(unique_names(paths), paths, strict=True):
+    for name, path in zip(run_names(paths), paths, strict=True):
         runs = choose_runs(path, requested)
         for stored in runs:
             yield (name if len(runs) == 1 else f"{name}:{stored.data[:6]}"), path, stored

@@ -8,7 +8,7 @@ from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.compare import CompareConfig, comparisons, matched, read_run
-from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders, unique_names
+from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders, run_names
 from hesnr_tasks.analysis.tables import FORMATS, show
 from hesnr_tasks.cli.options import add_selection
 from hesnr_tasks.errors import SettingsError, nearest
@@ -61,7 +61,7 @@ def compare(args: argparse.Namespace) -> str:
     runs, notes = matched(
         [
             read_run(path, name, args.kinds, args.filters, epsilon, k, context, args.run)
-            for path, name in zip(paths, unique_names(paths), strict=True)
+            for path, name in zip(paths, run_names(paths), strict=True)
         ],
         common=args.common,
     )

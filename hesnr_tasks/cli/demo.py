@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from hesnr_tasks import demo
 from hesnr_tasks.cli.report import save_report
 from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.ladder.names import read_ladder
+from hesnr_tasks.ladder.run import run_command
 from hesnr_tasks.report import tables
 from hesnr_tasks.report.results import find_score_folders, read_results
 from hesnr_tasks.tasks.registration import tasks_path
@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         if number == 1:
             print("$ " + shlex.join(["lm_eval", *command[3:]]) + "   (and so on for each checkpoint)")
         print(f"[{number}/{len(ladder)}] {name}", flush=True)
-        _run(name, command)
+        folder.mkdir(parents=True, exist_ok=True)
+        run_command(command, args.output / "runs" / "lm_eval.log", f"lm_eval on {name}")
     return _report(folders, args.output)
 
 
@@ -79,9 +80,3 @@ def _command(checkpoint: Path, tasks: str, output: Path) -> list[str]:
 def _short(path: Path) -> Path:
     """Relative where that is shorter to read: in a clone."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _run(name: str, command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise HesnrError(f"lm_eval failed on {name}. Its last words:\n{(done.stdout + done.stderr)[-2000:]}")

@@ -14,9 +14,7 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from filelock import FileLock, Timeout
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, printable
+from hesnr_tasks.ladder.run import run_command
 
 __all__ = ["WatchConfig", "watch"]
 
@@ -203,12 +202,12 @@ class _Watcher:
                 fill = {"{checkpoint}": str(folder), "{output}": str(model)}
                 words = shlex.split(self.config.convert)
                 words = [re.sub(r"{checkpoint}|{output}", lambda match: fill[match[0]], word) for word in words]
-                _run(words, output / "convert.log", "--convert")
+                run_command(words, output / "convert.log", "--convert")
                 if lacking := _lacking(model):
                     raise HesnrError(f"--convert ended well, but {model} has {lacking}; see {output / 'convert.log'}")
             arguments = ",".join(filter(None, [f"pretrained={model}", self.config.model_args]))
             words = [*self.config.command, "--model_args", arguments, "--output_path", str(output)]
-            _run(words, output / "lm_eval.log", "lm_eval")
+            run_command(words, output / "lm_eval.log", "lm_eval")
         finally:
             if self.config.convert and not self.config.keep_converted:
                 shutil.rmtree(model, ignore_errors=True)
@@ -266,27 +265,6 @@ def _lacking(folder: Path) -> str:
     except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"an {index.name} that cannot be read"
     return f"{len(missing)} of {len(shards)} weight files still missing" if missing else ""
-
-
-def _run(words: Sequence[str], log: Path, name: str) -> None:
-    """Run a command to its end, its output in `log`; an interrupt ends it, and what it had started, as well."""
-    try:
-        with log.open("wb") as out:
-            process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT)
-            try:
-                status = process.wait()
-            except BaseException:
-                process.terminate()
-                try:
-                    process.wait(30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                raise
-    except OSError as error:
-        raise HesnrError(f"cannot run {name} ({words[0]}: {error.strerror})") from None
-    if status:
-        tail = log.read_bytes()[-1500:].decode(errors="replace").strip().splitlines()[-3:]
-        raise HesnrError(f"{name} ended with status {status} (all of it: {log}):\n  " + "\n  ".join(tail))
 
 
 def _print(text: str) -> None:

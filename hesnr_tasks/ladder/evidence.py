@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, read_run
-from hesnr_tasks.analysis.frame import context_for, folders, unique_names
+from hesnr_tasks.analysis.frame import context_for, folders, run_names
 from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
@@ -134,19 +134,8 @@ def checkpoints_of(paths: Sequence[Path], ladder: Ladder | None) -> list[Checkpo
             model and revision; None for a folder of none of them.
     """
     signatures = [ScoreStore.open(path).signature.get("run") or {} for path in paths]
-    models = [
-        PurePath(str(run.get("model") or path.name)).parts
-        + ((f"@{run['revision']}",) if run.get("revision") not in (None, "", "main") else ())
-        for path, run in zip(paths, signatures, strict=True)
-    ]
-    names = unique_names(paths)
-    for length in range(1, max(map(len, models), default=1) + 1):
-        tails = ["/".join(parts[-length:]) for parts in models]
-        if len(set(tails)) == len(tails):
-            names = tails
-            break
     checkpoints = []
-    for path, name, run in zip(paths, names, signatures, strict=True):
+    for path, name, run in zip(paths, run_names(paths), signatures, strict=True):
         name = _remembered(path) or name
         model, revision = str(run.get("model") or ""), str(run.get("revision") or "")
         if ladder is not None:
