@@ -1,0 +1,61 @@
+"""How often the claim "HE-SNR predicts better than PPL" is decided, wrongly and rightly, on simulated ladders.
+
+Usage: python scripts/simulate_claims.py [LADDERS]. A checkpoint has an ability, a downstream score (500 instances,
+30 ± 8 %) and two proxies: the ability with an error of its own, measured on 60 trajectories. The error sets the
+correlation of proxy and ability. Written as a Markdown table of shares in per cent.
+"""
+
+import sys
+
+import numpy as np
+
+from hesnr_tasks.ladder.schema import DownstreamScore, Outcome
+from hesnr_tasks.ladder.verdict import Proxy, claim
+
+SIZES = (5, 8, 10, 20)
+TRAJECTORIES = 60
+CASES = {  # correlation of each proxy with the ability
+    "equal (0.8, 0.8)": (0.8, 0.8),
+    "equal (0.95, 0.95)": (0.95, 0.95),
+    "0.95 against 0.5": (0.95, 0.5),
+    "0.95 against 0": (0.95, 0.0),
+    "0.98 against −0.9": (0.98, -0.9),
+}
+
+
+def proxy(name, ability, correlation, rng):
+    """Sums of a metric whose values correlate with the ability; errors of trajectories are shared by checkpoints."""
+    n = len(ability)
+    level = correlation * ability + np.sqrt(1 - correlation**2) * rng.normal(size=n)
+    weights = np.broadcast_to(rng.integers(20, 200, TRAJECTORIES).astype(float), (n, TRAJECTORIES))
+    noise = rng.normal(0, 1, TRAJECTORIES) + rng.normal(0, 0.5, (n, TRAJECTORIES))
+    return Proxy(name, weights * (level[:, None] + noise), weights, False, True)
+
+
+def verdict(correlations, n, seed):
+    rng = np.random.default_rng(seed)
+    ability = rng.normal(size=n)
+    names = [f"c{i}" for i in range(n)]
+    resolved = rng.binomial(500, np.clip(0.30 + 0.08 * ability, 0.01, 0.99)) / 500
+    outcomes = {
+        name: Outcome(name, value, DownstreamScore(value, 500).error(percent=False), "itself")
+        for name, value in zip(names, resolved.tolist(), strict=True)
+    }
+    pair = [proxy(name, ability, r, rng) for name, r in zip(("a", "b"), correlations, strict=True)]
+    return claim(*pair, names, [""] * n, outcomes, "swe", resamples=400, seed=seed).verdict
+
+
+def main(ladders):
+    print("| truth: correlation with ability | " + " | ".join(f"{n} checkpoints" for n in SIZES) + " |")
+    print("| --- |" + " ---: |" * len(SIZES))
+    for title, correlations in CASES.items():
+        cells = []
+        for n in SIZES:
+            verdicts = [verdict(correlations, n, seed) for seed in range(ladders)]
+            shares = [100 * verdicts.count(word) / ladders for word in ("supported", "refuted")]
+            cells.append("{:.1f} / {:.1f}".format(*shares))
+        print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
