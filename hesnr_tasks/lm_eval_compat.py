@@ -48,11 +48,13 @@ class Evaluation:
         model_args: arguments of the model; None: not known (a model object, or no evaluation is running).
         output_path: where lm-eval saves results (`--output_path`); None: nowhere.
         is_command: whether it is the `lm_eval` command that runs, not somebody's program.
+        lm: lm-eval's model, once it is made.
     """
 
     model_args: Mapping[str, Any] | None = None
     output_path: Path | None = None
     is_command: bool = False
+    lm: Any = None
 
     def is_model_argument(self, key: str, value: Any) -> bool:
         """Whether the entry `key: value` of a task's metadata is an argument of the model.
@@ -87,7 +89,10 @@ def running_evaluation() -> Evaluation:
         model_args = model_args or None
     output_path = getattr(arguments.get("evaluation_tracker"), "output_path", None)
     return Evaluation(
-        None if model_args is None else dict(model_args), Path(output_path) if output_path else None, is_command
+        None if model_args is None else dict(model_args),
+        Path(output_path) if output_path else None,
+        is_command,
+        arguments.get("lm"),
     )
 
 

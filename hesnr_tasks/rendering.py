@@ -1,10 +1,11 @@
 """Rendering: a trajectory as one text for a model, every character with its kind.
 
-Three renderings:
+Four renderings:
 
 - `transcript` (default): plain role headers, no special tokens assumed: base and chat checkpoints read the same text;
 - `chatml`: `<|im_start|>role`, content, `<|im_end|>`;
-- `template`: the model's own chat template, through lm-eval's `--apply_chat_template`.
+- `template`: the model's own chat template, through lm-eval's `--apply_chat_template`, calls as text;
+- `native`: the model's own format, reasoning and tool calls included (chat_rendering.py).
 
 Labels survive because the text is only ever *concatenated* from labelled pieces. A chat template is opaque, so it is
 run on placeholders to learn the pieces between the messages, and the concatenation is checked against the template's
@@ -15,16 +16,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 
-__all__ = ["RENDERINGS", "Block", "ChatTemplate", "Rendered", "Span", "render"]
+__all__ = ["RENDERINGS", "ActionSource", "Block", "ChatTemplate", "NativeRenderer", "Rendered", "Span", "render"]
 
 ChatTemplate = Callable[[list[dict[str, str]]], Any]
-RENDERINGS = ("transcript", "chatml", "template")
+RENDERINGS = ("transcript", "chatml", "template", "native")
 
 
 class Span(NamedTuple):
@@ -46,18 +50,39 @@ class Block(NamedTuple):
     turn: int
 
 
+class ActionSource(NamedTuple):
+    """An action that is written in another form in the text: character `at[i]` there is `places[i]` of `action`."""
+
+    action: str
+    at: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text and the spans that cover it exactly once, in order."""
+    """A text and the spans that cover it exactly once, in order.
+
+    Attributes:
+        sources: where given, every character of an action that is in none of them is call syntax.
+    """
 
     text: str
     spans: tuple[Span, ...]
+    sources: tuple[ActionSource, ...] | None = field(default=None, compare=False)
 
     def blocks(self) -> Iterator[Block]:
         """The text as maximal runs of spans of one kind and one turn, in order: an action of several spans is one."""
         for (kind, turn), group in itertools.groupby(self.spans, key=lambda span: (span.kind, span.turn)):
             spans = list(group)
             yield Block(spans[0].start, spans[-1].end, kind, turn)
+
+
+class NativeRenderer(Protocol):
+    """Renders in a model's own format: `chat_rendering.NativeTemplate`."""
+
+    def render(self, trajectory: Trajectory) -> Rendered:
+        """The trajectory in the model's format."""
+        ...
 
 
 class _Piece(NamedTuple):
@@ -67,13 +92,15 @@ class _Piece(NamedTuple):
     control: bool
 
 
-def render(trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | None = None) -> Rendered:
+def render(
+    trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | NativeRenderer | None = None
+) -> Rendered:
     """Render a trajectory as one text with labelled spans.
 
     Args:
         trajectory: its messages' texts appear unchanged, apart from white space that a template strips.
         rendering: one of `RENDERINGS`.
-        template: maps chat messages to text; for the rendering `template`.
+        template: for `template`, maps chat messages to text; for `native`, a `chat_rendering.NativeTemplate`.
 
     Raises:
         SettingsError: the rendering is unknown, or lacks its template.
@@ -84,9 +111,15 @@ def render(trajectory: Trajectory, rendering: str = "transcript", template: Chat
     elif rendering == "chatml":
         pieces = _plain(trajectory, lambda role: f"<|im_start|>{role}\n", "<|im_end|>\n", control=True)
     elif rendering == "template":
-        if template is None:
+        if template is None or not callable(template):
             raise SettingsError("render=template needs lm-eval's --apply_chat_template")
         pieces = _templated(trajectory, template)
+    elif rendering == "native":
+        if template is None or callable(template):
+            raise SettingsError(
+                "render=native needs the model's tokenizer, which is not at hand here; use render=chatml or transcript"
+            )
+        return template.render(trajectory)
     else:
         raise SettingsError(
             f"render is {rendering!r}; it must be one of {', '.join(RENDERINGS)}.{nearest(rendering, RENDERINGS)}"
@@ -131,7 +164,8 @@ def _templated(trajectory: Trajectory, template: ChatTemplate) -> Iterator[_Piec
             problems.append(f"{type(error).__name__}: {error}")
     raise DataError(
         f"the model's chat template cannot render trajectory {trajectory.id!r} without changing its text "
-        f"({problems[-1]}). Use --metadata render=chatml or render=transcript, without --apply_chat_template."
+        f"({problems[-1]}). Use --metadata render=native (reasoning and tool calls in the model's own format), or "
+        "render=chatml or render=transcript, without --apply_chat_template."
     )
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.tasks.settings import add_flags
 from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.viewer import page, terminal
-from hesnr_tasks.viewer.model import ScoredRun, Totals, load_tokenizer, tokenize, totals, view_of
+from hesnr_tasks.viewer.model import ScoredRun, Totals, View, load_tokenizer, tokenize, totals, view_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="PATH", help="also count tokens, and show their borders in the page")
     parser.add_argument("--scores", metavar="FOLDER", help="colour tokens by a run's score files (with --html)")
     parser.add_argument("--compare", metavar="FOLDER", help="a second run's score files: show the difference")
-    add_flags(parser, "config", "split", "on_error")
+    add_flags(parser, "config", "split", "on_error", "render", "thoughts", "template_kwargs")
     parser.add_argument("--format", help="read the files as this format instead of detecting it")
     parser.add_argument("--full", action="store_true", help="in the terminal, every line of long texts")
 
@@ -41,6 +43,11 @@ def run(args: argparse.Namespace) -> int:
     notes: list[str] = []
     trajectories = _selected(args, report, notes)
     encoder = load_tokenizer(args.tokenizer) if args.tokenizer else None
+    native = None
+    if args.render == "native":
+        if encoder is None:
+            raise SettingsError("--render native needs --tokenizer CKPT: the chat template is the checkpoint's own")
+        native = NativeTemplate(encoder.tokenizer, args.thoughts, json.loads(args.template_kwargs))
     runs = [ScoredRun(folder) for folder in (args.scores, args.compare) if folder]
     if args.compare and not args.scores:
         raise SettingsError("--compare needs --scores: the run to compare with")
@@ -49,11 +56,14 @@ def run(args: argparse.Namespace) -> int:
     if len({run.rendering for run in runs}) > 1:
         raise SettingsError("the two runs were scored in different renderings; their tokens cannot be compared")
     if args.html:
-        _write_page(args.html, trajectories, encoder, runs)
+        views = (view_of(t, runs[0].rendering if runs else args.render, native) for t in trajectories)
+        _write_page(args.html, list(views), encoder, runs)
     else:
         style = terminal.style_of(sys.stdout, full=args.full)
-        terminal.write(_text(trajectories, encoder, style))
-    for line in [*report.lines(), *notes]:
+        terminal.write(_text((view_of(t, args.render, native) for t in trajectories), encoder, style))
+    if native is not None:
+        notes += [f"native: {json.dumps(native.describe(), ensure_ascii=False)}", native.dropped_text()]
+    for line in filter(None, [*report.lines(), *notes]):
         print(f"hesnr inspect: {terminal.printable(line)}", file=sys.stderr)
     return 0
 
@@ -84,12 +94,11 @@ def _selected(args: argparse.Namespace, report: ReadReport, notes: list[str]) ->
     raise DataError(f"no trajectory was found in {sources}. {reasons}".rstrip())
 
 
-def _text(trajectories: Iterator[Trajectory], encoder: Encoder | None, style: terminal.Style) -> Iterator[str]:
+def _text(views: Iterator[View], encoder: Encoder | None, style: terminal.Style) -> Iterator[str]:
     yield terminal.legend(style)
     everything: list[Totals] = []
     count = 0
-    for trajectory in trajectories:
-        view = view_of(trajectory)
+    for view in views:
         turns = tokenize(view, encoder)[1] if encoder else totals(view)
         yield ""
         yield from terminal.lines(view, turns, style)
@@ -100,8 +109,7 @@ def _text(trajectories: Iterator[Trajectory], encoder: Encoder | None, style: te
         yield from terminal.total_lines(f"all {count} trajectories", everything, style)
 
 
-def _write_page(path: Path, trajectories: Iterator[Trajectory], encoder: Encoder | None, runs: list[ScoredRun]) -> None:
-    views = [view_of(trajectory, runs[0].rendering if runs else "transcript") for trajectory in trajectories]
+def _write_page(path: Path, views: list[View], encoder: Encoder | None, runs: list[ScoredRun]) -> None:
     if encoder:
         tokens = [[tokenize(view, encoder)[0] for view in views]]
     else:

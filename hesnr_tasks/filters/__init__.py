@@ -68,8 +68,12 @@ def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
     """The label code (`hesnr_tasks.labels`) of each character; shape (len(rendered.text),)."""
     codes = np.empty(len(rendered.text), np.uint8)
     for start, end, kind, _ in rendered.blocks():
-        if kind is Kind.ACTION:
+        if kind is Kind.ACTION and rendered.sources is not None:
+            codes[start:end] = kind_code(kind) + (1 << list(FILTERS).index("xml"))
+        elif kind is Kind.ACTION:
             codes[start:end] = action_code(filter_bits(rendered.text[start:end]))
         else:
             codes[start:end] = kind_code(kind)
+    for source in rendered.sources or ():
+        codes[source.at] = action_code(filter_bits(source.action))[source.places]
     return codes

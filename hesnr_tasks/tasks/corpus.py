@@ -12,7 +12,7 @@ from hesnr_tasks import demo
 from hesnr_tasks.backends import labelled_key
 from hesnr_tasks.filters import char_codes
 from hesnr_tasks.formats import load
-from hesnr_tasks.rendering import ChatTemplate, Rendered, render
+from hesnr_tasks.rendering import ChatTemplate, NativeRenderer, Rendered, render
 from hesnr_tasks.tasks.settings import Settings
 from hesnr_tasks.trajectory import Trajectory
 
@@ -34,10 +34,10 @@ class Corpus:
         self.trajectories = trajectories
         self._labelled: dict[tuple[int, str], Labelled] = {}
 
-    def labelled(self, index: int, rendering: str, template: ChatTemplate | None = None) -> Labelled:
+    def labelled(self, index: int, rendering: str, template: ChatTemplate | NativeRenderer | None = None) -> Labelled:
         """Trajectory `index`, rendered and labelled; kept, except for templates, which belong to one model."""
         if template is not None:
-            return _label(self.trajectories[index], "template", template)
+            return _label(self.trajectories[index], rendering, template)
         if (index, rendering) not in self._labelled:
             self._labelled[index, rendering] = _label(self.trajectories[index], rendering, None)
         return self._labelled[index, rendering]
@@ -67,7 +67,7 @@ def open_corpus(settings: Settings) -> Corpus:
     return corpus
 
 
-def _label(trajectory: Trajectory, rendering: str, template: ChatTemplate | None) -> Labelled:
+def _label(trajectory: Trajectory, rendering: str, template: ChatTemplate | NativeRenderer | None) -> Labelled:
     rendered = render(trajectory, rendering, template)
     codes = char_codes(rendered)
     return Labelled(rendered, codes, labelled_key(rendered.text, codes))

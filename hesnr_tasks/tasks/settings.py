@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 from hesnr_tasks import __version__
 from hesnr_tasks.backends.base import OVERFLOW
+from hesnr_tasks.chat_rendering import THOUGHTS
 from hesnr_tasks.errors import SettingsError, nearest, printable
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
 from hesnr_tasks.metrics import EPSILON, MIN_TOKENS, Item
-from hesnr_tasks.rendering import RENDERINGS
 from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
@@ -107,6 +107,15 @@ def _paths(name: str, value: Any) -> tuple[str, ...]:
     return tuple(_text(name, path) for path in paths)
 
 
+def _json_object(name: str, value: Any) -> str:
+    """A JSON object, as canonical text: settings are compared and hashed."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else dict(value)
+        return json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError):
+        raise SettingsError(f"{name} must be a JSON object, not {value!r}") from None
+
+
 def _optional(parse: _Parser) -> _Parser:
     return lambda name, value: None if value is None else parse(name, value)
 
@@ -151,8 +160,19 @@ class Settings:
         "errors skip_errors ignore_errors strict",
     )  # fmt: skip
     render: str = _setting(
-        "transcript", _one_of(*RENDERINGS[:2]), "form of the text; --apply_chat_template sets template",
+        "transcript", _one_of("transcript", "chatml", "native"),
+        "form of the text; native: the model's own chat format; --apply_chat_template sets template",
         "format template rendering renderer chat_template apply_chat_template style chatml",
+    )  # fmt: skip
+    thoughts: str = _setting(
+        "keep", _one_of(*THOUGHTS),
+        "render=native, of a template that drops earlier reasoning: keep (by its switches; the rest is counted), drop "
+        "or error",
+        "reasoning keep_thoughts thinking",
+    )  # fmt: skip
+    template_kwargs: str = _setting(
+        "{}", _json_object, "render=native: arguments of the chat template, such as enable_thinking",
+        "chat_template_kwargs chat_template_args template_args",
     )  # fmt: skip
     kinds: tuple[Kind, ...] = _setting(
         (Kind.ACTION,), _kinds, "which characters count: action, thought, observation, context",
@@ -308,7 +328,13 @@ def describe_settings() -> str:
 # --- the signature of a number ----------------------------------------------------------------------------------------
 
 
-def signature(settings: Settings, rendering: str, items: Sequence[Item], run: Mapping[str, Any]) -> dict[str, Any]:
+def signature(
+    settings: Settings,
+    rendering: str,
+    items: Sequence[Item],
+    run: Mapping[str, Any],
+    template: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Every choice behind a number, as JSON.
 
     Args:
@@ -316,6 +342,7 @@ def signature(settings: Settings, rendering: str, items: Sequence[Item], run: Ma
         rendering: how the trajectories became text.
         items: one a trajectory.
         run: what the backend says of itself: model, dtype, maximum length.
+        template: what `render=native` made of the model's chat template.
     """
     return {
         "hesnr_tasks": __version__,
@@ -324,6 +351,7 @@ def signature(settings: Settings, rendering: str, items: Sequence[Item], run: Ma
         "kinds": [kind.value for kind in settings.kinds],
         "filters": list(settings.filters),
         "render": rendering,
+        **({} if template is None else {"template": dict(template)}),
         "labels": LABELS_VERSION,
         "overflow": settings.overflow,
         "max_length": run.get("max_length"),
@@ -347,10 +375,16 @@ def describe(signature: Mapping[str, Any]) -> str:
             f"eps:{signature['epsilon']:.4f}",
             f"kinds:{'+'.join(signature['kinds'])}",
             f"filters:{'+'.join(signature['filters']) or 'none'}",
-            f"render:{signature['render']}",
+            f"render:{signature['render']}" + _thoughts(signature.get("template")),
             f"max_length:{signature['max_length']}({signature['overflow']},cut:{signature['tokens_cut']})",
             f"data:{signature['data'][:10]}({signature['trajectories']})",
             f"seed:{signature['bootstrap_seed']}",
             *(f"{name}:{run[name]}" for name in ("backend", "dtype") if name in run),
         ]
     )
+
+
+def _thoughts(template: Mapping[str, Any] | None) -> str:
+    if template is None:
+        return ""
+    return f"(thoughts={template['thoughts']},dropped:{template['thoughts_dropped']})"

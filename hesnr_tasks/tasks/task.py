@@ -7,6 +7,7 @@ ranks. What its versions do differently: lm_eval_compat.py.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from lm_eval.api.task import Task
 
 from hesnr_tasks.backends import REQUEST_TYPE, score_requests
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
+from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
@@ -82,6 +84,7 @@ class HesnrTask(Task):
         self._ids: dict[str, str] = {}  # of texts, by hash
         self._texts: dict[str, Rendered] = {}  # by hash
         self._run: Mapping[str, Any] = {}
+        self._native: NativeTemplate | None = None
         # what lm-eval's Task.__init__ would set; that wants a data set
         self._instances = None
         self.fewshot_rnd = None
@@ -149,7 +152,11 @@ class HesnrTask(Task):
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> OpaqueInstance:
         """One request: the labelled text and which of its tokens count."""
-        template = self._template(kwargs.pop("chat_template", None), kwargs.pop("apply_chat_template", False))
+        chat_template, wanted = kwargs.pop("chat_template", None), kwargs.pop("apply_chat_template", False)
+        if self.settings.render == "native":
+            template: Any = self._native_template(chat_template)
+        else:
+            template = self._template(chat_template, wanted)
         labelled = self.corpus.labelled(doc["index"], self._rendering, template)
         self._ids[labelled.key], self._texts[labelled.key] = doc["id"], labelled.rendered
         request = ScoringRequest(
@@ -183,6 +190,19 @@ class HesnrTask(Task):
         self._rendering = "template"
         # without a generation prompt lm-eval strips the last message's end marker
         return partial(chat_template, add_generation_prompt=True)
+
+    def _native_template(self, chat_template: Callable[..., Any] | None) -> NativeTemplate:
+        """The model's chat template with its tokenizer, which lm-eval gives tasks only with --apply_chat_template."""
+        if self._native is None:
+            lm = getattr(chat_template, "__self__", None) or running_evaluation().lm
+            tokenizer = getattr(lm, "tokenizer", None)
+            if not hasattr(tokenizer, "apply_chat_template"):
+                raise SettingsError(
+                    "render=native needs the model's tokenizer, and this backend has none here "
+                    "(for a server: tokenizer_backend=huggingface). Use render=transcript or render=chatml."
+                )
+            self._native = NativeTemplate(tokenizer, self.settings.thoughts, json.loads(self.settings.template_kwargs))
+        return self._native
 
     # --- results ------------------------------------------------------------------------------------------------------
 
@@ -266,7 +286,9 @@ class HesnrTask(Task):
                 "%s: no token counts in %d of %d trajectories (nothing left after filters, or all of it beyond the "
                 "context): %s", self.config.task, len(empty), len(included), ", ".join(names[:5]),
             )  # fmt: skip
-        signed = signature(self.settings, self._rendering, included, self._run)
+        signed = signature(
+            self.settings, self._rendering, included, self._run, self._native.describe() if self._native else None
+        )
         if len(included) < len(items):
             signed["trajectories_skipped"] = len(items) - len(included)
         self._config.metadata["signature"] = signed
@@ -282,6 +304,8 @@ class HesnrTask(Task):
                 f"that count were scored ({scored:,} of {wanted:,}): {cut} of {len(items)} trajectories are longer "
                 f"than the context of {self._run.get('max_length')} tokens (overflow={self.settings.overflow})"
             )
+        if self._native is not None and self._native.dropped:
+            lines.append(f"{task}: {self._native.dropped_text()}")
         if not self.settings.trajectories:
             lines.append(
                 f"{task}: THESE NUMBERS ARE OF {len(items)} SHIPPED DEMO TRAJECTORIES, NOT OF YOURS. Name yours with "

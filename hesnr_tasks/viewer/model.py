@@ -22,7 +22,7 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.labels import kind_code, label_mask
 from hesnr_tasks.metrics import EPSILON, topk_entropy
-from hesnr_tasks.rendering import Block, ChatTemplate, Rendered, render
+from hesnr_tasks.rendering import Block, ChatTemplate, NativeRenderer, Rendered, render
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind, Trajectory
 
@@ -62,7 +62,9 @@ class View:
         return self.blocks[-1].turn if self.blocks else 0
 
 
-def view_of(trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | None = None) -> View:
+def view_of(
+    trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | NativeRenderer | None = None
+) -> View:
     """Render and label `trajectory`; errors are those of `hesnr_tasks.rendering.render`."""
     rendered = render(trajectory, rendering, template)
     codes = char_codes(rendered)

@@ -1,0 +1,599 @@
+"""The rendering `native`: a trajectory in the model's own chat format, with reasoning, tool calls and tool results.
+
+Messages go to the chat template as the model's own serving stack passes them. A template is opaque, so it is run twice:
+once on the messages, and once with every leaf (a content, a reasoning, each argument value, each result) replaced by a
+placeholder. The text between the placeholders is the template's own; each leaf is located in the real text, as it is
+or under a transformation that templates use (stripped, JSON-escaped). The concatenation of both is compared with the
+template's text: equal to the character, or an error that names template, message and leaf.
+
+What a template cannot express is passed in the next simpler form (`VARIANTS`): arguments as JSON text, one call a
+message, calls as text; tool results and system prompts as user messages. A short probe conversation, the same for all
+trajectories, decides which forms a template has, and with which switches it keeps the reasoning of earlier turns.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hesnr_tasks.actions import ToolCall, argument_json, render_call
+from hesnr_tasks.chat_messages import (
+    MARK,
+    VARIANTS,
+    Container,
+    Conversation,
+    Leaf,
+    Variant,
+    json_escaped,
+    native_calls,
+    widths,
+)
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.rendering import ActionSource, Rendered, Span
+from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
+
+__all__ = ["DATE", "SWITCHES", "THOUGHTS", "NativeTemplate"]
+
+THOUGHTS = ("keep", "drop", "error")
+SWITCHES: Mapping[str, Any] = {  # template arguments that keep the reasoning of earlier turns
+    "enable_thinking": True,
+    "thinking": True,
+    "preserve_thinking": True,
+    "preserve_previous_think": True,
+    "keep_past_thinking": True,
+    "truncate_history_thinking": False,
+    "clear_thinking": False,
+    "drop_thinking": False,
+}
+DATE = datetime.datetime(2025, 1, 1)  # in the place of today's, which some templates print: numbers must not change
+_TODAY = re.compile(r"""\bstrftime_now\(\s*(?:format\s*=\s*)?(?:'([^'\\{}]*)'|"([^"\\{}]*)")\s*\)""")
+_CONTROL = re.compile(r"<[|｜][^|｜<>]*[|｜]>")
+_NEAR = 100  # characters of punctuation between two elements of a list
+_MAX_STEPS = 100  # of the search, a leaf
+
+
+# --- the template -----------------------------------------------------------------------------------------------------
+
+
+class _Borders(NamedTuple):
+    """What stands around plain messages and around calls in a template, to tell call syntax from message headers."""
+
+    before: tuple[str, ...]  # gaps that end in the content of an assistant message
+    closing: str  # from the last value of a call to the end of the call
+    end: str  # from there to the end of the message
+
+
+@dataclass
+class NativeTemplate:
+    """A model's chat template, as `render=native` uses it.
+
+    Args:
+        tokenizer: has `apply_chat_template` and a `chat_template` of its own (Hugging Face interface).
+        thoughts: of a template that drops the reasoning of earlier turns: `keep` tries the switches in `SWITCHES` and
+            counts what is dropped all the same, `drop` takes the template as it is, `error` refuses.
+        kwargs: arguments of the template; they override the switches.
+    """
+
+    tokenizer: Any
+    thoughts: str = "keep"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dropped: int = 0  # characters of thought that the template left out of the texts rendered so far
+    characters: int = 0  # of thought in the trajectories rendered so far
+    variants: Counter[str] = field(default_factory=Counter)  # forms in which they were passed, and how many
+
+    @property
+    def name(self) -> str:
+        """Whose template it is."""
+        return str(getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__)
+
+    def render(self, trajectory: Trajectory) -> Rendered:
+        """The trajectory in the template's format.
+
+        Raises:
+            DataError: the template cannot render it without changing, dropping or repeating what it holds.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise SettingsError(
+                f"the tokenizer {self.name!r} has no chat template. Use --metadata render=transcript or render=chatml."
+            )
+        problems: list[str] = []
+        for variant in self._variants:
+            conversation = Conversation(trajectory, variant, self._reasoning)
+            if variant.single and not any(len(native_calls(m) or ()) > 1 for m in trajectory.messages):
+                continue
+            try:
+                rendered, dropped = self._located(conversation, self._switches)
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            total = sum(len(s.text) for m in trajectory.messages for s in m.segments if s.kind is Kind.THOUGHT)
+            if dropped and self.thoughts == "error":
+                raise DataError(
+                    f"the chat template of {self.name!r} drops {dropped} of {total} characters of thought of "
+                    f"trajectory {trajectory.id!r}, with any of the switches {', '.join(SWITCHES)}. Use "
+                    "thoughts=keep to score the others, template_kwargs with a switch of this template, or "
+                    "render=chatml."
+                )
+            self.dropped, self.characters = self.dropped + dropped, self.characters + total
+            self.variants[str(variant)] += 1
+            return rendered
+        reason = problems[0] if problems else "it renders none of the forms of a short conversation"
+        raise DataError(
+            f"the chat template of {self.name!r} cannot render trajectory {trajectory.id!r} natively: {reason}. "
+            "Use --metadata render=chatml or render=transcript."
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the text, for the signature of a number."""
+        return {
+            "thoughts": self.thoughts,
+            "thoughts_dropped": self.dropped,
+            "thoughts_total": self.characters,
+            "switches": self._switches,
+            "reasoning": self._reasoning,
+            "forms": dict(sorted(self.variants.items())),
+        }
+
+    def dropped_text(self) -> str:
+        """What is dropped, for people; empty where nothing is."""
+        if not self.dropped:
+            return ""
+        return (
+            f"the model's chat template drops {self.dropped / self.characters:.1%} of the characters of thought "
+            f"({self.dropped:,} of {self.characters:,}); what follows is scored without them (thoughts={self.thoughts})"
+        )
+
+    # --- what the template does, by a probe ---------------------------------------------------------------------------
+
+    @cached_property
+    def _chosen(self) -> tuple[str, dict[str, Any]]:
+        """The field of reasoning, and the switches, with which the template keeps the most of it."""
+        probe = _probe_of_reasoning()
+        options: list[dict[str, Any]] = [dict(self.kwargs)]
+        if self.thoughts != "drop":
+            options.append({**SWITCHES, **self.kwargs})
+        fields = ("reasoning_content", "thinking", "reasoning")
+        ranked = [(self._kept(probe, key, switches), key, switches) for switches in options for key in fields]
+        if max(kept for kept, *_ in ranked) <= 0:  # no field of its own: reasoning is text of the content
+            ranked = [(self._kept(probe, "inline", switches), "inline", switches) for switches in options]
+        best = max(kept for kept, *_ in ranked)
+        _, key, switches = next(option for option in ranked if option[0] == best)
+        for name in [n for n in switches if n not in self.kwargs]:  # only those that matter
+            fewer = {n: v for n, v in switches.items() if n != name}
+            if self._kept(probe, key, fewer) == best:
+                switches = fewer
+        return key, switches
+
+    def _kept(self, probe: Trajectory, key: str, switches: Mapping[str, Any]) -> int:
+        for variant in VARIANTS:
+            try:
+                text = self._apply(Conversation(probe, variant, key), "value", switches)
+            except DataError:
+                continue
+            if all(f"content{n}" in text for n in range(4)):
+                return sum(f"reason{n}" in text for n in range(4))
+        return -1
+
+    @property
+    def _reasoning(self) -> str:
+        return self._chosen[0]
+
+    @property
+    def _switches(self) -> dict[str, Any]:
+        return self._chosen[1]
+
+    @cached_property
+    def _variants(self) -> list[Variant]:
+        """The variants in which the template renders a short conversation, then those with calls as text."""
+        probe = _probe_of_calls()
+        usable, lossy = list[tuple[bool, Variant]](), list[tuple[bool, Variant]]()
+        for variant in VARIANTS:
+            try:
+                conversation = Conversation(probe, variant, self._reasoning)
+                _, dropped = self._located(conversation, self._switches, probing=True)
+            except DataError:
+                if variant.calls != "text":
+                    continue
+                dropped = 0
+            if variant.calls == "text" or not dropped or self.thoughts == "drop":
+                usable.append((variant.calls == "text", variant))
+            else:  # keeps less of the text beside calls than others may
+                lossy.append((False, variant))
+        # text beside calls is kept where a form with calls keeps it
+        native = [v for is_text, v in usable if not is_text] + [v for _, v in lossy]
+        return native + [v for is_text, v in usable if is_text]
+
+    def _borders(self, variant: Variant) -> _Borders:
+        if variant not in self._known_borders:
+            self._known_borders[variant] = self._measured_borders(variant)
+        return self._known_borders[variant]
+
+    @cached_property
+    def _known_borders(self) -> dict[Variant, _Borders]:
+        return {}
+
+    def _measured_borders(self, variant: Variant) -> _Borders:
+        user, plain = _message("user", "u"), _message("assistant", "t")
+        call = _message("assistant", "t", ToolCall("run", {"command": "c"}))
+        bare = _message("assistant", "", ToolCall("run", {"command": "c"}))
+        reasoned = _message("assistant", "<think>\nr\n</think>\n\nt")
+
+        def gaps(*messages: Message) -> list[str]:
+            trajectory = Trajectory("probe", messages, fidelity=Fidelity.RENDERED)
+            try:
+                skeleton = self._apply(Conversation(trajectory, variant, self._reasoning), "mark", self._switches)
+            except DataError:
+                return ["", ""]
+            return MARK.split(skeleton)
+
+        tool = _message("tool", "o")
+        before = [gaps(user, plain), gaps(user, reasoned), gaps(user, bare, tool, plain), gaps(user, plain, plain)]
+        after_plain, after_call = gaps(user, plain)[-1], gaps(user, call)[-1]
+        end = _common_suffix(after_plain, after_call)
+        return _Borders(tuple(g[-2] for g in before), after_call[: len(after_call) - len(end)], end)
+
+    def _template(self, *, with_tools: bool) -> str:
+        """The source of the template, with a fixed date."""
+        named = self.tokenizer.chat_template
+        if isinstance(named, Mapping):
+            named = named.get("tool_use" if with_tools and "tool_use" in named else "default")
+        if not isinstance(named, str):
+            raise DataError("it has no template of the name 'default'")
+        if named not in self._dated:
+            dated = _TODAY.sub(lambda m: json.dumps(DATE.strftime(m[1] or m[2] or "")), named)
+            if re.search(r"\bstrftime_now\s*\(", dated):
+                raise DataError("it writes today's date, in a form that cannot be fixed")
+            self._dated[named] = dated
+        return self._dated[named]
+
+    @cached_property
+    def _dated(self) -> dict[str, str]:
+        return {}
+
+    # --- one text -----------------------------------------------------------------------------------------------------
+
+    def _apply(self, conversation: Conversation, what: str, switches: Mapping[str, Any]) -> str:
+        """The template's text of the messages.
+
+        Raises:
+            DataError: the template raises, which it may do with any exception.
+        """
+        tools = conversation.tools()
+        try:
+            text = self.tokenizer.apply_chat_template(
+                conversation.chat(what),
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=False,
+                chat_template=self._template(with_tools=tools is not None),
+                **switches,
+            )
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"it raises {type(error).__name__}: {str(error)[:300]}") from error
+        if not isinstance(text, str):
+            raise DataError("it gives no text")
+        return text
+
+    def _located(
+        self, conversation: Conversation, switches: Mapping[str, Any], *, probing: bool = False
+    ) -> tuple[Rendered, int]:
+        skeleton = self._apply(conversation, "mark", switches)
+        leaves, gaps = _skeleton(conversation, skeleton)
+        text = self._apply(conversation, "value", switches)
+        try:
+            places = _locate(text, gaps, leaves)
+        except DataError:
+            if text != self._apply(conversation, "value", switches):
+                raise DataError("it writes another text each time: the date, a random choice, or a state") from None
+            raise
+        present = {id(leaf) for leaf in leaves}
+        dropped = sum(len(s.text) for leaf in conversation.leaves if id(leaf) not in present for s in leaf.segments)
+        if probing:
+            return Rendered(text, ()), dropped
+        return _rendered(text, conversation, gaps, leaves, places, self._borders(conversation.variant)), dropped
+
+
+def _message(role: str, text: str, *calls: ToolCall) -> Message:
+    kind = {"assistant": Kind.THOUGHT, "tool": Kind.OBSERVATION}.get(role, Kind.CONTEXT)
+    action = "\n\n" + "\n".join(map(render_call, calls)) if calls else ""
+    segments = [Segment(kind, text), Segment(Kind.ACTION, action)]
+    return Message(role, tuple(segment for segment in segments if segment.text))
+
+
+def _probe_of_reasoning() -> Trajectory:
+    def turn(number: int, *calls: ToolCall) -> Message:
+        return _message("assistant", f"<think>\nreason{number}\n</think>\n\ncontent{number}", *calls)
+
+    run = ToolCall("run", {"command": "ls"})
+    messages = [_message("user", "a"), turn(0, run), _message("tool", "b"), turn(1), _message("user", "c")]
+    messages += [turn(2, run), _message("tool", "d"), turn(3)]
+    return Trajectory("probe", tuple(messages), fidelity=Fidelity.RENDERED)
+
+
+def _probe_of_calls() -> Trajectory:
+    run = ToolCall("run", {"command": "ls"})
+    messages = [_message("user", "a"), _message("assistant", "b", run), _message("tool", "c")]
+    messages += [_message("assistant", "", run), _message("tool", "d"), _message("assistant", "e", run)]
+    messages += [_message("tool", "f"), _message("assistant", "g")]
+    return Trajectory("probe", tuple(messages), fidelity=Fidelity.RENDERED)
+
+
+def _common_suffix(a: str, b: str) -> str:
+    return _common_prefix(a[::-1], b[::-1])[::-1]
+
+
+def _common_prefix(a: str, b: str) -> str:
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:n]
+
+
+# --- leaves in the template's text ------------------------------------------------------------------------------------
+
+
+def _skeleton(conversation: Conversation, skeleton: str) -> tuple[list[Leaf], list[str]]:
+    """The leaves in the order of the text, and the text before, between and after them."""
+    by_mark = {str(leaf.mark): leaf for leaf in conversation.leaves}
+    found = [m[0] for m in MARK.finditer(skeleton)]
+    leaves = [by_mark[mark] for mark in found if mark in by_mark]
+    counts = Counter(found)
+    for leaf in conversation.leaves:
+        count = counts[str(leaf.mark)]
+        place = f"message {leaf.message + 1}, {leaf.where}"
+        if count > 1 and not leaf.is_name:
+            raise DataError(f"it repeats {place}")
+        is_thought = bool(leaf.segments) and all(s.kind is Kind.THOUGHT for s in leaf.segments)
+        if not count and not is_thought:
+            raise DataError(f"it drops {place}")
+    order = [leaf.message for leaf in leaves if not leaf.is_name]
+    for before, after in itertools.pairwise(order):
+        if before > after:
+            raise DataError(f"it reorders the messages: message {before + 1} comes before message {after + 1}")
+    return leaves, MARK.split(skeleton)
+
+
+class _Form(NamedTuple):
+    """A leaf as a template may write it: `text`, made from characters `start` to `end` of the leaf."""
+
+    text: str
+    start: int
+    end: int
+    escape: Callable[[str], str] | None = None  # of each character; None: as they are
+
+
+_STRIPS: tuple[Callable[[str], str], ...] = (
+    lambda s: s,
+    str.strip,
+    str.rstrip,
+    str.lstrip,
+    lambda s: s.strip("\n"),
+    lambda s: s.rstrip("\n"),
+    lambda s: s.lstrip("\n"),
+)
+
+
+def _ascii_escaped(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def _html_escaped(text: str) -> str:
+    return _ascii_escaped(text).translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&'"})
+
+
+def _quoted(text: str) -> str:
+    return text.translate({92: "\\\\", 39: "\\'", 10: "\\n", 13: "\\r"})
+
+
+_ESCAPES: tuple[Callable[[str], str], ...] = (  # character by character
+    json_escaped,
+    _ascii_escaped,
+    _html_escaped,  # Jinja's own `tojson`
+    _quoted,  # Python's quotes
+    lambda text: json_escaped(json_escaped(text)),  # JSON as text in JSON
+    lambda text: _ascii_escaped(_ascii_escaped(text)),
+)
+
+
+def _forms(leaf: Leaf) -> Iterator[_Form]:
+    """The forms in which templates write a leaf, the plain one first, without repetitions."""
+    if not isinstance(leaf.value, str):
+        for text in dict.fromkeys((argument_json(leaf.value), str(leaf.value))):
+            yield _Form(text, 0, len(text))
+        return
+    stripped: dict[str, int] = {}
+    for strip in _STRIPS:
+        text = strip(leaf.value)
+        if text not in stripped:
+            stripped[text] = leaf.value.find(text)
+            yield _Form(text, stripped[text], stripped[text] + len(text))
+    for text, start in stripped.items():
+        for escaped, escape in {escape(text): escape for escape in reversed(_ESCAPES)}.items():
+            yield _Form(escaped, start, start + len(text), escape)
+
+
+def _locate(text: str, gaps: list[str], leaves: list[Leaf]) -> list[tuple[int, _Form]]:
+    """Where each leaf starts, and in which form, such that gaps and leaves join to `text`: a search, depth first."""
+    if not leaves:
+        if text == gaps[0]:
+            return []
+        raise DataError("its text depends on the content of messages")
+    furthest, steps = 0, 0
+    places: list[tuple[int, _Form]] = []
+    if not text.startswith(gaps[0]):
+        raise DataError(f"its text before message {leaves[0].message + 1} depends on the content of messages")
+    stack = [(len(gaps[0]), _forms(leaves[0]))]
+    while stack:
+        position, forms = stack[-1]
+        index = len(stack) - 1
+        furthest = max(furthest, index)
+        for form in forms:
+            steps += 1
+            after = position + len(form.text)
+            gap = gaps[index + 1]
+            if not text.startswith(form.text, position) or not text.startswith(gap, after):
+                continue
+            if index + 1 == len(leaves) and after + len(gap) < len(text):
+                continue
+            places.append((position, form))
+            if index + 1 == len(leaves):
+                return places
+            stack.append((after + len(gap), _forms(leaves[index + 1])))
+            break
+        else:
+            stack.pop()
+            if places:
+                places.pop()
+            if steps > _MAX_STEPS * len(leaves):
+                break
+    leaf = leaves[furthest]
+    raise DataError(f"it rewrites message {leaf.message + 1}, {leaf.where}, or what follows it")
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+class _Labels:
+    """Collects spans and the places of action characters in the order of the text."""
+
+    def __init__(self, n_actions: int) -> None:
+        self.spans: list[Span] = []
+        self.position = 0
+        self.places: list[list[tuple[Any, Any]]] = [[] for _ in range(n_actions)]
+
+    def span(self, length: int, kind: Kind, turn: int, *, control: bool) -> None:
+        if length:
+            self.spans.append(Span(self.position, self.position + length, kind, turn, control))
+            self.position += length
+
+    def leaf(self, leaf: Leaf, form: _Form) -> None:
+        index = np.arange(form.start, form.end)
+        if form.escape is not None:
+            index = np.repeat(index, widths(leaf.value[form.start : form.end], form.escape))
+        at = self.position + np.arange(len(index))
+        if leaf.is_call:
+            self.span(len(index), Kind.ACTION, leaf.turn, control=False)
+            if leaf.action is not None and leaf.offsets is not None and len(index):
+                inside = index < len(leaf.offsets)  # `None` is shorter than, or as long as, `null`; `False` as `false`
+                self.places[leaf.action].append((at[inside], leaf.offsets[index[inside]]))
+            return
+        assert leaf.offsets is not None
+        first = 0
+        for segment, (action, offset) in zip(leaf.segments, leaf.offsets.tolist(), strict=True):
+            low, high = np.searchsorted(index, (first, first + len(segment.text)))
+            if action >= 0 and high > low:
+                self.places[action].append((at[low:high], index[low:high] - first + offset))
+            self.span(int(high - low), segment.kind, leaf.turn, control=False)
+            first += len(segment.text)
+
+
+def _rendered(
+    text: str,
+    conversation: Conversation,
+    gaps: list[str],
+    leaves: list[Leaf],
+    places: list[tuple[int, _Form]],
+    borders: _Borders,
+) -> Rendered:
+    labels = _Labels(len(conversation.actions))
+    seen: set[int] = set()
+    starts: dict[int, tuple[int, int]] = {}
+    before: Leaf | None = None
+    turn = 1
+    for gap, leaf, (position, form) in zip(gaps, leaves, places, strict=False):
+        repeated = leaf.is_name and id(leaf) in seen  # a tool's name in the header of its result
+        seen.add(id(leaf))
+        starts.setdefault(id(leaf), (position, position + len(form.text)))
+        begins = leaf.is_call and not repeated
+        _gap(labels, gap, before, leaf if begins else None, turn, leaf.turn, borders)
+        if repeated:
+            labels.span(len(form.text), Kind.SCAFFOLD, leaf.turn, control=False)
+            before = None
+        else:
+            labels.leaf(leaf, form)
+            before = leaf
+        turn = leaf.turn
+    _gap(labels, gaps[-1], before, None, turn, turn, borders)
+    for box in conversation.containers:
+        _punctuation(labels, text, box, starts)
+    sources = [
+        ActionSource(action, *(np.concatenate(columns) for columns in zip(*pairs, strict=True)))
+        if pairs
+        else ActionSource(action, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        for action, pairs in zip(conversation.actions, labels.places, strict=True)
+    ]
+    return Rendered(text, tuple(labels.spans), tuple(sources))
+
+
+def _punctuation(labels: _Labels, text: str, box: Container, starts: dict[int, tuple[int, int]]) -> None:
+    """Give the brackets and commas of a list or an object their places in the canonical action, spaces aside.
+
+    Where a template writes them in its own way (other quotes), they are syntax.
+    """
+    places = [starts[id(leaf)] for leaf in box.leaves]
+    for number, (piece, offset) in enumerate(box.pieces):
+        signs = [i for i, c in enumerate(piece) if not c.isspace()]
+        if number == 0:
+            begin = places[0][0]
+            native = _signs(text, range(begin - 1, max(begin - _NEAR, -1), -1), len(signs))[::-1]
+        elif number == len(places):
+            end = places[-1][1]
+            native = _signs(text, range(end, min(end + _NEAR, len(text))), len(signs))
+        else:
+            native = _signs(text, range(places[number - 1][1], places[number][0]), _NEAR)
+        if [text[i] for i in native] == [piece[i] for i in signs]:
+            labels.places[box.action].append((np.array(native, np.int64), offset + np.array(signs, np.int64)))
+
+
+def _signs(text: str, positions: range, count: int) -> list[int]:
+    """The first `count` of `positions` that are no white space."""
+    return list(itertools.islice((i for i in positions if not text[i].isspace()), count))
+
+
+def _gap(
+    labels: _Labels, gap: str, before: Leaf | None, call: Leaf | None, turn: int, next_turn: int, borders: _Borders
+) -> None:
+    """Label text of the template: the syntax of calls is action, all else scaffold.
+
+    Args:
+        gap: the text.
+        before: the leaf before it.
+        call: the leaf after it, where that belongs to a call.
+        turn: of the leaf before.
+        next_turn: of the leaf after.
+        borders: of the template.
+    """
+    in_call = before is not None and before.is_call
+    if in_call and call is not None and before is not None and before.message == call.message:
+        end, start = len(gap), len(gap)
+    else:
+        end = _end_of_call(gap, borders) if in_call else 0
+        start = len(gap)
+        if call is not None:
+            same = before is not None and before.message == call.message
+            rest = gap[end:]
+            headers = [len(_common_prefix(rest, header)) for header in borders.before]
+            start = end + (0 if same and before is not None and before.where == "content" else max(headers))
+    labels.span(end, Kind.ACTION, turn, control=True)
+    labels.span(start - end, Kind.SCAFFOLD, next_turn, control=True)
+    labels.span(len(gap) - start, Kind.ACTION, next_turn, control=True)
+
+
+def _end_of_call(gap: str, borders: _Borders) -> int:
+    """Where the syntax of a call that `gap` follows ends in it."""
+    closing = borders.closing.lstrip('"')
+    if closing.strip() and (index := gap.find(closing)) >= 0:
+        return index + len(closing)
+    if borders.end.strip() and (index := gap.find(borders.end)) >= 0:
+        return index
+    control = _CONTROL.search(gap)
+    return control.end() if control else 0

@@ -1,0 +1,200 @@
+"""`render=native`: every leaf keeps its label in real chat templates, and what cannot be proved is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hesnr_tasks.actions import ToolCall, render_call
+from hesnr_tasks.chat_rendering import NativeTemplate
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.filters import FILTERS, char_codes
+from hesnr_tasks.labels import action_code, kind_code, label_mask
+from hesnr_tasks.rendering import render
+from hesnr_tasks.testing import byte_tokenizer
+from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
+
+TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+SIGNS = {Kind.CONTEXT: "甲", Kind.OBSERVATION: "乙", Kind.THOUGHT: "丙", Kind.ACTION: "丁"}
+KEPT = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))
+
+
+def tokenizer(source):
+    result = byte_tokenizer()
+    result.bos_token, result.chat_template = "<s>", source
+    return result
+
+
+def turn(thought, *calls):
+    action = "\n\n" + "\n".join(render_call(ToolCall(name, arguments)) for name, arguments in calls) if calls else ""
+    segments = (Segment(Kind.THOUGHT, thought), Segment(Kind.ACTION, action))
+    return Message("assistant", tuple(s for s in segments if s.text))
+
+
+def said(role, kind, text):
+    return Message(role, (Segment(kind, text),))
+
+
+def run(*turns, reasoning=""):
+    messages = [said("system", Kind.CONTEXT, "甲 be brief"), said("user", Kind.CONTEXT, "甲\n fix it ")]
+    for thought, *calls in turns:
+        messages.append(turn(reasoning + thought, *calls))
+        messages += [said("tool", Kind.OBSERVATION, f'乙"{i}"\n') for i, _ in enumerate(calls)]
+    return Trajectory("run", tuple(messages), fidelity=Fidelity.RENDERED)
+
+
+EDIT = ("edit", {"path": "丁/a.py", "old_str": ' 丁 = "x"\n\t丁 # no\n', "view_range": [1, 20], "deep": {"k": ["丁"]}})
+BASH = ("bash", {"command": "echo '丁' | sed 's/\\n/丁/' <|im_end|>"})
+SUBMIT = ("submit", {})
+
+
+def kept_action(rendered):
+    """The characters of the actions that count, as they stand in the trajectory."""
+    counts = (np.uint64(1) << char_codes(rendered).astype(np.uint64)) & KEPT != 0
+    if rendered.sources is None:
+        return "".join(c for c, kept in zip(rendered.text, counts, strict=True) if kept)
+    kept = ("".join(s.action[i] for i in np.unique(s.places[counts[s.at]]).tolist()) for s in rendered.sources)
+    return "".join(kept)
+
+
+def check(trajectory, rendered):
+    """Labels against signs that stand for one kind each: no sign is lost or has another kind."""
+    codes = char_codes(rendered)
+    kinds = np.empty(len(rendered.text), object)
+    end = 0
+    for span in rendered.spans:
+        assert span.start == end < span.end
+        end = span.end
+        kinds[span.start : span.end] = span.kind
+        assert not (span.control and set(SIGNS.values()) & set(rendered.text[span.start : span.end]))
+    assert end == len(rendered.text)
+    stored = "".join(m.text for m in trajectory.messages)
+    for kind, sign in SIGNS.items():
+        places = [i for i, c in enumerate(rendered.text) if c == sign]
+        assert all(kinds[i] is kind for i in places)
+        if kind is not Kind.THOUGHT:
+            assert len(places) == stored.count(sign)
+    counted = {rendered.text[i] for i in np.flatnonzero(codes == kind_code(Kind.ACTION))}
+    assert not counted & {"甲", "乙", "丙"}
+
+
+RUNS = {
+    "calls": run(("丙 look", BASH), ("丙", EDIT), ("", SUBMIT)),
+    "parallel": run(("丙 look", BASH, EDIT), ("丙 done",)),
+    "reasoning": run(("丙 look", BASH), ("丙", EDIT), ("丙 done",), reasoning="<think>\n丙 why\n\n</think>\n\n"),
+    "text": Trajectory(
+        "text",
+        (
+            said("user", Kind.CONTEXT, "甲"),
+            Message("assistant", (Segment(Kind.THOUGHT, "丙\n"), Segment(Kind.ACTION, "\n```bash\nls 丁\n```"))),
+            said("user", Kind.OBSERVATION, "乙"),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_every_template_keeps_every_label(path, name):
+    trajectory = RUNS[name]
+    rendered = NativeTemplate(tokenizer(path.read_text())).render(trajectory)
+    check(trajectory, rendered)
+    extra = {"'", '"', "[", "]", "{", "}", ",", ":", "k"}  # a template may write lists and objects in its own way
+    same = [[c for c in kept_action(r) if c not in extra] for r in (rendered, render(trajectory, "chatml"))]
+    assert same[0] == same[1]
+
+
+LEAF = st.text(st.sampled_from("丁 \n\t\"'\\{}<>&/é😀x"), min_size=1, max_size=12)
+NAMES = ["qwen2_5", "qwen3", "llama3_1", "gptoss", "deepseekv3", "glm4moe", "gemma4_v5", "lfm2_v2", "qwen3_6"]
+
+SOME = [path for path in TEMPLATES if path.stem in NAMES]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    path=st.sampled_from([p for p in TEMPLATES if p.stem in ONE_EACH]), command=LEAF, text=LEAF, number=st.integers()
+)
+def test_any_value_in_any_template(path, command, text, number):
+    calls = [("bash", {"command": command}), ("edit", {"path": "丁", "new_str": text, "line": number})]
+    trajectory = run(("丙", calls[0]), ("丙", calls[1]), ("丙",))
+    rendered = NativeTemplate(tokenizer(path.read_text())).render(trajectory)
+    check(trajectory, rendered)
+    assert kept_action(rendered) == kept_action(render(trajectory, "chatml"))
+
+
+def test_call_syntax_is_dropped_by_the_filter_xml_alone():
+    rendered = NativeTemplate(tokenizer((TEMPLATES[0].parent / "qwen3.jinja").read_text())).render(RUNS["calls"])
+    codes = char_codes(rendered)
+    only_xml = action_code(np.array([1 << list(FILTERS).index("xml")], np.uint8))[0]
+    start = rendered.text.index('<tool_call>\n{"name": "bash", "arguments": {"command": "echo')
+    value = rendered.text.index("echo", start)
+    assert (codes[start:value] == only_xml).all()
+    end = rendered.text.index("</tool_call>", value) + len("</tool_call>")
+    assert (codes[end - len('"}}\n</tool_call>') : end] == only_xml).all()
+    assert codes[end] == kind_code(Kind.SCAFFOLD) == codes[rendered.text.index("<|im_start|>assistant")]
+
+
+def test_a_control_token_in_a_value_is_text():
+    rendered = NativeTemplate(tokenizer((TEMPLATES[0].parent / "qwen3.jinja").read_text())).render(RUNS["calls"])
+    place = rendered.text.index("丁/' <|im_end|>") + 6)
+    assert next(s for s in rendered.spans if s.start <= place < s.end).control is False
+
+
+def test_reasoning_is_kept_by_a_switch_counted_or_refused():
+    source = (TEMPLATES[0].parent / "nemotron_3_nano.jinja").read_text()
+    kept = NativeTemplate(tokenizer(source))
+    assert "why" in kept.render(RUNS["reasoning"]).text
+    assert not kept.dropped
+    assert kept.describe()["switches"] == {"truncate_history_thinking": False}
+    source = (TEMPLATES[0].parent / "qwen3.jinja").read_text()
+    counting = NativeTemplate(tokenizer(source))
+    trajectory = run(("丙", BASH), ("丙",), reasoning="<think>\n丙 why\n</think>\n\n")
+    trajectory = Trajectory("r", (*trajectory.messages, said("user", Kind.CONTEXT, "甲")), fidelity=Fidelity.RENDERED)
+    counting.render(trajectory)
+    assert counting.dropped == 2 * len("丙 why")
+    assert "drops" in counting.dropped_text()
+    with pytest.raises(DataError, match=r"drops 10 of \d+ characters of thought"):
+        NativeTemplate(tokenizer(source), "error").render(trajectory)
+
+
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ CONTENT }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("m.content | upper", "rewrites message"),
+        ("m.content ~ m.content", "repeats message 1, content"),
+        ("'x'", "drops message"),
+        ("raise_exception('not today')", "not today"),
+        ("m.content ~ (range(1000) | random)", "another text each time"),
+        ("m.content ~ strftime_now(fmt)", "today's date"),
+    ],
+)
+def test_what_cannot_be_proved_is_refused(content, match):
+    native = NativeTemplate(tokenizer(PLAIN.replace("CONTENT", content)))
+    with pytest.raises(DataError, match=match) as error:
+        native.render(RUNS["calls"])
+    assert "render=chatml" in str(error.value)
+    assert "'run'" in str(error.value)
+
+
+def test_messages_in_another_order_are_refused():
+    native = NativeTemplate(tokenizer("{% for m in messages | reverse %}{{ m.content }}{% endfor %}"))
+    with pytest.raises(DataError, match="reorders the messages"):
+        native.render(RUNS["calls"])
+
+
+def test_no_template_is_an_error():
+    with pytest.raises(SettingsError, match="has no chat template"):
+        NativeTemplate(tokenizer(None)).render(RUNS["calls"])
+    with pytest.raises(SettingsError, match="tokenizer"):
+        render(RUNS["calls"], "native")
+
+
+def test_the_date_is_fixed():
+    source = PLAIN.replace("CONTENT", "strftime_now('%Y-%m-%d') ~ m.content")
+    assert "2025-01-01" in NativeTemplate(tokenizer(source)).render(RUNS["calls"]).text
