@@ -6,6 +6,7 @@ as if nothing had happened; `Evaluator` scores the same texts again and again.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from hesnr_tasks.alignment import Encoder, token_labels
 from hesnr_tasks.backends import hf
 from hesnr_tasks.backends.base import Scores, TokenSequence
+from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.labels import label_mask
@@ -319,8 +321,11 @@ def prepare(settings: Settings, tokenizer: Any, bos: bool | None, max_length: in
     corpus, encoder = open_corpus(settings), Encoder(tokenizer, bos)
     mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
     items, n_skipped, n_lost, n_characters = list[Text](), 0, 0, 0
+    native = None
+    if settings.render == "native":
+        native = NativeTemplate(tokenizer, settings.thoughts, json.loads(settings.template_kwargs))
     for index, trajectory in enumerate(corpus.trajectories):
-        labelled = corpus.labelled(index, settings.render)
+        labelled = corpus.labelled(index, settings.render, native)
         encoded = encoder.encode(labelled.rendered)
         counting = np.flatnonzero((token_labels(encoded, labelled.codes) & mask) != 0).astype(np.int32)
         counting = counting[counting > 0]  # nothing precedes the first token
@@ -345,6 +350,8 @@ def prepare(settings: Settings, tokenizer: Any, bos: bool | None, max_length: in
             f"no token of the {count} trajectories counts: kinds and filters leave nothing, or all of it lies beyond "
             f"the {max_length} tokens that are read"
         )
+    if native is not None and native.dropped:
+        _log.warning("%s", native.dropped_text())
     if n_lost > 0.05 * n_characters:
         raise ScoringError(
             f"the tokenizer {type(tokenizer).__name__} cannot represent {n_lost} characters of the trajectories; check "
