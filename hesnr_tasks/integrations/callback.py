@@ -51,11 +51,11 @@ class HESNRCallback(TrainerCallback):
     tokens_per_second (reading). `evaluations` keeps the sums of each trajectory, `signature` every choice behind them.
 
     With several processes that each hold the whole model (DistributedDataParallel, DeepSpeed stages 1 and 2) the
-    trajectories are split over all of them. Of a model that FSDP2 or DeepSpeed's ZeRO stage 3 has spread over them, all
-    processes run all forward passes together, which gather it module by module; a process that fails inside one (out of
-    memory, say) ends the run whatever `on_error` is: the others wait for it. Raises `HesnrError` at construction or
-    before the first step for settings, data or models that cannot be scored, among them FSDP 1, and tensor, context and
-    sequence parallel ones.
+    trajectories are split over all of them. Of a model that FSDP2, DeepSpeed's ZeRO stage 3 or tensor parallelism over
+    all processes (transformers' `tp_plan`) has spread over them, all processes run all forward passes together; a
+    process that fails inside one (out of memory, say) ends the run whatever `on_error` is: the others wait for it.
+    Raises `HesnrError` at construction or before the first step for settings, data or models that cannot be scored,
+    among them FSDP 1, tensor parallelism combined with data parallelism or FSDP2, and context and sequence parallelism.
     """
 
     def __init__(

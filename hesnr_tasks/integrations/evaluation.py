@@ -248,25 +248,43 @@ def unwrap(model: Any, parallelism: Any = None) -> torch.nn.Module:
 def _refusals(model: Any, parallelism: Any) -> Iterator[str]:
     if any(_is_a(module, "FullyShardedDataParallel") for module in model.modules()):
         yield "it is sharded by FSDP 1, which PyTorch has replaced; set fsdp_version: 2 in fsdp_config"
+    split, processes = tensor_parallel_size(model), dist.get_world_size() if _grouped() else 1
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "placements") and not any(_is_a(module, "FSDPModule") for module in model.modules()):
-            yield f"{name} is spread over processes (a DTensor), but not by FSDP2"
+        if hasattr(parameter, "placements") and split == 1 and not _has_fsdp2(model):
+            yield f"{name} is spread over processes (a DTensor), but neither by FSDP2 nor by transformers' tp_plan"
         if parameter.device.type == "meta":
             yield f"{name} has no data here (device meta)"
-    if int(getattr(model, "_tp_size", None) or 1) > 1:
-        yield "it is split by tensor parallelism"
-    for kind in ("tp", "cp", "sp"):
+    if split > 1 and (split != processes or _has_fsdp2(model)):
+        yield (
+            f"it is split by tensor parallelism over {split} of {processes} processes; only tensor parallelism over "
+            "all processes, with no other parallelism beside it, is supported"
+        )
+    for kind in ("cp", "sp"):
         if getattr(parallelism, f"{kind}_enabled", False):
             yield f"parallelism_config has {kind}_enabled"
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether FSDP2 or ZeRO stage 3 has spread `model` over processes: each holds a part of every parameter.
+    """Whether FSDP2, ZeRO stage 3 or tensor parallelism has spread `model` over processes: each holds a part of it.
 
-    Both gather parameters module by module in the forward pass of the model itself, which all processes must run.
+    All gather parameters or activations module by module in the forward pass of the model itself, which all processes
+    must run.
     """
     zero3 = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-    return zero3 or any(_is_a(module, "FSDPModule") for module in model.modules())
+    return zero3 or _has_fsdp2(model) or tensor_parallel_size(model) > 1
+
+
+def tensor_parallel_size(model: torch.nn.Module) -> int:
+    """Over how many processes transformers' `tp_plan` has split the weights of `model`; 1: it has not."""
+    return max(int(getattr(module, "_tp_size", None) or 1) for module in model.modules())
+
+
+def _has_fsdp2(model: torch.nn.Module) -> bool:
+    return any(_is_a(module, "FSDPModule") for module in model.modules())
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _is_a(module: Any, name: str) -> bool:
@@ -397,8 +415,7 @@ class Evaluator:
         assert isinstance(backend, hf.HuggingFaceBackend)
         self._backend = backend
         self.texts = prepare(settings, live.tokenizer, live.add_bos_token, live.max_length)
-        grouped = dist.is_available() and dist.is_initialized()
-        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if _grouped() else (0, 1)
         try:  # the self-check: what cannot be scored is an error before the first step
             with live.evaluating():
                 _ = self._backend.engine
@@ -473,7 +490,7 @@ class Evaluator:
 
 def gather(own: Any) -> list[Any]:
     """`own` of every process, in the order of their ranks."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _grouped():
         return [own]
     answers: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(answers, own)

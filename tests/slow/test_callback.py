@@ -250,7 +250,7 @@ def test_models_of_which_a_process_has_only_a_part_are_refused():
     split._tp_size = 2  # what transformers' tp_plan leaves on a model
     with torch.device("meta"):
         empty = gpt2()
-    for model, words in ((split, "tensor parallelism"), (empty, "device meta")):
+    for model, words in ((split, "tensor parallelism over 2 of 1 processes"), (empty, "device meta")):
         with pytest.raises(ScoringError, match=f"{words}.*Evaluate saved checkpoints"):
             unwrap(model)
     model = gpt2()

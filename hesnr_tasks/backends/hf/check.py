@@ -144,6 +144,12 @@ class _SelfCheck:
         ids = torch.from_numpy(text.ids).to(model.device, torch.int64)
         with model.no_grad(), fresh_rope(model.outer):
             logits = model.full_logits(ids[None])[0]
+            if model.sharded and logits.shape[1] < model.vocabulary:
+                raise ScoringError(
+                    f"{model.name} gives logits of {logits.shape[1]} of the {model.vocabulary} vocabulary entries: "
+                    "each process has those of its part of the head. Load it with a tp_plan that gathers them "
+                    "(tp_plan='auto')"
+                )
             source = torch.from_numpy(text.targets - 1).to(logits.device, torch.int64)
             rows = logits[source].float().log_softmax(dim=1)
         logprob = rows.gather(1, ids[text.targets].to(rows.device)[:, None])

@@ -144,7 +144,8 @@ def _without_peft(model: Any) -> Any:
 
 
 def _logits(output: Any) -> torch.Tensor:
-    return output.logits if hasattr(output, "logits") else output[0]
+    logits = output.logits if hasattr(output, "logits") else output[0]
+    return logits.full_tensor() if hasattr(logits, "full_tensor") else logits  # a DTensor: of tensor parallelism
 
 
 @contextmanager

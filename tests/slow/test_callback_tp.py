@@ -1,0 +1,112 @@
+"""Tensor parallelism by transformers' `tp_plan`: all processes run all forward passes; numbers and training are those
+of the whole model.
+
+Started by torchrun, this file is the training script.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from transformers import LlamaForCausalLM, Trainer
+
+from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.integrations.evaluation import is_sharded
+from tests import ROOT
+from tests.slow.callback_main import SHARDED, llama
+from tests.slow.test_callback_ranks import LONG
+from tests.slow.training import RUNS, hesnr, losses, scoring, train, without_times, write
+
+PLANS = importlib.util.find_spec("transformers.distributed") and importlib.util.find_spec(
+    "transformers.distributed.tensor_parallel"
+)
+
+
+@pytest.mark.skipif(not PLANS, reason="this transformers does not split weights as DTensors")
+def test_a_tensor_parallel_model_has_the_numbers_of_the_whole_one_and_trains_the_same(tmp_path, capsys):
+    corpus = write(tmp_path / "six.jsonl", [*RUNS, LONG])
+    llama().save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "tests.slow.test_callback_tp", corpus, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-20_000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["split"] == [True, True]
+    assert [entry["step"] for entry in first["logged"]] == [0, 1, 2]
+    assert without_times(first["logged"]) == without_times(second["logged"])
+    assert first["losses"] == second["losses"]
+    assert without_times(first["losses"][0]) == without_times(first["losses"][1])
+    assert first["same"] is second["same"] is True
+    assert done.stderr.count("read each time, by all of 2 processes") == 1
+    for record in (first, second):
+        assert "of the 600 vocabulary entries" in record["not_gathered"]
+    trained = llama()
+    trained.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    for weights, logged in ((llama(), first["logged"][0]), (trained, first["logged"][-1])):
+        alone = hesnr(train(weights, tmp_path, scoring(corpus, **SHARDED), steps=1))[0]
+        assert alone["hesnr/tokens"] == logged["hesnr/tokens"] > 500
+        for name in ("he_snr", "he_ppl", "ppl", "he_tokens"):
+            assert logged[f"hesnr/{name}"] == pytest.approx(alone[f"hesnr/{name}"], rel=1e-4), name
+    assert first["logged"][0]["hesnr/ppl"] != pytest.approx(first["logged"][-1]["hesnr/ppl"], rel=1e-2)
+
+
+def load(folder, plan):
+    from transformers.distributed import DistributedConfig
+
+    config = DistributedConfig(tp_size=2, tp_plan=plan)
+    return LlamaForCausalLM.from_pretrained(Path(folder, "model"), distributed_config=config)
+
+
+class OnCPU(Trainer):
+    """accelerate accepts tensor parallelism on GPUs only, though all that it does for it runs on a CPU as well."""
+
+    def create_accelerator_and_postprocess(self):
+        from accelerate import ParallelismConfig
+
+        validate = ParallelismConfig._validate_accelerator
+        ParallelismConfig._validate_accelerator = lambda *_: None
+        try:
+            super().create_accelerator_and_postprocess()
+        finally:
+            ParallelismConfig._validate_accelerator = validate
+        self.accelerator.prepare_model = lambda model, **_: model
+
+
+def main(corpus, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    callbacks = ([scoring(corpus, **SHARDED)], [])
+    trainers = [train(load(folder, "auto"), folder, *several, steps=2, kind=OnCPU) for several in callbacks]
+    model = trainers[0].model
+    weights = [
+        {n: (v.full_tensor() if isinstance(v, DTensor) else v).clone() for n, v in t.model.state_dict().items()}
+        for t in trainers
+    ]
+    if dist.get_rank() == 0:
+        torch.save(weights[0], Path(folder, "weights.pt"))
+    not_gathered = ""
+    try:
+        train(load(folder, {"lm_head": "colwise"}), folder, scoring(corpus, **SHARDED), steps=1, kind=OnCPU)
+    except ScoringError as error:
+        not_gathered = str(error)
+    record = {
+        "logged": hesnr(trainers[0]),
+        "losses": [losses(trainer) for trainer in trainers],
+        "split": [is_sharded(model), isinstance(model.lm_head.weight, DTensor)],
+        "same": all(torch.equal(value, weights[1][name]) for name, value in weights[0].items()),
+        "not_gathered": not_gathered,
+    }
+    Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(record))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
