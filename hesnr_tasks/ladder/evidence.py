@@ -20,7 +20,7 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
 from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions
-from hesnr_tasks.metrics import EPSILON, METRICS, measure
+from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import RESAMPLES, SEED, holm, trajectories_needed
 
@@ -260,7 +260,7 @@ def judge_runs(
             if rows_of_task and not math.isnan(rows_of_task[0].error):
                 predicted[task if label == _BASE else f"{task} ({label})"] = rows_of_task
         rows += _rows(label, kept, aligned, choice, whole, settings, defined)
-        notes += _warnings(label, kept, aligned)
+        notes += _warnings(label, kept, aligned, settings.proxy)
     return Verdict(tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)))
 
 
@@ -307,8 +307,11 @@ def _aligned(runs: list[Run], notes: list[str]) -> list[Run]:
 
 
 def _proxy(name: str, runs: Sequence[Run]) -> Proxy:
-    parts = [run.sums.repeat(run.multiplicity).parts(name) for run in runs]
-    numerator, denominator = (np.stack(side) for side in zip(*parts, strict=True))
+    """Its sums; a checkpoint with too few tokens for a number has none, as in every table."""
+    repeated = [run.sums.repeat(run.multiplicity) for run in runs]
+    numerator, denominator = (np.stack(side) for side in zip(*(sums.parts(name) for sums in repeated), strict=True))
+    few = [i for i, sums in enumerate(repeated) if sums.counted(name).sum() < MIN_TOKENS]
+    numerator[few], denominator[few] = 0.0, 0.0
     entry = METRICS[name]
     title = entry.title.rstrip(" ↑↓")
     return Proxy(name, numerator, denominator, entry.exponentiate, bool(entry.higher_is_better), title)
@@ -354,7 +357,10 @@ def _rows(
     scores = {task: outcomes(ladder, task) for task in ladder.benchmarks}
     for checkpoint, run in zip(kept, runs, strict=True):
         mark = "best" if checkpoint.name == choice.best else "tie" if checkpoint.name in choice.ties else ""
-        values = measure(run.sums[None], run.multiplicity, defined, resamples=settings.resamples, seed=settings.seed)[0]
+        values = measure(
+            run.sums[None], run.multiplicity, defined, resamples=settings.resamples, seed=settings.seed,
+            min_tokens=MIN_TOKENS,
+        )[0]  # fmt: skip
         row: dict[str, Any] = {"checkpoint": checkpoint.name, "verdict": mark}
         row |= {"family": checkpoint.family, "stage": checkpoint.stage, "step": checkpoint.step, "group": label}
         row |= {name: values[name] for name in defined}
@@ -377,8 +383,11 @@ def _table(rows: Sequence[dict[str, Any]], settings: Settings) -> Table:
     return Table("ladder", "The ladder", shown, (note,), wide=wide)
 
 
-def _warnings(label: str, kept: Sequence[Checkpoint], runs: Sequence[Run]) -> Iterable[str]:
+def _warnings(label: str, kept: Sequence[Checkpoint], runs: Sequence[Run], proxy: str) -> Iterable[str]:
     n = int(runs[0].multiplicity.sum())
+    for run in runs:
+        if run.sums.repeat(run.multiplicity).counted(proxy).sum() < MIN_TOKENS:
+            yield f"{run.name}: fewer than {MIN_TOKENS} tokens for {proxy}; it has no value and is not chosen"
     if n < _FEW_TRAJECTORIES:
         yield f"{label}: few trajectories ({n}); intervals are wide and ties many"
     for run in runs:

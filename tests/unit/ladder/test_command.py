@@ -137,3 +137,9 @@ def test_a_ladder_of_other_checkpoints_is_refused(tmp_path, capsys):
     code, _, err = run(capsys, "verdict", RUNS, "--ladder", tmp_path / "l.yaml", *QUICK)
     assert code == 2
     assert "no score folder belongs to a checkpoint" in err
+
+
+def test_a_checkpoint_with_too_few_tokens_is_not_chosen(capsys):
+    code, _, err = run(capsys, "verdict", RUNS, "--epsilon", "2.29", *QUICK)  # hardly a token is above it
+    assert code == 2
+    assert "he_snr is defined for none of step1000-2k, step1004-8k" in err
