@@ -25,6 +25,7 @@ from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, n
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
 from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
+from hesnr_tasks.tasks.settings import Settings
 from hesnr_tasks.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def load(source: str | Path | Sequence[str | Path], **options: Any) -> list[Traj
 
     Raises:
         DataError: for records that cannot be read, or if there are none.
+        SettingsError: for an option that does not exist or cannot be used.
 
     >>> import hesnr_tasks as hesnr
     >>> from hesnr_tasks import demo
@@ -66,6 +68,13 @@ def load(source: str | Path | Sequence[str | Path], **options: Any) -> list[Traj
     (3, 'system')
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
+    if not sources or not all(str(item).strip() for item in sources):
+        raise SettingsError("load needs a file, glob, folder or hub id, and got an empty name")
+    names = ("config", "split", "only_resolved", "limit", "sample", "sample_seed", "on_error")
+    for name in options:
+        if name not in names:
+            raise SettingsError(f"load has no option {name!r}.{nearest(name, names)} There are: {', '.join(names)}")
+    Settings.read({name: value for name, value in options.items() if value is not None})
     return load_trajectories([str(item) for item in sources], **options)
 
 

@@ -12,6 +12,7 @@ A metric is one function from token columns to per-token terms. The terms are su
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.stats import (
     FEWEST_FOR_ERROR,
     RESAMPLES,
@@ -151,9 +153,11 @@ def metric(
         suite: "core" for every result and table; "proxies" for `hesnr_proxies`, `compare --metrics` and ladders only.
 
     Raises:
-        ValueError: for a name that is taken.
+        ValueError: for a name that is taken, or has other signs.
     """
     sets = (over, over) if isinstance(over, str) else over
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"a metric's name has letters, digits and underscores only, not {name!r}")
     if name in METRICS or (name in _COLUMNS and average != "total"):
         raise ValueError(
             f"a metric named {name!r} is registered already; choose another name, or `unregister` it first"
@@ -304,7 +308,7 @@ def cell_sums(
         if key not in terms:
             subset = subsets[entry.over[part]]
             missing = any(getattr(subset, name) is None for name in entry.needs)
-            terms[key] = (math.nan, math.nan) if missing else entry.definition(subset)
+            terms[key] = (math.nan, math.nan) if missing else _terms(entry, subset)
         return terms[key][part] if isinstance(terms[key], tuple) else terms[key]
 
     chosen = set(names_of() if metrics is None else metrics)
@@ -317,6 +321,20 @@ def cell_sums(
         else:
             values[..., i] = total(1.0, "tokens" if name == "tokens" else "decisions")
     return TrajectorySums(values[order], names)
+
+
+def _terms(entry: Metric, tokens: TokenColumns) -> Any:
+    """What a metric's function returns, checked: one number a token, or two such arrays."""
+    try:
+        terms = entry.definition(tokens)
+        for part in terms if isinstance(terms, tuple) else (terms,):
+            np.broadcast_to(np.asarray(part, dtype=np.float64), len(tokens))
+    except Exception as error:  # the function is a user's
+        raise SettingsError(
+            f"the metric {entry.name!r} cannot be computed ({type(error).__name__}: {error}).\n"
+            "Its function must return one number a token, or a pair of such arrays (numerators, denominators)."
+        ) from error
+    return terms
 
 
 def topk_entropy(topk_logprobs: npt.NDArray[np.floating], k: int) -> FloatArray:

@@ -100,7 +100,7 @@ def test_a_new_format_filter_backend_and_metric_are_in_a_run_of_lm_eval(tried):
     assert "prompts" in shown["signature"]["filters"]
     assert shown["signature"]["run"]["backend"] == "uniform"
     assert shown["values"]["ppl,none"] == pytest.approx(shown["vocabulary"], rel=1e-5)
-    assert shown["values"]["mrr,none"] == 1
+    assert shown["values"]["log_rank,none"] == 0
     assert shown["values"]["tokens,none"] > 5
 
 
