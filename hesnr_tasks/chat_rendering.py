@@ -344,9 +344,9 @@ def _common_prefix(a: str, b: str) -> str:
 def _skeleton(conversation: Conversation, skeleton: str) -> tuple[list[Leaf], list[str]]:
     """The leaves in the order of the text, and the text before, between and after them."""
     by_mark = {str(leaf.mark): leaf for leaf in conversation.leaves}
-    found = [m[0] for m in MARK.finditer(skeleton)]
-    leaves = [by_mark[mark] for mark in found if mark in by_mark]
-    counts = Counter(found)
+    marks = [m[0] for m in MARK.finditer(skeleton)]
+    leaves = [by_mark[mark] for mark in marks if mark in by_mark]
+    counts = Counter(marks)
     for leaf in conversation.leaves:
         count = counts[str(leaf.mark)]
         place = f"message {leaf.message + 1}, {leaf.where}"
@@ -479,19 +479,19 @@ class _Labels:
         index = np.arange(form.start, form.end)
         if form.escape is not None:
             index = np.repeat(index, widths(leaf.value[form.start : form.end], form.escape))
-        at = self.position + np.arange(len(index))
+        positions = self.position + np.arange(len(index))
         if leaf.is_call:
             self.span(len(index), Kind.ACTION, leaf.turn, control=False)
             if leaf.action is not None and leaf.offsets is not None and len(index):
                 inside = index < len(leaf.offsets)  # `None` is shorter than, or as long as, `null`; `False` as `false`
-                self.places[leaf.action].append((at[inside], leaf.offsets[index[inside]]))
+                self.places[leaf.action].append((positions[inside], leaf.offsets[index[inside]]))
             return
         assert leaf.offsets is not None
         first = 0
         for segment, (action, offset) in zip(leaf.segments, leaf.offsets.tolist(), strict=True):
             low, high = np.searchsorted(index, (first, first + len(segment.text)))
             if action >= 0 and high > low:
-                self.places[action].append((at[low:high], index[low:high] - first + offset))
+                self.places[action].append((positions[low:high], index[low:high] - first + offset))
             self.span(int(high - low), segment.kind, leaf.turn, control=False)
             first += len(segment.text)
 
