@@ -8,7 +8,7 @@ import pytest
 
 from hesnr_tasks.analysis.frame import grid_sums, group_sums, load, selection, token_sums
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.metrics import METRICS, TokenColumns, TrajectorySums
+from hesnr_tasks.metrics import METRICS, TokenColumns, TrajectorySums, names_of
 from hesnr_tasks.scores import StoreError
 from hesnr_tasks.trajectory import Kind
 from tests.reference import comparison as slow
@@ -103,7 +103,7 @@ def test_an_empty_selection_is_zero_everywhere(frame):
     nothing = np.zeros(len(frame.label), dtype=bool)
     sums = token_sums(frame, nothing, 1.2, 10)
     assert not sums.values.any()
-    assert {METRICS[name].numerator for name in METRICS} <= set(sums.names)
+    assert {METRICS[name].numerator for name in names_of()} <= set(sums.names)
     assert group_sums(frame, np.full(len(frame.label), -1), 3, 1.2, 10).column("ppl").shape == (3, 9)
 
 
