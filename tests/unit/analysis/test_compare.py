@@ -97,7 +97,7 @@ def test_other_settings_are_refused_by_name_and_another_model_is_not(tmp_path):
     made.run_of(tmp_path / "c", 3, 60, tokenizer="900 tokens def")
     made.run_of(tmp_path / "d", 3, 60, render="chatml")
     assert "he_snr" in ask(tmp_path / "a", tmp_path / "b", "--resamples", 200)
-    with pytest.raises(SettingsError, match=r"a and c .* \(tokenizer: 600 tokens abc → 900 tokens def\)"):
+    with pytest.raises(SettingsError, match=r"one and made/one .* \(tokenizer: 600 tokens abc → 900 tokens def\)"):
         ask(tmp_path / "a", tmp_path / "c")
     with pytest.raises(SettingsError, match="render: transcript → chatml"):
         ask(tmp_path / "a", tmp_path / "b", tmp_path / "d")
