@@ -51,11 +51,11 @@ class Block(NamedTuple):
 
 
 class ActionSource(NamedTuple):
-    """An action that is written in another form in the text: character `at[i]` there is `places[i]` of `action`."""
+    """An action that is written in another form in the text: character `text_index[i]` there is `action_index[i]` of `action`."""
 
     action: str
-    at: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
+    text_index: npt.NDArray[np.int64]
+    action_index: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

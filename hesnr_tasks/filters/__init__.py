@@ -75,5 +75,5 @@ def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
         else:
             codes[start:end] = kind_code(kind)
     for source in rendered.sources or ():
-        codes[source.at] = action_code(filter_bits(source.action))[source.places]
+        codes[source.text_index] = action_code(filter_bits(source.action))[source.action_index]
     return codes
