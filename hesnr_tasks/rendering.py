@@ -51,7 +51,7 @@ class Block(NamedTuple):
 
 
 class ActionSource(NamedTuple):
-    """An action that is written in another form in the text: character `text_index[i]` there is `action_index[i]` of `action`."""
+    """An action written in another form: character `text_index[i]` of the text is `action_index[i]` of `action`."""
 
     action: str
     text_index: npt.NDArray[np.int64]
