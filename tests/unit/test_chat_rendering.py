@@ -56,7 +56,9 @@ def kept_action(rendered):
     counts = (np.uint64(1) << char_codes(rendered).astype(np.uint64)) & KEPT != 0
     if rendered.sources is None:
         return "".join(c for c, kept in zip(rendered.text, counts, strict=True) if kept)
-    kept = ("".join(s.action[i] for i in np.unique(s.action_index[counts[s.text_index]]).tolist()) for s in rendered.sources)
+    kept = (
+        "".join(s.action[i] for i in np.unique(s.action_index[counts[s.text_index]]).tolist()) for s in rendered.sources
+    )
     return "".join(kept)
 
 
