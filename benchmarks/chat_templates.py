@@ -1,6 +1,6 @@
 """What chat templates do with a trajectory under `render=native`, as a Markdown table (docs/renderings.md).
 
-    python benchmarks/chat_templates.py TRAJECTORIES [TEMPLATE.jinja …]
+    python -m benchmarks.chat_templates TRAJECTORIES [TEMPLATE.jinja …]
 
 Without templates, those of TRL's package. Each trajectory is rendered as it is and with reasoning before every turn.
 """

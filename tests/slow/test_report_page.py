@@ -177,7 +177,7 @@ def test_score_files_are_found_by_signature_not_by_name(real):
 
 
 def test_a_report_twice_is_the_same_to_the_byte(tmp_path):
-    ladders.score_files(tmp_path / "scores", ["step5-2k"], 4, 40)
+    ladders.score_files(tmp_path / "scores", ["step5-2k"], 4, 200)
     for name in ("a", "b"):
         report(tmp_path / "scores", "-o", tmp_path / name, "--resamples", 200)
     files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
