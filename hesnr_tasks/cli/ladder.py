@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from hesnr_tasks.errors import HesnrError, SettingsError
 from hesnr_tasks.ladder.evidence import Settings, Verdict, checkpoints_of, judge
 from hesnr_tasks.ladder.run import JobResult, free_disk, jobs, run_jobs, run_jobs_on_ray
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream, read_ladder_file, write_ladder_file
+from hesnr_tasks.metrics import METRICS
 
 __all__ = ["add_arguments", "run"]
 
@@ -177,16 +178,17 @@ def _verdict(args: argparse.Namespace) -> int:
     remarks: list[str] = []
     if args.ladder:
         ladder, remarks = _read(args.ladder, args.downstream)
-    verdict = judge(args.sources, ladder, settings)
-    if args.ladder is None and args.downstream:
+    elif args.downstream:
         named = Ladder(tuple(c for c in checkpoints_of(folders(args.sources), None) if c is not None))
         ladder, remarks = add_downstream(named, args.downstream)
-        verdict = judge(args.sources, ladder, settings)
+    verdict = judge(args.sources, ladder, settings)
     verdict = replace(verdict, notes=(*remarks, *verdict.notes))
     if args.format == "json":
         print(verdict.to_json())
     elif args.format == "latex":
         print(_latex(verdict))
+    elif args.format == "markdown":
+        print(_markdown(verdict))
     else:
         print(_text(verdict))
     return _exit_status(verdict, args.fail_under)
@@ -201,18 +203,40 @@ def _latex(verdict: Verdict) -> str:
     """The table with the best in bold and ties marked with a dagger."""
     import pandas as pd
 
+    marks = {"best": r"\textbf{%s}", "tie": r"%s$^\dagger$", "": "%s"}
+    frame = pd.DataFrame(_cells(verdict, marks, r" $\pm$ ", _escaped))
+    return str(frame.to_latex(index=False, escape=False, na_rep="--"))
+
+
+def _markdown(verdict: Verdict) -> str:
+    """The sentences, the table with the best in bold and ties marked with a dagger, and the notes."""
+    marks = {"best": "**%s**", "tie": "%s †", "": "%s"}
+    cells = _cells(verdict, marks, " ± ", lambda text: text.replace("|", "\\|"))
+    lines = [list(cells[0]), ["---", *["---:"] * (len(cells[0]) - 1)], *(list(row.values()) for row in cells)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    notes = "\n".join(f"- {note}" for note in verdict.remarks)
+    return "\n\n".join([*verdict.sentences, table, notes]).rstrip()
+
+
+def _cells(
+    verdict: Verdict, marks: Mapping[str, str], plus_minus: str, escape: Callable[[str], str]
+) -> list[dict[str, str]]:
+    """The essential columns of the table as text, the checkpoint's name marked by its verdict."""
     rows = []
     for row in verdict.table.rows:
-        mark = {"best": r"\textbf{%s}", "tie": r"%s$^\dagger$", "": "%s"}[row["verdict"]]
-        cells = {"checkpoint": mark % _escaped(str(row["checkpoint"]))}
+        cells = {"checkpoint": marks[row["verdict"]] % escape(str(row["checkpoint"]))}
         for key, value in row.items():
-            if key not in (*verdict.table.wide, "checkpoint", "verdict", "group"):
-                number = rf"{value.value:.4g} $\pm$ {value.stderr:.2g}" if hasattr(value, "stderr") else value
-                cells[_escaped(key)] = (
-                    "--" if number is None else _escaped(f"{number:g}") if isinstance(number, (int, float)) else number
-                )
+            if key in (*verdict.table.wide, "checkpoint", "verdict", "group"):
+                continue
+            if hasattr(value, "stderr"):
+                text = f"{value.value:.4g}{plus_minus}{value.stderr:.2g}"
+            elif isinstance(value, (int, float)):
+                text = escape(f"{value:g}")
+            else:
+                text = "--" if value is None else escape(str(value))
+            cells[escape(key)] = text
         rows.append(cells)
-    return str(pd.DataFrame(rows).to_latex(index=False, escape=False, na_rep="--"))
+    return rows
 
 
 def _escaped(text: str) -> str:
@@ -233,8 +257,6 @@ def _exit_status(verdict: Verdict, wanted: str | None) -> int:
         raise SettingsError(
             f"--fail-under {wanted!r} must be a metric of the table and a number, as he_snr=0.1"
         ) from None
-    from hesnr_tasks.metrics import METRICS
-
     passed = reached >= bound if METRICS[name].higher_is_better else reached <= bound
     if not passed:
         print(f"hesnr: {row['checkpoint']} has {name} {reached:.4g}, worse than {bound:g}", file=sys.stderr)
@@ -244,4 +266,3 @@ def _exit_status(verdict: Verdict, wanted: str | None) -> int:
 def _say(remarks: list[str]) -> None:
     for remark in remarks:
         print(f"hesnr: {remark}", file=sys.stderr)
-    sys.stdout.flush() if os.isatty(1) else None

@@ -116,6 +116,14 @@ def test_latex_marks_ties(ladder_of_six, capsys):
     assert r"c2$^\dagger$" in out  # the same scores
 
 
+def test_markdown_is_a_table_of_pipes_with_ties_marked(ladder_of_six, capsys):
+    _, out, _ = run(capsys, "verdict", ladder_of_six, "--format", "markdown", *QUICK)
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| **c0** | ")
+    assert any(line.startswith("| c2 † | ") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
