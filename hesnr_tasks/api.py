@@ -25,7 +25,7 @@ from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, n
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
 from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
-from hesnr_tasks.tasks.settings import Settings
+from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def load(source: str | Path | Sequence[str | Path], **options: Any) -> list[Traj
     for name in options:
         if name not in names:
             raise SettingsError(f"load has no option {name!r}.{nearest(name, names)} There are: {', '.join(names)}")
-    Settings.read({name: value for name, value in options.items() if value is not None})
+    TaskSettings.read({name: value for name, value in options.items() if value is not None})
     return load_trajectories([str(item) for item in sources], **options)
 
 

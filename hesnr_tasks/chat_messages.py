@@ -68,7 +68,7 @@ class Container:
 
 
 @dataclass(slots=True)
-class _Call:
+class _StoredCall:
     name: Leaf
     arguments: dict[str, Any]
 
@@ -80,7 +80,7 @@ class _ChatMessage:
     turn: int
     content: list[Any] = field(default_factory=list)  # of leaves and literal strings
     reasoning: list[Any] = field(default_factory=list)
-    calls: list[_Call] = field(default_factory=list)
+    calls: list[_StoredCall] = field(default_factory=list)
 
 
 class Variant(NamedTuple):
@@ -140,7 +140,7 @@ class Conversation:
         self.leaves.append(leaf)
         return leaf
 
-    def _add(self, message: Message, native: list[_Parsed] | None, index: int, turn: int) -> None:
+    def _add(self, message: Message, native: list[_ActionCall] | None, index: int, turn: int) -> None:
         chat = _ChatMessage(message.role, index, turn)
         self.messages.append(chat)
         segments = [s for s in message.segments if not (native and s.kind is Kind.ACTION)]
@@ -161,7 +161,7 @@ class Conversation:
                 key: self._argument(text, start, action, chat, f"argument {key!r} of {where}", call.name, key)
                 for key, text, start in call.parameters
             }
-            chat.calls.append(_Call(name, arguments))
+            chat.calls.append(_StoredCall(name, arguments))
 
     def _split_reasoning(self, chat: _ChatMessage, segments: list[Segment]) -> list[Segment]:
         """`segments` without the reasoning at their start, which goes to a field of its own."""
@@ -300,12 +300,12 @@ class Conversation:
         ] or None
 
 
-class _Parsed(NamedTuple):
+class _ActionCall(NamedTuple):
     name: str
     parameters: tuple[tuple[str, str, int], ...]  # name, text and place in the action
 
 
-def native_calls(message: Message) -> list[_Parsed] | None:
+def native_calls(message: Message) -> list[_ActionCall] | None:
     """The calls of a message whose action is, to the character, the canonical form of stored calls; else None."""
     if [s.kind for s in message.segments if s.kind is Kind.ACTION] != [Kind.ACTION]:
         return None
@@ -317,12 +317,12 @@ def native_calls(message: Message) -> list[_Parsed] | None:
         if len(set(names)) < len(names) or not all(_NAME.fullmatch(n) for n in (call.name, *names)):
             return None
         values = tuple((p.name, text[p.value_start : p.value_end], p.value_start) for p in call.parameters)
-        parsed.append(_Parsed(call.name, values))
+        parsed.append(_ActionCall(call.name, values))
         written.append(render_call(ToolCall(call.name, {key: value for key, value, _ in values})))
     return parsed if parsed and "\n".join(written) == text.strip() else None
 
 
-def _types(calls: Sequence[_Parsed]) -> set[tuple[str, str]]:
+def _types(calls: Sequence[_ActionCall]) -> set[tuple[str, str]]:
     """The parameters whose values are no strings: all of them are JSON of something else."""
     kinds: dict[tuple[str, str], bool] = {}
     for call in calls:

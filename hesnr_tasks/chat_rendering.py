@@ -362,7 +362,7 @@ def _skeleton(conversation: Conversation, skeleton: str) -> tuple[list[Leaf], li
     return leaves, MARK.split(skeleton)
 
 
-class _Form(NamedTuple):
+class _LeafForm(NamedTuple):
     """A leaf as a template may write it: `text`, made from characters `start` to `end` of the leaf."""
 
     text: str
@@ -404,31 +404,31 @@ _ESCAPES: tuple[Callable[[str], str], ...] = (  # character by character
 )
 
 
-def _forms(leaf: Leaf) -> Iterator[_Form]:
+def _forms(leaf: Leaf) -> Iterator[_LeafForm]:
     """The forms in which templates write a leaf, the plain one first, without repetitions."""
     if not isinstance(leaf.value, str):
         for text in dict.fromkeys((argument_json(leaf.value), str(leaf.value))):
-            yield _Form(text, 0, len(text))
+            yield _LeafForm(text, 0, len(text))
         return
     stripped: dict[str, int] = {}
     for strip in _STRIPS:
         text = strip(leaf.value)
         if text not in stripped:
             stripped[text] = leaf.value.find(text)
-            yield _Form(text, stripped[text], stripped[text] + len(text))
+            yield _LeafForm(text, stripped[text], stripped[text] + len(text))
     for text, start in stripped.items():
         for escaped, escape in {escape(text): escape for escape in reversed(_ESCAPES)}.items():
-            yield _Form(escaped, start, start + len(text), escape)
+            yield _LeafForm(escaped, start, start + len(text), escape)
 
 
-def _locate(text: str, gaps: list[str], leaves: list[Leaf]) -> list[tuple[int, _Form]]:
+def _locate(text: str, gaps: list[str], leaves: list[Leaf]) -> list[tuple[int, _LeafForm]]:
     """Where each leaf starts, and in which form, such that gaps and leaves join to `text`: a search, depth first."""
     if not leaves:
         if text == gaps[0]:
             return []
         raise DataError("its text depends on the content of messages")
     furthest, steps = 0, 0
-    places: list[tuple[int, _Form]] = []
+    places: list[tuple[int, _LeafForm]] = []
     if not text.startswith(gaps[0]):
         raise DataError(f"its text before message {leaves[0].message + 1} depends on the content of messages")
     stack = [(len(gaps[0]), _forms(leaves[0]))]
@@ -475,7 +475,7 @@ class _Labels:
             self.spans.append(Span(self.position, self.position + length, kind, turn, control))
             self.position += length
 
-    def leaf(self, leaf: Leaf, form: _Form) -> None:
+    def leaf(self, leaf: Leaf, form: _LeafForm) -> None:
         index = np.arange(form.start, form.end)
         if form.escape is not None:
             index = np.repeat(index, widths(leaf.value[form.start : form.end], form.escape))
@@ -501,7 +501,7 @@ def _rendered(
     conversation: Conversation,
     gaps: list[str],
     leaves: list[Leaf],
-    places: list[tuple[int, _Form]],
+    places: list[tuple[int, _LeafForm]],
     borders: _Borders,
 ) -> Rendered:
     labels = _Labels(len(conversation.actions))

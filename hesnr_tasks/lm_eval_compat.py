@@ -22,8 +22,8 @@ from lm_eval.utils import simple_parse_args_string
 from hesnr_tasks.errors import HesnrError
 
 __all__ = [
-    "Evaluation",
     "OpaqueInstance",
+    "RunningEvaluation",
     "attach_lm_eval_handlers",
     "attach_request_type",
     "exit_on_command_line",
@@ -41,7 +41,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class RunningEvaluation:
     """How lm-eval was called.
 
     Args:
@@ -67,7 +67,7 @@ class Evaluation:
         return key in self.model_args and str(self.model_args[key]) == str(value)
 
 
-def running_evaluation() -> Evaluation:
+def running_evaluation() -> RunningEvaluation:
     """The evaluation that is running in this thread, read from the frame of `simple_evaluate`.
 
     lm-eval hands a task one mapping, `YAML metadata | model_args | metadata`, without a record of which key came from
@@ -78,7 +78,7 @@ def running_evaluation() -> Evaluation:
     caller = _frame("lm_eval.evaluator", "simple_evaluate")
     is_command = _frame("lm_eval._cli") is not None
     if caller is None:
-        return Evaluation(is_command=is_command)
+        return RunningEvaluation(is_command=is_command)
     arguments = caller.f_locals
     model_args = arguments.get("model_args")
     if isinstance(model_args, str):
@@ -88,7 +88,7 @@ def running_evaluation() -> Evaluation:
     ):  # beside a model object, arguments are only copied into the metadata
         model_args = model_args or None
     output_path = getattr(arguments.get("evaluation_tracker"), "output_path", None)
-    return Evaluation(
+    return RunningEvaluation(
         None if model_args is None else dict(model_args),
         Path(output_path) if output_path else None,
         is_command,

@@ -29,7 +29,7 @@ from benchmarks.egss.world import LIMIT, NOTHING, build, names, outcomes, seeded
 from hesnr_tasks.egss import GatedModel
 from hesnr_tasks.egss.gates import calibrate
 from hesnr_tasks.egss.ledger import Spent
-from hesnr_tasks.egss.report import InstanceRun, Record, read_instance
+from hesnr_tasks.egss.report import InstanceRun, TaskCost, read_instance
 
 MODEL = "openai/bench"
 PRICES = (3e-6, 3e-7, 1.5e-5)  # $ a token: prompt, cached prompt, output
@@ -206,4 +206,4 @@ def choose(name, method, runs, seed):
         spent.append(Spent(3, 3 * (SELECT + 200 * len(finalists)), 0, 3 * (10 + 55 * len(finalists))))
         states = [max(finalists, key=lambda state: (votes[state], lot[state]))]
     resolved = bool(states) and outcomes_of_task["resolved"][states[0]]
-    return Record(name, method, len(runs), float(resolved), Spent.sum(spent))
+    return TaskCost(name, method, len(runs), float(resolved), Spent.sum(spent))

@@ -129,7 +129,7 @@ _DEPTH = 6
 _LEVELS = 3  # strings of JSON in strings of JSON
 
 
-class _Reading(NamedTuple):
+class _ParsedCall(NamedTuple):
     """One call as it is read: its name, its values, and where its object ends."""
 
     name: str
@@ -143,21 +143,21 @@ class _TreeReader(NamedTuple):
     view: View
     level: int
 
-    def calls(self, node: _Node, depth: int = 0) -> Iterator[_Reading]:
+    def calls(self, node: _Node, depth: int = 0) -> Iterator[_ParsedCall]:
         end = self.view.offsets[node.end]
         if node.kind == "object":
             yield from self._object(node, depth)
         elif node.kind != "array":
-            yield _Reading("", [self._parameter("", node)], end)
+            yield _ParsedCall("", [self._parameter("", node)], end)
         else:
             plain = [member for _, member in node.members if member.kind != "object" or depth >= _DEPTH]
             if plain:
-                yield _Reading("", [self._parameter("", member) for member in plain], end)
+                yield _ParsedCall("", [self._parameter("", member) for member in plain], end)
             for _, member in node.members:
                 if member.kind == "object" and depth < _DEPTH:
                     yield from self._object(member, depth + 1)
 
-    def _object(self, node: _Node, depth: int) -> Iterator[_Reading]:
+    def _object(self, node: _Node, depth: int) -> Iterator[_ParsedCall]:
         end = self.view.offsets[node.end]
         list_key, listed = node.get(*_LISTS)
         inner_key, inner = node.get(*_INNER)
@@ -180,13 +180,13 @@ class _TreeReader(NamedTuple):
         arguments_key, arguments = node.get(*_ARGUMENTS)
         if name_key == "action" and not arguments and self._is_command(node):
             members = [("command" if key == "action" else key, member) for key, member in node.members]
-            yield _Reading("", self._parameters(members), end)
+            yield _ParsedCall("", self._parameters(members), end)
         elif not name and not arguments and len(node.members) == 1 and node.members[0][1].kind == "object":
             key, only = node.members[0]
             if not key and depth < _DEPTH:  # a pair of braces too many
                 yield from self._object(only, depth + 1)
             else:
-                yield _Reading(key, self._parameters(only.members), end)
+                yield _ParsedCall(key, self._parameters(only.members), end)
         else:
             uses = arguments.get("tool_uses")[1] if arguments and arguments.kind == "object" else None
             if uses and uses.kind == "array" and depth < _DEPTH:  # several calls as the arguments of one
@@ -196,9 +196,9 @@ class _TreeReader(NamedTuple):
             if arguments:
                 parameters += self.arguments(arguments_key, arguments)
             text = self.view.text[name.start : name.end] if name else ""
-            yield _Reading(text, sorted(parameters, key=lambda p: p.value_start), end)
+            yield _ParsedCall(text, sorted(parameters, key=lambda p: p.value_start), end)
 
-    def all(self, start: int, depth: int = 0) -> Iterator[_Reading]:
+    def all(self, start: int, depth: int = 0) -> Iterator[_ParsedCall]:
         """The calls of the value at `start`."""
         root, _ = _tree(self.view.text, start)
         return (reading for _, member in root.members for reading in self.calls(member, depth))
@@ -209,17 +209,17 @@ class _TreeReader(NamedTuple):
         alone = all(key in ("action", "thought", "analysis", "plan") for key, _ in node.members)
         return not re.fullmatch(r"[\w.:/-]{1,100}", action) or (alone and not is_prose(action))
 
-    def _with_rest(self, node: _Node, used: str, calls: list[_Reading]) -> Iterator[_Reading]:
+    def _with_rest(self, node: _Node, used: str, calls: list[_ParsedCall]) -> Iterator[_ParsedCall]:
         """`calls`, and the other members of the object they are in as values of a call without a name."""
         rest, end = self._rest(node, used), self.view.offsets[node.end]
         first = calls[0].parameters[0].value_start if calls and calls[0].parameters else end
         before = [p for p in rest if p.value_end <= first]
         after = [p for p in rest if p.value_start >= max((c.end for c in calls), default=first)]
         if before:
-            yield _Reading("", before, before[-1].value_end)
+            yield _ParsedCall("", before, before[-1].value_end)
         yield from calls
         if after:
-            yield _Reading("", after, end)
+            yield _ParsedCall("", after, end)
 
     def _rest(self, node: _Node, *used: str) -> list[Parameter]:
         return self._parameters([item for item in node.members if item[0] not in (*filter(None, used), *_BESIDE)])
@@ -296,12 +296,12 @@ def json_calls(text: str, start: int, end: int, value: int = -1, name: str = "")
     reader = _TreeReader(View(text, range(len(text) + 1)), 0)
     if name:
         parameters = reader.arguments("arguments", root.members[0][1] if root.members else root)
-        readings = [_Reading(name, sorted(parameters, key=lambda p: p.value_start), after)]
+        readings = [_ParsedCall(name, sorted(parameters, key=lambda p: p.value_start), after)]
     else:
         readings = [reading for _, node in root.members for reading in reader.calls(node)]
     calls: list[Call] = []
     limit = min(after, end)
-    for i, reading in enumerate(readings or [_Reading("", [], after)], 1):
+    for i, reading in enumerate(readings or [_ParsedCall("", [], after)], 1):
         stop = max(start, min(reading.end, limit) if i < len(readings) else limit)
         in_order: list[Parameter] = []  # those that lie between `start` and `stop`, cut at `stop`
         position = start

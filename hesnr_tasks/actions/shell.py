@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from hesnr_tasks.actions import CharSpan
-from hesnr_tasks.actions.shell_lexer import Command, HereDocument, Word, lex_shell
+from hesnr_tasks.actions.shell_lexer import Command, HereDocument, ShellWord, lex_shell
 from hesnr_tasks.actions.tools import (
     ALIKE,
     PROGRAMS,
@@ -88,7 +88,7 @@ def _extent(command: Command) -> CharSpan:
     return min(word.start for word in places), max(word.end for word in places)
 
 
-def _value(word: Word, text: str) -> str:
+def _value(word: ShellWord, text: str) -> str:
     """The word without quotes; as it stands where something would be put in its place."""
     raw = text[word.start : word.end]
     return raw if word.quote != "'" and re.search(r"\$[({]|`", raw) else word.text
@@ -157,7 +157,7 @@ def _document_mark(document: HereDocument, text: str) -> tuple[int, int, str]:
     return document.start, end, f"<{body}>"
 
 
-def _quoted(word: Word, text: str) -> str:
+def _quoted(word: ShellWord, text: str) -> str:
     raw = text[word.start : word.end]
     if word.quote != "'" and ("$" in raw or "`" in raw):
         return raw

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from hesnr_tasks.actions import CharSpan
 
-__all__ = ["EXACT", "LOOSE", "TABS", "Command", "HereDocument", "LineIndex", "Script", "Word", "lex_shell"]
+__all__ = ["EXACT", "LOOSE", "TABS", "Command", "HereDocument", "LineIndex", "Script", "ShellWord", "lex_shell"]
 
 # how `LineIndex.find` compares lines
 EXACT = "="
@@ -46,7 +46,7 @@ class LineIndex:
 
 
 @dataclass(slots=True)
-class Word:
+class ShellWord:
     """One word of a command."""
 
     start: int
@@ -64,8 +64,8 @@ class Word:
 class Command:
     """A simple command: its words, and the files its output goes to."""
 
-    words: list[Word] = field(default_factory=list)
-    targets: list[Word] = field(default_factory=list)
+    words: list[ShellWord] = field(default_factory=list)
+    targets: list[ShellWord] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Script:
 
 def lex_shell(text: str) -> Script:
     """Lex a shell script or fragment. Never raises; time is linear in the length."""
-    return _Lexer(text).run()
+    return _ShellLexer(text).run()
 
 
 _NESTED = r"(?P<escape>\\[\s\S]?)|(?P<nest>\$\(\(?|\$\{)|(?P<tick>`)|(?P<double>\")"
@@ -120,11 +120,11 @@ class _Context:
     closer: str = ""
     depth: int = 1
     pipeline: list[Command] = field(default_factory=lambda: [Command()])
-    word: Word | None = None
+    word: ShellWord | None = None
     redirected: bool = False  # the next word is the target of a redirection
 
 
-class _Lexer:
+class _ShellLexer:
     def __init__(self, text: str) -> None:
         self.text, self.position, self.script = text, 0, Script()
         self.stack = [_Context("code")]
@@ -149,7 +149,7 @@ class _Lexer:
     def add(self, context: _Context, token: str, start: int, quote: str = "") -> None:
         """Add a piece to the present word, or begin one."""
         if context.word is None:
-            context.word = Word(start, self.position, quote)
+            context.word = ShellWord(start, self.position, quote)
         elif context.kind == "code":
             context.word.quote = ""
         context.word.parts.append(token)
@@ -266,4 +266,4 @@ class _Lexer:
             self.pending.append(document)
 
 
-_HANDLERS = {name: getattr(_Lexer, name) for pattern in _PATTERNS.values() for name in pattern.groupindex}
+_HANDLERS = {name: getattr(_ShellLexer, name) for pattern in _PATTERNS.values() for name in pattern.groupindex}

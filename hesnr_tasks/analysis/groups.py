@@ -22,7 +22,7 @@ NO_CALL = "(no call)"
 NO_LANGUAGE = "(none known)"
 
 
-_Mark = tuple[int, int, str]  # characters from, to, and what they are; later ones win
+_LabelledSpan = tuple[int, int, str]  # characters from, to, and what they are; later ones win
 
 
 class Groups(NamedTuple):
@@ -77,7 +77,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _by_text(frame: Frame, marks: Callable[[str], Iterator[_Mark]], otherwise: str) -> Groups:
+def _by_text(frame: Frame, marks: Callable[[str], Iterator[_LabelledSpan]], otherwise: str) -> Groups:
     """A token belongs where its last character does: a space before a word is part of that word's token."""
     codes = {otherwise: 0}
     index = np.zeros(len(frame.label), dtype=np.int64)
@@ -97,12 +97,12 @@ def _by_text(frame: Frame, marks: Callable[[str], Iterator[_Mark]], otherwise: s
     return Groups(shown, np.argsort(order)[index])
 
 
-def _tools(text: str) -> Iterator[_Mark]:
+def _tools(text: str) -> Iterator[_LabelledSpan]:
     for call in parse_action(text):
         yield call.start, call.end, call.name or "(no name)"
 
 
-def _languages(text: str) -> Iterator[_Mark]:
+def _languages(text: str) -> Iterator[_LabelledSpan]:
     """Inner pieces come after the ones they are in, so a Python script in a shell command is Python."""
     for region in regions(text):
         offsets = np.asarray(region.view.offsets[:-1])

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hesnr_tasks.actions import CharSpan
 from hesnr_tasks.actions.classes import action_class, canonical_key, decision_words
 from hesnr_tasks.actions.shell import CLASSES
 from hesnr_tasks.analysis.cases import TokenTexts, decision
@@ -36,7 +37,6 @@ from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, bootstrap_sums, estimates, resample_counts, standard_error
 from hesnr_tasks.trajectory import Kind
 
-CharSpan = tuple[int, int]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 COLUMNS = ("char_start", "char_end")  # of score files, beside those every frame has
@@ -121,7 +121,7 @@ def measure(
 # --- from trajectories to numbers -------------------------------------------------------------------------------------
 
 
-class Item(NamedTuple):
+class ToolEntropyItem(NamedTuple):
     """One trajectory's part in every number."""
 
     key: str
@@ -137,12 +137,12 @@ class Item(NamedTuple):
         return [float(len(self.entropies)), *powers, float(self.high), float(self.decisive), float(self.unmeasured)]
 
 
-def item_of(key: str, steps: Steps, epsilon: float, tokens_cut: int = 0) -> Item:
+def item_of(key: str, steps: Steps, epsilon: float, tokens_cut: int = 0) -> ToolEntropyItem:
     """The part of one trajectory; `epsilon` in nats."""
     measured = ~np.isnan(steps.entropy)
     entropy = steps.entropy[measured]
     high, decisive = int((entropy > epsilon).sum()), int(steps.decisive[measured].sum())
-    return Item(key, tuple(entropy.tolist()), high, decisive, int((~measured).sum()), tokens_cut)
+    return ToolEntropyItem(key, tuple(entropy.tolist()), high, decisive, int((~measured).sum()), tokens_cut)
 
 
 def _skewness(sums: FloatArray) -> FloatArray:
@@ -153,7 +153,7 @@ def _skewness(sums: FloatArray) -> FloatArray:
     return np.where(m2 > 1e-12 * square, m3 / m2**1.5, np.nan)
 
 
-_OF_SUMS: dict[str, Callable[[FloatArray], FloatArray]] = {  # of rows of `Item.sums`
+_OF_SUMS: dict[str, Callable[[FloatArray], FloatArray]] = {  # of rows of `ToolEntropyItem.sums`
     "mean": lambda sums: sums[:, 1] / sums[:, 0],
     "skewness": _skewness,
     "high": lambda sums: sums[:, 4] / sums[:, 0],
@@ -165,7 +165,7 @@ _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 MEASURES = ("mean", *_QUANTILES, "skewness", "high", "he", "steps", "unmeasured")
 
 
-def number(name: str, items: Sequence[Item]) -> float:
+def number(name: str, items: Sequence[ToolEntropyItem]) -> float:
     """One of `MEASURES` over all steps of all trajectories, nats or a share or a count; NaN where there is no step."""
     if name in _QUANTILES:
         return quantile([h for item in items for h in item.entropies], _QUANTILES[name])
@@ -174,7 +174,7 @@ def number(name: str, items: Sequence[Item]) -> float:
         return float(_OF_SUMS[name](np.array([sums]))[0])
 
 
-def stderr_of(name: str, items: Sequence[Item], resamples: int = RESAMPLES, seed: int = SEED) -> float:
+def stderr_of(name: str, items: Sequence[ToolEntropyItem], resamples: int = RESAMPLES, seed: int = SEED) -> float:
     """The cluster-bootstrap standard error of `number`; NaN for fewer than two trajectories."""
     if len(items) < 2:
         return math.nan
@@ -197,7 +197,7 @@ def _rank(n: np.float64 | FloatArray, share: float) -> IntArray:
     return np.maximum(1, np.ceil(np.asarray(n) * share - 1e-9)).astype(np.int64)
 
 
-def _resampled_quantiles(items: Sequence[Item], share: float, resamples: int, seed: int) -> FloatArray:
+def _resampled_quantiles(items: Sequence[ToolEntropyItem], share: float, resamples: int, seed: int) -> FloatArray:
     """The quantile in every resample, exactly: first the block of values it lies in, then the value; NaN for none."""
     values = np.array([h for item in items for h in item.entropies], dtype=np.float64)
     if not len(values):
@@ -257,7 +257,7 @@ class Profile:
     frame: Frame
     about: dict[str, Any]  # what every row of a table begins with
     entries: list[int]  # (T,) index of each trajectory in the frame
-    items: list[Item]  # (T,)
+    items: list[ToolEntropyItem]  # (T,)
     steps: pd.DataFrame  # trajectory, index, turn, start, end, entropy (nats), decisive, peak (index into the frame)
 
     @property
@@ -293,7 +293,7 @@ def profile_of(
     """
     counted, included, cut = frame.counted(chosen.mask), frame.included(chosen.mask), frame.n_truncated(chosen.mask)
     entries: list[int] = []
-    items: list[Item] = []
+    items: list[ToolEntropyItem] = []
     steps: list[pd.DataFrame] = []
     for i in np.flatnonzero(included):
         entry = frame.entries[i]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from hesnr_tasks.alignment import Encoded, Encoder, token_labels, token_turns
-from hesnr_tasks.backends.base import Backend, Scores, ScoringRequest, TokenScores, TokenSequence
+from hesnr_tasks.backends.base import Backend, ScoringRequest, SequenceScores, TokenScores, TokenSequence
 from hesnr_tasks.backends.identity import tokenizer_of
 from hesnr_tasks.errors import ScoringError, printable
 
@@ -206,7 +206,7 @@ def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_Tokenise
 
 def _compute(
     backend: Backend, texts: Sequence[_TokenisedRequest], k: int, done: Collection[str], *, show_progress: bool
-) -> Iterator[tuple[_TokenisedRequest, Scores]]:
+) -> Iterator[tuple[_TokenisedRequest, SequenceScores]]:
     """Scores of the texts that are not `done`, as they finish."""
     todo = [text for text in texts if text.n_fitting]
     sequences = []
@@ -221,10 +221,10 @@ def _compute(
             bar.set_postfix_str(printable(sequences[index].name[:40]), refresh=False)
             refuse_non_finite(sequences[index], scores)
             yield todo[index], scores
-    yield from ((text, Scores.empty(k)) for text in texts if not text.n_fitting and text.key not in done)
+    yield from ((text, SequenceScores.empty(k)) for text in texts if not text.n_fitting and text.key not in done)
 
 
-def _token_scores(text: _TokenisedRequest, scores: Scores, run: Mapping[str, Any]) -> TokenScores:
+def _token_scores(text: _TokenisedRequest, scores: SequenceScores, run: Mapping[str, Any]) -> TokenScores:
     position, encoded = text.targets[: text.n_fitting], text.encoded
     return TokenScores(
         key=text.key,
@@ -241,7 +241,7 @@ def _token_scores(text: _TokenisedRequest, scores: Scores, run: Mapping[str, Any
     )
 
 
-def refuse_non_finite(sequence: TokenSequence, scores: Scores) -> None:
+def refuse_non_finite(sequence: TokenSequence, scores: SequenceScores) -> None:
     """Raise `ScoringError` for NaN and infinite values."""
     good = np.isfinite(scores.logprob) & np.isfinite(scores.topk_logprobs).all(axis=1)
     if not good.all():

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.rendering import Rendered
 
-__all__ = ["OVERFLOW", "Backend", "Scores", "ScoringRequest", "TokenScores", "TokenSequence"]
+__all__ = ["OVERFLOW", "Backend", "ScoringRequest", "SequenceScores", "TokenScores", "TokenSequence"]
 
 OVERFLOW = ("right", "error", "skip")
 _NO_LABELS = np.uint64(0)
@@ -56,7 +56,7 @@ class TokenSequence(NamedTuple):
         return self._replace(targets=self.targets[first:last])
 
 
-class Scores(NamedTuple):
+class SequenceScores(NamedTuple):
     """Per target t: ln p(x_t | x_<t), rank, and the k most likely tokens, over the full vocabulary."""
 
     logprob: npt.NDArray[np.float32]  # (m,) nats
@@ -65,14 +65,14 @@ class Scores(NamedTuple):
     topk_ids: npt.NDArray[np.int32]  # (m, k)
 
     @classmethod
-    def empty(cls, k: int) -> Scores:
+    def empty(cls, k: int) -> SequenceScores:
         """The scores of no targets."""
         flat, wide = np.zeros(0, np.float32), np.zeros((0, k), np.float32)
         return cls(flat, flat.astype(np.int32), wide, wide.astype(np.int32))
 
 
 class Backend(ABC):
-    """Computes `Scores` with one of lm-eval's models."""
+    """Computes `SequenceScores` with one of lm-eval's models."""
 
     @property
     @abstractmethod
@@ -104,7 +104,7 @@ class Backend(ABC):
     @abstractmethod
     def score(
         self, sequences: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
-    ) -> Iterator[tuple[int, Scores]]:
+    ) -> Iterator[tuple[int, SequenceScores]]:
         """Yield (index, scores) of each sequence as it finishes, in any order.
 
         Args:
@@ -130,7 +130,7 @@ class TokenScores:
     label: npt.NDArray[np.uint64]  # (n,) see labels.py
     char_start: npt.NDArray[np.int32]  # (n,)
     char_end: npt.NDArray[np.int32]  # (n,)
-    scores: Scores
+    scores: SequenceScores
     tokens_total: int  # tokens of the full text
     labels_cut: npt.NDArray[np.uint64]  # (c,) labels of wanted tokens beyond the context limit, not scored
     run: Mapping[str, Any]  # Backend.describe() and how the text was tokenised

@@ -32,13 +32,13 @@ import requests
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util.retry import Retry
 
-from hesnr_tasks.backends.base import Backend, Scores, TokenSequence
+from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
 from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, same_value, stack, to_scores, vocabulary_bound
 from hesnr_tasks.bounded_io import parse_json
 from hesnr_tasks.errors import ScoringError, printable
 from hesnr_tasks.lm_eval_compat import running_evaluation
 
-__all__ = ["FORMS", "RefusedError", "Server", "TokenTexts", "make"]
+__all__ = ["FORMS", "RefusedError", "Server", "TokenIdsByText", "make"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("hesnr_tasks")
@@ -382,7 +382,7 @@ _SHIFTED = (
 )
 
 
-class TokenTexts:
+class TokenIdsByText:
     """From a token's text to its id, where only one token has that text."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -412,12 +412,12 @@ class TokenTexts:
         return ids
 
 
-class Form(NamedTuple):
+class AnswerForm(NamedTuple):
     """A form of answer: the fields of the request for k candidates, and how the answer's choice becomes `Rows`."""
 
     name: str
     fields: Callable[[int], dict[str, Any]]
-    rows: Callable[[TokenSequence, Mapping[str, Any], int, TokenTexts], Rows]
+    rows: Callable[[TokenSequence, Mapping[str, Any], int, TokenIdsByText], Rows]
 
 
 def _token_id(name: str, prefix: str | None = None) -> int:
@@ -427,7 +427,7 @@ def _token_id(name: str, prefix: str | None = None) -> int:
     return int(match[2])
 
 
-def _vllm_rows(text: TokenSequence, choice: Mapping[str, Any], k: int, names: TokenTexts) -> Rows:
+def _vllm_rows(text: TokenSequence, choice: Mapping[str, Any], k: int, names: TokenIdsByText) -> Rows:
     values = choice.get("prompt_logprobs")
     if not isinstance(values, list) or len(values) != len(text.ids):
         positions = f"{len(values)} positions" if isinstance(values, list) else "none"
@@ -462,7 +462,7 @@ def _row(position: int, target: int, entries: list[tuple[int, float, int | None]
         raise ValueError(f"at token {position} of the prompt: {error}") from error
 
 
-def _openai_rows(text: TokenSequence, choice: Mapping[str, Any], k: int, texts: TokenTexts) -> Rows:
+def _openai_rows(text: TokenSequence, choice: Mapping[str, Any], k: int, texts: TokenIdsByText) -> Rows:
     logprobs, n = choice.get("logprobs") or {}, len(text.ids)
     if not isinstance(logprobs, dict):
         raise ValueError("logprobs is not an object")
@@ -512,7 +512,7 @@ def _names_ids(tokens: list[Any]) -> bool:
     return all(match and match[1] for match in matches)
 
 
-def _openai_rows_by_id(text: TokenSequence, choice: Mapping[str, Any], k: int, texts: TokenTexts) -> Rows:
+def _openai_rows_by_id(text: TokenSequence, choice: Mapping[str, Any], k: int, texts: TokenIdsByText) -> Rows:
     logprobs = choice.get("logprobs")
     tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else None
     if isinstance(tokens, list) and not _names_ids(tokens):
@@ -525,12 +525,12 @@ def _echo(candidates: int, *, by_id: bool = True) -> dict[str, Any]:
 
 
 FORMS = (
-    Form("prompt_logprobs", lambda k: {"prompt_logprobs": k, "return_token_ids": True}, _vllm_rows),
-    Form("echo + logprobs", lambda k: _echo(max(k, _RANKS) + 1), _openai_rows_by_id),
-    Form("echo + logprobs, k + 1", lambda k: _echo(k + 1), _openai_rows_by_id),
-    Form("echo + logprobs, k", _echo, _openai_rows_by_id),
-    Form("plain echo + logprobs, k + 1", lambda k: _echo(k + 1, by_id=False), _openai_rows),
-    Form("plain echo + logprobs, k", lambda k: _echo(k, by_id=False), _openai_rows),
+    AnswerForm("prompt_logprobs", lambda k: {"prompt_logprobs": k, "return_token_ids": True}, _vllm_rows),
+    AnswerForm("echo + logprobs", lambda k: _echo(max(k, _RANKS) + 1), _openai_rows_by_id),
+    AnswerForm("echo + logprobs, k + 1", lambda k: _echo(k + 1), _openai_rows_by_id),
+    AnswerForm("echo + logprobs, k", _echo, _openai_rows_by_id),
+    AnswerForm("plain echo + logprobs, k + 1", lambda k: _echo(k + 1, by_id=False), _openai_rows),
+    AnswerForm("plain echo + logprobs, k", lambda k: _echo(k, by_id=False), _openai_rows),
 )
 """One line a form of answer, the best first."""
 
@@ -580,7 +580,7 @@ class CompletionsBackend(Backend):
         self._served = self._server.models()
         self._card = next((card for card in self._served if card.get("id") == lm.model), {})
         self._max_length = _max_length(int(lm.max_length), self._card.get("max_model_len"))
-        self._texts = TokenTexts(lm.tokenizer)
+        self._texts = TokenIdsByText(lm.tokenizer)
         self._vocabulary = vocabulary_bound(lm.tokenizer)
 
     @property
@@ -616,7 +616,7 @@ class CompletionsBackend(Backend):
 
     def score(
         self, sequences: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
-    ) -> Iterator[tuple[int, Scores]]:
+    ) -> Iterator[tuple[int, SequenceScores]]:
         """See `Backend.score`; the longest first, several at a time."""
         order = sorted(set(range(len(sequences))) - set(skip), key=lambda i: -len(sequences[i].ids))
         if not order:
@@ -634,7 +634,7 @@ class CompletionsBackend(Backend):
         finally:
             self._server.stop.set()
 
-    def _score_text(self, form: Form, text: TokenSequence, k: int) -> Scores:
+    def _score_text(self, form: AnswerForm, text: TokenSequence, k: int) -> SequenceScores:
         what = f"trajectory {text.name!r} ({len(text.ids)} tokens)"
         try:
             rows = self._rows(form, text, k, what)
@@ -647,11 +647,11 @@ class CompletionsBackend(Backend):
             raise ScoringError(f"{self._server} answered {what} with values that cannot be used: {error}") from error
         return to_scores(text, rows, f"the server at {self._server}", self._vocabulary)
 
-    def _rows(self, form: Form, text: TokenSequence, k: int, what: str) -> Rows:
+    def _rows(self, form: AnswerForm, text: TokenSequence, k: int, what: str) -> Rows:
         payload = {"model": self._lm.model, "prompt": text.ids.tolist(), "max_tokens": 1, "temperature": 0}
         return form.rows(text, self._server.complete(payload | form.fields(k), what), k, self._texts)
 
-    def _probe(self, text: TokenSequence, k: int) -> tuple[Form, Scores]:
+    def _probe(self, text: TokenSequence, k: int) -> tuple[AnswerForm, SequenceScores]:
         """The first form that this server has, and the scores of a short text in it."""
         failed: dict[str, list[str]] = {}
         for form in FORMS:
@@ -704,10 +704,12 @@ def _max_length(given: int, served: Any) -> int:
     return given
 
 
-def _in_parallel(order: Sequence[int], call: Callable[[int], Scores], threads: int) -> Iterator[tuple[int, Scores]]:
+def _in_parallel(
+    order: Sequence[int], call: Callable[[int], SequenceScores], threads: int
+) -> Iterator[tuple[int, SequenceScores]]:
     """Results as they come; the first exception ends it. Threads are daemons, so that an error ends the process."""
     todo: SimpleQueue[int] = SimpleQueue()
-    results: SimpleQueue[tuple[int, Scores | BaseException]] = SimpleQueue()
+    results: SimpleQueue[tuple[int, SequenceScores | BaseException]] = SimpleQueue()
     over = threading.Event()
 
     def work() -> None:

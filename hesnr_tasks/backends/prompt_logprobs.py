@@ -1,4 +1,4 @@
-"""From prompt log-probabilities, as engines and servers return them, to `Scores`: what does not add up is an error.
+"""From prompt log-probabilities of engines and servers to `SequenceScores`: what does not add up is an error.
 
 Of each target an engine tells its own log-probability and those of the k most likely tokens: k + 1 entries, or k where
 the target is one of the k. These rows are put in one form here and checked: the ids are those that were sent, values
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.backends.base import Scores, TokenSequence
+from hesnr_tasks.backends.base import SequenceScores, TokenSequence
 from hesnr_tasks.errors import ScoringError
 
 __all__ = ["Row", "Rows", "number", "row", "same_value", "stack", "to_scores", "vocabulary_bound"]
@@ -130,8 +130,8 @@ def stack(rows: list[Row]) -> Rows:
     return Rows(np.array(ids, dtype=np.int64), np.array(logprobs, dtype=np.float64), np.array(ranks, dtype=np.int64))
 
 
-def to_scores(sequence: TokenSequence, rows: Rows, source: str, vocabulary: int) -> Scores:
-    """Check the rows of a sequence and make `Scores` of them; `source` is who answered, for messages.
+def to_scores(sequence: TokenSequence, rows: Rows, source: str, vocabulary: int) -> SequenceScores:
+    """Check the rows of a sequence and make `SequenceScores` of them; `source` is who answered, for messages.
 
     The rank is 1 + the number of tokens strictly more likely. Within the top k it is counted here; beyond, it is the
     engine's own (vLLM counts equally likely tokens before the target), or -n where it gives none. `vocabulary`: more
@@ -185,7 +185,7 @@ def to_scores(sequence: TokenSequence, rows: Rows, source: str, vocabulary: int)
                 "the versions of model and engine."
             )
     clipped = np.minimum(rows.logprobs, 0.0).astype(np.float32)
-    return Scores(clipped[:, 0], rank.astype(np.int32), clipped[:, 1:], rows.ids[:, 1:].astype(np.int32))
+    return SequenceScores(clipped[:, 0], rank.astype(np.int32), clipped[:, 1:], rows.ids[:, 1:].astype(np.int32))
 
 
 def vocabulary_bound(tokenizer: Any) -> int:

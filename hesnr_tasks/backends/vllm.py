@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hesnr_tasks.backends.base import Backend, Scores, TokenSequence
+from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
 from hesnr_tasks.backends.identity import fingerprint
 from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, stack, to_scores, vocabulary_bound
 from hesnr_tasks.errors import ScoringError
@@ -110,7 +110,7 @@ class VLLMBackend(Backend):
 
     def score(
         self, sequences: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
-    ) -> Iterator[tuple[int, Scores]]:
+    ) -> Iterator[tuple[int, SequenceScores]]:
         """See `Backend.score`."""
         allowed = self._setting("max_logprobs", 20)
         if 0 <= allowed < k:
@@ -174,7 +174,7 @@ def _batches(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[i
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def _scores(sequence: TokenSequence, answer: Any, k: int, vocabulary: int) -> Scores:
+def _scores(sequence: TokenSequence, answer: Any, k: int, vocabulary: int) -> SequenceScores:
     logprobs = answer.prompt_logprobs
     try:
         if list(answer.prompt_token_ids or ()) != sequence.ids.tolist():

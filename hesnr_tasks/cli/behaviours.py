@@ -21,7 +21,7 @@ from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.exploration.behaviours import (
     MEASURES,
     OUTCOMES,
-    Corpus,
+    AnswerSet,
     compared,
     matched_passk,
     mean_of,
@@ -115,13 +115,13 @@ def tables(args: argparse.Namespace) -> tuple[list[Table], list[str]]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _measures(corpora: Sequence[Corpus]) -> list[str]:
+def _measures(corpora: Sequence[AnswerSet]) -> list[str]:
     """The measures that some answer has."""
     answers = [answer for corpus in corpora for answer in corpus.answers]
     return [name for name in MEASURES if any(not math.isnan(answer.values[name]) for answer in answers)]
 
 
-def _means(corpora: Sequence[Corpus], args: argparse.Namespace, notes: Sequence[str]) -> Table:
+def _means(corpora: Sequence[AnswerSet], args: argparse.Namespace, notes: Sequence[str]) -> Table:
     rows, measures = [], _measures(corpora)
     for corpus, name, outcome in itertools.product(corpora, measures, OUTCOMES):
         means = problem_means(corpus, name, outcome)
@@ -133,7 +133,7 @@ def _means(corpora: Sequence[Corpus], args: argparse.Namespace, notes: Sequence[
     return Table("behaviours", "What was written", rows, (*_NOTES, *meaning, about, *notes))
 
 
-def _right_and_wrong(corpora: Sequence[Corpus], args: argparse.Namespace) -> Iterator[Table]:
+def _right_and_wrong(corpora: Sequence[AnswerSet], args: argparse.Namespace) -> Iterator[Table]:
     rows = []
     for corpus in corpora:
         pairs = {
@@ -148,7 +148,7 @@ def _right_and_wrong(corpora: Sequence[Corpus], args: argparse.Namespace) -> Ite
         yield Table("right_less_wrong", "Right answers less wrong ones", rows, (note,))
 
 
-def _comparison(a: Corpus, b: Corpus, args: argparse.Namespace, suffix: str) -> Iterator[Table]:
+def _comparison(a: AnswerSet, b: AnswerSet, args: argparse.Namespace, suffix: str) -> Iterator[Table]:
     problems = [{answer.problem for answer in corpus.answers} for corpus in (a, b)]
     shared = problems[0] & problems[1]
     if not shared:
@@ -172,7 +172,7 @@ def _comparison(a: Corpus, b: Corpus, args: argparse.Namespace, suffix: str) -> 
     yield from _matched(a, b, args, suffix)
 
 
-def _matched(a: Corpus, b: Corpus, args: argparse.Namespace, suffix: str) -> Iterator[Table]:
+def _matched(a: AnswerSet, b: AnswerSet, args: argparse.Namespace, suffix: str) -> Iterator[Table]:
     judged = [Counter(answer.problem for answer in corpus.answers if answer.right is not None) for corpus in (a, b)]
     most = min(max(counts.values(), default=0) for counts in judged)
     if not most:
@@ -239,7 +239,7 @@ def _draw(results: Sequence[Table], stem: Path) -> None:
     save(picture, stem)
 
 
-def _write_trajectories(corpus: Corpus, path: Path) -> str:
+def _write_trajectories(corpus: AnswerSet, path: Path) -> str:
     """The answers as normalised trajectories; returns a note on what they are."""
     if any(answer.turns is not None for answer in corpus.answers):
         raise SettingsError("--trajectories is for lm-eval sample logs; these are trajectories already")

@@ -24,7 +24,7 @@ from hesnr_tasks.formats.outcomes import read_outcomes
 from hesnr_tasks.tasks.settings import add_flags
 from hesnr_tasks.trajectory import Trajectory
 
-__all__ = ["Totals", "add_arguments", "convert", "run"]
+__all__ = ["ConversionTotals", "add_arguments", "convert", "run"]
 
 _OUTCOMES = {True: "resolved", False: "not resolved", None: "outcome unknown"}
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @dataclass
-class Totals:
+class ConversionTotals:
     """Counts of what was written, and of what was read but not selected."""
 
     written: int = 0
@@ -118,7 +118,7 @@ def convert(
     format: str | None = None,
     force: bool = False,
     report: ReadReport | None = None,
-) -> Totals:
+) -> ConversionTotals:
     """Write the trajectories of `source` to `output`, one line each; the file appears complete or not at all.
 
     Args:
@@ -143,7 +143,7 @@ def convert(
     if not force and os.path.isfile(output):  # noqa: PTH113 - unlike Path's, it takes any name
         raise SettingsError(f"{output!r} is there already; --force replaces it")
     report = report if report is not None else ReadReport()
-    totals = Totals()
+    totals = ConversionTotals()
     read = read_trajectories(source, config=config, split=split, on_error=on_error, format=format, report=report)
     selected = itertools.islice(_selected(read, outcomes, only_resolved, totals), limit and min(limit, sys.maxsize))
     with open_output(output) as raw, _compressed(raw, output) as file:
@@ -169,7 +169,7 @@ def _selected(
     trajectories: Iterable[Trajectory],
     outcomes: Mapping[str, bool | None] | None,
     only_resolved: bool,
-    totals: Totals,
+    totals: ConversionTotals,
 ) -> Iterator[Trajectory]:
     """The trajectories to write, with the outcomes of the reports."""
     for trajectory in trajectories:

@@ -16,7 +16,7 @@ from hesnr_tasks.egss.ledger import Spent
 from hesnr_tasks.egss.report import (
     PRICE,
     InstanceRun,
-    Record,
+    TaskCost,
     curve_table,
     curves,
     kinds_table,
@@ -109,7 +109,7 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _records(arguments: Sequence[str], reports: Sequence[Path]) -> tuple[list[Record], list[InstanceRun], list[str]]:
+def _records(arguments: Sequence[str], reports: Sequence[Path]) -> tuple[list[TaskCost], list[InstanceRun], list[str]]:
     """A record a task of each argument; the trajectories behind them; footnotes."""
     if len(reports) != len(arguments):
         own = [Path(argument) / "report.json" for argument in arguments]
@@ -135,7 +135,7 @@ def _records(arguments: Sequence[str], reports: Sequence[Path]) -> tuple[list[Re
             spent, resolved = Spent.sum(pool[task].total for pool in by_task), outcomes.get(task)
             unstated += spent.unstated > 0
             if resolved is not None and not spent.unstated:
-                records.append(Record(task, method, len(pools), float(resolved), spent))
+                records.append(TaskCost(task, method, len(pools), float(resolved), spent))
         for count, problem in (
             (sum(outcomes.get(task) is None for task in common), f"without an outcome in {report}"),
             (unstated, "with calls whose usage the server did not state"),

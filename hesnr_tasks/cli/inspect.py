@@ -16,7 +16,7 @@ from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.tasks.settings import add_flags
 from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.viewer import page, terminal
-from hesnr_tasks.viewer.model import ScoredRun, Totals, View, load_tokenizer, tokenize, totals, view_of
+from hesnr_tasks.viewer.model import ScoredRun, Totals, TrajectoryView, load_tokenizer, tokenize, totals, view_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -94,7 +94,7 @@ def _selected(args: argparse.Namespace, report: ReadReport, notes: list[str]) ->
     raise DataError(f"no trajectory was found in {sources}. {reasons}".rstrip())
 
 
-def _text(views: Iterator[View], encoder: Encoder | None, style: terminal.Style) -> Iterator[str]:
+def _text(views: Iterator[TrajectoryView], encoder: Encoder | None, style: terminal.Style) -> Iterator[str]:
     yield terminal.legend(style)
     everything: list[Totals] = []
     count = 0
@@ -109,7 +109,7 @@ def _text(views: Iterator[View], encoder: Encoder | None, style: terminal.Style)
         yield from terminal.total_lines(f"all {count} trajectories", everything, style)
 
 
-def _write_page(path: Path, views: list[View], encoder: Encoder | None, runs: list[ScoredRun]) -> None:
+def _write_page(path: Path, views: list[TrajectoryView], encoder: Encoder | None, runs: list[ScoredRun]) -> None:
     if encoder:
         tokens = [[tokenize(view, encoder)[0] for view in views]]
     else:

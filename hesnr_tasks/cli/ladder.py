@@ -15,7 +15,7 @@ from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.cli.options import add_selection
 from hesnr_tasks.errors import HesnrError, SettingsError
-from hesnr_tasks.ladder.evidence import Settings, Verdict, checkpoints_of, judge
+from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, checkpoints_of, judge
 from hesnr_tasks.ladder.run import JobResult, free_disk, jobs, run_jobs, run_jobs_on_ray
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream, read_ladder_file, write_ladder_file
 from hesnr_tasks.metrics import METRICS
@@ -169,7 +169,7 @@ def _run(args: argparse.Namespace) -> int:
 def _verdict(args: argparse.Namespace) -> int:
     check_resamples(args.resamples, args.seed)
     k = 10 if args.k is None else args.k
-    settings = Settings(
+    settings = VerdictSettings(
         proxy=args.proxy, baseline=args.baseline, kinds=args.kinds, filters=args.filters, k=k,
         epsilon=check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0],
         context=args.context, run=args.run, resamples=args.resamples, seed=args.seed,

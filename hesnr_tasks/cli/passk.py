@@ -26,7 +26,7 @@ from hesnr_tasks.passk import (
 from hesnr_tasks.passk.outcome_files import Query, read
 from hesnr_tasks.stats import Estimate, holm
 
-__all__ = ["Result", "add_arguments", "checkpoints", "examine", "figure_data", "run"]
+__all__ = ["PassKResult", "add_arguments", "checkpoints", "examine", "figure_data", "run"]
 
 _MOST_SHOWN = 20  # discordant problems in text
 _CURVE_NOTES = (
@@ -41,7 +41,7 @@ _COMPARE_NOTES = (
 )
 
 
-class Result(NamedTuple):
+class PassKResult(NamedTuple):
     """Everything that was computed."""
 
     runs: Sequence[AnswerCounts]
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def examine(args: argparse.Namespace) -> Result:
+def examine(args: argparse.Namespace) -> PassKResult:
     """Read and compute; `HesnrError` for files or settings that give no number."""
     check_resamples(args.resamples, args.seed)
     if not 0.5 <= args.power < 1:
@@ -116,7 +116,7 @@ def examine(args: argparse.Namespace) -> Result:
         least, most = counts.n.min(), counts.n.max()
         if least < most:
             notes.append(f"{counts.name}: problems have {least} to {most} answers; each counts by its own n")
-    return Result(runs, curves, against, notes)
+    return PassKResult(runs, curves, against, notes)
 
 
 def checkpoints(words: Sequence[str], *, compare: bool) -> dict[str, list[Path]]:
@@ -144,7 +144,7 @@ def checkpoints(words: Sequence[str], *, compare: bool) -> dict[str, list[Path]]
     return by_name
 
 
-def _tables(result: Result) -> list[Table]:
+def _tables(result: PassKResult) -> list[Table]:
     rows: list[dict[str, Any]] = []
     for counts in result.runs:
         for point in result.curves[counts.name]:
@@ -172,7 +172,7 @@ def _tables(result: Result) -> list[Table]:
     return tables
 
 
-def figure_data(result: Result) -> dict[str, dict[str, list[Estimate]]]:
+def figure_data(result: PassKResult) -> dict[str, dict[str, list[Estimate]]]:
     """The numbers in the figure, in per cent: panel → checkpoint → an estimate for each k."""
 
     def percent(value: float, row: PassAtK | PassAtKDifference) -> Estimate:
@@ -186,7 +186,7 @@ def figure_data(result: Result) -> dict[str, dict[str, list[Estimate]]]:
     return panels
 
 
-def _draw(result: Result, stem: Path) -> None:
+def _draw(result: PassKResult, stem: Path) -> None:
     from hesnr_tasks.plotting import error_bars, figure, label, save
 
     panels = figure_data(result)

@@ -15,7 +15,7 @@ from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.egss.collect import PYTEST_FILES, collect, load_instances
 from hesnr_tasks.egss.judges import ChatModel
 from hesnr_tasks.egss.ledger import Journal
-from hesnr_tasks.egss.select import METHODS, Settings, select_instance
+from hesnr_tasks.egss.select import METHODS, SelectSettings, select_instance
 from hesnr_tasks.egss.suite import PYTEST, PatchTester, Runner, sandbox_config
 from hesnr_tasks.errors import SettingsError, nearest, printable
 
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(args: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
+def _checked(args: argparse.Namespace) -> tuple[SelectSettings, dict[str, Any]]:
     """The settings and litellm's arguments. Raises `SettingsError`."""
     if args.method not in METHODS:
         raise SettingsError(
@@ -126,7 +126,7 @@ def _checked(args: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
         raise SettingsError(f'--model-kwargs {args.model_kwargs!r} must be an object, such as {{"temperature": 0}}')
     runner = Runner(args.runner, args.test_files, args.timeout, args.repeats, args.budget)
     common = {"votes": args.votes, "top": args.top, "limit": args.limit, "seed": args.seed}
-    return Settings(args.method, **common, augment_path=args.augment_path, runner=runner), kwargs
+    return SelectSettings(args.method, **common, augment_path=args.augment_path, runner=runner), kwargs
 
 
 def _summary(why: Mapping[str, Mapping[str, Any]], notes: Mapping[str, int], output: Path, why_path: Path) -> str:

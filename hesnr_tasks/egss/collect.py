@@ -30,7 +30,7 @@ from hesnr_tasks.formats.json_access import deep, scalar_text, string
 from hesnr_tasks.formats.sources import Record, records, source_paths
 from hesnr_tasks.trajectory import Kind, Trajectory
 
-__all__ = ["PYTEST_FILES", "AgentTests", "Candidate", "changed_files", "collect", "patch_key", "source_patch"]
+__all__ = ["PYTEST_FILES", "AgentTests", "PatchCandidate", "changed_files", "collect", "patch_key", "source_patch"]
 
 PYTEST_FILES = r"(^|/)(test_[^/]*|[^/]*_test)\.py$"  # as pytest collects them
 _PREDICTIONS = ("preds.json", "all_preds.jsonl", "preds.jsonl", "*/*.pred", "*.pred")
@@ -50,7 +50,7 @@ class AgentTests:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PatchCandidate:
     """One run's answer to one instance."""
 
     instance_id: str
@@ -60,7 +60,9 @@ class Candidate:
     tests: AgentTests = field(default_factory=AgentTests)
 
 
-def collect(runs: Sequence[str], notes: Counter[str], test_files: str = PYTEST_FILES) -> dict[str, list[Candidate]]:
+def collect(
+    runs: Sequence[str], notes: Counter[str], test_files: str = PYTEST_FILES
+) -> dict[str, list[PatchCandidate]]:
     """The candidates of every instance, in the order of the runs.
 
     Args:
@@ -71,7 +73,7 @@ def collect(runs: Sequence[str], notes: Counter[str], test_files: str = PYTEST_F
     Raises:
         DataError: a run is not there, or none of them holds a submission.
     """
-    candidates: dict[str, list[Candidate]] = {}
+    candidates: dict[str, list[PatchCandidate]] = {}
     for run, name in zip(runs, unique_names([Path(run) for run in runs]), strict=True):
         if not Path(run).exists():
             raise DataError(f"{run}: no such run\nGive the output folder of an agent, or a file of trajectories.")
@@ -94,7 +96,9 @@ def collect(runs: Sequence[str], notes: Counter[str], test_files: str = PYTEST_F
     return dict(sorted(candidates.items()))
 
 
-def _of_run(run: str, name: str, notes: Counter[str], test_files: re.Pattern[str]) -> Iterator[tuple[Candidate, str]]:
+def _of_run(
+    run: str, name: str, notes: Counter[str], test_files: re.Pattern[str]
+) -> Iterator[tuple[PatchCandidate, str]]:
     """The candidates of one run, and where in it each was."""
     predicted = _predictions(Path(run), notes)
     try:
@@ -128,9 +132,9 @@ def _of_run(run: str, name: str, notes: Counter[str], test_files: re.Pattern[str
                 prompts = (m.text for m in trajectory.messages if m.role == "user" and not m.generated)
                 task = next(prompts, "")
             tests = _tests(trajectory, test_files) if trajectory else AgentTests()
-            yield Candidate(instance, name, patch, task, tests), posixpath.relpath(str(record.where), run)
+            yield PatchCandidate(instance, name, patch, task, tests), posixpath.relpath(str(record.where), run)
     for instance, patch in predicted.items():
-        yield Candidate(instance, name, patch), "predictions"
+        yield PatchCandidate(instance, name, patch), "predictions"
 
 
 def _texts(value: Any, paths: Sequence[tuple[str, ...]]) -> Iterator[str]:

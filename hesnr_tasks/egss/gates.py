@@ -35,7 +35,7 @@ from hesnr_tasks.actions.classes import canonical_key
 from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
 from hesnr_tasks.errors import DataError, SearchError, SettingsError, nearest
 
-__all__ = ["ESTIMATORS", "GATES", "Calibration", "Estimator", "Gate", "Step", "calibrate", "canonical"]
+__all__ = ["ESTIMATORS", "GATES", "Calibration", "Estimator", "Gate", "GateInput", "calibrate", "canonical"]
 __all__ += ["command_logprob", "open_gate", "uniform", "vote_entropy"]
 
 ESTIMATORS = ("votes", "logprob")
@@ -145,7 +145,7 @@ def _last_span(text: bytes, command: str) -> tuple[int, int]:
 # --- gates ------------------------------------------------------------------------------------------------------------
 
 
-class Step(NamedTuple):
+class GateInput(NamedTuple):
     """What a gate may look at."""
 
     chance: float  # uniform in [0, 1), a function of seed, task and step
@@ -159,7 +159,7 @@ class Gate:
 
     spec: str
     needs: str
-    fires: Callable[[Step], bool]
+    fires: Callable[[GateInput], bool]
 
     @property
     def name(self) -> str:

@@ -37,7 +37,16 @@ from typing import Any, NamedTuple, TypeVar
 from hesnr_tasks.egss.ledger import Journal, Spent, fingerprint, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, printable
 
-__all__ = ["GATE", "PATCH_DIMENSIONS", "STEP_DIMENSIONS", "Answer", "Ballot", "Candidate", "ChatModel", "Finalist"]
+__all__ = [
+    "GATE",
+    "PATCH_DIMENSIONS",
+    "STEP_DIMENSIONS",
+    "ActionCandidate",
+    "Ballot",
+    "ChatModel",
+    "Finalist",
+    "ModelReply",
+]
 __all__ += ["Judge", "Rubric", "ask", "choose", "complete", "guarded_litellm", "vote", "write_tests"]
 
 Parsed = TypeVar("Parsed")
@@ -65,7 +74,7 @@ def guarded_litellm() -> Any:
     return litellm
 
 
-class Answer(NamedTuple):
+class ModelReply(NamedTuple):
     """The text of a reply, and whether the limit of tokens truncated it."""
 
     text: str
@@ -101,7 +110,7 @@ def complete(
 
 
 def ask(
-    answer: Callable[[Messages], Answer | None],
+    answer: Callable[[Messages], ModelReply | None],
     messages: Sequence[Mapping[str, str]],
     read: Callable[[str], Parsed],
     retries: int,
@@ -243,7 +252,7 @@ _STEP_RUBRIC = Rubric(
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ActionCandidate:
     """Equal draws of a step, once: their canonical action, how many they are, and the text of the first."""
 
     key: str
@@ -253,7 +262,7 @@ class Candidate:
 
 
 def choose(
-    candidates: Sequence[Candidate], scores: Sequence[float] | None, seed: object, strength: float, prior: float
+    candidates: Sequence[ActionCandidate], scores: Sequence[float] | None, seed: object, strength: float, prior: float
 ) -> tuple[int, bool]:
     """(index of the candidate with the greatest posterior, whether several have it: one of them by seed)."""
     judged = scores if scores is not None else [0.0] * len(candidates)
@@ -282,7 +291,7 @@ class Judge:
     _refused: int = 0  # formats that the server refuses
 
     def __call__(
-        self, trace: str, candidates: Sequence[Candidate], seed: object
+        self, trace: str, candidates: Sequence[ActionCandidate], seed: object
     ) -> tuple[tuple[float, ...], list[dict[str, int]]] | None:
         """(score in [0, 1], points by dimension) of each candidate; None where no usable answer came."""
         order = list(range(len(candidates)))
@@ -301,7 +310,7 @@ class Judge:
             {"role": "user", "content": "\n\n".join(material)},
         ]
 
-        def answer(chat: Messages) -> Answer | None:
+        def answer(chat: Messages) -> ModelReply | None:
             def call(**form: Any) -> Any:
                 return self.complete({**form, **self.request, "messages": chat})
 
@@ -312,8 +321,8 @@ class Judge:
                 self.note("judge_context_exceeded")
                 return None
             if not reply.choices:
-                return Answer("")
-            return Answer(reply.choices[0].message.content or "", reply.choices[0].finish_reason == "length")
+                return ModelReply("")
+            return ModelReply(reply.choices[0].message.content or "", reply.choices[0].finish_reason == "length")
 
         read = functools.partial(_STEP_RUBRIC.read, names=names)
         rows = ask(answer, messages, read, self.retries, lambda name: self.note(f"judge_{name}"))
@@ -372,7 +381,7 @@ class ChatModel:
             "gave_up": f"{self.name}: gave up after {self.retries + 1} answers",
         }
 
-        def answer(chat: Messages) -> Answer | None:
+        def answer(chat: Messages) -> ModelReply | None:
             key = fingerprint("reply", self.name, shown, chat, seed)
             try:
                 reply = self.journal.once(key, functools.partial(self._complete, chat, schema))
@@ -380,7 +389,7 @@ class ChatModel:
                 self.notes[f"{self.name}: no answer ({error})"] += 1
                 return None
             self.spent = Spent.sum((self.spent, Spent(**reply["usage"])))
-            return Answer(reply["text"], reply["cut_off"])
+            return ModelReply(reply["text"], reply["cut_off"])
 
         return ask(answer, messages, read, self.retries, lambda name: self.notes.update([notes[name]]))
 

@@ -33,21 +33,21 @@ from minisweagent.models.utils.retry import retry
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hesnr_tasks.actions.classes import action_class
-from hesnr_tasks.egss.gates import Calibration, Estimator, Step, canonical, command_logprob, open_gate, uniform
-from hesnr_tasks.egss.judges import Candidate, Judge, choose, guarded_litellm
+from hesnr_tasks.egss.gates import Calibration, Estimator, GateInput, canonical, command_logprob, open_gate, uniform
+from hesnr_tasks.egss.judges import ActionCandidate, Judge, choose, guarded_litellm
 from hesnr_tasks.egss.ledger import Ledger, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
 
 __all__ = ["GatedModel", "GatedModelConfig", "GatedTextbasedModel", "GatedTextbasedModelConfig"]
 
-Message = dict[str, Any]
+ChatDict = dict[str, Any]
 _log = logging.getLogger("hesnr_tasks")
 _CONNECTION = ("api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "extra_headers", "timeout")
 _KEYS = re.compile(r"(^|[_-])(key|token|secret|password|credentials|authorization|cookie)$", re.IGNORECASE)
 _REPEATS = 5  # steps in a row with equal replies, to the letter, until that is said
 
 
-class _Settings(BaseModel):
+class EgssSettings(BaseModel):
     """What `GatedModel` has beside mini-swe-agent's own settings of a model."""
 
     model_config = ConfigDict(extra="forbid")
@@ -82,11 +82,11 @@ class _Settings(BaseModel):
     """Keep the log-probabilities of the chosen draw in the trajectory."""
 
 
-class GatedModelConfig(_Settings, LitellmModelConfig):
+class GatedModelConfig(EgssSettings, LitellmModelConfig):
     """Settings of `GatedModel`."""
 
 
-class GatedTextbasedModelConfig(_Settings, LitellmTextbasedModelConfig):
+class GatedTextbasedModelConfig(EgssSettings, LitellmTextbasedModelConfig):
     """Settings of `GatedTextbasedModel`."""
 
 
@@ -94,7 +94,7 @@ class GatedTextbasedModelConfig(_Settings, LitellmTextbasedModelConfig):
 class _Draw:
     """One choice of a reply, parsed on its own; `error`: it is malformed, `key`: the canonical action."""
 
-    message: Message
+    message: ChatDict
     reply: dict[str, Any]  # the whole reply as a mapping, with this choice alone
     actions: list[dict[str, Any]]
     key: str = ""
@@ -156,7 +156,7 @@ class _Gated(LitellmModel):
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
-    def query(self, messages: list[Message], **kwargs: Any) -> Message:
+    def query(self, messages: list[ChatDict], **kwargs: Any) -> ChatDict:
         """One step: the message of the chosen draw. Raises mini's `FormatError` where no draw is well-formed."""
         if self._gate.name == "never":
             return super().query(messages, **kwargs)
@@ -167,13 +167,13 @@ class _Gated(LitellmModel):
         finally:
             self._total.extend(self._step)
 
-    def _decide(self, messages: list[Message], kwargs: dict[str, Any]) -> Message:
+    def _decide(self, messages: list[ChatDict], kwargs: dict[str, Any]) -> ChatDict:
         own, needs, estimate = self.config, self._gate.needs, math.nan
         task = next((get_content_string(message) for message in messages if message.get("role") == "user"), "")
         seed = (own.seed, task, self._steps)
         chance = uniform("gate", *seed)
         if needs == "nothing":
-            fired = self._gate.fires(Step(chance))
+            fired = self._gate.fires(GateInput(chance))
             draws = self._sample(messages, own.draws if fired else 1, "draw" if fired else "probe", kwargs)
         else:
             draws = self._sample(messages, 1 if needs == "first" else own.probes, "probe", kwargs)
@@ -183,7 +183,7 @@ class _Gated(LitellmModel):
                 if math.isnan(estimate):
                     self._note("no_estimate")
             action = action_class(draws[0].command) if draws[0].error is None else ""
-            fired = bool(good) and self._gate.fires(Step(chance, action, estimate))
+            fired = bool(good) and self._gate.fires(GateInput(chance, action, estimate))
             if fired and len(draws) < own.draws:
                 draws += self._sample(messages, own.draws - len(draws), "draw", kwargs, len(draws))
         self._fired += fired
@@ -206,14 +206,14 @@ class _Gated(LitellmModel):
         return chosen.message
 
     def _chosen(
-        self, messages: list[Message], draws: Sequence[_Draw], record: dict[str, Any], seed: tuple[Any, ...]
+        self, messages: list[ChatDict], draws: Sequence[_Draw], record: dict[str, Any], seed: tuple[Any, ...]
     ) -> _Draw:
         """The draw whose action votes and judge prefer; what they said goes into `record`."""
         own, votes = self.config, Counter(draw.key for draw in draws)
         firsts = [next(draw for draw in draws if draw.key == key) for key in votes]
         if len(firsts) == 1:
             return firsts[0]
-        candidates = [Candidate(d.key, votes[d.key], _text(d.message), d.command) for d in firsts]
+        candidates = [ActionCandidate(d.key, votes[d.key], _text(d.message), d.command) for d in firsts]
         rows: list[dict[str, Any]] = [{"command": c.command, "votes": c.votes} for c in candidates]
         scores = None
         if own.judge == "llm":
@@ -231,7 +231,7 @@ class _Gated(LitellmModel):
     # --- draws ------------------------------------------------------------------------------------------------------
 
     def _sample(
-        self, messages: list[Message], count: int, kind: str, kwargs: dict[str, Any], before: int = 0
+        self, messages: list[ChatDict], count: int, kind: str, kwargs: dict[str, Any], before: int = 0
     ) -> list[_Draw]:
         """`count` draws, `before` of this step drawn already; as many requests as the server needs for them."""
         prepared = self._prepare_messages_for_api(messages)
@@ -249,7 +249,7 @@ class _Gated(LitellmModel):
             draws += [self._draw(reply, stored, i) for i in range(min(n, len(reply.choices)))]
         return draws
 
-    def _request(self, prepared: list[Message], n: int, kwargs: dict[str, Any], before: int) -> Any:
+    def _request(self, prepared: list[ChatDict], n: int, kwargs: dict[str, Any], before: int) -> Any:
         options = dict(kwargs)
         if n > 1:
             options["n"] = n
@@ -378,7 +378,7 @@ def _without_keys(value: Any) -> Any:
     return {k: "(hidden)" if _KEYS.search(str(k)) else _without_keys(v) for k, v in value.items()}
 
 
-def _text(message: Message) -> str:
+def _text(message: ChatDict) -> str:
     content = message.get("content")
     return content if isinstance(content, str) else ""
 

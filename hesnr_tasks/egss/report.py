@@ -29,7 +29,7 @@ from hesnr_tasks.errors import DataError, SettingsError, printable
 from hesnr_tasks.formats.json_access import deep
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, resample_counts, standard_error
 
-__all__ = ["CURRENCIES", "PRICE", "Curve", "InstanceRun", "Record", "at_equal_rate", "curve_table", "curves"]
+__all__ = ["CURRENCIES", "PRICE", "Curve", "InstanceRun", "TaskCost", "at_equal_rate", "curve_table", "curves"]
 __all__ += ["kinds_table", "paired_ratio", "paired_table", "read_instance", "read_run", "savings_table", "spans"]
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,7 +38,7 @@ PRICE = 0.1  # of a cached prompt token, in prompt tokens
 _UNDEFINED = Estimate(*[math.nan] * 4)
 
 
-class Record(NamedTuple):
+class TaskCost(NamedTuple):
     """One task by one method: the share resolved with so many runs, and what all of it cost."""
 
     task: str
@@ -58,7 +58,7 @@ class Curve(NamedTuple):
     costs: FloatArray
 
 
-def curves(records: Sequence[Record], price: float = PRICE) -> tuple[dict[str, Curve], list[str]]:
+def curves(records: Sequence[TaskCost], price: float = PRICE) -> tuple[dict[str, Curve], list[str]]:
     """The curve of each method on the tasks that all have, and the tasks left out because some lack them.
 
     Args:
@@ -70,7 +70,7 @@ def curves(records: Sequence[Record], price: float = PRICE) -> tuple[dict[str, C
     """
     if not 0 <= price <= 1:
         raise SettingsError(f"--cached-price must lie in [0, 1], not {price}.")
-    cells: dict[tuple[str, int], dict[str, list[Record]]] = {}
+    cells: dict[tuple[str, int], dict[str, list[TaskCost]]] = {}
     for record in records:
         cells.setdefault((record.method, record.runs), {}).setdefault(record.task, []).append(record)
     every = {record.task for record in records}

@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hesnr_tasks.egss.collect import Candidate, patch_key, source_patch
+from hesnr_tasks.egss.collect import PatchCandidate, patch_key, source_patch
 from hesnr_tasks.egss.judges import Ballot, ChatModel, Finalist, vote, write_tests
 from hesnr_tasks.egss.suite import WRITTEN_BY_MODEL, PatchTester, Runner, Suite, TestFile
 
-__all__ = ["METHODS", "Settings", "select_instance"]
+__all__ = ["METHODS", "SelectSettings", "select_instance"]
 
 _LOG = logging.getLogger("hesnr_tasks")
 METHODS = ("egss", "suite", "majority", "random", "best-of-n")
@@ -32,7 +32,7 @@ _SHOWN = 12  # failed tests that a voter sees
 
 
 @dataclass(frozen=True)
-class Settings:
+class SelectSettings:
     """Of a selection.
 
     Attributes:
@@ -57,9 +57,9 @@ class Settings:
 
 
 def select_instance(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[PatchCandidate],
     instance: Mapping[str, Any],
-    settings: Settings,
+    settings: SelectSettings,
     tester: PatchTester | None,
     models: Sequence[ChatModel],
     writer: ChatModel | None,
@@ -90,7 +90,9 @@ def select_instance(
     if tester and any(sources.values()):
         suite = tester.suite(with_patch, written if writer else None)
     fit = [c for c in with_patch if key_of[c.run] not in suite.unfit] or with_patch
-    selection = _Selection(str(instance["instance_id"]), settings, suite, [key_of[c.run] for c in fit], sources, task)
+    selection = _PatchSelection(
+        str(instance["instance_id"]), settings, suite, [key_of[c.run] for c in fit], sources, task
+    )
     controls = {
         "random": selection.random([c.run for c in fit], key_of),
         "majority": selection.best(Counter(selection.keys), "majority"),
@@ -119,7 +121,7 @@ def select_instance(
     return next(c.patch for c in fit if c.run == runs[0]), record
 
 
-def _describe(candidate: Candidate, key: str, suite: Suite) -> dict[str, Any]:
+def _describe(candidate: PatchCandidate, key: str, suite: Suite) -> dict[str, Any]:
     counts = suite.counts(key)
     described: dict[str, Any] = {"run": candidate.run, "patch": key, "characters": len(candidate.patch)}
     if key in suite.problems:
@@ -133,7 +135,7 @@ _Chosen = tuple[str, str, bool]  # patch key, what decided, whether by lot
 
 
 @dataclass
-class _Selection:
+class _PatchSelection:
     """One instance's patches, and what chooses among them.
 
     Attributes:
@@ -143,7 +145,7 @@ class _Selection:
     """
 
     instance_id: str
-    settings: Settings
+    settings: SelectSettings
     suite: Suite
     keys: Sequence[str]
     sources: Mapping[str, str]

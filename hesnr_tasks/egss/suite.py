@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hesnr_tasks.egss.collect import PYTEST_FILES, Candidate, changed_files, patch_key, source_patch
+from hesnr_tasks.egss.collect import PYTEST_FILES, PatchCandidate, changed_files, patch_key, source_patch
 from hesnr_tasks.egss.ledger import Journal, fingerprint
 from hesnr_tasks.errors import SearchError, SettingsError, printable
 
@@ -334,7 +334,7 @@ class PatchTester:
     notes: Counter[str]
 
     def suite(
-        self, candidates: Sequence[Candidate], written: Callable[[Sequence[TestFile], str], TestFile | None] | None
+        self, candidates: Sequence[PatchCandidate], written: Callable[[Sequence[TestFile], str], TestFile | None] | None
     ) -> Suite:
         """Gather, run and filter.
 
@@ -376,7 +376,7 @@ class PatchTester:
 
     # --- gathering ---
 
-    def _gather(self, candidates: Sequence[Candidate]) -> list[TestFile]:
+    def _gather(self, candidates: Sequence[PatchCandidate]) -> list[TestFile]:
         """Every test file once; one path with several contents gets further names beside it."""
         authors: dict[tuple[str, str | None], list[str]] = {}
         for candidate in candidates:
@@ -395,7 +395,7 @@ class PatchTester:
             gathered.setdefault(name, TestFile(name, content, (_REPOSITORY,) if content is None else tuple(runs)))
         return list(gathered.values())
 
-    def _in_patch(self, candidate: Candidate) -> dict[str, str]:
+    def _in_patch(self, candidate: PatchCandidate) -> dict[str, str]:
         """The test files of a patch, as they stand when it is applied."""
         parts = {p: text for p, text in changed_files(candidate.patch) if re.search(self.runner.test_files, p)}
         new = {path: _added(text) for path, text in parts.items() if re.search(r"^--- /dev/null", text, re.M)}

@@ -41,7 +41,7 @@ __all__ = [
     "MEASURES",
     "OUTCOMES",
     "Answer",
-    "Corpus",
+    "AnswerSet",
     "MatchedPassAtK",
     "PairedDifference",
     "compared",
@@ -85,7 +85,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Corpus:
+class AnswerSet:
     """The answers of one checkpoint, and notes on what was left out."""
 
     name: str
@@ -97,7 +97,7 @@ class Corpus:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_corpus(name: str, paths: Sequence[Path], query: Query, kinds: Sequence[Kind]) -> Corpus:
+def read_corpus(name: str, paths: Sequence[Path], query: Query, kinds: Sequence[Kind]) -> AnswerSet:
     """The answers of one checkpoint.
 
     Args:
@@ -112,7 +112,7 @@ def read_corpus(name: str, paths: Sequence[Path], query: Query, kinds: Sequence[
     logs = log_files(paths, query.task)
     if logs and any(not path.is_dir() and path not in logs for path in paths):
         raise DataError(f"{name}: sample logs and trajectories together; name one kind")
-    corpus = Corpus(name, [], {}, [])
+    corpus = AnswerSet(name, [], {}, [])
     answers, notes = corpus.answers, corpus.notes
     for path in logs:
         problems, log_notes = read_log(path, query)
@@ -149,7 +149,7 @@ def read_corpus(name: str, paths: Sequence[Path], query: Query, kinds: Sequence[
 # --- measures of one text ---------------------------------------------------------------------------------------------
 
 
-def measure(corpus: Corpus, lexicon: Lexicon | None = None) -> None:
+def measure(corpus: AnswerSet, lexicon: Lexicon | None = None) -> None:
     """Fill in every measure but `rare`, for all answers."""
     lexicon = lexicon or load_lexicon()
     by_problem: dict[str, list[tuple[Answer, set[tuple[str, ...]]]]] = defaultdict(list)
@@ -185,7 +185,7 @@ def _percent(part: int, whole: int) -> float:
     return 100 * part / whole if whole else math.nan
 
 
-def rarity(corpora: Sequence[Corpus], reference: Corpus, embed: Embed | None = None) -> str:
+def rarity(corpora: Sequence[AnswerSet], reference: AnswerSet, embed: Embed | None = None) -> str:
     """Fill in `rare`, relative to what the reference writes; returns a note on how."""
     base = [text for answer in reference.answers for text in _sentence_texts(answer)]
     own = distances(base, embed=embed)
@@ -212,7 +212,7 @@ def _sentence_texts(answer: Answer) -> list[str]:
 # --- means over problems, and differences -----------------------------------------------------------------------------
 
 
-def problem_means(corpus: Corpus, name: str, outcome: str = "all") -> dict[str, float]:
+def problem_means(corpus: AnswerSet, name: str, outcome: str = "all") -> dict[str, float]:
     """Problem → mean of a measure over its answers of an outcome; problems without such answers are not there."""
     values: dict[str, list[float]] = defaultdict(list)
     for answer in corpus.answers:
@@ -281,7 +281,7 @@ _Strata = dict[int, tuple[int, int, float]]  # bin of length → answers, wrong 
 
 
 def matched_passk(
-    a: Corpus, b: Corpus, ks: Sequence[int], resamples: int = RESAMPLES, seed: int = SEED
+    a: AnswerSet, b: AnswerSet, ks: Sequence[int], resamples: int = RESAMPLES, seed: int = SEED
 ) -> Iterator[MatchedPassAtK]:
     """Is a better Pass@k more than longer answers?
 

@@ -32,7 +32,7 @@ from hesnr_tasks.exploration.text import Embed, Lexicon, distances, load_lexicon
 from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["COLUMNS", "PARTS", "Line", "Sentences", "Words", "collect", "draw", "exploration", "figure_data"]
+__all__ = ["COLUMNS", "PARTS", "Sentences", "Series", "Words", "collect", "draw", "exploration", "figure_data"]
 
 COLUMNS = ("char_start", "char_end")  # what a frame must have been loaded with
 PARTS = ("pivotal words", "reflective sentences", "rare sentences")
@@ -214,7 +214,7 @@ class _Comparison(NamedTuple):
     others: BoolArray
 
 
-class _Result(NamedTuple):
+class _ContrastResult(NamedTuple):
     """A comparison's units, those that are in it, and the difference raw and matched."""
 
     comparison: _Comparison
@@ -336,16 +336,16 @@ def _rows(
         yield name, _holm([{key: value for key, value in row.items() if key != "group"} for row in kept])
 
 
-def _compare(comparison: _Comparison, multiplicity: IntArray) -> _Result:
+def _compare(comparison: _Comparison, multiplicity: IntArray) -> _ContrastResult:
     members = np.flatnonzero(comparison.treated | comparison.others)
     columns: Any = (column[members] for column in comparison.units)
     units, treated = _Units(*columns), comparison.treated[members]
     common = (units.entropy, treated, units.trajectory, multiplicity)
     subset = comparison._replace(units=units, treated=treated, others=~treated)
-    return _Result(subset, contrast(*common), contrast(*common, units.cell), multiplicity)
+    return _ContrastResult(subset, contrast(*common), contrast(*common, units.cell), multiplicity)
 
 
-def _estimates(result: _Result, question: Question) -> tuple[Estimate, Estimate, float]:
+def _estimates(result: _ContrastResult, question: Question) -> tuple[Estimate, Estimate, float]:
     """Both differences, raw and matched, and the p-value of the matched one being 0."""
     pairs = (result.raw, result.matched)
     sides = [np.stack([getattr(pair, name) for pair in pairs], axis=1) for name in ("numerator", "denominator")]
@@ -371,7 +371,7 @@ def _holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "p_holm": p_values[str(i)]} for i, row in enumerate(rows)]
 
 
-def _row(result: _Result, question: Question) -> dict[str, Any]:
+def _row(result: _ContrastResult, question: Question) -> dict[str, Any]:
     (part, group, units, treated, others), multiplicity = result.comparison, result.multiplicity
     raw, matched, p = _estimates(result, question)
     weight = multiplicity[units.trajectory]
@@ -392,7 +392,7 @@ def _row(result: _Result, question: Question) -> dict[str, Any]:
     }
 
 
-def _bounds_row(result: _Result) -> dict[str, Any]:
+def _bounds_row(result: _ContrastResult) -> dict[str, Any]:
     part, group, units, treated, others = result.comparison
     weight = result.multiplicity[units.trajectory].astype(np.float64)
     ends = difference_bounds(result.matched.lift, weight, units.low, units.high)
@@ -414,7 +414,7 @@ def _bounds_row(result: _Result) -> dict[str, Any]:
 # --- the figure -------------------------------------------------------------------------------------------------------
 
 
-class Line(NamedTuple):
+class Series(NamedTuple):
     """A series: its name, and an estimate at each of its places."""
 
     name: str
@@ -422,7 +422,7 @@ class Line(NamedTuple):
     values: tuple[Estimate, ...]
 
 
-def figure_data(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
+def figure_data(tables: Sequence[Table]) -> tuple[str, list[Series], list[Series]]:
     """The numbers of the figure (of the first token set and k), from the tables of all runs.
 
     Returns:
@@ -434,7 +434,7 @@ def figure_data(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
     last = [row for row in whole if row["run"] == run]
     places = tuple(str(row["part"] if row["group"] == "all" else f"– {row['group']}") for row in last)
     groups = [
-        Line(name, places, tuple(row[key] for row in last)) for name, key in (("raw", "difference"), ("matched",) * 2)
+        Series(name, places, tuple(row[key] for row in last)) for name, key in (("raw", "difference"), ("matched",) * 2)
     ]
     several = whole[0]["run"] != run
     rows, by = ([row for row in whole if row["group"] == "all"], "run") if several else (by_turn, "turn")
@@ -443,7 +443,7 @@ def figure_data(tables: Sequence[Table]) -> tuple[str, list[Line], list[Line]]:
     course = []
     for part in PARTS:
         values = {row[by]: row["matched"] for row in rows if row["part"] == part}
-        course.append(Line(part, names, tuple(values.get(name, Estimate(math.nan)) for name in names)))
+        course.append(Series(part, names, tuple(values.get(name, Estimate(math.nan)) for name in names)))
     return run, groups, course
 
 

@@ -23,8 +23,8 @@ __all__ = [
     "CODE",
     "NEIGHBOURS",
     "Embed",
-    "Hit",
     "Lexicon",
+    "PivotalWord",
     "Sentence",
     "Word",
     "distances",
@@ -186,7 +186,7 @@ class _Phrase(NamedTuple):
     comma: bool  # only before a comma
 
 
-class Hit(NamedTuple):
+class PivotalWord(NamedTuple):
     """A pivotal word: its place among the words of its sentence, and its group."""
 
     word: int
@@ -212,14 +212,14 @@ class Lexicon:
             phrases.sort(key=lambda phrase: -len(phrase.words))
         self._patterns = {kind: re.compile("|".join(some)) for kind, some in content["sentences"].items()}
 
-    def hits(self, flat: str, sentence: Sentence) -> list[Hit]:
+    def hits(self, flat: str, sentence: Sentence) -> list[PivotalWord]:
         """The pivotal words of a sentence of `flat` (`text.prose`), in order."""
         words, hits, i = sentence.words, [], 0
         while i < len(words):
             phrases = self._phrases.get(words[i].text, ())
             phrase = next((phrase for phrase in phrases if _fits(phrase, flat, words, i)), None)
             if phrase is not None and phrase.group != _NONE:
-                hits.append(Hit(i + phrase.head, phrase.group))
+                hits.append(PivotalWord(i + phrase.head, phrase.group))
             i += len(phrase.words) if phrase else 1
         return hits
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from hesnr_tasks.actions import Call, View, join, json_decoded, unescape
 from hesnr_tasks.actions.grammar import parse_action
-from hesnr_tasks.actions.shell_lexer import Command, HereDocument, Word, lex_shell
+from hesnr_tasks.actions.shell_lexer import Command, HereDocument, ShellWord, lex_shell
 from hesnr_tasks.actions.tools import is_editor, is_patch, is_prose, names, parameter_role, tool_runs, works_on_files
 from hesnr_tasks.filters.languages import LANGUAGES, PROSE, by_file, by_file_name, by_interpreter, by_look, by_tag
 
@@ -265,7 +265,7 @@ def _inner(command: Command) -> Iterator[Command]:
             return
     plain = [b for a, b in pairwise(words) if not b.text.startswith("-") and a.text not in _SSH_VALUES]
     if name == "ssh" and len(plain) == 1:  # no command: a shell that reads its input
-        yield Command([Word(0, 0, "", ["bash"])], command.targets)
+        yield Command([ShellWord(0, 0, "", ["bash"])], command.targets)
     else:
         yield command
 
@@ -293,7 +293,7 @@ def _reads(command: Command) -> str | None:
     return None if has_script else language
 
 
-def _inline(command: Command) -> Iterator[tuple[Word, str]]:
+def _inline(command: Command) -> Iterator[tuple[ShellWord, str]]:
     """Words that are programs given on the command line: the word after `-c`, `-e` … of an interpreter."""
     words = command.words
     if not words or _base(words[0].text) in _TEXT_TOOLS:
@@ -324,7 +324,7 @@ _ANSI_ESCAPE = re.compile(r"\\[\s\S]")
 _ANSI_VALUES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
 
 
-def _unquoted(view: View, word: Word) -> View:
+def _unquoted(view: View, word: ShellWord) -> View:
     whole = view.cut(word.start, word.end)
     if _SINGLE.fullmatch(whole.text):
         return unescape(whole.cut(1, len(whole.text) - 1), _SINGLE_ESCAPE, lambda escape: "'")

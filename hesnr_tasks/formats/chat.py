@@ -31,7 +31,7 @@ from hesnr_tasks.formats.json_access import (
 from hesnr_tasks.formats.outcomes import row_outcome
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
 
-Item = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 _KEYS = ("messages", "trajectory", "conversations", "messages_json")
 _FIRST = 64  # messages looked at to recognise a row
 
@@ -39,12 +39,12 @@ _FIRST = 64  # messages looked at to recognise a row
 # --- what chat formats share ------------------------------------------------------------------------------------------
 
 
-def row_of(record: Any) -> Item:
+def row_of(record: Any) -> JsonObject:
     """The row as an object; a bare list of messages becomes `{"messages": list}`."""
     return record if isinstance(record, Mapping) else {"messages": as_list(record) or []}
 
 
-def _messages_key(row: Item) -> str | None:
+def _messages_key(row: JsonObject) -> str | None:
     for key in _KEYS:
         listed = as_list(decoded(row.get(key)))
         first = unwrapped(listed[0]) if listed else None
@@ -53,7 +53,7 @@ def _messages_key(row: Item) -> str | None:
     return None
 
 
-def first_messages(record: Any) -> list[Item]:
+def first_messages(record: Any) -> list[JsonObject]:
     """The first messages of what may be a row, or nothing; never raises."""
     row = row_of(record)
     key = _messages_key(row)
@@ -61,12 +61,12 @@ def first_messages(record: Any) -> list[Item]:
     return [item for item in map(unwrapped, listed[:_FIRST]) if isinstance(item, Mapping)]
 
 
-def _messages(record: Any) -> list[Item]:
+def _messages(record: Any) -> list[JsonObject]:
     row = row_of(record)
     return messages_of(row, _messages_key(row) or "messages")
 
 
-def _content_text(message: Item) -> str:
+def _content_text(message: JsonObject) -> str:
     """The text of a message, for detection only."""
     content = message.get("content", message.get("value"))
     if isinstance(content, str):
@@ -75,18 +75,18 @@ def _content_text(message: Item) -> str:
     return "\n".join(p["text"] for p in parts if isinstance(p, Mapping) and isinstance(p.get("text"), str))
 
 
-def assistant_texts(messages: Sequence[Item]) -> Iterator[str]:
+def assistant_texts(messages: Sequence[JsonObject]) -> Iterator[str]:
     """The texts of the messages the model wrote, for detection only."""
     return (_content_text(message) for message in messages if role_of(message) == "assistant")
 
 
-def message_text(message: Item, builder: TrajectoryBuilder) -> str:
+def message_text(message: JsonObject, builder: TrajectoryBuilder) -> str:
     """The text of a message, its content of any shape."""
     return builder.text(message.get("content", message.get("value")))
 
 
 def label_messages(
-    messages: Sequence[Item], builder: TrajectoryBuilder, turn: Callable[[Item], Sequence[Segment] | None]
+    messages: Sequence[JsonObject], builder: TrajectoryBuilder, turn: Callable[[JsonObject], Sequence[Segment] | None]
 ) -> None:
     """Add `messages`; `turn(message)` gives an assistant message's segments (None: the model did not write it)."""
     for message in messages:
@@ -106,7 +106,7 @@ def label_messages(
             builder.given(role, message_text(message, builder))
 
 
-def calls_or_text(message: Item, form: str, builder: TrajectoryBuilder) -> tuple[Sequence[Segment], bool]:
+def calls_or_text(message: JsonObject, form: str, builder: TrajectoryBuilder) -> tuple[Sequence[Segment], bool]:
     """The segments of an assistant message with tool calls, or else calls of `form`; whether it had to be rendered."""
     content = message_text(message, builder)
     calls, reasoning = openai_calls(message.get("tool_calls")), string(message, "reasoning_content")
@@ -157,7 +157,7 @@ def _read_tools(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(CHAT_TOOLS.name, where)
     messages = _messages(record)
 
-    def turn(message: Item) -> Sequence[Segment]:
+    def turn(message: JsonObject) -> Sequence[Segment]:
         reasoning = string(message, "reasoning_content") or string(message, "reasoning")
         if not _has_parts(message, _ANTHROPIC_PARTS):
             return turn_segments(message_text(message, builder), _calls(message), reasoning)
@@ -171,18 +171,18 @@ def _read_tools(record: Any, where: Where) -> Trajectory:
     return _build(record, builder, Fidelity.RENDERED, think_tool="action" if thinks else None)
 
 
-def _calls(message: Item) -> list[ToolCall]:
+def _calls(message: JsonObject) -> list[ToolCall]:
     calls = openai_calls(decoded(message.get("tool_calls")))
     single = message.get("function_call")
     return calls or openai_calls([single] if single else [])
 
 
-def _has_parts(message: Item, types: Sequence[str]) -> bool:
+def _has_parts(message: JsonObject, types: Sequence[str]) -> bool:
     """Whether the content has parts of one of `types` (Anthropic's rather than text)."""
     return any(string(part, "type") in types for part in as_list(message.get("content")) or [])
 
 
-def _as_tool_message(message: Item) -> Item:
+def _as_tool_message(message: JsonObject) -> JsonObject:
     """A user message of Anthropic `tool_result` parts as a message of the role tool."""
     if role_of(message) != "user" or not _has_parts(message, ("tool_result",)):
         return message
@@ -214,7 +214,7 @@ def _detect_xml(record: Any) -> float:
 def _read_xml(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(CHAT_XML.name, where)
 
-    def turn(message: Item) -> Sequence[Segment] | None:
+    def turn(message: JsonObject) -> Sequence[Segment] | None:
         content = message_text(message, builder)
         return None if content == _REWRITTEN else split_calls(content, "function")
 
@@ -248,7 +248,7 @@ def _read_text(record: Any, where: Where) -> Trajectory:
     if style == "none":
         builder.warn("no call was found in any assistant text: all of it is thought")
 
-    def turn(message: Item) -> Sequence[Segment]:
+    def turn(message: JsonObject) -> Sequence[Segment]:
         content = message_text(message, builder)
         return split_calls(with_reasoning(content, string(message, "reasoning_content")), style)
 
@@ -302,7 +302,7 @@ def _read_completions(record: Any, where: Where) -> Trajectory:
     )
 
 
-def _last_message(record: Item) -> Item:
+def _last_message(record: JsonObject) -> JsonObject:
     """The response's message; the model's own text where the log also has it and it holds the call."""
     message = deep(record, "response", "choices", 0, "message")
     if not isinstance(message, Mapping):

@@ -21,7 +21,7 @@ from hesnr_tasks.formats.json_access import (
 )
 from hesnr_tasks.trajectory import Fidelity, Trajectory
 
-Line = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
 # --- Claude Code ------------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def _read_claude(record: Any, where: Where) -> Trajectory:
     )
 
 
-def _main_chain(lines: Sequence[Line], builder: TrajectoryBuilder) -> Iterator[Line]:
+def _main_chain(lines: Sequence[JsonObject], builder: TrajectoryBuilder) -> Iterator[JsonObject]:
     """The user and assistant lines of the main chain, in file order."""
     spoken = [line for line in lines if string(line, "type") in ("user", "assistant") and mapping(line, "message")]
     for line in lines:
@@ -80,7 +80,7 @@ def _main_chain(lines: Sequence[Line], builder: TrajectoryBuilder) -> Iterator[L
             yield line
 
 
-def _rewound(lines: Sequence[Line]) -> set[str]:
+def _rewound(lines: Sequence[JsonObject]) -> set[str]:
     """Lines that follow a prompt which was later given again from the same place."""
     last: dict[str, str] = {}
     for line in lines:
@@ -94,15 +94,15 @@ def _rewound(lines: Sequence[Line]) -> set[str]:
     return dropped
 
 
-def _is_prompt(line: Line) -> bool:
+def _is_prompt(line: JsonObject) -> bool:
     parts = as_list(mapping(line, "message").get("content")) or []
     results = any(string(part, "type") == "tool_result" for part in parts)
     return string(line, "type") == "user" and not results and not line.get("isMeta")
 
 
-def _responses(lines: Sequence[Line]) -> Iterator[list[Line]]:
+def _responses(lines: Sequence[JsonObject]) -> Iterator[list[JsonObject]]:
     """Neighbouring assistant lines of one response together, other lines alone."""
-    group: list[Line] = []
+    group: list[JsonObject] = []
     for line in lines:
         same = bool(group) and string(line, "type") == "assistant" and _message_id(line) == _message_id(group[0])
         if group and not (same and _message_id(line)):
@@ -113,11 +113,11 @@ def _responses(lines: Sequence[Line]) -> Iterator[list[Line]]:
         yield group
 
 
-def _message_id(line: Line) -> str:
+def _message_id(line: JsonObject) -> str:
     return string(mapping(line, "message"), "id") if string(line, "type") == "assistant" else ""
 
 
-def _add_response(response: Sequence[Line], builder: TrajectoryBuilder) -> None:
+def _add_response(response: Sequence[JsonObject], builder: TrajectoryBuilder) -> None:
     messages = [mapping(line, "message") for line in response]
     if all(string(message, "model") == "<synthetic>" for message in messages):
         builder.not_generated("\n".join(builder.text(message.get("content")) for message in messages))
@@ -132,14 +132,14 @@ def _add_response(response: Sequence[Line], builder: TrajectoryBuilder) -> None:
     builder.generated(turn.segments())
 
 
-def _content(line: Line) -> Any:
+def _content(line: JsonObject) -> Any:
     message = mapping(line, "message")
     if "content" not in message:
         left_out(message, "a message has no content")
     return message.get("content")
 
 
-def _add_user_line(line: Line, builder: TrajectoryBuilder) -> None:
+def _add_user_line(line: JsonObject, builder: TrajectoryBuilder) -> None:
     content = _content(line)
     if line.get("isCompactSummary"):
         builder.warn("a summary of the session so far was put in: the model no longer saw all earlier turns")
@@ -199,7 +199,7 @@ def _read_codex(record: Any, where: Where) -> Trajectory:
     )
 
 
-def _response_item(line: Line, builder: TrajectoryBuilder) -> Line | None:
+def _response_item(line: JsonObject, builder: TrajectoryBuilder) -> JsonObject | None:
     """The response item of a line, if it has one."""
     kind = string(line, "type")
     if kind == "response_item":
@@ -212,7 +212,7 @@ def _response_item(line: Line, builder: TrajectoryBuilder) -> Line | None:
     return line if kind in ("message", *_GENERATED, *_OUTPUTS) and "payload" not in line else None
 
 
-def _add_items(items: Sequence[Line], builder: TrajectoryBuilder) -> None:
+def _add_items(items: Sequence[JsonObject], builder: TrajectoryBuilder) -> None:
     """Neighbouring items of the model make one turn."""
     turn: Turn | None = None
     for item in items:
@@ -240,7 +240,7 @@ def _add_items(items: Sequence[Line], builder: TrajectoryBuilder) -> None:
         builder.generated(turn.segments())
 
 
-def _add_given_item(item: Line, kind: str, builder: TrajectoryBuilder) -> None:
+def _add_given_item(item: JsonObject, kind: str, builder: TrajectoryBuilder) -> None:
     if kind in _OUTPUTS:
         builder.observation("tool", _output_text(item.get("output"), builder))
     elif kind == "message":

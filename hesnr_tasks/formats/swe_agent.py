@@ -29,7 +29,7 @@ from hesnr_tasks.formats.json_access import (
 )
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
 
-Item = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
 # --- SWE-agent --------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def _read_swe_agent(record: Any, where: Where) -> Trajectory:
     )
 
 
-def _attempt(record: Any, builder: TrajectoryBuilder) -> Item:
+def _attempt(record: Any, builder: TrajectoryBuilder) -> JsonObject:
     attempts = [item for item in items(record, "attempts") if isinstance(item, Mapping)]
     if not attempts or record.get("trajectory") or record.get("history"):
         return record
@@ -98,7 +98,7 @@ def _attempt(record: Any, builder: TrajectoryBuilder) -> Item:
     return attempts[chosen]
 
 
-def _history(run: Item, builder: TrajectoryBuilder) -> list[Item]:
+def _history(run: JsonObject, builder: TrajectoryBuilder) -> list[JsonObject]:
     """The messages: `history`, or what the last step had before it, or the bare steps."""
     history = messages_of(run, "history") if items(run, "history") else []
     steps = _steps(run)
@@ -113,12 +113,12 @@ def _history(run: Item, builder: TrajectoryBuilder) -> list[Item]:
     return []
 
 
-def _steps(run: Item) -> list[Item]:
+def _steps(run: JsonObject) -> list[JsonObject]:
     steps = items(run, "trajectory")
     return list(need_objects(steps, "trajectory[{}]", "an object with 'action' and 'response'"))
 
 
-def _call_form(run: Item, history: Sequence[Item]) -> str:
+def _call_form(run: JsonObject, history: Sequence[JsonObject]) -> str:
     """The form of the stored parser; else the one whose calls hold the stored actions; else that of most calls."""
     parser = deep(run, "replay_config", "agent", "tools", "parse_function", "type")
     form = _FORMS.get(parser) if isinstance(parser, str) else None
@@ -132,7 +132,7 @@ def _call_form(run: Item, history: Sequence[Item]) -> str:
     return best if scores[best] else guess_form(_response(turn) for turn in turns)
 
 
-def _has_action(turn: Item, form: str) -> bool:
+def _has_action(turn: JsonObject, form: str) -> bool:
     """Whether a call of `form` in the turn holds the action stored beside it."""
     action, response = string(turn, "action").strip(), _response(turn)
     if not action or action not in response:
@@ -142,11 +142,11 @@ def _has_action(turn: Item, form: str) -> bool:
     return any(s.kind is Kind.ACTION and action in s.text for s in split_calls(response, form))
 
 
-def _response(turn: Item) -> str:
+def _response(turn: JsonObject) -> str:
     return string(turn, "response") or string(turn, "content")
 
 
-def _add_message(item: Item, form: str, builder: TrajectoryBuilder) -> bool:
+def _add_message(item: JsonObject, form: str, builder: TrajectoryBuilder) -> bool:
     """Add one message; true when a part of it had to be rendered."""
     role, content = role_of(item), builder.text(item.get("content"))
     if role == "system" or item.get("is_demo") or item.get("message_type") == "demonstration":
@@ -160,7 +160,7 @@ def _add_message(item: Item, form: str, builder: TrajectoryBuilder) -> bool:
     return False
 
 
-def _add_turn(item: Item, content: str, form: str, builder: TrajectoryBuilder) -> bool:
+def _add_turn(item: JsonObject, content: str, form: str, builder: TrajectoryBuilder) -> bool:
     calls = openai_calls(item.get("tool_calls"))
     action = "" if calls else string(item, "action")
     if not calls and EXIT.match(content) and (not action or action.startswith("exit_")):
@@ -183,10 +183,10 @@ def _split(content: str, action: str, form: str) -> tuple[Segment, ...]:
     return segments
 
 
-def _outside_history(run: Item, history: Sequence[Item], builder: TrajectoryBuilder) -> list[Item]:
+def _outside_history(run: JsonObject, history: Sequence[JsonObject], builder: TrajectoryBuilder) -> list[JsonObject]:
     """The last steps that are not in the history; earlier ones are rejected outputs and only counted."""
     stored = [builder.text(item.get("content")) for item in history if is_generated(item) and not item.get("is_demo")]
-    late: list[Item] = []
+    late: list[JsonObject] = []
     matched = rejected = 0
     for step in _steps(run):
         if matched < len(stored) and stored[matched] == string(step, "response"):
@@ -202,7 +202,7 @@ def _outside_history(run: Item, history: Sequence[Item], builder: TrajectoryBuil
     return executed
 
 
-def _add_late_step(step: Item, form: str, builder: TrajectoryBuilder) -> bool:
+def _add_late_step(step: JsonObject, form: str, builder: TrajectoryBuilder) -> bool:
     """Add a step that is not in the history; function calls are not stored there, only their shell form."""
     response, action = string(step, "response"), string(step, "action").strip()
     structured = form == "none" or (action not in response and form != "function")
@@ -260,7 +260,7 @@ def _read_mini(record: Any, where: Where) -> Trajectory:
     )
 
 
-def _mini_form(row: Item, messages: Sequence[Item]) -> str:
+def _mini_form(row: JsonObject, messages: Sequence[JsonObject]) -> str:
     """By the stored expression, which is looked at but never run: it is untrusted."""
     for owner in ("model", "agent"):
         expression = deep(row, "info", "config", owner, "action_regex")
@@ -270,7 +270,7 @@ def _mini_form(row: Item, messages: Sequence[Item]) -> str:
     return guess_form(assistant_texts(messages), ("mswea", "bash", "fence"))
 
 
-def _add_mini_message(message: Item, form: str, builder: TrajectoryBuilder) -> bool:
+def _add_mini_message(message: JsonObject, form: str, builder: TrajectoryBuilder) -> bool:
     """Add one message; true when a part of it had to be rendered."""
     if message.get("object") == "response" or ("role" not in message and as_list(message.get("output")) is not None):
         response = Turn()
@@ -284,7 +284,7 @@ def _add_mini_message(message: Item, form: str, builder: TrajectoryBuilder) -> b
         builder.warn("an output that mini-swe-agent rejected is in no later prompt and is left out")
     rendered = False
 
-    def turn(item: Item) -> Sequence[Segment]:
+    def turn(item: JsonObject) -> Sequence[Segment]:
         nonlocal rendered
         segments, rendered = calls_or_text(item, form, builder)
         return segments

@@ -24,7 +24,7 @@ from hesnr_tasks.integrations.evaluation import (
     he_snr_change,
     metrics_of,
 )
-from hesnr_tasks.tasks.settings import Settings, describe, refuse_unknown
+from hesnr_tasks.tasks.settings import TaskSettings, describe, refuse_unknown
 
 __all__ = ["HESNRCallback"]
 
@@ -81,12 +81,12 @@ class HESNRCallback(TrainerCallback):
             raise SettingsError(
                 "HESNRCallback writes no score files; its `evaluations` hold the sums. Leave out scores"
             )
-        names = [field.name for field in fields(Settings) if field.name not in ("scores", "on_error")]
+        names = [field.name for field in fields(TaskSettings) if field.name not in ("scores", "on_error")]
         refuse_unknown(settings, names)
         self._every, self._at_start, self._at_end, self._max_length = every, at_start, at_end, max_length
         self._tokenizer, self._on_error, self.trainer = tokenizer, on_error, trainer
         data = {"trajectories": trajectories, "limit": None if settings.get("sample") else limit}
-        self.settings = Settings.read({**data, **settings})
+        self.settings = TaskSettings.read({**data, **settings})
         self.evaluations: list[Evaluation] = []
         self.signature: dict[str, Any] = {}
         self._evaluator: Evaluator | None = None

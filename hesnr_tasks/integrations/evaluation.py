@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from hesnr_tasks.alignment import Encoder, token_labels
 from hesnr_tasks.backends import hf
-from hesnr_tasks.backends.base import Scores, TokenSequence
+from hesnr_tasks.backends.base import SequenceScores, TokenSequence
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
@@ -40,7 +40,7 @@ from hesnr_tasks.metrics import (
 )
 from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import open_corpus
-from hesnr_tasks.tasks.settings import Settings, signature
+from hesnr_tasks.tasks.settings import TaskSettings, signature
 
 __all__ = ["Evaluation", "Evaluator", "LiveModel", "UnfinishedPassError", "gather", "he_snr_change", "is_sharded"]
 __all__ += ["metrics_of", "preserve_training_state", "unwrap"]
@@ -72,7 +72,9 @@ def preserve_training_state(model: torch.nn.Module, device: torch.device) -> Ite
     on_device = getattr(accelerator, f"get_rng_state{suffix}")() if accelerator else None
     modules = list(model.modules())
     owners = [item for m in modules for item in (m, vars(m).get("config"), vars(m).get("generation_config"))]
-    snapshots = [Snapshot(item) for item in {id(item): item for item in owners if hasattr(item, "__dict__")}.values()]
+    snapshots = [
+        ModuleSnapshot(item) for item in {id(item): item for item in owners if hasattr(item, "__dict__")}.values()
+    ]
     try:
         for module in modules:
             module.training = False  # not .eval(): what a model's own train() does beside it cannot be undone
@@ -87,7 +89,7 @@ def preserve_training_state(model: torch.nn.Module, device: torch.device) -> Ite
             snapshot.restore()
 
 
-class Snapshot:
+class ModuleSnapshot:
     """One object's attributes, the entries of those that are dictionaries or lists, and its tensors' values."""
 
     def __init__(self, owner: Any) -> None:
@@ -294,7 +296,7 @@ def _is_a(module: Any, name: str) -> bool:
 # --- the texts --------------------------------------------------------------------------------------------------------
 
 
-class Text(NamedTuple):
+class EvaluationText(NamedTuple):
     """One trajectory, tokenised."""
 
     key: str  # hash of its labelled text
@@ -303,10 +305,10 @@ class Text(NamedTuple):
     n_truncated: int  # tokens that count but lie beyond the context and are not scored
 
 
-class Texts(NamedTuple):
+class EvaluationTexts(NamedTuple):
     """The texts in the order of their keys, as a run of lm-eval sorts them."""
 
-    items: tuple[Text, ...]
+    items: tuple[EvaluationText, ...]
     n_skipped: int = 0  # tokens that count, of trajectories that overflow=skip leaves out
 
     @property
@@ -334,11 +336,11 @@ class Texts(NamedTuple):
         return shares[rank]
 
 
-def prepare(settings: Settings, tokenizer: Any, bos: bool | None, max_length: int) -> Texts:
+def prepare(settings: TaskSettings, tokenizer: Any, bos: bool | None, max_length: int) -> EvaluationTexts:
     """Load, render, label and tokenise. Raises `HesnrError` where nothing can be scored."""
     corpus, encoder = open_corpus(settings), Encoder(tokenizer, bos)
     mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
-    items, n_skipped, n_lost, n_characters = list[Text](), 0, 0, 0
+    items, n_skipped, n_lost, n_characters = list[EvaluationText](), 0, 0, 0
     native = None
     if settings.render == "native":
         native = NativeTemplate(tokenizer, settings.thoughts, json.loads(settings.template_kwargs))
@@ -360,7 +362,7 @@ def prepare(settings: Settings, tokenizer: Any, bos: bool | None, max_length: in
         ids = encoded.ids[: int(targets[-1]) + 1] if len(targets) else encoded.ids[:0]
         sequence = TokenSequence(trajectory.id, ids, targets, min(len(encoded.ids), max_length))
         n_bytes = token_bytes(labelled.rendered.text, encoded.start[targets], encoded.end[targets])
-        items.append(Text(labelled.key, sequence, n_bytes, n_truncated))
+        items.append(EvaluationText(labelled.key, sequence, n_bytes, n_truncated))
         n_lost, n_characters = n_lost + encoded.lost, n_characters + len(labelled.rendered.text)
     count, n_truncated = len(corpus.trajectories), sum(text.n_truncated for text in items)
     if not any(len(text.sequence.targets) for text in items):
@@ -382,7 +384,7 @@ def prepare(settings: Settings, tokenizer: Any, bos: bool | None, max_length: in
         )  # fmt: skip
     if n_lost:
         _log.warning("the tokenizer cannot represent %d characters; they are scored as what it makes of them", n_lost)
-    return Texts(tuple(sorted(items, key=lambda text: text.key)), n_skipped)
+    return EvaluationTexts(tuple(sorted(items, key=lambda text: text.key)), n_skipped)
 
 
 # --- evaluations ------------------------------------------------------------------------------------------------------
@@ -408,7 +410,7 @@ class Evaluator:
     over the processes (`live.together`) all of them run all forward passes.
     """
 
-    def __init__(self, live: LiveModel, settings: Settings) -> None:
+    def __init__(self, live: LiveModel, settings: TaskSettings) -> None:
         self.settings, self.live = settings, live
         self.sharded = live.together is not None
         backend = hf.make(live)
@@ -475,7 +477,7 @@ class Evaluator:
             raise ScoringError(problem)
         return sums
 
-    def _score(self, skipped: Collection[int]) -> Iterator[tuple[int, Scores]]:
+    def _score(self, skipped: Collection[int]) -> Iterator[tuple[int, SequenceScores]]:
         sequences = [text.sequence for text in self.texts.items]
         return self._backend.score(sequences, self.settings.k, lambda _: None, skipped)
 
@@ -497,7 +499,7 @@ def gather(own: Any) -> list[Any]:
     return answers
 
 
-def metrics_of(evaluation: Evaluation, settings: Settings) -> dict[str, float]:
+def metrics_of(evaluation: Evaluation, settings: TaskSettings) -> dict[str, float]:
     """Values and standard errors by name; what is undefined, or over fewer than `min_tokens` tokens, is left out."""
     values: dict[str, Any] = {}
     for name in names_of():
@@ -508,7 +510,7 @@ def metrics_of(evaluation: Evaluation, settings: Settings) -> dict[str, float]:
     return _finite(values)
 
 
-def he_snr_change(before: Evaluation, after: Evaluation, settings: Settings) -> dict[str, float]:
+def he_snr_change(before: Evaluation, after: Evaluation, settings: TaskSettings) -> dict[str, float]:
     """HE-SNR after minus before, paired by trajectory, with its error and 95 % interval where they are defined."""
     if min(side.sums.column("he_tokens").sum() for side in (before, after)) < settings.min_tokens:
         return {}

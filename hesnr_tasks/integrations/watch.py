@@ -35,7 +35,7 @@ _LARGEST_INDEX = 64 << 20  # bytes
 _ATTEMPTS = 2  # a checkpoint that fails as often is left out until it changes
 
 
-class Snapshot(NamedTuple):
+class FolderSnapshot(NamedTuple):
     """The files of a checkpoint folder as they are now; equal snapshots some time apart: nobody is writing."""
 
     digest: str  # of names, sizes and modification times
@@ -92,7 +92,7 @@ class _Watcher:
     def __init__(self, config: WatchConfig) -> None:
         self.config = config
         self.identity = [*config.command[1:], config.model_args, config.convert]  # of equal evaluations
-        self.snapshots: dict[str, Snapshot] = {}  # at the last look
+        self.snapshots: dict[str, FolderSnapshot] = {}  # at the last look
         self.failed: set[str] = set()
         self.waiting: dict[str, str] = {}
 
@@ -148,7 +148,7 @@ class _Watcher:
         names.sort(key=lambda name: ([int(number) for number in re.findall(r"\d+", name)], name))
         return [self.config.checkpoints / name for name in names]
 
-    def _incomplete(self, folder: Path, before: Snapshot | None, now: Snapshot) -> str:
+    def _incomplete(self, folder: Path, before: FolderSnapshot | None, now: FolderSnapshot) -> str:
         """Why a checkpoint is not to be scored yet; empty: it is complete."""
         if self.config.done_marker:
             return "" if any(folder.glob(self.config.done_marker)) else f"no {self.config.done_marker} yet"
@@ -161,7 +161,7 @@ class _Watcher:
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
-    def _score(self, folder: Path, now: Snapshot) -> None:
+    def _score(self, folder: Path, now: FolderSnapshot) -> None:
         output = self.config.output / folder.name
         output.mkdir(exist_ok=True)
         state = self._state(folder.name)
@@ -233,7 +233,7 @@ class _Watcher:
         write_output(self.config.output / name / "watch.json", json.dumps(state, indent=1) + "\n")
 
 
-def _snapshot(folder: Path) -> Snapshot:
+def _snapshot(folder: Path) -> FolderSnapshot:
     """Names, sizes and times of everything below a folder; what vanishes meanwhile counts as absent."""
     digest, newest = hashlib.sha256(), 0.0
     for root, directories, files in os.walk(folder):
@@ -245,7 +245,7 @@ def _snapshot(folder: Path) -> Snapshot:
                 continue
             digest.update(f"{root}/{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
             newest = max(newest, stat.st_mtime)
-    return Snapshot(digest.hexdigest(), newest)
+    return FolderSnapshot(digest.hexdigest(), newest)
 
 
 def _lacking(folder: Path) -> str:

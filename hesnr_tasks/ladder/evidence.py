@@ -24,14 +24,14 @@ from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import RESAMPLES, SEED, holm, trajectories_needed
 
-__all__ = ["Settings", "Verdict", "checkpoints_of", "comparable_groups", "judge", "judge_runs"]
+__all__ = ["Verdict", "VerdictSettings", "checkpoints_of", "comparable_groups", "judge", "judge_runs"]
 
 _FEW_TRAJECTORIES = 30
 _CUT = 0.01  # share of tokens beyond the context
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class VerdictSettings:
     """What is compared and how: proxies, tokens, threshold, and the bootstrap."""
 
     proxy: str = "he_snr"
@@ -176,7 +176,9 @@ def _known_checkpoint(ladder: Ladder, words: tuple[str, str, str, str]) -> Check
     return next((ladder[match] for match in matches if match), None)
 
 
-def judge(sources: Sequence[str], ladder: Ladder | None = None, settings: Settings = Settings()) -> Verdict:
+def judge(
+    sources: Sequence[str], ladder: Ladder | None = None, settings: VerdictSettings = VerdictSettings()
+) -> Verdict:
     """Read the scores of a ladder and say what they show.
 
     Args:
@@ -218,7 +220,7 @@ def judge(sources: Sequence[str], ladder: Ladder | None = None, settings: Settin
 def judge_runs(
     ordered: Sequence[tuple[Checkpoint, Run]],
     whole: Ladder,
-    settings: Settings = Settings(),
+    settings: VerdictSettings = VerdictSettings(),
     remarks: Sequence[str] = (),
 ) -> Verdict:
     """Say what checkpoints show whose sums per trajectory have been read.
@@ -264,7 +266,7 @@ def judge_runs(
     return Verdict(tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)))
 
 
-def _check_proxies(settings: Settings) -> None:
+def _check_proxies(settings: VerdictSettings) -> None:
     for name in settings.names:
         if name not in METRICS or METRICS[name].better is None:
             allowed = [key for key, entry in METRICS.items() if entry.better]
@@ -317,7 +319,7 @@ def _proxy(name: str, runs: Sequence[Run]) -> Proxy:
     return Proxy(name, numerator, denominator, entry.exponentiate, bool(entry.higher_is_better), title)
 
 
-def _choice(proxy: Proxy, runs: Sequence[Run], settings: Settings) -> Choice:
+def _choice(proxy: Proxy, runs: Sequence[Run], settings: VerdictSettings) -> Choice:
     config = CompareConfig(settings.resamples, settings.seed)
 
     def test(best: int, other: int) -> Paired:
@@ -328,7 +330,7 @@ def _choice(proxy: Proxy, runs: Sequence[Run], settings: Settings) -> Choice:
 
 
 def _claims(
-    task: str, ladder: Ladder, kept: Sequence[Checkpoint], proxies: Mapping[str, Proxy], settings: Settings
+    task: str, ladder: Ladder, kept: Sequence[Checkpoint], proxies: Mapping[str, Proxy], settings: VerdictSettings
 ) -> list[Claim]:
     scores = outcomes(ladder, task)
     names, families = [c.name for c in kept], [c.family for c in kept]
@@ -351,7 +353,7 @@ def _rows(
     runs: Sequence[Run],
     choice: Choice,
     ladder: Ladder,
-    settings: Settings,
+    settings: VerdictSettings,
     defined: Sequence[str],
 ) -> Iterable[dict[str, Any]]:
     scores = {task: outcomes(ladder, task) for task in ladder.benchmarks}
@@ -371,7 +373,7 @@ def _rows(
         yield row
 
 
-def _table(rows: Sequence[dict[str, Any]], settings: Settings) -> Table:
+def _table(rows: Sequence[dict[str, Any]], settings: VerdictSettings) -> Table:
     empty = [name for name in ("family", "stage", "step") if all(row[name] in ("", None) for row in rows)]
     one_group = ["group"] if len({row["group"] for row in rows}) < 2 else []
     empty += [

@@ -17,7 +17,7 @@ from hesnr_tasks.metrics.registry import TokenColumns, metric
 from hesnr_tasks.stats import Scale
 
 FORECASTING = "arXiv 2605.18607"
-_Terms = Callable[[TokenColumns], Any]
+_TermsFunction = Callable[[TokenColumns], Any]
 
 
 def _bits_per_byte(tokens: TokenColumns) -> Any:
@@ -46,7 +46,7 @@ def _loss(tokens: TokenColumns) -> Any:
     return -tokens.logprob
 
 
-def _top(j: int) -> _Terms:
+def _top(j: int) -> _TermsFunction:
     def hit(tokens: TokenColumns) -> Any:
         unknown = (tokens.rank < 0) & (-tokens.rank < j)
         return np.where(unknown, np.nan, (tokens.rank >= 1) & (tokens.rank <= j))
@@ -103,7 +103,7 @@ def _relative_rank(tokens: TokenColumns) -> Any:
 
 
 # name: (terms, better, title, scale, needs, source)
-_STATISTICS: dict[str, tuple[_Terms, str, str, Scale, tuple[str, ...], str]] = {
+_STATISTICS: dict[str, tuple[_TermsFunction, str, str, Scale, tuple[str, ...], str]] = {
     "loss": (_loss, "down", "cross-entropy", Scale.POSITIVE, (), FORECASTING),
     "top1": (_top(1), "up", "Top-1", Scale.SHARE, (), FORECASTING),
     "top3": (_top(3), "up", "Top-3", Scale.SHARE, (), FORECASTING),
@@ -115,14 +115,14 @@ _STATISTICS: dict[str, tuple[_Terms, str, str, Scale, tuple[str, ...], str]] = {
     "confidence": (_confidence, "up", "DeepConf", Scale.POSITIVE, ("topk_logprobs",), "arXiv 2508.15260"),
     "relative_rank": (_relative_rank, "up", "relative rank", Scale.POSITIVE, ("topk_logprobs",), "arXiv 2602.01745"),
 }
-_WEIGHTS: dict[str, tuple[_Terms, str]] = {
+_WEIGHTS: dict[str, tuple[_TermsFunction, str]] = {
     "p": (lambda tokens: np.exp(tokens.logprob), "p"),
     "1mp": (lambda tokens: -np.expm1(tokens.logprob), "1 - p"),
     "h": (lambda tokens: tokens.entropy, "H"),
 }
 
 
-def _weighted(terms: _Terms, weight: _Terms, symbol: str) -> _Terms:
+def _weighted(terms: _TermsFunction, weight: _TermsFunction, symbol: str) -> _TermsFunction:
     def weighted(tokens: TokenColumns) -> Any:
         weights = weight(tokens)
         return weights * terms(tokens), weights

@@ -20,7 +20,7 @@ from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, 
 from hesnr_tasks.analysis.frame import Frame, Selection, context_for, grid_sums, load, selection
 from hesnr_tasks.analysis.tables import SWEEP, Table
 from hesnr_tasks.errors import HesnrError
-from hesnr_tasks.ladder.evidence import Settings, Verdict, judge_runs
+from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs
 from hesnr_tasks.ladder.names import NamedLadder, boundaries
 from hesnr_tasks.ladder.schema import Checkpoint, Outcome, outcomes
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, Share, TrajectorySums, measure, names_of, share_scored
@@ -299,7 +299,7 @@ def _verdict(data: ReportData, named: NamedLadder) -> Verdict | None:
     if not ordered:
         return None
     proxies = tuple(name for name in names_of() if METRICS[name].better and METRICS[name].denominator)
-    settings = Settings(
+    settings = VerdictSettings(
         proxies=proxies, k=data.k, epsilon=data.epsilon, resamples=data.resamples, seed=data.seed
     )  # fmt: skip
     try:

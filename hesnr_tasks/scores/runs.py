@@ -25,7 +25,7 @@ from hesnr_tasks.scores.schema import Source, StoreError, write_error
 __all__ = [
     "FORMAT",
     "SCHEMA",
-    "Difference",
+    "SettingChange",
     "StoredRun",
     "Wanted",
     "add_run",
@@ -52,7 +52,7 @@ _CANARY_NOISE, _CANARY_SHIFT, _CANARY_MEAN, _CANARY_MOST = 0.005, 0.02, 0.05, 0.
 _log = logging.getLogger("hesnr_tasks")
 
 
-class Difference(NamedTuple):
+class SettingChange(NamedTuple):
     """One setting that differs between two runs; `None` where a run does not have it."""
 
     name: str
@@ -78,7 +78,7 @@ def scoring_signature(
     return {"schema": SCHEMA, "k": k, "filters": filters, "render": render, "overflow": overflow, "run": dict(run)}
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[SettingChange]:
     """The settings in which two signatures differ, in a fixed order.
 
     A model that was moved is the same model: its place does not count where both runs have a hash of its weights.
@@ -92,7 +92,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     names.pop("canary", None)  # measured, so equal only up to noise: `open_run` compares it
     names.pop("run", None)
     return [
-        Difference(name, left.get(name), right.get(name))
+        SettingChange(name, left.get(name), right.get(name))
         for name in names
         if left.get(name, _ABSENT) != right.get(name, _ABSENT)
     ]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.atomic_io import create_file, locked, remove_abandoned, replace_file
-from hesnr_tasks.backends.base import Scores, TokenScores
+from hesnr_tasks.backends.base import SequenceScores, TokenScores
 from hesnr_tasks.scores.runs import StoredRun, open_run, read_run
 from hesnr_tasks.scores.schema import (
     COLUMNS,
@@ -152,7 +152,7 @@ class ScoreStore:
     def read(self, key: str) -> TokenScores:
         """The scores of `key`, bit for bit as they were written."""
         entry, columns = self.columns(key, [*COLUMNS, "labels_cut"])
-        scores = Scores(*(columns.pop(name) for name in Scores._fields))
+        scores = SequenceScores(*(columns.pop(name) for name in SequenceScores._fields))
         return TokenScores(
             key=key, scores=scores, tokens_total=entry.tokens_total, run=self.signature["run"], **columns
         )
@@ -300,7 +300,7 @@ def _merged(new: TokenScores, old: TokenScores, mask: np.uint64) -> TokenScores:
     return TokenScores(
         key=new.key,
         **{name: both(name, new, old) for name in names},
-        scores=Scores(*(both(name, new.scores, old.scores) for name in Scores._fields)),
+        scores=SequenceScores(*(both(name, new.scores, old.scores) for name in SequenceScores._fields)),
         tokens_total=new.tokens_total,
         labels_cut=np.concatenate([new.labels_cut, old.labels_cut[(old.labels_cut & mask) == 0]]),
         run=new.run,

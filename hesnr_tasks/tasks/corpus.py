@@ -13,7 +13,7 @@ from hesnr_tasks.backends import labelled_key
 from hesnr_tasks.filters import char_codes
 from hesnr_tasks.formats import load
 from hesnr_tasks.rendering import ChatTemplate, NativeRenderer, Rendered, render
-from hesnr_tasks.tasks.settings import Settings
+from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["Corpus", "Labelled", "open_corpus"]
@@ -46,7 +46,7 @@ class Corpus:
 _open: WeakValueDictionary[tuple[object, ...], Corpus] = WeakValueDictionary()
 
 
-def open_corpus(settings: Settings) -> Corpus:
+def open_corpus(settings: TaskSettings) -> Corpus:
     """Read the trajectories `settings` name (shared by all tasks alive that name the same)."""
     s = settings
     key = (s.trajectories, s.config, s.split, s.only_resolved, s.limit, s.sample, s.sample_seed, s.on_error)

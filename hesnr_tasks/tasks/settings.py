@@ -25,7 +25,7 @@ from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
 __all__ = [
-    "Settings",
+    "TaskSettings",
     "ToolEntropySettings",
     "add_flags",
     "describe",
@@ -38,7 +38,7 @@ __all__ = [
 _OF_OTHERS = {"version", "config_source", "pretrained", "tokenizer", "max_seq_lengths", "passk"}
 
 _Parser = Callable[[str, Any], Any]
-_S = TypeVar("_S", bound="Settings")
+_S = TypeVar("_S", bound="TaskSettings")
 
 
 # --- parsers: (name of the setting, value) -> checked value -----------------------------------------------------------
@@ -129,7 +129,7 @@ def _setting(default: Any, parse: _Parser, text: str, synonyms: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TaskSettings:
     """The settings of one task, checked."""
 
     trajectories: tuple[str, ...] = _setting(
@@ -251,7 +251,7 @@ class Settings:
     def data(self) -> str:
         """The settings that choose the trajectories, where they are not the default, as JSON."""
         names = ("trajectories", "config", "split", "only_resolved", "limit", "sample", "sample_seed")
-        default = Settings()
+        default = TaskSettings()
         return json.dumps({n: getattr(self, n) for n in names if getattr(self, n) != getattr(default, n)})
 
     def _checked(self: _S) -> _S:
@@ -271,7 +271,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolEntropySettings(Settings):
+class ToolEntropySettings(TaskSettings):
     """The settings of `hesnr_tool_entropy`; the threshold of high entropy is `epsilon`."""
 
     decision_arguments: int = _setting(0, _number(0), "how many words after the verb decide too", "")
@@ -329,7 +329,7 @@ def describe_settings() -> str:
 
 
 def signature(
-    settings: Settings,
+    settings: TaskSettings,
     rendering: str,
     items: Sequence[Item],
     run: Mapping[str, Any],

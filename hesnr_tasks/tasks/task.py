@@ -38,7 +38,7 @@ from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.tasks.corpus import open_corpus
-from hesnr_tasks.tasks.settings import Settings, describe, signature
+from hesnr_tasks.tasks.settings import TaskSettings, describe, signature
 
 __all__ = ["HesnrTask", "topk_loglikelihood"]
 
@@ -65,7 +65,7 @@ class HesnrTask(Task):
 
     VERSION = 1
     OUTPUT_TYPE = REQUEST_TYPE
-    settings_type: type[Settings] = Settings
+    settings_type: type[TaskSettings] = TaskSettings
 
     @exit_on_command_line
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from hesnr_tasks.analysis.tool_entropy import MEASURES, Item, item_of, measure, number, stderr_of, steps_of
+from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, item_of, measure, number, stderr_of, steps_of
 from hesnr_tasks.backends.base import TokenScores
-from hesnr_tasks.metrics import Item as SignedItem
-from hesnr_tasks.metrics import topk_entropy
+from hesnr_tasks.metrics import Item, topk_entropy
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, effective_number
 from hesnr_tasks.tasks.settings import ToolEntropySettings
 from hesnr_tasks.tasks.task import HesnrTask
@@ -47,7 +46,7 @@ class ToolEntropyTask(HesnrTask):
         measured = measure(steps, *spans, entropy, decisive, self.settings.combine)
         item = item_of(scored.key, measured, epsilon, tokens_cut)
         tokens = float(counted.sum())
-        share = SignedItem(scored.key, tokens, tokens + tokens_cut, tokens_cut)
+        share = Item(scored.key, tokens, tokens + tokens_cut, tokens_cut)
         return dict.fromkeys(_PUBLIC, item) | {"scored": share} | {f"{public}_stderr": item for public in _WITH_ERROR}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Any]], Any]]:
@@ -69,12 +68,12 @@ class ToolEntropyTask(HesnrTask):
             return "N/A"  # lm-eval prints it
         return stderr_of(name, steps, self.settings.resamples, self.settings.bootstrap_seed)
 
-    def _steps(self, items: Iterable[Any]) -> list[Item]:
+    def _steps(self, items: Iterable[Any]) -> list[ToolEntropyItem]:
         """Without those of the trajectories that overflow=skip leaves out."""
-        steps = [Item(*item) for item in items]
+        steps = [ToolEntropyItem(*item) for item in items]
         return [item for item in steps if not item.tokens_cut] if self.settings.overflow == "skip" else steps
 
-    def _sign(self, items: list[SignedItem]) -> None:
+    def _sign(self, items: list[Item]) -> None:
         super()._sign(items)
         self._config.metadata["signature"] |= {
             "decision_arguments": self.settings.decision_arguments,

@@ -26,13 +26,23 @@ from hesnr_tasks.rendering import Block, ChatTemplate, NativeRenderer, Rendered,
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind, Trajectory
 
-__all__ = ["ScoredRun", "TokenView", "Totals", "View", "columns", "load_tokenizer", "tokenize", "totals", "view_of"]
+__all__ = [
+    "ScoredRun",
+    "TokenView",
+    "Totals",
+    "TrajectoryView",
+    "columns",
+    "load_tokenizer",
+    "tokenize",
+    "totals",
+    "view_of",
+]
 
 _COUNTED = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))  # what the paper's metric counts
 _CANDIDATES = 10  # shown of each token
 
 
-class Hit(NamedTuple):
+class FilterHit(NamedTuple):
     """Characters `start` to `end`, all dropped by the same filters: bit i stands for the i-th of `FILTERS`."""
 
     start: int
@@ -41,7 +51,7 @@ class Hit(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class TrajectoryView:
     """A rendered trajectory; the blocks cover its text exactly once, in order, and hits lie in actions."""
 
     trajectory: Trajectory
@@ -49,7 +59,7 @@ class View:
     codes: npt.NDArray[np.uint8]  # (characters,) label codes, see labels.py
     bits: npt.NDArray[np.uint8]  # (characters,) filters that drop a character, as bit sets; 0 outside actions
     blocks: tuple[Block, ...]
-    hits: tuple[Hit, ...]
+    hits: tuple[FilterHit, ...]
 
     @property
     def text(self) -> str:
@@ -64,15 +74,15 @@ class View:
 
 def view_of(
     trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | NativeRenderer | None = None
-) -> View:
+) -> TrajectoryView:
     """Render and label `trajectory`; errors are those of `hesnr_tasks.rendering.render`."""
     rendered = render(trajectory, rendering, template)
     codes = char_codes(rendered)
     action = kind_code(Kind.ACTION)
     bits = np.where(codes > action, codes - action, 0).astype(np.uint8)
     borders = [0, *(np.flatnonzero(np.diff(bits)) + 1).tolist(), len(bits)]
-    hits = (Hit(a, b, int(bits[a])) for a, b in itertools.pairwise(borders) if a < b and bits[a])
-    return View(trajectory, rendered, codes, bits, tuple(rendered.blocks()), tuple(hits))
+    hits = (FilterHit(a, b, int(bits[a])) for a, b in itertools.pairwise(borders) if a < b and bits[a])
+    return TrajectoryView(trajectory, rendered, codes, bits, tuple(rendered.blocks()), tuple(hits))
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -101,7 +111,7 @@ class Totals:
 
 
 def totals(
-    view: View, labels: npt.NDArray[np.uint64] | None = None, turns: npt.NDArray[np.int32] | None = None
+    view: TrajectoryView, labels: npt.NDArray[np.uint64] | None = None, turns: npt.NDArray[np.int32] | None = None
 ) -> list[Totals]:
     """Totals of each turn, the first at index 0.
 
@@ -159,7 +169,7 @@ def load_tokenizer(path: str) -> Encoder:
         ) from error
 
 
-def tokenize(view: View, encoder: Encoder) -> tuple[list[TokenView], list[Totals]]:
+def tokenize(view: TrajectoryView, encoder: Encoder) -> tuple[list[TokenView], list[Totals]]:
     """Tokenise as scoring would: the tokens that cover characters, and the totals of each turn with token counts.
 
     Raises:
@@ -196,7 +206,7 @@ class ScoredRun:
             )
         return rendering
 
-    def tokens(self, view: View) -> list[TokenView]:
+    def tokens(self, view: TrajectoryView) -> list[TokenView]:
         """The scored tokens of a trajectory; 𝓗 is that of the paper's metric (filtered actions)."""
         key = labelled_key(view.text, view.codes)
         if key not in self._store:
@@ -231,7 +241,10 @@ class ScoredRun:
 
 
 def columns(
-    view: View, tokens: Sequence[TokenView], compare: Sequence[TokenView] | None, offset: npt.NDArray[np.int64]
+    view: TrajectoryView,
+    tokens: Sequence[TokenView],
+    compare: Sequence[TokenView] | None,
+    offset: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
     """The tokens as columns for the page; a column that holds nothing is left out.
 

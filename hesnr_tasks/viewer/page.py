@@ -22,7 +22,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.trajectory import Kind, clean
-from hesnr_tasks.viewer.model import TokenView, View, columns, totals
+from hesnr_tasks.viewer.model import TokenView, TrajectoryView, columns, totals
 
 __all__ = ["render"]
 
@@ -31,7 +31,7 @@ Tokens = Sequence[Sequence[TokenView]]
 
 
 def render(
-    views: Sequence[View],
+    views: Sequence[TrajectoryView],
     tokens: Tokens | None = None,
     compare: Tokens | None = None,
     names: Sequence[str] = ("A", "B"),
@@ -82,7 +82,7 @@ def render(
     )
 
 
-def _summary(view: View) -> dict[str, Any]:
+def _summary(view: TrajectoryView) -> dict[str, Any]:
     t = view.trajectory
     return {
         "id": t.id,
@@ -97,7 +97,9 @@ def _summary(view: View) -> dict[str, Any]:
     }
 
 
-def _text(view: View, tokens: Sequence[TokenView] | None, compare: Sequence[TokenView] | None) -> dict[str, Any]:
+def _text(
+    view: TrajectoryView, tokens: Sequence[TokenView] | None, compare: Sequence[TokenView] | None
+) -> dict[str, Any]:
     """The text, blocks as [end, kind, turn] and hits as [start, end, bits], flat; offsets in UTF-16 units."""
     points = np.frombuffer(view.text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
     offset = np.concatenate([[0], np.cumsum(1 + (points > 0xFFFF))]).astype(np.int64)  # of each character, and the end

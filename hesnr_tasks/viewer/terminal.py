@@ -24,7 +24,7 @@ from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats.registry import warnings_of
 from hesnr_tasks.rendering import Block
 from hesnr_tasks.trajectory import Kind
-from hesnr_tasks.viewer.model import Totals, View
+from hesnr_tasks.viewer.model import Totals, TrajectoryView
 
 __all__ = ["Style", "legend", "lines", "printable", "style_of", "total_lines", "write"]
 
@@ -57,7 +57,7 @@ def legend(style: Style) -> str:
     return f"{kinds}   dropped: {dropped}"
 
 
-def lines(view: View, turns: Sequence[Totals], style: Style) -> Iterator[str]:
+def lines(view: TrajectoryView, turns: Sequence[Totals], style: Style) -> Iterator[str]:
     """The trajectory, line by line, without line ends. `turns`: totals of each turn."""
     yield from _heading(view, style)
     for number, in_turn in itertools.groupby(view.blocks, key=lambda block: block.turn):
@@ -92,7 +92,7 @@ for _name in FILTERS:
     _LETTERS.append(next((c for c in f"{_name}0123456789" if c not in _LETTERS), "?"))
 
 
-def _heading(view: View, style: Style) -> Iterator[str]:
+def _heading(view: TrajectoryView, style: Style) -> Iterator[str]:
     t = view.trajectory
     outcome = {True: "resolved", False: "not resolved", None: "outcome not known"}[t.resolved]
     facts = [outcome, f"{printable(t.source) or 'unknown format'}, {t.fidelity.value}", f"{view.turns} turns"]
@@ -115,7 +115,7 @@ def _counts(turn: Totals) -> str:
     return ", ".join(parts)
 
 
-def _block(view: View, block: Block, style: Style) -> Iterator[str]:
+def _block(view: TrajectoryView, block: Block, style: Style) -> Iterator[str]:
     text, start = view.text[block.start : block.end], block.start
     if block.kind is Kind.SCAFFOLD:
         text = text.strip("\n")  # role headers, there only to part messages; no filter drops any of it

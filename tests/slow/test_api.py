@@ -17,7 +17,7 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 
 from hesnr_tasks.backends import backend_for
 from hesnr_tasks.backends.base import TokenSequence
-from hesnr_tasks.backends.completions import FORMS, TokenTexts
+from hesnr_tasks.backends.completions import FORMS, TokenIdsByText
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.testing import fake_server
 from tests.unit.backends.server_model import (
@@ -104,7 +104,7 @@ def test_openai_form_agrees_and_gives_no_rank_beyond_the_top(server, model, stri
 
 def clear_passage(server, model, k):
     """A passage whose wanted tokens, and the k likeliest beside them, all have a text of their own."""
-    texts = TokenTexts(server.tokenizer)
+    texts = TokenIdsByText(server.tokenizer)
     clear = np.array([i for i in range(len(server.tokenizer)) if texts._ids[server.tokenizer.decode([i])] is not None])
     for start in range(0, 3000, 16):
         one = passage("clear", start, 200)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hesnr_tasks import cli, demo
 from hesnr_tasks.formats.registry import FORMATS
 from hesnr_tasks.metrics import METRICS, unregister
-from hesnr_tasks.tasks.settings import Settings
+from hesnr_tasks.tasks.settings import TaskSettings
 from tests import ROOT
 from tests.unit.analysis import made
 
@@ -158,7 +158,7 @@ def test_command_lines_parse(capsys):
             if program == "lm_eval" or words[:2] == ["hesnr", "eval"]:
                 arguments = arguments[arguments[0] == "eval" :]
                 args = lm_eval_parser.parse_args(["run", *arguments])
-                Settings.read(args.metadata or {})
+                TaskSettings.read(args.metadata or {})
                 named = ",".join([args.tasks] if isinstance(args.tasks, str) else args.tasks).split(",")
                 assert {task for task in named if task.startswith("hesnr_")} <= tasks, place
             elif program == "hesnr":

@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.formats import load
 from hesnr_tasks.tasks.registration import tasks_path
-from hesnr_tasks.tasks.settings import Settings
+from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Fidelity, Kind
 
 CALL = "<function={}>\n<parameter=command>{}</parameter>\n</function>"
@@ -223,7 +223,7 @@ def test_the_task_takes_resolved_runs_of_its_data_set(task, rows):
     settings = loaded.settings
     assert (settings.split, settings.only_resolved) == (split, True)
     assert (settings.sample, settings.sample_seed) == (500, 1234)
-    assert (settings.kinds, settings.filters) == (Settings().kinds, Settings().filters)
+    assert (settings.kinds, settings.filters) == (TaskSettings().kinds, TaskSettings().filters)
     assert [t.resolved for t in loaded.corpus.trajectories] == [True, True]
     text = (tasks_path() / f"{task}.yaml").read_text()
     assert f"\n  trajectories: {data_set}\n" in text

@@ -16,10 +16,10 @@ import pytest
 pytest.importorskip("minisweagent")
 
 from hesnr_tasks.cli import main
-from hesnr_tasks.egss.collect import AgentTests, Candidate, patch_key
+from hesnr_tasks.egss.collect import AgentTests, PatchCandidate, patch_key
 from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel
 from hesnr_tasks.egss.ledger import Journal, Spent
-from hesnr_tasks.egss.select import Settings, select_instance
+from hesnr_tasks.egss.select import SelectSettings, select_instance
 from hesnr_tasks.egss.suite import (
     PYTEST,
     PatchError,
@@ -217,7 +217,7 @@ def tester(data, tmp_path):
 
 def candidate(run, solution, tests=None, patch=None):
     text = runs.patch("clamp", solution) if patch is None else patch
-    return Candidate("demo__clamp-1", run, text, "Clamp.", AgentTests(tests or {}))
+    return PatchCandidate("demo__clamp-1", run, text, "Clamp.", AgentTests(tests or {}))
 
 
 RIGHT, WRONG = patch_key(runs.patch("clamp", runs.RIGHT)), patch_key(runs.patch("clamp", runs.WRONG))
@@ -249,11 +249,11 @@ def test_a_patch_that_does_not_apply_is_counted_and_not_chosen(tester):
     outside = runs.diff("../outside.py", "", "x = 1\n")
     it = tester()
     several = [candidate("a", None, patch=bad), candidate("b", None, patch=outside), candidate("c", runs.WRONG)]
-    patch, why = select_instance(several, it.instance, Settings(runner=it.runner), it, [], None)
+    patch, why = select_instance(several, it.instance, SelectSettings(runner=it.runner), it, [], None)
     assert patch == runs.patch("clamp", runs.WRONG)
     assert [("problem" in c) for c in why["candidates"]] == [True, True, False]
     assert it.notes["patches that do not apply"] == 2
-    patch, _ = select_instance(several[:2], it.instance, Settings(runner=it.runner), it, [], None)
+    patch, _ = select_instance(several[:2], it.instance, SelectSettings(runner=it.runner), it, [], None)
     assert patch in (bad, outside)  # nothing else is there
 
 
@@ -262,11 +262,11 @@ def test_an_empty_submission_is_chosen_only_where_nothing_else_is_there(tester, 
     good = {"test_good.py": HEAD + "assert clamp(0, 1, 3) == 1\n"}
     it = tester()
     several = [candidate("a", None, patch=""), candidate("b", runs.RIGHT, good), candidate("c", None, patch="\n")]
-    patch, why = select_instance(several, it.instance, Settings(method, runner=it.runner), it, [], None)
+    patch, why = select_instance(several, it.instance, SelectSettings(method, runner=it.runner), it, [], None)
     assert patch == runs.patch("clamp", runs.RIGHT)
     assert [c.get("problem") for c in why["candidates"]] == ["it changes nothing", None, "it changes nothing"]
     assert ["tests" in c for c in why["candidates"]] == [False, True, False]
-    patch, _ = select_instance(several[:1], it.instance, Settings(method, runner=it.runner), it, [], None)
+    patch, _ = select_instance(several[:1], it.instance, SelectSettings(method, runner=it.runner), it, [], None)
     assert patch == ""
 
 
@@ -276,7 +276,7 @@ def test_environments_that_die_or_do_not_start_are_counted_and_tried_again(teste
     broken = sandbox_config(["run.env_startup_command=exit 3"], "local", [])
     journal = Journal(tmp_path / "j.jsonl")
     it = tester(config=broken, journal=journal)
-    _, why = select_instance(several, it.instance, Settings(runner=it.runner), it, [], None)
+    _, why = select_instance(several, it.instance, SelectSettings(runner=it.runner), it, [], None)
     assert it.notes["environments that failed"] == 4
     assert "the environment did not start" in why["candidates"][0]["problem"]
     assert (why["decided_by"], why["tie_broken_at_random"]) == ("suite", True)

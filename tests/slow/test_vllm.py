@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hesnr_tasks.backends.base import Scores
+from hesnr_tasks.backends.base import SequenceScores
 from hesnr_tasks.backends.vllm import _batches, _scores, refuse_too_large_steps
 from hesnr_tasks.errors import ScoringError
 from tests import ROOT
@@ -56,7 +56,7 @@ def run(tmp_path_factory, passages):
 
 
 def found(run, kind, name):
-    return Scores(*(run[0][f"{kind}/{name}/{field}"] for field in Scores._fields))
+    return SequenceScores(*(run[0][f"{kind}/{name}/{field}"] for field in SequenceScores._fields))
 
 
 def test_agrees_with_a_plain_forward(run, passages):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from hesnr_tasks.backends.base import Backend, Scores, TokenSequence
+from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
 from hesnr_tasks.backends.hf.check import TEXT
 from hesnr_tasks.backends.hf.engine import Engine
 from hesnr_tasks.backends.hf.model import CausalLM
@@ -93,7 +93,7 @@ class HuggingFaceBackend(Backend):
 
     def score(
         self, sequences: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
-    ) -> Iterator[tuple[int, Scores]]:
+    ) -> Iterator[tuple[int, SequenceScores]]:
         """See `Backend.score`; prefixes that sequences share are computed once."""
         size = self._model.vocabulary
         if k > size and sequences:
@@ -107,7 +107,7 @@ class HuggingFaceBackend(Backend):
         wanted = [index for index, text in enumerate(sequences) if len(text.targets)]
         for index in sorted(set(range(len(sequences))) - {*wanted, *skip}):
             progress(len(sequences[index].ids))
-            yield index, Scores.empty(k)
+            yield index, SequenceScores.empty(k)
         skipped = {number for number, index in enumerate(wanted) if index in skip}
         for number, scores in self.engine.score([sequences[index] for index in wanted], k, progress, skipped):
             yield wanted[number], scores

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesnr_tasks.backends.base import Scores, TokenSequence
+from hesnr_tasks.backends.base import SequenceScores, TokenSequence
 from hesnr_tasks.backends.hf.forward import ForwardMode, concat_scores, copy_cache, score_range, usable_strategies
 from hesnr_tasks.backends.hf.memory import is_out_of_memory
 from hesnr_tasks.backends.hf.model import CausalLM, fresh_rope, length_dependence
@@ -138,7 +138,7 @@ class _SelfCheck:
         self._length = int(self._text.targets[-1])  # the plain forward pass sees some tokens more
         self._middle = self._length // 2
 
-    def _plain_scores(self, text: TokenSequence) -> Scores:
+    def _plain_scores(self, text: TokenSequence) -> SequenceScores:
         """By a plain forward pass, full log-softmax and full sort; shares no code with the fast modes."""
         model = self._model
         ids = torch.from_numpy(text.ids).to(model.device, torch.int64)
@@ -155,7 +155,7 @@ class _SelfCheck:
         logprob = rows.gather(1, ids[text.targets].to(rows.device)[:, None])
         best, order = rows.sort(dim=1, descending=True)
         arrays = (logprob[:, 0], (rows > logprob).sum(1) + 1, best[:, :_TOP], order[:, :_TOP])
-        return Scores(*(array.cpu().numpy() for array in arrays))
+        return SequenceScores(*(array.cpu().numpy() for array in arrays))
 
     # --- modes, from the simplest on ----------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class _SelfCheck:
         other = np.concatenate([self._text.ids[:middle], self._other.ids[: middle // 2]])
         texts = [TokenSequence("", other, np.array([len(other) - 1], np.int32)), self._text.within(middle, n)]
 
-        def after_prefix(batches: list[list[TokenSequence]]) -> list[Scores]:
+        def after_prefix(batches: list[list[TokenSequence]]) -> list[SequenceScores]:
             prefix = [self._text.within(0, middle)]
             (before,), cache = self._run(mode, prefix, [0, middle], return_cache=True)
             for batch in batches:
@@ -251,12 +251,12 @@ class _SelfCheck:
         cache: Any = None,
         *,
         return_cache: bool = False,
-    ) -> tuple[list[Scores], Any]:
+    ) -> tuple[list[SequenceScores], Any]:
         return score_range(
             self._model, mode, texts, self._k, edges, cache, return_cache=return_cache, slice_size=_SLICE
         )
 
-    def _disagreement(self, attempt: Callable[[], list[Scores]]) -> str:
+    def _disagreement(self, attempt: Callable[[], list[SequenceScores]]) -> str:
         """Why the scores that `attempt` computes for the text (and the other one) cannot be trusted; "" if they can."""
         try:
             scores = attempt()
@@ -267,7 +267,7 @@ class _SelfCheck:
         reasons = [self._difference(*pair) for pair in zip(scores, self._expected, strict=False)]
         return self._model.agreed_reason(next(filter(None, reasons), ""))
 
-    def _difference(self, scores: Scores, expected: Scores) -> str:
+    def _difference(self, scores: SequenceScores, expected: SequenceScores) -> str:
         ours, plain = (np.column_stack([each.logprob, each.topk_logprobs]) for each in (scores, expected))
         same = (ours == plain) | (np.isnan(ours) & np.isnan(plain))  # NaN in both: a diverged model, refused later
         with np.errstate(invalid="ignore"):

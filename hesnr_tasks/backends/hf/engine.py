@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesnr_tasks.backends.base import Scores, TokenSequence
+from hesnr_tasks.backends.base import SequenceScores, TokenSequence
 from hesnr_tasks.backends.hf.check import choose_forward_mode, depends_on_length
 from hesnr_tasks.backends.hf.forward import (
     ForwardMode,
@@ -67,7 +67,7 @@ class Engine:
         k: int,
         progress: Callable[[int], object] = int,
         skip: Collection[int] = (),
-    ) -> Iterator[tuple[int, Scores]]:
+    ) -> Iterator[tuple[int, SequenceScores]]:
         """Execute the prefix tree with chunked prefill; yield (index, scores) of each sequence.
 
         The scores of a sequence are those of the prefixes it shares and those of its own rest, concatenated. Sequences
@@ -75,7 +75,7 @@ class Engine:
         the sequences scored.
         """
         skipped = frozenset(skip)
-        parts: list[list[Scores]] = [[] for _ in sequences]
+        parts: list[list[SequenceScores]] = [[] for _ in sequences]
         todo: list[tuple[PrefixNode, Any]] = [(self._prefix_tree(sequences), None)]  # with the parent's cache
         while todo:
             node, cache = todo.pop()
@@ -117,7 +117,7 @@ class Engine:
         bar: MonotonicProgress | None = None,
         *,
         return_cache: bool = False,
-    ) -> tuple[list[Scores], Any]:
+    ) -> tuple[list[SequenceScores], Any]:
         """Score in chunks that fit; when memory runs out, text by text, then with shorter chunks."""
         several, bar = len(texts) > 1, bar or MonotonicProgress(int, 0)
         if not several:

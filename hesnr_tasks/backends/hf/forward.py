@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesnr_tasks.backends.base import Scores, TokenSequence
+from hesnr_tasks.backends.base import SequenceScores, TokenSequence
 from hesnr_tasks.backends.hf.model import CausalChunks, CausalLM, ForwardInputs, fresh_rope, replaced_forward
 
 __all__ = [
@@ -198,15 +198,15 @@ class LogitsReducer:
             self._parts.append(reduce_logits(logits[start:stop].float(), targets[start:stop], self._k))
         self._count += len(logits)
 
-    def scores(self) -> Scores:
+    def scores(self) -> SequenceScores:
         """The scores of all targets, which must have come."""
         if self._count != len(self._targets):
             raise RuntimeError(f"{self._count} of {len(self._targets)} positions were computed")
         if not self._parts:
-            return Scores.empty(self._k)
+            return SequenceScores.empty(self._k)
         columns = [torch.cat([part.cpu() for part in column]).numpy() for column in zip(*self._parts, strict=True)]
         logprob, rank, values, ids = columns
-        return Scores(logprob, rank.astype(np.int32), values, ids.astype(np.int32))
+        return SequenceScores(logprob, rank.astype(np.int32), values, ids.astype(np.int32))
 
 
 def reduce_logits(
@@ -241,14 +241,16 @@ def _top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values, index.gather(1, place)
 
 
-def concat_scores(parts: Sequence[Scores]) -> Scores:
+def concat_scores(parts: Sequence[SequenceScores]) -> SequenceScores:
     """Scores of consecutive targets as one."""
-    return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return SequenceScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def select_scores(scores: Scores, index: npt.NDArray[np.intp]) -> Scores:
+def select_scores(scores: SequenceScores, index: npt.NDArray[np.intp]) -> SequenceScores:
     """The scores of some targets."""
-    return Scores(scores.logprob[index], scores.rank[index], scores.topk_logprobs[index], scores.topk_ids[index])
+    return SequenceScores(
+        scores.logprob[index], scores.rank[index], scores.topk_logprobs[index], scores.topk_ids[index]
+    )
 
 
 # --- texts in chunks --------------------------------------------------------------------------------------------------
@@ -271,7 +273,7 @@ def score_range(
     return_cache: bool = False,
     slice_size: int = 0,
     progress: Callable[[int], object] = int,
-) -> tuple[list[Scores], Any]:
+) -> tuple[list[SequenceScores], Any]:
     """Run a batch of texts from `edges[0]`, up to where `cache` has come, to `edges[-1]`, chunk by chunk.
 
     Args:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 _MOST = 8  # checkpoints in one figure
 _SPIKE = 0.25  # nats; axes are scaled by what is to the right of it
 _TITLES = {"all": "all tokens", "non-top-1": "Non-Top-1 (rank > 1)", "non-top-2": "Non-Top-2 (rank > 2)"}
-_Rows = Sequence[Mapping[str, Any]]
+_TableRows = Sequence[Mapping[str, Any]]
 
 
 def action_histograms(data: ReportData) -> ReportFigure | None:
@@ -123,7 +123,7 @@ def _token_type(select: str) -> str:
     return "Observation" if select == OBSERVATION else "filtered Action"
 
 
-def _draw_histograms(bins: _Rows, curves: _Rows, names: Sequence[str], peaks: Sequence[int]) -> Figure:
+def _draw_histograms(bins: _TableRows, curves: _TableRows, names: Sequence[str], peaks: Sequence[int]) -> Figure:
     canvas, axes = figure(len(names), len(POPULATIONS), width=2.75, height=1.55)
     for panel, (name, population) in zip(axes.flat, itertools.product(names, POPULATIONS), strict=True):
         own_bins = [row for row in bins if (row["checkpoint"], row["population"]) == (name, population)]
@@ -148,7 +148,7 @@ def _draw_histograms(bins: _Rows, curves: _Rows, names: Sequence[str], peaks: Se
     return canvas
 
 
-def _limit_density(panel: Any, bins: _Rows, smooth: Sequence[tuple[float, float]]) -> None:
+def _limit_density(panel: Any, bins: _TableRows, smooth: Sequence[tuple[float, float]]) -> None:
     """The spike at 0 may be cut off, and then has its height beside it."""
     inner = [row["density"] for row in bins if row["low"] > _SPIKE] + [y for x, y in smooth if x > _SPIKE]
     highest = max(row["density"] for row in bins)
@@ -188,7 +188,7 @@ def _densities(data: ReportData, select: str, prefix: str, paper: str, peaks: Se
     return ReportFigure(f"{prefix}_density", paper, title, subtitle, caption, tables, draw)
 
 
-def _draw_densities(curves: _Rows, names: Sequence[str], peaks: Sequence[int]) -> Figure:
+def _draw_densities(curves: _TableRows, names: Sequence[str], peaks: Sequence[int]) -> Figure:
     canvas, (panels,) = figure(1, len(POPULATIONS), width=3.2, height=3.0)
     for panel, population in zip(panels, POPULATIONS, strict=True):
         highest = 0.0

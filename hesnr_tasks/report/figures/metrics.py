@@ -29,7 +29,7 @@ _AXES = {"top1_acc": "Top-1 accuracy ↑", "he_tokens": "|H|, tokens", "downstre
 _CROWDED = 8  # with more checkpoints, horizontal bars would hide the points
 _NUMBERED = 12  # with more points, they are not numbered
 _TICKS = 7  # more labels run into each other
-_Rows = Sequence[Mapping[str, Any]]
+_TableRows = Sequence[Mapping[str, Any]]
 
 
 def accuracy(data: ReportData) -> ReportFigure | None:
@@ -51,7 +51,7 @@ def accuracy(data: ReportData) -> ReportFigure | None:
     return ReportFigure("fig01_ppl_accuracy", "Fig. 1", title, subtitle, caption, tables, draw)
 
 
-def _draw_accuracy(rows: _Rows, lines: Sequence[range]) -> Figure:
+def _draw_accuracy(rows: _TableRows, lines: Sequence[range]) -> Figure:
     canvas, ((axes,),) = figure(width=5.2, height=3.6)
     ppl = [row["ppl"] for row in rows]
     x = [number.value for number in ppl]
@@ -104,7 +104,7 @@ def steps(data: ReportData) -> ReportFigure | None:
     return ReportFigure("fig02_steps", "Fig. 2", title, _subtitle(data, data.filtered), caption, tables, draw)
 
 
-def _draw_steps(rows: _Rows, ladder: Sequence[Checkpoint]) -> Figure:
+def _draw_steps(rows: _TableRows, ladder: Sequence[Checkpoint]) -> Figure:
     names = ["ppl", "top1_acc", "he_snr"]
     names += ["downstream"] if any(not math.isnan(row["downstream"].value) for row in rows) else []
     canvas, axes = figure(1 + (len(names) > 3), 3 if len(names) == 3 else 2, width=3.3, height=2.8)
@@ -151,7 +151,7 @@ def _steps_since(ladder: Sequence[Checkpoint], zero: Checkpoint) -> dict[str, in
     return since
 
 
-def _draw_extension(rows: _Rows, first: int) -> Figure:
+def _draw_extension(rows: _TableRows, first: int) -> Figure:
     canvas, (panels,) = figure(1, 2, width=3.6, height=2.9)
     names = [label(row["checkpoint"]) if row["since"] is None else f"{row['since']:+d}" for row in rows]
     for i, (panel, name) in enumerate(zip(panels, ("he_tokens", "he_snr"), strict=True)):
@@ -186,7 +186,7 @@ def sft(data: ReportData) -> ReportFigure | None:
     return ReportFigure("fig08_sft", "Fig. 8", title, subtitle, caption, tables, partial(_draw_sft, rows))
 
 
-def _draw_sft(rows: _Rows) -> Figure:
+def _draw_sft(rows: _TableRows) -> Figure:
     canvas, (panels,) = figure(1, 3, width=2.7, height=2.9)
     colours = {name: i for i, name in enumerate(dict.fromkeys(row["after"] for row in rows))}
     for panel, name in zip(panels, AGREED, strict=True):
@@ -242,7 +242,7 @@ def downstream(data: ReportData) -> ReportFigure | None:
     return ReportFigure("fig06_downstream", "Fig. 6", title, subtitle, caption, tables, draw)
 
 
-def _draw_downstream(rows: _Rows, statistics: _Rows, names: Sequence[str]) -> Figure:
+def _draw_downstream(rows: _TableRows, statistics: _TableRows, names: Sequence[str]) -> Figure:
     """A checkpoint has the same number in every panel, whichever others are in it."""
     selects = list(dict.fromkeys(row["select"] for row in rows))
     numbered = len(names) <= _NUMBERED
@@ -306,7 +306,7 @@ def sweep(data: ReportData) -> ReportFigure | None:
     return ReportFigure("sweep", "threshold sweep", title, _subtitle(data, data.filtered), caption, tables, draw)
 
 
-def _draw_sweep(rows: _Rows, names: Sequence[str], epsilon: float) -> Figure:
+def _draw_sweep(rows: _TableRows, names: Sequence[str], epsilon: float) -> Figure:
     canvas, ((axes,),) = figure(width=5.6, height=3.8)
     for i, name in enumerate(names):
         points = [(row["epsilon"], row["he_snr"]) for row in rows if row["checkpoint"] == name]
@@ -338,7 +338,7 @@ def sweep_agreement(data: ReportData) -> ReportFigure | None:
     return ReportFigure("sweep_correlations", "threshold sweep", title, subtitle, caption, (table,), draw)
 
 
-def _draw_sweep_agreement(rows: _Rows, epsilon: float) -> Figure:
+def _draw_sweep_agreement(rows: _TableRows, epsilon: float) -> Figure:
     canvas, ((axes,),) = figure(width=5.2, height=3.2)
     x = [row["epsilon"] for row in rows]
     for i, (name, title) in enumerate((("pearson", "Pearson r"), ("kendall", "Kendall τ"))):
@@ -382,7 +382,7 @@ def _lines(ladder: Sequence[Checkpoint]) -> list[range]:
     return [range(start, end) for start, end in zip(starts, [*starts[1:], len(keys)], strict=True)]
 
 
-def _line(panel: Any, rows: _Rows, name: str, index: int, positions: range) -> None:
+def _line(panel: Any, rows: _TableRows, name: str, index: int, positions: range) -> None:
     error_bars(panel, index, None, positions, [rows[i][name] for i in positions])
 
 

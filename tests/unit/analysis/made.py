@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hesnr_tasks.backends.base import Scores, TokenScores
+from hesnr_tasks.backends.base import SequenceScores, TokenScores
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.trajectory import Kind
@@ -68,7 +68,7 @@ def trajectory(index, n, rng, shape, shift, quality, beyond):
         label=label[keep],
         char_start=4 * np.arange(n, dtype=np.int32)[keep],
         char_end=4 * np.arange(1, n + 1, dtype=np.int32)[keep],
-        scores=Scores(
+        scores=SequenceScores(
             np.where(rank <= 10, top[np.arange(n), np.minimum(rank, 10) - 1], np.float32(-9.5))[keep],
             rank.astype(np.int32)[keep],
             top[keep],

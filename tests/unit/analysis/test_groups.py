@@ -7,7 +7,7 @@ import pytest
 
 from hesnr_tasks.analysis.frame import load
 from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS, grouped
-from hesnr_tasks.backends.base import Scores
+from hesnr_tasks.backends.base import SequenceScores
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.trajectory import Kind
@@ -48,7 +48,7 @@ def frame(tmp_path_factory):
         label=np.array([1 << codes[kind] for kind in kinds], dtype=np.uint64),
         char_start=np.arange(n, dtype=np.int32),
         char_end=np.arange(1, n + 1, dtype=np.int32),
-        scores=Scores(top[:, 0], np.ones(n, dtype=np.int32), top, np.zeros((n, 10), dtype=np.int32)),
+        scores=SequenceScores(top[:, 0], np.ones(n, dtype=np.int32), top, np.zeros((n, 10), dtype=np.int32)),
         labels_cut=np.zeros(0, dtype=np.uint64),
     )
     store.write(

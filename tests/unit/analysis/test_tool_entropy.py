@@ -15,7 +15,7 @@ from hesnr_tasks.actions.classes import decision_words
 from hesnr_tasks.analysis import tool_entropy
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.analysis.tables import show
-from hesnr_tasks.analysis.tool_entropy import MEASURES, Item, number, quantile, stderr_of, steps_of
+from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, number, quantile, stderr_of, steps_of
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.rendering import Rendered, Span
@@ -100,7 +100,7 @@ def items_of(seed=0, n=9, longest=12):
     for i in range(n):
         values = tuple(round(rng.expovariate(2), 2) for _ in range(rng.randint(0, longest)))
         high = sum(v > 0.7 for v in values)
-        result.append(Item(f"{i:03d}", values, high, high - (high > 1), i % 2))
+        result.append(ToolEntropyItem(f"{i:03d}", values, high, high - (high > 1), i % 2))
     return result
 
 
@@ -145,7 +145,7 @@ def test_order_does_not_change_a_bit():
 
 
 def test_nothing_measured_is_nan_and_one_trajectory_has_no_error():
-    nothing = [Item("a", (), 0, 0, 2), Item("b", (), 0, 0, 1)]
+    nothing = [ToolEntropyItem("a", (), 0, 0, 2), ToolEntropyItem("b", (), 0, 0, 1)]
     for name in set(MEASURES) - {"steps", "unmeasured"}:
         assert math.isnan(number(name, nothing))
         assert math.isnan(stderr_of(name, nothing, 200))

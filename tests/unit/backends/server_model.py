@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hesnr_tasks.backends.base import Scores, TokenSequence
+from hesnr_tasks.backends.base import SequenceScores, TokenSequence
 from tests import ROOT
 from tests.tiny import byte_level, sample_text
 
@@ -76,7 +76,7 @@ def passage(name, start, tokens, every=1):
 
 
 @torch.no_grad()
-def reference(model, passage, k=TOPK, logits=None) -> Scores:
+def reference(model, passage, k=TOPK, logits=None) -> SequenceScores:
     """One forward, all logits at once, log-softmax in float64: an independent, slow reading."""
     if logits is None:
         logits = model(torch.from_numpy(passage.ids).long()[None]).logits[0]
@@ -85,7 +85,7 @@ def reference(model, passage, k=TOPK, logits=None) -> Scores:
     own = logprobs.gather(1, target)
     top = logprobs.topk(k, dim=-1)
     rank = 1 + (logprobs > own).sum(dim=1)
-    return Scores(own[:, 0].numpy(), rank.numpy(), top.values.numpy(), top.indices.numpy())
+    return SequenceScores(own[:, 0].numpy(), rank.numpy(), top.values.numpy(), top.indices.numpy())
 
 
 def entropy(topk_logprobs):
@@ -95,7 +95,7 @@ def entropy(topk_logprobs):
     return -(share * np.log(np.maximum(share, 1e-300))).sum(axis=1)
 
 
-def assert_same(got: Scores, want: Scores, tolerance=1e-3):
+def assert_same(got: SequenceScores, want: SequenceScores, tolerance=1e-3):
     """Log-probabilities and entropies within `tolerance`; ranks and ids where no two tokens are that close."""
     assert got.logprob.shape == want.logprob.shape
     assert np.abs(got.logprob - want.logprob).max() <= tolerance

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.cli import main
-from hesnr_tasks.egss.gates import Calibration, Estimator, Step, calibrate, open_gate, uniform
+from hesnr_tasks.egss.gates import Calibration, Estimator, GateInput, calibrate, open_gate, uniform
 from hesnr_tasks.egss.ledger import Spent
-from hesnr_tasks.egss.report import Record, at_equal_rate, curves, paired_ratio, read_run
+from hesnr_tasks.egss.report import TaskCost, at_equal_rate, curves, paired_ratio, read_run
 from hesnr_tasks.errors import DataError, SettingsError
 from tests.unit.egss.test_model import Server, agent_for, answered_by, model_for
 
@@ -157,7 +157,7 @@ class TestCurves:
     @staticmethod
     def method(name, rates, prompts, tasks=4):
         return [
-            Record(f"t{t}", name, runs, rate, Spent(1, prompt, 0, prompt // 10, prompt / 1e6))
+            TaskCost(f"t{t}", name, runs, rate, Spent(1, prompt, 0, prompt // 10, prompt / 1e6))
             for runs, (rate, prompt) in enumerate(zip(rates, prompts, strict=True), 1)
             for t in range(tasks)
         ]
@@ -173,7 +173,10 @@ class TestCurves:
         assert at_equal_rate(methods["a"], methods["b"], methods["b"], 1, 50)[0].value == math.inf
 
     def test_money_nobody_knows_is_not_zero(self):
-        records = [Record("t", "a", 1, 1.0, Spent(1, 5, 0, 5, 0.0)), Record("t", "b", 1, 1.0, Spent(1, 5, 0, 5, 1.0))]
+        records = [
+            TaskCost("t", "a", 1, 1.0, Spent(1, 5, 0, 5, 0.0)),
+            TaskCost("t", "b", 1, 1.0, Spent(1, 5, 0, 5, 1.0)),
+        ]
         methods, _ = curves(records)
         assert math.isnan(at_equal_rate(methods["a"], methods["b"], methods["b"], 1, 50)[3].value)
 
@@ -200,7 +203,7 @@ class TestGates:
     def test_another_estimator_is_refused(self, tmp_path):
         path = tmp_path / "gate.json"
         calibrate([0.1 * i for i in range(30)], Estimator("logprob", 2).identity, "m").write(path)
-        assert open_gate("quantile:0.5", Estimator("logprob", 2), path).fires(Step(0.5, "", 9.0))
+        assert open_gate("quantile:0.5", Estimator("logprob", 2), path).fires(GateInput(0.5, "", 9.0))
         for other in (Estimator("votes", 2), Estimator("logprob", 3)):
             with pytest.raises(SettingsError, match="calibrated by another estimator"):
                 open_gate("quantile:0.5", other, path)
@@ -214,7 +217,7 @@ class TestGates:
             open_gate("quantile:0.5", Estimator(), tmp_path / "gate.json")
 
     def test_an_unknown_estimate_does_not_fire(self):
-        assert not open_gate("threshold:0", Estimator()).fires(Step(0.0))
+        assert not open_gate("threshold:0", Estimator()).fires(GateInput(0.0))
 
     def test_chance_depends_on_what_it_is_about(self):
         values = [uniform("gate", 1, "task", step) for step in range(2_000)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hesnr_tasks.backends.base import Scores, TokenScores
+from hesnr_tasks.backends.base import SequenceScores, TokenScores
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.trajectory import Kind
@@ -29,7 +29,9 @@ def write(folder):
                 label=np.full(n, 1 << 2, dtype=np.uint64),
                 char_start=start,
                 char_end=end,
-                scores=Scores(top[:, 0].copy(), np.ones(n, dtype=np.int32), top, np.zeros((n, 10), dtype=np.int32)),
+                scores=SequenceScores(
+                    top[:, 0].copy(), np.ones(n, dtype=np.int32), top, np.zeros((n, 10), dtype=np.int32)
+                ),
                 tokens_total=n + 1,
                 labels_cut=np.zeros(0, dtype=np.uint64),
                 run=made.RUN,

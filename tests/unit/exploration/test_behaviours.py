@@ -12,7 +12,7 @@ import pytest
 
 from hesnr_tasks.cli import behaviours as command
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.exploration.behaviours import Answer, Corpus, matched_passk, measure, rarity
+from hesnr_tasks.exploration.behaviours import Answer, AnswerSet, matched_passk, measure, rarity
 from hesnr_tasks.formats import read_trajectories
 from hesnr_tasks.trajectory import Kind
 
@@ -65,7 +65,7 @@ def two(tmp_path_factory):
 
 
 def values_of(text, **more):
-    corpus = Corpus("x", [Answer("p", text, True, **more)], {"p": "p"}, [])
+    corpus = AnswerSet("x", [Answer("p", text, True, **more)], {"p": "p"}, [])
     measure(corpus)
     return corpus.answers[0].values
 
@@ -90,7 +90,7 @@ def test_repetition_and_distinct_pairs():
 
 
 def test_what_no_other_answer_to_the_problem_has():
-    corpus = Corpus("x", [Answer("p", t, None) for t in ("a b c d e", "a b c d f", "x")], {"p": "p"}, [])
+    corpus = AnswerSet("x", [Answer("p", t, None) for t in ("a b c d e", "a b c d f", "x")], {"p": "p"}, [])
     measure(corpus)
     assert [answer.values["unlike"] for answer in corpus.answers][:2] == [50, 50]
     assert math.isnan(corpus.answers[2].values["unlike"])
@@ -135,7 +135,7 @@ def test_no_interval_of_fewer_than_eight_problems(tmp_path):
 
 def corpus_of(name, answers):
     """(problem, words, right) of each answer."""
-    corpus = Corpus(name, [Answer(p, "w " * words, right) for p, words, right in answers], {}, [])
+    corpus = AnswerSet(name, [Answer(p, "w " * words, right) for p, words, right in answers], {}, [])
     for answer in corpus.answers:
         answer.values["words"] = float(len(answer.text.split()))
     return corpus
@@ -210,7 +210,7 @@ def test_rare_is_relative_to_the_reference(tmp_path):
 def test_the_reference_itself_has_at_most_a_tenth(compared):
     rng = random.Random(1)
     letters = [" ".join(rng.choice("abcdefghijklmnop") * rng.randint(1, 3) for _ in range(6)) + "." for _ in range(60)]
-    corpus = Corpus("x", [Answer(f"p{i}", text, None) for i, text in enumerate(letters)], {}, [])
+    corpus = AnswerSet("x", [Answer(f"p{i}", text, None) for i, text in enumerate(letters)], {}, [])
     measure(corpus)
     rarity([corpus], corpus)
     assert np.mean([answer.values["rare"] for answer in corpus.answers]) == pytest.approx(10, abs=2)

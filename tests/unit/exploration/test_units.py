@@ -5,7 +5,7 @@ import pytest
 
 from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.frame import load, selection
-from hesnr_tasks.backends.base import Scores, TokenScores
+from hesnr_tasks.backends.base import SequenceScores, TokenScores
 from hesnr_tasks.exploration.entropy_profile import COLUMNS, _frequency_band, collect
 from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.rendering import Rendered, Span
@@ -46,7 +46,7 @@ def stored(folder, tokenizer, keep=None, text=TEXT):
         label=np.full(n, 4, dtype=np.uint64),
         char_start=encoded.start[index],
         char_end=encoded.end[index],
-        scores=Scores(top[:, 0], np.ones(n, dtype=np.int32), top, np.zeros((n, 10), dtype=np.int32)),
+        scores=SequenceScores(top[:, 0], np.ones(n, dtype=np.int32), top, np.zeros((n, 10), dtype=np.int32)),
         tokens_total=len(encoded.ids),
         labels_cut=np.zeros(0, dtype=np.uint64),
         run=parts.RUN,

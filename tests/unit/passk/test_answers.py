@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
-from hesnr_tasks.lm_eval_compat import Evaluation
+from hesnr_tasks.lm_eval_compat import RunningEvaluation
 from hesnr_tasks.passk import seeded_generation
 from hesnr_tasks.passk.seeded_generation import SEED_LIMIT, AnswerStore, answers_stem, problem_id, seed_of
 
@@ -121,13 +121,13 @@ def test_two_runs_on_one_file_lose_nothing(tmp_path):
 def test_the_place(tmp_path, monkeypatch):
     assert answers_stem("none", "t", "m", SETTINGS) is None
     assert answers_stem(str(tmp_path), "a/t", "m", SETTINGS) == tmp_path / "a-t"
-    running = Evaluation(output_path=Path("out/results.json"))
+    running = RunningEvaluation(output_path=Path("out/results.json"))
     monkeypatch.setattr(seeded_generation, "running_evaluation", lambda: running)
     stem = answers_stem(None, "t", "org/model", SETTINGS)
     assert stem.parent.as_posix() == "out/answers"
     assert stem.name.startswith("t-model-")
     assert stem != answers_stem(None, "t", "org/model", {**SETTINGS, "task": "u"})
-    running = Evaluation()
+    running = RunningEvaluation()
     assert answers_stem(None, "t", "m", SETTINGS) is None
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hesnr_tasks.backends.base import Scores, TokenScores
+from hesnr_tasks.backends.base import SequenceScores, TokenScores
 from hesnr_tasks.labels import label_mask
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text, scoring_signature
@@ -60,7 +60,9 @@ def scores_of(seed, mask=BOTH, k=10, run=None, cut=5):
         label=label[at],
         char_start=start[at].astype(np.int32),
         char_end=np.minimum(start + 4, len(text.rendered.text))[at].astype(np.int32),
-        scores=Scores(logprob[at], rank[at], np.ascontiguousarray(top[at, :k]), np.ascontiguousarray(ids[at, :k])),
+        scores=SequenceScores(
+            logprob[at], rank[at], np.ascontiguousarray(top[at, :k]), np.ascontiguousarray(ids[at, :k])
+        ),
         tokens_total=n,
         labels_cut=label[beyond],
         run=dict(RUN if run is None else run),

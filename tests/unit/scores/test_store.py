@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.backends.base import Scores
+from hesnr_tasks.backends.base import SequenceScores
 from hesnr_tasks.errors import HesnrError, SettingsError
 from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
 from tests import ROOT
@@ -43,7 +43,7 @@ def test_any_bits_come_back(tmp_path_factory, rows):
         base,
         **dict.fromkeys(("position", "token_id", "turn", "char_start", "char_end"), whole),
         label=np.array([row[2] for row in rows], dtype=np.uint64),
-        scores=Scores(
+        scores=SequenceScores(
             raw[:, 0].copy().view(np.float32),
             whole,
             np.repeat(raw[:, 1:].view(np.float32), 5, 1),

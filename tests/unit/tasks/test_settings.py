@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.tasks.settings import Settings, ToolEntropySettings, add_flags, describe_settings
+from hesnr_tasks.tasks.settings import TaskSettings, ToolEntropySettings, add_flags, describe_settings
 from hesnr_tasks.trajectory import Kind
 from tests import ROOT
 
 
 def test_defaults_are_the_papers_metric():
-    settings = Settings.read({"version": 1.0, "config_source": "hesnr_swe.yaml"})
+    settings = TaskSettings.read({"version": 1.0, "config_source": "hesnr_swe.yaml"})
     assert settings.kinds == (Kind.ACTION,)
     assert settings.filters == ("xml", "format", "comments")
     assert settings.epsilon == pytest.approx((math.log(3) + math.log(4)) / 2, abs=1e-15)
@@ -23,8 +23,8 @@ def test_defaults_are_the_papers_metric():
 
 
 def test_words_may_be_lists_or_text():
-    a = Settings.read({"kinds": "thought+action", "filters": "none", "only_resolved": "true", "k": "20"})
-    b = Settings.read({"kinds": ["action", "thought"], "filters": [], "only_resolved": True, "k": 20})
+    a = TaskSettings.read({"kinds": "thought+action", "filters": "none", "only_resolved": "true", "k": "20"})
+    b = TaskSettings.read({"kinds": ["action", "thought"], "filters": [], "only_resolved": True, "k": 20})
     assert a == b
 
 
@@ -61,11 +61,11 @@ def test_words_may_be_lists_or_text():
 )
 def test_a_bad_setting_says_what_to_do(metadata, message):
     with pytest.raises(SettingsError, match=message):
-        Settings.read(metadata)
+        TaskSettings.read(metadata)
 
 
 @given(
-    st.sampled_from([f.name for f in fields(Settings)]),
+    st.sampled_from([f.name for f in fields(TaskSettings)]),
     st.sampled_from([math.inf, -math.inf, math.nan, 1e308, -1e308, 10**400, -(10**400), 2**63]).flatmap(
         lambda number: st.sampled_from([number, [number], {"a": number}])
     )
@@ -73,18 +73,18 @@ def test_a_bad_setting_says_what_to_do(metadata, message):
 )
 def test_no_number_makes_settings_that_hold_what_is_no_number(name, value):
     try:
-        settings = Settings.read({name: value})
+        settings = TaskSettings.read({name: value})
     except SettingsError:
         return
-    numbers = [getattr(settings, f.name) for f in fields(Settings)]
+    numbers = [getattr(settings, f.name) for f in fields(TaskSettings)]
     assert all(math.isfinite(number) for number in numbers if isinstance(number, (int, float)))
 
 
 def test_what_defines_a_task_cannot_be_overridden():
     fixed = {"kinds": ["thought"], "filters": []}
-    assert Settings.read({}, fixed).kinds == (Kind.THOUGHT,)
+    assert TaskSettings.read({}, fixed).kinds == (Kind.THOUGHT,)
     with pytest.raises(SettingsError, match=r"filters, kinds cannot be set for this task"):
-        Settings.read({"kinds": "action", "filters": "xml"}, fixed)
+        TaskSettings.read({"kinds": "action", "filters": "xml"}, fixed)
 
 
 WRONG = {
@@ -108,23 +108,23 @@ WRONG = {
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in WRONG.items() for key in keys.split()])
 def test_a_wrong_key_is_refused_with_the_setting_that_was_meant(name, key):
     with pytest.raises(SettingsError, match=rf"unknown setting '{key}' in --metadata\. Did you mean '{name}'\?"):
-        Settings.read({key: "x"})
+        TaskSettings.read({key: "x"})
 
 
 @given(st.text(max_size=12))
 def test_every_other_key_is_refused_and_cannot_steer_the_terminal(key):
-    names = {field.name for field in fields(Settings)}
+    names = {field.name for field in fields(TaskSettings)}
     if key in names | {"version", "config_source", "pretrained", "tokenizer", "max_seq_lengths", "passk"}:
         return
     if key in ("decision_arguments", "combine"):
         return
     with pytest.raises(SettingsError) as caught:
-        Settings.read({key: 1})
+        TaskSettings.read({key: 1})
     assert str(caught.value).isprintable()
 
 
 def test_synonyms_are_no_settings_and_belong_to_one_setting_each():
-    names = {field.name for field in fields(Settings)}
+    names = {field.name for field in fields(TaskSettings)}
     words = [word for field in fields(ToolEntropySettings) for word in field.metadata["synonyms"]]
     assert len(set(words)) == len(words)
     assert not names & set(words)
@@ -136,7 +136,7 @@ def test_flags_are_settings_with_their_defaults_checks_and_help(capsys):
     args = parser.parse_args(["--only-resolved", "--kinds", "action,thought", "--epsilon", "0.5"])
     assert (args.only_resolved, args.limit, args.epsilon) == (True, None, 0.5)
     assert args.kinds == (Kind.ACTION, Kind.THOUGHT)
-    assert parser.parse_args([]).epsilon == Settings().epsilon
+    assert parser.parse_args([]).epsilon == TaskSettings().epsilon
     with pytest.raises(SystemExit):
         parser.parse_args(["--limit", "0"])
     assert "limit must be a number of at least 1" in capsys.readouterr().err
