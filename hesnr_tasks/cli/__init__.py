@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["eval"]:  # everything after it is lm_eval's
             return _eval(words[1:])
-        args = _parser().parse_args(words)
+        parser = _parser()
+        if not words:
+            parser.print_help()
+            return 0
+        args = parser.parse_args(words)
         return int(args.execute(args))
     except HesnrError as error:
         print(f"hesnr: {error}", file=sys.stderr)
@@ -45,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         compare,
         convert,
         demo,
+        doctor,
         egss,
         inspect,
         ladder,
@@ -59,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("eval", help="lm_eval with our tasks on its path; takes lm_eval's own arguments")
     modules: dict[str, tuple[Any, str]] = {
+        "doctor": (doctor, "what is installed here, which engines can work, and what is missing"),
         "demo": (demo, "score the shipped ladder of tiny checkpoints and print its leaderboard"),
         "convert": (convert, "any supported trajectory format to one clean file"),
         "inspect": (inspect, "see what was read and what counts, in the terminal or as a page"),
@@ -105,10 +110,9 @@ def _register(args: argparse.Namespace) -> int:
 
 
 def _eval(words: list[str]) -> int:
-    from hesnr_tasks.tasks.registration import tasks_path
+    from hesnr_tasks.tasks.registration import check_lm_eval, tasks_path
 
-    if importlib.util.find_spec("lm_eval") is None:
-        raise HesnrError("lm-eval is not installed in this Python. Install it with: pip install 'hesnr-tasks[hf]'")
+    check_lm_eval()
     from lm_eval.__main__ import cli_evaluate
 
     if not any(word.split("=")[0] == "--include_path" for word in words) and words:

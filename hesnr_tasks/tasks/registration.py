@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.bounded_io import open_regular
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 
-__all__ = ["register", "tasks_path", "unregister"]
+__all__ = ["OLDEST_LM_EVAL", "check_lm_eval", "register", "registered_files", "tasks_path", "unregister"]
+
+OLDEST_LM_EVAL = "0.4.12"  # 0.4.11 and earlier look for the class of a task only beside its YAML file
+NEWEST_LM_EVAL = "0.5.0.dev1"  # the newest that the tests ran with
 
 _FOLDER = "hesnr_tasks_registered"
 _MARK = "# Copied here by `hesnr register`; `hesnr register --undo` removes it.\n"
@@ -23,12 +27,46 @@ def tasks_path() -> Path:
     return next(path for path in candidates if (path / "hesnr_swe.yaml").is_file())
 
 
+def check_lm_eval() -> str:
+    """The version of the installed lm-eval.
+
+    Raises:
+        HesnrError: there is none, or it is older than the oldest that can load our tasks.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise HesnrError("lm-eval is not installed in this Python. Install it with: pip install 'hesnr-tasks[hf]'")
+    from packaging.version import Version  # comes with lm-eval
+
+    version = importlib.metadata.version("lm-eval")
+    if Version(version) < Version(OLDEST_LM_EVAL):
+        raise HesnrError(
+            f"lm-eval {version} cannot load these tasks: they need {OLDEST_LM_EVAL} or later "
+            f"(tested up to {NEWEST_LM_EVAL}).\nUpdate it: pip install -U 'lm-eval>={OLDEST_LM_EVAL}'"
+        )
+    return version
+
+
+def registered_files() -> tuple[Path, bool] | None:
+    """(folder of the registered task files, whether they are those of this version); None: not registered."""
+    folder = _lm_eval_tasks() / _FOLDER
+    if not (folder / "hesnr_swe.yaml").is_file():
+        return None
+    names = [path.relative_to(tasks_path()) for path in tasks_path().rglob("*yaml")]
+    current = all(
+        (folder / name).is_file()
+        and (folder / name).read_text("utf-8") == _MARK + (tasks_path() / name).read_text("utf-8")
+        for name in names
+    )
+    return folder, current
+
+
 def register() -> Path:
     """Copy the task files into the lm-eval that this Python imports; returns their folder.
 
     Copies, not links or includes: if this package goes away, lm-eval still reads its task index without an error.
     Running it again, also at the same time, refreshes the copies. Nothing of others is touched.
     """
+    check_lm_eval()
     folder = _lm_eval_tasks() / _FOLDER
     wanted = {folder / path.relative_to(tasks_path()): path for path in sorted(tasks_path().rglob("*yaml"))}
     try:  # templates have no suffix, so that lm-eval skips them

@@ -1,5 +1,9 @@
 """`hesnr register`: plain lm_eval finds the tasks, and nothing else about lm-eval changes."""
 
+import importlib.metadata
+import importlib.util
+import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +12,7 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
+from hesnr_tasks import cli
 from hesnr_tasks.tasks.registration import register, tasks_path, unregister
 from tests import tiny
 
@@ -62,3 +67,33 @@ def test_a_file_someone_else_put_there_stays(registered):
     finally:
         other.unlink()
         other.parent.rmdir()
+
+
+def test_an_lm_eval_that_cannot_load_the_tasks_is_named_before_anything_is_written(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.4.11")
+    before = tree()
+    assert cli.main(["register"]) == 2
+    assert capsys.readouterr().err == (
+        "hesnr: lm-eval 0.4.11 cannot load these tasks: they need 0.4.12 or later (tested up to 0.5.0.dev1).\n"
+        "Update it: pip install -U 'lm-eval>=0.4.12'\n"
+    )
+    assert tree() == before
+    with pytest.raises(SystemExit, match=r"lm-eval 0\.4\.11 cannot load these tasks"):  # what 0.4.11 itself would run
+        runpy.run_path(str(tasks_path() / "hesnr_tasks.tasks.task.py"))
+
+
+def test_doctor_names_what_is_missing_and_what_to_do(monkeypatch, capsys, registered):
+    assert cli.main(["doctor"]) == 0
+    assert "lm_eval finds the tasks" in capsys.readouterr().out
+    (register() / "hesnr_swe.yaml").write_text(
+        "# Copied here by `hesnr register`; `hesnr register --undo` removes it.\n"
+    )
+    assert cli.main(["doctor", "--json"]) == 1
+    results = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert results["registration"]["status"] == "missing"
+    assert results["registration"]["text"].endswith("of another version: hesnr register")
+    assert results["lm-eval"]["status"] == results["torch"]["status"] == "ok"
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else real(name, *rest))
+    assert cli.main(["doctor"]) == 1
+    assert "MISSING torch          not installed; for --model hf: pip install" in capsys.readouterr().out

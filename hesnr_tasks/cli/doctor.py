@@ -1,0 +1,171 @@
+"""`hesnr doctor`: versions, engines that can work here, registration, GPUs and disk, each with what to do."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from hesnr_tasks import __version__
+from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.tasks.registration import check_lm_eval, registered_files, tasks_path
+
+__all__ = ["Check", "add_arguments", "checks", "run"]
+
+Status = Literal["ok", "missing", "note"]
+
+_LOW_DISK = 5 * 2**30
+
+
+class Check(NamedTuple):
+    """One line of the report.
+
+    Args:
+        group: heading under which it stands.
+        name: what was looked at.
+        status: `missing`: something that `lm_eval --tasks hesnr_swe` cannot do without; `note`: optional.
+        text: what there is, and what to do if something is to be done.
+    """
+
+    group: str
+    name: str
+    status: Status
+    text: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hesnr doctor`."""
+    parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print all checks; status 1 if something necessary is missing."""
+    results = list(checks())
+    missing = [check for check in results if check.status == "missing"]
+    if args.json:
+        print(json.dumps([check._asdict() for check in results], indent=2))
+        return bool(missing)
+    group = ""
+    for check in results:
+        if check.group != group:
+            group = check.group
+            print(group)
+        mark = {"ok": "ok", "missing": "MISSING", "note": "-"}[check.status]
+        print(f"  {mark:7} {check.name:14} {check.text}")
+    if missing:
+        print(f"\n{len(missing)} to mend before lm_eval can score: {', '.join(check.name for check in missing)}")
+    else:
+        print("\nReady. Try it: hesnr demo")
+    return bool(missing)
+
+
+def checks() -> Iterator[Check]:
+    """Everything that is looked at, in order. No model is loaded, nothing is downloaded."""
+    yield Check("Versions", "hesnr-tasks", "ok", f"{__version__} ({Path(__file__).parent.parent})")
+    yield Check("Versions", "Python", "ok", f"{platform.python_version()} ({platform.system()} {platform.machine()})")
+    yield _lm_eval()
+    yield _package("Versions", "torch", "missing", "for --model hf: pip install 'hesnr-tasks[hf]'")
+    yield _package(
+        "Versions", "transformers", "missing", "for tokenizers and --model hf: pip install 'hesnr-tasks[hf]'"
+    )
+    yield _package(
+        "Versions", "pyarrow", "note", "score files, analyze, compare and report: pip install 'hesnr-tasks[report]'"
+    )
+    yield _package("Versions", "matplotlib", "note", "figures: pip install 'hesnr-tasks[report]'")
+    yield _registration()
+    yield from _engines()
+    yield from _devices()
+    yield from _disk()
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None: not importable. Nothing is imported."""
+    if importlib.util.find_spec(package) is None:
+        return None
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _package(group: str, name: str, without: Status, purpose: str) -> Check:
+    version = _version(name)
+    return Check(group, name, "ok", version) if version else Check(group, name, without, f"not installed; {purpose}")
+
+
+def _lm_eval() -> Check:
+    try:
+        return Check("Versions", "lm-eval", "ok", check_lm_eval())
+    except HesnrError as error:
+        return Check("Versions", "lm-eval", "missing", str(error).replace("\n", " "))
+
+
+def _registration() -> Check:
+    by_hand = f"or --include_path {tasks_path()}, or `hesnr eval`"
+    try:
+        registered = registered_files()
+    except HesnrError:
+        return Check("Tasks", "registration", "note", "no lm-eval to register with")
+    if registered is None:
+        return Check(
+            "Tasks", "registration", "note", f"plain lm_eval does not know the tasks: hesnr register, {by_hand}"
+        )
+    folder, current = registered
+    if not current:
+        return Check("Tasks", "registration", "missing", f"{folder} is of another version: hesnr register")
+    return Check("Tasks", "registration", "ok", f"lm_eval finds the tasks ({folder})")
+
+
+def _engines() -> Iterator[Check]:
+    group = "Engines"
+    torch = _version("torch")
+    yield Check(group, "hf", "ok" if torch else "note", "--model hf" if torch else "needs torch and transformers")
+    for name, purpose in (("vllm", "--model vllm"), ("sglang", "--model sglang")):
+        version = _version(name)
+        yield Check(group, name, "ok" if version else "note", f"{purpose}, {version}" if version else "not installed")
+    lacking = [name for name in ("requests", "aiohttp", "tenacity") if _version(name) is None]
+    servers = "--model local-completions and other servers of completions"
+    text = f"{servers} need {', '.join(lacking)}: pip install 'hesnr-tasks[api]'" if lacking else servers
+    yield Check(group, "servers", "note" if lacking else "ok", text)
+
+
+def _devices() -> Iterator[Check]:
+    group = "Machine"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    yield Check(group, "CPU", "ok", f"{os.cpu_count()} cores, {memory / 2**30:.0f} GiB of memory")
+    if not _version("torch"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"this torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "this torch has no CUDA"
+        yield Check(group, "GPU", "note", f"none that torch can use ({built}); models run on the CPU")
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16: use dtype=float16"
+        text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {dtype}"
+        yield Check(group, f"GPU {index}", "ok", text)
+
+
+def _disk() -> Iterator[Check]:
+    cache = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface"), "hub")
+    for name, path in (("here", Path.cwd()), ("model cache", Path(cache).expanduser())):
+        folder = next(parent for parent in (path, *path.parents) if parent.exists())
+        try:
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            yield Check("Disk", name, "note", f"{path}: {error.strerror}")
+            continue
+        low = "" if free > _LOW_DISK else "; little: a checkpoint of 8 B parameters takes 16 GB"
+        writable = "" if os.access(folder, os.W_OK) else "; cannot be written"
+        yield Check(
+            "Disk", name, "note" if low or writable else "ok", f"{free / 2**30:.0f} GiB free in {path}{low}{writable}"
+        )
