@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, folders
 from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.cli.options import add_selection
+from hesnr_tasks.cli.report import report
 from hesnr_tasks.errors import HesnrError, SettingsError
 from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, checkpoints_of, judge
 from hesnr_tasks.ladder.run import JobResult, free_disk, jobs, run_jobs, run_jobs_on_ray
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream, read_ladder_file, write_ladder_file
 from hesnr_tasks.metrics import METRICS
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "run", "score_and_report"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,21 +130,43 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if importlib.util.find_spec("lm_eval") is None:
-        raise HesnrError("lm-eval is not installed in this Python. Install it with: pip install 'hesnr-tasks[hf]'")
     if args.workers < 1:
         raise SettingsError("--workers must be at least 1")
-    ladder, remarks = _read(args.ladder, args.downstream)
+    score_and_report(
+        args.ladder, args.output, downstream=args.downstream, tasks=args.tasks, only=args.only,
+        lm_eval_args=args.lm_eval_args.split(), ray=args.ray, workers=args.workers, drop_downloads=args.drop_downloads,
+    )  # fmt: skip
+    return 0
+
+
+def score_and_report(
+    path: Path,
+    output: Path,
+    *,
+    downstream: Sequence[Path] = (),
+    tasks: str | None = None,
+    only: Sequence[str] = (),
+    lm_eval_args: Sequence[str] = (),
+    ray: str | None = None,
+    workers: int = 1,
+    drop_downloads: bool = False,
+) -> None:
+    """Score every checkpoint of a ladder file with lm_eval, then print the verdict and write the report.
+
+    Raises:
+        HesnrError: a checkpoint could not be scored; the others are, and are in the report.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise HesnrError("lm-eval is not installed in this Python. Install it with: pip install 'hesnr-tasks[hf]'")
+    ladder, remarks = _read(path, list(downstream))
     _say(remarks)
-    if args.tasks:
-        ladder = replace(ladder, tasks=tuple(args.tasks.split(",")))
-    todo = jobs(ladder, args.output, only=args.only, extra=args.lm_eval_args.split())
-    print(
-        f"{len(todo)} checkpoints, {free_disk(args.output) / 2**30:.0f} GiB free for results and downloads", flush=True
-    )
+    if tasks:
+        ladder = replace(ladder, tasks=tuple(tasks.split(",")))
+    todo = jobs(ladder, output, only=only, extra=lm_eval_args)
+    print(f"{len(todo)} checkpoints, {free_disk(output) / 2**30:.0f} GiB free for results and downloads", flush=True)
     start, done = time.monotonic(), 0
 
-    def report(result: JobResult) -> None:
+    def progress(result: JobResult) -> None:
         nonlocal done
         done += 1
         left = (time.monotonic() - start) / done * (len(todo) - done)
@@ -152,18 +175,16 @@ def _run(args: argparse.Namespace) -> int:
         if result.error:
             print(f"  {result.error}", flush=True)
 
-    if args.ray:
-        results = run_jobs_on_ray(todo, report, address=args.ray, gpus=ladder.gpus, drop_downloads=args.drop_downloads)
+    if ray:
+        results = run_jobs_on_ray(todo, progress, address=ray, gpus=ladder.gpus, drop_downloads=drop_downloads)
     else:
-        results = run_jobs(todo, report, workers=args.workers, drop_downloads=args.drop_downloads)
+        results = run_jobs(todo, progress, workers=workers, drop_downloads=drop_downloads)
     failed = [result.name for result in results if result.state == "failed"]
-    if len(failed) < len(results) and any(task.startswith("hesnr") for task in ladder.tasks):
-        verdict = judge([str(args.output)], ladder)
-        print("\n" + _text(verdict))
-        write_output(args.output / "verdict.json", verdict.to_json() + "\n")
+    if len(failed) < len(results):
+        print()
+        report([str(output / "runs")], output, ladder=path, downstream=downstream)
     if failed:
         raise HesnrError(f"not scored: {', '.join(failed)}. The same command tries them again and keeps the others.")
-    return 0
 
 
 def _verdict(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hesnr_tasks.analysis.frame import check_resamples
 from hesnr_tasks.analysis.tables import show
@@ -21,7 +21,7 @@ from hesnr_tasks.stats import RESAMPLES, SEED
 if TYPE_CHECKING:
     from hesnr_tasks.report.data import ReportData
 
-__all__ = ["add_arguments", "run", "save_report"]
+__all__ = ["add_arguments", "report", "run", "save_report"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,20 +50,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the leaderboard of the results; write the report with -o."""
     check_resamples(args.resamples, args.seed)
-    folders = [Path(source) for source in args.results if Path(source).is_dir()]
-    has_scores = bool(args.scores) or any(next(folder.rglob("run.json"), None) for folder in folders)
-    results = read_results(args.results, optional=has_scores)
+    report(
+        args.results, args.output, ladder=args.ladder, downstream=args.downstream, scores=args.scores, sort=args.sort,
+        run=args.run, resamples=args.resamples, seed=args.seed, context=args.context,
+    )  # fmt: skip
+    return 0
+
+
+def report(
+    sources: Sequence[str],
+    output: Path | None,
+    *,
+    ladder: Path | None = None,
+    downstream: Sequence[Path] = (),
+    scores: Sequence[str] = (),
+    sort: str = "step",
+    **options: Any,
+) -> None:
+    """Print verdict and leaderboard of results and score files; write everything into `output`, if one is named.
+
+    Args:
+        sources: result files, or folders of results or score files.
+        output: folder of the page, figures and tables.
+        ladder: a ladder file.
+        downstream: files of scores.
+        scores: folders of score files that do not lie next to their results.
+        sort: order of the leaderboard, "step" or "he_snr".
+        options: `run`, `resamples`, `seed` and `context` of `build_report_data`.
+    """
+    folders = [Path(source) for source in sources if Path(source).is_dir()]
+    has_scores = bool(scores) or any(next(folder.rglob("run.json"), None) for folder in folders)
+    results = read_results(sources, optional=has_scores)
     notes = superseded_notes(results)
     score_folders: dict[str, Path] = {}
-    if args.output or args.downstream or not results or importlib.util.find_spec("pyarrow"):
-        score_folders, unreadable = find_score_folders(results, args.results, args.scores)
+    if output or downstream or not results or importlib.util.find_spec("pyarrow"):
+        score_folders, unreadable = find_score_folders(results, sources, scores)
         notes += unreadable
     names = {*(result.model for result in results), *score_folders}
     if not names:
         raise DataError(f"no checkpoint is left to report on: {'; '.join(notes)}")
-    named = read_ladder(names, args.ladder, args.downstream)
-    leaderboard = tables.leaderboard_markdown(tables.boards(results, named.checkpoints, args.sort)) if results else ""
-    if args.output is None and not named.ladder.benchmarks and not (results and score_folders):
+    named = read_ladder(names, ladder, downstream)
+    leaderboard = tables.leaderboard_markdown(tables.boards(results, named.checkpoints, sort)) if results else ""
+    if output is None and not named.ladder.benchmarks and not (results and score_folders):
         _print_notes([*notes, *named.notes])
         if not results:
             raise SettingsError(
@@ -71,24 +99,20 @@ def run(args: argparse.Namespace) -> int:
                 "and page, or ask hesnr analyze for their numbers."
             )
         print(leaderboard)
-        return 0
+        return
     from hesnr_tasks.report.data import build_report_data
 
-    data = build_report_data(
-        results, named, score_folders,
-        notes=notes, run=args.run, resamples=args.resamples, seed=args.seed, context=args.context,
-    )  # fmt: skip
+    data = build_report_data(results, named, score_folders, notes=notes, **options)
     print("\n\n".join(filter(None, [*(["\n".join(data.verdict.sentences)] if data.verdict else []), leaderboard])))
     if data.downstream:
         table = tables.agreements(data)
         ends = [name for row in table.rows[:1] for name in row if name.endswith(("_low", "_high"))]
         table = table._replace(wide=ends, notes=[*table.notes, "with -o OUT: intervals in tables/correlations.csv"])
         print("\n" + show([table], "text", {}))
-    if args.output:
-        save_report(data, args.output, args.sort)
+    if output:
+        save_report(data, output, sort)
     else:
         _print_notes(data.notes + (data.verdict.remarks if data.verdict else []))
-    return 0
 
 
 def save_report(data: ReportData, folder: Path, sort: str = "step") -> None:

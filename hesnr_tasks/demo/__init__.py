@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hesnr_tasks.errors import DataError
 
-__all__ = ["ladder_paths", "trajectories_path"]
+__all__ = ["ladder_file", "ladder_paths", "trajectories_path"]
 
 HERE = Path(__file__).resolve().parent
 NAME = re.compile(r"step(\d+)-(\d+)k")  # optimiser steps, context in units of 1024 tokens
@@ -16,6 +16,11 @@ NAME = re.compile(r"step(\d+)-(\d+)k")  # optimiser steps, context in units of 1
 def trajectories_path() -> Path:
     """The demo trajectories, a `hesnr-trajectory-1` file."""
     return _existing(HERE / "trajectories.jsonl")
+
+
+def ladder_file() -> Path:
+    """The ladder file that `hesnr demo` runs."""
+    return _existing(HERE / "ladder.yaml")
 
 
 def ladder_paths() -> list[tuple[str, Path]]:

@@ -36,6 +36,8 @@ class Job(NamedTuple):
     folder: Path
     model: str
     revision: str
+    cwd: str = "."  # what paths of the command are relative to
+    inputs: tuple[str, ...] = ()  # the model and the trajectories, where they are files or folders
 
 
 class JobResult(NamedTuple):
@@ -84,7 +86,7 @@ def _job(ladder: Ladder, checkpoint: Checkpoint, output: Path, extra: Sequence[s
             )
     metadata = dict(ladder.metadata)
     if ladder.trajectories:
-        metadata["trajectories"] = [str(Path(t).resolve()) if Path(t).exists() else t for t in ladder.trajectories]
+        metadata["trajectories"] = list(ladder.trajectories)
     command = [sys.executable, "-m", "lm_eval", "run", "--model", ladder.model]
     command += ["--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())]
     command += ["--tasks", ",".join(ladder.tasks), "--include_path", str(tasks_path())]
@@ -97,6 +99,8 @@ def _job(ladder: Ladder, checkpoint: Checkpoint, output: Path, extra: Sequence[s
         output / "runs" / safe,
         model,
         checkpoint.revision,
+        str(Path.cwd()),
+        tuple(str(path) for path in map(Path, (model, *ladder.trajectories)) if path.exists()),
     )
 
 
@@ -178,29 +182,39 @@ def run_jobs_on_ray(
 
 def _run_job(job: Job, drop_downloads: bool) -> JobResult:
     memory = job.folder / "ladder.json"
-    identity = list(job.command[1:])
+    identity = {"command": list(job.command[1:]), "inputs": _inputs(job)}
     try:
         stored = read_json(memory)
     except DataError:
         stored = None
-    if isinstance(stored, dict) and stored.get("command") == identity and any(job.folder.rglob("results_*.json")):
+    if isinstance(stored, dict) and {**stored, **identity} == stored and any(job.folder.rglob("results_*.json")):
         return JobResult(job.name, "scored before", float(stored.get("seconds") or 0))
     cached = set(_cached_revisions(job.model)) if drop_downloads else set()
     start = time.monotonic()
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        run_command([*job.command, "--output_path", str(job.folder)], job.folder / "lm_eval.log", "lm_eval")
+        run_command([*job.command, "--output_path", str(job.folder)], job.folder / "lm_eval.log", "lm_eval", job.cwd)
     except HesnrError as error:
         return JobResult(job.name, "failed", time.monotonic() - start, str(error))
     finally:
         if drop_downloads:
             _drop(job.model, set(_cached_revisions(job.model)) - cached)
     seconds = round(time.monotonic() - start, 1)
-    write_output(memory, json.dumps({"name": job.name, "command": identity, "seconds": seconds}, indent=1) + "\n")
+    write_output(memory, json.dumps({"name": job.name, **identity, "seconds": seconds}, indent=1) + "\n")
     return JobResult(job.name, "scored", seconds)
 
 
-def run_command(words: Sequence[str], log: Path, name: str) -> None:
+def _inputs(job: Job) -> dict[str, list[int]]:
+    """Of each local input its files, bytes and last change: a file that changed is scored again."""
+    facts = {}
+    for name in job.inputs:
+        path = Path(job.cwd, name)
+        stats = [file.stat() for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+        facts[name] = [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+    return facts
+
+
+def run_command(words: Sequence[str], log: Path, name: str, cwd: str = ".") -> None:
     """Run a command to its end, its output in `log`; an interrupt ends it too.
 
     Raises:
@@ -208,7 +222,7 @@ def run_command(words: Sequence[str], log: Path, name: str) -> None:
     """
     try:
         with log.open("wb") as out:
-            process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, cwd=cwd)
             try:
                 status = process.wait()
             except BaseException:

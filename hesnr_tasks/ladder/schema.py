@@ -16,6 +16,7 @@
         downstream:
           swe_verified: {value: 31.2, n: 500, harness: mini-swe-agent 1.1}
 
+Models and trajectories are looked for beside the file, then in the working directory, then on the hub.
 `before` and `sft_of` may name any checkpoint of the file. A downstream score of a base checkpoint that was measured
 after fine-tuning may also stand beside the base checkpoint, with `after: sft`.
 """
@@ -241,7 +242,9 @@ def read_ladder_file(path: Path) -> Ladder:
     _check_links(checkpoints, path)
     return Ladder(
         checkpoints,
-        trajectories=_texts(document.get("trajectories"), f"{path}: trajectories"),
+        trajectories=tuple(
+            _beside(path, text) for text in _texts(document.get("trajectories"), f"{path}: trajectories")
+        ),
         tasks=_texts(document.get("tasks"), f"{path}: tasks") or ("hesnr_swe",),
         model=str(document.get("model") or "hf"),
         model_args=_mapping(document.get("model_args"), f"{path}: model_args"),
@@ -282,6 +285,7 @@ def _checkpoint(entry: Any, position: int, path: Path) -> Checkpoint:
         for name in ("model", "revision", "tokenizer", "family", "sft_of", "before", "label")
         if entry.get(name) is not None
     }
+    words["model"] = _beside(path, words.get("model", ""))
     return Checkpoint(
         name=str(entry["name"]),
         stage=stage or ("sft" if entry.get("sft_of") else ""),
@@ -295,6 +299,11 @@ def _checkpoint(entry: Any, position: int, path: Path) -> Checkpoint:
         },
         **words,
     )
+
+
+def _beside(path: Path, text: str) -> str:
+    """A path that exists relative to the ladder file's folder; anything else as it is."""
+    return str(path.parent / text) if text and (path.parent / text).exists() else text
 
 
 def _score(score: Any, where: str) -> DownstreamScore:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hesnr_tasks import demo
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.ladder.run import Job, jobs, run_jobs, run_jobs_on_ray
-from hesnr_tasks.ladder.schema import Checkpoint, Ladder
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder, read_ladder_file
 
 # stands for lm_eval: counts its runs, fails while a file says so, writes a result
 STAND_IN = """
@@ -94,3 +95,19 @@ def test_on_ray_a_killed_worker_is_replaced(tmp_path, monkeypatch):
         ray.shutdown()
     assert [(r.name, r.state) for r in results] == [("a", "scored"), ("b", "scored"), ("c", "failed")]
     assert count(tmp_path, "b") == 2
+
+
+def test_the_shipped_ladder_and_inputs_that_change(tmp_path, monkeypatch):
+    """Models and trajectories lie beside the file; a run is of their content, not of their names."""
+    monkeypatch.chdir(tmp_path)
+    ladder = read_ladder_file(demo.ladder_file())
+    assert [checkpoint.name for checkpoint in ladder.checkpoints] == [name for name, _ in demo.ladder_paths()]
+    first = jobs(ladder, tmp_path)[0]
+    assert set(first.inputs) == {str(demo.ladder_paths()[0][1]), str(demo.trajectories_path())}
+    trajectories = tmp_path / "runs.jsonl"
+    trajectories.write_text("1")
+    (job,) = stand_ins(tmp_path, "a")
+    job = job._replace(inputs=(str(trajectories),))
+    states = [run_jobs([job], lambda _: None)[0].state for _ in range(2)]
+    trajectories.write_text("12")
+    assert [*states, run_jobs([job], lambda _: None)[0].state] == ["scored", "scored before", "scored"]
