@@ -30,7 +30,7 @@ __all__ = ["PassKResult", "add_arguments", "checkpoints", "examine", "figure_dat
 
 _MOST_SHOWN = 20  # discordant problems in text
 _CURVE_NOTES = (
-    "value ± standard error (cluster bootstrap over problems), then the 95 % interval and how it was made",
+    "value ± standard error (of the mean over problems, the one lm_eval prints), then the 95 % interval and how it was made",
     '"(wide)": too few problems for the bootstrap; the interval is rather too wide than too narrow',
 )
 _COMPARE_NOTES = (

@@ -1,13 +1,13 @@
 """Pass@k from n answers to each of P problems, c of them right: estimates, intervals, paired comparisons.
 
-The unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al. 2021 (arXiv 2107.03374), averaged over problems.
-Problems are the resampling unit, as answers to one problem are not independent. The method of an interval fits the
-data, and tables name it:
+The unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al. 2021 (arXiv 2107.03374), averaged over problems, which
+are the sample: answers to one problem are not independent. The standard error is that of a mean over problems,
+s / √P with P - 1 in s², as lm-eval's. The method of an interval fits the data, and tables name it:
 
 - Clopper-Pearson: one problem; the exact interval of its share p of right answers, transformed to 1 - (1 - p)^k.
 - Wilson: every problem counts 0 or 1 (always so at k = n, where nothing is averaged).
-- Student's t: the interval of `stats.estimates`.
-- Wilson (wide), Newcombe (wide): too few problems for the bootstrap, or all alike; conservative.
+- Student's t: mean ± t(P - 1) standard errors; of a difference, that of `stats.paired`.
+- Wilson (wide), Newcombe (wide): too few problems for Student's t, or all alike; conservative.
 
 Counts come from `outcome_files` (logs, reports, tables), or from lm-eval itself: `lm_tasks` (the task) with answers of
 `seeded_generation`. Only the latter two import lm-eval.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -25,30 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.stats import RESAMPLES, SEED, estimates, minimum_detectable, paired, trajectories_needed
-
-__all__ = [
-    "AnswerCounts",
-    "IntervalSettings",
-    "PassAtK",
-    "PassAtKDifference",
-    "aligned",
-    "curve",
-    "differences",
-    "discordant",
-    "listed",
-    "newcombe",
-    "pass_at_k",
-    "pass_at_ks",
-    "powers",
-    "sign_flip",
-    "wilson",
-]
+from hesnr_tasks.stats import RESAMPLES, SEED, minimum_detectable, paired, trajectories_needed
 
 FloatArray = npt.NDArray[np.float64]
 _FEWEST_DISCORDANT = 6  # problems, all to one side, before a two-sided sign test can go below 5 %: 2 / 2^6
-_FEWEST_PASSES = 5.0  # problems' worth of passes, or of failures, for a bootstrap interval
-_FEWEST_PROBLEMS = 4  # for a bootstrap interval
+_FEWEST_PASSES = 5.0  # problems' worth of passes, or of failures, for Student's t
+_FEWEST_PROBLEMS = 4  # for Student's t
 _MOST_ENUMERATED = 16  # differing problems whose 2^16 sign assignments are enumerated
 _RANDOM_ASSIGNMENTS = 20_000
 _ROUNDING = 1e-12  # values closer than that are equal
@@ -59,7 +41,7 @@ _LISTED = 3
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Pass@k of one problem; `SettingsError` unless 0 <= c <= n and 1 <= k <= n."""
+    """Pass@k of one problem, in [0, 1]; arguments and errors are those of `pass_at_ks`."""
     return float(pass_at_ks([n], [c], [k])[0, 0])
 
 
@@ -88,12 +70,10 @@ def pass_at_ks(n: npt.ArrayLike, c: npt.ArrayLike, ks: Sequence[int]) -> FloatAr
         )
     for i in np.flatnonzero((right < 0) | (right > answers))[:1]:
         raise SettingsError(f"{right[i]} right answers of {answers[i]} cannot be (problem {i})")
+    least = answers.min(initial=np.iinfo(np.int64).max)
     for k in ks:
-        if k < 1:
-            raise SettingsError(f"k must be at least 1, not {k}")
-        if len(answers) and k > answers.min():
-            least = int(answers.argmin())
-            raise SettingsError(f"pass@{k} needs at least {k} answers a problem; problem {least} has {answers[least]}")
+        if not 1 <= k <= least:
+            raise SettingsError(f"pass@{k}: k must lie between 1 and {least}, the fewest answers to a problem")
     j = np.arange(max(ks, default=0))
     with np.errstate(divide="ignore", invalid="ignore"):
         chance = np.clip(right[:, None] / (answers[:, None] - j), 0, 1)  # beyond n - c the next answer must be right
@@ -121,39 +101,41 @@ class AnswerCounts:
     labels: tuple[str, ...]  # for people
     n: npt.NDArray[np.int64]  # answers
     c: npt.NDArray[np.int64]  # right ones among them
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def aligned(runs: Sequence[AnswerCounts], *, common: bool = False) -> tuple[list[AnswerCounts], list[str]]:
     """The runs on the same problems in the same order, and notes on what was left out.
 
-    `DataError` for runs on different problems, unless `common`, which keeps the problems of all runs.
+    Args:
+        runs: At least one; the order of problems is the first one's.
+        common: Keep the problems that all runs have, where they differ.
+
+    Raises:
+        DataError: For runs on different problems without `common`, or without a problem in common.
     """
-    first = runs[0]
+    first, notes = runs[0], []
     shared = set(first.problems).intersection(*(run.problems for run in runs[1:]))
-    notes = []
     for run in runs[1:]:
         extra = []
         for side, other in ((first, run), (run, first)):
             theirs = set(other.problems)
-            labels = [label for key, label in zip(side.problems, side.labels, strict=True) if key not in theirs]
-            extra += [f"only {side.name} has {listed(labels)}"] if labels else []
+            own_labels = [label for key, label in zip(side.problems, side.labels, strict=True) if key not in theirs]
+            extra += [f"only {side.name} has {listed(own_labels)}"] if own_labels else []
         if extra and not common:
             raise DataError(
                 f"{first.name} and {run.name} are not of the same problems: {'; '.join(extra)}. Run both on the same "
                 "ones, or compare on those that all have with --common."
             )
-        if extra:
-            notes.append(f"compared on the {len(shared)} problems that all have ({'; '.join(extra)})")
+        notes += [f"compared on the {len(shared)} problems that all have ({'; '.join(extra)})"] if extra else []
     if not shared:
         raise DataError(f"{', '.join(run.name for run in runs)} have no problem in common")
-    problems = tuple(problem for problem in first.problems if problem in shared)
-    subsets = []
+    problems, subsets = tuple(problem for problem in first.problems if problem in shared), []
     for run in runs:
         index = {problem: i for i, problem in enumerate(run.problems)}
         order = [index[problem] for problem in problems]
-        labels_in_order = tuple(run.labels[i] for i in order)
-        subsets.append(AnswerCounts(run.name, problems, labels_in_order, run.n[order], run.c[order], run.notes))
+        labels = tuple(run.labels[i] for i in order)
+        subsets.append(AnswerCounts(run.name, problems, labels, run.n[order], run.c[order], run.notes))
     return subsets, notes
 
 
@@ -220,7 +202,7 @@ def sign_flip(differences: FloatArray, seed: int) -> float:
 
 
 class IntervalSettings(NamedTuple):
-    """How intervals are computed."""
+    """How intervals are computed; `resamples` bounds p-values of differences from below, `seed` is of random signs."""
 
     resamples: int = RESAMPLES
     seed: int = SEED
@@ -245,38 +227,36 @@ class PassAtK(NamedTuple):
 
 def curve(run: AnswerCounts, ks: Sequence[int], settings: IntervalSettings = _DEFAULT) -> list[PassAtK]:
     """Pass@k for every k; `SettingsError` for a k beyond a problem's number of answers, which it names."""
+    from scipy.stats import binomtest
+    from scipy.stats import t as student
+
     for k in ks:
-        short = np.flatnonzero(run.n < k)
         if k < 1:
             raise SettingsError(f"--k {k}: k must be at least 1")
-        if len(short):
+        if len(short := np.flatnonzero(run.n < k)):
             i = int(short[np.argmin(run.n[short])])
             more = f" (and {len(short) - 1} more problems have too few)" if len(short) > 1 else ""
             raise SettingsError(
                 f"--k {k}: {run.name} has {run.n[i]} answers to {run.labels[i]!r}{more}; Pass@K cannot be known from "
                 f"fewer than k answers. Take more answers, or a k of at most {run.n.min()}."
             )
-    values = np.sort(pass_at_ks(run.n, run.c, ks), axis=0)  # no number depends on the order of problems
-    resamples, seed, level, _ = settings
-    means = estimates(values, np.ones_like(values), resamples=resamples, seed=seed, level=level)
-    points = []
-    for i, k in enumerate(ks):
-        low, high, method = float(means.ci_low[i]), float(means.ci_high[i]), "Student's t"
-        total, problems = math.fsum(values[:, i]), len(values)
-        few = problems < _FEWEST_PROBLEMS or min(total, problems - total) < _FEWEST_PASSES
+    points, problems, level = [], len(run.n), settings.level
+    for k, values in zip(ks, np.sort(pass_at_ks(run.n, run.c, ks), axis=0).T, strict=True):  # in any order the same
+        total = math.fsum(values)
+        mean, stderr = total / problems, float(values.std(ddof=1)) / math.sqrt(problems) if problems > 1 else math.nan
+        stderr = 0.0 if stderr < _ROUNDING else stderr
         if problems == 1:
-            from scipy.stats import binomtest
-
             share = binomtest(int(run.c[0]), int(run.n[0])).proportion_ci(level, method="exact")
             low, high = (-math.expm1(k * math.log1p(-p)) if p < 1 else 1.0 for p in (share.low, share.high))
             method = "Clopper-Pearson"
-        elif np.isin(values[:, i], (0.0, 1.0)).all():
+        elif np.isin(values, (0.0, 1.0)).all():
             (low, high), method = wilson(total, problems, level), "Wilson"
-        elif few or np.ptp(values[:, i]) < _ROUNDING or not math.isfinite(low + high):
+        elif problems < _FEWEST_PROBLEMS or min(total, problems - total) < _FEWEST_PASSES or stderr == 0:
             (low, high), method = wilson(total, problems, level), "Wilson (wide)"
-        stderr = float(means.stderr[i]) if not means.stderr[i] < _ROUNDING else 0.0
-        averaged = bool((run.n > k).all())
-        points.append(PassAtK(k, float(means.value[i]), stderr, max(0.0, low), min(1.0, high), method, averaged))
+        else:
+            half = stderr * float(student.ppf((1 + level) / 2, problems - 1))
+            low, high, method = max(0.0, mean - half), min(1.0, mean + half), "Student's t"
+        points.append(PassAtK(k, mean, stderr, low, high, method, bool((run.n > k).all())))
     return points
 
 
@@ -290,7 +270,7 @@ class PassAtKDifference(NamedTuple):
     high: float
     method: str
     p: float  # two-sided, by flipping signs: both are as good at every problem
-    p_mean: float  # two-sided, of the bootstrap and its interval: the means over all such problems are equal
+    p_mean: float  # two-sided, as the interval: the means over all such problems are equal
     detectable: float  # smallest true difference detected at 5 % with the power asked for; NaN: too few problems differ
     needed: int | None  # problems that would detect the observed difference
     better: int  # problems at which b's estimate is higher
@@ -302,32 +282,21 @@ def differences(
 ) -> list[PassAtKDifference]:
     """For every k; `a` and `b` from `aligned`."""
     resamples, seed, level, power = settings
-    left, right = pass_at_ks(a.n, a.c, ks), pass_at_ks(b.n, b.c, ks)
-    ones, rows = np.ones(len(left)), []
-    for k, p, q in zip(ks, left.T, right.T, strict=True):
+    ones, rows = np.ones(len(a.n)), []
+    for k, p, q in zip(ks, pass_at_ks(a.n, a.c, ks).T, pass_at_ks(b.n, b.c, ks).T, strict=True):
         each = np.where(np.abs(q - p) > _ROUNDING, q - p, 0.0)
-        mean = math.fsum(each) / len(each)
+        mean, better, worse = math.fsum(each) / len(each), int((each > 0).sum()), int((each < 0).sum())
         test = paired((p, ones), (q, ones), resamples=resamples, seed=seed, level=level)
-        (low, high), method = (max(-1.0, test.ci_low), min(1.0, test.ci_high)), "Student's t"
-        enough = np.count_nonzero(each) >= _FEWEST_DISCORDANT and np.ptp(each) >= _ROUNDING
-        if not enough or not math.isfinite(test.ci_low + test.ci_high):
-            (low, high), method = newcombe(math.fsum(p), math.fsum(q), len(p), level), "Newcombe (wide)"
-        rows.append(
-            PassAtKDifference(
-                k,
-                mean,
-                test.stderr,
-                low,
-                high,
-                method,
-                p=sign_flip(each, seed),
-                p_mean=test.p if method == "Student's t" else math.nan,
-                detectable=minimum_detectable(test.stderr, power) if enough else math.nan,
-                needed=trajectories_needed(mean, test.stderr, len(p), power) if enough else None,
-                better=int((each > 0).sum()),
-                worse=int((each < 0).sum()),
-            )
-        )
+        enough = better + worse >= _FEWEST_DISCORDANT and np.ptp(each) >= _ROUNDING
+        if enough and math.isfinite(test.ci_low + test.ci_high):
+            low, high, method, p_mean = max(-1.0, test.ci_low), min(1.0, test.ci_high), "Student's t", test.p
+        else:
+            low, high = newcombe(math.fsum(p), math.fsum(q), len(p), level)
+            method, p_mean = "Newcombe (wide)", math.nan
+        detectable = minimum_detectable(test.stderr, power) if enough else math.nan
+        needed = trajectories_needed(mean, test.stderr, len(p), power) if enough else None
+        tests = (sign_flip(each, seed), p_mean, detectable, needed)
+        rows.append(PassAtKDifference(k, mean, test.stderr, low, high, method, *tests, better, worse))
     return rows
 
 

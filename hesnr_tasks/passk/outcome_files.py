@@ -26,13 +26,7 @@ from hesnr_tasks.formats.outcomes import reports_in, tried_outcomes
 from hesnr_tasks.formats.sources import Record, records
 from hesnr_tasks.passk import AnswerCounts, listed, pass_at_k, pass_at_ks
 
-__all__ = ["LoggedProblem", "Query", "is_log", "log_files", "read", "read_log"]
-
 _PROBLEM = ("problem", "problem_id", "task_id", "instance_id", "question_id", "id", "name")
-_OK = ("ok", "passed", "correct", "resolved", "success", "result", "acc", "exact_match")
-_N, _C = ("n", "samples", "num_samples", "total"), ("c", "num_correct", "n_correct", "passes")
-_REPEAT = ("sample", "sample_id", "completion_id", "run", "seed")  # tell the answers to a problem apart
-_MOST = 100_000  # answers to a problem: a count above it is a mistake in the file
 
 
 class Query(NamedTuple):
@@ -44,17 +38,7 @@ class Query(NamedTuple):
     unknown_fails: bool = False
 
 
-class _Answers(NamedTuple):
-    """`n` answers to a problem, `c` of them right; of unknown outcome: n = 0."""
-
-    problem: str
-    n: int
-    c: int
-    label: str = ""
-
-
 _DEFAULT = Query()
-_Row = tuple[Where, Mapping[str, Any]]
 
 
 def read(name: str, paths: Sequence[Path], query: Query = _DEFAULT) -> AnswerCounts:
@@ -69,52 +53,49 @@ def read(name: str, paths: Sequence[Path], query: Query = _DEFAULT) -> AnswerCou
         DataError: With file and line, for what cannot be read, for files that hold the same answers, and where no
             problem has a known outcome. A problem all of whose outcomes are unknown is left out, and a note says so.
     """
-    answers: list[_Answers] = []
-    notes: list[str] = []
-    logs: list[_Log] = []
-    by_path = {file.resolve(): file for path in paths for file in _files(path)}  # a file named twice counts once
-    files = _of_task(list(by_path.values()), query.task)
+    n, c, labels, notes, logs = Counter[str](), Counter[str](), dict[str, str](), list[str](), list[_Log]()
+
+    def add(problem: str, answers: int, right: int, label: str = "") -> None:
+        n[problem] += answers
+        c[problem] += right
+        labels.setdefault(problem, label or problem)
+
+    files = _files(paths, query.task)
     for path in files:
         if path.suffix.lower() in (".csv", ".tsv"):
-            answers += _table(_csv_rows(str(path)), query.unknown_fails)
+            for counts in _table(_csv_rows(str(path)), query.unknown_fails):
+                add(*counts)
             continue
         lines = _records(str(path))
         first = next(lines, None)
         if first is None:
             raise DataError(f"{path} is empty: there is no answer in it. Was the run stopped before it wrote its log?")
         lines = itertools.chain([first], lines)
-        if is_log(first.value) or path.name.startswith("samples_"):
+        if _is_log(first.value) or path.name.startswith("samples_"):
             log = _Log(path, _model(path), set(), {})
             for logged in _logged(path, lines, query, notes):  # texts are not kept: logs can be larger than memory
-                answers.append(_Answers(logged.problem, logged.n, logged.c, logged.label))
+                add(logged.problem, logged.n, logged.c, logged.label)
                 log.seeds.update((logged.problem, seed) for seed in logged.seeds)
                 log.digests[logged.problem] = logged.digest
             logs.append(log)
             continue
         all_lines = list(lines)
-        rows = _rows(all_lines)
+        rows = list(_json_rows(all_lines))
         if any(_first(row, _PROBLEM) and (_first(row, _OK) or _is_counts(row)) for _, row in rows):
-            answers += _table(rows, query.unknown_fails)
+            for counts in _table(rows, query.unknown_fails):
+                add(*counts)
         else:
             verdicts = tried_outcomes(path, all_lines[0].value if len(all_lines) == 1 else None)
-            answers += [
-                _Answers(problem, int(verdict is not None or query.unknown_fails), int(bool(verdict)))
-                for problem, verdict in verdicts.items()
-            ]
+            for problem, verdict in verdicts.items():
+                add(problem, int(verdict is not None or query.unknown_fails), int(bool(verdict)))
     _refuse_copies(logs)
     if logs and len(logs) < len(files):
         raise DataError(f"{name}: sample logs and other files together; their problems cannot be told to be the same")
-    n, c, labels = Counter[str](), Counter[str](), dict[str, str]()
-    for answer in answers:
-        n[answer.problem] += answer.n
-        c[answer.problem] += answer.c
-        labels.setdefault(answer.problem, answer.label or answer.problem)
     problems = sorted((problem for problem in n if n[problem]), key=lambda problem: (labels[problem], problem))
     unknown = sorted(labels[problem] for problem in n if not n[problem])
     if not problems:
         raise DataError(f"{name}: no problem has an answer that is known to be right or wrong")
-    if unknown:
-        notes.append(f"no outcome is known for {listed(unknown)}: left out")
+    notes += [f"no outcome is known for {listed(unknown)}: left out"] if unknown else []
     return AnswerCounts(
         name,
         tuple(problems),
@@ -128,42 +109,40 @@ def read(name: str, paths: Sequence[Path], query: Query = _DEFAULT) -> AnswerCou
 # --- which files, and of what kind ------------------------------------------------------------------------------------
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise DataError(f"there is no file or folder {str(path)!r}.{near}")
-    if not path.is_dir():
-        return [path]
-    inside = sorted(path.rglob("samples_*.jsonl")) or reports_in(path)
-    if not inside:
-        raise DataError(
-            f"{path} holds neither lm-eval sample logs (samples_*.jsonl) nor evaluation reports; name a file"
-        )
-    return inside
-
-
 def log_files(paths: Sequence[Path], task: str | None) -> list[Path]:
     """lm-eval's sample logs among the files, and below the folders, that are named; of one task (`DataError`)."""
+    return _files(paths, task, logs_only=True)
+
+
+def _files(paths: Sequence[Path], task: str | None, *, logs_only: bool = False) -> list[Path]:
+    """Files of one task; one that is named twice counts once."""
     by_path: dict[Path, Path] = {}
     for path in paths:
-        for file in sorted(path.rglob("samples_*.jsonl")) if path.is_dir() else _files(path):
-            first = next(records(str(file)), None)
-            if file.name.startswith("samples_") or (isinstance(first, Record) and is_log(first.value)):
-                by_path.setdefault(file.resolve(), file)
-    return _of_task(list(by_path.values()), task) if by_path else []
-
-
-def _of_task(files: list[Path], wanted: str | None) -> list[Path]:
-    def task_of(path: Path) -> str:
-        name = path.name.removeprefix("samples_")
-        return name.rpartition("_")[0] or name
-
-    tasks = {task_of(path): None for path in files if path.name.startswith("samples_")}
-    if wanted is None and len(tasks) > 1:
+        if not path.exists():
+            near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+            raise DataError(f"there is no file or folder {str(path)!r}.{near}")
+        files = [path]
+        if path.is_dir():
+            files = sorted(path.rglob("samples_*.jsonl")) or ([] if logs_only else reports_in(path))
+            if not files and not logs_only:
+                raise DataError(
+                    f"{path} holds neither lm-eval sample logs (samples_*.jsonl) nor evaluation reports; name a file"
+                )
+        elif logs_only and not path.name.startswith("samples_"):
+            first = next(records(str(path)), None)
+            files = [path] if isinstance(first, Record) and _is_log(first.value) else []
+        by_path |= {file.resolve(): file for file in files}
+    task_of = {
+        path: path.name.removeprefix("samples_").rpartition("_")[0] or path.name.removeprefix("samples_")
+        for path in by_path.values()
+        if path.name.startswith("samples_")
+    }
+    tasks = dict.fromkeys(task_of.values())
+    if task is None and len(tasks) > 1:
         raise DataError(f"the logs are of several tasks ({', '.join(tasks)}); choose one with --task")
-    if wanted is not None and wanted not in tasks:
-        raise DataError(f"no log is of the task {wanted!r}, only {', '.join(tasks) or 'none'}.{nearest(wanted, tasks)}")
-    return [path for path in files if wanted in (None, task_of(path)) or not path.name.startswith("samples_")]
+    if task is not None and task not in tasks and not (logs_only and not by_path):
+        raise DataError(f"no log is of the task {task!r}, only {', '.join(tasks) or 'none'}.{nearest(task, tasks)}")
+    return [path for path in by_path.values() if task is None or task_of.get(path, task) == task]
 
 
 def _records(path: str) -> Iterator[Record]:
@@ -178,6 +157,7 @@ def _records(path: str) -> Iterator[Record]:
 
 _PASS = re.compile(r"pass(?:@|_at_)([0-9]{1,9})(?:\(.*\))?")  # 0.5's own: pass@1(exact_match)
 _RIGHT = "right_answers"  # our task's list of verdicts
+_USUAL = ("pass@1", "pass_at_1", "pass@1(exact_match)", "exact_match")
 _TOLERANCE = 1e-6
 _SAME_RUN = 10  # problems with the same answers in two logs, from which on they are one run and no coincidence
 
@@ -205,8 +185,7 @@ class _Log(NamedTuple):
     digests: dict[str, str]  # by problem
 
 
-def is_log(value: Any) -> bool:
-    """Whether a decoded line is one of a sample log."""
+def _is_log(value: Any) -> bool:
     return isinstance(value, Mapping) and "doc_id" in value and "resps" in value and "filtered_resps" in value
 
 
@@ -223,12 +202,12 @@ def read_log(path: Path, query: Query = _DEFAULT) -> tuple[list[LoggedProblem], 
 def _logged(
     path: Path, lines: Iterable[Record], query: Query, notes: list[str], *, text_only: bool = False
 ) -> Iterator[LoggedProblem]:
-    occurrences: Counter[str] = Counter()
-    keys: dict[tuple[str, str], str] = {}  # (document, its number in the log) → problem
-    digests: dict[str, set[str]] = {}
+    occurrences = Counter[str]()
+    keys = dict[tuple[str, str], str]()  # (document, its number in the log) → problem
+    digests = set[tuple[str, str]]()
     copies = more = 0
     for record in _of_filter(path, lines, query.filter):
-        row = record.value
+        row, where = record.value, record.where
         document = str(row.get("doc_hash") or row["doc_id"]), str(row["doc_id"])
         again = document in keys
         if not again:  # equal documents with numbers of their own are different problems
@@ -237,32 +216,44 @@ def _logged(
             keys[document] = f"{document[0]}#{number}" if number > 1 else document[0]
         problem = keys[document]
         digest = hashlib.sha256(json.dumps(row["resps"], ensure_ascii=True).encode()).hexdigest()
-        if digest in digests.setdefault(problem, set()):
+        if (problem, digest) in digests:
             copies += 1
             continue
-        digests[problem].add(digest)
+        digests.add((problem, digest))
         more += again
         answers = _flat(row["resps"])
         if text_only and not all(isinstance(answer, (str, type(None))) for answer in answers):
             raise DataError(
                 f"{path}: document {row['doc_id']} has likelihoods where answers should be: no text to read"
             )
-        verdicts = _verdicts(row, len(answers))
-        if verdicts and not query.metric:
-            n, c = len(verdicts), sum(verdicts)
-            _check_estimates(row, n, c, "", record.where)
+        verdicts, scores = row.get(_RIGHT), row.get("scores_per_repeat")  # the latter is lm-eval 0.5's own
+        if verdicts is None and isinstance(scores, Mapping) and len(scores) == 1:
+            (verdicts,) = scores.values()
+        right = None
+        if isinstance(verdicts, list) and len(verdicts) == len(answers) and all(v in (0, 1) for v in verdicts):
+            right = tuple(map(bool, verdicts))
+        if right and not query.metric:
+            n, c = len(right), sum(right)
+            _check_estimates(row, n, c, "", where)
         else:
-            n, c = _counted(row, record.where, query.metric)
-        if verdicts is None and len(answers) == n and c in (0, n):
-            verdicts = (c > 0,) * n
-        texts = (
+            n, c = _counted(row, where, query.metric)
+        if right is None and len(answers) == n and c in (0, n):
+            right = (c > 0,) * n
+        texts = tuple(
             text if isinstance(text, str) else "" if text is None else json.dumps(text, ensure_ascii=False)
             for text in answers
         )
         requests = list(row["arguments"].values()) if isinstance(row.get("arguments"), Mapping) else []
-        prompt = next((deep(request, "arg_0") for request in requests), None)
-        seeds = tuple(_seeds(row, requests))
-        yield LoggedProblem(problem, _label(row), prompt, tuple(texts), verdicts, n, c, seeds, digest)
+        prompt, seeds = next((deep(request, "arg_0") for request in requests), None), list[int]()
+        for i, request in enumerate(requests):  # a request's repeats have consecutive seeds (`seed_of`)
+            seed, repeats = deep(request, "arg_1", "seed"), deep(row["resps"], i)
+            if isinstance(seed, int):
+                seeds += range(seed, seed + (len(repeats) if isinstance(repeats, list) else 1))
+        named = row["doc"] if isinstance(row.get("doc"), Mapping) else {}
+        label = named[key] if (key := _first(named, _PROBLEM)) else None
+        if not isinstance(label, int) and not (isinstance(label, str) and len(label) <= 80):
+            label = row["doc_id"]  # a document's "problem" may be its whole statement
+        yield LoggedProblem(problem, str(label), prompt, texts, right, n, c, tuple(seeds), digest)
     if copies:
         notes.append(f"{path.name}: {copies} rows are there twice, answers and all; each counts once")
     if more:
@@ -272,12 +263,12 @@ def _logged(
 def _of_filter(path: Path, lines: Iterable[Record], wanted: str | None) -> Iterator[Record]:
     names = dict[str, None]()
     for record in lines:
-        if not is_log(record.value):
+        if not _is_log(record.value):
             raise DataError(f"{record.where}: no line of an lm-eval sample log (doc_id, resps, filtered_resps)")
         name = str(record.value.get("filter"))
         names[name] = None
         if wanted is None and len(names) > 1:
-            names |= dict.fromkeys(str(rest.value.get("filter")) for rest in lines if is_log(rest.value))
+            names |= dict.fromkeys(str(rest.value.get("filter")) for rest in lines if _is_log(rest.value))
             raise DataError(f"{path} has answers of the filters {', '.join(names)}; choose one with --filter")
         if wanted in (None, name):
             yield record
@@ -285,22 +276,20 @@ def _of_filter(path: Path, lines: Iterable[Record], wanted: str | None) -> Itera
         raise DataError(f"{path} has no filter {wanted!r}, only {', '.join(names)}.{nearest(wanted, names)}")
 
 
-def _verdicts(row: Mapping[str, Any], answers: int) -> tuple[bool, ...] | None:
-    verdicts, scores = row.get(_RIGHT), row.get("scores_per_repeat")  # the latter is lm-eval 0.5's own
-    if verdicts is None and isinstance(scores, Mapping) and len(scores) == 1:
-        (verdicts,) = scores.values()
-    if not isinstance(verdicts, list) or len(verdicts) != answers or any(right not in (0, 1) for right in verdicts):
-        return None
-    return tuple(map(bool, verdicts))
-
-
-def _counted(row: Mapping[str, Any], where: Where, metric: str | None) -> tuple[int, int]:
+def _counted(row: Mapping[str, Any], where: Where, wanted: str | None) -> tuple[int, int]:
     """Answers scored and right ones among them: from the share of right ones, or a pass@k that one number gives."""
     choice = isinstance(deep(row["resps"], 0, 0), list)  # likelihoods of choices: one answer in all
     sampled, scored = (1 if choice else len(_flat(row[key])) for key in ("resps", "filtered_resps"))
     if not scored and not sampled:
         return 0, 0
-    name = _metric(row, where, metric)
+    stated = map(str, row["metrics"] if isinstance(row.get("metrics"), list) else [])
+    names = [name for name in stated if not name.endswith("_stderr") and name in row and name != _RIGHT]
+    if wanted is not None and wanted not in names:
+        raise DataError(f"{where}: no metric {wanted!r}, only {', '.join(names)}.{nearest(wanted, names)}")
+    chosen = [wanted] if wanted else [name for name in _USUAL if name in names] or names
+    if not wanted and chosen is names and len(names) != 1:
+        raise DataError(f"{where}: which metric says right or wrong? Name one of {', '.join(names)} with --metric")
+    name = chosen[0]
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise DataError(f"{where}: {name} is {value!r}, no number; name another metric with --metric")
@@ -339,38 +328,10 @@ def _k(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _metric(row: Mapping[str, Any], where: Where, wanted: str | None) -> str:
-    listed_names = row["metrics"] if isinstance(row.get("metrics"), list) else []
-    names = [name for name in map(str, listed_names) if not name.endswith("_stderr") and name in row and name != _RIGHT]
-    if wanted is not None:
-        if wanted not in names:
-            raise DataError(f"{where}: no metric {wanted!r}, only {', '.join(names)}.{nearest(wanted, names)}")
-        return wanted
-    usual = [name for name in ("pass@1", "pass_at_1", "pass@1(exact_match)", "exact_match") if name in names]
-    if not usual and len(names) != 1:
-        raise DataError(f"{where}: which metric says right or wrong? Name one of {', '.join(names)} with --metric")
-    return (usual or names)[0]
-
-
 def _flat(responses: Any) -> list[Any]:
     """All answers in `resps` or `filtered_resps`: per instance there is a list of answers, or one."""
     instances = responses if isinstance(responses, list) else [responses]
     return [answer for item in instances for answer in (item if isinstance(item, list) else [item])]
-
-
-def _seeds(row: Mapping[str, Any], requests: Sequence[Any]) -> Iterator[int]:
-    """Of every answer: a request's repeats have consecutive seeds (`seeded_generation.seed_of`)."""
-    for i, request in enumerate(requests):
-        seed, repeats = deep(request, "arg_1", "seed"), deep(row["resps"], i)
-        if isinstance(seed, int):
-            yield from range(seed, seed + (len(repeats) if isinstance(repeats, list) else 1))
-
-
-def _label(row: Mapping[str, Any]) -> str:
-    document = row.get("doc") if isinstance(row.get("doc"), Mapping) else {}
-    name = next((document[key] for key in _PROBLEM if key in document), None) if document else None
-    # a document's "problem" may be its whole statement
-    return str(name if isinstance(name, int) or (isinstance(name, str) and len(name) <= 80) else row["doc_id"])
 
 
 def _model(path: Path) -> str | None:
@@ -402,6 +363,10 @@ def _refuse_copies(logs: Sequence[_Log]) -> None:
 
 # --- tables: CSV, JSON Lines or a JSON list; a row an answer, or a row a problem with counts n and c ------------------
 
+_OK = ("ok", "passed", "correct", "resolved", "success", "result", "acc", "exact_match")
+_N, _C = ("n", "samples", "num_samples", "total"), ("c", "num_correct", "n_correct", "passes")
+_REPEAT = ("sample", "sample_id", "completion_id", "run", "seed")  # tell the answers to a problem apart
+_MOST = 100_000  # answers to a problem: a count above it is a mistake in the file
 _WORDS: Mapping[str, bool | None] = {
     **dict.fromkeys(("true", "pass", "passed", "resolved", "success", "correct", "yes", "ok", "1", "1.0"), True),
     **dict.fromkeys(
@@ -409,22 +374,21 @@ _WORDS: Mapping[str, bool | None] = {
     ),
     **dict.fromkeys(("", "unknown", "null", "none", "nan"), None),
 }
+_TableRow = tuple[Where, Mapping[str, Any]]
 
 
-def _rows(lines: Iterable[Record]) -> list[_Row]:
+def _json_rows(lines: Iterable[Record]) -> Iterator[_TableRow]:
     """Lines, or the items of one list."""
-    rows: list[_Row] = []
     for record in lines:
         values = record.value if isinstance(record.value, list) else [record.value]
         for number, value in enumerate(values, start=1):
             where = record.where if record.is_line else Where(f"{record.where}[{number}]")
             if not isinstance(value, dict):
                 raise DataError(f"{where}: a row must be an object with a problem and whether its answer is right")
-            rows.append((where, value))
-    return rows
+            yield where, value
 
 
-def _csv_rows(path: str) -> Iterator[_Row]:
+def _csv_rows(path: str) -> Iterator[_TableRow]:
     file = io.StringIO(read_text(path), newline=None)
     header = file.readline()
     file.seek(0)
@@ -442,61 +406,48 @@ def _csv_rows(path: str) -> Iterator[_Row]:
         raise DataError(f"{path}:{reader.reader.line_num}: not readable as CSV ({error})") from None
 
 
-def _table(rows: Iterable[_Row], unknown_fails: bool) -> Iterator[_Answers]:
+def _table(rows: Iterable[_TableRow], unknown_fails: bool) -> Iterator[tuple[str, int, int]]:
+    """Problem, answers of known outcome (0 or 1, or a count), right ones; `DataError` for a reward of 0.37, say."""
     seen: dict[tuple[str, str], Where] = {}
     counted: dict[str, Where] = {}
     for where, row in rows:
-        key = _first(row, _PROBLEM)
+        key, ok = _first(row, _PROBLEM), _first(row, _OK)
         if key is None or row[key] in (None, ""):
-            raise DataError(f"{where}: no problem is named; a row needs a column {_or(_PROBLEM)}")
-        problem = str(row[key])
-        answers = _counts(where, problem, row) if _is_counts(row) else _verdict(where, problem, row, unknown_fails)
-        if problem in counted or (_is_counts(row) and (problem, "") in seen):
+            raise DataError(f"{where}: no problem is named; a row needs a column {', '.join(_PROBLEM)}")
+        problem, is_counts = str(row[key]), _is_counts(row)
+        if is_counts:
+            n, c = (_count(row, columns, problem, where) for columns in (_N, _C))
+            if c > n:
+                raise DataError(f"{where}: {problem!r} has {c} right answers of {n}")
+        elif ok is None:
+            raise DataError(f"{where}: nothing says whether the answer is right; a row needs a column {', '.join(_OK)}")
+        else:
+            word = str(row[ok]).strip().lower()
+            if word not in _WORDS:
+                text = repr(row[ok])[:80]
+                raise DataError(f"{where}: {ok} of {problem!r} is {text}, neither right (1, true) nor wrong (0, false)")
+            n, c = int(_WORDS[word] is not None or unknown_fails), int(bool(_WORDS[word]))
+        if problem in counted or (is_counts and (problem, "") in seen):
             raise DataError(f"{where}: {problem!r} has counts already ({counted.get(problem, 'above')})")
-        if _is_counts(row):
+        if is_counts:
             counted[problem] = where
         repeat = next((f"{key} {row[key]}" for key in _REPEAT if row.get(key) not in (None, "")), "")
         if repeat and (problem, repeat) in seen:
             raise DataError(f"{where}: {problem!r}, {repeat}, is there already ({seen[problem, repeat]})")
         seen[problem, repeat] = seen[problem, ""] = where
-        yield answers
+        yield problem, n, c
 
 
-def _counts(where: Where, problem: str, row: Mapping[str, Any]) -> _Answers:
-    names, counts = [str(_first(row, columns)) for columns in (_N, _C)], []
-    for name in names:
-        try:
-            number = float(row[name]) if not isinstance(row[name], bool) else math.nan
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not (0 <= number <= _MOST and number == int(number)):
-            raise DataError(
-                f"{where}: {names[0]} and {names[1]} of {problem!r} must be counts (up to {_MOST}), not "
-                f"{repr(row[name])[:80]}"
-            )
-        counts.append(int(number))
-    if counts[1] > counts[0]:
-        raise DataError(f"{where}: {problem!r} has {counts[1]} right answers of {counts[0]}")
-    return _Answers(problem, counts[0], counts[1])
-
-
-def _verdict(where: Where, problem: str, row: Mapping[str, Any], unknown_fails: bool) -> _Answers:
-    """One answer; `DataError` for what is neither right nor wrong nor unknown, such as a reward of 0.37."""
-    ok = _first(row, _OK)
-    if ok is None:
-        raise DataError(f"{where}: nothing says whether the answer is right; a row needs a column {_or(_OK)}")
-    value = row[ok]
-    if isinstance(value, (bool, int, float)) and value in (0, 1):
-        verdict: bool | None = bool(value)
-    elif value is None or (isinstance(value, float) and math.isnan(value)):
-        verdict = None
-    elif isinstance(value, str) and value.strip().lower() in _WORDS:
-        verdict = _WORDS[value.strip().lower()]
-    else:
-        raise DataError(
-            f"{where}: {ok} of {problem!r} is {repr(value)[:80]}, neither right (1, true) nor wrong (0, false)"
-        )
-    return _Answers(problem, int(verdict is not None or unknown_fails), int(bool(verdict)))
+def _count(row: Mapping[str, Any], columns: Sequence[str], problem: str, where: Where) -> int:
+    value = row[str(_first(row, columns))]
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (0 <= number <= _MOST and number == int(number)):
+        text = repr(value)[:80]
+        raise DataError(f"{where}: answers and right ones of {problem!r} must be counts (up to {_MOST}), not {text}")
+    return int(number)
 
 
 def _is_counts(row: Mapping[str, Any]) -> bool:
@@ -505,7 +456,3 @@ def _is_counts(row: Mapping[str, Any]) -> bool:
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((name for name in names if name in row), None)
-
-
-def _or(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + f" or {names[-1]}"

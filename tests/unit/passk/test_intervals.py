@@ -15,10 +15,11 @@ from hesnr_tasks.passk import (
     differences,
     discordant,
     newcombe,
+    pass_at_ks,
     sign_flip,
     wilson,
 )
-from hesnr_tasks.stats import minimum_detectable, paired, resample_counts
+from hesnr_tasks.stats import minimum_detectable, paired
 
 
 def outcomes(n, c, name="run"):
@@ -90,13 +91,16 @@ def test_the_largest_published_gain_of_four_problems_is_p_one_eighth():
     assert math.isnan(difference.detectable)
 
 
-def test_standard_error_is_the_spread_over_resamples_and_heeds_no_order():
-    right, settings = [0, 2, 8, 4, 1], IntervalSettings(500, 7)
-    (point,), (same,) = (curve(outcomes(8, c), [1], settings) for c in (right, right[::-1]))
-    ordered = np.sort(right) / 8
-    means = [sum(c * v for c, v in zip(row.tolist(), ordered)) / 5 for row in resample_counts(5, 500, 7)]
-    assert (point.value, point.stderr) == (pytest.approx(0.375), pytest.approx(np.std(means, ddof=1)))
-    assert same == point
+def test_standard_errors_are_lm_evals_and_heed_no_order():
+    """The number that lm_eval prints beside pass@k of `hesnr_passk` on the same answers."""
+    from lm_eval.api.metrics import mean_stderr
+
+    n, right, ks = np.array([8, 8, 6, 8, 16]), np.array([0, 2, 4, 1, 12]), [1, 2, 4]
+    points, same = (curve(outcomes(n[order], right[order]), ks) for order in (slice(None), slice(None, None, -1)))
+    assert [point.stderr for point in points] == [
+        pytest.approx(mean_stderr(values), rel=1e-12) for values in pass_at_ks(n, right, ks).T.tolist()
+    ]
+    assert points == same
 
 
 def test_one_problem_has_the_exact_interval_carried_to_k():
