@@ -30,8 +30,8 @@ __all__ = ["PassKResult", "add_arguments", "checkpoints", "examine", "figure_dat
 
 _MOST_SHOWN = 20  # discordant problems in text
 _CURVE_NOTES = (
-    "value ± standard error (of the mean over problems, the one lm_eval prints), then the 95 % interval and how it was made",
-    '"(wide)": too few problems for the bootstrap; the interval is rather too wide than too narrow',
+    "value ± standard error (of the mean over problems, as lm_eval prints it), then the 95 % interval and its method",
+    '"(wide)": too few problems for a t interval; the interval is rather too wide than too narrow',
 )
 _COMPARE_NOTES = (
     "p: of “both are as good at every problem”, two-sided, by flipping the signs of the differences (McNemar's "
