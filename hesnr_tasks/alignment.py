@@ -24,8 +24,6 @@ import numpy.typing as npt
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.rendering import Rendered
 
-__all__ = ["Encoded", "Encoder", "token_labels", "token_turns"]
-
 IntArray = npt.NDArray[np.int32]
 
 
@@ -313,7 +311,7 @@ _SCHEMES = (
 
 
 def token_labels(encoded: Encoded, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """The set of character codes each token covers, one bit each; shape (n,). `codes`: per character (labels.py)."""
+    """The set of character codes each token covers, one bit each; shape (n,). `codes`: per character."""
     if not len(encoded.ids):
         return np.zeros(0, dtype=np.uint64)
     bits = np.left_shift(np.uint64(1), np.append(codes, 0).astype(np.uint64))

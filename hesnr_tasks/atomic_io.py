@@ -30,8 +30,6 @@ try:
 except ImportError:  # Windows: writers do not exclude each other, but each file is still complete
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["create_file", "locked", "open_output", "remove_abandoned", "replace_file", "write_output"]
-
 # --- outputs of commands ----------------------------------------------------------------------------------------------
 
 

@@ -24,31 +24,6 @@ from typing import IO, Any
 
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 
-__all__ = [
-    "COMPRESSED",
-    "LIMIT_VARIABLE",
-    "MAX_DEPTH",
-    "MAX_RATIO",
-    "MAX_YAML_NODES",
-    "READ_ERRORS",
-    "DuplicateKeys",
-    "Growth",
-    "TooLongError",
-    "check_parquet",
-    "lines",
-    "open_bounded",
-    "open_regular",
-    "parse_json",
-    "read_bytes",
-    "read_json",
-    "read_rest",
-    "read_text",
-    "read_yaml",
-    "record_limit",
-    "text_size",
-    "zstandard_reader",
-]
-
 LIMIT_VARIABLE = "HESNR_MAX_RECORD_MB"
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 MAX_RATIO = 200

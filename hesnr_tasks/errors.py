@@ -15,16 +15,6 @@ import difflib
 import logging
 from collections.abc import Iterable
 
-__all__ = [
-    "DataError",
-    "HesnrError",
-    "ScoringError",
-    "SearchError",
-    "SettingsError",
-    "nearest",
-    "printable",
-]
-
 
 class HesnrError(Exception):
     """An error that the user can fix; the message says what, where, and what to do."""

@@ -10,8 +10,6 @@ from typing import Any
 
 from hesnr_tasks.errors import DataError
 
-__all__ = ["FORMAT", "Fidelity", "Kind", "Message", "Segment", "Trajectory", "clean"]
-
 FORMAT = "hesnr-trajectory-1"
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -25,20 +25,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = [
-    "RENDERING",
-    "Call",
-    "CharSpan",
-    "Parameter",
-    "ToolCall",
-    "View",
-    "argument_json",
-    "join",
-    "json_decoded",
-    "render_call",
-    "unescape",
-]
-
 CharSpan = tuple[int, int]
 
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 
 from hesnr_tasks.actions import CharSpan
 
-__all__ = ["EXACT", "LOOSE", "TABS", "Command", "HereDocument", "LineIndex", "Script", "ShellWord", "lex_shell"]
-
 # how `LineIndex.find` compares lines
 EXACT = "="
 TABS = "\t"  # tabs before a line do not count

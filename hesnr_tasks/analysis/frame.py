@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import EPSILON, TokenColumns, TrajectorySums, cell_sums, needed_columns, token_bytes
 from hesnr_tasks.metrics import topk_entropy as entropy_of
+from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import Entry, ScoreStore, StoredRun, choose_runs, mixed
 from hesnr_tasks.stats import MOST_RESAMPLES
 from hesnr_tasks.trajectory import Kind

@@ -24,7 +24,7 @@ class ScoringRequest:
 
     name: str  # trajectory id, for messages
     rendered: Rendered
-    codes: npt.NDArray[np.uint8]  # (characters,) label codes, see labels.py
+    codes: npt.NDArray[np.uint8]  # (characters,) label codes, see rendering.py
     mask: np.uint64  # labels that the task wants (labels.label_mask)
     k: int
     overflow: str  # beyond the context: "right" (score what fits), "error", "skip" (the task leaves the text out)
@@ -127,7 +127,7 @@ class TokenScores:
     position: npt.NDArray[np.int32]  # (n,) index into the token ids (BOS included)
     token_id: npt.NDArray[np.int32]  # (n,)
     turn: npt.NDArray[np.int32]  # (n,)
-    label: npt.NDArray[np.uint64]  # (n,) see labels.py
+    label: npt.NDArray[np.uint64]  # (n,) see rendering.py
     char_start: npt.NDArray[np.int32]  # (n,)
     char_end: npt.NDArray[np.int32]  # (n,)
     scores: SequenceScores

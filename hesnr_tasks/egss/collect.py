@@ -25,8 +25,7 @@ from hesnr_tasks.actions.tools import parameter_role
 from hesnr_tasks.analysis.frame import unique_names
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats import registry
-from hesnr_tasks.formats.base import Problem, ReadReport
-from hesnr_tasks.formats.json_access import deep, scalar_text, string
+from hesnr_tasks.formats.base import Problem, ReadReport, deep, scalar_text, string
 from hesnr_tasks.formats.sources import Record, records, source_paths
 from hesnr_tasks.trajectory import Kind, Trajectory
 

@@ -26,7 +26,7 @@ from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.egss.gates import Estimator
 from hesnr_tasks.egss.ledger import KINDS, Ledger, Spent, spent_of
 from hesnr_tasks.errors import DataError, SettingsError, printable
-from hesnr_tasks.formats.json_access import deep
+from hesnr_tasks.formats.base import deep
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, resample_counts, standard_error
 
 __all__ = ["CURRENCIES", "PRICE", "Curve", "InstanceRun", "TaskCost", "at_equal_rate", "curve_table", "curves"]

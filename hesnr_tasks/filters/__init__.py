@@ -1,7 +1,7 @@
 """Filters: which characters of an action are form, not logic.
 
 A filter is a function from the text of one action to the spans of characters it drops. Its bit in a label is its place
-in `FILTERS`, which is stored with every score; so a new filter goes at the end, and needs one module and one line here.
+in `FILTERS`, which is stored with every score; so a new filter goes at the end: one function, and one line here.
 
 `LABELS_VERSION` is stored with labels: raise it when the labels of any action can change
 (`python -m tests.unit.filters.corpus` then pins the new labels; a test fails until both are done).
@@ -9,21 +9,18 @@ in `FILTERS`, which is stored with every score; so a new filter goes at the end,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.actions import CharSpan
+from hesnr_tasks.actions import CharSpan, View
 from hesnr_tasks.actions.grammar import parse_action
-from hesnr_tasks.filters.formatting import formatting
-from hesnr_tasks.filters.languages import comments_of
+from hesnr_tasks.filters.languages import PROSE, comments_of
 from hesnr_tasks.filters.regions import regions
-from hesnr_tasks.labels import action_code, kind_code
-from hesnr_tasks.rendering import Rendered
+from hesnr_tasks.rendering import Rendered, action_code, kind_code
 from hesnr_tasks.trajectory import Kind
-
-__all__ = ["FILTERS", "LABELS_VERSION", "Filter", "char_codes", "comments", "filter_bits", "xml"]
 
 LABELS_VERSION = "6"
 
@@ -49,31 +46,146 @@ def comments(text: str) -> list[CharSpan]:
     return [span for piece in pieces for span in piece.view.back(comments_of(piece.view.text, piece.language))]
 
 
+# --- format -----------------------------------------------------------------------------------------------------------
+
+_RULES = "-=*_~#"
+_EVERYWHERE = re.compile(rf"\s+|([{_RULES}])\1{{3,}}")
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
+_LINE_MARKS = re.compile(
+    r"""^[ \t]{0,3}\#{1,6}(?=[ \t]|$)            # heading
+    |[ \t]\#{1,6}[ \t]*$                          # closing marks of a heading
+    |^[ \t]*(?:>[ \t]?)+                          # block quote
+    |^[ \t]*(?:[-*+]|\d{1,9}[.)])(?=[ \t])        # list item
+    |^[ \t]*([-=*_~^"'`+])(?:[ \t]*\1){2,}[ \t]*$ # rule, underline
+    |^[ \t]*(?:\|[ \t]*)?:?-+:?(?:[ \t]*\|[ \t]*:?-+:?)+[ \t]*\|?[ \t]*$  # ruler row of a table
+    |^[ \t]*\.\.(?=[ \t])|::$                     # reStructuredText
+    |`+
+    |(?<![\w*~])(?!__\w+__(?!\w))(?P<open>\*{1,3}|_{1,3}|~~)(?=[^\s*_~](?:[^\n]{0,300}?[^\s*_~])??(?P<close>(?P=open))(?![\w*~]))""",
+    re.VERBOSE | re.MULTILINE,
+)
+
+
+def formatting(text: str) -> list[CharSpan]:
+    """Spans of white space, decoration, code fences, and of markdown where the text is markdown.
+
+    Everywhere in an action:
+
+    - white space (every character that `str.isspace` names; in JSON values also the escapes `\\n`, `\\t`, `\\r`);
+    - runs of four or more of one of `- = * _ ~ #` (rules, underlines, banners, also in strings: `print("=====")`);
+    - the lines that open and close a fenced block around the command.
+
+    Only in prose and markup, that is values and here-documents for files ending in .md, .markdown, .rst, .txt (not
+    requirements.txt or CMakeLists.txt) and prose parameters (`message`, `summary`, `thought`, the text of finish-like
+    tools), and there not in fenced code: heading marks (`#`, underlines), emphasis (`*`, `_`, `~~`, each with its
+    partner on the line), backquotes, bullets and numbers of list items, block-quote marks, rules of three signs, the
+    ruler row of a table, fence lines, `::` and `..` of reStructuredText. So `**kwargs`, `a*b`, `__init__`, `_name`,
+    `- ` of YAML and of patches and `# comment` of a program are not markdown.
+    """
+    return [*(m.span() for m in _EVERYWHERE.finditer(text)), *_fences_and_markdown(text)]
+
+
+def _fences_and_markdown(text: str) -> list[CharSpan]:
+    """What `formatting` drops beside white space and rules that stand in the text as they are."""
+    spans: list[CharSpan] = []
+    escaped: list[View] = []  # white space and rules are, in part, written as escape sequences
+    for call in parse_action(text):
+        spans += call.fences
+        escaped += [parameter.view(text) for parameter in call.parameters if parameter.encoded]
+    for view, language in regions(text):
+        if language in PROSE:
+            spans += view.back(_markdown(view.text))
+        if len(view.text) != view.offsets[-1] - view.offsets[0]:
+            escaped.append(view)
+    for view in escaped:
+        places = (i for m in _EVERYWHERE.finditer(view.text) for i in range(*m.span()))
+        spans += [(view.offsets[i], view.offsets[i + 1]) for i in places]
+    return spans
+
+
+def _markdown(text: str) -> Iterator[CharSpan]:
+    """Marks of markdown outside fenced code, and the fences."""
+    position, closing = 0, ""
+    for fence in (*_FENCE.finditer(text), None):
+        if fence and closing and not (fence[1].startswith(closing) and fence[0].strip() == fence[1]):
+            continue
+        if not closing:
+            for m in _LINE_MARKS.finditer(text, position, fence.start() if fence else len(text)):
+                yield m.span()
+                if m["close"]:
+                    yield m.span("close")
+        if fence:
+            closing = "" if closing else fence[1]
+            yield fence.span()
+            position = fence.end()
+
+
 FILTERS: dict[str, Filter] = {"xml": xml, "format": formatting, "comments": comments}
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def filter_bits(action_text: str) -> npt.NDArray[np.uint8]:
     """For each character of one action, bit i set iff the i-th of `FILTERS` drops it; shape (len(action_text),)."""
-    length = len(action_text)
+    return _bits(action_text, [(0, len(action_text))])
+
+
+def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
+    """The label code (`rendering.kind_code`, `action_code`) of each character; shape (len(rendered.text),)."""
+    kinds = np.array([kind_code(span.kind) for span in rendered.spans], np.uint8)
+    codes = np.repeat(kinds, [span.end - span.start for span in rendered.spans])
+    if rendered.sources is None:
+        actions = [(start, end) for start, end, kind, _ in rendered.blocks() if kind is Kind.ACTION]
+        return codes + _bits(rendered.text, actions)
+    codes[codes == kind_code(Kind.ACTION)] += 1 << list(FILTERS).index("xml")
+    for source in rendered.sources:
+        codes[source.text_index] = action_code(filter_bits(source.action))[source.action_index]
+    return codes
+
+
+def _bits(text: str, actions: Sequence[CharSpan]) -> npt.NDArray[np.uint8]:
+    """The bits of the filters for each character of `text`, 0 outside of `actions`.
+
+    The spans of all actions are made one mask together, and white space and rules, which are most of all spans, are
+    looked up: filters run on many short actions.
+    """
+    length = len(text)
+    drops = [_fences_and_markdown if drop is formatting else drop for drop in FILTERS.values()]
+    borders: list[tuple[list[int], list[int]]] = [([], []) for _ in drops]  # starts and ends of each filter's spans
+    for start, end in actions:
+        action = text[start:end]
+        for drop, (starts, ends) in zip(drops, borders, strict=True):
+            for a, b in drop(action):
+                starts.append(start + a)
+                ends.append(start + b)
     bits = np.zeros(length, np.uint8)
-    for i, drop in enumerate(FILTERS.values()):
-        borders = np.array(drop(action_text), np.int64).reshape(-1, 2)
-        starts, ends = (np.bincount(borders[:, side], minlength=length + 1) for side in (0, 1))
-        covered = np.cumsum(starts - ends)[:length] > 0  # where more spans have begun than ended
+    for i, (drop, spans) in enumerate(zip(drops, borders, strict=True)):
+        starts_at, ends_at = (np.bincount(np.array(side, np.int64), minlength=length + 1) for side in spans)
+        covered = np.cumsum(starts_at - ends_at)[:length] > 0  # where more spans have begun than ended
+        if drop is _fences_and_markdown:
+            covered |= _everywhere(text, actions)
         bits |= covered.astype(np.uint8) << np.uint8(i)
     return bits
 
 
-def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
-    """The label code (`hesnr_tasks.labels`) of each character; shape (len(rendered.text),)."""
-    codes = np.empty(len(rendered.text), np.uint8)
-    for start, end, kind, _ in rendered.blocks():
-        if kind is Kind.ACTION and rendered.sources is not None:
-            codes[start:end] = kind_code(kind) + (1 << list(FILTERS).index("xml"))
-        elif kind is Kind.ACTION:
-            codes[start:end] = action_code(filter_bits(rendered.text[start:end]))
-        else:
-            codes[start:end] = kind_code(kind)
-    for source in rendered.sources or ():
-        codes[source.text_index] = action_code(filter_bits(source.action))[source.action_index]
-    return codes
+_SPACE, _RULE = 1, 2
+_CLASSES = np.array([_SPACE * chr(i).isspace() + _RULE * (chr(i) in _RULES) for i in range(0x3002)], np.uint8)
+
+
+def _everywhere(text: str, actions: Sequence[CharSpan]) -> npt.NDArray[np.bool_]:
+    """The characters inside `actions` that `_EVERYWHERE` matches in one of them; shape (len(text),)."""
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    classes = _CLASSES[np.minimum(points, len(_CLASSES) - 1)]
+    inside = np.zeros(len(text) + 1, np.int8)
+    repeats = np.zeros(len(text) + 3, np.bool_)  # whether a character is the sign of a rule, and the next one the same
+    repeats[: max(0, len(text) - 1)] = (points[1:] == points[:-1]) & (classes[1:] == _RULE)
+    for start, end in actions:
+        inside[start] += 1
+        inside[end] -= 1
+        repeats[max(0, start - 1)] &= start == 0  # a rule does not go on in the next action
+        repeats[end - 1] = False
+    fours = repeats[:-2] & repeats[1:-1] & repeats[2:]
+    matches = classes == _SPACE
+    for shift in range(min(4, len(text))):
+        matches[shift:] |= fours[: len(text) - shift]
+    return matches & (np.cumsum(inside)[:-1] > 0)

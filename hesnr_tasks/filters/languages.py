@@ -10,19 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from hesnr_tasks.actions import CharSpan
-from hesnr_tasks.filters.lexers import Grammar, clike, config, scripts
-
-__all__ = [
-    "LANGUAGES",
-    "PROSE",
-    "Language",
-    "by_file",
-    "by_file_name",
-    "by_interpreter",
-    "by_look",
-    "by_tag",
-    "comments_of",
-]
+from hesnr_tasks.filters.lexers import Grammar, clike, scripts
 
 
 class Language(NamedTuple):
@@ -40,11 +28,12 @@ class Language(NamedTuple):
 # where several patterns match a file name, the first line counts
 # fmt: off
 _TABLE = (
-    Language("dockerfile", config.dockerfile, "dockerfile containerfile", "docker",
+    Language("dockerfile", scripts.dockerfile, "dockerfile containerfile", "docker",
              files=r"(?i:(?:Docker|Container)file(?:[._-].*)?|.*\.dockerfile)"),
-    Language("make", config.make, "mk mak make", "makefile", r"g?make", files=r"(?i:(?:GNU|BSD)?makefile(?:[._-].*)?)"),
-    Language("cmake", config.cmake, "cmake", files=r"(?i:CMakeLists\.txt)"),
-    Language("requirements", config.requirements,
+    Language("make", scripts.make, "mk mak make", "makefile", r"g?make",
+             files=r"(?i:(?:GNU|BSD)?makefile(?:[._-].*)?)"),
+    Language("cmake", scripts.cmake, "cmake", files=r"(?i:CMakeLists\.txt)"),
+    Language("requirements", scripts.requirements,
              files=r"(?i:.*(?:requirements|constraints).*\.(?:txt|in)|robots\.txt)|\.gitattributes|CODEOWNERS|\.mailmap"
                    r"|\.(?:git|docker|npm|eslint|prettier|hg|helm)ignore"),
     Language("ruby", scripts.ruby, "rb rake gemspec ru podspec builder", "", r"j?ruby[\d.]*|irb", r"-\w*e",
@@ -53,11 +42,11 @@ _TABLE = (
     Language("python", scripts.python, "ipynb py pyi pyw pyx pxd pyt wsgi bzl star", "python3 py3 ipython tool_code",
              r"(?:python|pypy|ipython)[\d.]*w?|uv-python", r"-\w*c",
              r"SCons(?:truct|cript)|BUILD(?:\.bazel)?|WORKSPACE(?:\.bazel)?|Snakefile|wscript|\.pythonrc"),
-    Language("toml", config.toml, "toml", files=r"Pipfile|poetry\.lock|Cargo\.lock|uv\.lock|pdm\.lock"),
-    Language("shell", config.shell, "sh bash zsh ksh bats command env envrc", "", r"(?:ba|z|k|da|a)?sh", r"-\w*c",
+    Language("toml", scripts.toml, "toml", files=r"Pipfile|poetry\.lock|Cargo\.lock|uv\.lock|pdm\.lock"),
+    Language("shell", scripts.shell, "sh bash zsh ksh bats command env envrc", "", r"(?:ba|z|k|da|a)?sh", r"-\w*c",
              r"\.(?:bash|zsh|k?sh)rc|\.(?:bash_)?profile|\.bash_aliases|\.zshenv|\.envrc|\.env(?:\..*)?|PKGBUILD"),
-    Language("yaml", config.yaml, "yaml yml", files=r"\.clang-(?:format|tidy)|\.(?:yamllint|prettierrc|rubocop\.yml)"),
-    Language("ini", config.ini, "ini cfg conf properties editorconfig", files=r"setup\.cfg|tox\.ini"
+    Language("yaml", scripts.yaml, "yaml yml", files=r"\.clang-(?:format|tidy)|\.(?:yamllint|prettierrc|rubocop\.yml)"),
+    Language("ini", scripts.ini, "ini cfg conf properties editorconfig", files=r"setup\.cfg|tox\.ini"
              r"|\.(?:coveragerc|flake8|pylintrc|npmrc|gitconfig|gitmodules|pypirc|editorconfig)"),
     Language("text", None, "txt text adoc",
              files=r"(?i:README|CHANGELOG|CHANGES|CONTRIBUTING|NEWS|HISTORY|AUTHORS|LICENSE|COPYING)"),
@@ -76,13 +65,13 @@ _TABLE = (
     Language("swift", clike.swift, "swift"),
     Language("scala", clike.kotlin, "scala sc sbt"),
     Language("dart", clike.dart, "dart"),
-    Language("sql", config.sql, "sql ddl dml psql mysql", "postgresql plpgsql sqlite",
+    Language("sql", scripts.sql, "sql ddl dml psql mysql", "postgresql plpgsql sqlite",
              r"psql|mysql|mariadb|sqlite3?|duckdb", r"-c|-e|--command|--execute"),
-    Language("html", config.html,
+    Language("html", scripts.html,
              "html htm vue svelte erb jsp jinja j2 xhtml xml svg xsd xsl xslt rss atom plist csproj vbproj"),
     Language("css", clike.css, "css"),
     Language("scss", clike.scss, "scss sass less"),
-    Language("markdown", config.markdown, "md markdown mdx mkd mdown rmd qmd"),
+    Language("markdown", scripts.markdown, "md markdown mdx mkd mdown rmd qmd"),
     Language("rst", None, "rst rest"),
     Language("patch", None, "patch diff"),
     Language("lua", scripts.lua, "lua", "", r"lua(?:jit)?[\d.]*", r"-e"),
@@ -93,7 +82,7 @@ _TABLE = (
     Language("erlang", scripts.erlang, "erl hrl"),
     Language("haskell", scripts.haskell, "hs"),
     Language("powershell", scripts.powershell, "ps1 psm1", "", r"pwsh|powershell"),
-    Language("terraform", config.terraform, "tf tfvars hcl"),
+    Language("terraform", scripts.terraform, "tf tfvars hcl"),
     Language("console", None, "", "console pycon shell-session"),
     Language("prose"),
 )

@@ -22,8 +22,6 @@ from hesnr_tasks.actions.shell_lexer import Command, HereDocument, ShellWord, le
 from hesnr_tasks.actions.tools import is_editor, is_patch, is_prose, names, parameter_role, tool_runs, works_on_files
 from hesnr_tasks.filters.languages import LANGUAGES, PROSE, by_file, by_file_name, by_interpreter, by_look, by_tag
 
-__all__ = ["Region", "regions"]
-
 
 class Region(NamedTuple):
     """A piece of the action and the language it is in (a key of `languages.LANGUAGES`)."""

@@ -1,18 +1,214 @@
-"""What all formats share: the declaration of a format, places and problems in files, the report, the builder."""
+"""Getters for decoded JSON of unknown origin that never raise on a wrong type.
+
+A key that is absent, null or of another type gives the empty value of the requested type; text lost that way is counted
+(`left_out`) while a `collecting_losses` block runs. Fields a reader cannot do without are read with `need_*` and
+`messages_of`, which raise `DataError` naming the field.
+"""
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import contextvars
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from hesnr_tasks.actions import RENDERING
-from hesnr_tasks.bounded_io import COMPRESSED
-from hesnr_tasks.errors import printable
-from hesnr_tasks.formats.json_access import as_list, left_out, scalar_text
+from hesnr_tasks.actions import RENDERING, ToolCall, argument_json, render_call
+from hesnr_tasks.bounded_io import COMPRESSED, DuplicateKeys, parse_json, text_size
+from hesnr_tasks.errors import DataError, printable
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory, clean
+
+_MAX_LITERAL_PARTS = 500_000
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """`value` as a list when it is one (or a tuple, or an array as parquet readers give); None otherwise."""
+    if isinstance(value, list):
+        return value
+    if isinstance(value, tuple):
+        return list(value)
+    if hasattr(value, "tolist") and hasattr(value, "dtype"):
+        listed = value.tolist()
+        return listed if isinstance(listed, list) else None
+    return None
+
+
+@dataclass
+class Losses:
+    """Text of a record that its reader could not use, because a field was of another type than it should be."""
+
+    remarks: Counter[str] = field(default_factory=Counter)
+    characters: int = 0
+    _seen: dict[int, Any] = field(default_factory=dict)  # holds the values, so that their ids stay theirs
+    decoded: dict[int, tuple[str, Any]] = field(default_factory=dict)  # what text became, so that it stays one value
+
+    def add(self, value: Any, remark: str) -> None:
+        """Count the text inside `value`, once however often it is looked at."""
+        size = text_size(value)
+        if size and id(value) not in self._seen:
+            self._seen[id(value)] = value
+            self.characters += size
+            if remark:
+                self.remarks[remark] += 1
+
+
+_LOSSES: contextvars.ContextVar[Losses | None] = contextvars.ContextVar("losses", default=None)
+
+
+@contextlib.contextmanager
+def collecting_losses() -> Iterator[Losses]:
+    """The losses that `left_out` counts inside the block."""
+    losses = Losses()
+    token = _LOSSES.set(losses)
+    try:
+        yield losses
+    finally:
+        _LOSSES.reset(token)
+
+
+def left_out(value: Any, what: str, *, remark: bool = True) -> None:
+    """Count the text inside `value`, described by `what`, as not used; with a remark unless the caller has one."""
+    losses = _LOSSES.get()
+    if losses is not None and value is not None:
+        losses.add(value, f"{what}; its text is left out" if remark else "")
+
+
+def _mistyped(value: Any, key: str, wanted: str) -> None:
+    left_out(value, f"{key!r} is {_type_name(value)} where {wanted} belongs")
+
+
+def string(record: Any, key: str) -> str:
+    """The string under `key`, or an empty one."""
+    value = record.get(key) if isinstance(record, Mapping) else None
+    if isinstance(value, str):
+        return value
+    _mistyped(value, key, "text")
+    return ""
+
+
+def mapping(record: Any, key: str) -> Mapping[str, Any]:
+    """The object under `key` (also when stored as JSON text), or an empty one."""
+    value = decoded(record.get(key)) if isinstance(record, Mapping) else None
+    if isinstance(value, Mapping):
+        return value
+    _mistyped(value, key, "an object")
+    return {}
+
+
+def items(record: Any, key: str) -> list[Any]:
+    """The list under `key` (also when stored as JSON text), or an empty one."""
+    value = decoded(record.get(key)) if isinstance(record, Mapping) else None
+    listed = as_list(value)
+    if listed is None:
+        _mistyped(value, key, "a list")
+    return listed or []
+
+
+def parts_of(content: Any, what: str) -> list[Any]:
+    """The parts of a content: a list as it is, text as one part; anything else is counted as left out."""
+    listed = [content] if isinstance(content, str) else as_list(content)
+    if listed is None:
+        left_out(content, f"{what} is {_type_name(content)}, neither text nor a list")
+    return listed or []
+
+
+def mappings(values: Any, what: str) -> list[Mapping[str, Any]]:
+    """The objects of a list; text in what else it holds is counted as left out."""
+    listed = as_list(values) or []
+    for value in listed:
+        if not isinstance(value, Mapping):
+            left_out(value, f"{what} is {_type_name(value)}, not an object")
+    return [value for value in listed if isinstance(value, Mapping)]
+
+
+def deep(record: Any, *path: str | int) -> Any:
+    """The value at `path` of nested objects and lists, or None."""
+    for step in path:
+        if isinstance(step, int):
+            listed = as_list(record)
+            record = listed[step] if listed is not None and -len(listed) <= step < len(listed) else None
+        else:
+            record = decoded(record).get(step) if isinstance(decoded(record), Mapping) else None
+    return record
+
+
+def need_items(record: Mapping[str, Any], key: str) -> list[Any]:
+    """The list under `key`; `DataError` when there is none."""
+    value = as_list(decoded(record.get(key)))
+    if value is None:
+        raise DataError(f"{key!r} must be a list, not {_type_name(record.get(key))}")
+    return value
+
+
+def decoded(value: Any) -> Any:
+    """Text that holds a JSON (or Python-literal) list or object becomes that; anything else stays as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
+        return value
+    losses = _LOSSES.get()
+    if losses and id(value) in losses.decoded:
+        return losses.decoded[id(value)][1]
+    duplicates = DuplicateKeys()
+    try:
+        value_inside = parse_json(value, duplicates)
+    except ValueError:
+        value_inside = _python_literal(value)
+    if losses:
+        losses.decoded[id(value)] = (value, value_inside)
+        for key, size in duplicates.items():
+            losses.remarks[f"{key!r} is there more than once in an object stored as text; the last value is read"] += 1
+            losses.characters += size
+    return value_inside
+
+
+def _python_literal(value: str) -> Any:
+    if sum(map(value.count, "[({,:-+")) > _MAX_LITERAL_PARTS:  # Python's parser takes hundreds of bytes for each
+        return value
+    try:
+        literal = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return value
+    return literal if isinstance(literal, (dict, list)) else value
+
+
+def need_objects(values: Iterable[Any], place: str, wanted: str = "an object, not {}") -> Iterator[Mapping[str, Any]]:
+    """The objects of a list; `DataError` names the `place` of the first value that is none."""
+    for i, value in enumerate(values):
+        if not isinstance(value, Mapping):
+            raise DataError(f"{place.format(i)} must be {wanted.format(_type_name(value))}")
+        yield value
+
+
+def messages_of(record: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """The list of message objects under `key`: JSON text decoded, one-element lists around a message removed."""
+    return list(need_objects(map(unwrapped, need_items(record, key)), f"{key}[{{}}]"))
+
+
+def unwrapped(item: Any) -> Any:
+    """A message without the one-element list some converters put around it."""
+    while (listed := as_list(item)) is not None and len(listed) == 1:
+        item = listed[0]
+    return item
+
+
+def scalar_text(value: Any) -> str | None:
+    """An id or status as text: strings and numbers; None for anything else and for an empty string."""
+    if isinstance(value, str):
+        return value or None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+_NAMES = {"dict": "an object", "list": "a list", "str": "text", "NoneType": "null", "bool": "true or false"}
+
+
+def _type_name(value: Any) -> str:
+    name = type(value).__name__
+    return _NAMES.get(name, "a number" if isinstance(value, (int, float)) else name)
+
+
+# --- What all formats share: the declaration of a format, places and problems in files, the report, the builder ---
 
 _EXAMPLES = 5  # places named per reason
 _IMAGE = "[image]"  # stands for a picture; never counted as the model's text
@@ -275,3 +471,144 @@ class TrajectoryBuilder:
             fidelity=fidelity,
             meta={"format": self.name, **entries},
         )
+
+
+# --- Assistant turns stored as structures: tool calls, Anthropic content blocks, OpenAI Responses items ---
+
+
+def turn_segments(content: str, calls: Iterable[ToolCall], reasoning: str = "") -> tuple[Segment, ...]:
+    """Segments of an assistant turn stored as text, calls and, in some formats, reasoning; calls in canonical form."""
+    thought = with_reasoning(content, reasoning)
+    rendered = "\n".join(render_call(call) for call in calls)
+    if not rendered:
+        return (Segment(Kind.THOUGHT, thought),) if thought else ()
+    stripped = thought.rstrip()
+    action = Segment(Kind.ACTION, f"{thought[len(stripped) :]}\n\n{rendered}")
+    return (Segment(Kind.THOUGHT, stripped), action) if stripped else (action,)
+
+
+def with_reasoning(content: str, reasoning: str) -> str:
+    """`content` after `reasoning`, which is not repeated where the content has it already."""
+    if not reasoning.strip() or reasoning.strip() in content:
+        return content
+    return f"<think>\n{reasoning}\n</think>" + (f"\n\n{content}" if content else "")
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+def openai_calls(value: Any) -> list[ToolCall]:
+    """The calls of an OpenAI `tool_calls` list; entries without a name or arguments are no calls."""
+    listed = as_list(value)
+    if listed is None:
+        left_out(value, "tool calls are no list")
+    calls = []
+    for item in listed or []:
+        call = _openai_call(item)
+        if call is not None:
+            calls.append(call)
+        else:
+            left_out(item, "a tool call has neither name nor arguments")
+    return calls
+
+
+def _openai_call(item: Any) -> ToolCall | None:
+    if not isinstance(item, Mapping):
+        return None
+    function = item.get("function")
+    if isinstance(function, Mapping):  # chat completions
+        name, arguments = function.get("name"), function.get("arguments")
+    else:  # responses, inspect_ai, ATIF
+        name = function or item.get("name") or item.get("function_name")
+        arguments = item.get("arguments", item.get("input"))
+    if name is None and arguments is None:
+        return None
+    if not isinstance(name, str):
+        left_out(name, "the name of a tool call is not text")
+    return ToolCall(name if isinstance(name, str) else "", arguments_of(arguments))
+
+
+def arguments_of(value: Any) -> Mapping[str, Any] | str:
+    """Arguments however stored: object, JSON text, null; text that is no JSON object stays as it is."""
+    if isinstance(value, Mapping):
+        return value
+    if value is None:
+        return {}
+    if not isinstance(value, str):
+        return argument_json(value)
+    try:
+        parsed = parse_json(value) if value.strip() else {}  # keys that are there twice: stays as it was written
+    except ValueError:
+        return value
+    if isinstance(parsed, str) and parsed != value:  # JSON inside JSON
+        return arguments_of(parsed)
+    return parsed if isinstance(parsed, dict) else value
+
+
+# --- content blocks ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Turn:
+    """What the model wrote in one turn, gathered block by block."""
+
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+
+    def add(self, block: Any, builder: TrajectoryBuilder) -> None:
+        """Take one block in; kinds that hold no text of the model are warned about."""
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind in ("redacted_thinking", "reasoning_opaque"):
+            builder.warn("reasoning is stored only encrypted and is left out")
+        elif kind in ("thinking", "reasoning"):
+            text = reasoning_of(block)
+            if text and text not in self.reasoning:
+                self.reasoning.append(text)
+            elif not text and any(block.get(key) for key in ("encrypted_content", "signature", "redacted")):
+                builder.warn("reasoning is stored only encrypted and is left out")
+            elif not text:
+                left_out(block, "a part with reasoning has no readable text")
+        elif kind in ("tool_use", "server_tool_use"):
+            self.calls.append(ToolCall(string(block, "name"), arguments_of(block.get("input"))))
+        elif kind in ("local_shell_call", "web_search_call"):
+            arguments = {k: v for k, v in mapping(block, "action").items() if k != "type" and v is not None}
+            self.calls.append(ToolCall(kind.removesuffix("_call"), arguments))
+        elif kind == "custom_tool_call":
+            self.calls.append(ToolCall(string(block, "name"), {"input": string(block, "input")}))
+        elif kind == "function_call":
+            self.calls.append(ToolCall(string(block, "name"), arguments_of(block.get("arguments"))))
+        elif kind == "message":
+            self.add_all(block.get("content"), builder)
+        elif text := builder.text([block]):
+            self.text.append(text)
+
+    def add_all(self, content: Any, builder: TrajectoryBuilder) -> None:
+        """Take a whole content in: a string or a list of blocks."""
+        if isinstance(content, str):
+            self.text.extend([content] if content else [])
+            return
+        blocks = as_list(content)
+        for block in blocks if blocks is not None else ([] if content is None else [content]):
+            self.add(block, builder)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The turn as labelled text, in the canonical form."""
+        return turn_segments("\n".join(self.text), self.calls, "\n".join(self.reasoning))
+
+
+def reasoning_of(block: Mapping[str, Any]) -> str:
+    """The readable text of a reasoning block: `thinking`, `reasoning`, `text`, or the parts of `content`, `summary`."""
+    for key in ("thinking", "reasoning", "text"):
+        if string(block, key):
+            return string(block, key)
+    for key in ("content", "summary"):
+        texts = []
+        for part in as_list(block.get(key)) or [block.get(key)]:
+            text = part if isinstance(part, str) else string(part, "text")
+            if not text:
+                left_out(part, "a part of reasoning has no readable text")
+            texts.append(text)
+        if any(texts):
+            return "\n".join(text for text in texts if text)
+    return ""

@@ -14,19 +14,24 @@ from typing import Any
 from hesnr_tasks.actions import ToolCall
 from hesnr_tasks.actions.grammar import guess_form, split_calls
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where, role_of
-from hesnr_tasks.formats.content_blocks import Turn, openai_calls, turn_segments, with_reasoning
-from hesnr_tasks.formats.harbor import episode_rank
-from hesnr_tasks.formats.json_access import (
+from hesnr_tasks.formats.base import (
+    Format,
+    TrajectoryBuilder,
+    Turn,
+    Where,
     as_list,
     decoded,
     deep,
     left_out,
     mapping,
     messages_of,
+    openai_calls,
+    role_of,
     scalar_text,
     string,
+    turn_segments,
     unwrapped,
+    with_reasoning,
 )
 from hesnr_tasks.formats.outcomes import row_outcome
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
@@ -270,6 +275,20 @@ def _read_text(record: Any, where: Where) -> Trajectory:
         model=scalar_text(row.get("model")),
         style=style,
     )
+
+
+def episode_rank(value: Any) -> tuple[str, tuple[int, str]] | None:
+    """The trial of a trace-export row and the rank of its episode, which repeats all before it; None for other rows.
+
+    Episodes are numbers or end in one (`episode-12`).
+    """
+    if not isinstance(value, Mapping) or "conversations" not in value or "episode" not in value:
+        return None
+    if not value.get("trial_name"):
+        return None
+    text = scalar_text(value.get("episode")) or ""
+    digits = "".join(c for c in text.rsplit("-", 1)[-1] if c.isdecimal())[:9]
+    return str(value["trial_name"]), (int(digits or "0"), text)
 
 
 # --- OpenHands completion logs ----------------------------------------------------------------------------------------

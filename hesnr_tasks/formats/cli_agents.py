@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hesnr_tasks.actions import ToolCall
-from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where
-from hesnr_tasks.formats.content_blocks import Turn
-from hesnr_tasks.formats.json_access import (
+from hesnr_tasks.formats.base import (
+    Format,
+    TrajectoryBuilder,
+    Turn,
+    Where,
     as_list,
     decoded,
     deep,

@@ -15,9 +15,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hesnr_tasks.actions import ToolCall
-from hesnr_tasks.formats.base import Format, TrajectoryBuilder, Where
-from hesnr_tasks.formats.content_blocks import arguments_of, openai_calls, reasoning_of, turn_segments
-from hesnr_tasks.formats.json_access import as_list, deep, items, left_out, mapping, need_objects, scalar_text, string
+from hesnr_tasks.formats.base import (
+    Format,
+    TrajectoryBuilder,
+    Where,
+    arguments_of,
+    as_list,
+    deep,
+    items,
+    left_out,
+    mapping,
+    need_objects,
+    openai_calls,
+    reasoning_of,
+    scalar_text,
+    string,
+    turn_segments,
+)
 from hesnr_tasks.formats.outcomes import outcome_meta, report_outcome, resolved_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.formats.base import Problem, ReadReport
-from hesnr_tasks.formats.json_access import as_list, deep, scalar_text
+from hesnr_tasks.formats.base import Problem, ReadReport, as_list, deep, scalar_text
 from hesnr_tasks.formats.sources import records, source_paths, walk
 
 _TRUE = ("true", "resolved", "success", "c", "pass", "passed", "yes")

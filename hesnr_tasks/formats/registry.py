@@ -7,15 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.formats.base import DetectedFormat, Format, Where
+from hesnr_tasks.formats.base import DetectedFormat, Format, Where, as_list, collecting_losses, decoded
 from hesnr_tasks.formats.chat import CHAT_TEXT, CHAT_TOOLS, CHAT_XML, COMPLETIONS, PLAIN
 from hesnr_tasks.formats.cli_agents import CLAUDE_CODE, CODEX
-from hesnr_tasks.formats.harbor import ATIF
-from hesnr_tasks.formats.hub_tables import NEBIUS, R2E_GYM
-from hesnr_tasks.formats.inspect_ai import INSPECT_AI
-from hesnr_tasks.formats.json_access import as_list, collecting_losses, decoded
+from hesnr_tasks.formats.eval_logs import ATIF, INSPECT_AI
 from hesnr_tasks.formats.openhands import OPENHANDS, OPENHANDS_SDK
-from hesnr_tasks.formats.swe_agent import MINI_SWE_AGENT, SWE_AGENT
+from hesnr_tasks.formats.swe_agent import MINI_SWE_AGENT, NEBIUS, R2E_GYM, SWE_AGENT
 from hesnr_tasks.trajectory import FORMAT, Trajectory
 
 _SURE = 0.5

@@ -27,7 +27,6 @@ from hesnr_tasks.backends.base import SequenceScores, TokenSequence
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import (
     METRICS,
     Item,
@@ -38,6 +37,7 @@ from hesnr_tasks.metrics import (
     names_of,
     token_bytes,
 )
+from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, signature

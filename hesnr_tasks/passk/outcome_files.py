@@ -20,8 +20,7 @@ import numpy as np
 
 from hesnr_tasks.bounded_io import read_json, read_text
 from hesnr_tasks.errors import DataError, nearest
-from hesnr_tasks.formats.base import Problem, Where
-from hesnr_tasks.formats.json_access import deep
+from hesnr_tasks.formats.base import Problem, Where, deep
 from hesnr_tasks.formats.outcomes import reports_in, tried_outcomes
 from hesnr_tasks.formats.sources import Record, records
 from hesnr_tasks.passk import AnswerCounts, listed, pass_at_k, pass_at_ks

@@ -101,7 +101,7 @@ class Entry(NamedTuple):
     key: str  # hash of the labelled text
     run: str  # hash of the run's signature
     sources: tuple[Source, ...]
-    mask: int  # labels that were wanted when it was scored (labels.py)
+    mask: int  # labels that were wanted when it was scored (rendering.py)
     k: int
     scored: int  # tokens, one row each
     cut: int  # wanted tokens beyond the context limit

@@ -20,7 +20,7 @@ __all__ = ["Corpus", "Labelled", "open_corpus"]
 
 
 class Labelled(NamedTuple):
-    """A rendered text, the label code of each of its characters (labels.py), and the hash of both."""
+    """A rendered text, the label code of each of its characters (rendering.py), and the hash of both."""
 
     rendered: Rendered
     codes: npt.NDArray[np.uint8]

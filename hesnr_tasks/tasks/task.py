@@ -21,7 +21,6 @@ from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.labels import label_mask
 from hesnr_tasks.lm_eval_compat import (
     OpaqueInstance,
     attach_lm_eval_handlers,
@@ -34,7 +33,7 @@ from hesnr_tasks.lm_eval_compat import (
     unchanged_responses,
 )
 from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error, names_of
-from hesnr_tasks.rendering import Rendered
+from hesnr_tasks.rendering import Rendered, label_mask
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.tasks.corpus import open_corpus

@@ -20,9 +20,8 @@ from hesnr_tasks.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.backends import labelled_key
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
-from hesnr_tasks.labels import kind_code, label_mask
 from hesnr_tasks.metrics import EPSILON, topk_entropy
-from hesnr_tasks.rendering import Block, ChatTemplate, NativeRenderer, Rendered, render
+from hesnr_tasks.rendering import Block, ChatTemplate, NativeRenderer, Rendered, kind_code, label_mask, render
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind, Trajectory
 
@@ -56,7 +55,7 @@ class TrajectoryView:
 
     trajectory: Trajectory
     rendered: Rendered
-    codes: npt.NDArray[np.uint8]  # (characters,) label codes, see labels.py
+    codes: npt.NDArray[np.uint8]  # (characters,) label codes, see rendering.py
     bits: npt.NDArray[np.uint8]  # (characters,) filters that drop a character, as bit sets; 0 outside actions
     blocks: tuple[Block, ...]
     hits: tuple[FilterHit, ...]

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
 from hesnr_tasks.filters.languages import LANGUAGES, by_file_name, by_interpreter, by_tag, comments_of
-from hesnr_tasks.labels import MAX_FILTERS, label_mask
-from hesnr_tasks.rendering import render
+from hesnr_tasks.rendering import MAX_FILTERS, label_mask, render
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from tests.unit.filters.corpus import texts
 from tests.unit.filters.marked import FRAGMENTS, fragments, mark, positions

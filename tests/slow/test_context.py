@@ -10,7 +10,7 @@ import pytest
 from hesnr_tasks.analysis.frame import context_for, load
 from hesnr_tasks.cli import analyze, compare
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.labels import label_mask
+from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind
 from tests import tiny

@@ -10,7 +10,7 @@ from lm_eval.loggers import EvaluationTracker
 from hesnr_tasks.backends import hf
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.labels import label_mask
+from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.scores.cache import scores_dir
 from hesnr_tasks.trajectory import Kind

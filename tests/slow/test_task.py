@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hesnr_tasks import formats
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
-from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import EPSILON, names_of
-from hesnr_tasks.rendering import render
+from hesnr_tasks.rendering import label_mask, render
 from hesnr_tasks.tasks.registration import tasks_path
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from tests import tiny

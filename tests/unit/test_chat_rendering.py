@@ -12,8 +12,7 @@ from hesnr_tasks.actions import ToolCall, render_call
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
-from hesnr_tasks.labels import action_code, kind_code, label_mask
-from hesnr_tasks.rendering import render
+from hesnr_tasks.rendering import action_code, kind_code, label_mask, render
 from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 

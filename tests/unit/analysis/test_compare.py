@@ -7,8 +7,8 @@ import pytest
 
 from hesnr_tasks.cli import compare
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.labels import label_mask
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums
+from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind
 from tests.reference import comparison as slow

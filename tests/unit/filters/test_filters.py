@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION, char_codes, filter_bits
 from hesnr_tasks.formats import load
-from hesnr_tasks.labels import action_code, kind_code, label_mask
-from hesnr_tasks.rendering import render
+from hesnr_tasks.rendering import action_code, kind_code, label_mask, render
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from tests.reference import filters as reference
 from tests.unit.filters.corpus import PINNED, entry, labels, lines

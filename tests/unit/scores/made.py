@@ -3,8 +3,7 @@
 import numpy as np
 
 from hesnr_tasks.backends.base import SequenceScores, TokenScores
-from hesnr_tasks.labels import label_mask
-from hesnr_tasks.rendering import Rendered, Span
+from hesnr_tasks.rendering import Rendered, Span, label_mask
 from hesnr_tasks.scores import ScoreStore, Source, Text, scoring_signature
 from hesnr_tasks.trajectory import Kind
 

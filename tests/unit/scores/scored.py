@@ -8,7 +8,7 @@ from hesnr_tasks.backends import score_requests
 from hesnr_tasks.backends.base import ScoringRequest
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats import load
-from hesnr_tasks.labels import label_mask
+from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore, Source, Text, scoring_signature
 from hesnr_tasks.tasks.corpus import Corpus
 from hesnr_tasks.trajectory import Kind

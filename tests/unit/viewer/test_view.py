@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hesnr_tasks.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
-from hesnr_tasks.labels import label_mask
-from hesnr_tasks.rendering import render
+from hesnr_tasks.rendering import label_mask, render
 from hesnr_tasks.trajectory import Kind, Trajectory
 from hesnr_tasks.viewer.model import TokenView, columns, load_tokenizer, tokenize, totals, view_of
 from tests import tiny

@@ -1,12 +1,13 @@
-"""ATIF, the interchange format of Harbor and Terminal-Bench 2, versions 1.0 to 1.8; Harbor's trial folders and exports.
+"""Logs of evaluation harnesses: ATIF (Harbor, Terminal-Bench 2) with its trial folders, and inspect_ai.
 
-Source: the RFC's text for 1.7 and its examples. The outcome lies in the trial's folder.
+ATIF versions 1.0 to 1.8, by the RFC's text for 1.7 and its examples; the outcome lies in the trial's folder.
+inspect_ai: `.eval` archives and `.json`, one trajectory per sample and epoch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,27 @@ from typing import Any
 from hesnr_tasks.actions.grammar import guess_form, split_calls
 from hesnr_tasks.bounded_io import read_json, read_text
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.formats.base import Format, ReadReport, TrajectoryBuilder, Where
-from hesnr_tasks.formats.content_blocks import openai_calls, turn_segments, with_reasoning
-from hesnr_tasks.formats.json_access import (
+from hesnr_tasks.formats.base import (
+    Format,
+    ReadReport,
+    TrajectoryBuilder,
+    Turn,
+    Where,
     deep,
     items,
     left_out,
     mapping,
     mappings,
+    messages_of,
     need_items,
     need_objects,
+    openai_calls,
     scalar_text,
     string,
+    turn_segments,
+    with_reasoning,
 )
+from hesnr_tasks.formats.chat import label_messages
 from hesnr_tasks.formats.outcomes import outcome_meta, resolved_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
@@ -34,12 +43,12 @@ from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 _PLACEHOLDER = re.compile(r"Executed \S+(?: \S+)?\Z|\(tool use\)\Z")
 
 
-def _detect(record: Any) -> float:
+def _detect_atif(record: Any) -> float:
     """1 when the record says so itself."""
     return float(isinstance(record, Mapping) and string(record, "schema_version").startswith("ATIF-"))
 
 
-def _read(record: Any, where: Where) -> Trajectory:
+def _read_atif(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(ATIF.name, where)
     for step in need_objects(need_items(record, "steps"), "steps[{}]"):
         _add_step(step, builder)
@@ -63,11 +72,11 @@ def _add_step(step: Mapping[str, Any], builder: TrajectoryBuilder) -> None:
         builder.unknown(step, f"step of the unknown source {source!r}", message)
     elif step.get("is_copied_context") is True:
         builder.warn("a turn copied from an earlier trajectory is labelled context")
-        builder.context("assistant", "".join(s.text for s in _turn(step, message, builder)))
+        builder.context("assistant", "".join(s.text for s in _step_segments(step, message, builder)))
     elif step.get("llm_call_count") == 0:
-        builder.not_generated("".join(s.text for s in _turn(step, message, builder)))
+        builder.not_generated("".join(s.text for s in _step_segments(step, message, builder)))
     else:
-        builder.generated(_turn(step, message, builder, generated=True))
+        builder.generated(_step_segments(step, message, builder, generated=True))
     observation = mapping(step, "observation")
     if observation and "results" not in observation:
         left_out(observation, "an observation has no results")
@@ -78,7 +87,7 @@ def _add_step(step: Mapping[str, Any], builder: TrajectoryBuilder) -> None:
         builder.observation("tool", content)
 
 
-def _turn(
+def _step_segments(
     step: Mapping[str, Any], message: str, builder: TrajectoryBuilder, generated: bool = False
 ) -> tuple[Segment, ...]:
     """The agent's turn; calls are looked for in the text of one that the model `generated` without tool calls."""
@@ -138,21 +147,75 @@ def _read_beside(path: Path, report: ReadReport) -> Any:
         return None
 
 
-ATIF = Format("atif", "'schema_version' starts with ATIF-", _detect, _read, attach=_attach_trial)
+ATIF = Format("atif", "'schema_version' starts with ATIF-", _detect_atif, _read_atif, attach=_attach_trial)
 
 
-# --- trace export -----------------------------------------------------------------------------------------------------
+# --- inspect_ai -----------------------------------------------------------------------------------------------------
+# Source: inspect_ai (2024-11 to 2026-08), `log/_log.py`, `log/_recorders/eval.py`, and its test logs.
+
+_ATTACHED = "attachment://"
 
 
-def episode_rank(value: Any) -> tuple[str, tuple[int, str]] | None:
-    """The trial of a trace-export row and the rank of its episode, which repeats all before it; None for other rows.
-
-    Episodes are numbers or end in one (`episode-12`).
-    """
-    if not isinstance(value, Mapping) or "conversations" not in value or "episode" not in value:
+def _samples(record: Any) -> Iterator[dict[str, Any]] | None:
+    """One record per sample of a whole log; None when `record` is no log."""
+    if not isinstance(record, Mapping) or not isinstance(record.get("eval"), Mapping):
         return None
-    if not value.get("trial_name"):
+    if "samples" not in record and "status" not in record:
         return None
-    text = scalar_text(value.get("episode")) or ""
-    digits = "".join(c for c in text.rsplit("-", 1)[-1] if c.isdecimal())[:9]
-    return str(value["trial_name"]), (int(digits or "0"), text)
+    return ({"inspect_sample": sample, "inspect_eval": record["eval"]} for sample in items(record, "samples"))
+
+
+def _detect_inspect(record: Any) -> float:
+    """1 for a sample taken from a log, or a whole log."""
+    return float(isinstance(record, Mapping) and ("inspect_sample" in record or _samples(record) is not None))
+
+
+def _read_inspect(record: Any, where: Where) -> Trajectory:
+    sample = mapping(record, "inspect_sample")
+    if not sample:
+        raise DataError("the log has no samples (it may have been written without them)")
+    builder = TrajectoryBuilder(INSPECT_AI.name, where)
+    attachments = mapping(sample, "attachments")
+
+    def turn(message: Mapping[str, Any]) -> Sequence[Segment]:
+        blocks = Turn()
+        blocks.add_all(message.get("content"), builder)
+        blocks.calls.extend(openai_calls(items(message, "tool_calls")))
+        return blocks.segments()
+
+    messages = [_with_attachment(message, attachments) for message in messages_of(sample, "messages")]
+    label_messages(messages, builder, turn)
+    # the value of the first scorer by name decides; all values are kept
+    scores = {name: deep(score, "value") for name, score in mapping(sample, "scores").items()}
+    instance, epoch = scalar_text(sample.get("id")), scalar_text(sample.get("epoch"))
+    return builder.build(
+        id=f"{instance}_epoch_{epoch}" if instance and epoch else instance,
+        instance_id=instance,
+        resolved=resolved_of(scores[min(scores)]) if scores else None,
+        fidelity=Fidelity.RENDERED if any(items(m, "tool_calls") for m in messages) else Fidelity.EXACT,
+        outcome=outcome_meta(scores) if scores else None,
+        exit_status=scalar_text(deep(sample, "limit", "type")) or scalar_text(deep(sample, "error", "message")),
+        model=scalar_text(deep(record, "inspect_eval", "model")),
+        task=scalar_text(deep(record, "inspect_eval", "task")),
+    )
+
+
+def _with_attachment(message: Mapping[str, Any], attachments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with its content put back where the log stores it apart."""
+    content = message.get("content")
+    if isinstance(content, str) and content.startswith(_ATTACHED):
+        stored = attachments.get(content.removeprefix(_ATTACHED))
+        if stored is None:
+            left_out(attachments, "an attachment is not where the message says")
+        else:
+            return {**message, "content": stored}
+    return message
+
+
+INSPECT_AI = Format(
+    "inspect-ai",
+    "'eval' with 'samples' or 'status', or a zip with header.json",
+    _detect_inspect,
+    _read_inspect,
+    expand=_samples,
+)
