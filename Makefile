@@ -10,7 +10,7 @@ NEXT_TESTS := tests/slow/test_task.py tests/slow/test_registration.py tests/slow
 # arithmetic on float32, run again as on a CPU without vector instructions
 NUMERIC_TESTS := tests/unit/backends tests/contract/test_metrics.py tests/golden tests/slow/test_task.py
 
-.PHONY: demo results check test lint vllm lm-eval-next clean
+.PHONY: demo results check test lint docs vllm lm-eval-next clean
 
 demo: $(READY)  ## score the shipped ladder with the real lm_eval and print its leaderboard
 	$(BIN)/hesnr demo --output out/demo
@@ -33,6 +33,9 @@ lint: $(READY)  ## style, types, layers and names
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_names.py
+
+docs: $(READY)  ## the documentation as a site, in build/site
+	$(BIN)/python scripts/build_docs.py
 
 vllm:  ## a second environment with a real vLLM engine on CPU, for its tests (about 4 GB)
 	PYTHON=$(PYTHON) scripts/make_vllm_venv.sh .venv-vllm
