@@ -13,19 +13,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 
-__all__ = ["FakeServer", "byte_tokenizer", "fake_server", "save_checkpoint", "tiny_model", "trajectory"]
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+__all__ = ["FakeServer", "Reply", "byte_tokenizer", "fake_server", "save_checkpoint", "tiny_model", "trajectory"]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A fast tokenizer with one token for each byte, and an end-of-text token (id 256)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,6 +38,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(vocabulary: int = 257, seed: int = 0, context: int = 32768) -> LlamaForCausalLM:
     """A random Llama in float32 whose distributions are peaked like a trained model's: flat ones would hide errors."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LlamaConfig(
@@ -66,16 +72,28 @@ def trajectory(name: str, *turns: tuple[str, str, str], task: str = "Fix it.") -
     return Trajectory(name, tuple(messages))
 
 
+class Reply(NamedTuple):
+    """What a server answers: an HTTP status, JSON content (bytes are sent as they are) and further headers."""
+
+    status: int = 200
+    content: Any = None
+    headers: Mapping[str, Any] = {}
+
+
 class FakeServer(ThreadingHTTPServer):
     """An OpenAI-style server on loopback. Its capabilities and failures are attributes; set them at any time.
 
     Completions return log-probabilities of the prompt from a real model, in vLLM's form (`prompt_logprobs`) and
-    OpenAI's (`echo` with `logprobs`). With `answer`, chat and text completions return what that function says.
+    OpenAI's (`echo` with `logprobs`). With `answer`, chat and text completions return what that function says; with
+    `act`, every request is answered by that function alone, byte by byte. A further route is a method and its line in
+    `routes`.
 
     Args:
         model: scores prompts; None for servers that only `answer`.
         tokenizer: of the model.
-        answer: from the decoded request to the generated text, or to (status, headers) for a failure.
+        answer: from the fields of a request to the generated text, or to a whole `Reply`.
+        act: from the request's handler, which it answers with `handler.send` or `handler.wfile`.
+        port: where to listen; 0: any that is free.
     """
 
     daemon_threads = True
@@ -84,10 +102,18 @@ class FakeServer(ThreadingHTTPServer):
         self,
         model: Any = None,
         tokenizer: Any = None,
-        answer: Callable[[dict[str, Any]], str | tuple[int, Mapping[str, str]]] | None = None,
+        *,
+        answer: Callable[[dict[str, Any]], str | Reply] | None = None,
+        act: Callable[[Any], object] | None = None,
+        port: int = 0,
     ) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.model, self.tokenizer, self.answer = model, tokenizer, answer
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.model, self.tokenizer, self.answer, self.act = model, tokenizer, answer, act
+        self.routes: dict[str, Callable[[dict[str, Any]], Reply]] = {
+            "GET /v1/models": self.list_models,
+            "POST /v1/completions": self.complete,
+            "POST /v1/chat/completions": self.chat,
+        }
         self.name, self.context, self.key = "tiny", 32768, None
         self.lists_models = True
         self.card: dict[str, Any] = {}  # further fields of /v1/models
@@ -103,13 +129,10 @@ class FakeServer(ThreadingHTTPServer):
         self.spoil: Callable[[dict[str, Any]], object] | None = None  # called with the answer's choice
         self.spoils = 0  # only answers to prompts of so many tokens (0: to all)
         self.body: str | None = None  # sent as it is instead of any answer
-        self.requests: list[dict[str, Any]] = []  # path, headers and fields of each POST
-        self.headers: list[dict[str, str]] = []  # of all requests
-        self.prompts: list[list[int]] = []
+        self.requests: list[dict[str, Any]] = []  # method, path, headers and fields
+        self.prompts: list[list[int]] = []  # that were scored
         self.busy = self.busiest = 0  # requests in flight: now, most
-        self.passes: dict[
-            tuple[int, ...], torch.Tensor
-        ] = {}  # log-probabilities of short prompts; clear on new weights
+        self.passes: dict[tuple[int, ...], torch.Tensor] = {}  # of short prompts; clear on new weights
         self.lock = threading.Lock()
 
     @property
@@ -122,60 +145,63 @@ class FakeServer(ThreadingHTTPServer):
         """Of completions."""
         return f"{self.url}/completions"
 
-    @torch.no_grad()
     def logprobs(self, ids: list[int]) -> torch.Tensor:
         """Of every position, shape (n, V), nats; one forward pass a prompt, so that answers about it agree."""
+        import torch
+
         key = tuple(ids)
         with self.lock:
             logprobs = self.passes.get(key)
         if logprobs is None:
-            logprobs = self.model(torch.tensor([ids])).logits[0].float().log_softmax(dim=-1)
+            with torch.no_grad():
+                logprobs = self.model(torch.tensor([ids])).logits[0].float().log_softmax(dim=-1)
             if len(ids) <= 512:
                 with self.lock:
                     logprobs = self.passes.setdefault(key, logprobs)
         return logprobs
 
-    def respond(
-        self, path: str, headers: Mapping[str, str], request: dict[str, Any]
-    ) -> tuple[int, Any, dict[str, str]]:
-        """Status, JSON content and headers of the answer to a POST."""
-        self.requests.append({"path": path, "headers": dict(headers), **request})
-        if self.fail:
-            return self.fail.pop(0), _error(self.says), {}
-        sent = {name.lower(): value for name, value in headers.items()}
-        if self.key and sent.get("authorization") != f"Bearer {self.key}":
-            return 401, {"error": "Unauthorized"}, {}
+    def respond(self, method: str, path: str, headers: Mapping[str, str], fields: dict[str, Any]) -> Reply:
+        """The reply to a request by its route, or the failure that is set."""
+        route = self.routes.get(f"{method} {path}")
+        if method == "POST" and self.fail:
+            return _error(self.fail.pop(0), self.says)
+        if method == "POST" and self.key and _lower(headers).get("authorization") != f"Bearer {self.key}":
+            return Reply(401, {"error": "Unauthorized"})
+        return route(fields) if route else Reply(404, {"detail": "Not Found"})
+
+    def list_models(self, request: dict[str, Any]) -> Reply:
+        """GET /v1/models."""
+        if not self.lists_models:
+            return Reply(404, {"detail": "Not Found"})
+        card = {"id": self.name, "owned_by": "test", "max_model_len": self.context, **self.card}
+        return Reply(200, {"object": "list", "data": [card]})
+
+    def chat(self, request: dict[str, Any]) -> Reply:
+        """POST /v1/chat/completions."""
+        if self.answer is None:
+            return Reply(404, {"detail": "Not Found"})
+        return _generated(
+            "chat.completion", self.answer(request), lambda text: {"message": {"role": "assistant", "content": text}}
+        )
+
+    def complete(self, request: dict[str, Any]) -> Reply:
+        """POST /v1/completions."""
         if self.answer is not None:
-            return self._answered(path, self.answer(request))
-        if path != "/v1/completions":
-            return 404, {"detail": "Not Found"}, {}
-        return *self._scored(request), {}
-
-    def _answered(self, path: str, reply: str | tuple[int, Mapping[str, str]]) -> tuple[int, Any, dict[str, str]]:
-        if not isinstance(reply, str):
-            return reply[0], _error("no"), dict(reply[1])
-        chat = path.endswith("chat/completions")
-        content = {"message": {"role": "assistant", "content": reply}} if chat else {"text": reply}
-        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        choices = [{"index": 0, "finish_reason": "stop", **content}]
-        kind = "chat.completion" if chat else "text_completion"
-        return 200, {"id": "x", "object": kind, "created": 0, "model": "fake", "choices": choices, "usage": usage}, {}
-
-    def _scored(self, request: dict[str, Any]) -> tuple[int, Any]:
+            return _generated("text_completion", self.answer(request), lambda text: {"text": text})
         ids, k = request["prompt"], request.get("prompt_logprobs", request.get("logprobs", 0))
         if request["model"] != self.name:
-            return 404, _error(f"The model `{request['model']}` does not exist.")
+            return _error(404, f"The model `{request['model']}` does not exist.")
         if self.fields is not None and set(request) - self.fields:
-            return 422, {"detail": f"extra fields not permitted: {sorted(set(request) - self.fields)}"}
+            return Reply(422, {"detail": f"extra fields not permitted: {sorted(set(request) - self.fields)}"})
         if len(ids) >= self.context:
-            return 400, _error(f"This model's maximum context length is {self.context} tokens.")
+            return _error(400, f"This model's maximum context length is {self.context} tokens.")
         if k > self.most_logprobs and not self.cuts_logprobs:
-            return 400, _error(f"logprobs must be at most {self.most_logprobs}")
+            return _error(400, f"logprobs must be at most {self.most_logprobs}")
         self.prompts.append(ids)
         choice = self._choice(request, ids, min(k, self.most_logprobs))
         if self.spoil and self.spoils in (0, len(ids)):
             self.spoil(choice)
-        return 200, {"object": "text_completion", "model": self.name, "choices": [choice]}
+        return Reply(200, {"object": "text_completion", "model": self.name, "choices": [choice]})
 
     def _choice(self, request: dict[str, Any], ids: list[int], k: int) -> dict[str, Any]:
         logprobs = self.logprobs(ids)
@@ -213,8 +239,20 @@ class FakeServer(ThreadingHTTPServer):
         return {"tokens": names, "token_logprobs": own, "top_logprobs": top, "text_offset": [0] * len(names)}
 
 
-def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "test"}}
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _error(status: int, message: str) -> Reply:
+    return Reply(status, {"error": {"message": message, "type": "test"}})
+
+
+def _generated(kind: str, reply: str | Reply, choice: Callable[[str], dict[str, Any]]) -> Reply:
+    if not isinstance(reply, str):
+        return reply if reply.content is not None else reply._replace(content=_error(reply.status, "no").content)
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    choices = [{"index": 0, "finish_reason": "stop", **choice(reply)}]
+    return Reply(200, {"id": "x", "object": kind, "created": 0, "model": "fake", "choices": choices, "usage": usage})
 
 
 def _vllm_entry(logprobs: torch.Tensor, token: int, k: int) -> dict[int, dict[str, Any]]:
@@ -233,7 +271,8 @@ def fake_server(model: Any = None, tokenizer: Any = None, **settings: Any) -> It
     ...     server.url.startswith("http://127.0.0.1:")
     True
     """
-    with FakeServer(model, tokenizer, settings.pop("answer", None)) as server:
+    arguments = {name: settings.pop(name) for name in ("answer", "act", "port") if name in settings}
+    with FakeServer(model, tokenizer, **arguments) as server:
         for name, value in settings.items():
             setattr(server, name, value)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -244,43 +283,46 @@ def fake_server(model: Any = None, tokenizer: Any = None, **settings: Any) -> It
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
     server: FakeServer
 
     def log_message(self, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:
-        server = self.server
-        server.headers.append(dict(self.headers))
-        if self.path != "/v1/models" or not server.lists_models:
-            return self._send(404, {"detail": "Not Found"}, {})
-        card = {"id": server.name, "owned_by": "test", "max_model_len": server.context, **server.card}
-        return self._send(200, {"object": "list", "data": [card]}, {})
-
-    def do_POST(self) -> None:
-        server = self.server
-        server.headers.append(dict(self.headers))
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server, headers = self.server, dict(self.headers)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fields = json.loads(body) if body else {}
+        server.requests.append({"method": self.command, "path": self.path, "headers": headers, **fields})
+        if server.act is not None:
+            self.close_connection = True  # whatever it sends ends with the connection
+            with contextlib.suppress(OSError):  # the client may have given up
+                server.act(self)
+            return
         with server.lock:
             server.busy += 1
             server.busiest = max(server.busy, server.busiest)
         try:
-            time.sleep(server.delay)
-            answer = server.respond(self.path, dict(self.headers), request)
+            time.sleep(server.delay if self.command == "POST" else 0)
+            reply = server.respond(self.command, self.path, headers, fields)
         finally:
             with server.lock:
                 server.busy -= 1
-        self._send(*answer)
+        if reply.status >= 400 and server.pause is not None:
+            reply = reply._replace(headers={"Retry-After": server.pause, **reply.headers})
+        with contextlib.suppress(OSError):
+            self.send(reply if server.body is None else reply._replace(content=server.body.encode()))
 
-    def _send(self, status: int, content: Any, headers: Mapping[str, Any]) -> None:
-        body = (self.server.body or json.dumps(content)).encode()
-        headers = {"Content-Type": "application/json", "Content-Length": len(body), **headers}
-        if status >= 400 and self.server.pause is not None:
-            headers["Retry-After"] = self.server.pause
-        with contextlib.suppress(OSError):  # the client may have given up
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            self.wfile.write(body)
+    do_POST = do_GET
+
+    def send(self, reply: Reply) -> None:
+        """Send one reply, with its length unless its headers say another."""
+        body = reply.content if isinstance(reply.content, bytes) else json.dumps(reply.content).encode()
+        self.send_response(reply.status)
+        headers = {"Content-Type": "application/json", "Content-Length": len(body), **reply.headers}
+        if self.close_connection:
+            headers["Connection"] = "close"
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)

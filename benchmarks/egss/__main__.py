@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 from benchmarks.egss import experiment, world
-from benchmarks.egss.server import Server, serving
+from benchmarks.egss.server import Server
 from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.egss.report import at_equal_rate, curve_table, curves, spans
+from hesnr_tasks.testing import fake_server
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "best-of-N (never)"
@@ -101,8 +102,8 @@ def main():
         world.OUTCOMES.write_text(json.dumps(executed, separators=(",", ":")) + "\n", encoding="utf-8")
         return
     if args.serve is not None:
-        with serving(Server(prefix=""), args.serve) as address:
-            print(f"the scripted server answers at {address}; ^C ends it", flush=True)
+        with fake_server(answer=Server(prefix="").reply, port=args.serve) as server:
+            print(f"the scripted server answers at {server.url}; ^C ends it", flush=True)
             while True:
                 time.sleep(3600)
     if args.quick:

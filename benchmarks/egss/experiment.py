@@ -24,12 +24,13 @@ from minisweagent.agents.default import DefaultAgent
 from minisweagent.exceptions import Submitted
 from minisweagent.models.utils import actions_toolcall
 
-from benchmarks.egss.server import Server, serving
+from benchmarks.egss.server import Server
 from benchmarks.egss.world import LIMIT, NOTHING, build, names, outcomes, seeded, state_of
 from hesnr_tasks.egss import GatedModel
 from hesnr_tasks.egss.gates import calibrate
 from hesnr_tasks.egss.ledger import Spent
 from hesnr_tasks.egss.report import InstanceRun, TaskCost, read_instance
+from hesnr_tasks.testing import fake_server
 
 MODEL = "openai/bench"
 PRICES = (3e-6, 3e-7, 1.5e-5)  # $ a token: prompt, cached prompt, output
@@ -77,8 +78,8 @@ class ScriptedEnvironment:
 def answered_by(server, loopback):
     """litellm asks `server`: in this process, or over loopback; yields what the model needs to reach it."""
     if loopback:
-        with serving(server) as address:
-            yield {"api_base": address, "api_key": "none"}
+        with fake_server(answer=server.reply) as http:
+            yield {"api_base": http.url, "api_key": "none"}
         return
     original, litellm.completion = litellm.completion, server.complete
     try:

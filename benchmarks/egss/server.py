@@ -1,13 +1,12 @@
 """A scripted chat server: draws of a scripted agent with log-probabilities of their tokens, answers of a judge, votes.
 
-It speaks OpenAI's chat completions, over loopback (`serving`) or called as `complete` in place of litellm.completion:
-the same requests and replies as JSON either way. Whoever asks sees what any server shows: choices, log-probabilities of
-the chosen tokens, usage with cached tokens. Which agent, repetition and quality of judge is in the field `user`:
-NAME-VARIANT|SEED, or NAME-VARIANT|SEED|D-PRIME of a judge; without it, the first agent of the repository whose task the
-messages hold, and a judge of d' = 1.
+It speaks OpenAI's chat completions, over loopback (`fake_server(answer=Server().reply)` of hesnr_tasks.testing) or
+called as `complete` in place of litellm.completion: the same requests and replies as JSON either way. Whoever asks sees
+what any server shows: choices, log-probabilities of the chosen tokens, usage with cached tokens. Which agent,
+repetition and quality of judge is in the field `user`: NAME-VARIANT|SEED, or NAME-VARIANT|SEED|D-PRIME of a judge;
+without it, the first agent of the repository whose task the messages hold, and a judge of d' = 1.
 """
 
-import contextlib
 import functools
 import json
 import math
@@ -15,12 +14,12 @@ import re
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks.egss.world import build, load, names, seeded
 from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, STEP_DIMENSIONS
+from hesnr_tasks.testing import Reply
 
-__all__ = ["Server", "serving"]
+__all__ = ["Server"]
 
 SPREAD = 1 / 8  # standard deviation of a judge's scores, of 1
 RUBRIC = 700  # tokens
@@ -42,22 +41,22 @@ class Server:
         self._lock = threading.Lock()
 
     def reply(self, request):
-        """(status, body) of one request."""
+        """The reply to the fields of one request."""
         time.sleep(self.delay)
         with self._lock:
             self.requests += 1
             self.log.append(request)
             if self.requests in self.faults:
                 status, message = self.faults[self.requests]
-                return status, {"error": {"message": message, "type": "BadRequestError"}}
+                return _refusal(status, message)
             if self.several == "refused" and (request.get("n") or 1) > 1:
-                return 400, {"error": {"message": "n > 1 is not supported", "type": "BadRequestError"}}
+                return _refusal(400, "n > 1 is not supported")
             if (request.get("response_format") or {}).get("type") in self.refused_formats:
-                return 400, {"error": {"message": "this response_format is not supported", "type": "BadRequestError"}}
+                return _refusal(400, "this response_format is not supported")
             body = {"id": f"r{self.requests}", "object": "chat.completion", "created": 1, "model": request["model"]}
             choices, usage = self._choices(request)
             self.usages.append(usage)
-        return 200, body | {"choices": choices} | ({"usage": usage} if self.states_usage else {})
+        return Reply(200, body | {"choices": choices} | ({"usage": usage} if self.states_usage else {}))
 
     def complete(self, **request):
         """In place of litellm.completion: the body as litellm would have parsed it."""
@@ -69,7 +68,7 @@ class Server:
             if key not in ("api_base", "api_key", "drop_params", "extra_body")
         }
         wire |= request.get("extra_body") or {}
-        status, body = self.reply(json.loads(json.dumps(wire)))
+        status, body, _ = self.reply(json.loads(json.dumps(wire)))
         if status == 400:
             raise litellm.exceptions.BadRequestError(body["error"]["message"], request["model"], "openai")
         assert status == 200, body
@@ -169,6 +168,10 @@ class Server:
         return [{"index": 0, "message": message, "finish_reason": "stop"}], usage
 
 
+def _refusal(status, message):
+    return Reply(status, {"error": {"message": message, "type": "BadRequestError"}})
+
+
 WORDS = ("so", "next", "this", "part", "fails", "because", "here", "then", "mend", "it", "and", "run", "again", "look")
 
 
@@ -224,35 +227,3 @@ def _spelled(graph, stage, prefix, arguments):
 def _edge(graph, thought, command, prefix):
     stage = re.match(r"(ran-own:\w+|[\w-]+)", thought)[1]
     return next(edge for text, edge, _ in _commands(graph, stage, prefix) if text == command)
-
-
-# --- over loopback ----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def serving(server, port=0):
-    """The address of `server` on loopback."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
-
-        def log_message(self, *args):
-            pass
-
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, body = server.reply(request)
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as http:
-        http.daemon_threads = True
-        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}/v1"
-        finally:
-            http.shutdown()

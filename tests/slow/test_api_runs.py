@@ -51,7 +51,7 @@ def printed(server, folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     server.forms, server.most_logprobs, server.key = ("echo",), 6, SECRETS[0]
     server.fail, server.says = [503], f"who is {SECRETS[0]} of {SECRETS[1]}?"
-    server.headers.clear()
+    server.requests.clear()
     metadata = {"trajectories": write(out / "small.jsonl", SMALL), "k": 5, "min_tokens": 0, "resamples": 100}
     command = [
         "--model", "local-completions", "--tasks", "hesnr_swe", "--include_path", tasks_path(), "--log_samples",
@@ -69,7 +69,7 @@ def printed(server, folder, tmp_path_factory):
 def test_headers_of_the_environment_are_sent_and_written_nowhere(printed, server):
     text, out = printed
     assert "HTTP 503: who is … of …?" in text
-    assert {(headers["authorization"], headers["x-gateway"]) for headers in server.headers} == {
+    assert {(request["headers"]["authorization"], request["headers"]["x-gateway"]) for request in server.requests} == {
         (f"Bearer {SECRETS[0]}", SECRETS[1])
     }
     files = [path for path in Path(out).rglob("*") if path.is_file()]

@@ -1,71 +1,25 @@
 """Completions servers that redirect, drip, flood or shout: no key leaves, no answer takes for ever, no traceback."""
 
-import contextlib
 import gzip
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 
 from hesnr_tasks.backends.completions import RefusedError, Server
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.testing import Reply, fake_server
 
 pytestmark = pytest.mark.slow
 KEY = "sk-very-secret-1234"
-GOOD = json.dumps({"choices": [{"index": 0, "text": "x"}]}).encode()
-
-
-class Hostile(ThreadingHTTPServer):
-    """Answers every request with `act(handler)` and remembers what it got."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.act, self.seen = None, []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1/completions"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.seen.append((self.path, dict(self.headers), body))
-        with contextlib.suppress(OSError):
-            self.server.act(self)
-
-    do_GET = do_POST
-
-    def reply(self, status, body, **headers):
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-@contextlib.contextmanager
-def hostile():
-    with Hostile() as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
+GOOD = {"choices": [{"index": 0, "text": "x"}]}
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with hostile() as server:
+    with fake_server(act=lambda handler: None) as server:
         yield server
 
 
@@ -79,7 +33,7 @@ def outcome(server, act, payload=None, **changes):
     """The message of the error; whatever happens, it is one of ours, in one printable line, without secrets."""
     server.act = act
     with pytest.raises((ScoringError, RefusedError)) as caught:
-        client(server.url, **changes).complete(payload or {"prompt": [1, 2], "logprobs": 2}, "trajectory 't'")
+        client(server.address, **changes).complete(payload or {"prompt": [1, 2], "logprobs": 2}, "trajectory 't'")
     told = str(caught.value)
     assert told.isprintable()
     assert KEY not in told
@@ -90,32 +44,31 @@ def outcome(server, act, payload=None, **changes):
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("where", ["other port", "other host", "other scheme", "credentials"])
 def test_key_and_text_follow_no_redirect_to_another_origin(server, status, where):
-    with hostile() as thief:
-        thief.act = lambda handler: handler.reply(200, GOOD)
+    with fake_server(answer=lambda request: "x") as thief:
         target = {
-            "other port": thief.url, "other host": thief.url.replace("127.0.0.1", "localhost"),
-            "other scheme": server.url.replace("http:", "https:"), 
+            "other port": thief.address, "other host": thief.address.replace("127.0.0.1", "localhost"),
+            "other scheme": server.address.replace("http:", "https:"), 
             "credentials": f"http://a:{KEY}@localhost:1/?key={KEY}",
         }[where]  # fmt: skip
-        told = outcome(server, lambda handler: handler.reply(status, b"", Location=target))
+        told = outcome(server, lambda handler: handler.send(Reply(status, b"", {"Location": target})))
         assert "redirects to" in told
         assert "base_url" in told
-        assert not thief.seen
+        assert not thief.requests
 
 
 def test_headers_of_the_environment_stay_with_the_origin_too(server, monkeypatch):
     monkeypatch.setenv("HESNR_HEADERS", json.dumps({"X-Route": "gold-plated-1", "X-Key": "a-third-secret"}))
-    with hostile() as thief:
-        thief.act = lambda handler: handler.reply(200, GOOD)
+    with fake_server(answer=lambda request: "x") as thief:
         told = outcome(
-            server, lambda handler: handler.reply(307, b"gold-plated-1", Location=f"{thief.url}?a-third-secret")
+            server,
+            lambda handler: handler.send(Reply(307, b"gold-plated-1", {"Location": f"{thief.address}?a-third-secret"})),
         )
-        assert not thief.seen
-    (_, headers, _) = server.seen[0]
+        assert not thief.requests
+    headers = server.requests[0]["headers"]
     assert {name: headers[name] for name in ("x-route", "x-key", "authorization")} == {
         "x-route": "gold-plated-1", "x-key": "a-third-secret", "authorization": f"Bearer {KEY}",
     }  # fmt: skip
-    told += outcome(server, lambda handler: handler.reply(418, b"gold-plated-1 and a-third-secret"))
+    told += outcome(server, lambda handler: handler.send(Reply(418, b"gold-plated-1 and a-third-secret")))
     assert "gold-plated-1" not in told
     assert "a-third-secret" not in told
 
@@ -124,18 +77,18 @@ def test_headers_of_the_environment_stay_with_the_origin_too(server, monkeypatch
 def test_a_redirect_within_the_origin_is_followed(server, status):
     def act(handler):
         if handler.path == "/v1/completions":
-            handler.reply(status, b"", Location="/v2/completions?x=1")
+            handler.send(Reply(status, b"", {"Location": "/v2/completions?x=1"}))
         else:
-            handler.reply(200, GOOD)
+            handler.send(Reply(200, GOOD))
 
     server.act = act
-    assert client(server.url).complete({"prompt": [1]}, "t")["text"] == "x"
-    assert [path for path, _, _ in server.seen] == ["/v1/completions", "/v2/completions?x=1"]
-    assert json.loads(server.seen[1][2]) == {"prompt": [1]}
+    assert client(server.address).complete({"prompt": [1]}, "t")["text"] == "x"
+    assert [request["path"] for request in server.requests] == ["/v1/completions", "/v2/completions?x=1"]
+    assert server.requests[1]["prompt"] == [1]
 
 
 def test_redirects_in_a_circle_end(server):
-    assert "circles" in outcome(server, lambda handler: handler.reply(307, b"", Location=server.url))
+    assert "circles" in outcome(server, lambda handler: handler.send(Reply(307, b"", {"Location": server.address})))
 
 
 def drip(handler, start, byte):
@@ -173,7 +126,7 @@ def test_a_body_without_end_is_not_read(server, monkeypatch):
 @pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "deflate"])
 def test_a_small_body_that_unpacks_to_much_is_not_read(server, encoding):
     body = gzip.compress(b" " * (40 << 20), 1)
-    told = outcome(server, lambda handler: handler.reply(200, body, Content_Encoding=encoding))
+    told = outcome(server, lambda handler: handler.send(Reply(200, body, {"Content-Encoding": encoding})))
     assert "more than 16 MB" in told or encoding != "gzip"
 
 
@@ -192,24 +145,24 @@ BODIES = {
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("status", [200, 400, 500])
 def test_no_body_is_a_traceback(server, body, status):
-    outcome(server, lambda handler: handler.reply(status, BODIES[body]))
+    outcome(server, lambda handler: handler.send(Reply(status, BODIES[body])))
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 418, 500, 503])
 def test_what_a_server_says_reaches_no_terminal_and_repeats_no_key(server, status):
     said = f"\x1b]0;owned\x07 bad key {KEY} \u202e and Bearer {KEY}, X another-secret \r\n\x9b31m"
     for body in (json.dumps({"error": {"message": said}}), said, json.dumps({"detail": [said]})):
-        told = outcome(server, lambda handler, body=body: handler.reply(status, body.encode()))
+        told = outcome(server, lambda handler, body=body: handler.send(Reply(status, body.encode())))
         assert f"HTTP {status}" in told
 
 
 @pytest.mark.parametrize("again", ["nan", "-5", "inf", "x", "1e400", "Wed, 21 Oct 2015 07:28:00 GMT", "9" * 400])
 def test_odd_pauses_are_borne(server, again, monkeypatch):
     waits = []
-    target = client(server.url, max_retries=3)
+    target = client(server.address, max_retries=3)
     monkeypatch.setattr(target.stop, "wait", lambda seconds: waits.append(seconds))
     answers = [(503, b"later"), (503, b"later"), (200, GOOD)]
-    server.act = lambda handler: handler.reply(*answers.pop(0), Retry_After=again)
+    server.act = lambda handler: handler.send(Reply(*answers.pop(0), {"Retry-After": again}))
     assert target.complete({"prompt": [1]}, "t")["text"] == "x"
     assert waits == ([60, 60] if again.isdecimal() else [0.5, 1])
 

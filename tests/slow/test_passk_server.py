@@ -1,14 +1,13 @@
-"""Plain lm-eval with the example task against a real server process that honours seeds (or does not)."""
+"""Plain lm-eval with the example task against a server that honours seeds (or does not)."""
 
 import contextlib
-import json
+import itertools
+import random
+import re
 import sqlite3
-import subprocess
-import sys
+import threading
 import time
-import urllib.request
 from collections import Counter
-from pathlib import Path
 
 import lm_eval
 import pytest
@@ -16,31 +15,29 @@ from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.passk import pass_at_k
 from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.testing import fake_server
 from tests import processes
 
 TASK, FILTER, PROBLEMS, REPEATS = "hesnr_passk_arithmetic", "first_integer", 24, 8
-HERE = Path(__file__).parent
+PROBLEM = re.compile(r"(\d+) ([+-]) (\d+) =$")
 
 
-@contextlib.contextmanager
-def serving(*words):
-    process = subprocess.Popen([sys.executable, HERE / "sampler_server.py", *words], stdout=subprocess.PIPE, text=True)
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+def prompt_of(request):
+    return request["prompt"] if isinstance(request["prompt"], str) else request["prompt"][0]
 
 
-def requests_of(address):
-    with urllib.request.urlopen(f"{address}/requests") as reply:
-        return json.load(reply)
+def sampled(request):
+    """The right number half of the time, drawn with a generator seeded by the request's seed and prompt."""
+    prompt = prompt_of(request)
+    draw = random.Random(f"{request['seed']} {prompt}")
+    a, sign, b = PROBLEM.search(prompt).groups()
+    right = int(a) + int(b) if sign == "+" else int(a) - int(b)
+    return f" {right if draw.random() < 0.5 else draw.randrange(10**9)}"
 
 
 def arguments(address, concurrent=4):
     return {
-        "model": "sampler", "base_url": f"{address}/v1/completions", "tokenizer_backend": None,
+        "model": "sampler", "base_url": address, "tokenizer_backend": None,
         "tokenized_requests": False, "num_concurrent": concurrent,
     }  # fmt: skip
 
@@ -75,8 +72,8 @@ def answers_of(result):
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    with serving() as address:
-        yield evaluate(address), requests_of(address)
+    with fake_server(answer=sampled) as server:
+        yield evaluate(server.address), server.requests
 
 
 def test_every_answer_has_its_own_seed_and_the_answers_differ(undisturbed):
@@ -84,7 +81,7 @@ def test_every_answer_has_its_own_seed_and_the_answers_differ(undisturbed):
     assert len(requests) == PROBLEMS * REPEATS
     seeds = {}
     for request in requests:
-        seeds.setdefault(request["prompt"], []).append(request["seed"])
+        seeds.setdefault(prompt_of(request), []).append(request["seed"])
     assert all(len(set(some)) == REPEATS for some in seeds.values())
     assert {request["temperature"] for request in requests} == {0.8}
     assert all(len(set(some)) > 1 for some in answers_of(result).values())
@@ -106,8 +103,15 @@ def test_the_metrics_are_of_the_answers(undisturbed):
 
 def test_killed_in_the_middle_and_gone_on_the_answers_are_the_same(undisturbed, tmp_path):
     kept = tmp_path / f"{TASK}.0.sqlite"
-    with serving("--hold", "60") as address:
-        process = processes.start(evaluate, address, tmp_path)
+    answered, go_on = itertools.count(1), threading.Event()
+
+    def first_sixty(request):
+        if next(answered) > 60:
+            go_on.wait()
+        return sampled(request)
+
+    with fake_server(answer=first_sixty) as server:
+        process = processes.start(evaluate, server.address, tmp_path)
         until = time.monotonic() + 120
         while count(kept) < 40:
             if not process.is_alive() or time.monotonic() > until:
@@ -117,26 +121,26 @@ def test_killed_in_the_middle_and_gone_on_the_answers_are_the_same(undisturbed, 
         process.kill()
         process.join()
         assert 40 <= count(kept) <= 60
-        urllib.request.urlopen(f"{address}/go").close()
-        result = evaluate(address, tmp_path)
-        requests = Counter((request["prompt"], request["seed"]) for request in requests_of(address))
+        go_on.set()
+        result = evaluate(server.address, tmp_path)
+        requests = Counter((prompt_of(request), request["seed"]) for request in server.requests)
     assert answers_of(result) == answers_of(undisturbed[0])
     assert len(requests) == PROBLEMS * REPEATS
     assert sum(requests.values()) <= PROBLEMS * REPEATS + 4  # what was in flight, or torn, is asked for again
 
 
 def test_more_answers_later_keep_the_first_ones(tmp_path):
-    with serving() as address:
-        few = evaluate(address, tmp_path, {"repeats": 2}, limit=3)
-        more = evaluate(address, tmp_path, {"repeats": 4}, limit=5)
-        assert len(requests_of(address)) == 5 * 4
+    with fake_server(answer=sampled) as server:
+        few = evaluate(server.address, tmp_path, {"repeats": 2}, limit=3)
+        more = evaluate(server.address, tmp_path, {"repeats": 4}, limit=5)
+        assert len(server.requests) == 5 * 4
     for name, answers in answers_of(few).items():
         assert answers_of(more)[name][:2] == answers
 
 
 def test_a_server_that_heeds_no_seed_is_noticed(caplog):
-    with serving("--deaf") as address:
-        result = evaluate(address, limit=4)
-        assert len({request["seed"] for request in requests_of(address)}) == 4 * REPEATS
+    with fake_server(answer=lambda request: sampled(request | {"seed": 0})) as server:
+        result = evaluate(server.address, limit=4)
+        assert len({request["seed"] for request in server.requests}) == 4 * REPEATS
     assert all(len(set(some)) == 1 for some in answers_of(result).values())
     assert any("every pass@k is pass@1" in record.getMessage() for record in caplog.records)

@@ -32,8 +32,8 @@ from hesnr_tasks.egss.suite import (
     secret_variables,
 )
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.testing import Reply, fake_server
 from tests.unit.egss import runs
-from tests.unit.egss.chat_server import serve
 
 COPY = "run.env_startup_command=cp -r {}/repos/{{{{ instance_id }}}}/. ."
 # a runner that takes a tenth of pytest's time: it calls the functions of a file and writes JUnit
@@ -173,15 +173,15 @@ def test_voters_decide_what_tests_leave_open_and_are_asked_once(data, tmp_path):
     folder, (first, second, _) = data
     liked = {name: runs.RIGHT[name].splitlines()[-1].strip() for name in runs.NAMES}
     points = judge(lambda patch: even(3) if any(f"+    {line}" in patch for line in liked.values()) else even(1))
-    with serve(points) as (url, requests):
+    with fake_server(answer=points) as server:
         output = tmp_path / "preds.json"
         more = ["--selector", "openai/judge", "--votes", "3", "--test-files", "^none$"]
-        more += ["--model-kwargs", json.dumps({"api_base": url, "temperature": 0.5})]
+        more += ["--model-kwargs", json.dumps({"api_base": server.url, "temperature": 0.5})]
         assert main(words((folder, [first, second]), output, *more)) == 0
-        requested = len(requests)
+        requested = len(server.requests)
         assert requested == 15
         assert main(words((folder, [first, second]), output, *more)) == 0
-        assert len(requests) == requested
+        assert len(server.requests) == requested
     predictions, why, notes = read(output)
     for name, record in by_name(why).items():
         assert predictions[f"demo__{name}-1"]["model_patch"].startswith(runs.patch(name, runs.RIGHT))
@@ -189,9 +189,11 @@ def test_voters_decide_what_tests_leave_open_and_are_asked_once(data, tmp_path):
         assert len(record["ballots"]) == 3
         assert record["spent"]["openai/judge"] == Spent(calls=3, prompt=300, output=30)._asdict()
     assert notes == {"instances whose suite tells nothing": 5}
-    assert all(request["headers"]["Authorization"] == "Bearer sk-of-the-user" for request in requests)
-    assert {request["temperature"] for request in requests} == {0.5}
-    orders = {re.search(r"patch A =====\n(.*?)=====", r["messages"][1]["content"], re.DOTALL)[1] for r in requests}
+    assert all(request["headers"]["Authorization"] == "Bearer sk-of-the-user" for request in server.requests)
+    assert {request["temperature"] for request in server.requests} == {0.5}
+    orders = {
+        re.search(r"patch A =====\n(.*?)=====", r["messages"][1]["content"], re.DOTALL)[1] for r in server.requests
+    }
     assert len(orders) > 5  # the order is permuted
     for path in tmp_path.iterdir():
         assert "sk-of-the-user" not in path.read_text()
@@ -318,17 +320,24 @@ def test_missing_tests_are_written_and_mended_once(data, tmp_path):
                     "Now:\n```python\n" + HEAD + "assert clamp(-5, 1, 3) == 1\n```\n"])  # fmt: skip
     folders = runs.three_runs(tmp_path, ["clamp"])
     output = tmp_path / "p.json"
-    with serve(lambda body: next(replies)) as (url, requests):
-        more = ["--augment", "openai/writer", "--model-kwargs", json.dumps({"api_base": url}), "--method", "suite"]
+    with fake_server(answer=lambda body: next(replies)) as server:
+        more = [
+            "--augment",
+            "openai/writer",
+            "--model-kwargs",
+            json.dumps({"api_base": server.url}),
+            "--method",
+            "suite",
+        ]
         command = [*words((data[0], [folders[0], folders[2]]), output), *more]
         assert main(command) == main(command) == 0
     _, why, notes = read(output)
     assert "test_current_issue.py::test_it" in why["demo__clamp-1"]["suite"]["tests"]
     assert notes["the model's test file did not run and was written anew"] == 1
     assert notes["openai/writer: answers that could not be used"] == 1
-    assert len(requests) == 3
-    assert "does not compile" in requests[1]["messages"][-1]["content"]
-    assert "No module named 'nowhere'" in requests[2]["messages"][1]["content"]
+    assert len(server.requests) == 3
+    assert "does not compile" in server.requests[1]["messages"][-1]["content"]
+    assert "No module named 'nowhere'" in server.requests[2]["messages"][1]["content"]
 
 
 @pytest.mark.parametrize(
@@ -336,39 +345,46 @@ def test_missing_tests_are_written_and_mended_once(data, tmp_path):
     [
         ("I like patch A.", "openai/j: gave up after 3 answers"),
         ('{"A": {"code_quality": 9}}', "openai/j: gave up after 3 answers"),
-        ((302, {"Location": "http://127.0.0.1:9/stolen"}), "no answer"),
-        ((400, {}), "it refuses the request"),
+        (Reply(302, headers={"Location": "http://127.0.0.1:9/stolen"}), "no answer"),
+        (Reply(400), "it refuses the request"),
     ],
 )
 def test_voters_without_a_usable_answer_cast_no_vote(data, tmp_path, answer, note):
     folders = runs.three_runs(tmp_path, ["clamp"])
     output = tmp_path / "p.json"
-    with serve(lambda body: answer) as (url, requests):
-        kwargs = json.dumps({"api_base": url, "num_retries": 0})
+    with fake_server(answer=lambda body: answer) as server:
+        kwargs = json.dumps({"api_base": server.url, "num_retries": 0})
         more = ["--selector", "openai/j", "--model-kwargs", kwargs, "--method", "best-of-n"]
         assert main([*words((data[0], folders), output), *more]) == 0
     (record,) = read(output)[1].values()
     assert any(note in line for line in read(output)[2])
     assert (record["ballots"], record["tie_broken_at_random"]) == ([], True)
-    assert requests
+    assert server.requests
 
 
 @pytest.mark.parametrize("name", ["openai/m", "anthropic/m", "hosted_vllm/m", "gemini/m"])
 def test_no_key_and_no_question_follows_a_redirect(tmp_path, name):
-    with serve(lambda body: "{}") as (other, stolen), Journal(tmp_path / "j") as journal:
-        elsewhere = {"Location": other.replace("127.0.0.1", "localhost")}
-        with serve(lambda body: (307, elsewhere)) as (url, requested):
-            kwargs = {"api_base": url, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
+    with fake_server(answer=lambda body: "{}") as other, Journal(tmp_path / "j") as journal:
+        elsewhere = {"Location": other.url.replace("127.0.0.1", "localhost")}
+        with fake_server(answer=lambda body: Reply(307, headers=elsewhere)) as server:
+            kwargs = {"api_base": server.url, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
             model = ChatModel(name, journal, Counter(), kwargs)
             assert model.ask([{"role": "user", "content": "hi"}], str, None, 1) is None
-    assert requested
-    assert not stolen
+    assert server.requests
+    assert not other.requests
 
 
 def test_a_key_that_is_refused_stops_with_what_to_do(data, tmp_path, capsys):
     folders = runs.three_runs(tmp_path, ["clamp"])
-    with serve(lambda body: (401, {})) as (url, _):
-        more = ["--selector", "openai/j", "--model-kwargs", json.dumps({"api_base": url}), "--method", "best-of-n"]
+    with fake_server(answer=lambda body: Reply(401)) as server:
+        more = [
+            "--selector",
+            "openai/j",
+            "--model-kwargs",
+            json.dumps({"api_base": server.url}),
+            "--method",
+            "best-of-n",
+        ]
         assert main([*words((data[0], folders), tmp_path / "p.json"), *more]) == 2
     assert "Mend the model or its key" in capsys.readouterr().err
 
@@ -377,13 +393,13 @@ def test_the_gate_is_the_suites_whatever_a_voter_says(data, tmp_path):
     folders = runs.three_runs(tmp_path, ["clamp"])
     output = tmp_path / "p.json"
     wrong_is_fine = judge(lambda patch: even(3) if "min(x, high)" in patch else even(1, gate=0))
-    with serve(wrong_is_fine) as (url, requests):
-        more = ["--selector", "openai/j", "--model-kwargs", json.dumps({"api_base": url})]
+    with fake_server(answer=wrong_is_fine) as server:
+        more = ["--selector", "openai/j", "--model-kwargs", json.dumps({"api_base": server.url})]
         assert main([*words((data[0], folders), output), *more]) == 0
     (record,) = read(output)[1].values()
     assert (record["chosen"], record["decided_by"]) == (RIGHT, "votes")
     assert record["ballots"][0]["scores"][WRONG] == 0
-    assert "not passed: test_clamp.py" in requests[0]["messages"][1]["content"]
+    assert "not passed: test_clamp.py" in server.requests[0]["messages"][1]["content"]
 
 
 # --- safety and settings ----------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.egss.server import Server, serving
+from benchmarks.egss.server import Server
 from benchmarks.egss.world import load
 from hesnr_tasks.cli import main
 from hesnr_tasks.egss import SWEBENCH_CONFIG
+from hesnr_tasks.testing import fake_server
 
 NAMES = ("csvline", "lru", "money", "pages", "roman")
 BIN = Path(sys.executable).parent
@@ -97,10 +98,11 @@ def resolved(data, folder):
 @pytest.mark.skipif(not bubblewrap_works(), reason="needs bubblewrap and user namespaces")
 def test_killed_resumed_selected_and_reported(data, capsys, monkeypatch):
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    server = Server(prefix="")
-    server.delay = 0.02
+    scripted = Server(prefix="")
+    scripted.delay = 0.02
     gated, plain = data / "runs" / "egss-1", data / "runs" / "plain-1"
-    with serving(server) as address:
+    with fake_server(answer=scripted.reply) as server:
+        address = server.url
         first, stock = agents(data, address, gated), agents(data, address, plain, "-c", "model.gate=never")
         deadline = time.monotonic() + 240
         while not predictions(gated) and first.poll() is None and time.monotonic() < deadline:
@@ -110,7 +112,7 @@ def test_killed_resumed_selected_and_reported(data, capsys, monkeypatch):
         done = predictions(gated)
         assert 0 < len(done) < len(NAMES), (data / "log.txt").read_text()[-3_000:]
         times = {name: (gated / name / f"{name}.traj.json").stat().st_mtime_ns for name in done}
-        server.delay = 0
+        scripted.delay = 0
         assert agents(data, address, gated).wait(timeout=240) == 0
         assert stock.wait(timeout=240) == 0
         assert set(predictions(gated)) == set(predictions(plain)) == set(NAMES)

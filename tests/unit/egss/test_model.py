@@ -16,14 +16,14 @@ from minisweagent.models import get_model
 from minisweagent.models.litellm_model import LitellmModel
 
 from benchmarks.egss.experiment import JUDGES, MODEL, Method, ScriptedEnvironment, answered_by, simulate
-from benchmarks.egss.server import Server, serving
+from benchmarks.egss.server import Server
 from benchmarks.egss.world import build
 from hesnr_tasks.actions.classes import action_class
 from hesnr_tasks.egss import GatedModel, GatedTextbasedModel
 from hesnr_tasks.egss.gates import canonical, command_logprob, vote_entropy
 from hesnr_tasks.egss.ledger import Spent, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError
-from tests.unit.egss.chat_server import serve
+from hesnr_tasks.testing import Reply, fake_server
 
 USER = "roman-0|7"
 
@@ -62,12 +62,12 @@ class TestNever:
         logs, trajectories = [], []
         for kind, more in ((LitellmModel, {}), (GatedModel, {"gate": "never", "draws": 7})):
             server = Server()
-            with serving(server) as address:
-                agent = agent_for(model_for({"api_base": address, "api_key": "k"}, kind=kind, **more), step_limit=8)
+            with fake_server(answer=server.reply) as http:
+                agent = agent_for(model_for({"api_base": http.url, "api_key": "k"}, kind=kind, **more), step_limit=8)
                 agent.run("Mend it.")
             logs.append(server.log)
             text = json.dumps(without_times(agent.serialize()), sort_keys=True)
-            trajectories.append(text.replace(address, "ADDRESS"))
+            trajectories.append(text.replace(http.url, "ADDRESS"))
         assert logs[0] == logs[1]
         assert trajectories[0] == trajectories[1]
 
@@ -279,21 +279,21 @@ class TestJudgeAnswers:
 def test_no_key_of_agent_or_judge_follows_a_redirect(name, who):
     number = itertools.count()
     acts = lambda body: f"```mswea_bash_command\nls {next(number)}\n```"  # noqa: E731
-    with serve(lambda body: "{}") as (other, stolen), serve(acts) as (answers, _):
-        elsewhere = {"Location": other.replace("127.0.0.1", "localhost")}
-        with serve(lambda body: (307, elsewhere)) as (redirects, request):
-            reach = {"api_base": redirects, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
+    with fake_server(answer=lambda body: "{}") as other, fake_server(answer=acts) as answers:
+        elsewhere = {"Location": other.url.replace("127.0.0.1", "localhost")}
+        with fake_server(answer=lambda body: Reply(307, headers=elsewhere)) as redirects:
+            reach = {"api_base": redirects.url, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
             settings = {"gate": "always", "draws": 2, "cost_tracking": "ignore_errors"}
             if who == "agent":
                 model = GatedTextbasedModel(model_name=name, model_kwargs=reach, **settings)
             else:
-                own = {"api_base": answers, "api_key": "sk-mine"}
+                own = {"api_base": answers.url, "api_key": "sk-mine"}
                 settings |= {"judge_model": name, "judge_kwargs": reach}
                 model = GatedTextbasedModel(model_name="openai/m", model_kwargs=own, **settings)
             with pytest.raises(openai.OpenAIError):  # the base of all of litellm's
                 model.query([{"role": "system", "content": "."}, {"role": "user", "content": "Mend it."}])
-    assert request
-    assert not stolen
+    assert redirects.requests
+    assert not other.requests
 
 
 class TestSettings:
