@@ -36,8 +36,6 @@ from hesnr_tasks.passk import listed, powers
 from hesnr_tasks.passk.outcome_files import Query
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
-__all__ = ["add_arguments", "run", "tables"]
-
 _LARGEST_DEFAULT_K = 16
 _NOTES = (
     "each problem counts with the mean over its answers; ±: standard error; intervals: 95 %, Student's t, "

@@ -28,8 +28,6 @@ from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
 from hesnr_tasks.formats.outcomes import read_outcomes
 from hesnr_tasks.stats import RESAMPLES, SEED
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr egss`."""

@@ -26,8 +26,6 @@ from hesnr_tasks.passk import (
 from hesnr_tasks.passk.outcome_files import Query, read
 from hesnr_tasks.stats import Estimate, holm
 
-__all__ = ["PassKResult", "add_arguments", "checkpoints", "examine", "figure_data", "run"]
-
 _MOST_SHOWN = 20  # discordant problems in text
 _CURVE_NOTES = (
     "value ± standard error (of the mean over problems, as lm_eval prints it), then the 95 % interval and its method",
@@ -71,21 +69,21 @@ def run(args: argparse.Namespace) -> int:
     """Print the tables, and write them and the figure with -o."""
     result = examine(args)
     tables = _tables(result)
-    about: dict[str, Any] = {"hesnr_tasks": __version__, "files": args.files, "resamples": args.resamples}
-    about |= {"seed": args.seed, "power": args.power, "notes": list(result.notes)}
-    about["counts"] = {
-        counts.name: [
-            {"problem": label, "n": n, "c": c}
-            for label, n, c in zip(counts.labels, counts.n.tolist(), counts.c.tolist(), strict=True)
-        ]
-        for counts in result.runs
-    }
+    about: dict[str, Any] = {"hesnr_tasks": __version__, "files": args.files, "notes": list(result.notes)}
+    about |= {name: getattr(args, name) for name in ("resamples", "seed", "power")} | {"counts": {}}
+    for counts in result.runs:
+        rows = zip(counts.labels, counts.n.tolist(), counts.c.tolist(), strict=True)
+        about["counts"][counts.name] = [{"problem": label, "n": n, "c": c} for label, n, c in rows]
     if args.output:
         write_tables(args.output, "passk", tables, about)
         _draw(result, args.output / "passk")
     for i, table in enumerate(tables):
-        if args.format == "text" and table.name.startswith("discordant") and len(table.rows) > _MOST_SHOWN:
-            note = f"and {len(table.rows) - _MOST_SHOWN} more: --format csv, or -o OUT"
+        if (
+            args.format == "text"
+            and table.name.startswith("discordant")
+            and (more := len(table.rows) - _MOST_SHOWN) > 0
+        ):
+            note = f"and {more} more: --format csv, or -o OUT"
             tables[i] = table._replace(rows=table.rows[:_MOST_SHOWN], notes=(*table.notes, note))
     print(show(tables, args.format, about))
     return 0
@@ -107,8 +105,7 @@ def examine(args: argparse.Namespace) -> PassKResult:
     curves = {counts.name: curve(counts, ks, settings) for counts in runs}
     against = {counts.name: differences(runs[0], counts, ks, settings) for counts in runs[1:]}
     for counts in runs:
-        not_averaged = [k for k in ks if (counts.n == k).any()]
-        if not_averaged:
+        if not_averaged := [k for k in ks if (counts.n == k).any()]:
             notes.append(
                 f"warning: {counts.name} at k = {not_averaged[-1]} uses all answers of some problems: nothing is "
                 "averaged there, it says how many problems had a right answer in this one run"
@@ -144,21 +141,24 @@ def checkpoints(words: Sequence[str], *, compare: bool) -> dict[str, list[Path]]
     return by_name
 
 
+def _estimate(row: PassAtK | PassAtKDifference, factor: int = 1) -> Estimate:
+    return Estimate(*(factor * number for number in row[1:5]))
+
+
 def _tables(result: PassKResult) -> list[Table]:
     rows: list[dict[str, Any]] = []
     for counts in result.runs:
         for point in result.curves[counts.name]:
-            value = Estimate(point.value, point.stderr, point.low, point.high)
-            named = {"run": counts.name, "k": point.k, "pass@k": value, "interval": interval(value, 4)}
-            rows.append(named | {"method": point.method, "averaged": point.averaged, "problems": len(counts.problems)})
+            value = _estimate(point)
+            row: dict[str, Any] = {"run": counts.name, "k": point.k, "pass@k": value, "interval": interval(value, 4)}
+            rows.append(row | {"method": point.method, "averaged": point.averaged, "problems": len(counts.problems)})
     tables = [Table("passk", "Pass@k", rows, (*_CURVE_NOTES, *result.notes))]
     first, rows = result.runs[0], []
     for name, of_run in result.against.items():
         for i, test in enumerate(of_run):
-            value = Estimate(test.difference, test.stderr, test.low, test.high)
+            value = _estimate(test)
             row = {"run": name, "k": test.k, "difference": value, "interval": interval(value, 4)}
-            row |= {"method": test.method, "p": test.p, "p_mean": test.p_mean}
-            row |= {"detectable": test.detectable, "needed": test.needed}
+            row |= {key: getattr(test, key) for key in ("method", "p", "p_mean", "detectable", "needed")}
             if len(result.against) > 1:
                 row["p_holm"] = holm({other: tests[i].p for other, tests in result.against.items()})[name]
             rows.append(row | {"better": test.better, "worse": test.worse})
@@ -174,16 +174,12 @@ def _tables(result: PassKResult) -> list[Table]:
 
 def figure_data(result: PassKResult) -> dict[str, dict[str, list[Estimate]]]:
     """The numbers in the figure, in per cent: panel → checkpoint → an estimate for each k."""
-
-    def percent(value: float, row: PassAtK | PassAtKDifference) -> Estimate:
-        return Estimate(*(100 * number for number in (value, row.stderr, row.low, row.high)))
-
-    panels = {"curve": {name: [percent(row.value, row) for row in rows] for name, rows in result.curves.items()}}
-    if result.against:
-        panels["difference"] = {
-            name: [percent(row.difference, row) for row in rows] for name, rows in result.against.items()
-        }
-    return panels
+    panels: dict[str, Mapping[str, Sequence[Any]]] = {"curve": result.curves, "difference": result.against}
+    return {
+        panel: {name: [_estimate(row, 100) for row in rows] for name, rows in of_panel.items()}
+        for panel, of_panel in panels.items()
+        if of_panel
+    }
 
 
 def _draw(result: PassKResult, stem: Path) -> None:

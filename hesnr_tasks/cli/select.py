@@ -19,8 +19,6 @@ from hesnr_tasks.egss.select import METHODS, SelectSettings, select_instance
 from hesnr_tasks.egss.suite import PYTEST, PatchTester, Runner, sandbox_config
 from hesnr_tasks.errors import SettingsError, nearest, printable
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `hesnr select`."""

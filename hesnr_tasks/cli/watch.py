@@ -14,8 +14,6 @@ from hesnr_tasks.errors import HesnrError, SettingsError
 from hesnr_tasks.integrations.watch import WatchConfig, watch
 from hesnr_tasks.tasks.registration import tasks_path
 
-__all__ = ["add_arguments", "run"]
-
 _LONGEST = 7 * 24 * 3600  # seconds
 
 

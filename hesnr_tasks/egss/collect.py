@@ -29,8 +29,6 @@ from hesnr_tasks.formats.base import Problem, ReadReport, deep, scalar_text, str
 from hesnr_tasks.formats.sources import Record, records, source_paths
 from hesnr_tasks.trajectory import Kind, Trajectory
 
-__all__ = ["PYTEST_FILES", "AgentTests", "PatchCandidate", "changed_files", "collect", "patch_key", "source_patch"]
-
 PYTEST_FILES = r"(^|/)(test_[^/]*|[^/]*_test)\.py$"  # as pytest collects them
 _PREDICTIONS = ("preds.json", "all_preds.jsonl", "preds.jsonl", "*/*.pred", "*.pred")
 _CACHES = re.compile(r"(^|/)(__pycache__|\.pytest_cache|\.mypy_cache|\.ruff_cache)/|\.pyc$")

@@ -35,9 +35,6 @@ from hesnr_tasks.actions.classes import canonical_key
 from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
 from hesnr_tasks.errors import DataError, SearchError, SettingsError, nearest
 
-__all__ = ["ESTIMATORS", "GATES", "Calibration", "Estimator", "Gate", "GateInput", "calibrate", "canonical"]
-__all__ += ["command_logprob", "open_gate", "uniform", "vote_entropy"]
-
 ESTIMATORS = ("votes", "logprob")
 GATES = ("never", "always", "random", "edit", "threshold", "quantile")
 _ACTIONS = "canonical-1"  # version of what counts as the same action; part of what a calibration must agree with

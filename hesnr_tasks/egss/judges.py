@@ -37,18 +37,6 @@ from typing import Any, NamedTuple, TypeVar
 from hesnr_tasks.egss.ledger import Journal, Spent, fingerprint, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, printable
 
-__all__ = [
-    "GATE",
-    "PATCH_DIMENSIONS",
-    "STEP_DIMENSIONS",
-    "ActionCandidate",
-    "Ballot",
-    "ChatModel",
-    "Finalist",
-    "ModelReply",
-]
-__all__ += ["Judge", "Rubric", "ask", "choose", "complete", "guarded_litellm", "vote", "write_tests"]
-
 Parsed = TypeVar("Parsed")
 Messages = list[dict[str, str]]
 _LONGEST = 50_000  # characters of an answer that are searched for JSON
@@ -192,7 +180,16 @@ class Rubric:
             except (ValueError, RecursionError):
                 start = text.find("{", start + 1)
                 continue
-            problem = self._problem(value, names)
+            problem = ""
+            for letter in names:
+                row = value.get(letter) if isinstance(value, dict) else None
+                if not isinstance(row, dict):
+                    problem = problem or f"there is no object for {self.noun} {letter}"
+                    continue
+                for name in self.dimensions:
+                    if type(row.get(name)) is not int or row[name] not in self._allowed(name):
+                        allowed = ", ".join(map(str, self._allowed(name)))
+                        problem = problem or f"{name} of {self.noun} {letter} is none of {allowed}"
             if not problem:
                 return {letter: {name: value[letter][name] for name in self.dimensions} for letter in names}
             start = text.find("{", end)
@@ -201,20 +198,34 @@ class Rubric:
     def _allowed(self, name: str) -> tuple[int, ...]:
         return (0, 3) if name in self.gates else (0, 1, 2, 3)
 
-    def _problem(self, value: Any, names: Sequence[str]) -> str:
-        for letter in names:
-            row = value.get(letter) if isinstance(value, dict) else None
-            if not isinstance(row, dict):
-                return f"there is no object for {self.noun} {letter}"
-            for name in self.dimensions:
-                if type(row.get(name)) is not int or row[name] not in self._allowed(name):
-                    return f"{name} of {self.noun} {letter} is none of {', '.join(map(str, self._allowed(name)))}"
-        return ""
+    def points(
+        self,
+        head: str,
+        candidates: Sequence[Sequence[tuple[str, str]]],
+        generator: random.Random,
+        ask: Callable[..., Any],
+    ) -> list[dict[str, int]] | None:
+        """Points by dimension of each candidate, whom the model sees under letters in an order that a seed permutes.
 
-
-def _letters(count: int) -> list[str]:
-    """A, B … Z, A1, B1 …: names that say nothing about what they stand for."""
-    return [chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "") for i in range(count)]
+        Args:
+            head: material that all share.
+            candidates: sections of material, as (title, text), of each.
+            generator: permutes them.
+            ask: is given messages, how an answer is read (see `ask`) and its JSON schema.
+        """
+        order = list(range(len(candidates)))
+        generator.shuffle(order)
+        names = [chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "") for i in range(len(order))]
+        material = [head]
+        for name, i in zip(names, order, strict=True):
+            material += [_section(f"{title} {name}", text) for title, text in candidates[i]]
+        material.append(f"Score the {self.noun}{'es' if self.noun.endswith('ch') else 's'} {', '.join(names)}.")
+        messages = [
+            {"role": "system", "content": self.rules()},
+            {"role": "user", "content": "\n\n".join(material)},
+        ]
+        rows = ask(messages, functools.partial(self.read, names=names), self.schema(names))
+        return None if rows is None else [rows[names[order.index(i)]] for i in range(len(order))]
 
 
 def _section(name: str, text: str) -> str:
@@ -294,42 +305,33 @@ class Judge:
         self, trace: str, candidates: Sequence[ActionCandidate], seed: object
     ) -> tuple[tuple[float, ...], list[dict[str, int]]] | None:
         """(score in [0, 1], points by dimension) of each candidate; None where no usable answer came."""
-        order = list(range(len(candidates)))
-        random.Random(f"order {seed}").shuffle(order)
-        names = _letters(len(order))
-        schema = None if "response_format" in self.request else _STEP_RUBRIC.schema(names)
         if self.trace_limit and len(trace) > self.trace_limit:
             self.note("judge_trace_shortened")
             trace = _shorten(trace, self.trace_limit)
-        material = [_section("trace", trace)]  # trace first: it only grows, so that a server's prefix cache has it
-        for name, i in zip(names, order, strict=True):
-            material.append(_section(f"action {name}", f"{candidates[i].thought}\n\n$ {candidates[i].command}".strip()))
-        material.append(f"Score the actions {', '.join(names)}.")
-        messages = [
-            {"role": "system", "content": _STEP_RUBRIC.rules()},
-            {"role": "user", "content": "\n\n".join(material)},
-        ]
 
-        def answer(chat: Messages) -> ModelReply | None:
-            def call(**form: Any) -> Any:
-                return self.complete({**form, **self.request, "messages": chat})
+        def ask_judge(messages: Messages, read: Callable[[str], Parsed], schema: Mapping[str, Any]) -> Parsed | None:
+            form = None if "response_format" in self.request else schema
+            return ask(
+                functools.partial(self._answer, form), messages, read, self.retries, lambda n: self.note(f"judge_{n}")
+            )
 
-            try:
-                note = lambda kind: self.note(f"judge_refuses_{kind}")  # noqa: E731
-                reply, self._refused = complete(call, schema, self._refused, note)
-            except guarded_litellm().exceptions.ContextWindowExceededError:
-                self.note("judge_context_exceeded")
-                return None
-            if not reply.choices:
-                return ModelReply("")
-            return ModelReply(reply.choices[0].message.content or "", reply.choices[0].finish_reason == "length")
+        # trace first: it only grows, so that a server's prefix cache has it
+        sections = [[("action", f"{c.thought}\n\n$ {c.command}".strip())] for c in candidates]
+        points = _STEP_RUBRIC.points(_section("trace", trace), sections, random.Random(f"order {seed}"), ask_judge)
+        return None if points is None else (tuple(map(_STEP_RUBRIC.score, points)), points)
 
-        read = functools.partial(_STEP_RUBRIC.read, names=names)
-        rows = ask(answer, messages, read, self.retries, lambda name: self.note(f"judge_{name}"))
-        if rows is None:
+    def _answer(self, schema: Mapping[str, Any] | None, chat: Messages) -> ModelReply | None:
+        def call(**form: Any) -> Any:
+            return self.complete({**form, **self.request, "messages": chat})
+
+        try:
+            reply, self._refused = complete(call, schema, self._refused, lambda n: self.note(f"judge_refuses_{n}"))
+        except guarded_litellm().exceptions.ContextWindowExceededError:
+            self.note("judge_context_exceeded")
             return None
-        points = [rows[names[order.index(i)]] for i in range(len(order))]
-        return tuple(map(_STEP_RUBRIC.score, points)), points
+        if not reply.choices:
+            return ModelReply("")
+        return ModelReply(reply.choices[0].message.content or "", reply.choices[0].finish_reason == "length")
 
 
 # --- models whose answers are kept ------------------------------------------------------------------------------------
@@ -477,21 +479,16 @@ def vote(
         limit: most characters of the task and of each patch; the middle of longer ones is left out.
     """
     rng = random.Random(f"{seed} {voter} {' '.join(sorted(f.key for f in finalists))}")
-    order = list(finalists)
-    rng.shuffle(order)
-    names = _letters(len(order))
-    material = [_section("task", _shorten(task, limit))]
-    for name, finalist in zip(names, order, strict=True):
-        material.append(_section(f"patch {name}", _shorten(finalist.patch, limit) or "(changes nothing)"))
+    sections = []
+    for finalist in finalists:
+        sections.append([("patch", _shorten(finalist.patch, limit) or "(changes nothing)")])
         if finalist.evidence:
-            material.append(_section(f"tests of patch {name}", _shorten(finalist.evidence, limit)))
-    user = "\n\n".join([*material, f"Score the patches {', '.join(names)}."])
-    messages = [{"role": "system", "content": _PATCH_RUBRIC.rules()}, {"role": "user", "content": user}]
-    read = functools.partial(_PATCH_RUBRIC.read, names=names)
-    rows = model.ask(messages, read, _PATCH_RUBRIC.schema(names), f"{seed} {voter}")
+            sections[-1].append(("tests of patch", _shorten(finalist.evidence, limit)))
+    ask_voter = functools.partial(model.ask, seed=f"{seed} {voter}")
+    rows = _PATCH_RUBRIC.points(_section("task", _shorten(task, limit)), sections, rng, ask_voter)
     if rows is None:
         return None
-    points = {finalist.key: rows[name] for name, finalist in zip(names, order, strict=True)}
+    points = {finalist.key: row for finalist, row in zip(finalists, rows, strict=True)}
     for finalist in finalists:
         if finalist.passes is not None:
             points[finalist.key][GATE] = 3 * finalist.passes

@@ -17,8 +17,6 @@ from filelock import FileLock, Timeout
 from hesnr_tasks.bounded_io import TooLongError, lines, open_regular, parse_json
 from hesnr_tasks.errors import DataError, SearchError
 
-__all__ = ["KINDS", "Journal", "Ledger", "Spent", "fingerprint", "spent_of"]
-
 KINDS = ("probe", "draw", "judge")  # before the gate decides; after it fired; who chooses
 
 

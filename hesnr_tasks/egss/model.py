@@ -38,8 +38,6 @@ from hesnr_tasks.egss.judges import ActionCandidate, Judge, choose, guarded_lite
 from hesnr_tasks.egss.ledger import Ledger, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
 
-__all__ = ["GatedModel", "GatedModelConfig", "GatedTextbasedModel", "GatedTextbasedModelConfig"]
-
 ChatDict = dict[str, Any]
 _log = logging.getLogger("hesnr_tasks")
 _CONNECTION = ("api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "extra_headers", "timeout")

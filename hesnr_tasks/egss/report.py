@@ -29,9 +29,6 @@ from hesnr_tasks.errors import DataError, SettingsError, printable
 from hesnr_tasks.formats.base import deep
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, resample_counts, standard_error
 
-__all__ = ["CURRENCIES", "PRICE", "Curve", "InstanceRun", "TaskCost", "at_equal_rate", "curve_table", "curves"]
-__all__ += ["kinds_table", "paired_ratio", "paired_table", "read_instance", "read_run", "savings_table", "spans"]
-
 FloatArray = npt.NDArray[np.float64]
 CURRENCIES = ("prompt", "cached", "output", "money")
 PRICE = 0.1  # of a cached prompt token, in prompt tokens

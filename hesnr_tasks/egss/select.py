@@ -24,8 +24,6 @@ from hesnr_tasks.egss.collect import PatchCandidate, patch_key, source_patch
 from hesnr_tasks.egss.judges import Ballot, ChatModel, Finalist, vote, write_tests
 from hesnr_tasks.egss.suite import WRITTEN_BY_MODEL, PatchTester, Runner, Suite, TestFile
 
-__all__ = ["METHODS", "SelectSettings", "select_instance"]
-
 _LOG = logging.getLogger("hesnr_tasks")
 METHODS = ("egss", "suite", "majority", "random", "best-of-n")
 _SHOWN = 12  # failed tests that a voter sees

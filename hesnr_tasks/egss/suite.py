@@ -38,9 +38,6 @@ from hesnr_tasks.egss.collect import PYTEST_FILES, PatchCandidate, changed_files
 from hesnr_tasks.egss.ledger import Journal, fingerprint
 from hesnr_tasks.errors import SearchError, SettingsError, printable
 
-__all__ = ["PYTEST", "WRITTEN_BY_MODEL", "CommandResult", "Counts", "PatchError", "PatchTester", "Runner", "Sandbox"]
-__all__ += ["SandboxError", "Suite", "TestFile", "junit_outcomes", "sandbox_config", "secret_variables"]
-
 # --- environments -----------------------------------------------------------------------------------------------------
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|_PAT$", re.IGNORECASE)

@@ -37,23 +37,6 @@ from hesnr_tasks.passk.outcome_files import Query, log_files, read_log
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
 
-__all__ = [
-    "MEASURES",
-    "OUTCOMES",
-    "Answer",
-    "AnswerSet",
-    "MatchedPassAtK",
-    "PairedDifference",
-    "compared",
-    "difference_of",
-    "matched_passk",
-    "mean_of",
-    "measure",
-    "problem_means",
-    "rarity",
-    "read_corpus",
-]
-
 FloatArray = npt.NDArray[np.float64]
 MEASURES: Mapping[str, str] = {
     "words": "words separated by white space",

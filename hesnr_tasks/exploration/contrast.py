@@ -22,17 +22,6 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.frame import Frame
 from hesnr_tasks.scores import Entry, ScoreStore
 
-__all__ = [
-    "FEWEST_CLUSTERS",
-    "Bounds",
-    "Contrast",
-    "contrast",
-    "difference_bounds",
-    "entropy_bounds",
-    "frame_bounds",
-    "vocabulary_size",
-]
-
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

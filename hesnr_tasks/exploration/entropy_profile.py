@@ -32,8 +32,6 @@ from hesnr_tasks.exploration.text import Embed, Lexicon, distances, load_lexicon
 from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
 
-__all__ = ["COLUMNS", "PARTS", "Sentences", "Series", "Words", "collect", "draw", "exploration", "figure_data"]
-
 COLUMNS = ("char_start", "char_end")  # what a frame must have been loaded with
 PARTS = ("pivotal words", "reflective sentences", "rare sentences")
 _TURNS = ("1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-")

@@ -19,22 +19,6 @@ import numpy.typing as npt
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, SettingsError
 
-__all__ = [
-    "CODE",
-    "NEIGHBOURS",
-    "Embed",
-    "Lexicon",
-    "PivotalWord",
-    "Sentence",
-    "Word",
-    "distances",
-    "embedder",
-    "load_lexicon",
-    "prose",
-    "rare",
-    "sentences",
-]
-
 CODE = "\ue000"  # stands for each character of code
 
 

@@ -26,8 +26,6 @@ from hesnr_tasks.integrations.evaluation import (
 )
 from hesnr_tasks.tasks.settings import TaskSettings, describe, refuse_unknown
 
-__all__ = ["HESNRCallback"]
-
 _log = logging.getLogger("hesnr_tasks")
 _PREFIX = "hesnr/"
 

@@ -42,9 +42,6 @@ from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, signature
 
-__all__ = ["Evaluation", "Evaluator", "LiveModel", "UnfinishedPassError", "gather", "he_snr_change", "is_sharded"]
-__all__ += ["metrics_of", "preserve_training_state", "unwrap"]
-
 _log = logging.getLogger("hesnr_tasks")
 _MISSING = object()
 _SMALL = 1 << 20  # elements; larger buffers (quantised weights, say) are watched, not copied

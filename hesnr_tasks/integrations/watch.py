@@ -26,8 +26,6 @@ from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, printable
 from hesnr_tasks.ladder.run import run_command
 
-__all__ = ["WatchConfig", "watch"]
-
 _TEMPORARY = re.compile(r"\.|tmp|.*(\.tmp|\.partial|\.part|-tmp|_tmp|\.incomplete)$", re.IGNORECASE)
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

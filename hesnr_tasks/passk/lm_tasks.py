@@ -31,8 +31,6 @@ from hesnr_tasks.lm_eval_compat import exit_on_command_line
 from hesnr_tasks.passk import pass_at_ks, powers
 from hesnr_tasks.passk.seeded_generation import REQUEST_TYPE, SEED_LIMIT, SampleRequest, problem_id, seed_of
 
-__all__ = ["PassKSettings", "PassKTask", "arithmetic"]
-
 _log = logging.getLogger("lm_eval.hesnr_passk")  # below lm-eval's own logger, whose handler prints it
 
 

@@ -35,19 +35,6 @@ from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsErro
 from hesnr_tasks.lm_eval_compat import attach_request_type, exit_on_command_line, running_evaluation
 from hesnr_tasks.scores.cache import scores_dir
 
-__all__ = [
-    "REQUEST_TYPE",
-    "SEED_LIMIT",
-    "AnswerStore",
-    "SampleRequest",
-    "SeededSampler",
-    "answers_stem",
-    "generate_samples",
-    "problem_id",
-    "sampling_arguments",
-    "seed_of",
-]
-
 REQUEST_TYPE = "passk_samples"
 SEED_LIMIT = 1 << 31  # seeds are below this: servers take signed 32-bit numbers
 _AUTO_BATCH = 16  # rows at a time where lm-eval was to find out, which it does anew for every call

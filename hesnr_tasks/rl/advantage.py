@@ -23,9 +23,6 @@ from torch import Tensor
 
 from hesnr_tasks.errors import ScoringError, SettingsError
 
-__all__ = ["ALPHA_GRPO", "KAPPA", "LexiconPivotal", "Shaped", "check_strength"]
-__all__ += ["entropy_shaped_advantage", "shape"]
-
 ALPHA_GRPO = 0.4
 ALPHA_PPO = 0.1
 KAPPA = 2.0

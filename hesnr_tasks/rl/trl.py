@@ -18,8 +18,6 @@ from torch import Tensor
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.rl.advantage import ALPHA_GRPO, KAPPA, Shaped, check_strength, shape
 
-__all__ = ["LOSS_TYPES", "EntropyShapedGRPOMixin", "EntropyShapedGRPOTrainer", "Pivotal", "check_version"]
-
 LOSS_TYPES = ("bnpo", "cispo", "dapo", "dr_grpo", "grpo", "sapo", "vespo")
 OLDEST = "0.29.1"  # this version and 1.0, 1.8 and 1.16 were read: entropies first, then advantages
 

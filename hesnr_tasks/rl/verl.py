@@ -23,8 +23,6 @@ from torch import Tensor
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.rl.advantage import KAPPA, check_strength, shape
 
-__all__ = ["EntropyShapedPPOLoss", "check_version"]
-
 LINE = (0, 9)  # the minor line of verl whose ppo_loss was read and tested
 
 

@@ -97,8 +97,7 @@ def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, 
     assert [point.k for point in points] == [1, 2, 4]
     for point in points:
         assert point.value == pytest.approx(saved[f"pass@{point.k},none"], rel=1e-12)
-        # lm-eval's is s / √P, ours the bootstrap's spread, which has P instead of P - 1
-        assert point.stderr == pytest.approx(saved[f"pass@{point.k}_stderr,none"] * (11 / 12) ** 0.5, rel=0.05)
+        assert point.stderr == pytest.approx(saved[f"pass@{point.k}_stderr,none"], rel=1e-12)
         assert f"{point.value:.4f}" == printed[f"pass@{point.k}"]
     assert 0 < points[0].value < points[2].value <= 1
     (kept,) = (out / "answers").glob("even-*.sqlite")
