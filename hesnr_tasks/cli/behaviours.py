@@ -30,7 +30,7 @@ from hesnr_tasks.exploration.behaviours import (
     rarity,
     read_corpus,
 )
-from hesnr_tasks.exploration.contrast import FEWEST_CLUSTERS
+from hesnr_tasks.exploration.entropy_profile import FEWEST_CLUSTERS
 from hesnr_tasks.exploration.text import embedder, load_lexicon
 from hesnr_tasks.passk import listed, powers
 from hesnr_tasks.passk.outcome_files import Query

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.exploration.contrast import FEWEST_CLUSTERS
+from hesnr_tasks.exploration.entropy_profile import FEWEST_CLUSTERS
 from hesnr_tasks.exploration.text import (
     NEIGHBOURS,
     Embed,
@@ -32,7 +32,7 @@ from hesnr_tasks.exploration.text import (
     sentences,
 )
 from hesnr_tasks.formats import ReadReport, read_trajectories
-from hesnr_tasks.passk import listed
+from hesnr_tasks.passk import listed, pass_at_k
 from hesnr_tasks.passk.outcome_files import Query, log_files, read_log
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
@@ -313,8 +313,8 @@ def matched_passk(
 
 
 def _raw_pass(strata: _Strata, k: int) -> float:
-    n, wrong = sum(row[0] for row in strata.values()), sum(row[1] for row in strata.values())
-    return 1 - math.comb(wrong, k) / math.comb(n, k)
+    n, wrong = sum(n for n, _, _ in strata.values()), sum(wrong for _, wrong, _ in strata.values())
+    return pass_at_k(n, n - wrong, k)
 
 
 def _matched_pass(strata: _Strata, kept: Mapping[int, int], k: int) -> float:

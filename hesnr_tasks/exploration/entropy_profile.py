@@ -3,12 +3,24 @@
 The entropy of a word is that at its first token, of a sentence the mean of its words': later pieces of a word are
 nearly certain, so a mean over all tokens would be lower for sentences of words that split more, which rare sentences
 have, and no matching on position or frequency corrects that.
+
+The difference between some units (words, sentences) and the others is given raw and matched: within cells of equal
+position, frequency and turn, with every trajectory's own level taken out. That is the coefficient d of the
+least-squares fit  y = cell + trajectory + d · treated, over the cells that have both treated and other units (Frisch,
+Waugh and Lovell: residuals of y on residuals of `treated`). It is a ratio of sums over trajectories, so the package's
+cluster bootstrap gives its interval; the residual of the ratio is the influence of a trajectory on d, in which the
+error of the controls is contained.
+
+Bounds: given are the k largest probabilities p_1 ≥ … ≥ p_k and so the mass r = 1 − Σ p of all other tokens, none of
+which is more likely than p_k. The entropy over the whole vocabulary is smallest where that mass is packed into as few
+tokens as possible (each p_k, one with what is left), and largest where it is spread evenly over the V − k others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +31,169 @@ from hesnr_tasks.analysis.frame import Frame, Selection, selection
 from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.analysis.tables import Question, Table, interval
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.exploration.contrast import (
-    FEWEST_CLUSTERS,
-    Bounds,
-    Contrast,
-    contrast,
-    difference_bounds,
-    frame_bounds,
-    vocabulary_size,
-)
 from hesnr_tasks.exploration.text import Embed, Lexicon, distances, load_lexicon, prose, rare, sentences
+from hesnr_tasks.scores import Entry, ScoreStore
 from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+# --- differences, raw and matched -------------------------------------------------------------------------------------
+
+FEWEST_CLUSTERS = 8  # trajectories, or problems: with fewer, intervals are withheld
+_RIDGE = 1e-10  # levels are known up to a constant; this picks one of them
+_NEGLIGIBLE_LIFT = 1e-6  # a unit of less lift is explained by its cell and trajectory alone
+
+
+class Contrast(NamedTuple):
+    """Over T trajectories and n units; the ratio of sums of `numerator` and `denominator` is the difference."""
+
+    numerator: FloatArray  # (T,)
+    denominator: FloatArray  # (T,)
+    lift: FloatArray  # (n,): how much each unit weighs in it, 0 where it is not compared
+    used: float  # share of treated units compared
+    clusters: int  # trajectories that have such
+
+    def value(self, multiplicity: IntArray) -> float:
+        """The difference, trajectory t counted `multiplicity[t]` times; NaN where nothing can be compared."""
+        total = float(self.denominator @ multiplicity)
+        return float(self.numerator @ multiplicity) / total if total > 0 else float("nan")
+
+
+def contrast(
+    values: FloatArray, treated: BoolArray, trajectory: IntArray, multiplicity: IntArray, cell: IntArray | None = None
+) -> Contrast:
+    """Treated units against the others.
+
+    Args:
+        values: Entropies in nats, (n,).
+        treated: Which units are compared with the others, (n,).
+        trajectory: The trajectory of each unit, (n,).
+        multiplicity: How often each trajectory counts, (T,).
+        cell: The cell of each unit, (n,); None: the plain difference of means.
+    """
+    n, trajectories = len(values), len(multiplicity)
+    weight = multiplicity[trajectory] > 0
+    cells = np.zeros(n, dtype=np.int64) if cell is None else cell
+    _, codes = np.unique(cells, return_inverse=True)
+    counts = [
+        np.bincount(codes[side & weight], minlength=int(codes.max(initial=0)) + 1) for side in (treated, ~treated)
+    ]
+    keep = weight & ((counts[0] > 0) & (counts[1] > 0))[codes]  # of cells that have both
+    nothing = Contrast(np.zeros(trajectories), np.zeros(trajectories), np.zeros(n), 0.0, 0)
+    if not keep.any():
+        return nothing
+    _, codes = np.unique(cells[keep], return_inverse=True)
+    owner = trajectory[keep]
+    y, d = values[keep], treated[keep].astype(np.float64)
+    columns = np.column_stack([d, y - y.mean()])
+    fitted = _fitted(codes, owner, columns, multiplicity, with_trajectories=cell is not None)
+    d, y = (columns - fitted).T
+    if np.abs(d).max() < _NEGLIGIBLE_LIFT:
+        return nothing
+    lift = nothing.lift
+    lift[keep] = d
+    sums = [np.bincount(owner, part, trajectories).astype(np.float64) for part in (d * y, d * d)]
+    compared = treated & (np.abs(lift) >= _NEGLIGIBLE_LIFT)
+    used = int(compared.sum()) / max(1, int((treated & weight).sum()))
+    return Contrast(sums[0], sums[1], lift, used, len(np.unique(trajectory[compared])))
+
+
+def difference_bounds(lift: FloatArray, weight: FloatArray, low: FloatArray, high: FloatArray) -> tuple[float, float]:
+    """Between which values the difference lies if unit i's value lies between `low[i]` and `high[i]`; all (n,)."""
+    used = lift != 0
+    a, down, up = (lift * weight)[used], low[used], high[used]
+    scale = float((lift[used] * a).sum())
+    if not scale > 0:
+        return float("nan"), float("nan")
+    least = np.where(a > 0, a * down, a * up).sum() / scale
+    return float(least), float(np.where(a > 0, a * up, a * down).sum() / scale)
+
+
+def _fitted(
+    cell: IntArray, trajectory: IntArray, columns: FloatArray, multiplicity: IntArray, *, with_trajectories: bool
+) -> FloatArray:
+    """Least-squares levels of cells (and of trajectories) for each of `columns` (n, m), at every unit."""
+    shape = (int(cell.max()) + 1, len(multiplicity))
+
+    def table(values: FloatArray | None = None) -> FloatArray:
+        """Sums (or counts) of each cell in each trajectory."""
+        sums = np.bincount(cell * shape[1] + trajectory, values, shape[0] * shape[1])
+        return sums.reshape(shape).astype(np.float64) * multiplicity
+
+    counts, sums = table(), np.stack([table(column) for column in columns.T], axis=2)
+    if not with_trajectories:
+        return (sums.sum(axis=1) / counts.sum(axis=1)[:, None])[cell]
+    if shape[0] < shape[1]:  # the system to solve is as large as the smaller side
+        of_trajectory, of_cell = _levels(counts.T, sums.transpose(1, 0, 2))
+    else:
+        of_cell, of_trajectory = _levels(counts, sums)
+    return of_cell[cell] + of_trajectory[trajectory]
+
+
+def _levels(counts: FloatArray, sums: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Levels of the rows and of the columns of tables of counts (a, b) and sums (a, b, m)."""
+    rows, total = counts.sum(axis=1), sums.sum(axis=1)
+    share = np.divide(counts, rows[:, None], out=np.zeros_like(counts), where=rows[:, None] > 0)
+    system = np.diag(counts.sum(axis=0)) - counts.T @ share
+    system[np.diag_indices_from(system)] += _RIDGE * counts.sum() / len(system)
+    level = np.linalg.solve(system, sums.sum(axis=0) - share.T @ total)
+    rest = total - counts @ level
+    return np.divide(rest, rows[:, None], out=np.zeros_like(rest), where=rows[:, None] > 0), level
+
+
+# --- bounds of the entropy over the vocabulary ------------------------------------------------------------------------
+
+
+class Bounds(NamedTuple):
+    """Least and greatest entropy over the vocabulary, in nats, each (n,); `high` is inf where its size is unknown."""
+
+    low: FloatArray
+    high: FloatArray
+
+
+def entropy_bounds(topk_logprobs: npt.NDArray[np.floating], vocabulary: int | None) -> Bounds:
+    """Bounds from log-probabilities (n, k), descending, over a vocabulary of that size (None: unknown)."""
+    logs = np.asarray(topk_logprobs, dtype=np.float64)
+    chances = np.exp(logs)
+    stored = -(chances * np.where(chances > 0, logs, 0.0)).sum(axis=1)
+    tail = np.clip(1.0 - chances.sum(axis=1), 0.0, None)  # rounding can make it a little less than nothing
+    last = chances[:, -1]
+    full = np.floor(np.divide(tail, last, out=np.zeros_like(tail), where=last > 0))
+    low = stored + full * _entropy_term(last) + _entropy_term(np.clip(tail - full * last, 0.0, None))
+    if vocabulary is None:
+        return Bounds(low, np.full(len(low), np.inf))
+    others = max(1, vocabulary - logs.shape[1])
+    return Bounds(low, np.maximum(low, stored + others * _entropy_term(tail / others)))
+
+
+def _entropy_term(chance: FloatArray) -> FloatArray:
+    """-p ln p, 0 at 0."""
+    return -chance * np.log(np.where(chance > 0, chance, 1.0))
+
+
+def frame_bounds(frame: Frame) -> Bounds:
+    """Bounds of every token of `frame`, from all candidates that were stored."""
+    size = vocabulary_size(frame.store)
+    order = {entry.key: i for i, entry in enumerate(frame.entries)}
+
+    def work(entry: Entry, columns: dict[str, npt.NDArray[np.float32]]) -> Bounds:
+        i = order[entry.key]
+        return entropy_bounds(columns["topk_logprobs"][frame.row[frame.bounds[i] : frame.bounds[i + 1]]], size)
+
+    parts = list(frame.store.load_columns(["topk_logprobs"], work))
+    return Bounds(np.concatenate([part.low for part in parts]), np.concatenate([part.high for part in parts]))
+
+
+def vocabulary_size(store: ScoreStore) -> int | None:
+    """Tokens of the tokenizer, as the run's signature says; None if it does not."""
+    match = re.match(r"(\d+) tokens", str(store.signature["run"].get("tokenizer", "")))
+    stored = store.token_bytes()
+    return max([*([int(match[1])] if match else []), *([len(stored)] if stored else [])], default=None)
+
 
 COLUMNS = ("char_start", "char_end")  # what a frame must have been loaded with
 PARTS = ("pivotal words", "reflective sentences", "rare sentences")
@@ -55,10 +218,6 @@ _NOTES = (
     "the entropies are of the model scored, the text may be another's; the lexicon is English, and what share of such "
     "words and sentences it finds is not known",
 )
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 # --- words and sentences with their tokens ----------------------------------------------------------------------------
@@ -133,7 +292,8 @@ def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Words, S
                     texts.append(sentence.text)
         word_rows.append(np.array(rows, dtype=np.int64).reshape(-1, 7))
     owner, token, turn, position, clause, word, group = np.concatenate(word_rows).T
-    band = _frequency_band(np.bincount(word, minlength=len(vocabulary)))[word]
+    counts = np.maximum(np.bincount(word, minlength=len(vocabulary)), 1)
+    band = (np.log2(counts) // 2).astype(np.int64)[word]  # within a band, counts differ by less than a factor of 4
     cell = _cells(_binned(_WORD_POSITIONS, position), _binned(_CLAUSE_POSITIONS, clause), band, turn)
     all_words = Words(owner, token, turn, cell, group, unscored, inside)
     owner, turn, position, length = np.array(sentence_rows, dtype=np.int64).reshape(-1, 4).T
@@ -176,11 +336,6 @@ def _binned(edges: Sequence[float] | FloatArray, values: Any) -> IntArray:
     return np.searchsorted(edges, values, side="right")
 
 
-def _frequency_band(counts: npt.NDArray[np.integer]) -> IntArray:
-    """Within a band, counts differ by less than a factor of 4."""
-    return (np.log2(np.maximum(counts, 1)) // 2).astype(np.int64)
-
-
 def _cells(*columns: npt.NDArray[Any]) -> IntArray:
     """One number for each combination of values."""
     if not len(columns[0]):
@@ -203,28 +358,17 @@ class _Units(NamedTuple):
 
 
 class _Comparison(NamedTuple):
-    """Which units are compared with which others."""
+    """Units, and which of them are compared with the others."""
 
     part: str
     group: str
     units: _Units
-    treated: BoolArray
-    others: BoolArray
+    treated: BoolArray  # (n,)
 
-
-class _ContrastResult(NamedTuple):
-    """A comparison's units, those that are in it, and the difference raw and matched."""
-
-    comparison: _Comparison
-    raw: Contrast
-    matched: Contrast
-    multiplicity: IntArray  # (T,)
-
-    def mean(self, values: FloatArray, which: BoolArray) -> float:
-        """Weighted mean of one value a unit over some units; NaN where it is not finite."""
-        weight = self.multiplicity[self.comparison.units.trajectory].astype(np.float64)[which]
-        mean = float((values[which] * weight).sum() / weight.sum()) if weight.sum() > 0 else math.nan
-        return mean if math.isfinite(mean) else math.nan
+    def within(self, keep: BoolArray) -> _Comparison:
+        """Of some units alone; `keep`: (n,)."""
+        columns: Any = (column[keep] for column in self.units)
+        return self._replace(units=_Units(*columns), treated=self.treated[keep])
 
 
 def exploration(
@@ -267,8 +411,8 @@ def exploration(
         for k in question.ks:
             named = {"run": frame.name, "select": chosen.name, "k": k}
             comparisons = list(_comparisons(words, sentences_of, far, long, frame.entropy[k], limits, lexicon))
-            for name, found_rows in _rows(frame, question, chosen, comparisons):
-                rows[name] += [named | row for row in found_rows]
+            for name, rows_of_table in _rows(frame, question, chosen, comparisons).items():
+                rows[name] += [named | row for row in rows_of_table]
     size = vocabulary_size(frame.store)
     about = (
         f"lexicon {lexicon.version}; rare: the tenth of sentences farthest from their 5 nearest "
@@ -295,118 +439,111 @@ def _comparisons(
     limits: Bounds,
     lexicon: Lexicon,
 ) -> Iterator[_Comparison]:
-    columns = [values[words.token] for values in (entropy, *limits)]
-    units, plain = _Units(words.trajectory, words.turn, words.cell, *columns), words.group < 0
-    yield _Comparison(PARTS[0], "all", units, ~plain, plain)
-    for i, group in enumerate(lexicon.groups):
-        yield _Comparison(PARTS[0], group, units, words.group == i, plain)
-    columns = [of_sentences.mean(values) for values in (entropy, *limits)]
+    """`far`: sentences that are rare; `long`: those that can be, each (n,)."""
+    units = _Units(words.trajectory, words.turn, words.cell, *(values[words.token] for values in (entropy, *limits)))
+    plain, groups = words.group < 0, {name: words.group == i for i, name in enumerate(lexicon.groups)}
+    for group, treated in {"all": ~plain, **groups}.items():
+        yield _Comparison(PARTS[0], group, units, treated).within(treated | plain)
+    columns = (of_sentences.mean(values) for values in (entropy, *limits))
     units = _Units(of_sentences.trajectory, of_sentences.turn, of_sentences.cell, *columns)
     plain = np.asarray(~of_sentences.kinds.any(axis=1))
-    yield _Comparison(PARTS[1], "all", units, ~plain, plain)
-    for i, kind in enumerate(lexicon.kinds):
-        yield _Comparison(PARTS[1], kind, units, of_sentences.kinds[:, i], plain)
-    yield _Comparison(PARTS[2], "all", units, far, long & ~far)
+    kinds = {name: of_sentences.kinds[:, i] for i, name in enumerate(lexicon.kinds)}
+    for group, treated in {"all": ~plain, **kinds}.items():
+        yield _Comparison(PARTS[1], group, units, treated).within(treated | plain)
+    yield _Comparison(PARTS[2], "all", units, far).within(long)
 
 
 def _rows(
     frame: Frame, question: Question, chosen: Selection, comparisons: Sequence[_Comparison]
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    multiplicity = frame.multiplicity(chosen.mask)
-    results = [_compare(comparison, multiplicity) for comparison in comparisons]
-    yield "", _holm([_row(result, question) for result in results])
-    yield "_bounds", [_bounds_row(result) for result in results]
-    whole = [comparison for comparison in comparisons if comparison.group == "all"]
-    by_turn, by_outcome = [], []
-    groups = grouped(frame, "resolved")
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows by the end of their table's name."""
+    multiplicity, groups = frame.multiplicity(chosen.mask), grouped(frame, "resolved")
     full = np.diff(frame.bounds) > 0
     group = np.where(full, groups.of_token[np.minimum(frame.bounds[:-1], len(groups.of_token) - 1)], -1)
-    for comparison in whole:
+    compared = [_compared(comparison, multiplicity, question) for comparison in comparisons]
+    rows = {"": [row for row, _ in compared], "_by_turn": [], "_by_resolved": []}
+    for comparison in (comparison for comparison in comparisons if comparison.group == "all"):
+        part = {"part": comparison.part}
         for i, turn in enumerate(_TURNS):
-            here = comparison.units.turn == i
-            within = comparison._replace(treated=comparison.treated & here, others=comparison.others & here)
-            by_turn.append({"turn": turn, **_row(_compare(within, multiplicity), question)})
+            row, _ = _compared(comparison.within(comparison.units.turn == i), multiplicity, question)
+            rows["_by_turn"].append(part | {"turn": turn} | row)
         for i, outcome in enumerate(groups.names):
-            result = _compare(comparison, np.where(group == i, multiplicity, 0))
-            by_outcome.append({"resolved": outcome, **_row(result, question)})
-    for name, rows in (("_by_turn", by_turn), ("_by_resolved", by_outcome)):
-        kept = [{"part": row["part"], **row} for row in rows if row["n"]]
-        yield name, _holm([{key: value for key, value in row.items() if key != "group"} for row in kept])
+            row, _ = _compared(comparison, np.where(group == i, multiplicity, 0), question)
+            rows["_by_resolved"].append(part | {"resolved": outcome} | row)
+    for name in ("_by_turn", "_by_resolved"):
+        rows[name] = [{key: value for key, value in row.items() if key != "group"} for row in rows[name] if row["n"]]
+    for of_table in rows.values():
+        p_values = holm({str(i): row["p"] for i, row in enumerate(of_table)})
+        for i, row in enumerate(of_table):
+            row["p_holm"] = p_values[str(i)]
+    return {**rows, "_bounds": [bounds for _, bounds in compared]}
 
 
-def _compare(comparison: _Comparison, multiplicity: IntArray) -> _ContrastResult:
-    members = np.flatnonzero(comparison.treated | comparison.others)
-    columns: Any = (column[members] for column in comparison.units)
-    units, treated = _Units(*columns), comparison.treated[members]
+def _compared(
+    comparison: _Comparison, multiplicity: IntArray, question: Question
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a comparison, and that of its bounds; `multiplicity`: of each trajectory, (T,)."""
+    part, group, units, treated = comparison
     common = (units.entropy, treated, units.trajectory, multiplicity)
-    subset = comparison._replace(units=units, treated=treated, others=~treated)
-    return _ContrastResult(subset, contrast(*common), contrast(*common, units.cell), multiplicity)
+    differences = (contrast(*common), contrast(*common, units.cell))
+    raw, matched, p = _estimates(*differences, multiplicity, question)
+    weight = multiplicity[units.trajectory].astype(np.float64)
 
+    def mean(values: FloatArray, which: BoolArray) -> float:
+        total = weight[which].sum()
+        value = float((values[which] * weight[which]).sum() / total) if total > 0 else math.nan
+        return value if math.isfinite(value) else math.nan
 
-def _estimates(result: _ContrastResult, question: Question) -> tuple[Estimate, Estimate, float]:
-    """Both differences, raw and matched, and the p-value of the matched one being 0."""
-    pairs = (result.raw, result.matched)
-    sides = [np.stack([getattr(pair, name) for pair in pairs], axis=1) for name in ("numerator", "denominator")]
-    numerators, denominators = (np.repeat(side, result.multiplicity, axis=0) for side in sides)
-    if not len(numerators):
-        return Estimate(math.nan), Estimate(math.nan), math.nan
-    bootstrap: dict[str, Any] = {"resamples": question.resamples, "seed": question.seed}
-    columns = zip(*(column.tolist() for column in estimates(numerators, denominators, **bootstrap)), strict=True)
-    raw, matched = (
-        Estimate(*column) if pair.clusters >= FEWEST_CLUSTERS else Estimate(column[0])
-        for column, pair in zip(columns, pairs, strict=True)
-    )
-    numerator, denominator = numerators[:, 1], denominators[:, 1]
-    if result.matched.clusters < FEWEST_CLUSTERS or not denominator.sum() > 0:
-        return raw, matched, math.nan
-    zero = (np.zeros_like(numerator), denominator)  # a ratio against one whose numerator is 0
-    return raw, matched, paired(zero, (numerator, denominator), **bootstrap).p
-
-
-def _holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With Holm's p-values over all rows."""
-    p_values = holm({str(i): row["p"] for i, row in enumerate(rows)})
-    return [{**row, "p_holm": p_values[str(i)]} for i, row in enumerate(rows)]
-
-
-def _row(result: _ContrastResult, question: Question) -> dict[str, Any]:
-    (part, group, units, treated, others), multiplicity = result.comparison, result.multiplicity
-    raw, matched, p = _estimates(result, question)
-    weight = multiplicity[units.trajectory]
-    return {
+    row = {
         "part": part,
         "group": group,
         "n": int(weight[treated].sum()),
-        "others": int(weight[others].sum()),
+        "others": int(weight[~treated].sum()),
         "trajectories": int(multiplicity[np.unique(units.trajectory[treated])].sum()),
-        "entropy": result.mean(units.entropy, treated),
-        "others_entropy": result.mean(units.entropy, others),
+        "entropy": mean(units.entropy, treated),
+        "others_entropy": mean(units.entropy, ~treated),
         "difference": raw,
         "interval": interval(raw),
         "matched": matched,
         "matched_interval": interval(matched),
         "p": p,
-        "matched_share": result.matched.used,
+        "matched_share": differences[1].used,
     }
-
-
-def _bounds_row(result: _ContrastResult) -> dict[str, Any]:
-    part, group, units, treated, others = result.comparison
-    weight = result.multiplicity[units.trajectory].astype(np.float64)
-    ends = difference_bounds(result.matched.lift, weight, units.low, units.high)
+    ends = difference_bounds(differences[1].lift, weight, units.low, units.high)
     least, greatest = (end if math.isfinite(end) else math.nan for end in ends)
-    return {
+    bounds = {
         "part": part,
         "group": group,
-        "topk": result.mean(units.entropy, treated),
-        "low": result.mean(units.low, treated),
-        "high": result.mean(units.high, treated),
-        "others_low": result.mean(units.low, others),
-        "others_high": result.mean(units.high, others),
-        "matched": result.matched.value(result.multiplicity),
+        "topk": row["entropy"],
+        "low": mean(units.low, treated),
+        "high": mean(units.high, treated),
+        "others_low": mean(units.low, ~treated),
+        "others_high": mean(units.high, ~treated),
+        "matched": differences[1].value(multiplicity),
         "difference_low": least,
         "difference_high": greatest,
     }
+    return row, bounds
+
+
+def _estimates(
+    raw: Contrast, matched: Contrast, multiplicity: IntArray, question: Question
+) -> tuple[Estimate, Estimate, float]:
+    """Both differences, and the p-value of the matched one being 0."""
+    pairs = (raw, matched)
+    sides = [np.stack([getattr(pair, name) for pair in pairs], axis=1) for name in ("numerator", "denominator")]
+    numerators, denominators = (np.repeat(side, multiplicity, axis=0) for side in sides)
+    if not len(numerators):
+        return Estimate(math.nan), Estimate(math.nan), math.nan
+    bootstrap: dict[str, Any] = {"resamples": question.resamples, "seed": question.seed}
+    values = estimates(numerators, denominators, **bootstrap).rows()
+    few = [pair.clusters < FEWEST_CLUSTERS for pair in pairs]
+    first, second = (Estimate(value.value) if withheld else value for value, withheld in zip(values, few, strict=True))
+    numerator, denominator = numerators[:, 1], denominators[:, 1]
+    if few[1] or not denominator.sum() > 0:
+        return first, second, math.nan
+    zero = (np.zeros_like(numerator), denominator)  # a ratio against one whose numerator is 0
+    return first, second, paired(zero, (numerator, denominator), **bootstrap).p
 
 
 # --- the figure -------------------------------------------------------------------------------------------------------
@@ -427,7 +564,11 @@ def figure_data(tables: Sequence[Table]) -> tuple[str, list[Series], list[Series
         The name of the last run; its differences, raw and matched, a place a group; the matched difference of each
         part over runs, or over turns where there is one run.
     """
-    whole, by_turn = (_first_setting(tables, name) for name in ("exploration", "exploration_by_turn"))
+    whole, by_turn = (
+        [row for row in rows if all(row[key] == rows[0][key] for key in ("select", "k"))]
+        for name in ("exploration", "exploration_by_turn")
+        for rows in [next(table.rows for table in tables if table.name == name)]
+    )
     run = whole[-1]["run"]
     last = [row for row in whole if row["run"] == run]
     places = tuple(str(row["part"] if row["group"] == "all" else f"– {row['group']}") for row in last)
@@ -472,8 +613,3 @@ def draw(tables: Sequence[Table], stem: Path) -> list[Path]:
     right.set_title("by run" if places[-1] == run else f"{label(run)}, by turn", fontsize=9)
     right.legend(loc="upper center")
     return save(picture, stem)
-
-
-def _first_setting(tables: Sequence[Table], name: str) -> list[Mapping[str, Any]]:
-    rows = next(table.rows for table in tables if table.name == name)
-    return [row for row in rows if all(row[key] == rows[0][key] for key in ("select", "k"))]

@@ -6,7 +6,6 @@ Code is found first and never read as words. Offsets are characters of the text 
 from __future__ import annotations
 
 import importlib
-import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -317,7 +316,7 @@ def _vectors(corpus: Sequence[str], texts: Sequence[str] | None, embed: Embed | 
         return of_corpus, of_corpus if texts is None else _embedded(texts, embed)
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    terms = TfidfVectorizer(analyzer=_terms, sublinear_tf=True)
+    terms = TfidfVectorizer(lowercase=False, token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True)
     of_corpus = terms.fit_transform(corpus)
     return of_corpus, of_corpus if texts is None else terms.transform(texts)
 
@@ -332,8 +331,3 @@ def _embedded(texts: Sequence[str], embed: Embed) -> npt.NDArray[np.float64]:
         )
     places = {text: i for i, text in enumerate(distinct)}
     return vectors[[places[text] for text in texts]]
-
-
-def _terms(text: str) -> list[str]:
-    words = text.split()
-    return [*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))]

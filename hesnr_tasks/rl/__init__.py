@@ -5,20 +5,14 @@ Nothing here is imported until it is used: `trl` and `verl` are needed by some o
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import Any
 
 __all__ = ["EntropyShapedGRPOTrainer", "EntropyShapedPPOLoss", "entropy_shaped_advantage"]
 
-_HOMES = {
-    "EntropyShapedGRPOTrainer": "trl",
-    "EntropyShapedPPOLoss": "verl",
-    "entropy_shaped_advantage": "advantage",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Import the module of a public name when it is first used."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{'trl' if name == 'EntropyShapedGRPOTrainer' else 'advantage'}"), name)

@@ -8,7 +8,7 @@ import pytest
 
 from hesnr_tasks import demo
 from hesnr_tasks.cli import analyze, behaviours
-from hesnr_tasks.exploration.contrast import vocabulary_size
+from hesnr_tasks.exploration.entropy_profile import vocabulary_size
 from hesnr_tasks.scores import ScoreStore
 from tests.lm_eval_run import evaluate
 from tests.unit.exploration.test_behaviours import rows_of, write

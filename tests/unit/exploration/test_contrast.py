@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.exploration.contrast import contrast, difference_bounds, entropy_bounds
+from hesnr_tasks.exploration.entropy_profile import contrast, difference_bounds, entropy_bounds
 from hesnr_tasks.metrics import topk_entropy
 from hesnr_tasks.stats import estimates
 from tests.reference import exploration as reference

@@ -9,8 +9,7 @@ import pytest
 
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.cli import analyze
-from hesnr_tasks.exploration.contrast import contrast
-from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect
+from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect, contrast
 from hesnr_tasks.exploration.text import distances, load_lexicon, rare
 from hesnr_tasks.stats import estimates
 from hesnr_tasks.trajectory import Kind

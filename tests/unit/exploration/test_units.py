@@ -6,7 +6,7 @@ import pytest
 from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.backends.base import SequenceScores, TokenScores
-from hesnr_tasks.exploration.entropy_profile import COLUMNS, _frequency_band, collect
+from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect
 from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text
@@ -106,7 +106,3 @@ def test_words_beyond_the_context_are_counted_and_left_out(tmp_path):
     assert len(words.token) + words.unscored + words.inside == WORDS
     assert sentences.texts == ()  # no sentence has all its words
     assert sentences.mean(frame.entropy[10]).shape == (0,)
-
-
-def test_bands_are_powers_of_four():
-    assert _frequency_band(np.array([1, 3, 4, 15, 16, 63, 64])).tolist() == [0, 0, 1, 1, 2, 2, 3]

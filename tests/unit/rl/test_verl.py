@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.rl.verl import EntropyShapedPPOLoss, check_version
+from hesnr_tasks.rl.advantage import EntropyShapedPPOLoss, check_verl
 from tests.reference import shaping as reference
 
 LENGTHS = [4, 2, 3]
@@ -112,12 +112,12 @@ def test_travels_to_other_processes_with_its_configuration():
 def test_strength_and_version_are_checked():
     with pytest.raises(SettingsError, match="greater than 1"):
         EntropyShapedPPOLoss(0.4, 1.0, ppo_loss=ppo, pad=pad)
-    check_version("0.9.1")
+    check_verl("0.9.1")
     for installed in ("0.7.0", "0.10.0.dev0", "1.0"):
         with pytest.raises(SettingsError, match=r"verl .* 0\.9 only"):
-            check_version(installed)
+            check_verl(installed)
     with pytest.raises(SettingsError, match="not installed"):
-        check_version(None)
+        check_verl(None)
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
