@@ -44,16 +44,16 @@ def main(source: str, *templates: str) -> None:
     for path in map(Path, templates):
         tokenizer = byte_tokenizer()
         tokenizer.bos_token, tokenizer.chat_template = "<s>", path.read_text()
-        native, refused = NativeTemplate(tokenizer), Counter[str]()
+        native, refused, passed = NativeTemplate(tokenizer), Counter[str](), list[Passed]()
         for trajectory in trajectories:
             try:
-                native.render(trajectory)
+                passed += [native.render(trajectory).passed]
             except DataError as error:
                 refused[str(error)] += 1
-        about = native.describe()
+        about = native.describe(passed)
         switches = ", ".join(f"`{name}={value}`" for name, value in about["switches"].items())
-        forms = "; ".join(f"{form} ({count})" for form, count in native.variants.most_common())
-        dropped = f"{native.dropped / native.characters:.0%}" if native.characters else ""
+        forms = "; ".join(f"{form} ({count})" for form, count in about["forms"].items())
+        dropped = f"{about['thoughts_dropped'] / max(1, about['thoughts_total']):.0%}"
         share = f"{len(trajectories) - refused.total()} of {len(trajectories)}"
         print(f"| {path.stem} | {share} | `{about['reasoning']}` | {switches} | {dropped} | {forms} |")
 

@@ -1,7 +1,8 @@
 """Messages as a chat template gets them, with every text of the trajectory as a leaf that a placeholder can stand for.
 
-A call that was stored as a structure is passed as one; a call that the model wrote as text stays text. `VARIANTS` are
-the forms in which messages are passed, the richest first.
+A call that was stored as a structure is passed as one. A call that the model wrote as text stays text, or is passed as
+a structure where the setting `calls` is `native`. `VARIANTS` are the forms in which messages are passed, the richest
+first.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.actions import ToolCall, argument_json, render_call
+from hesnr_tasks.actions import Call, ToolCall, argument_json, render_call
 from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
-__all__ = ["MARK", "VARIANTS", "Container", "Conversation", "Leaf", "Variant", "json_escaped", "native_calls", "widths"]
 
 _NAME = re.compile(r"[\w.\-]{1,100}")
 MARK = re.compile(r"HESNR\d{6}MARK|73165\d{8}")
@@ -28,18 +29,45 @@ _THINK = re.compile(r"\A\s*<think>(.*?)</think>", re.DOTALL)
 _THINK_TAG = re.compile(r"</?think>")
 
 
-def json_escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """The inside of `text` as a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
+class _Widths(dict[str, int]):
+    """The length of the escape of each character."""
+
+    def __init__(self, escape: Callable[[str], str]) -> None:
+        super().__init__()
+        self._escape = escape
+
+    def __missing__(self, character: str) -> int:
+        self[character] = len(self._escape(character))
+        return self[character]
+
+
+_of_escapes: dict[Callable[[str], str], _Widths] = {}
+
+
 def widths(text: str, escape: Callable[[str], str]) -> npt.NDArray[np.int64]:
     """The length of each character's escape; shape (len(text),)."""
-    lengths = {character: len(escape(character)) for character in set(text)}
-    return np.array([lengths[c] for c in text], dtype=np.int64)
+    if escape not in _of_escapes:
+        _of_escapes[escape] = _Widths(escape)
+    return np.fromiter(map(_of_escapes[escape].__getitem__, text), np.int64, len(text))
 
 
 # --- messages with leaves ---------------------------------------------------------------------------------------------
+
+Origin = int | npt.NDArray[np.int64]  # place of the first character in an action, or of each
+
+
+class LeafPart(NamedTuple):
+    """Characters of a leaf that are of one kind, and where they stand in an action, if they do."""
+
+    length: int
+    kind: Kind
+    action: int = -1
+    origin: Origin = 0
 
 
 @dataclass(slots=True)
@@ -50,27 +78,18 @@ class Leaf:
     message: int
     turn: int
     where: str  # for errors
-    segments: tuple[Segment, ...]  # of a string; their texts join to it
+    parts: tuple[LeafPart, ...]
     is_call: bool = False  # a tool's name or an argument
-    action: int | None = None  # the action that an argument stands in, with the place of each of its characters
-    offsets: npt.NDArray[np.int64] | None = None
     is_name: bool = False
     mark: Any = None
 
 
-@dataclass(slots=True)
-class Container:
-    """An argument that is a list or an object: where its JSON stands in the canonical action."""
+class Container(NamedTuple):
+    """An argument that is a list or an object: where its JSON stands in the action."""
 
     leaves: list[Leaf]
     action: int
-    pieces: list[tuple[str, int]]  # before, between and after the leaves, with their places
-
-
-@dataclass(slots=True)
-class _StoredCall:
-    name: Leaf
-    arguments: dict[str, Any]
+    pieces: list[tuple[str, npt.NDArray[np.int64]]]  # before, between and after the leaves, with their places
 
 
 @dataclass(slots=True)
@@ -80,7 +99,7 @@ class _ChatMessage:
     turn: int
     content: list[Any] = field(default_factory=list)  # of leaves and literal strings
     reasoning: list[Any] = field(default_factory=list)
-    calls: list[_StoredCall] = field(default_factory=list)
+    calls: list[tuple[Leaf, dict[str, Any]]] = field(default_factory=list)  # name, arguments
 
 
 class Variant(NamedTuple):
@@ -114,36 +133,58 @@ VARIANTS = (
 )
 
 
-class Conversation:
-    """The messages of one trajectory in one variant, its leaves, and its actions' canonical texts."""
+class NativeCall(NamedTuple):
+    """A call that can be passed as a structure: its name, and each argument's text with its place in the action."""
 
-    def __init__(self, trajectory: Trajectory, variant: Variant, reasoning: str) -> None:
-        self.variant, self._reasoning_key = variant, reasoning
+    name: str
+    arguments: tuple[tuple[str, str, Origin], ...]
+
+
+class Conversation:
+    """The messages of one trajectory, its leaves, and the texts of its actions.
+
+    Args:
+        trajectory: what is passed.
+        calls: of each message, those to pass as structures: `native_calls`.
+        reasoning: the field for reasoning, or `inline`: it is text of the content.
+        apart, single: as in `Variant`.
+    """
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        calls: Sequence[list[NativeCall]],
+        reasoning: str,
+        *,
+        apart: bool = False,
+        single: bool = False,
+    ) -> None:
+        self._reasoning_key, self._apart, self._single = reasoning, apart, single
         self.leaves: list[Leaf] = []
         self.containers: list[Container] = []
         self.actions: list[str] = []
         self.messages: list[_ChatMessage] = []
-        structured = trajectory.fidelity is Fidelity.RENDERED and variant.calls != "text"
-        calls = [native_calls(m) if structured else None for m in trajectory.messages]
-        self._types = _types([c for listed in calls for c in listed or ()])
-        turn = 1
+        self._schemas = trajectory.meta.get("tools")
+        self._types = _types(itertools.chain.from_iterable(calls))
+        turn, called = 1, False
         for index, (message, native) in enumerate(zip(trajectory.messages, calls, strict=True)):
-            self._add(message, native, index, turn)
+            chat = _ChatMessage(message.role, index, turn)
+            if called and message.role == "user" and all(s.kind is Kind.OBSERVATION for s in message.segments):
+                chat.role = "tool"  # the result of a call that was text
+            self._add(message, native, chat)
+            called = bool(native) or (called and not message.generated)
             turn += message.generated
-        if variant.roles != "own roles":
-            self.messages = _simpler_roles(self.messages, merged=variant.roles == "users and assistants")
 
-    def _leaf(self, value: Any, index: int, turn: int, where: str, **more: Any) -> Leaf:
-        leaf = Leaf(value, index, turn, where, **{"segments": (), **more})
+    def _leaf(self, value: Any, chat: _ChatMessage, where: str, *parts: LeafPart, **more: Any) -> Leaf:
         number = len(self.leaves)
-        leaf.mark = f"HESNR{number:06d}MARK" if isinstance(value, str) else 7316500000000 + number
+        mark = f"HESNR{number:06d}MARK" if isinstance(value, str) else 7316500000000 + number
+        leaf = Leaf(value, chat.index, chat.turn, where, parts, mark=mark, **more)
         self.leaves.append(leaf)
         return leaf
 
-    def _add(self, message: Message, native: list[_ActionCall] | None, index: int, turn: int) -> None:
-        chat = _ChatMessage(message.role, index, turn)
+    def _add(self, message: Message, native: list[NativeCall], chat: _ChatMessage) -> None:
         self.messages.append(chat)
-        segments = [s for s in message.segments if not (native and s.kind is Kind.ACTION)]
+        segments = list(message.segments[:-1] if native else message.segments)
         if message.role == "assistant":
             segments = self._split_reasoning(chat, segments)
         chat.content = self._text(segments, chat, "content", strip=bool(native))
@@ -152,16 +193,17 @@ class Conversation:
         action = len(self.actions)
         self.actions.append(message.segments[-1].text)
         for number, call in enumerate(native, 1):
-            if self.variant.single if number > 1 else self.variant.apart and (chat.content or chat.reasoning):
-                chat = _ChatMessage("assistant", index, turn)
+            if self._single if number > 1 else self._apart and (chat.content or chat.reasoning):
+                chat = _ChatMessage("assistant", chat.index, chat.turn)
                 self.messages.append(chat)
             where = f"call {number} ({call.name})"
-            name = self._leaf(call.name, index, turn, f"the name of {where}", is_call=True, is_name=True)
+            part = LeafPart(len(call.name), Kind.ACTION)
+            name = self._leaf(call.name, chat, f"the name of {where}", part, is_call=True, is_name=True)
             arguments = {
-                key: self._argument(text, start, action, chat, f"argument {key!r} of {where}", call.name, key)
-                for key, text, start in call.parameters
+                key: self._argument(text, origin, action, chat, f"argument {key!r} of {where}", (call.name, key))
+                for key, text, origin in call.arguments
             }
-            chat.calls.append(_StoredCall(name, arguments))
+            chat.calls.append((name, arguments))
 
     def _split_reasoning(self, chat: _ChatMessage, segments: list[Segment]) -> list[Segment]:
         """`segments` without the reasoning at their start, which goes to a field of its own."""
@@ -170,7 +212,7 @@ class Conversation:
         opener = _THINK.match(segments[0].text)
         if not opener:
             return segments
-        inner = (Segment(Kind.THOUGHT, opener[1].strip("\n")),)
+        inner = [Segment(Kind.THOUGHT, opener[1].strip("\n"))]
         chat.reasoning = self._text(inner, chat, "reasoning", strip=False)
         rest = segments[0].text[opener.end() :].lstrip()
         return [Segment(Kind.THOUGHT, rest), *segments[1:]] if rest else segments[1:]
@@ -179,44 +221,43 @@ class Conversation:
         """Text as leaves, with the tags of reasoning between them as literals: templates look for those."""
         text = "".join(s.text for s in segments)
         end = len(text.rstrip()) if strip else len(text)
-        places: list[tuple[Segment, int, int, int | None]] = []
-        position = 0
+        runs: list[tuple[int, int, Kind, int]] = []
+        tags: list[tuple[int, int]] = []
+        start = position = 0
         for segment in segments:
-            action = None
+            stop, action = start + len(segment.text), -1
             if segment.kind is Kind.ACTION:
                 action = len(self.actions)
                 self.actions.append(segment.text)
-            places.append((segment, position, position + len(segment.text), action))
-            position += len(segment.text)
-        thoughts = [(a, b) for segment, a, b, _ in places if segment.kind is Kind.THOUGHT and chat.role == "assistant"]
-        tags = [m.span() for a, b in thoughts for m in _THINK_TAG.finditer(text, a, min(b, end))]
+            elif segment.kind is Kind.THOUGHT and chat.role == "assistant" and "think>" in segment.text:
+                tags += [m.span() for m in _THINK_TAG.finditer(text, start, min(stop, end))]
+            runs.append((start, stop, segment.kind, action))
+            start = stop
         result: list[Any] = []
-        position = 0
         for start, stop in [*tags, (end, end)]:
             piece = text[position:start]
-            if piece.strip():
-                parts, origin = [], []
-                for segment, first, last, action in places:
-                    a, b = max(first, position), min(last, start)
-                    if a < b:
-                        parts.append(Segment(segment.kind, text[a:b]))
-                        origin.append((action, a - first))
-                leaf = self._leaf(piece, chat.index, chat.turn, where, segments=tuple(parts))
-                leaf.offsets = np.array([(-1 if a is None else a, o) for a, o in origin], dtype=np.int64)
-                result.append(leaf)
-            else:
+            if piece and not piece.isspace():
+                parts = (
+                    LeafPart(min(b, start) - max(a, position), kind, action, max(0, position - a))
+                    for a, b, kind, action in runs
+                    if max(a, position) < min(b, start)
+                )
+                result.append(self._leaf(piece, chat, where, *parts))
+            elif piece:
                 result.append(piece)
-            result.append(text[start:stop])
+            if start < stop:
+                result.append(text[start:stop])
             position = stop
-        return [part for part in result if part != ""]
+        return result
 
-    def _argument(self, text: str, start: int, action: int, chat: _ChatMessage, where: str, tool: str, key: str) -> Any:
-        if (tool, key) not in self._types:
-            if not text:
-                return text
-            offsets = np.arange(start, start + len(text))
-            return self._leaf(text, chat.index, chat.turn, where, is_call=True, action=action, offsets=offsets)
+    def _argument(
+        self, text: str, origin: Origin, action: int, chat: _ChatMessage, where: str, key: tuple[str, str]
+    ) -> Any:
+        if key not in self._types:
+            part = LeafPart(len(text), Kind.ACTION, action, origin)
+            return self._leaf(text, chat, where, part, is_call=True) if text else text
         value = json.loads(text)
+        places = origin + np.arange(len(text)) if isinstance(origin, int) else origin
         leaves: list[Leaf] = []
 
         def scalars(value: Any) -> Any:
@@ -226,116 +267,172 @@ class Conversation:
                 return [scalars(v) for v in value]
             if value == "" and isinstance(value, str):
                 return value
-            leaf = self._leaf(value, chat.index, chat.turn, where, is_call=True, action=action)
-            leaves.append(leaf)
-            return leaf
+            leaves.append(self._leaf(value, chat, where, is_call=True))
+            return leaves[-1]
 
         result = scalars(value)
-        pieces = MARK.split(argument_json(_filled(result, "mark")))
-        position, placed = start, list[tuple[str, int]]()
-        for piece, leaf in itertools.zip_longest(pieces, leaves):
-            placed.append((piece, position))
+        position, pieces = 0, list[tuple[str, npt.NDArray[np.int64]]]()
+        for piece, leaf in itertools.zip_longest(MARK.split(argument_json(_filled(result, "mark"))), leaves):
+            pieces.append((piece, places[position : position + len(piece)]))
             position += len(piece)
             if leaf is None:
                 break
-            written = argument_json(leaf.value)
-            inner = written[1:-1] if isinstance(leaf.value, str) else written
             if isinstance(leaf.value, str):
-                lengths = widths(leaf.value, json_escaped)
-                leaf.offsets = position + np.cumsum(lengths) - lengths
+                lengths = widths(leaf.value, escaped)
+                of_leaf = places[position + np.cumsum(lengths) - lengths]
+                position += int(lengths.sum())
             else:
-                leaf.offsets = np.arange(position, position + len(inner))
-            position += len(inner)
+                of_leaf = places[position : position + len(argument_json(leaf.value))]
+                position += len(of_leaf)
+            leaf.parts = (LeafPart(len(of_leaf), Kind.ACTION, action, of_leaf),)
         if isinstance(value, (dict, list)) and value and leaves:
-            self.containers.append(Container(leaves, action, placed))
+            self.containers.append(Container(leaves, action, pieces))
         return result
 
-    def chat(self, what: str) -> list[dict[str, Any]]:
+    def chat(self, what: str, variant: Variant) -> list[dict[str, Any]]:
         """The messages as a template gets them, with each leaf's `value` or `mark`."""
         result: list[dict[str, Any]] = []
         number = itertools.count(1)
         waiting: list[tuple[str, Any]] = []
+        last: tuple[str, Any] = ("call00000", "tool")
+        simpler = {} if variant.roles == "own roles" else {"tool": "user"}
+        merged = variant.roles == "users and assistants"
+        if merged:
+            simpler["system"] = "user"
         for message in self.messages:
-            text = "".join(str(_filled(part, what)) for part in message.content)
-            content = [{"type": "text", "text": text}] if self.variant.parts else text
-            chat: dict[str, Any] = {"role": message.role, "content": content}
+            role, text = simpler.get(message.role, message.role), _joined(message.content, what)
+            if merged and result and result[-1]["role"] == role:  # neighbours of one role are one message
+                chat = result.pop()
+                text = f"{chat['content'][0]['text'] if variant.parts else chat['content']}\n\n{text}"
+            else:
+                chat = {"role": role}
+            chat["content"] = [{"type": "text", "text": text}] if variant.parts else text
+            result.append(chat)
             if message.reasoning:
-                reasoning = "".join(str(_filled(part, what)) for part in message.reasoning)
-                chat[self._reasoning_key] = reasoning
+                chat[self._reasoning_key] = chat.get(self._reasoning_key, "") + _joined(message.reasoning, what)
             if message.calls:
                 chat["tool_calls"] = []
-                for call in message.calls:
-                    arguments = _filled(call.arguments, what)
-                    if self.variant.calls == "json":
+                for name, values in message.calls:
+                    arguments = _filled(values, what)
+                    if variant.calls == "json":
                         arguments = argument_json(arguments)
-                    identity, name = f"call{next(number):05d}", _filled(call.name, what)
-                    waiting.append((identity, name))
-                    function = {"name": name, "arguments": arguments}
-                    chat["tool_calls"].append({"id": identity, "type": "function", "function": function})
+                    last = f"call{next(number):05d}", getattr(name, what)
+                    waiting.append(last)
+                    function = {"name": last[1], "arguments": arguments}
+                    chat["tool_calls"].append({"id": last[0], "type": "function", "function": function})
             elif message.role == "assistant":
                 waiting = []
-            elif message.role == "tool" and waiting:
-                chat["tool_call_id"], chat["name"] = waiting.pop(0)
-            result.append(chat)
+            elif role == "tool":  # a second result of a call has its name too: templates ask for one
+                chat["tool_call_id"], chat["name"] = waiting.pop(0) if waiting else last
         return result
 
     def tools(self) -> list[dict[str, Any]] | None:
-        """Schemas of the tools, inferred from the calls; None where there are none."""
-        tools: dict[str, dict[str, Any]] = {}
+        """The trajectory's schemas of its tools; those that are not stored are inferred from the calls, if any."""
+        if not any(message.calls for message in self.messages):
+            return None
+        tools = stored_schemas(self._schemas)
+        inferred: dict[str, dict[str, Any]] = {}
         for message in self.messages:
-            for call in message.calls:
-                properties = tools.setdefault(call.name.value, {})
-                for key, value in call.arguments.items():
+            for name, arguments in message.calls:
+                properties = inferred.setdefault(name.value, {})
+                for key, value in arguments.items():
                     properties.setdefault(key, {"type": _json_type(value), "description": key})
-        return [
-            {
-                "type": "function",
-                "function": {
-                    "name": name,
-                    "description": name,
-                    "parameters": {"type": "object", "properties": properties, "required": []},
-                },
-            }
-            for name, properties in tools.items()
-        ] or None
+        for name, properties in inferred.items():
+            parameters = {"type": "object", "properties": properties, "required": []}
+            tools.setdefault(name, {"name": name, "description": name, "parameters": parameters})
+        return [{"type": "function", "function": function} for function in tools.values()]
 
 
-class _ActionCall(NamedTuple):
-    name: str
-    parameters: tuple[tuple[str, str, int], ...]  # name, text and place in the action
+def conversations(
+    trajectory: Trajectory, calls: Sequence[list[NativeCall]], reasoning: str
+) -> Callable[[Variant], Conversation]:
+    """The conversation of each variant, made once for all that differ only in how it is written out."""
+
+    @cache
+    def conversation(text: bool, apart: bool, single: bool) -> Conversation:
+        passed = [[] for _ in calls] if text else calls
+        return Conversation(trajectory, passed, reasoning, apart=apart, single=single)
+
+    return lambda variant: conversation(variant.calls == "text", variant.apart, variant.single)
 
 
-def native_calls(message: Message) -> list[_ActionCall] | None:
-    """The calls of a message whose action is, to the character, the canonical form of stored calls; else None."""
-    if [s.kind for s in message.segments if s.kind is Kind.ACTION] != [Kind.ACTION]:
-        return None
+def stored_schemas(stored: Any) -> dict[str, dict[str, Any]]:
+    """Schemas of tools by name, as `{name, description, parameters}`, from OpenAI's or Anthropic's form of them."""
+    schemas: dict[str, dict[str, Any]] = {}
+    for tool in stored if isinstance(stored, list) else []:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            continue
+        parameters = next((p for k in ("parameters", "input_schema") if isinstance(p := function.get(k), dict)), {})
+        parameters = {"type": "object", "properties": {}, **parameters}
+        description = str(function.get("description") or name)
+        schemas[name] = {"name": name, "description": description, "parameters": parameters}
+    return schemas
+
+
+def native_calls(trajectory: Trajectory, which: str = "stored") -> list[list[NativeCall]]:
+    """Of each message, the calls to pass as structures, or none.
+
+    Args:
+        trajectory: whose messages.
+        which: `stored`: only those whose action is, to the character, the canonical form of stored calls; `native`:
+            also those that are text of any known form, if all of the action but white space is values and call syntax.
+    """
+    if which == "stored" and trajectory.fidelity is not Fidelity.RENDERED:
+        return [[] for _ in trajectory.messages]
+    return [_calls_of(message, which) for message in trajectory.messages]
+
+
+def _calls_of(message: Message, which: str) -> list[NativeCall]:
+    if [s.kind for s in message.segments].count(Kind.ACTION) != 1 or message.segments[-1].kind is not Kind.ACTION:
+        return []
     text = message.segments[-1].text
-    calls = parse_action(text) if message.segments[-1].kind is Kind.ACTION else ()
-    parsed, written = [], []
+    result: list[NativeCall] = []
+    calls = parse_action(text)
     for call in calls:
         names = [p.name for p in call.parameters]
         if len(set(names)) < len(names) or not all(_NAME.fullmatch(n) for n in (call.name, *names)):
-            return None
-        values = tuple((p.name, text[p.value_start : p.value_end], p.value_start) for p in call.parameters)
-        parsed.append(_ActionCall(call.name, values))
-        written.append(render_call(ToolCall(call.name, {key: value for key, value, _ in values})))
-    return parsed if parsed and "\n".join(written) == text.strip() else None
+            return []
+        arguments = []
+        for p in call.parameters:
+            if p.encoded:
+                view = p.view(text)
+                arguments.append((p.name, view.text, np.array(view.offsets[:-1], dtype=np.int64)))
+            else:
+                arguments.append((p.name, text[p.value_start : p.value_end], p.value_start))
+        result.append(NativeCall(call.name, tuple(arguments)))
+    if which == "native":
+        return result if _only_calls(text, calls) else []
+    written = (render_call(ToolCall(c.name, {key: value for key, value, _ in c.arguments})) for c in result)
+    return result if result and "\n".join(written) == text.strip() else []
 
 
-def _types(calls: Sequence[_ActionCall]) -> set[tuple[str, str]]:
+def _only_calls(text: str, calls: Sequence[Call]) -> bool:
+    """Whether all of `text` but white space is values, call syntax and fences."""
+    rest, position = [], 0
+    values = [(p.value_start, p.value_end) for c in calls for p in c.parameters]
+    spans = [*values, *(span for c in calls for span in (*c.tags, *c.fences))]
+    for start, end in sorted(spans):
+        rest.append(text[position:start])
+        position = max(position, end)
+    return bool(spans) and not "".join([*rest, text[position:]]).strip()
+
+
+def _types(calls: Iterable[NativeCall]) -> set[tuple[str, str]]:
     """The parameters whose values are no strings: all of them are JSON of something else."""
     kinds: dict[tuple[str, str], bool] = {}
     for call in calls:
-        for key, text, _ in call.parameters:
+        for key, text, _ in call.arguments:
             kinds[call.name, key] = kinds.get((call.name, key), True) and _is_json(text)
     return {key for key, is_json in kinds.items() if is_json}
 
 
 def _is_json(text: str) -> bool:
-    if text[:1] not in '[{-0123456789tfn"' or text[:1] == '"':
+    if text[:1] not in tuple("[{-0123456789tfn") or len(text) > 100_000:
         return False
     try:
-        return argument_json(json.loads(text)) == text and len(text) < 100_000
+        return argument_json(json.loads(text)) == text
     except (ValueError, RecursionError):
         return False
 
@@ -346,22 +443,13 @@ def _json_type(value: Any) -> str:
     return names.get(type(value), "string")
 
 
+def _joined(parts: Sequence[Any], what: str) -> str:
+    return "".join([part if type(part) is str else str(getattr(part, what)) for part in parts])
+
+
 def _filled(value: Any, what: str) -> Any:
     if isinstance(value, Leaf):
         return getattr(value, what)
     if isinstance(value, dict):
         return {k: _filled(v, what) for k, v in value.items()}
     return [_filled(v, what) for v in value] if isinstance(value, list) else value
-
-
-def _simpler_roles(messages: list[_ChatMessage], *, merged: bool) -> list[_ChatMessage]:
-    """Tool results as user messages; `merged`: system prompts too, and neighbours of one role as one message."""
-    result: list[_ChatMessage] = []
-    for message in messages:
-        message.role = "user" if message.role == "tool" or (merged and message.role == "system") else message.role
-        if merged and result and result[-1].role == message.role:
-            result[-1].content = [*result[-1].content, "\n\n", *message.content]
-            result[-1].reasoning = [*result[-1].reasoning, *message.reasoning]
-        else:
-            result.append(message)
-    return result

@@ -18,12 +18,15 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from jinja2 import Template
+from jinja2.runtime import LoopContext, Namespace
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from hesnr_tasks.actions import ToolCall, argument_json, render_call
 from hesnr_tasks.chat_messages import (
@@ -33,17 +36,17 @@ from hesnr_tasks.chat_messages import (
     Conversation,
     Leaf,
     Variant,
-    json_escaped,
+    conversations,
+    escaped,
     native_calls,
     widths,
 )
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.rendering import ActionSource, Rendered, Span
+from hesnr_tasks.rendering import ActionSource, Passed, Rendered, Span
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
-__all__ = ["DATE", "SWITCHES", "THOUGHTS", "NativeTemplate"]
-
 THOUGHTS = ("keep", "drop", "error")
+CALLS = ("stored", "native")
 SWITCHES: Mapping[str, Any] = {  # template arguments that keep the reasoning of earlier turns
     "enable_thinking": True,
     "thinking": True,
@@ -55,13 +58,76 @@ SWITCHES: Mapping[str, Any] = {  # template arguments that keep the reasoning of
     "drop_thinking": False,
 }
 DATE = datetime.datetime(2025, 1, 1)  # in the place of today's, which some templates print: numbers must not change
-_TODAY = re.compile(r"""\bstrftime_now\(\s*(?:format\s*=\s*)?(?:'([^'\\{}]*)'|"([^"\\{}]*)")\s*\)""")
 _CONTROL = re.compile(r"<[|｜][^|｜<>]*[|｜]>")
 _NEAR = 100  # characters of punctuation between two elements of a list
 _MAX_STEPS = 100  # of the search, a leaf
+_USE_OTHER = "Use --metadata render=chatml or render=transcript."
 
 
-# --- the template -----------------------------------------------------------------------------------------------------
+# --- running a template -----------------------------------------------------------------------------------------------
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox. What templates read most and what is always safe needs none of its slow checks."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if attribute in _SAFE.get(kind, ()):
+            return getattr(obj, attribute)
+        if kind is dict and attribute not in _OF_DICT:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if kind is _Namespace and attribute[:1] != "_":
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                pass
+        return super().getattr(obj, attribute)
+
+
+class _Namespace(Namespace):
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a namespace cannot hold {name!r}")
+        super().__setitem__(name, value)
+
+
+_OF_DICT = frozenset(dir(dict))
+_SAFE: dict[type, frozenset[str]] = {
+    str: frozenset(name for name in dir(str) if name[0] != "_" and not name.startswith("format")),
+    dict: frozenset(("get", "items", "keys", "values")),
+    LoopContext: frozenset(name for name in dir(LoopContext) if name[0] != "_"),
+}
+
+
+def _raise(message: str) -> None:
+    raise DataError(f"it raises {message[:300]!r}")
+
+
+def _json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """The filter `tojson` as Transformers has it."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # Transformers' blocks: their content, as it is
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> Template:
+    """A template with what Transformers gives it; a fixed date, nothing random."""
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = _json
+    environment.filters["random"] = lambda value: _raise("a random choice")
+    del environment.globals["lipsum"]
+    environment.globals.update(
+        namespace=_Namespace,
+        raise_exception=_raise,
+        strftime_now=DATE.strftime,
+        generation=lambda caller: caller(),
+    )
+    blocks = _GENERATION.sub(lambda m: f"{{%{m[1]} {'endcall' if m[2] else 'call generation()'} {m[3]}%}}", source)
+    return environment.from_string(blocks)
 
 
 class _Borders(NamedTuple):
@@ -70,6 +136,20 @@ class _Borders(NamedTuple):
     before: tuple[str, ...]  # gaps that end in the content of an assistant message
     closing: str  # from the last value of a call to the end of the call
     end: str  # from there to the end of the message
+
+    def after_call(self, gap: str) -> int:
+        """Where the syntax of a call that `gap` follows ends in it."""
+        closing = self.closing.lstrip('"')
+        if closing.strip() and (index := gap.find(closing)) >= 0:
+            return index + len(closing)
+        if self.end.strip() and (index := gap.find(self.end)) >= 0:
+            return index
+        control = _CONTROL.search(gap)
+        return control.end() if control else 0
+
+    def header(self, gap: str) -> int:
+        """Where the header of a message ends in `gap`, which a call follows."""
+        return max(len(_common_prefix(gap, header)) for header in self.before)
 
 
 @dataclass
@@ -81,14 +161,13 @@ class NativeTemplate:
         thoughts: of a template that drops the reasoning of earlier turns: `keep` tries the switches in `SWITCHES` and
             counts what is dropped all the same, `drop` takes the template as it is, `error` refuses.
         kwargs: arguments of the template; they override the switches.
+        calls: `stored` passes calls as structures that were stored as such; `native` those that are text, too.
     """
 
     tokenizer: Any
     thoughts: str = "keep"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    dropped: int = 0  # characters of thought that the template left out of the texts rendered so far
-    characters: int = 0  # of thought in the trajectories rendered so far
-    variants: Counter[str] = field(default_factory=Counter)  # forms in which they were passed, and how many
+    calls: str = "stored"
 
     @property
     def name(self) -> str:
@@ -102,16 +181,15 @@ class NativeTemplate:
             DataError: the template cannot render it without changing, dropping or repeating what it holds.
         """
         if not getattr(self.tokenizer, "chat_template", None):
-            raise SettingsError(
-                f"the tokenizer {self.name!r} has no chat template. Use --metadata render=transcript or render=chatml."
-            )
+            raise SettingsError(f"the tokenizer {self.name!r} has no chat template. {_USE_OTHER}")
+        calls = native_calls(trajectory, self.calls)
         problems: list[str] = []
+        conversation = conversations(trajectory, calls, self._reasoning)
         for variant in self._variants:
-            conversation = Conversation(trajectory, variant, self._reasoning)
-            if variant.single and not any(len(native_calls(m) or ()) > 1 for m in trajectory.messages):
+            if variant.single and not any(len(of_message) > 1 for of_message in calls):
                 continue
             try:
-                rendered, dropped = self._located(conversation, self._switches)
+                rendered, dropped = self._located(conversation(variant), variant, self._switches)
             except DataError as error:
                 problems.append(str(error))
                 continue
@@ -123,34 +201,24 @@ class NativeTemplate:
                     "thoughts=keep to score the others, template_kwargs with a switch of this template, or "
                     "render=chatml."
                 )
-            self.dropped, self.characters = self.dropped + dropped, self.characters + total
-            self.variants[str(variant)] += 1
-            return rendered
+            return replace(rendered, passed=Passed(str(variant), dropped, total))
         reason = problems[0] if problems else "it renders none of the forms of a short conversation"
         raise DataError(
             f"the chat template of {self.name!r} cannot render trajectory {trajectory.id!r} natively: {reason}. "
-            "Use --metadata render=chatml or render=transcript."
+            f"{_USE_OTHER}"
         )
 
-    def describe(self) -> dict[str, Any]:
-        """What decides the text, for the signature of a number."""
+    def describe(self, passed: Collection[Passed]) -> dict[str, Any]:
+        """What decides the texts, for the signature of a number: settings, and what was made of the trajectories."""
         return {
             "thoughts": self.thoughts,
-            "thoughts_dropped": self.dropped,
-            "thoughts_total": self.characters,
+            "thoughts_dropped": sum(p.dropped for p in passed),
+            "thoughts_total": sum(p.thoughts for p in passed),
             "switches": self._switches,
             "reasoning": self._reasoning,
-            "forms": dict(sorted(self.variants.items())),
+            **({} if self.calls == "stored" else {"calls": self.calls}),
+            "forms": dict(sorted(Counter(p.form for p in passed).items())),
         }
-
-    def dropped_text(self) -> str:
-        """What is dropped, for people; empty where nothing is."""
-        if not self.dropped:
-            return ""
-        return (
-            f"the model's chat template drops {self.dropped / self.characters:.1%} of the characters of thought "
-            f"({self.dropped:,} of {self.characters:,}); what follows is scored without them (thoughts={self.thoughts})"
-        )
 
     # --- what the template does, by a probe ---------------------------------------------------------------------------
 
@@ -174,9 +242,10 @@ class NativeTemplate:
         return key, switches
 
     def _kept(self, probe: Trajectory, key: str, switches: Mapping[str, Any]) -> int:
+        conversation = conversations(probe, native_calls(probe), key)
         for variant in VARIANTS:
             try:
-                text = self._apply(Conversation(probe, variant, key), "value", switches)
+                text = self._run(conversation(variant), "value", variant, switches)
             except DataError:
                 continue
             if all(f"content{n}" in text for n in range(4)):
@@ -195,11 +264,11 @@ class NativeTemplate:
     def _variants(self) -> list[Variant]:
         """The variants in which the template renders a short conversation, then those with calls as text."""
         probe = _probe_of_calls()
+        conversation = conversations(probe, native_calls(probe), self._reasoning)
         usable, lossy = list[tuple[bool, Variant]](), list[tuple[bool, Variant]]()
         for variant in VARIANTS:
             try:
-                conversation = Conversation(probe, variant, self._reasoning)
-                _, dropped = self._located(conversation, self._switches, probing=True)
+                _, dropped = self._located(conversation(variant), variant, self._switches, probing=True)
             except DataError:
                 if variant.calls != "text":
                     continue
@@ -229,11 +298,11 @@ class NativeTemplate:
 
         def gaps(*messages: Message) -> list[str]:
             trajectory = Trajectory("probe", messages, fidelity=Fidelity.RENDERED)
+            conversation = conversations(trajectory, native_calls(trajectory), self._reasoning)(variant)
             try:
-                skeleton = self._apply(Conversation(trajectory, variant, self._reasoning), "mark", self._switches)
+                return MARK.split(self._run(conversation, "mark", variant, self._switches))
             except DataError:
                 return ["", ""]
-            return MARK.split(skeleton)
 
         tool = _message("tool", "o")
         before = [gaps(user, plain), gaps(user, reasoned), gaps(user, bare, tool, plain), gaps(user, plain, plain)]
@@ -241,67 +310,77 @@ class NativeTemplate:
         end = _common_suffix(after_plain, after_call)
         return _Borders(tuple(g[-2] for g in before), after_call[: len(after_call) - len(end)], end)
 
-    def _template(self, *, with_tools: bool) -> str:
-        """The source of the template, with a fixed date."""
-        named = self.tokenizer.chat_template
-        if isinstance(named, Mapping):
-            named = named.get("tool_use" if with_tools and "tool_use" in named else "default")
-        if not isinstance(named, str):
-            raise DataError("it has no template of the name 'default'")
-        if named not in self._dated:
-            dated = _TODAY.sub(lambda m: json.dumps(DATE.strftime(m[1] or m[2] or "")), named)
-            if re.search(r"\bstrftime_now\s*\(", dated):
-                raise DataError("it writes today's date, in a form that cannot be fixed")
-            self._dated[named] = dated
-        return self._dated[named]
-
-    @cached_property
-    def _dated(self) -> dict[str, str]:
-        return {}
-
     # --- one text -----------------------------------------------------------------------------------------------------
 
-    def _apply(self, conversation: Conversation, what: str, switches: Mapping[str, Any]) -> str:
-        """The template's text of the messages.
+    def dropped_text(self, passed: Collection[Passed]) -> str:
+        """What was dropped, for people; empty where nothing was."""
+        dropped, total = sum(p.dropped for p in passed), sum(p.thoughts for p in passed)
+        if not dropped:
+            return ""
+        return (
+            f"the model's chat template drops {dropped / total:.1%} of the characters of thought "
+            f"({dropped:,} of {total:,}); what follows is scored without them (thoughts={self.thoughts})"
+        )
+
+    def text(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **kwargs: Any) -> str:
+        """What the template makes of messages.
 
         Raises:
             DataError: the template raises, which it may do with any exception.
         """
-        tools = conversation.tools()
         try:
-            text = self.tokenizer.apply_chat_template(
-                conversation.chat(what),
-                tools=tools,
-                tokenize=False,
-                add_generation_prompt=False,
-                chat_template=self._template(with_tools=tools is not None),
-                **switches,
+            named = self.tokenizer.chat_template
+            if isinstance(named, Mapping):
+                named = named.get("tool_use" if tools and "tool_use" in named else "default")
+            if not isinstance(named, str):
+                raise DataError("it has no template of the name 'default'")
+            if self._is_customised:
+                return self._customised_text(named, messages, tools, kwargs)
+            variables = {**getattr(self.tokenizer, "special_tokens_map", {}), **kwargs}
+            return _compiled(named).render(
+                messages=messages, tools=tools, documents=None, add_generation_prompt=False, **variables
             )
         except DataError:
             raise
         except Exception as error:
             raise DataError(f"it raises {type(error).__name__}: {str(error)[:300]}") from error
-        if not isinstance(text, str):
+
+    @cached_property
+    def _is_customised(self) -> bool:
+        """Whether the tokenizer's `apply_chat_template` may do more than run its template."""
+        method = getattr(type(self.tokenizer), "apply_chat_template", None)
+        return getattr(method, "__module__", "") != "transformers.tokenization_utils_base"
+
+    def _customised_text(self, source: str, messages: list[dict[str, Any]], tools: Any, kwargs: Any) -> str:
+        if "strftime_now" in source:
+            raise DataError("it writes today's date, which a tokenizer with a method of its own does not let us fix")
+        texts = [
+            self.tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=False, chat_template=source, **kwargs
+            )
+            for _ in range(2)
+        ]
+        if not isinstance(texts[0], str):
             raise DataError("it gives no text")
-        return text
+        if texts[0] != texts[1]:
+            raise DataError("it writes another text each time: the date, a random choice, or a state")
+        return str(texts[0])
+
+    def _run(self, conversation: Conversation, what: str, variant: Variant, switches: Mapping[str, Any]) -> str:
+        return self.text(conversation.chat(what, variant), conversation.tools(), **switches)
 
     def _located(
-        self, conversation: Conversation, switches: Mapping[str, Any], *, probing: bool = False
+        self, conversation: Conversation, variant: Variant, switches: Mapping[str, Any], *, probing: bool = False
     ) -> tuple[Rendered, int]:
-        skeleton = self._apply(conversation, "mark", switches)
-        leaves, gaps = _skeleton(conversation, skeleton)
-        text = self._apply(conversation, "value", switches)
-        try:
-            places = _locate(text, gaps, leaves)
-        except DataError:
-            if text != self._apply(conversation, "value", switches):
-                raise DataError("it writes another text each time: the date, a random choice, or a state") from None
-            raise
+        """The rendering and the number of characters of thought that are not in it."""
+        leaves, gaps = _skeleton(conversation, self._run(conversation, "mark", variant, switches))
+        text = self._run(conversation, "value", variant, switches)
+        places = _locate(text, gaps, leaves)
         present = {id(leaf) for leaf in leaves}
-        dropped = sum(len(s.text) for leaf in conversation.leaves if id(leaf) not in present for s in leaf.segments)
+        dropped = sum(part.length for leaf in conversation.leaves if id(leaf) not in present for part in leaf.parts)
         if probing:
             return Rendered(text, ()), dropped
-        return _rendered(text, conversation, gaps, leaves, places, self._borders(conversation.variant)), dropped
+        return _rendered(text, conversation, gaps, leaves, places, self._borders(variant)), dropped
 
 
 def _message(role: str, text: str, *calls: ToolCall) -> Message:
@@ -352,7 +431,7 @@ def _skeleton(conversation: Conversation, skeleton: str) -> tuple[list[Leaf], li
         place = f"message {leaf.message + 1}, {leaf.where}"
         if count > 1 and not leaf.is_name:
             raise DataError(f"it repeats {place}")
-        is_thought = bool(leaf.segments) and all(s.kind is Kind.THOUGHT for s in leaf.segments)
+        is_thought = bool(leaf.parts) and all(part.kind is Kind.THOUGHT for part in leaf.parts)
         if not count and not is_thought:
             raise DataError(f"it drops {place}")
     order = [leaf.message for leaf in leaves if not leaf.is_name]
@@ -382,43 +461,40 @@ _STRIPS: tuple[Callable[[str], str], ...] = (
 )
 
 
-def _ascii_escaped(text: str) -> str:
+def _ascii(text: str) -> str:
     return json.dumps(text)[1:-1]
 
 
-def _html_escaped(text: str) -> str:
-    return _ascii_escaped(text).translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&'"})
-
-
-def _quoted(text: str) -> str:
-    return text.translate({92: "\\\\", 39: "\\'", 10: "\\n", 13: "\\r"})
-
-
+_HTML = {ord(c): f"\\u{ord(c):04x}" for c in "<>&'"}
+_QUOTES = {92: "\\\\", 39: "\\'", 10: "\\n", 13: "\\r"}
 _ESCAPES: tuple[Callable[[str], str], ...] = (  # character by character
-    json_escaped,
-    _ascii_escaped,
-    _html_escaped,  # Jinja's own `tojson`
-    _quoted,  # Python's quotes
-    lambda text: json_escaped(json_escaped(text)),  # JSON as text in JSON
-    lambda text: _ascii_escaped(_ascii_escaped(text)),
+    escaped,
+    _ascii,
+    lambda text: _ascii(text).translate(_HTML),  # Jinja's own `tojson`
+    lambda text: text.translate(_QUOTES),  # Python's quotes
+    lambda text: escaped(escaped(text)),  # JSON as text in JSON
+    lambda text: _ascii(_ascii(text)),
 )
 
 
 def _forms(leaf: Leaf) -> Iterator[_LeafForm]:
-    """The forms in which templates write a leaf, the plain one first, without repetitions."""
+    """The forms in which templates write a leaf, the plain one first."""
     if not isinstance(leaf.value, str):
         for text in dict.fromkeys((argument_json(leaf.value), str(leaf.value))):
             yield _LeafForm(text, 0, len(text))
         return
-    stripped: dict[str, int] = {}
-    for strip in _STRIPS:
+    yield _LeafForm(leaf.value, 0, len(leaf.value))
+    stripped = {leaf.value: 0}
+    for strip in _STRIPS[1:]:
         text = strip(leaf.value)
         if text not in stripped:
             stripped[text] = leaf.value.find(text)
             yield _LeafForm(text, stripped[text], stripped[text] + len(text))
     for text, start in stripped.items():
-        for escaped, escape in {escape(text): escape for escape in reversed(_ESCAPES)}.items():
-            yield _LeafForm(escaped, start, start + len(text), escape)
+        for escape in _ESCAPES:
+            written = escape(text)
+            if written != text:
+                yield _LeafForm(written, start, start + len(text), escape)
 
 
 def _locate(text: str, gaps: list[str], leaves: list[Leaf]) -> list[tuple[int, _LeafForm]]:
@@ -465,10 +541,12 @@ def _locate(text: str, gaps: list[str], leaves: list[Leaf]) -> list[tuple[int, _
 class _Labels:
     """Collects spans and the places of action characters in the order of the text."""
 
-    def __init__(self, n_actions: int) -> None:
+    def __init__(self, borders: _Borders, n_actions: int) -> None:
         self.spans: list[Span] = []
         self.position = 0
-        self.places: list[list[tuple[Any, Any]]] = [[] for _ in range(n_actions)]
+        self.places: list[list[tuple[Any, Any]]] = [[] for _ in range(n_actions)]  # in the text, in the action
+        self._borders = borders
+        self._split: dict[tuple[Any, ...], tuple[int, int]] = {}
 
     def span(self, length: int, kind: Kind, turn: int, *, control: bool) -> None:
         if length:
@@ -476,24 +554,50 @@ class _Labels:
             self.position += length
 
     def leaf(self, leaf: Leaf, form: _LeafForm) -> None:
-        index = np.arange(form.start, form.end)
-        if form.escape is not None:
-            index = np.repeat(index, widths(leaf.value[form.start : form.end], form.escape))
-        positions = self.position + np.arange(len(index))
-        if leaf.is_call:
-            self.span(len(index), Kind.ACTION, leaf.turn, control=False)
-            if leaf.action is not None and leaf.offsets is not None and len(index):
-                inside = index < len(leaf.offsets)  # `None` is shorter than, or as long as, `null`; `False` as `false`
-                self.places[leaf.action].append((positions[inside], leaf.offsets[index[inside]]))
-            return
-        assert leaf.offsets is not None
-        first = 0
-        for segment, (action, offset) in zip(leaf.segments, leaf.offsets.tolist(), strict=True):
-            low, high = np.searchsorted(index, (first, first + len(segment.text)))
-            if action >= 0 and high > low:
-                self.places[action].append((positions[low:high], index[low:high] - first + offset))
-            self.span(int(high - low), segment.kind, leaf.turn, control=False)
-            first += len(segment.text)
+        ends = None if form.escape is None else np.cumsum(widths(leaf.value[form.start : form.end], form.escape))
+        last = 0
+        for part in leaf.parts:
+            first, last = last, last + part.length
+            low, high = max(first, form.start) - form.start, min(last, form.end) - form.start
+            if high <= low:
+                continue
+            borders = (low, high) if ends is None else (int(ends[low - 1]) if low else 0, int(ends[high - 1]))
+            if part.action >= 0:
+                index = np.arange(low, high) + (form.start - first)
+                if ends is not None:
+                    index = np.repeat(index, np.diff(ends[low:high], prepend=borders[0]))
+                origin = part.origin + index if isinstance(part.origin, int) else part.origin[index]
+                self.places[part.action].append((self.position + np.arange(len(index)), origin))
+            self.span(borders[1] - borders[0], part.kind, leaf.turn, control=False)
+
+    def gap(self, gap: str, before: Leaf | None, call: Leaf | None, turn: int, next_turn: int) -> None:
+        """Label text of the template: the syntax of calls is action, all else scaffold.
+
+        Args:
+            gap: the text.
+            before: the leaf before it.
+            call: the leaf after it, where that belongs to a call.
+            turn: of the leaf before.
+            next_turn: of the leaf after.
+        """
+        in_call = before is not None and before.is_call
+        same = before is not None and call is not None and before.message == call.message
+        key = gap, in_call, call is None, same, same and before is not None and before.where == "content"
+        if key not in self._split:
+            self._split[key] = self._syntax(*key)
+        end, start = self._split[key]
+        self.span(end, Kind.ACTION, turn, control=True)
+        self.span(start - end, Kind.SCAFFOLD, next_turn, control=True)
+        self.span(len(gap) - start, Kind.ACTION, next_turn, control=True)
+
+    def _syntax(self, gap: str, in_call: bool, plain: bool, same: bool, after_content: bool) -> tuple[int, int]:
+        """Where the call before `gap` ends in it, and where the call after it starts."""
+        if in_call and same:
+            return len(gap), len(gap)
+        end = self._borders.after_call(gap) if in_call else 0
+        if plain:
+            return end, len(gap)
+        return end, end + (0 if after_content else self._borders.header(gap[end:]))
 
 
 def _rendered(
@@ -504,43 +608,37 @@ def _rendered(
     places: list[tuple[int, _LeafForm]],
     borders: _Borders,
 ) -> Rendered:
-    labels = _Labels(len(conversation.actions))
-    seen: set[int] = set()
+    labels = _Labels(borders, len(conversation.actions))
     starts: dict[int, tuple[int, int]] = {}
     before: Leaf | None = None
     turn = 1
     for gap, leaf, (position, form) in zip(gaps, leaves, places, strict=False):
-        repeated = leaf.is_name and id(leaf) in seen  # a tool's name in the header of its result
-        seen.add(id(leaf))
+        repeated = leaf.is_name and id(leaf) in starts  # a tool's name in the header of its result
         starts.setdefault(id(leaf), (position, position + len(form.text)))
-        begins = leaf.is_call and not repeated
-        _gap(labels, gap, before, leaf if begins else None, turn, leaf.turn, borders)
+        labels.gap(gap, before, leaf if leaf.is_call and not repeated else None, turn, leaf.turn)
         if repeated:
             labels.span(len(form.text), Kind.SCAFFOLD, leaf.turn, control=False)
-            before = None
         else:
             labels.leaf(leaf, form)
-            before = leaf
-        turn = leaf.turn
-    _gap(labels, gaps[-1], before, None, turn, turn, borders)
+        before, turn = None if repeated else leaf, leaf.turn
+    labels.gap(gaps[-1], before, None, turn, turn)
     for box in conversation.containers:
         _punctuation(labels, text, box, starts)
-    sources = [
-        ActionSource(action, *(np.concatenate(columns) for columns in zip(*pairs, strict=True)))
-        if pairs
-        else ActionSource(action, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    nothing = np.zeros(0, np.int64)
+    sources = (
+        ActionSource(action, *(np.concatenate(c) for c in zip(*pairs, strict=True)) if pairs else (nothing, nothing))
         for action, pairs in zip(conversation.actions, labels.places, strict=True)
-    ]
+    )
     return Rendered(text, tuple(labels.spans), tuple(sources))
 
 
 def _punctuation(labels: _Labels, text: str, box: Container, starts: dict[int, tuple[int, int]]) -> None:
-    """Give the brackets and commas of a list or an object their places in the canonical action, spaces aside.
+    """Give the brackets and commas of a list or an object their places in the action, spaces aside.
 
     Where a template writes them in its own way (other quotes), they are syntax.
     """
     places = [starts[id(leaf)] for leaf in box.leaves]
-    for number, (piece, offset) in enumerate(box.pieces):
+    for number, (piece, origin) in enumerate(box.pieces):
         signs = [i for i, c in enumerate(piece) if not c.isspace()]
         if number == 0:
             begin = places[0][0]
@@ -551,49 +649,9 @@ def _punctuation(labels: _Labels, text: str, box: Container, starts: dict[int, t
         else:
             native = _signs(text, range(places[number - 1][1], places[number][0]), _NEAR)
         if [text[i] for i in native] == [piece[i] for i in signs]:
-            labels.places[box.action].append((np.array(native, np.int64), offset + np.array(signs, np.int64)))
+            labels.places[box.action].append((np.array(native, np.int64), origin[signs]))
 
 
 def _signs(text: str, positions: range, count: int) -> list[int]:
     """The first `count` of `positions` that are no white space."""
     return list(itertools.islice((i for i in positions if not text[i].isspace()), count))
-
-
-def _gap(
-    labels: _Labels, gap: str, before: Leaf | None, call: Leaf | None, turn: int, next_turn: int, borders: _Borders
-) -> None:
-    """Label text of the template: the syntax of calls is action, all else scaffold.
-
-    Args:
-        gap: the text.
-        before: the leaf before it.
-        call: the leaf after it, where that belongs to a call.
-        turn: of the leaf before.
-        next_turn: of the leaf after.
-        borders: of the template.
-    """
-    in_call = before is not None and before.is_call
-    if in_call and call is not None and before is not None and before.message == call.message:
-        end, start = len(gap), len(gap)
-    else:
-        end = _end_of_call(gap, borders) if in_call else 0
-        start = len(gap)
-        if call is not None:
-            same = before is not None and before.message == call.message
-            rest = gap[end:]
-            headers = [len(_common_prefix(rest, header)) for header in borders.before]
-            start = end + (0 if same and before is not None and before.where == "content" else max(headers))
-    labels.span(end, Kind.ACTION, turn, control=True)
-    labels.span(start - end, Kind.SCAFFOLD, next_turn, control=True)
-    labels.span(len(gap) - start, Kind.ACTION, next_turn, control=True)
-
-
-def _end_of_call(gap: str, borders: _Borders) -> int:
-    """Where the syntax of a call that `gap` follows ends in it."""
-    closing = borders.closing.lstrip('"')
-    if closing.strip() and (index := gap.find(closing)) >= 0:
-        return index + len(closing)
-    if borders.end.strip() and (index := gap.find(borders.end)) >= 0:
-        return index
-    control = _CONTROL.search(gap)
-    return control.end() if control else 0

@@ -56,17 +56,27 @@ class ActionSource(NamedTuple):
     action_index: npt.NDArray[np.int64]
 
 
+class Passed(NamedTuple):
+    """How a trajectory was passed to a chat template."""
+
+    form: str  # of its messages
+    dropped: int  # characters of thought that the template left out
+    thoughts: int  # characters of thought in it
+
+
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """A text and the spans that cover it exactly once, in order.
 
     Attributes:
         sources: where given, every character of an action that is in none of them is call syntax.
+        passed: of render=native.
     """
 
     text: str
     spans: tuple[Span, ...]
     sources: tuple[ActionSource, ...] | None = field(default=None, compare=False)
+    passed: Passed | None = field(default=None, compare=False)
 
     def blocks(self) -> Iterator[Block]:
         """The text as maximal runs of spans of one kind and one turn, in order: an action of several spans is one."""

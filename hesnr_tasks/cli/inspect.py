@@ -10,10 +10,10 @@ from pathlib import Path
 
 from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.formats import ReadReport, read_trajectories
-from hesnr_tasks.tasks.settings import add_flags
+from hesnr_tasks.rendering import Passed
+from hesnr_tasks.tasks.settings import TaskSettings, add_flags, native_template
 from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.viewer import page, terminal
 from hesnr_tasks.viewer.model import ScoredRun, Totals, TrajectoryView, load_tokenizer, tokenize, totals, view_of
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="PATH", help="also count tokens, and show their borders in the page")
     parser.add_argument("--scores", metavar="FOLDER", help="colour tokens by a run's score files (with --html)")
     parser.add_argument("--compare", metavar="FOLDER", help="a second run's score files: show the difference")
-    add_flags(parser, "config", "split", "on_error", "render", "thoughts", "template_kwargs")
+    add_flags(parser, "config", "split", "on_error", "render", "thoughts", "template_kwargs", "calls")
     parser.add_argument("--format", help="read the files as this format instead of detecting it")
     parser.add_argument("--full", action="store_true", help="in the terminal, every line of long texts")
 
@@ -43,29 +43,40 @@ def run(args: argparse.Namespace) -> int:
     notes: list[str] = []
     trajectories = _selected(args, report, notes)
     encoder = load_tokenizer(args.tokenizer) if args.tokenizer else None
-    native = None
-    if args.render == "native":
-        if encoder is None:
-            raise SettingsError("--render native needs --tokenizer CKPT: the chat template is the checkpoint's own")
-        native = NativeTemplate(encoder.tokenizer, args.thoughts, json.loads(args.template_kwargs))
     runs = [ScoredRun(folder) for folder in (args.scores, args.compare) if folder]
     if args.compare and not args.scores:
         raise SettingsError("--compare needs --scores: the run to compare with")
-    if runs and (args.tokenizer or not args.html):
-        raise SettingsError("--scores needs --html OUT.html, and no --tokenizer: score files have the tokens")
     if len({run.rendering for run in runs}) > 1:
         raise SettingsError("the two runs were scored in different renderings; their tokens cannot be compared")
-    if args.html:
-        views = (view_of(t, runs[0].rendering if runs else args.render, native) for t in trajectories)
-        _write_page(args.html, list(views), encoder, runs)
-    else:
-        style = terminal.style_of(sys.stdout, full=args.full)
-        terminal.write(_text((view_of(t, args.render, native) for t in trajectories), encoder, style))
+    rendering = runs[0].rendering if runs else args.render
+    if runs and not args.html:
+        raise SettingsError("--scores needs --html OUT.html")
+    if rendering == "native" and encoder is None:
+        raise SettingsError("the rendering native needs --tokenizer CKPT: the chat template is the checkpoint's own")
+    if runs and encoder and rendering != "native":
+        raise SettingsError("--scores needs no --tokenizer: score files have the tokens")
+    settings = TaskSettings(thoughts=args.thoughts, template_kwargs=args.template_kwargs, calls=args.calls)
+    native = native_template(encoder.tokenizer, settings) if encoder and rendering == "native" else None
+    views = (view_of(t, rendering, native) for t in trajectories)
+    passed: list[Passed] = []
     if native is not None:
-        notes += [f"native: {json.dumps(native.describe(), ensure_ascii=False)}", native.dropped_text()]
+        views = _noting(views, passed)
+    if args.html:
+        _write_page(args.html, list(views), None if runs else encoder, runs)
+    else:
+        terminal.write(_text(views, encoder, terminal.style_of(sys.stdout, full=args.full)))
+    if native is not None:
+        notes += [f"native: {json.dumps(native.describe(passed), ensure_ascii=False)}", native.dropped_text(passed)]
     for line in filter(None, [*report.lines(), *notes]):
         print(f"hesnr inspect: {terminal.printable(line)}", file=sys.stderr)
     return 0
+
+
+def _noting(views: Iterator[TrajectoryView], passed: list[Passed]) -> Iterator[TrajectoryView]:
+    """`views`, each with its entry in `passed`."""
+    for view in views:
+        passed += [view.rendered.passed] if view.rendered.passed else []
+        yield view
 
 
 def _selected(args: argparse.Namespace, report: ReadReport, notes: list[str]) -> Iterator[Trajectory]:

@@ -6,7 +6,6 @@ as if nothing had happened; `Evaluator` scores the same texts again and again.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
@@ -24,7 +23,6 @@ import torch.distributed as dist
 from hesnr_tasks.alignment import Encoder, token_labels
 from hesnr_tasks.backends import hf
 from hesnr_tasks.backends.base import SequenceScores, TokenSequence
-from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.metrics import (
@@ -37,10 +35,10 @@ from hesnr_tasks.metrics import (
     names_of,
     token_bytes,
 )
-from hesnr_tasks.rendering import label_mask
+from hesnr_tasks.rendering import Passed, label_mask
 from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import open_corpus
-from hesnr_tasks.tasks.settings import TaskSettings, signature
+from hesnr_tasks.tasks.settings import TaskSettings, native_template, signature
 
 _log = logging.getLogger("hesnr_tasks")
 _MISSING = object()
@@ -338,11 +336,11 @@ def prepare(settings: TaskSettings, tokenizer: Any, bos: bool | None, max_length
     corpus, encoder = open_corpus(settings), Encoder(tokenizer, bos)
     mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
     items, n_skipped, n_lost, n_characters = list[EvaluationText](), 0, 0, 0
-    native = None
-    if settings.render == "native":
-        native = NativeTemplate(tokenizer, settings.thoughts, json.loads(settings.template_kwargs))
+    native = native_template(tokenizer, settings) if settings.render == "native" else None
+    passed: list[Passed] = []
     for index, trajectory in enumerate(corpus.trajectories):
         labelled = corpus.labelled(index, settings.render, native)
+        passed += [labelled.rendered.passed] if labelled.rendered.passed else []
         encoded = encoder.encode(labelled.rendered)
         counting = np.flatnonzero((token_labels(encoded, labelled.codes) & mask) != 0).astype(np.int32)
         counting = counting[counting > 0]  # nothing precedes the first token
@@ -367,8 +365,8 @@ def prepare(settings: TaskSettings, tokenizer: Any, bos: bool | None, max_length
             f"no token of the {count} trajectories counts: kinds and filters leave nothing, or all of it lies beyond "
             f"the {max_length} tokens that are read"
         )
-    if native is not None and native.dropped:
-        _log.warning("%s", native.dropped_text())
+    if native is not None and (text := native.dropped_text(passed)):
+        _log.warning("%s", text)
     if n_lost > 0.05 * n_characters:
         raise ScoringError(
             f"the tokenizer {type(tokenizer).__name__} cannot represent {n_lost} characters of the trajectories; check "

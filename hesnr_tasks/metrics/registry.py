@@ -392,6 +392,7 @@ class Item(NamedTuple):
     denominator: float
     tokens_cut: int  # tokens beyond the context
     tokens: float = 0.0  # that the metric averages over
+    passed: tuple[str, int, int] | None = None  # of `scored`: how a chat template got it (`rendering.Passed`)
 
     @classmethod
     def of(cls, key: str, name: str, sums: TrajectorySums, tokens_cut: int = 0) -> Item:

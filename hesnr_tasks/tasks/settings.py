@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from hesnr_tasks import __version__
 from hesnr_tasks.backends.base import OVERFLOW
-from hesnr_tasks.chat_rendering import THOUGHTS
+from hesnr_tasks.chat_rendering import CALLS, THOUGHTS, NativeTemplate
 from hesnr_tasks.errors import SettingsError, nearest, printable
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
 from hesnr_tasks.metrics import EPSILON, MIN_TOKENS, Item
@@ -174,6 +174,11 @@ class TaskSettings:
         "{}", _json_object, "render=native: arguments of the chat template, such as enable_thinking",
         "chat_template_kwargs chat_template_args template_args",
     )  # fmt: skip
+    calls: str = _setting(
+        "stored", _one_of(*CALLS),
+        "render=native: stored passes calls as structures that were stored as such; native also those that are text",
+        "tool_calls native_calls text_calls",
+    )  # fmt: skip
     kinds: tuple[Kind, ...] = _setting(
         (Kind.ACTION,), _kinds, "which characters count: action, thought, observation, context",
         "kind tokens token_type token_types roles labels types mask",
@@ -323,6 +328,11 @@ def describe_settings() -> str:
         text = f"`{value:.4f}`" if isinstance(value, float) else f"`{str(value).lower()}`" if value != "" else ""
         lines.append(f"| `{name}` | {'' if value is None else text} | {declared['help']} |")
     return "\n".join(lines) + "\n"
+
+
+def native_template(tokenizer: Any, settings: TaskSettings) -> NativeTemplate:
+    """The chat template of `tokenizer` as the settings of render=native have it used."""
+    return NativeTemplate(tokenizer, settings.thoughts, json.loads(settings.template_kwargs), settings.calls)
 
 
 # --- the signature of a number ----------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ ranks. What its versions do differently: lm_eval_compat.py.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +32,7 @@ from hesnr_tasks.lm_eval_compat import (
     unchanged_responses,
 )
 from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error, names_of
-from hesnr_tasks.rendering import Rendered, label_mask
+from hesnr_tasks.rendering import Passed, Rendered, label_mask
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.tasks.corpus import open_corpus
@@ -200,7 +199,7 @@ class HesnrTask(Task):
                     "render=native needs the model's tokenizer, and this backend has none here "
                     "(for a server: tokenizer_backend=huggingface). Use render=transcript or render=chatml."
                 )
-            self._native = NativeTemplate(tokenizer, self.settings.thoughts, json.loads(self.settings.template_kwargs))
+            self._native = native_template(tokenizer, self.settings)
         return self._native
 
     # --- results ------------------------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ class HesnrTask(Task):
         sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k, names)
         cut, tokens = int(((scores.labels_cut & self._mask) != 0).sum()), float(counted.sum())
         items = {name: Item.of(scores.key, name, sums, cut) for name in names}
-        items["scored"] = Item(scores.key, tokens, tokens + cut, cut)
+        items["scored"] = Item(scores.key, tokens, tokens + cut, cut, passed=self._texts[scores.key].passed)
         # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
         return items | {f"{name}_stderr": items[name] for name in names if METRICS[name].denominator}
 
@@ -285,9 +284,8 @@ class HesnrTask(Task):
                 "%s: no token counts in %d of %d trajectories (nothing left after filters, or all of it beyond the "
                 "context): %s", self.config.task, len(empty), len(included), ", ".join(names[:5]),
             )  # fmt: skip
-        signed = signature(
-            self.settings, self._rendering, included, self._run, self._native.describe() if self._native else None
-        )
+        template = self._native.describe(_passed(items)) if self._native else None
+        signed = signature(self.settings, self._rendering, included, self._run, template)
         if len(included) < len(items):
             signed["trajectories_skipped"] = len(items) - len(included)
         self._config.metadata["signature"] = signed
@@ -303,8 +301,8 @@ class HesnrTask(Task):
                 f"that count were scored ({scored:,} of {wanted:,}): {cut} of {len(items)} trajectories are longer "
                 f"than the context of {self._run.get('max_length')} tokens (overflow={self.settings.overflow})"
             )
-        if self._native is not None and self._native.dropped:
-            lines.append(f"{task}: {self._native.dropped_text()}")
+        if self._native is not None and (text := self._native.dropped_text(_passed(items))):
+            lines.append(f"{task}: {text}")
         if not self.settings.trajectories:
             lines.append(
                 f"{task}: THESE NUMBERS ARE OF {len(items)} SHIPPED DEMO TRAJECTORIES, NOT OF YOURS. Name yours with "
@@ -313,3 +311,8 @@ class HesnrTask(Task):
         for line in lines:
             _log.warning("%s", line)
             print_at_exit(line)
+
+
+def _passed(items: Iterable[Item]) -> list[Passed]:
+    """How the chat template got the trajectories of all processes."""
+    return [Passed(*item.passed) for item in items if item.passed]

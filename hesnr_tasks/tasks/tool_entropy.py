@@ -46,7 +46,8 @@ class ToolEntropyTask(HesnrTask):
         measured = measure(steps, *spans, entropy, decisive, self.settings.combine)
         item = item_of(scored.key, measured, epsilon, tokens_cut)
         tokens = float(counted.sum())
-        share = Item(scored.key, tokens, tokens + tokens_cut, tokens_cut)
+        passed = self._texts[scored.key].passed
+        share = Item(scored.key, tokens, tokens + tokens_cut, tokens_cut, passed=passed)
         return dict.fromkeys(_PUBLIC, item) | {"scored": share} | {f"{public}_stderr": item for public in _WITH_ERROR}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Any]], Any]]:

@@ -198,10 +198,10 @@ class ScoredRun:
     def rendering(self) -> str:
         """The rendering of the texts that were scored."""
         rendering = str(self._store.signature["render"])
-        if rendering not in ("transcript", "chatml"):
+        if rendering not in ("transcript", "chatml", "native"):
             raise SettingsError(
-                f"the scores in {self._folder} were made with the model's own chat template, which is not at hand "
-                "here. Score with render=transcript or render=chatml to look at tokens."
+                f"the scores in {self._folder} were made with --apply_chat_template, which is not at hand here. Score "
+                "with render=native, transcript or chatml to look at tokens."
             )
         return rendering
 

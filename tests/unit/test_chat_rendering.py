@@ -145,16 +145,20 @@ def test_a_control_token_in_a_value_is_text():
 def test_reasoning_is_kept_by_a_switch_counted_or_refused():
     source = (TEMPLATES[0].parent / "nemotron_3_nano.jinja").read_text()
     kept = NativeTemplate(tokenizer(source))
-    assert "why" in kept.render(RUNS["reasoning"]).text
-    assert not kept.dropped
-    assert kept.describe()["switches"] == {"truncate_history_thinking": False}
+    rendered = kept.render(RUNS["reasoning"])
+    assert "why" in rendered.text
+    assert rendered.passed.dropped == 0
+    assert not kept.dropped_text([rendered.passed])
+    assert kept.describe([rendered.passed])["switches"] == {"truncate_history_thinking": False}
     source = (TEMPLATES[0].parent / "qwen3.jinja").read_text()
     counting = NativeTemplate(tokenizer(source))
     trajectory = run(("丙", BASH), ("丙",), reasoning="<think>\n丙 why\n</think>\n\n")
     trajectory = Trajectory("r", (*trajectory.messages, said("user", Kind.CONTEXT, "甲")), fidelity=Fidelity.RENDERED)
-    counting.render(trajectory)
-    assert counting.dropped == 2 * len("丙 why")
-    assert "drops" in counting.dropped_text()
+    passed = counting.render(trajectory).passed
+    assert passed.dropped == 2 * len("丙 why")
+    described = counting.describe([passed, passed])
+    assert (described["thoughts_dropped"], described["thoughts_total"]) == (2 * passed.dropped, 2 * passed.thoughts)
+    assert "drops" in counting.dropped_text([passed])
     with pytest.raises(DataError, match=r"drops 10 of \d+ characters of thought"):
         NativeTemplate(tokenizer(source), "error").render(trajectory)
 
@@ -169,8 +173,8 @@ PLAIN = "{% for m in messages %}<{{ m.role }}>{{ CONTENT }}{% endfor %}"
         ("m.content ~ m.content", "repeats message 1, content"),
         ("'x'", "drops message"),
         ("raise_exception('not today')", "not today"),
-        ("m.content ~ (range(1000) | random)", "another text each time"),
-        ("m.content ~ strftime_now(fmt)", "today's date"),
+        ("m.content ~ (range(1000) | random)", "a random choice"),
+        ("m.content ~ lipsum(1)", "UndefinedError"),
     ],
 )
 def test_what_cannot_be_proved_is_refused(content, match):
