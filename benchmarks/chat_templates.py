@@ -13,6 +13,7 @@ from pathlib import Path
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats import load
+from hesnr_tasks.rendering import Passed
 from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 

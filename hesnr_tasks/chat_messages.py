@@ -22,7 +22,6 @@ from hesnr_tasks.actions import Call, ToolCall, argument_json, render_call
 from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
-
 _NAME = re.compile(r"[\w.\-]{1,100}")
 MARK = re.compile(r"HESNR\d{6}MARK|73165\d{8}")
 _THINK = re.compile(r"\A\s*<think>(.*?)</think>", re.DOTALL)
@@ -333,8 +332,8 @@ class Conversation:
         tools = stored_schemas(self._schemas)
         inferred: dict[str, dict[str, Any]] = {}
         for message in self.messages:
-            for name, arguments in message.calls:
-                properties = inferred.setdefault(name.value, {})
+            for leaf, arguments in message.calls:
+                properties = inferred.setdefault(leaf.value, {})
                 for key, value in arguments.items():
                     properties.setdefault(key, {"type": _json_type(value), "description": key})
         for name, properties in inferred.items():
@@ -360,9 +359,9 @@ def stored_schemas(stored: Any) -> dict[str, dict[str, Any]]:
     """Schemas of tools by name, as `{name, description, parameters}`, from OpenAI's or Anthropic's form of them."""
     schemas: dict[str, dict[str, Any]] = {}
     for tool in stored if isinstance(stored, list) else []:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        function = tool.get("function", tool) if isinstance(tool, dict) else {}
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(function, dict) or not isinstance(name, str) or not _NAME.fullmatch(name):
             continue
         parameters = next((p for k in ("parameters", "input_schema") if isinstance(p := function.get(k), dict)), {})
         parameters = {"type": "object", "properties": {}, **parameters}
@@ -394,7 +393,7 @@ def _calls_of(message: Message, which: str) -> list[NativeCall]:
         names = [p.name for p in call.parameters]
         if len(set(names)) < len(names) or not all(_NAME.fullmatch(n) for n in (call.name, *names)):
             return []
-        arguments = []
+        arguments: list[tuple[str, str, Origin]] = []
         for p in call.parameters:
             if p.encoded:
                 view = p.view(text)

@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Template
-from jinja2.runtime import LoopContext, Namespace
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from hesnr_tasks.actions import ToolCall, argument_json, render_call
 from hesnr_tasks.chat_messages import (

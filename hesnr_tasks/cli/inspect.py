@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError("--scores needs no --tokenizer: score files have the tokens")
     settings = TaskSettings(thoughts=args.thoughts, template_kwargs=args.template_kwargs, calls=args.calls)
     native = native_template(encoder.tokenizer, settings) if encoder and rendering == "native" else None
-    views = (view_of(t, rendering, native) for t in trajectories)
+    views: Iterator[TrajectoryView] = (view_of(t, rendering, native) for t in trajectories)
     passed: list[Passed] = []
     if native is not None:
         views = _noting(views, passed)

@@ -36,7 +36,7 @@ from hesnr_tasks.rendering import Passed, Rendered, label_mask
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.tasks.corpus import open_corpus
-from hesnr_tasks.tasks.settings import TaskSettings, describe, signature
+from hesnr_tasks.tasks.settings import TaskSettings, describe, native_template, signature
 
 __all__ = ["HesnrTask", "topk_loglikelihood"]
 
