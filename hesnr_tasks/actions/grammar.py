@@ -31,7 +31,7 @@ here raises, whatever the text, and time is linear in its length: texts are untr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -80,8 +80,8 @@ _FENCE_END = re.compile(r"\s*```")
 
 _MARK = re.compile(
     r"""<(?:antml:|｜DSML｜)?(?P<open>function|parameter|invoke)(?:[ ]?=[ ]?["']?|\s+name=["']?|(?=>))
-        (?P<name>[^<>\n="']*)(?P<stop>["']?(?:\s+[a-z]+=["'][^"'<>\n]*["'])*\s*>|=|\Z|(?=[<\n"']))
-    |</(?:antml:|｜DSML｜)?(?P<close>function|parameter|invoke)>
+        (?P<name>[^<>\n="']*)(?:["']?(?:\s+[a-z]+=["'][^"'<>\n]*["'])*\s*>|=|\Z|(?=[<\n"']))
+    |<(?P<close>/)(?:antml:|｜DSML｜)?(?P<closed>function|parameter|invoke)>
     |<(?P<wrap>/?(?:[a-z]{2,12}:|｜DSML｜|[a-z]{2,12}_)?(?:tool_calls?|tool_use|function_calls?|TOOL_?CALL))>""",
     re.VERBOSE,
 )
@@ -98,19 +98,23 @@ class _Mark(NamedTuple):
     leads: bool  # first on its line
 
 
-def _marks(text: str, start: int) -> Iterator[_Mark]:
+_KINDS = {"function": "function", "invoke": "function", "parameter": "parameter"}
+
+
+def _marks(text: str, start: int = 0) -> list[_Mark]:
+    marks = []
     for m in _MARK.finditer(text, start):
-        if m["wrap"]:
-            kind = "/wrap" if m["wrap"].startswith("/") else "wrap"
-        else:
-            kind = ("/" if m["close"] else "") + (m["open"] or m["close"]).replace("invoke", "function")
+        opened, name, close, closed, wrap = m.groups()
+        kind = f"{close or ''}{_KINDS[opened or closed]}" if not wrap else "/wrap" if wrap[0] == "/" else "wrap"
         index = m.start()
-        yield _Mark(kind, index, m.end(), (m["name"] or "").strip(), index == 0 or text[index - 1] == "\n")
+        leads = index == 0 or text[index - 1] == "\n"
+        marks.append(_Mark(kind, index, m.end(), name.strip() if name else "", leads))
+    return marks
 
 
 def _parse_functions(text: str) -> list[Call]:
     """The calls in a text that begins with one (or ends with one after stray text), else none."""
-    marks = list(_marks(text, 0))
+    marks = _marks(text)
     if not marks:
         return []
     reader = _FunctionReader(text, marks)
@@ -129,7 +133,7 @@ class _FunctionReader:
         self.text, self.marks, self.index, self.nesting = text, marks, 0, True
         stripped = text.rstrip()  # the text ends before a closing tag that was cut off (`</`, `</func` …)
         cut = stripped.rfind("</", max(0, len(stripped) - 12))
-        partial = cut >= 0 and any(tag.startswith(stripped[cut:]) and tag != stripped[cut:] for tag in _CLOSERS)
+        partial = cut >= 0 and stripped[-1] != ">" and any(tag.startswith(stripped[cut:]) for tag in _CLOSERS)
         self.limit = cut if partial else len(text)
         self.unclosed = 0  # up to this mark, values lack closing tags
         self.pending: list[CharSpan] = []  # tags seen before the call they belong to
@@ -168,8 +172,7 @@ class _FunctionReader:
     def begins(self, index: int) -> bool:
         """Whether the opening mark at `index` begins a call, rather than being mentioned."""
         mark, (kind, adjacent) = self.marks[index], self.follower(index)
-        before = self.text[max(0, mark.start - 80) : mark.start].rpartition("\n")[2]
-        if before.endswith(("`", "'", '"')):
+        if self.text[max(0, mark.start - 1) : mark.start] in ("`", "'", '"'):
             return False
         if mark.kind == "wrap":
             if adjacent and kind == "function":
@@ -177,25 +180,63 @@ class _FunctionReader:
             return bool(_JSON.match(self.text, mark.end) or _KEYED.match(self.text, mark.end))
         if adjacent and kind in ("parameter", "/function"):
             return True
+        before = self.text[max(0, mark.start - 80) : mark.start].rpartition("\n")[2]
         rest = self.text[mark.end : mark.end + 200].partition("\n")[0]
         wrapped = index > 0 and self.marks[index - 1].kind.endswith(("wrap", "/function"))
         alone = not before.strip() or (wrapped and self.follower(index - 1)[1])
         return alone and (kind == "/function" or not rest.strip() or rest.lstrip().startswith("{"))
 
-    def take_pending(self, opener: _Mark) -> tuple[int, list[CharSpan]]:
-        """Where the call that `opener` begins starts, and the tags before it that are its own."""
-        tags, self.pending = self.pending, []
-        return tags[0][0] if tags else opener.start, tags
+    def start(self, opener: _Mark) -> int:
+        """Where the call that `opener` begins starts: with the tags before it that are its own."""
+        pending, self.pending = self.pending, []
+        return pending[0][0] if pending else opener.start
 
     def function(self, opener: _Mark) -> Call:
-        start, tags = self.take_pending(opener)
+        text, marks, tags = self.text, self.marks, self.pending
+        start = self.start(opener)
         if opener.end > opener.start:
             tags.append((opener.start, opener.end))
             self.index += 1
+        parameters: list[Parameter] = []
+        end, index = opener.end, self.index
+        # most calls are whole, without tags in their values; the lists are those that the loop below would make
+        while index + 2 < len(marks) and marks[index].kind == "parameter" and marks[index + 1].kind == "/parameter":
+            opening, closing = marks[index], marks[index + 1]
+            if not _blank(text, end, opening.start):
+                break
+            parameters.append(Parameter(opening.name, *_trim(text, opening.end, closing.start)))
+            end, index = closing.end, index + 2
+        mark = marks[index] if parameters else opener
+        if mark.kind == "/function" and _blank(text, end, mark.start) and self.is_last(index):
+            tags += [mark[1:3] for mark in marks[self.index : index + 1]]
+            self.index = index + 1
+            return Call(opener.name, start, mark.end, tuple(parameters), tuple(tags), form="function")
         parameters = self.raw_body(opener.end, tags)
-        end = self.body(tags, parameters)
-        if end == len(self.text) and self.limit < end:
-            tags.append((self.limit, len(self.text.rstrip())))
+        end = len(text)
+        while self.index < len(marks):  # read parameters up to the end of the call
+            mark = marks[self.index]
+            if mark.kind in ("function", "wrap", "/wrap"):
+                ends = [tag[1] for tag in tags[-1:]] + [p.value_end for p in parameters[-1:]]
+                end = max(ends, default=mark.start)
+                break
+            self.index += 1
+            tags.append((mark.start, mark.end))
+            if mark.kind == "/function":
+                end = mark.end
+                break
+            if mark.kind == "parameter":
+                given = tuple(parameter.name for parameter in parameters)
+                value = _trim(text, mark.end, self.value_end(mark.end, mark.name, given))
+                parameters.append(Parameter(mark.name, *value))
+                last = marks[-1]
+                after = text[last.end : self.limit]
+                if self.index == len(marks) - 1 and last.kind == "/parameter" and re.match(r"\s*\n\n\s*\S", after):
+                    tags.append((last.start, last.end))  # the call is not closed, and text comes after it
+                    self.index += 1
+                    end = last.end
+                    break
+        if end == len(text) and self.limit < end:
+            tags.append((self.limit, len(text.rstrip())))
         return Call(opener.name, start, end, tuple(parameters), tuple(tags), form="function")
 
     def raw_body(self, start: int, tags: list[CharSpan]) -> list[Parameter]:
@@ -209,29 +250,6 @@ class _FunctionReader:
             tags += between(start, end, call.parameters)
             return list(call.parameters)
         return [Parameter("", *_trim(self.text, start, end))] if self.text[start:end].strip() else []
-
-    def body(self, tags: list[CharSpan], parameters: list[Parameter]) -> int:
-        """Read parameters up to the end of the call; its end."""
-        while self.index < len(self.marks):
-            mark = self.marks[self.index]
-            if mark.kind in ("function", "wrap", "/wrap"):
-                ends = [tag[1] for tag in tags[-1:]] + [p.value_end for p in parameters[-1:]]
-                return max(ends, default=mark.start)
-            self.index += 1
-            tags.append((mark.start, mark.end))
-            if mark.kind == "/function":
-                return mark.end
-            if mark.kind == "parameter":
-                given = tuple(parameter.name for parameter in parameters)
-                value = _trim(self.text, mark.end, self.value_end(mark.end, mark.name, given))
-                parameters.append(Parameter(mark.name, *value))
-                last = self.marks[-1]
-                after = self.text[last.end : self.limit]
-                if self.index == len(self.marks) - 1 and last.kind == "/parameter" and re.match(r"\s*\n\n\s*\S", after):
-                    tags.append((last.start, last.end))  # the call is not closed, and text comes after it
-                    self.index += 1
-                    return last.end
-        return len(self.text)
 
     def value_end(self, start: int, name: str, given: tuple[str, ...]) -> int:
         """Where the value of `name` that begins at `start` ends; leaves `self.index` on the mark that ends it."""
@@ -247,9 +265,11 @@ class _FunctionReader:
                     quoted, closer = quoted - 1, index
                 elif mark.kind == "/parameter":
                     quoted = max(0, quoted - 1)
-                elif (mark.kind == "/function" and self.ends_call(index)) or (
-                    mark.kind == "function" and mark.leads and not self.nesting
-                ):
+                elif mark.kind == "/function" and self.is_last(index):  # it ends a call whose last value was not closed
+                    end = self.marks[index + 1].start if index + 1 < len(self.marks) else self.limit
+                    if mark.leads or not self.text[mark.end : end].strip():
+                        break
+                elif mark.kind == "function" and mark.leads and not self.nesting:
                     break
                 elif mark.kind == "parameter" and mark.leads:
                     quoted += 1
@@ -283,12 +303,6 @@ class _FunctionReader:
             return not rest.strip() or rest.startswith("\n\n")
         return adjacent and kind != "/parameter" and (kind != "/function" or self.is_last(index + 1))
 
-    def ends_call(self, index: int) -> bool:
-        """Whether a `</function>` ends a call whose last value was not closed."""
-        mark = self.marks[index]
-        end = self.marks[index + 1].start if index + 1 < len(self.marks) else self.limit
-        return self.is_last(index) and (mark.leads or not self.text[mark.end : end].strip())
-
     def is_last(self, index: int) -> bool:
         """Whether nothing of the same call can come after a `</function>`."""
         kind, adjacent = self.follower(index)
@@ -296,7 +310,7 @@ class _FunctionReader:
 
     def json(self, wrap: _Mark) -> list[Call]:
         """The calls in `<tool_call>`: one value of JSON, or several one after the other; a fence may be around it."""
-        start, _ = self.take_pending(wrap)
+        start = self.start(wrap)
         calls: list[Call] = []
         index = wrap.end
         while value := _JSON.match(self.text, index):
@@ -320,11 +334,10 @@ class _FunctionReader:
         index = name.end()
         while key := _KEY.match(self.text, index):
             closer = _VALUE_END.search(self.text, key.end())
-            end = closer.start() if closer else len(self.text)
+            end, index = closer.span() if closer else (len(self.text), len(self.text))
             parameters.append(Parameter(key[1].strip(), *_trim(self.text, key.end(), end)))
-            index = closer.end() if closer else len(self.text)
         self.skip_to(index)
-        start, _ = self.take_pending(wrap)
+        start = self.start(wrap)
         return Call(name[1], start, index, tuple(parameters), between(start, index, parameters), form="function")
 
 

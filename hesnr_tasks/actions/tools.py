@@ -96,21 +96,25 @@ def tool_runs(name: str) -> str | None:
     return runs or ("shell" if "_".join(words) in _SHELLS or words[-1:] == ("exec",) else None)
 
 
+@lru_cache(maxsize=1024)
 def is_patch(name: str) -> bool:
     """Whether a tool or a parameter is for patches."""
     return bool({"patch", "diff"} & set(_words(name)))
 
 
+@lru_cache(maxsize=1024)
 def is_editor(name: str) -> bool:
     """Whether a tool changes files."""
     return bool(_EDITS & set(_words(name)))
 
 
+@lru_cache(maxsize=1024)
 def works_on_files(name: str) -> bool:
     """Whether a tool reads or changes files: a `command` beside its path is one of its own, such as `view`."""
     return bool((_EDITS | _FILES) & set(_words(name)))
 
 
+@lru_cache(maxsize=1024)
 def is_prose(name: str) -> bool:
     """Whether a tool is for what the agent says or thinks."""
     return _words(name)[:1] != () and _words(name)[0] in _SPEAKS

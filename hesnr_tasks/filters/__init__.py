@@ -146,25 +146,22 @@ def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
 def _bits(text: str, actions: Sequence[CharSpan]) -> npt.NDArray[np.uint8]:
     """The bits of the filters for each character of `text`, 0 outside of `actions`.
 
-    The spans of all actions are made one mask together, and white space and rules, which are most of all spans, are
-    looked up: filters run on many short actions.
+    Filters run on many short actions: the spans of all of them are drawn into one mask for each filter, and white space
+    and rules, which are most of all spans, are looked up for the whole text.
     """
-    length = len(text)
     drops = [_fences_and_markdown if drop is formatting else drop for drop in FILTERS.values()]
-    borders: list[tuple[list[int], list[int]]] = [([], []) for _ in drops]  # starts and ends of each filter's spans
+    masks = [bytearray(len(text)) for _ in drops]
     for start, end in actions:
         action = text[start:end]
-        for drop, (starts, ends) in zip(drops, borders, strict=True):
+        for drop, mask in zip(drops, masks, strict=True):
             for a, b in drop(action):
-                starts.append(start + a)
-                ends.append(start + b)
-    bits = np.zeros(length, np.uint8)
-    for i, (drop, spans) in enumerate(zip(drops, borders, strict=True)):
-        starts_at, ends_at = (np.bincount(np.array(side, np.int64), minlength=length + 1) for side in spans)
-        covered = np.cumsum(starts_at - ends_at)[:length] > 0  # where more spans have begun than ended
+                mask[start + a : start + b] = b"\1" * (b - a)
+    bits = np.zeros(len(text), np.uint8)
+    for i, (drop, mask) in enumerate(zip(drops, masks, strict=True)):
+        dropped = np.frombuffer(mask, np.uint8)
         if drop is _fences_and_markdown:
-            covered |= _everywhere(text, actions)
-        bits |= covered.astype(np.uint8) << np.uint8(i)
+            dropped = dropped | _everywhere(text, actions)
+        bits |= dropped << np.uint8(i)
     return bits
 
 
@@ -172,20 +169,18 @@ _SPACE, _RULE = 1, 2
 _CLASSES = np.array([_SPACE * chr(i).isspace() + _RULE * (chr(i) in _RULES) for i in range(0x3002)], np.uint8)
 
 
-def _everywhere(text: str, actions: Sequence[CharSpan]) -> npt.NDArray[np.bool_]:
-    """The characters inside `actions` that `_EVERYWHERE` matches in one of them; shape (len(text),)."""
+def _everywhere(text: str, actions: Sequence[CharSpan]) -> npt.NDArray[np.uint8]:
+    """1 for the characters inside `actions` that `_EVERYWHERE` matches in one of them; shape (len(text),)."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     classes = _CLASSES[np.minimum(points, len(_CLASSES) - 1)]
-    inside = np.zeros(len(text) + 1, np.int8)
-    repeats = np.zeros(len(text) + 3, np.bool_)  # whether a character is the sign of a rule, and the next one the same
+    inside = bytearray(len(text))
+    repeats = np.zeros(len(text) + 3, np.uint8)  # whether a character is the sign of a rule, and the next one the same
     repeats[: max(0, len(text) - 1)] = (points[1:] == points[:-1]) & (classes[1:] == _RULE)
     for start, end in actions:
-        inside[start] += 1
-        inside[end] -= 1
-        repeats[max(0, start - 1)] &= start == 0  # a rule does not go on in the next action
-        repeats[end - 1] = False
+        inside[start:end] = b"\1" * (end - start)
+        repeats[start - 1] = repeats[end - 1] = 0  # a rule does not go on in another action
     fours = repeats[:-2] & repeats[1:-1] & repeats[2:]
-    matches = classes == _SPACE
+    matches = (classes == _SPACE).astype(np.uint8)
     for shift in range(min(4, len(text))):
         matches[shift:] |= fours[: len(text) - shift]
-    return matches & (np.cumsum(inside)[:-1] > 0)
+    return matches & np.frombuffer(inside, np.uint8)

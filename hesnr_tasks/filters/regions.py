@@ -42,93 +42,84 @@ def regions(text: str) -> tuple[Region, ...]:
             level = [region]
             for _ in range(_DEPTH):
                 pieces += level
-                level = [inner for outer in level for inner in _inside(outer)]
+                if not any(language in _OPENED for _, language in level):
+                    break
+                level = [inner for view, language in level if language in _OPENED for inner in _OPENED[language](view)]
     return tuple(pieces)
 
 
-def _inside(outer: Region) -> Iterator[Region]:
-    """The pieces of other languages inside a piece, one level deep."""
-    view, language = outer
-    if language == "shell":
-        yield from _in_shell(view)
-    elif language == "patch":
-        yield from _in_patch(view)
-    elif language in PROSE:
-        yield from _in_fences(view)
-
-
 # --- calls ------------------------------------------------------------------------------------------------------------
-
-
-def _in_call(text: str, call: Call) -> Iterator[Region]:
-    path = _value(text, call, "path")
-    for parameter in call.parameters:
-        view = parameter.view(text)
-        if path is not None and (blocks := _SEARCH_REPLACE.search(view.text)):
-            for mark, following in pairwise(_SIDE.finditer(view.text, blocks.start())):
-                side = view.cut(mark.end(), following.start())
-                if language := by_file(path, side.text):
-                    yield Region(side, language)
-        elif language := _language(text, call, parameter.name, view, path):
-            is_list = language == "shell" and _ARGUMENTS.fullmatch(view.text)
-            yield from _in_arguments(view) if is_list else [Region(view, language)]
-        elif path is not None and view.text[:1] in ("[", "{"):
-            # several edits of one file: `[{"old_string": "…", "new_string": "…"}, …]`
-            for match in _EDIT.finditer(view.text):
-                if parameter_role(match[1], "content") and (language := by_file(path, match[2])):
-                    yield Region(json_decoded(view.cut(*match.span(2))), language)
-
-
-def _value(text: str, call: Call, role: str) -> str | None:
-    """The value of the parameter that has `role`."""
-    return next((p.view(text).text for p in call.parameters if parameter_role(p.name, role)), None)
-
-
-def _language(text: str, call: Call, name: str, view: View, path: str | None) -> str | None:
-    """The language of the value of parameter `name`; None if it is not known to be in any."""
-    runs = tool_runs(call.name)
-    if is_patch(call.name) or is_patch(name) or view.text.lstrip().startswith("*** Begin Patch"):
-        return "patch"
-    if parameter_role(name, "prose") or (is_prose(call.name) and parameter_role(name, "answer")):
-        return "prose"
-    if runs and (not name or parameter_role(name, "command", "code")):
-        return runs
-    if call.form == "fence":
-        return by_tag(call.name)
-    if parameter_role(name, "content"):
-        if path is not None:
-            return by_file(path, view.text)
-        if is_editor(call.name):
-            return by_look(view.text)
-        return by_tag(_value(text, call, "language") or "")
-    own = path is not None and works_on_files(call.name)
-    return "shell" if name in ("command", "cmd", "keystrokes", "bash_command") and not own else None
-
 
 _STRING = r'"([^"\\]*(?:\\[\s\S][^"\\]*)*)"'
 _ARGUMENT = re.compile(_STRING)
 _ARGUMENTS = re.compile(rf"\s*\[\s*{_STRING}\s*(?:,\s*{_STRING}\s*)*\]\s*")
 _EDIT = re.compile(rf'"(\w+)"\s*:\s*{_STRING}')
+_PATCH = re.compile(r"\s*\*\*\* Begin Patch")
 _SEARCH_REPLACE = re.compile(r"^[<-]{5,9} ?SEARCH\b", re.MULTILINE)
 _SIDE = re.compile(r"^(?:[<-]{5,9} ?SEARCH.*|={5,9}|[>+]{5,9} ?REPLACE.*)\r?$", re.MULTILINE)
+_BY_FILE, _BY_LOOK, _BY_SIBLING = "by file", "by look", "by sibling"  # how the language of a value is told
 
 
-def _in_arguments(view: View) -> Iterator[Region]:
-    """A command given as the list of its words: `["bash", "-lc", "…"]`; one word is no list but a test: `[ "$x" ]`."""
-    words = list(_ARGUMENT.finditer(view.text))
-    language = by_interpreter(words[0][1]) if len(words) == 3 else None
-    option = r"-\w*c" if language in ("shell", "python", "sql") else r"-\w*e|--eval"
-    if language and re.fullmatch(option, words[1][1]):
-        yield Region(json_decoded(view.cut(*words[2].span(1))), language)
-    elif len(words) == 2 and words[0][1] == "apply_patch":
-        yield Region(json_decoded(view.cut(*words[1].span(1))), "patch")
+def _in_call(text: str, call: Call) -> Iterator[Region]:
+    values = [(parameter.name, parameter.view(text)) for parameter in call.parameters]
+    path = next((view.text for name, view in values if parameter_role(name, "path")), None)
+    for name, view in values:
+        value = view.text
+        if path is not None and "SEARCH" in value and (blocks := _SEARCH_REPLACE.search(value)):
+            for mark, following in pairwise(_SIDE.finditer(value, blocks.start())):
+                side = view.cut(mark.end(), following.start())
+                if language := by_file(path, side.text):
+                    yield Region(side, language)
+            continue
+        language = "patch" if _PATCH.match(value) else _language(call.name, call.form, name, path is not None)
+        if language == _BY_FILE:
+            language = by_file(path or "", value)
+        elif language == _BY_LOOK:
+            language = by_look(value)
+        elif language == _BY_SIBLING:
+            language = by_tag(next((view.text for name, view in values if parameter_role(name, "language")), ""))
+        if language == "shell" and _ARGUMENTS.fullmatch(value):
+            # the list of a command's words: `["bash", "-lc", "…"]`; one word is no list but a test: `[ "$x" ]`
+            words = list(_ARGUMENT.finditer(value))
+            program = by_interpreter(words[0][1]) if len(words) == 3 else None
+            option = r"-\w*c" if program in ("shell", "python", "sql") else r"-\w*e|--eval"
+            if program and re.fullmatch(option, words[1][1]):
+                yield Region(json_decoded(view.cut(*words[2].span(1))), program)
+            elif len(words) == 2 and words[0][1] == "apply_patch":
+                yield Region(json_decoded(view.cut(*words[1].span(1))), "patch")
+        elif language:
+            yield Region(view, language)
+        elif path is not None and value[:1] in ("[", "{"):
+            # several edits of one file: `[{"old_string": "…", "new_string": "…"}, …]`
+            for match in _EDIT.finditer(value):
+                if parameter_role(match[1], "content") and (language := by_file(path, match[2])):
+                    yield Region(json_decoded(view.cut(*match.span(2))), language)
 
 
-# --- patches ----------------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=4096)
+def _language(tool: str, form: str, name: str, has_path: bool) -> str | None:
+    """The language of the values of parameter `name`, how it is to be told, or None if it is in none that is known."""
+    runs = tool_runs(tool)
+    if is_patch(tool) or is_patch(name):
+        return "patch"
+    if parameter_role(name, "prose") or (is_prose(tool) and parameter_role(name, "answer")):
+        return "prose"
+    if runs and (not name or parameter_role(name, "command", "code")):
+        return runs
+    if form == "fence":
+        return by_tag(tool)
+    if parameter_role(name, "content"):
+        return _BY_FILE if has_path else _BY_LOOK if is_editor(tool) else _BY_SIBLING
+    own = has_path and works_on_files(tool)
+    return "shell" if name in ("command", "cmd", "keystrokes", "bash_command") and not own else None
+
+
+# --- patches, fences in markdown --------------------------------------------------------------------------------------
 
 _HEADER = re.compile(
     r"(?:\+\+\+|---) (?:[ab]/)?([^\t\r\n]+)|\*\*\* (?:Add|Update|Delete) File: (.+)|diff --git \S+ (?:b/)?(\S+)"
 )
+_FENCED = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`\n]*\n", re.MULTILINE)
 
 
 def _in_patch(view: View) -> Iterator[Region]:
@@ -143,29 +134,17 @@ def _in_patch(view: View) -> Iterator[Region]:
         line = view.cut(start, stop)
         header = _HEADER.match(line.text)
         if not line.text or header or line.text.startswith(("@@", "*** ")):
-            for side in _sides(hunk) if path else ():
-                if language := by_file(path, side.text):
-                    yield Region(side, language)
+            for absent in "-+" if path else "":
+                if any(line.text[0] not in (" ", absent) for line in hunk) or (hunk and absent == "-"):
+                    side = join([ln.cut(ln.text[0] in " +-", len(ln.text)) for ln in hunk if ln.text[0] != absent])
+                    if language := by_file(path, side.text):
+                        yield Region(side, language)
             hunk = []
             if header:
                 name = header[1] or header[2] or header[3]
                 path = path if name == "/dev/null" else name
         elif line.text[0] in " +-\n\r":
             hunk.append(line)
-
-
-def _sides(hunk: list[View]) -> Iterator[View]:
-    for absent in "-+":
-        kept = [
-            line.cut(1, len(line.text)) if line.text[0] in " +-" else line for line in hunk if line.text[0] != absent
-        ]
-        if any(line.text[0] not in (" ", absent) for line in hunk) or (hunk and absent == "-"):
-            yield join(kept)
-
-
-# --- fences in markdown -----------------------------------------------------------------------------------------------
-
-_FENCED = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`\n]*\n", re.MULTILINE)
 
 
 def _in_fences(view: View) -> Iterator[Region]:
@@ -195,20 +174,35 @@ _CONSOLES = {"django-admin shell": "python", "flask shell": "python"}
 _CONSOLES |= dict.fromkeys(("rails console", "rails c", "rails runner"), "ruby")
 _SCRIPT_OPTION = re.compile(r"-\w*[ce]|--(?:eval|execute|command|print)|-pe?|-r|-i?p?n?e")
 _TEXT_TOOLS = names("echo printf grep egrep fgrep rg ag ack sed awk cat ls which type find_file search_dir")
+_SINGLE = re.compile(r"'[^']*(?:'(?:\"'\"|\\')'[^']*)*'")
+_SINGLE_ESCAPE = re.compile(r"'(?:\"'\"|\\')'")
+_DOUBLE_ESCAPE = re.compile(r"\\(?:\r?\n|[\"\\$`])")
+_ANSI_ESCAPE = re.compile(r"\\[\s\S]")
+_ANSI_VALUES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
 
 
 def _in_shell(view: View) -> Iterator[Region]:
-    if not any(mark in view.text for mark in ("<<", " -", "edit ", "apply_patch")):
+    text = view.text
+    if not any(mark in text for mark in ("<<", " -", "edit ", "apply_patch")):
         return
-    script = lex_shell(view.text)
+    script = lex_shell(text)
     for document in script.documents:
         body = view.cut(document.start, document.end)
         if language := _document_language(document, body.text):
             yield Region(body, language)
     for command in script.commands:
         for word, language in _inline(command):
-            if word.quote or _SINGLE.fullmatch(view.text, word.start, word.end):
-                yield Region(_unquoted(view, word), language)
+            whole, inner = view.cut(word.start, word.end), view.cut(word.start + len(word.quote), word.end)
+            inner = inner.cut(0, max(0, len(inner.text) - 1))
+            if _SINGLE.fullmatch(whole.text):
+                inner = unescape(whole.cut(1, len(whole.text) - 1), _SINGLE_ESCAPE, lambda escape: "'")
+            elif not word.quote:
+                continue
+            elif word.quote == '"':
+                inner = unescape(inner, _DOUBLE_ESCAPE, lambda escape: "" if escape[-1] == "\n" else escape[1:])
+            elif word.quote == "$'":
+                inner = unescape(inner, _ANSI_ESCAPE, lambda escape: _ANSI_VALUES.get(escape, escape[1:]))
+            yield Region(inner, language)
 
 
 def _document_language(document: HereDocument, body: str) -> str | None:
@@ -222,9 +216,9 @@ def _document_language(document: HereDocument, body: str) -> str | None:
     first = document.pipeline.index(document.command)
     readers = (reader for command in document.pipeline[first : first + _LONGEST_PIPELINE] for reader in _inner(command))
     for reader in readers:
-        if language := _reads(reader):
-            return language
         name, arguments = _program(reader)
+        if language := _reads(name, arguments):
+            return language
         if name and name not in _PASSING:
             break
         files = arguments if name == "tee" else [a[3:] for a in arguments if name == "dd" and a.startswith("of=")]
@@ -268,9 +262,8 @@ def _inner(command: Command) -> Iterator[Command]:
         yield command
 
 
-def _reads(command: Command) -> str | None:
-    """The language of the program that `command` reads from its standard input, if it does."""
-    name, arguments = _program(command)
+def _reads(name: str, arguments: list[str]) -> str | None:
+    """The language of the program that a command reads from its standard input, if it does."""
     if name in _PATCHERS or (name == "git" and {"apply", "am"} & set(arguments)):
         return "patch"
     language = by_interpreter(name)
@@ -315,21 +308,4 @@ def _inline(command: Command) -> Iterator[tuple[ShellWord, str]]:
             runs = None
 
 
-_SINGLE = re.compile(r"'[^']*(?:'(?:\"'\"|\\')'[^']*)*'")
-_SINGLE_ESCAPE = re.compile(r"'(?:\"'\"|\\')'")
-_DOUBLE_ESCAPE = re.compile(r"\\(?:\r?\n|[\"\\$`])")
-_ANSI_ESCAPE = re.compile(r"\\[\s\S]")
-_ANSI_VALUES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
-
-
-def _unquoted(view: View, word: ShellWord) -> View:
-    whole = view.cut(word.start, word.end)
-    if _SINGLE.fullmatch(whole.text):
-        return unescape(whole.cut(1, len(whole.text) - 1), _SINGLE_ESCAPE, lambda escape: "'")
-    start = word.start + len(word.quote)
-    inner = view.cut(start, max(start, word.end - 1))
-    if word.quote == '"':
-        return unescape(inner, _DOUBLE_ESCAPE, lambda escape: "" if escape[-1] == "\n" else escape[1:])
-    if word.quote == "$'":
-        return unescape(inner, _ANSI_ESCAPE, lambda escape: _ANSI_VALUES.get(escape, escape[1:]))
-    return inner
+_OPENED = {"shell": _in_shell, "patch": _in_patch, **dict.fromkeys(PROSE, _in_fences)}
