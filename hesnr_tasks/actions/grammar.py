@@ -112,8 +112,34 @@ def _marks(text: str, start: int = 0) -> list[_Mark]:
     return marks
 
 
+_NO_TAG = r"[^<]*(?:<(?!/?[\w:｜]{0,30}(?:function|parameter|invoke|tool_|TOOL))[^<]*)*"
+_VALUE = rf"""<parameter=([^<>\n="']*)>({_NO_TAG})</parameter>"""
+_PLAIN_VALUE = re.compile(_VALUE)
+_PLAIN_CALL = re.compile(
+    rf"""\s*(?P<opener><function=(?P<name>[^<>\n="']*)>)(?P<values>(?:\s{{0,199}}{_VALUE})*)\s{{0,199}}(?P<closer></function>)"""
+)
+
+
+def _plain_functions(text: str) -> list[Call]:
+    """The calls of a text that is calls without tags in their values, which are most; none for any other text."""
+    calls: list[Call] = []
+    position = 0
+    while call := _PLAIN_CALL.match(text, position):
+        tags, parameters = [call.span("opener")], []
+        for value in _PLAIN_VALUE.finditer(text, *call.span("values")):
+            start, end = value.span(2)
+            tags += [(value.start(), start), (end, value.end())]
+            parameters.append(Parameter(value[1].strip(), *_trim(text, start, end)))
+        tags.append(call.span("closer"))
+        position = call.end()
+        calls.append(Call(call["name"].strip(), tags[0][0], position, tuple(parameters), tuple(tags), form="function"))
+    return [] if text[position:].strip() else calls
+
+
 def _parse_functions(text: str) -> list[Call]:
     """The calls in a text that begins with one (or ends with one after stray text), else none."""
+    if calls := _plain_functions(text):
+        return calls
     marks = _marks(text)
     if not marks:
         return []
@@ -197,20 +223,6 @@ class _FunctionReader:
         if opener.end > opener.start:
             tags.append((opener.start, opener.end))
             self.index += 1
-        parameters: list[Parameter] = []
-        end, index = opener.end, self.index
-        # most calls are whole, without tags in their values; the lists are those that the loop below would make
-        while index + 2 < len(marks) and marks[index].kind == "parameter" and marks[index + 1].kind == "/parameter":
-            opening, closing = marks[index], marks[index + 1]
-            if not _blank(text, end, opening.start):
-                break
-            parameters.append(Parameter(opening.name, *_trim(text, opening.end, closing.start)))
-            end, index = closing.end, index + 2
-        mark = marks[index] if parameters else opener
-        if mark.kind == "/function" and _blank(text, end, mark.start) and self.is_last(index):
-            tags += [mark[1:3] for mark in marks[self.index : index + 1]]
-            self.index = index + 1
-            return Call(opener.name, start, mark.end, tuple(parameters), tuple(tags), form="function")
         parameters = self.raw_body(opener.end, tags)
         end = len(text)
         while self.index < len(marks):  # read parameters up to the end of the call

@@ -49,13 +49,6 @@ class Scan:
         elif mode.startswith("comment") and not (self.stack and self.stack[-1][0].startswith("comment")):
             self.comments.append((start, end))
 
-    def add_hole(self, span: CharSpan) -> None:
-        """Pass over `span` when it comes; several bodies announced on one line follow each other."""
-        if not self.holes or span[0] < self.holes[0][0]:
-            self.holes.insert(0, span)
-        else:
-            self.holes[0] = (self.holes[0][0], max(span[1], self.holes[0][1]))
-
 
 class Lexer:
     """Modes on a stack, each one compiled pattern of its tokens.
@@ -73,25 +66,26 @@ class Lexer:
         hole: Callable[[LineIndex, re.Match[str]], CharSpan | None] | None = None,
     ) -> None:
         self._check, self._hole = check, hole
-        self._modes: dict[str, tuple[re.Pattern[str], dict[str, tuple[str, str]]]] = {}
+        self._modes: dict[str, tuple[re.Pattern[str], dict[str | None, tuple[str, str]]]] = {}
         for part in modes:
             for name, rules in part.items() if isinstance(part, Mapping) else [("code", part)]:
                 pattern = "|".join(f"(?P<r{i}>{token})" for i, (_, token) in enumerate(rules))
                 verbs = [what.partition(" ") for what, _ in rules]
-                actions = {f"r{i}": (action, target) for i, (action, _, target) in enumerate(verbs)}
+                actions: dict[str | None, tuple[str, str]] = {f"r{i}": (v[0], v[2]) for i, v in enumerate(verbs)}
                 self._modes[name] = re.compile(pattern, re.MULTILINE), actions
 
     def scan(self, text: str, *modes: str, position: int = 0, end: int | None = None) -> Scan:
         """Lex `text` from `position` to `end`, beginning in `modes` (the innermost last). Never raises; linear time."""
         limit = len(text) if end is None else end
         scan = Scan(stack=[(mode, position) for mode in modes or ("code",)])
-        lines = LineIndex(text)
-        pattern, actions = self._modes[scan.stack[-1][0]]
+        comments, strings, stack, holes = scan.comments, scan.strings, scan.stack, scan.holes
+        lines: LineIndex | None = None
+        pattern, actions = self._modes[stack[-1][0]]
         while position <= limit and (match := pattern.search(text, position, limit)):
-            action, target = actions[match.lastgroup or ""]
+            action, target = actions[match.lastgroup]
             start, stop = match.span()
-            if scan.holes and start >= scan.holes[-1][0]:
-                position = max(position, scan.holes.pop()[1])
+            if holes and start >= holes[-1][0]:
+                position = max(position, holes.pop()[1])
                 continue
             position = stop if stop > start else stop + 1
             if action == "maybe":
@@ -100,19 +94,26 @@ class Lexer:
                     continue
                 action = "push" if target else "string"
             if action == "comment":
-                scan.comments.append((start, stop))
+                comments.append((start, stop))
             elif action == "string":
-                scan.strings.append((start, stop))
-            elif action == "push" or (action == "pop" and len(scan.stack) > 1):
+                strings.append((start, stop))
+            elif action == "push" or (action == "pop" and len(stack) > 1):
                 if action == "push":
-                    scan.stack.append((target, start))
+                    stack.append((target, start))
                 else:
                     scan.leave(stop)
                 position = stop  # a token of no width may end a mode: the stack is shorter, so this ends
-                pattern, actions = self._modes[scan.stack[-1][0]]
-            elif action == "hole" and self._hole and (span := self._hole(lines, match)):
-                scan.add_hole(span)
-        while scan.stack:
+                pattern, actions = self._modes[stack[-1][0]]
+            elif action == "hole" and self._hole:
+                lines = lines or LineIndex(text)
+                span = self._hole(lines, match)
+                if span and (not holes or span[0] < holes[0][0]):
+                    holes.insert(0, span)
+                elif span:  # several bodies announced on one line follow each other
+                    holes[0] = (holes[0][0], max(span[1], holes[0][1]))
+        while len(stack) > 1:
+            scan.leave(limit)
+        if stack[0][0] != "code":
             scan.leave(limit)
         return scan
 
