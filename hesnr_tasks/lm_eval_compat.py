@@ -201,6 +201,25 @@ def new_instance(
     return instance
 
 
+class LoggedValue(float):
+    """One document's value of a metric, with what the aggregation over all documents needs.
+
+    What `process_results` returns is at once a row of the sample log (`--log_samples`), a value in lm-eval's loggers,
+    and the input of the aggregation, gathered from all processes: for the first two it must be a number.
+    """
+
+    payload: Any
+
+    def __new__(cls, value: float, payload: Any) -> LoggedValue:
+        """The number, carrying `payload`."""
+        self = super().__new__(cls, value)
+        self.payload = payload
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LoggedValue, (float(self), self.payload)
+
+
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 

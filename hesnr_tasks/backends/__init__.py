@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +26,7 @@ from hesnr_tasks.errors import ScoringError, printable
 __all__ = ["BACKENDS", "REQUEST_TYPE", "RequestCache", "backend_for", "labelled_key", "score_requests"]
 
 REQUEST_TYPE = "topk_loglikelihood"
+LOG_SECONDS = 60.0  # between two lines of progress where there is no terminal
 BACKENDS = {
     "VLLM": "hesnr_tasks.backends.vllm",
     "TemplateAPI": "hesnr_tasks.backends.completions",
@@ -216,12 +218,35 @@ def _compute(
         sequences.append(TokenSequence(text.request.name, ids[: int(targets[-1]) + 1], targets, length))
     skip = {index for index, text in enumerate(todo) if text.key in done}
     total = sum(len(sequence.ids) for index, sequence in enumerate(sequences) if index not in skip)
-    with tqdm(total=total, unit="tok", unit_scale=True, desc="scoring", disable=None if show_progress else True) as bar:
+    with _progress_bar(total, show=show_progress) as bar:
         for index, scores in backend.score(sequences, k, bar.update, skip):
             bar.set_postfix_str(printable(sequences[index].name[:40]), refresh=False)
             refuse_non_finite(sequences[index], scores)
             yield todo[index], scores
     yield from ((text, SequenceScores.empty(k)) for text in texts if not text.n_fitting and text.key not in done)
+
+
+def _progress_bar(total: int, *, show: bool) -> tqdm[Any]:
+    """Tokens scored: a bar on a terminal, a line a minute in the log where there is none."""
+    if not show or sys.stderr.isatty():
+        return tqdm(total=total, unit="tok", unit_scale=True, desc="scoring", disable=not show)
+    line = "{desc}: {percentage:.0f}% of {total_fmt} tokens, {remaining} left ({rate_fmt}){postfix}"
+    return tqdm(
+        total=total, unit="tok", unit_scale=True, desc="scoring", file=_LogFile(), bar_format=line, miniters=1,
+        mininterval=LOG_SECONDS, maxinterval=2 * LOG_SECONDS, delay=LOG_SECONDS,
+    )  # fmt: skip
+
+
+class _LogFile:
+    """What tqdm writes, as lines of the log."""
+
+    def write(self, text: str) -> None:
+        """Log a line."""
+        if text.strip():
+            _log.info("%s", text.strip())
+
+    def flush(self) -> None:
+        """A log has no buffer here."""
 
 
 def _token_scores(text: _TokenisedRequest, scores: SequenceScores, run: Mapping[str, Any]) -> TokenScores:

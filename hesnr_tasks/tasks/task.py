@@ -21,6 +21,7 @@ from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.lm_eval_compat import (
+    LoggedValue,
     OpaqueInstance,
     attach_lm_eval_handlers,
     attach_request_type,
@@ -83,6 +84,7 @@ class HesnrTask(Task):
         self._texts: dict[str, Rendered] = {}  # by hash
         self._run: Mapping[str, Any] = {}
         self._native: NativeTemplate | None = None
+        self._headline = ""
         # what lm-eval's Task.__init__ would set; that wants a data set
         self._instances = None
         self.fewshot_rnd = None
@@ -205,8 +207,8 @@ class HesnrTask(Task):
     # --- results ------------------------------------------------------------------------------------------------------
 
     @exit_on_command_line
-    def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Item]:
-        """Every metric's numerator and denominator for one trajectory, then the same for its standard error.
+    def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, LoggedValue]:
+        """Every metric of one trajectory, carrying numerator and denominator, then the same for its standard error.
 
         A trajectory that overflow=skip leaves out is told from the others by its cut tokens: see `_included`.
         """
@@ -219,8 +221,12 @@ class HesnrTask(Task):
         cut, tokens = int(((scores.labels_cut & self._mask) != 0).sum()), float(counted.sum())
         items = {name: Item.of(scores.key, name, sums, cut) for name in names}
         items["scored"] = Item(scores.key, tokens, tokens + cut, cut, passed=self._texts[scores.key].passed)
+        values = {name: LoggedValue(aggregate(METRICS[name], [items[name]]), items[name]) for name in names}
+        values["scored"] = LoggedValue(tokens / (tokens + cut) if tokens + cut else math.nan, items["scored"])
         # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
-        return items | {f"{name}_stderr": items[name] for name in names if METRICS[name].denominator}
+        return values | {
+            f"{name}_stderr": LoggedValue(math.nan, items[name]) for name in names if METRICS[name].denominator
+        }
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Item]], Any]]:
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""
@@ -241,10 +247,14 @@ class HesnrTask(Task):
         """The metrics of this task."""
         return names_of(self.settings.metrics)
 
-    def _value(self, name: str, items: Iterable[Item]) -> float:
+    def _value(self, name: str, items: Iterable[LoggedValue]) -> float:
         """A metric; N/A (NaN) over fewer tokens than `min_tokens`, with one warning for 𝓗 and one for the others."""
+        items = list(items)
         included = self._included(items)
         value = aggregate(METRICS[name], included, self.settings.min_tokens)
+        if name == "he_snr":
+            error = self._error(name, items) if value == value else "N/A"
+            self._headline = f"he_snr {value:.4f} ± {error if isinstance(error, str) else format(error, '.4f')}"
         if name in ("he_snr", "ppl") and value != value:
             high = f"𝓗 (H_top{self.settings.k} > {self.settings.epsilon:.4f}, target among the candidates)"
             tokens, which = (high, "he_snr and he_ppl") if name == "he_snr" else ("the set that counts", "all metrics")
@@ -254,29 +264,28 @@ class HesnrTask(Task):
             )  # fmt: skip
         return value
 
-    def _error(self, name: str, items: Iterable[Item]) -> float | str:
+    def _error(self, name: str, items: Iterable[LoggedValue]) -> float | str:
         return aggregate_error(
             METRICS[name], self._included(items), self.settings.resamples, self.settings.bootstrap_seed,
             self.settings.min_tokens,
         )  # fmt: skip
 
-    def _included(self, items: Iterable[Item]) -> list[Item]:
+    def _included(self, values: Iterable[LoggedValue]) -> list[Item]:
         """Without the trajectories that overflow=skip leaves out."""
-        whole = [Item(*item) for item in items]
+        whole = [value.payload for value in values]
         return [item for item in whole if not item.tokens_cut] if self.settings.overflow == "skip" else whole
 
-    def _scored(self, items: Iterable[Item]) -> float:
+    def _scored(self, values: Iterable[LoggedValue]) -> float:
         """The share of the tokens that would count that was scored. The last of all values: signs and sums up."""
-        items = [Item(*item) for item in items]
-        scored = sum(item.numerator for item in self._included(items))
-        wanted = sum(item.denominator for item in items)
-        self._sign(items)
+        values = list(values)
+        included, items = self._included(values), [value.payload for value in values]
+        scored, wanted = sum(item.numerator for item in included), sum(item.denominator for item in items)
+        self._sign(items, included)
         self._warn_last(int(scored), int(wanted), items)
         return scored / wanted if wanted else math.nan
 
-    def _sign(self, items: list[Item]) -> None:
+    def _sign(self, items: list[Item], included: list[Item]) -> None:
         """Put the numbers' signature into the configuration that lm-eval saves with the results."""
-        included = self._included(items)
         empty = [item.key for item in included if not item.numerator]
         if empty:
             names = [self._ids[key] for key in empty if key in self._ids]  # other ranks know the others
@@ -291,9 +300,21 @@ class HesnrTask(Task):
         self._config.metadata["signature"] = signed
         _log.info("%s: %s", self.config.task, describe(signed))
 
+    def _closing_line(self, scored: int, wanted: int, trajectories: int) -> str:
+        """The result in a sentence, and the command that goes on from here."""
+        source, output = self.settings.trajectories or "the demo", running_evaluation().output_path
+        where = source if isinstance(source, str) else ", ".join(map(str, source))
+        follow = (
+            f"hesnr report {output}" if output else "the same with --output_path results/, then hesnr report results/"
+        )
+        share = f"{scored / wanted:.1%} of {wanted:,} tokens scored" if wanted else "no token counts"
+        return f"{self.config.task}: {self._headline}, {share}, {trajectories} trajectories of {where}. Next: {follow}"
+
     def _warn_last(self, scored: int, wanted: int, items: list[Item]) -> None:
         """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""
         task, lines = self.config.task, []
+        if self._headline:
+            print_at_exit(self._closing_line(scored, wanted, len(items)))
         if scored < wanted:
             cut = sum(item.tokens_cut > 0 for item in items)
             lines.append(

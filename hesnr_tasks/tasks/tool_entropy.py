@@ -6,6 +6,7 @@ named beside it; only what is made of the scores differs. What a step's entropy 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, item_of, measure, number, stderr_of, steps_of
 from hesnr_tasks.backends.base import TokenScores
+from hesnr_tasks.lm_eval_compat import LoggedValue
 from hesnr_tasks.metrics import Item, topk_entropy
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, effective_number
 from hesnr_tasks.tasks.settings import ToolEntropySettings
@@ -46,9 +48,10 @@ class ToolEntropyTask(HesnrTask):
         measured = measure(steps, *spans, entropy, decisive, self.settings.combine)
         item = item_of(scored.key, measured, epsilon, tokens_cut)
         tokens = float(counted.sum())
-        passed = self._texts[scored.key].passed
-        share = Item(scored.key, tokens, tokens + tokens_cut, tokens_cut, passed=passed)
-        return dict.fromkeys(_PUBLIC, item) | {"scored": share} | {f"{public}_stderr": item for public in _WITH_ERROR}
+        share = Item(scored.key, tokens, tokens + tokens_cut, tokens_cut, passed=self._texts[scored.key].passed)
+        values = {public: LoggedValue(number(name, [item]), item) for public, name in _PUBLIC.items()}
+        values["scored"] = LoggedValue(tokens / (tokens + tokens_cut) if tokens + tokens_cut else math.nan, share)
+        return values | {f"{public}_stderr": LoggedValue(math.nan, item) for public in _WITH_ERROR}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Any]], Any]]:
         """Pooled over steps; errors from the cluster bootstrap over trajectories."""
@@ -71,11 +74,11 @@ class ToolEntropyTask(HesnrTask):
 
     def _steps(self, items: Iterable[Any]) -> list[ToolEntropyItem]:
         """Without those of the trajectories that overflow=skip leaves out."""
-        steps = [ToolEntropyItem(*item) for item in items]
+        steps = [item.payload for item in items]
         return [item for item in steps if not item.tokens_cut] if self.settings.overflow == "skip" else steps
 
-    def _sign(self, items: list[Item]) -> None:
-        super()._sign(items)
+    def _sign(self, items: list[Item], included: list[Item]) -> None:
+        super()._sign(items, included)
         self._config.metadata["signature"] |= {
             "decision_arguments": self.settings.decision_arguments,
             "combine": self.settings.combine,

@@ -50,6 +50,11 @@ def test_plain_lm_eval_then_finds_our_tasks_and_ends_with_what_must_not_be_overl
     assert done.returncode == 0, done.stdout
     assert "|hesnr_swe|" in done.stdout
     assert "NUMBERS ARE OF 2 SHIPPED DEMO TRAJECTORIES, NOT OF YOURS" in done.stdout.splitlines()[-1]  # after the table
+    closing = done.stdout.splitlines()[-2]
+    assert closing.startswith("hesnr-tasks: hesnr_swe: he_snr ")
+    assert closing.endswith(
+        "2 trajectories of the demo. Next: the same with --output_path results/, then hesnr report results/"
+    )
 
 
 def test_every_task_is_registered_and_may_include_a_template(registered):

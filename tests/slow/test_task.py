@@ -199,6 +199,11 @@ def test_the_command_line_beside_a_standard_task(checkpoint, small, tmp_path):
     assert len(samples.read_text().splitlines()) == 2
     assert samples.stat().st_size < 2 * 8000
     assert "list" not in samples.read_text()  # the text itself is not in it
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    values = saved["results"]["hesnr_swe"]
+    assert sum(row["tokens"] for row in rows) == values["tokens,none"]
+    loss = sum(math.log(row["ppl"]) * row["tokens"] for row in rows) / values["tokens,none"]
+    assert loss == pytest.approx(math.log(values["ppl,none"]), rel=1e-9)
 
 
 @pytest.mark.xfail(
