@@ -71,7 +71,7 @@ def check_against_reference(result, task, tokens):
     for name in names_of():
         assert measured[name] == pytest.approx(want[name], rel=1e-5), name
     rng = np.random.default_rng(1234)
-    keys = np.argsort([s["he_snr"][0] for s in result["samples"][task]])
+    keys = np.argsort([s["he_snr"].payload.key for s in result["samples"][task]])
     draws = [[int(keys[i]) for i in rng.integers(0, len(keys), len(keys))] for _ in range(100)]
     for name in ("he_snr", "he_ppl", "ppl", "entropy"):
         error = result["results"][task][f"{name}_stderr,none"]
