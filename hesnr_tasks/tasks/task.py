@@ -228,7 +228,7 @@ class HesnrTask(Task):
             f"{name}_stderr": LoggedValue(math.nan, items[name]) for name in names if METRICS[name].denominator
         }
 
-    def aggregation(self) -> dict[str, Callable[[Iterable[Item]], Any]]:
+    def aggregation(self) -> dict[str, Callable[[Iterable[LoggedValue]], Any]]:
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""
         values = {name: partial(self._value, name) for name in self._names()}
         errors = {f"{name}_stderr": partial(self._error, name) for name in values if METRICS[name].denominator}
