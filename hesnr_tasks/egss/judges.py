@@ -220,10 +220,7 @@ class Rubric:
         for name, i in zip(names, order, strict=True):
             material += [_section(f"{title} {name}", text) for title, text in candidates[i]]
         material.append(f"Score the {self.noun}{'es' if self.noun.endswith('ch') else 's'} {', '.join(names)}.")
-        messages = [
-            {"role": "system", "content": self.rules()},
-            {"role": "user", "content": "\n\n".join(material)},
-        ]
+        messages = [{"role": "system", "content": self.rules()}, {"role": "user", "content": "\n\n".join(material)}]
         rows = ask(messages, functools.partial(self.read, names=names), self.schema(names))
         return None if rows is None else [rows[names[order.index(i)]] for i in range(len(order))]
 

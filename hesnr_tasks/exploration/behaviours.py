@@ -22,15 +22,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.exploration.entropy_profile import FEWEST_CLUSTERS
-from hesnr_tasks.exploration.text import (
-    NEIGHBOURS,
-    Embed,
-    Lexicon,
-    distances,
-    load_lexicon,
-    prose,
-    sentences,
-)
+from hesnr_tasks.exploration.text import NEIGHBOURS, Embed, Lexicon, distances, load_lexicon, prose, sentences
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.passk import listed, pass_at_k
 from hesnr_tasks.passk.outcome_files import Query, log_files, read_log
