@@ -7,23 +7,29 @@ Two kinds of callers:
 - stores that several processes write into (`replace_file`, `create_file`, `locked`, `remove_abandoned`): errors are
   plain `OSError`, for the store to explain. A process that dies leaves at most a temporary file, which
   `remove_abandoned` deletes.
+
+A `Journal` is a file that grows: results one by one, none of which a kill loses.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import secrets
 import socket
 import stat
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.bounded_io import TooLongError, lines, open_regular, parse_json
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 
 try:
     import fcntl
@@ -196,3 +202,103 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+# --- files that grow --------------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """JSON values under keys in a JSON Lines file: each is on the disk when `put` returns, and there after a kill.
+
+    A line that a kill cut off is removed, and one whose checksum does not match, which counts in `damaged`. Safe
+    between threads; a second process is refused.
+
+    Raises:
+        HesnrError: another process writes the file, or it cannot be written.
+        DataError: the file is no journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from filelock import FileLock, Timeout  # comes with datasets; the rest of this module does without
+
+        self.path, self._guard, self._lock = path, threading.Lock(), FileLock(f"{path}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise HesnrError(f"{path} is written by another process; wait for it, or name another place") from None
+        except OSError as error:
+            raise HesnrError(f"cannot write {path} ({error.strerror}); name another place") from None
+        try:
+            self.values, self.damaged, complete = self.read(path)
+            if self.damaged:
+                replace_file(path, b"".join(map(_line, self.values, self.values.values())))
+            self._file = path.open("ab")
+            self._file.truncate(path.stat().st_size if self.damaged else complete)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @staticmethod
+    def read(path: Path) -> tuple[dict[str, Any], int, int]:
+        """Values by key, the number of damaged lines, and the bytes up to the end of the last whole line."""
+        values, damaged, complete = dict[str, Any](), 0, 0
+        if not path.exists():
+            return values, damaged, complete
+        with open_regular(path) as file:
+            for line in lines(file):
+                if isinstance(line, bytes) and not line.endswith(b"\n"):
+                    break
+                complete = file.tell()
+                try:
+                    if isinstance(line, TooLongError):
+                        raise line
+                    row = parse_json(line)
+                    if row["checksum"] != _checksum(row["key"], row["value"]):
+                        raise ValueError("its checksum is another")
+                    values[row["key"]] = row["value"]
+                except (HesnrError, ValueError, KeyError, TypeError):
+                    damaged += 1
+        if damaged and not values:
+            raise DataError(f"{path}: no line of it is one of a journal of results; move the file away")
+        return values, damaged, complete
+
+    def put(self, values: Mapping[str, Any]) -> None:
+        """Append values, which JSON can hold; `HesnrError` where the disk takes none."""
+        data = b"".join(map(_line, values, values.values()))
+        with self._guard:
+            try:
+                self._file.write(data)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise HesnrError(
+                    f"cannot write {self.path} ({error.strerror}). What was written before is safe; make room and "
+                    "start the same command again: it goes on there."
+                ) from None
+            self.values |= values
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """The value under `key`; computed and kept where there is none. What `make` raises is not kept."""
+        if key not in self.values:
+            self.put({key: make()})
+        return self.values[key]
+
+    def close(self) -> None:
+        """Let other processes write the file."""
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _line(key: str, value: Any) -> bytes:
+    return json.dumps({"key": key, "value": value, "checksum": _checksum(key, value)}).encode() + b"\n"
+
+
+def _checksum(key: str, value: Any) -> str:
+    return hashlib.sha256(json.dumps([key, value], sort_keys=True).encode()).hexdigest()[:16]

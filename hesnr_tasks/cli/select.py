@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.atomic_io import Journal, write_output
 from hesnr_tasks.egss.collect import PYTEST_FILES, collect, load_instances
 from hesnr_tasks.egss.judges import ChatModel
-from hesnr_tasks.egss.ledger import Journal
 from hesnr_tasks.egss.select import METHODS, SelectSettings, select_instance
 from hesnr_tasks.egss.suite import PYTEST, PatchTester, Runner, sandbox_config
 from hesnr_tasks.errors import SettingsError, nearest, printable

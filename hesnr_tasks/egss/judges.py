@@ -34,7 +34,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from hesnr_tasks.egss.ledger import Journal, Spent, fingerprint, spent_of
+from hesnr_tasks.atomic_io import Journal
+from hesnr_tasks.egss.ledger import Spent, fingerprint, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, printable
 
 Parsed = TypeVar("Parsed")

@@ -18,10 +18,9 @@ import json
 import logging
 import random
 import re
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from tqdm import tqdm
 
-from hesnr_tasks.bounded_io import parse_json
-from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
+from hesnr_tasks.atomic_io import Journal
+from hesnr_tasks.errors import DataError, ScoringError, SettingsError
 from hesnr_tasks.lm_eval_compat import attach_request_type, exit_on_command_line, running_evaluation
 from hesnr_tasks.scores.cache import scores_dir
 
@@ -152,36 +151,39 @@ def _sample_task(samples: Sequence[SampleRequest], lm: Any) -> list[str]:
 # --- answers on disk --------------------------------------------------------------------------------------------------
 
 
-class AnswerStore:
-    """The answers of one task under one set of settings, in SQLite: a crash costs what was in flight.
+_ADVICE = 'remove the file, or name another folder with "answers"'
 
-    Each process writes a file of its own and reads all of them. Every answer has a checksum; one that does not match is
-    sampled again, and a warning counts them. Answers of other settings are not mixed in (`SettingsError` names the
-    setting).
+
+class AnswerStore:
+    """The answers of one task under one set of settings, in journals: a crash costs what was in flight.
+
+    Each process writes a file of its own and reads all of them. An answer that the disk damaged is sampled again, and a
+    warning counts such. Answers of other settings are not mixed in (`SettingsError` names the setting).
     """
 
     def __init__(self, stem: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
-        self.path = stem.with_name(f"{stem.name}.{rank}.sqlite")
-        self.damaged = 0
-        self._settings = json.loads(json.dumps(settings, sort_keys=True))
-        self._answers: dict[str, str] = {}
+        self._journal = Journal(stem.with_name(f"{stem.name}.{rank}.jsonl"))
+        self.path, self.damaged = self._journal.path, self._journal.damaged
+        self._answers: dict[str, Any] = {}  # key → (seed, text)
+        settings = json.loads(json.dumps(settings, sort_keys=True))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HesnrError(f"cannot write answers to {self.path} ({error.strerror})") from None
-        with _sqlite_errors(self.path):
-            self._database = sqlite3.connect(self.path, timeout=60)
-            with self._database as database:
-                database.execute("CREATE TABLE IF NOT EXISTS settings (text TEXT)")
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, seed INT, answer TEXT, checksum TEXT)"
-                )
-                if not database.execute("SELECT COUNT(*) FROM settings").fetchone()[0]:
-                    database.execute("INSERT INTO settings VALUES (?)", (json.dumps(self._settings),))
-        try:
-            for path in sorted(stem.parent.glob(f"{stem.name}.*.sqlite")):
-                if path.name[len(stem.name) + 1 : -len(".sqlite")].isdecimal():  # else: of a task called `<stem>.more`
-                    self._read(path)
+            if not self._journal.values:
+                self._journal.put({"settings": settings})
+            for path in sorted(stem.parent.glob(f"{stem.name}.*.jsonl")):
+                if not path.name[len(stem.name) + 1 : -len(".jsonl")].isdecimal():  # of a task called `<stem>.more`
+                    continue
+                answers, damaged, _ = Journal.read(path)
+                stored = answers.pop("settings", None)
+                if answers and not stored:
+                    raise DataError(f"{path}: its settings are damaged; {_ADVICE}")
+                if changed := list(_changed("", stored, settings)) if stored else []:
+                    raise SettingsError(
+                        f"{path} holds answers sampled with other settings ({'; '.join(changed[:4])}); mixing them "
+                        'would give a number of neither. Name another folder with "answers", or run with the settings '
+                        "of the file."
+                    )
+                self._answers |= answers
+                self.damaged += damaged
         except BaseException:
             self.close()
             raise
@@ -190,60 +192,17 @@ class AnswerStore:
 
     def get(self, key: str) -> str | None:
         """The answer under `key`, or None."""
-        return self._answers.get(key)
+        return self._answers[key][1] if key in self._answers else None
 
     def put(self, answers: Sequence[tuple[str, int, str]]) -> None:
         """Store (key, seed, answer); when this returns they are on disk."""
-        encoded = [(key, seed, json.dumps(text)) for key, seed, text in answers]  # JSON: lone surrogates survive
-        with _sqlite_errors(self.path), self._database:
-            self._database.executemany(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", [(*row, _checksum(*row)) for row in encoded]
-            )
-        self._answers |= {key: text for key, _, text in answers}
+        rows = {key: (seed, text) for key, seed, text in answers}
+        self._journal.put(rows)
+        self._answers |= rows
 
     def close(self) -> None:
         """Close the file."""
-        self._database.close()
-
-    def _read(self, path: Path) -> None:
-        with _sqlite_errors(path), contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
-            database.text_factory = lambda text: text.decode(errors="replace")  # checksums detect the damage
-            stored = database.execute("SELECT text FROM settings").fetchone()
-            rows = database.execute("SELECT key, seed, answer, checksum FROM answers").fetchall()
-        try:
-            changed = list(_changed("", parse_json(stored[0]), self._settings)) if stored else []
-        except (ValueError, TypeError):
-            raise DataError(f"{path}: its settings cannot be read; {_ADVICE}") from None
-        if changed:
-            raise SettingsError(
-                f"{path} holds answers sampled with other settings ({'; '.join(changed[:4])}); mixing them would give "
-                'a number of neither. Name another folder with "answers", or run with the settings of the file.'
-            )
-        for key, seed, answer, checksum in rows:
-            if checksum == _checksum(key, seed, answer):
-                self._answers.setdefault(key, json.loads(answer))
-            else:
-                self.damaged += 1
-
-
-_ADVICE = 'remove the file, or name another folder with "answers"'
-
-
-@contextlib.contextmanager
-def _sqlite_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise HesnrError(
-            f"cannot keep answers in {path} ({error}). Those before are safe; make room and start the same command "
-            f"again: it goes on there. If the file is damaged, {_ADVICE}."
-        ) from None
-    except (sqlite3.DatabaseError, UnicodeError) as error:
-        raise DataError(f"{path}: no readable file of kept answers ({error}); {_ADVICE}") from None
-
-
-def _checksum(key: Any, seed: Any, answer: Any) -> str:
-    return hashlib.sha256(f"{key}\n{seed}\n{answer}".encode(errors="surrogatepass")).hexdigest()
+        self._journal.close()
 
 
 def _changed(name: str, old: Any, new: Any) -> Iterator[str]:
@@ -398,9 +357,13 @@ def _vllm(lm: Any, samples: Sequence[SampleRequest], done: frozenset[int], save:
 def _api(lm: Any, samples: Sequence[SampleRequest], done: frozenset[int], save: SaveAnswers) -> None:
     with ThreadPoolExecutor(max(1, int(getattr(lm, "_concurrent", 1)))) as pool:
         waiting = {pool.submit(_request, lm, sample): i for i, sample in enumerate(samples) if i not in done}
+        pending = set(waiting)
         try:
-            for future in as_completed(waiting):
-                save([(waiting[future], future.result())])
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                save([(waiting[future], future.result()) for future in finished if not future.exception()])
+                for future in finished:
+                    future.result()
         finally:
             for future in waiting:
                 future.cancel()

@@ -1,7 +1,6 @@
 """The lm-eval task on a tiny Hugging Face model: template, seeds, verifiers, refusals, going on after a stop."""
 
 import argparse
-import contextlib
 import json
 import re
 import sqlite3
@@ -78,8 +77,7 @@ def answers_of(result, name="even"):
 
 
 def rows_of(path):
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        return database.execute("SELECT key, seed, answer, checksum FROM answers ORDER BY key").fetchall()
+    return sorted(path.read_text().splitlines()[1:])  # but for the settings
 
 
 def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, tmp_path):
@@ -100,7 +98,7 @@ def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, 
         assert point.stderr == pytest.approx(saved[f"pass@{point.k}_stderr,none"], rel=1e-12)
         assert f"{point.value:.4f}" == printed[f"pass@{point.k}"]
     assert 0 < points[0].value < points[2].value <= 1
-    (kept,) = (out / "answers").glob("even-*.sqlite")
+    (kept,) = (out / "answers").glob("even-*.jsonl")
     assert len(rows_of(kept)) == 12 * 4
     (log,) = out.rglob("samples_even_*.jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
@@ -122,10 +120,10 @@ def test_the_same_run_gives_the_same_answers_and_another_seed_others(model, task
 
 def test_going_on_after_a_stop_gives_the_undisturbed_answers(model, tasks, tmp_path):
     whole = evaluate(model, tasks(), passk={"answers": str(tmp_path)})
-    path = tmp_path / "even.0.sqlite"
+    path = tmp_path / "even.0.jsonl"
     kept = rows_of(path)
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.executemany("DELETE FROM answers WHERE key = ?", [(row[0],) for row in kept[7:]])
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:8]) + lines[8][:20])  # as a kill leaves it
     again = evaluate(model, tasks(), passk={"answers": str(tmp_path)})
     assert answers_of(again) == answers_of(whole)
     assert rows_of(path) == kept

@@ -15,10 +15,11 @@ import pytest
 
 pytest.importorskip("minisweagent")
 
+from hesnr_tasks.atomic_io import Journal
 from hesnr_tasks.cli import main
 from hesnr_tasks.egss.collect import AgentTests, PatchCandidate, patch_key
 from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel
-from hesnr_tasks.egss.ledger import Journal, Spent
+from hesnr_tasks.egss.ledger import Spent
 from hesnr_tasks.egss.select import SelectSettings, select_instance
 from hesnr_tasks.egss.suite import (
     PYTEST,
@@ -31,7 +32,7 @@ from hesnr_tasks.egss.suite import (
     sandbox_config,
     secret_variables,
 )
-from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.testing import Reply, fake_server
 from tests.unit.egss import runs
 
@@ -483,16 +484,6 @@ def test_an_empty_folder_needs_a_repository(data, tmp_path, capsys):
     for kind in ("local", "bubblewrap"):
         with pytest.raises(SettingsError, match="env_startup_command"):
             sandbox_config(["swebench.yaml", "environment.cwd="], kind, [])
-
-
-def test_a_file_that_is_no_journal_and_a_second_process_are_refused(tmp_path):
-    path = tmp_path / "p.work.jsonl"
-    path.write_text("mine\n")
-    with pytest.raises(DataError, match=r"p.work.jsonl:1"):
-        Journal(path)
-    path.write_text("")
-    with Journal(path), pytest.raises(Exception, match="another `hesnr select`"):
-        Journal(path)
 
 
 @pytest.mark.parametrize("text", [None, "", "<x", "<testsuite/>", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'])
