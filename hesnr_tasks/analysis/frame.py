@@ -131,6 +131,7 @@ def load(
     name: str = "",
     context: int | None = None,
     run: str | StoredRun = "latest",
+    metrics: Sequence[str] | None = None,
 ) -> Frame:
     """Read the scores of one run of a folder.
 
@@ -142,6 +143,7 @@ def load(
         name: of the run (default: that of the folder).
         context: as if the model had read this many token ids of each text, BOS included, at most (None: all it read).
         run: as `scores.choose_runs` takes it, or one that it returned.
+        metrics: load the optional columns of these alone (default: of every registered one).
 
     Raises:
         StoreError: for damaged files.
@@ -158,7 +160,7 @@ def load(
             f'again with "k": {max(ks)} in --metadata.'
         )
     loaded_mask = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
-    needs = needed_columns()
+    needs = needed_columns(metrics)
     outputs = list(dict.fromkeys(["label", "logprob", "rank", *extra, *needs]))
     sources = ["char_start", "char_end", "text"] if "n_bytes" in needs else []
     stored = dict.fromkeys(["position", "topk_logprobs", "labels_cut", *outputs, *sources])
@@ -264,7 +266,13 @@ def _covered(mask: int, filters: Sequence[str]) -> str:
 # --- sums -------------------------------------------------------------------------------------------------------------
 
 
-def grid_sums(frame: Frame, masks: Sequence[np.uint64], ks: Sequence[int], epsilons: Sequence[float]) -> TrajectorySums:
+def grid_sums(
+    frame: Frame,
+    masks: Sequence[np.uint64],
+    ks: Sequence[int],
+    epsilons: Sequence[float],
+    metrics: Sequence[str] | None = None,
+) -> TrajectorySums:
     """The sums of every trajectory in every setting; shape (masks, ks, thresholds, T, statistics).
 
     Thresholds in nats, in any order. Tokens that count under the same masks are summed together, at all thresholds at
@@ -280,7 +288,7 @@ def grid_sums(frame: Frame, masks: Sequence[np.uint64], ks: Sequence[int], epsil
         cell = group * size + frame.trajectory()[index]
         for_ks = []
         for k in ks:
-            sums = cell_sums(frame.tokens(k, index), cell, len(patterns) * size, epsilons, k)
+            sums = cell_sums(frame.tokens(k, index), cell, len(patterns) * size, epsilons, k, metrics)
             cells = sums.values.reshape(len(epsilons), len(patterns), size, -1)
             for_ks.append([cells[:, (patterns >> bit & 1) == 1].sum(axis=1) for bit in range(len(counted))])
             names = sums.names

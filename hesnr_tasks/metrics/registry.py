@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -489,6 +489,6 @@ def share_scored(tokens: float, cut: float) -> Share:
     return Share(tokens / (tokens + cut) if tokens + cut else math.nan)
 
 
-def needed_columns(names: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+def needed_columns(names: Iterable[str] | None = None) -> tuple[str, ...]:
     """The optional columns that some registered metric reads."""
     return tuple(dict.fromkeys(column for name in names or METRICS for column in METRICS[name].needs))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,10 +51,12 @@ FloatArray = npt.NDArray[np.float64]
 BINS = 80  # of the histograms
 UNFILTERED = "thought+action"
 OBSERVATION = "observation"
+_SWEPT = ("he_snr", "he_tokens")  # metrics over the threshold
 _CASES = 2  # tokens near each of ln 2, ln 3, ln 4
 _GRID_STEP = 16  # of the points of a density, every so many are kept
 _FEWEST_FOR_INTERVAL = 4  # trajectories
 _Z = 1.96
+_WORKERS = 4  # folders at a time; each takes about 200 bytes a token
 _ALL_SCORED = re.compile(r"^run 1 of 1 .*: (\d+) of \1 trajectories$")  # not worth a note
 _RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks {} --output_path DIR"
 
@@ -245,13 +249,19 @@ def build_report_data(
     all_notes = [*notes, *named.notes]
     limit, note = _context([folders[c.name] for c in ladder if c.name in folders], context)
     all_notes += [note] if note else []
-    summaries: list[CheckpointSummary] = []
-    for name in (checkpoint.name for checkpoint in ladder if checkpoint.name in folders):
+    named_folders = [checkpoint.name for checkpoint in ladder if checkpoint.name in folders]
+
+    def work(name: str) -> CheckpointSummary | str:
         try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
             stored = stored_run(folders[name], run, [result for result in ours if result.model == name])
-            summaries.append(_summarize(folders[name], name, k, epsilon, limit, stored))
+            return _summarize(folders[name], name, k, epsilon, limit, stored, cases=name == named_folders[-1])
         except StoreError as error:
-            all_notes.append(f"{name}: its score files are not used: {error}")
+            return f"{name}: its score files are not used: {error}"
+
+    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
+        read = list(pool.map(work, named_folders))
+    summaries = [item for item in read if isinstance(item, CheckpointSummary)]
+    all_notes += [item for item in read if isinstance(item, str)]
     all_notes += [f"{s.name}: {s.about}" for s in summaries if not _ALL_SCORED.search(s.about)]
     summaries, reasons = _largest_comparable_group(summaries)
     all_notes += reasons
@@ -338,11 +348,15 @@ def _context(folders: Sequence[Path], context: int | str | None) -> tuple[int | 
 
 
 def _summarize(
-    folder: Path, name: str, k: int, epsilon: float, context: int | None, run: StoredRun
+    folder: Path, name: str, k: int, epsilon: float, context: int | None, run: StoredRun, *, cases: bool = False
 ) -> CheckpointSummary:
+    """Read the score files of one checkpoint; `cases`: with single tokens, which only one of a report needs."""
     filters = ScoreStore.open(folder).signature["filters"]
     wanted = token_sets(filters)
-    frame = load(folder, (k,), masks=[tokens.mask for tokens in wanted.values()], name=name, context=context, run=run)
+    frame = load(
+        folder, (k,), masks=[tokens.mask for tokens in wanted.values()], name=name, context=context, run=run,
+        metrics=names_of(),
+    )  # fmt: skip
     scored = {s: tokens for s, tokens in wanted.items() if all(int(tokens.mask) & ~e.mask == 0 for e in frame.entries)}
     masks = {select: tokens.mask for select, tokens in scored.items()}
     sums: Any = grid_sums(frame, list(masks.values()), [k], [epsilon])[:, 0, 0] if masks else []
@@ -354,13 +368,13 @@ def _summarize(
     }
     filtered = _ablation_sets(filters)[-1]
     epsilons = tuple(value for value in SWEEP if value < math.log(k))
-    sweep, cases = TrajectorySums(np.empty((0, 0, 0)), ()), None
+    sweep, table = TrajectorySums(np.empty((0, 0, 0)), ()), None
     if filtered in scored:
-        sweep = grid_sums(frame, [masks[filtered]], [k], epsilons)[0, 0]
-        cases = case_table(frame, scored[filtered], k, _CASES)
+        sweep = grid_sums(frame, [masks[filtered]], [k], epsilons, _SWEPT)[0, 0]
+        table = case_table(frame, scored[filtered], k, _CASES) if cases else None
     distributions = _distributions(frame, {s: masks[s] for s in (filtered, OBSERVATION) if s in masks}, k)
     return CheckpointSummary(
-        name, folder, frame.about, frame.signature, runs, epsilons, sweep, tuple(distributions), cases
+        name, folder, frame.about, frame.signature, runs, epsilons, sweep, tuple(distributions), table
     )
 
 
