@@ -156,11 +156,14 @@ def save(canvas: Figure, stem: Path) -> list[Path]:
 
 
 def _shrunk(png: IO[bytes]) -> bytes:
-    """A palette of 256 colours: a third of the size, and figures have fewer colours than that to lose."""
+    """A palette of 256 colours: a third of the size, and figures have fewer colours than that to lose.
+
+    Octrees: nearly as small as median cuts, in a tenth of the time.
+    """
     from PIL import Image  # matplotlib needs it, so it is there
 
     with Image.open(png) as picture:
-        small = picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        small = picture.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    small.save(buffer, format="png", optimize=True)
+    small.save(buffer, format="png", compress_level=6)
     return buffer.getvalue()

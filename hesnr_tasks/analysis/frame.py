@@ -17,7 +17,7 @@ from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.metrics import EPSILON, TokenColumns, TrajectorySums, cell_sums, needed_columns, token_bytes
 from hesnr_tasks.metrics import topk_entropy as entropy_of
 from hesnr_tasks.rendering import label_mask
-from hesnr_tasks.scores import Entry, ScoreStore, StoredRun, choose_runs, mixed
+from hesnr_tasks.scores import Entry, ScoreStore, StoredRun, StoreError, choose_runs, mixed
 from hesnr_tasks.stats import MOST_RESAMPLES
 from hesnr_tasks.trajectory import Kind
 
@@ -209,13 +209,16 @@ def load(
     )
 
 
-def context_for(paths: Sequence[Path | ScoreStore], requested: int | str | None) -> tuple[int | None, str]:
+def context_for(
+    paths: Sequence[Path | ScoreStore], requested: int | str | None, *, skip_damaged: bool = False
+) -> tuple[int | None, str]:
     """The context that runs are read at, and a note on it.
 
     Args:
         paths: folders of the runs, or their stores.
         requested: token ids; "own": each run as it is; "common": what all could read; None: "common", where a context
             truncated any run.
+        skip_damaged: leave out what cannot be read; the reason is said when its scores are read.
 
     Raises:
         SettingsError: for a context beyond that of a run whose texts it truncated.
@@ -225,10 +228,16 @@ def context_for(paths: Sequence[Path | ScoreStore], requested: int | str | None)
     limits: dict[str, int] = {}  # of the runs that were truncated
     widest = 0.0
     for path in paths:
-        store = path if isinstance(path, ScoreStore) else ScoreStore.open(path)
-        limit = store.signature["run"].get("max_length")
+        try:
+            store = path if isinstance(path, ScoreStore) else ScoreStore.open(path)
+            limit = store.signature["run"].get("max_length")
+            truncated = limit is not None and any(store.entry(key).cut for key in store)
+        except StoreError:
+            if skip_damaged:
+                continue
+            raise
         widest = max(widest, math.inf if limit is None else int(limit))
-        if limit is not None and any(store.entry(key).cut for key in store):
+        if truncated:
             limits[store.folder.name] = int(limit)
     smallest = min(limits, key=lambda name: limits[name], default="")
     if isinstance(requested, int):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, read_run
+from hesnr_tasks.analysis.compare import Run, matched, read_run
 from hesnr_tasks.analysis.frame import context_for, folders, run_names
 from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.bounded_io import read_json
@@ -22,7 +22,7 @@ from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
 from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure
 from hesnr_tasks.scores import ScoreStore
-from hesnr_tasks.stats import RESAMPLES, SEED, holm, trajectories_needed
+from hesnr_tasks.stats import RESAMPLES, SEED, holm, paired, trajectories_needed
 
 __all__ = ["Verdict", "VerdictSettings", "checkpoints_of", "comparable_groups", "judge", "judge_runs"]
 
@@ -320,10 +320,9 @@ def _proxy(name: str, runs: Sequence[Run]) -> Proxy:
 
 
 def _choice(proxy: Proxy, runs: Sequence[Run], settings: VerdictSettings) -> Choice:
-    config = CompareConfig(settings.resamples, settings.seed)
-
     def test(best: int, other: int) -> Paired:
-        change = difference(runs[best], runs[other], proxy.name, config)
+        sides = [run.sums.repeat(runs[best].multiplicity).parts(proxy.name) for run in (runs[best], runs[other])]
+        change = paired(sides[0], sides[1], proxy.exponentiate, resamples=settings.resamples, bootstrap=False)
         return Paired(change.value, change.stderr, change.p)
 
     return choose(proxy, [run.name for run in runs], test, holm, trajectories_needed)

@@ -135,6 +135,7 @@ class ReportData:
     notes: list[str] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     verdict: Verdict | None = None  # None: no score files
+    tables: dict[str, Table] = field(default_factory=dict)  # those that were computed, by name
 
     @property
     def filtered(self) -> str:
@@ -247,7 +248,7 @@ def build_report_data(
     settings = Counter((result.signature["k"], result.signature["epsilon"]) for result in ours if result.signature)
     k, epsilon = settings.most_common(1)[0][0] if settings else (10, EPSILON)
     all_notes = [*notes, *named.notes]
-    limit, note = _context([folders[c.name] for c in ladder if c.name in folders], context)
+    limit, note = context_for([folders[c.name] for c in ladder if c.name in folders], context, skip_damaged=True)
     all_notes += [note] if note else []
     named_folders = [checkpoint.name for checkpoint in ladder if checkpoint.name in folders]
 
@@ -333,18 +334,6 @@ def token_sets(filters: Sequence[str]) -> dict[str, Selection]:
 def _ablation_sets(filters: Sequence[str]) -> list[str]:
     """The rows of the paper's ablation: thoughts, then actions with no filter, one, two … all of them."""
     return ["thought", *("-".join(["action", *filters[:n]]) for n in range(len(filters) + 1))]
-
-
-def _context(folders: Sequence[Path], context: int | str | None) -> tuple[int | None, str]:
-    """`context_for` of the folders that can be read."""
-    readable = []
-    for folder in folders:
-        try:
-            context_for([folder], None)
-            readable.append(folder)
-        except StoreError:
-            continue  # the reason is noted when its scores are read
-    return context_for(readable, context)
 
 
 def _summarize(

@@ -294,6 +294,8 @@ def orient_higher_is_better(metric: str, values: FloatArray) -> FloatArray:
 
 def agreements(data: ReportData) -> Table:
     """PPL, HE-PPL and HE-SNR against each downstream task, on every set of tokens that has numbers, in each group."""
+    if "correlations" in data.tables:  # terminal, figure and page need it, and it is the slowest of all
+        return data.tables["correlations"]
     rows: list[dict[str, Any]] = []
     warnings: dict[str, None] = {}
     for task in data.downstream:
@@ -311,7 +313,8 @@ def agreements(data: ReportData) -> Table:
                 for metric in AGREED:
                     if columns := _agreement(data, task, checkpoints, select, metric):
                         rows.append({"task": task, "group": group, "select": select, "metric": metric, **columns})
-    return Table("correlations", "Agreement with the downstream score", rows, (*warnings, _SIGN, _BOTH))
+    table = Table("correlations", "Agreement with the downstream score", rows, (*warnings, _SIGN, _BOTH))
+    return data.tables.setdefault("correlations", table)
 
 
 def ablation(data: ReportData) -> Table:
@@ -406,7 +409,7 @@ def _neighbour_rows(data: ReportData, select: str) -> Iterator[dict[str, Any]]:
             if family[a.name] != family[b.name]:
                 continue
             parts = [run.sums.repeat(run.multiplicity).parts(metric) for run in (a, b)]
-            d = paired(parts[0], parts[1], entry.exponentiate, resamples=data.resamples, seed=data.seed)
+            d = paired(parts[0], parts[1], entry.exponentiate, resamples=data.resamples, bootstrap=False)
             gain = d.value if entry.higher_is_better else -d.value
             yield {
                 "select": select,
