@@ -5,9 +5,11 @@ Everything here is imported when it is first used; torch only by `score`, pyarro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from hesnr_tasks.analysis.frame import Frame, check_epsilons, check_resamples, c
 from hesnr_tasks.analysis.frame import load as load_frame
 from hesnr_tasks.backends import labelled_key, score_requests
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
-from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import load as load_trajectories
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, names_of, needed_columns
@@ -46,6 +48,26 @@ __all__ = [
 ]
 
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _in_words_of_python(function: _F) -> _F:
+    """Errors that `lm_eval` and `hesnr` users see too name flags; here they name arguments."""
+
+    @functools.wraps(function)
+    def with_arguments(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except HesnrError as error:
+            text = re.sub(r" (?:in|to) --(?:model_args|metadata)|--model_args (?=\w)", "", str(error))
+            flags = re.sub(r"--([a-z][a-z_-]*)", lambda flag: flag[1].replace("-", "_"), text)
+            error.args = (flags, *error.args[1:])
+            raise
+
+    return with_arguments  # type: ignore[return-value]
+
+
+@_in_words_of_python
 def load(source: str | Path | Sequence[str | Path], **options: Any) -> list[Trajectory]:
     """Read agent trajectories; the format of each record is recognised by its content.
 
@@ -157,6 +179,7 @@ class Scores:
             self._frames[key] = load_frame(self._store, (k,), context=context, run=self._run)
         return self._frames[key]
 
+    @_in_words_of_python
     def evaluate(
         self,
         *metrics: str,
@@ -201,23 +224,25 @@ class Scores:
         return run_of(frame, only_selection(frame.filters, kinds, filters), epsilon, k)
 
 
+@_in_words_of_python
 def open_scores(folder: str | Path, run: str = "latest") -> Scores:
     """The scores in a folder of score files, as `lm_eval` with `--output_path` or the setting `scores` writes them.
 
     Args:
-        folder: of one checkpoint.
+        folder: of one checkpoint; the beginning of its name, such as the checkpoint's, where no other begins so.
         run: "latest", "all", the number of a run, or the hash of its data.
 
     Raises:
-        StoreError: for a folder without score files, or damaged ones.
+        StoreError: for a folder without score files, or damaged ones, or a beginning that several folders have.
 
     >>> import hesnr_tasks as hesnr
-    >>> len(hesnr.open_scores("results/scores/CHECKPOINT"))
+    >>> len(hesnr.open_scores("results/scores/CHECK"))
     12
     """
     return Scores(ScoreStore.open(folder), run)
 
 
+@_in_words_of_python
 def score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -273,6 +298,7 @@ def score(
     return Scores(store)
 
 
+@_in_words_of_python
 def compare(
     a: Scores,
     b: Scores,
@@ -349,9 +375,6 @@ class _MemoryStore(ScoreStore):
 
     def text(self, key: str) -> Text:
         return self._texts[key][1]
-
-    def vocabulary(self) -> None:
-        return None
 
     def columns(self, key: str, names: Sequence[str]) -> tuple[Entry, dict[str, npt.NDArray[Any]]]:
         scores, text, entry = self._texts[key]

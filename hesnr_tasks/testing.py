@@ -6,6 +6,7 @@ be told to misbehave. Nothing is downloaded.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import threading
@@ -84,9 +85,9 @@ class FakeServer(ThreadingHTTPServer):
     """An OpenAI-style server on loopback. Its capabilities and failures are attributes; set them at any time.
 
     Completions return log-probabilities of the prompt from a real model, in vLLM's form (`prompt_logprobs`) and
-    OpenAI's (`echo` with `logprobs`). With `answer`, chat and text completions return what that function says; with
-    `act`, every request is answered by that function alone, byte by byte. A further route is a method and its line in
-    `routes`.
+    OpenAI's (`echo` with `logprobs`), at `/generate` in SGLang's; `generate` is its engine's. With `answer`, chat and
+    text completions return what that function says; with `act`, every request is answered by that function alone, byte
+    by byte. A further route is a method and its line in `routes`.
 
     Args:
         model: scores prompts; None for servers that only `answer`.
@@ -113,11 +114,12 @@ class FakeServer(ThreadingHTTPServer):
             "GET /v1/models": self.list_models,
             "POST /v1/completions": self.complete,
             "POST /v1/chat/completions": self.chat,
+            "POST /generate": self.generate_one,
         }
         self.name, self.context, self.key = "tiny", 32768, None
         self.lists_models = True
         self.card: dict[str, Any] = {}  # further fields of /v1/models
-        self.forms = ("prompt_logprobs", "echo")
+        self.forms = ("prompt_logprobs", "echo", "flat")
         self.names_ids = True  # understands return_tokens_as_token_ids
         self.fields: set[str] | None = None  # fields it knows, if it refuses others
         self.most_logprobs = 20
@@ -145,6 +147,11 @@ class FakeServer(ThreadingHTTPServer):
         """Of completions."""
         return f"{self.url}/completions"
 
+    @property
+    def generate_address(self) -> str:
+        """Of SGLang's own endpoint."""
+        return f"{self.url.removesuffix('/v1')}/generate"
+
     def logprobs(self, ids: list[int]) -> torch.Tensor:
         """Of every position, shape (n, V), nats; one forward pass a prompt, so that answers about it agree."""
         import torch
@@ -168,6 +175,63 @@ class FakeServer(ThreadingHTTPServer):
         if method == "POST" and self.key and _lower(headers).get("authorization") != f"Bearer {self.key}":
             return Reply(401, {"error": "Unauthorized"})
         return route(fields) if route else Reply(404, {"detail": "Not Found"})
+
+    def generate_one(self, request: dict[str, Any]) -> Reply:
+        """POST /generate."""
+        ids = request["input_ids"]
+        if len(ids) >= self.context:
+            return _error(400, f"Input length ({len(ids)}) exceeds the maximum allowed length ({self.context - 1})")
+        self.prompts.append(ids)
+        flat = "flat" in self.forms and request.get("return_flat_raw_top_logprobs")
+        packed = bool(request.get("return_flat_raw_top_logprobs_b64"))
+        meta = self._sglang_meta(
+            ids, request["logprob_start_len"], request["top_logprobs_num"], flat=flat, packed=packed
+        )
+        if self.spoil and self.spoils in (0, len(ids)):
+            self.spoil(meta)
+        return Reply(200, {"text": "x", "meta_info": meta})
+
+    def generate(
+        self,
+        prompt: Any = None,
+        sampling_params: Any = None,
+        input_ids: Any = None,
+        return_logprob: Any = False,
+        logprob_start_len: Any = None,
+        top_logprobs_num: Any = None,
+    ) -> list[dict[str, Any]]:
+        """Log-probabilities of several prompts, as the `generate` of SGLang's `Engine` returns them."""
+        assert all(return_logprob), "SGLang takes one value for each prompt"
+        columns = zip(input_ids, logprob_start_len, top_logprobs_num, strict=True)
+        metas = [self._sglang_meta(ids, start, k, flat=False, packed=False) for ids, start, k in columns]
+        if self.spoil:
+            for meta in metas:
+                self.spoil(meta)
+        return [{"text": "x", "meta_info": meta} for meta in metas]
+
+    def _sglang_meta(self, ids: list[int], start: int, k: int, *, flat: Any, packed: bool) -> dict[str, Any]:
+        """SGLang 0.5's `meta_info`: values from `start` on, the first has none; the last id comes back as 0."""
+        logprobs = self.logprobs(ids)
+        rows, last = logprobs[start:-1], logprobs.shape[1] - 1
+        own = [float(row[token]) for row, token in zip(rows, ids[start + 1 :], strict=True)]
+        names = [token if token < last else 0 for token in ids[start:]]
+        top = rows.topk(k)
+        meta: dict[str, Any] = {
+            "finish_reason": {"type": "length", "length": 1}, "prompt_tokens": len(ids),
+            "input_token_logprobs": [(value, name, None) for value, name in zip([None, *own], names, strict=True)],
+        }  # fmt: skip
+        if not flat:
+            pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            listed = [[(v, i, None) for v, i in zip(values, indices, strict=True)] for values, indices in pairs]
+            return meta | {"input_top_logprobs": [None, *listed]}
+        meta |= {"input_top_logprobs_shape": list(top.values.shape), "input_top_logprobs_null_prefix": 1}
+        for name, array in (("val", top.values.numpy()), ("idx", top.indices.numpy().astype("int32"))):
+            key = f"input_top_logprobs_{name}_flat"
+            if packed:
+                meta |= {f"{key}_b64": base64.b64encode(array.tobytes()).decode(), f"{key}_b64_dtype": array.dtype.name}
+            else:
+                meta[key] = array.ravel().tolist()
+        return meta
 
     def list_models(self, request: dict[str, Any]) -> Reply:
         """GET /v1/models."""

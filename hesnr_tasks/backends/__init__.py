@@ -23,16 +23,54 @@ from hesnr_tasks.backends.base import Backend, ScoringRequest, SequenceScores, T
 from hesnr_tasks.backends.identity import tokenizer_of
 from hesnr_tasks.errors import ScoringError, printable
 
-__all__ = ["BACKENDS", "REQUEST_TYPE", "RequestCache", "backend_for", "labelled_key", "score_requests"]
+__all__ = [
+    "BACKENDS",
+    "REQUEST_TYPE",
+    "RequestCache",
+    "backend_for",
+    "labelled_key",
+    "refuse_unscorable",
+    "score_requests",
+]
 
 REQUEST_TYPE = "topk_loglikelihood"
 LOG_SECONDS = 60.0  # between two lines of progress where there is no terminal
 BACKENDS = {
+    "SGLangLM": "hesnr_tasks.backends.sglang",
+    "SGLANGGENERATEAPI": "hesnr_tasks.backends.sglang",
     "VLLM": "hesnr_tasks.backends.vllm",
-    "TemplateAPI": "hesnr_tasks.backends.completions",
+    "LocalCompletionsAPI": "hesnr_tasks.backends.completions",
     "HFLM": "hesnr_tasks.backends.hf",
 }
-"""By the name of lm-eval's class, so that nothing uninstalled is imported: a module with `make(lm) -> Backend`."""
+"""By the name of lm-eval's class, so that nothing uninstalled is imported: a module with `make(lm) -> Backend`. The
+most derived class decides: `sglang-generate` inherits from `local-completions` and speaks another language."""
+_CHAT = (
+    "chat endpoints return log-probabilities of what they write, not of what they are given",
+    "local-completions with the /v1/completions address of a server of your own, or hf, vllm, sglang",
+)
+_REFUSED: dict[str, tuple[str, str]] = {  # names of --model and of lm-eval's classes: why, and what to use instead
+    "gguf ggml GGUFLM llama.cpp": (
+        "llama.cpp's server returns no log-probabilities of a prompt",
+        "hf with the original weights, or with pretrained=FOLDER,gguf_file=NAME",
+    ),
+    "tgi": (
+        "Text Generation Inference returns log-probabilities of the prompt's own tokens only, no candidates",
+        "vllm or sglang on the same checkpoint",
+    ),
+    "trtllm TRTLLM": (
+        "TensorRT-LLM returns a token's log-probability and the next token's candidates in one table by token id, so "
+        "where they meet one of the values is lost",
+        "vllm, sglang or hf on the checkpoint that the engine was built from",
+    ),
+    "megatron_lm MegatronLMEval nemo_lm NeMoLM": (
+        "it returns log-probabilities of targets only, from a checkpoint that is not in Hugging Face format",
+        "hf, vllm or sglang on the converted checkpoint (docs/engines.md#checkpoints-of-other-frameworks says how)",
+    ),
+    "local-chat-completions LocalChatCompletion openai-chat-completions OpenAIChatCompletion": _CHAT,
+    "azure-openai-chat-completions AzureOpenaiChatCompletionsLM litellm litellm-chat litellm-chat-completions": _CHAT,
+    "LiteLLMChatCompletion anthropic-chat anthropic-chat-completions AnthropicChat": _CHAT,
+    "anthropic-completions AnthropicLM": ("Anthropic's API returns no log-probabilities", _CHAT[1]),
+}
 _log = logging.getLogger("hesnr_tasks")
 
 
@@ -40,15 +78,26 @@ def backend_for(lm: Any) -> Backend:
     """The backend for an lm-eval model (a backend is its own); raises `ScoringError` where there is none."""
     if isinstance(lm, Backend):
         return lm
-    names = [cls.__name__ for cls in type(lm).__mro__]
-    for name, module in BACKENDS.items():
-        if name in names:
-            backend: Backend = importlib.import_module(module).make(lm)
+    for cls in type(lm).__mro__:
+        refuse_unscorable(cls.__name__)
+        if cls.__name__ in BACKENDS:
+            backend: Backend = importlib.import_module(BACKENDS[cls.__name__]).make(lm)
             return backend
     raise ScoringError(
-        f"--model {type(lm).__name__} cannot return top-k log-likelihoods of given text. "
-        "Use hf, vllm, or local-completions (an OpenAI-style server that echoes prompt log-probabilities)."
+        f"--model {type(lm).__name__} cannot return top-k log-likelihoods of given text.\n"
+        "Use hf, vllm, sglang, or local-completions (an OpenAI-style server that echoes prompt log-probabilities)."
     )
+
+
+def refuse_unscorable(name: str) -> None:
+    """Raise `ScoringError`, with the reason and what to use instead, for a model of lm-eval that cannot score a text.
+
+    Args:
+        name: of --model, or of lm-eval's class.
+    """
+    for names, (reason, instead) in _REFUSED.items():
+        if name in names.split():
+            raise ScoringError(f"--model {name} cannot score given text: {reason}.\nUse {instead}.")
 
 
 class RequestCache(Protocol):

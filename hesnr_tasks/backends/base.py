@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from hesnr_tasks.rendering import Rendered
 
-__all__ = ["OVERFLOW", "Backend", "ScoringRequest", "SequenceScores", "TokenScores", "TokenSequence"]
+__all__ = [
+    "OVERFLOW",
+    "Backend",
+    "ScoringRequest",
+    "SequenceScores",
+    "TokenScores",
+    "TokenSequence",
+    "batches_of_tokens",
+]
 
 OVERFLOW = ("right", "error", "skip")
 _NO_LABELS = np.uint64(0)
@@ -54,6 +62,22 @@ class TokenSequence(NamedTuple):
         """The same text with the targets that are predicted when tokens `start` to `stop` are fed."""
         first, last = np.searchsorted(self.targets, [start, stop], side="right")
         return self._replace(targets=self.targets[first:last])
+
+
+def batches_of_tokens(sequences: Sequence[TokenSequence], skip: Collection[int], most: int) -> Iterator[list[int]]:
+    """Indices of the sequences not in `skip`, in order, in groups of at most `most` tokens (or one sequence)."""
+    group: list[int] = []
+    size = 0
+    for index, sequence in enumerate(sequences):
+        if index in skip:
+            continue
+        if group and size + len(sequence.ids) > most:
+            yield group
+            group, size = [], 0
+        group.append(index)
+        size += len(sequence.ids)
+    if group:
+        yield group
 
 
 class SequenceScores(NamedTuple):

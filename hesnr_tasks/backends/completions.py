@@ -38,7 +38,7 @@ from hesnr_tasks.bounded_io import parse_json
 from hesnr_tasks.errors import ScoringError, printable
 from hesnr_tasks.lm_eval_compat import running_evaluation
 
-__all__ = ["FORMS", "RefusedError", "Server", "TokenIdsByText", "make"]
+__all__ = ["FORMS", "AnswerForm", "CompletionsBackend", "RefusedError", "Server", "TokenIdsByText", "make"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("hesnr_tasks")
@@ -116,24 +116,22 @@ class Server:
         Raises:
             ScoringError: there is no server.
         """
-        address = self.url.rsplit("/completions", 1)[0].rstrip("/") + "/models"
+        base = self.url.rstrip("/").removesuffix("/completions")
+        address = (base.removesuffix("/generate") + "/v1" if base.endswith("/generate") else base) + "/models"
         try:
             cards = self._request("GET", address, None, "its list of models").get("data")
         except RefusedError:
             return []
         return [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
 
-    def complete(self, payload: Mapping[str, Any], what: str) -> dict[str, Any]:
-        """The answer's only choice; `what` is requested, for messages.
+    def answer(self, payload: Mapping[str, Any], what: str) -> dict[str, Any]:
+        """The JSON object that answers a POST; `what` is requested, for messages.
 
         Raises:
             RefusedError: the server will never take this request.
             ScoringError: all attempts failed.
         """
-        choices = self._request("POST", self.url, payload, what).get("choices")
-        if not (isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict)):
-            raise ScoringError(f"{self} answered without a completion to {what}: is this a completions endpoint?")
-        return choices[0]
+        return self._request("POST", self.url, payload, what)
 
     def _request(self, method: str, url: str, payload: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
         """The JSON object that the server answers, after as many attempts as allowed."""
@@ -160,8 +158,10 @@ class Server:
     def _attempt(self, method: str, url: str, payload: Mapping[str, Any] | None) -> dict[str, Any]:
         candidates = 0
         if payload:
-            per_token = int(payload.get("prompt_logprobs") or payload.get("logprobs") or 0) + 1
-            candidates = len(payload.get("prompt", ())) * per_token
+            sizes = (payload.get(name) for name in ("prompt_logprobs", "logprobs", "top_logprobs_num"))
+            candidates = len(payload.get("prompt", payload.get("input_ids", ()))) * (
+                1 + int(next(filter(None, sizes), 0))
+            )
         usual = _BASE_MEGABYTES + candidates / _CANDIDATES_PER_MEGABYTE
         most = int(_limit("HESNR_ANSWER_MB", usual) * _MEGABYTE)
         try:
@@ -417,7 +417,7 @@ class AnswerForm(NamedTuple):
 
     name: str
     fields: Callable[[int], dict[str, Any]]
-    rows: Callable[[TokenSequence, Mapping[str, Any], int, TokenIdsByText], Rows]
+    rows: Callable[[TokenSequence, Mapping[str, Any], int, TokenIdsByText], Rows] | None = None
 
 
 def _token_id(name: str, prefix: str | None = None) -> int:
@@ -548,40 +548,43 @@ _CANARY_TOKENS, _CANARY_K = 64, 5
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 
-def make(lm: Any) -> Backend:
-    """The backend for lm-eval's `LocalCompletionsAPI`.
+def make(lm: Any, backend: Callable[[Any], Backend] | None = None) -> Backend:
+    """The backend for lm-eval's `LocalCompletionsAPI`, or another `backend` of a server.
 
     Raises:
-        ScoringError: another API (chat endpoints return no log-probabilities of given text), no Hugging Face
-            tokenizer, or no server answers.
+        ScoringError: no Hugging Face tokenizer, or no server answers.
     """
-    names = [cls.__name__ for cls in type(lm).__mro__]
-    if "LocalCompletionsAPI" not in names or any("Chat" in name for name in names):
-        raise ScoringError(
-            f"{names[0]} cannot score given text: chat endpoints return log-probabilities of what they generate, not "
-            "of what they are given. Use --model local-completions with the server's /v1/completions address, or hf or "
-            "vllm."
-        )
     tokenizer_names = {cls.__name__ for cls in type(lm.tokenizer).__mro__}
     if not tokenizer_names & {"PreTrainedTokenizerBase", "PythonBackend", "TokenizersBackend"}:
         raise ScoringError(
             "scoring through a server needs the model's Hugging Face tokenizer here (found "
             f"{type(lm.tokenizer).__name__}): add tokenizer=NAME_OR_PATH,tokenizer_backend=huggingface to --model_args"
         )
-    return CompletionsBackend(lm)
+    return (backend or CompletionsBackend)(lm)
 
 
 class CompletionsBackend(Backend):
-    """Scores with prompt log-probabilities of a server."""
+    """SequenceScores with prompt log-probabilities of a server."""
+
+    forms: Sequence[AnswerForm] = FORMS
+    needs = (  # of a server, for people
+        "It must take token ids as prompt, have prompt_logprobs, or echo with logprobs, of at least {k}, and name "
+        "tokens by id: `vllm serve` does, with --max-logprobs {most}; Text Generation Inference and llama.cpp's server "
+        "do not. Otherwise use --model hf, vllm or sglang."
+    )
 
     def __init__(self, lm: Any) -> None:
         self._lm = lm
         self._server = Server(lm)
         self._served = self._server.models()
-        self._card = next((card for card in self._served if card.get("id") == lm.model), {})
+        self._card = self._served_card()
         self._max_length = _max_length(int(lm.max_length), self._card.get("max_model_len"))
         self._texts = TokenIdsByText(lm.tokenizer)
         self._vocabulary = vocabulary_bound(lm.tokenizer)
+
+    def _served_card(self) -> Mapping[str, Any]:
+        """What the server says of the model that is asked of it."""
+        return next((card for card in self._served if card.get("id") == self._lm.model), {})
 
     @property
     def tokenizer(self) -> Any:
@@ -637,7 +640,7 @@ class CompletionsBackend(Backend):
     def _score_text(self, form: AnswerForm, text: TokenSequence, k: int) -> SequenceScores:
         what = f"trajectory {text.name!r} ({len(text.ids)} tokens)"
         try:
-            rows = self._rows(form, text, k, what)
+            return self._scores(form, text, k, what, f"the server at {self._server}")
         except RefusedError as error:
             raise ScoringError(
                 f"{self._server} refused {what}: {error}. If it is too long for the server, set max_length in "
@@ -645,19 +648,23 @@ class CompletionsBackend(Backend):
             ) from error
         except _MALFORMED as error:
             raise ScoringError(f"{self._server} answered {what} with values that cannot be used: {error}") from error
-        return to_scores(text, rows, f"the server at {self._server}", self._vocabulary)
 
-    def _rows(self, form: AnswerForm, text: TokenSequence, k: int, what: str) -> Rows:
+    def _scores(self, form: AnswerForm, text: TokenSequence, k: int, what: str, source: str) -> SequenceScores:
         payload = {"model": self._lm.model, "prompt": text.ids.tolist(), "max_tokens": 1, "temperature": 0}
-        return form.rows(text, self._server.complete(payload | form.fields(k), what), k, self._texts)
+        choices = self._server.answer(payload | form.fields(k), what).get("choices")
+        if not (isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict)):
+            raise ScoringError(
+                f"{self._server} answered without a completion to {what}: is this a completions endpoint?"
+            )
+        assert form.rows is not None
+        return to_scores(text, form.rows(text, choices[0], k, self._texts), source, self._vocabulary)
 
     def _probe(self, text: TokenSequence, k: int) -> tuple[AnswerForm, SequenceScores]:
         """The first form that this server has, and the scores of a short text in it."""
         failed: dict[str, list[str]] = {}
-        for form in FORMS:
+        for form in self.forms:
             try:
-                rows = self._rows(form, text, k, text.name)
-                return form, to_scores(text, rows, str(self._server), self._vocabulary)
+                return form, self._scores(form, text, k, text.name, str(self._server))
             except RefusedError as error:
                 self._refuse_for_good(error)
                 failed.setdefault(str(error), []).append(form.name)
@@ -665,9 +672,8 @@ class CompletionsBackend(Backend):
                 failed.setdefault(str(error), []).append(form.name)
         reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in failed.items())
         raise ScoringError(
-            f"{self._server} does not return the k={k} most likely tokens at each position of a prompt ({reasons}). It "
-            f"must take token ids as prompt, have prompt_logprobs, or echo with logprobs, of at least {k}, and name "
-            f"tokens by id: `vllm serve` does, with --max-logprobs {max(k, 20)}. Otherwise use --model hf or vllm."
+            f"{self._server} does not return the k={k} most likely tokens at each position of a prompt ({reasons}). "
+            + self.needs.format(k=k, most=max(k, 20))
         )
 
     def _refuse_for_good(self, error: RefusedError) -> None:

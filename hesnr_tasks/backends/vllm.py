@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
+from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence, batches_of_tokens
 from hesnr_tasks.backends.identity import fingerprint
 from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, stack, to_scores, vocabulary_bound
 from hesnr_tasks.errors import ScoringError
@@ -41,7 +41,7 @@ def make(lm: Any) -> Backend:
 
 
 class VLLMBackend(Backend):
-    """Scores with the engine of an lm-eval `VLLM`."""
+    """SequenceScores with the engine of an lm-eval `VLLM`."""
 
     def __init__(self, lm: Any) -> None:
         self._lm = lm
@@ -118,11 +118,11 @@ class VLLMBackend(Backend):
                 f"k={k} top log-probabilities are wanted and this vLLM engine gives at most {allowed}, which is fixed "
                 f"when it starts: add max_logprobs={k} to --model_args"
             )
-        numbers = [index for index in range(len(sequences)) if index not in skip]
-        wanted, vocabulary = [sequences[index] for index in numbers], vocabulary_bound(self.tokenizer)
-        for batch in _batches(wanted, _BATCH_TOKENS_REPLICAS if self._replicas > 1 else _BATCH_TOKENS):
-            answers = self._generate([wanted[i] for i in batch], k)
-            for index, answer in zip([numbers[i] for i in batch], answers, strict=True):
+        vocabulary = vocabulary_bound(self.tokenizer)
+        for batch in batches_of_tokens(
+            sequences, skip, _BATCH_TOKENS_REPLICAS if self._replicas > 1 else _BATCH_TOKENS
+        ):
+            for index, answer in zip(batch, self._generate([sequences[i] for i in batch], k), strict=True):
                 yield index, _scores(sequences[index], answer, k, vocabulary)
                 progress(len(sequences[index].ids))
 
@@ -155,20 +155,6 @@ def _sampling(k: int) -> Any:
     newer = {"flat_logprobs": True, "skip_reading_prefix_cache": True}
     newer = {name: value for name, value in newer.items() if name in fields}
     return SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=k, detokenize=False, **newer)
-
-
-def _batches(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences, in order, in groups of at most `tokens` tokens (or one sequence)."""
-    group: list[int] = []
-    size = 0
-    for index, sequence in enumerate(sequences):
-        if group and size + len(sequence.ids) > tokens:
-            yield group
-            group, size = [], 0
-        group.append(index)
-        size += len(sequence.ids)
-    if group:
-        yield group
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

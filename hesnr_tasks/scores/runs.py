@@ -33,6 +33,7 @@ __all__ = [
     "differences",
     "open_run",
     "read_run",
+    "run_folder",
     "scoring_signature",
 ]
 
@@ -179,6 +180,17 @@ def _content(path: Path) -> Any:
             return parse_json(read_rest(file))
     except DataError as error:
         raise StoreError(f"cannot read {path} ({error})") from None
+
+
+def run_folder(folder: Path) -> Path:
+    """`folder`, or the only folder of scores whose name begins so (lm_eval adds a hash to the checkpoint's name)."""
+    if folder.exists() or not folder.name:
+        return folder
+    names = sorted(path.parent for path in folder.parent.glob(f"*/{_NAME}") if path.parent.name.startswith(folder.name))
+    if len(names) > 1:
+        listed = ", ".join(path.name for path in names[:5]) + (", …" if len(names) > 5 else "")
+        raise StoreError(f"{len(names)} folders of scores begin with {folder} ({listed}). Write more of the name.")
+    return names[0] if names else folder
 
 
 def _inner(folder: Path) -> str:

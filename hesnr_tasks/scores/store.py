@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.atomic_io import create_file, locked, remove_abandoned, replace_file
 from hesnr_tasks.backends.base import SequenceScores, TokenScores
-from hesnr_tasks.scores.runs import StoredRun, open_run, read_run
+from hesnr_tasks.scores.runs import StoredRun, open_run, read_run, run_folder
 from hesnr_tasks.scores.schema import (
     COLUMNS,
     Entry,
@@ -61,7 +61,7 @@ class ScoreStore:
         """The store in `folder`, which is created where needed.
 
         Args:
-            folder: of the score files.
+            folder: of the score files; to read, the beginning of its name is enough where no other begins so.
             signature: `scoring_signature(…)`; None: that of the folder.
             create: whether the folder may be created.
 
@@ -72,6 +72,7 @@ class ScoreStore:
         arrow()
         folder = Path(folder)
         if signature is None or not create:
+            folder = run_folder(folder)
             stored = read_run(folder)
             return cls(folder, stored if signature is None else open_run(folder, signature))
         try:
@@ -112,10 +113,6 @@ class ScoreStore:
         """What the file of `key` says of itself; `StoreError` if it is not whole or not of this run."""
         return self._own(key, read_entry(self._path(key)))
 
-    def has(self, key: str, mask: np.uint64, k: int) -> bool:
-        """Whether all tokens that count under `mask` are there, with at least `k` candidates."""
-        return self._covers(self._entry_or_none(key), int(mask), k)
-
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def get(
@@ -137,7 +134,7 @@ class ScoreStore:
         try:
             text = self.text(key)
             self._refuse_other_ids(key, text.ids, ids)
-            if not self._covers(entry, int(mask), k):
+            if entry.k < k or entry.mask | int(mask) != entry.mask:
                 return None
             scores = self.read(key)
         except OtherTokensError:
@@ -266,10 +263,6 @@ class ScoreStore:
             f"first to differ is number {first}): the tokenizer changed, and two tokenisations must not be mixed. Go "
             'back to the tokenizer of then, or name another folder with "scores": "FOLDER" in --metadata.'
         )
-
-    @staticmethod
-    def _covers(entry: Entry | None, mask: int, k: int) -> bool:
-        return entry is not None and entry.k >= k and entry.mask | mask == entry.mask
 
     def _entry_or_none(self, key: str) -> Entry | None:
         """None for a file that is not there, and for a damaged one, after a warning."""

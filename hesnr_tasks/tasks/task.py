@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_eval.api.task import Task
 
-from hesnr_tasks.backends import REQUEST_TYPE, score_requests
+from hesnr_tasks.backends import REQUEST_TYPE, refuse_unscorable, score_requests
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import SettingsError
@@ -71,6 +71,8 @@ class HesnrTask(Task):
         attach_lm_eval_handlers(_log)
         config = dict(config or {})
         evaluation = running_evaluation()
+        for cls in type(evaluation.lm).__mro__:
+            refuse_unscorable(cls.__name__)  # before any trajectory is read
         self._config = task_config(config, REQUEST_TYPE)
         self.settings = self.settings_type.read(
             self._config.metadata, config.get("fixed"), evaluation.is_model_argument

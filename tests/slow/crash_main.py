@@ -31,7 +31,7 @@ def kill(folder, rounds, seed):
         store = ScoreStore.open(folder, made.signature())  # tidies up
         assert not list(folder.glob(".*.tmp")), "temporary files stay behind"
         for text, mask in done:
-            assert store.has(f"{text:064x}", mask, 10), f"what was written is lost (round {turn})"
+            assert store.get(f"{text:064x}", mask, 10), f"what was written is lost (round {turn})"
         _check(store)
     for text in TEXTS:
         if store.get(f"{text:064x}", made.BOTH, 10) is None:

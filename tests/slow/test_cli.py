@@ -99,6 +99,49 @@ def test_an_error_in_a_run_of_lm_eval_is_one_paragraph_too(hesnr, monkeypatch):
     assert last.startswith("hesnr: unknown setting 'epsilom' in --metadata. Did you mean 'epsilon'?")
 
 
+@pytest.mark.parametrize(
+    ("words", "why", "instead"),
+    [
+        (
+            ["hf", "--model_args", "pretrained=/nope"],
+            "pretrained=/nope in --model_args: there is no such",
+            "a checkpoint",
+        ),
+        (["hf", "--model_args", "pretrained=here/chekpoint,dtype=auto"], "Did you mean 'checkpoint'?", "a checkpoint"),
+        (["hf", "--model_args", "pretrained=~/x"], "~ is not expanded", "a checkpoint"),
+        (["hf", "--model_args", "pretrained=here"], "no config.json. Below it are checkpoint.", "docs/engines.md#"),
+        (["hf", "--model_args", "pretrained=nobody/nothing"], "the model cannot be loaded", "that exists"),
+        (["gguf"], "llama.cpp's server returns no", "Use hf "),
+        (["openai-chat-completions"], "of what they write", "Use local-completions"),
+        (["anthropic-completions"], "no log-probabilities", "Use local-completions"),
+        (["trtllm"], "one of the values is lost", "Use vllm"),
+        (["megatron_lm", "--model_args", "load=/x"], "not in Hugging Face format", "docs/engines.md#checkpoints-of"),
+    ],
+)
+def test_a_model_that_cannot_be_scored_is_two_lines_before_anything_loads(
+    hesnr, monkeypatch, tmp_path, words, why, instead
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "here" / "checkpoint" / "config.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["hesnr"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with in_process():
+        refused = hesnr("eval", "--model", *words, "--tasks", "hesnr_swe")
+    assert refused.status == 2
+    lines = refused.stderr[refused.stderr.rindex("hesnr: ") :].splitlines()
+    assert len(lines) == 2
+    assert why in lines[0]
+    assert instead in lines[1]
+
+
+def test_a_chat_model_may_do_other_tasks(monkeypatch):
+    from hesnr_tasks.cli import _refuse_before_loading
+
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "--model", "local-chat-completions", "--tasks", "hesnr_passk_gsm8k"])
+    _refuse_before_loading()
+
+
 def test_no_option_takes_the_place_of_the_command():
     """Every command runs whatever its options are called: `--run` is not what is to be run."""
     from hesnr_tasks.cli import _parser, analyze

@@ -15,6 +15,7 @@ from hesnr_tasks import api, demo
 from hesnr_tasks.cli import analyze, compare
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS, names_of
+from hesnr_tasks.scores import StoreError
 from tests.unit.analysis import made
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +115,16 @@ def test_a_registered_metric_is_everywhere(folder):
         unregister("surprise")
 
 
+def test_the_beginning_of_a_name_is_enough_where_no_other_begins_so(folder):
+    assert hesnr.open_scores(folder / "oth").signature == hesnr.open_scores(folder / "other").signature
+    made.run_of(folder / "others", 2, 20, seed=3, quality=0.0)
+    assert len(hesnr.open_scores(folder / "other")) == 12
+    with pytest.raises(StoreError, match=r"2 folders of scores begin with .*other, others.*Write more"):
+        hesnr.open_scores(folder / "oth")
+    with pytest.raises(StoreError, match="no folder of score files"):
+        hesnr.open_scores(folder / "nothing")
+
+
 def test_label_is_what_counts():
     labelled = hesnr.label(hesnr.load(demo.trajectories_path(), limit=1)[0])
     assert "".join(labelled.text[s.start : s.end] for s in labelled.spans) == labelled.text
@@ -135,4 +146,13 @@ def test_what_cannot_be_asked_says_why(folder):
         hesnr.compare(scores, scores, "tokens")
     with pytest.raises(DataError, match="no trajectory to score"):
         hesnr.score(None, None, [])
+    for call in (
+        lambda: scores.evaluate(epsilon=9.0),
+        lambda: scores.evaluate(k=1),
+        lambda: scores.evaluate(resamples=5),
+        lambda: hesnr.open_scores(folder / "other", "999999").evaluate(),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            call()
+        assert "--" not in str(caught.value)
     assert np.isnan(scores.evaluate("ppl", min_tokens=10**9)["ppl"].value)

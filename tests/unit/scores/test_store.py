@@ -107,8 +107,8 @@ def test_another_setting_is_refused_by_name(tmp_path):
 def test_a_smaller_k_is_served_a_larger_one_refused(tmp_path):
     store = made.filled(tmp_path, [1])
     assert ScoreStore.open(tmp_path, made.signature(k=5)).k == 10
-    assert store.has(f"{1:064x}", made.BOTH, 5)
-    assert not store.has(f"{1:064x}", made.BOTH, 11)
+    assert store.get(f"{1:064x}", made.BOTH, 5)
+    assert not store.get(f"{1:064x}", made.BOTH, 11)
     with pytest.raises(SettingsError, match="k: 10 → 20"):
         ScoreStore.open(tmp_path, made.signature(k=20))
 
@@ -130,7 +130,7 @@ def test_a_file_of_another_run_is_refused(tmp_path):
         store = ScoreStore.open(tmp_path / folder)
         with pytest.raises(StoreError, match="renamed, or copied here"):
             store.read(key)
-        assert not store.has(key, made.BOTH, 10)
+        assert not store.get(key, made.BOTH, 10)
 
 
 def test_opening_what_is_no_store_says_so(tmp_path):
@@ -153,9 +153,9 @@ def test_opening_what_is_no_store_says_so(tmp_path):
 def test_a_file_serves_the_masks_it_was_scored_for_and_no_others(tmp_path):
     store = made.filled(tmp_path, [1], made.ACTION)
     key = f"{1:064x}"
-    assert store.has(key, made.ACTION_FILTERED, 10)
+    assert store.get(key, made.ACTION_FILTERED, 10)
     assert store.get(key, made.BOTH, 10) is None
-    assert not store.has(f"{2:064x}", made.ACTION, 10)
+    assert not store.get(f"{2:064x}", made.ACTION, 10)
 
 
 def test_what_another_task_wanted_stays(tmp_path):
@@ -166,7 +166,7 @@ def test_what_another_task_wanted_stays(tmp_path):
     found = store.read(f"{1:064x}")
     assert made.same(found, made.scores_of(1, made.BOTH))
     assert len(found.labels_cut) > 0
-    assert store.has(found.key, made.BOTH, 10)
+    assert store.get(found.key, made.BOTH, 10)
 
 
 def test_everybody_who_has_the_text_is_remembered(tmp_path):
@@ -178,7 +178,7 @@ def test_everybody_who_has_the_text_is_remembered(tmp_path):
     stamp = (tmp_path / f"{key}.parquet").stat().st_mtime_ns
     assert store.get(key, made.ACTION, 5, [Source("again", "task1", None)]) is not None
     assert (tmp_path / f"{key}.parquet").stat().st_mtime_ns == stamp
-    assert store.has(key, made.BOTH, 10)
+    assert store.get(key, made.BOTH, 10)
 
 
 def test_keys_cannot_leave_the_folder(tmp_path):
