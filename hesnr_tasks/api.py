@@ -27,7 +27,7 @@ from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, n
 from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
 from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
-from hesnr_tasks.tasks.settings import TaskSettings
+from hesnr_tasks.tasks.settings import TaskSettings, native_template, refuse_unknown
 from hesnr_tasks.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -138,12 +138,20 @@ class LabelledText:
         return ScoringRequest(name, self._rendered, self._codes, mask, k, overflow, self.key)
 
 
-def label(trajectory: Trajectory, render: str = "transcript") -> LabelledText:
+def label(
+    trajectory: Trajectory, render: str = "transcript", tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+) -> LabelledText:
     """Render a trajectory and label its characters.
 
     Args:
         trajectory: one of `load`.
-        render: "transcript" or "chatml".
+        render: "transcript", "chatml" or "native".
+        tokenizer: for "native": whose chat template is used.
+        options: of "native": `thoughts`, `template_kwargs`, `calls`, as the settings of these names.
+
+    Raises:
+        SettingsError: for "native" without a tokenizer that has a chat template.
+        DataError: the template cannot render the trajectory.
 
     >>> import hesnr_tasks as hesnr
     >>> from hesnr_tasks import demo
@@ -153,7 +161,17 @@ def label(trajectory: Trajectory, render: str = "transcript") -> LabelledText:
     >>> "<function" in labelled.kept(filters="none"), "<function" in labelled.kept()
     (True, False)
     """
-    return LabelledText(rendering.render(trajectory, render))
+    return LabelledText(rendering.render(trajectory, render, _template(render, tokenizer, options)))
+
+
+def _template(
+    render: str, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]
+) -> rendering.NativeRenderer | None:
+    refuse_unknown(options, ("thoughts", "template_kwargs", "calls"))
+    settings = TaskSettings.read(options)
+    if render != "native" or tokenizer is None:
+        return None
+    return native_template(tokenizer, settings)
 
 
 class Scores:
@@ -253,6 +271,7 @@ def score(
     render: str = "transcript",
     overflow: str = "right",
     max_length: int | None = None,
+    **options: Any,
 ) -> Scores:
     """Score trajectories with a transformers model in memory: the engine and the checks of `lm_eval --model hf`.
 
@@ -264,9 +283,10 @@ def score(
         runs: of `load`.
         kinds: tokens to score.
         k: candidates a token to keep.
-        render: "transcript" or "chatml".
+        render: "transcript", "chatml", or "native" with the tokenizer's chat template.
         overflow: for texts beyond the context: "right" (score what fits), "skip" (leave out), "error".
         max_length: tokens of a text to read (default: what the model's configuration says).
+        options: of "native", as in `label`.
 
     Raises:
         ScoringError: for a model that cannot be scored, or NaN logits.
@@ -286,7 +306,8 @@ def score(
     if not runs:
         raise DataError("there is no trajectory to score")
     mask = only_selection(tuple(FILTERS), kinds, "none").mask
-    texts = [label(run, render) for run in runs]
+    template = _template(render, tokenizer, options)
+    texts = [LabelledText(rendering.render(run, render, template)) for run in runs]
     requests = [text._request(run.id, mask, k, overflow) for run, text in zip(runs, texts, strict=True)]
     live = LiveModel(model, tokenizer, longest=max_length)
     with live.evaluating():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     from hesnr_tasks.cli import (
         analyze,
         behaviours,
+        check,
         compare,
         convert,
         demo,
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     modules: dict[str, tuple[Any, str]] = {
         "doctor": (doctor, "what is installed here, which engines can work, and what is missing"),
         "demo": (demo, "score the shipped ladder of tiny checkpoints and print its leaderboard"),
+        "check": (check, "before a run: what would be read and scored, what the chat template does, memory and time"),
         "convert": (convert, "any supported trajectory format to one clean file"),
         "inspect": (inspect, "see what was read and what counts, in the terminal or as a page"),
         "analyze": (analyze, "any threshold, k, kinds, filters and breakdown, from score files"),
@@ -149,6 +151,8 @@ def _refuse_before_loading() -> None:
     names = ",".join([tasks] if isinstance(tasks, str) else map(str, tasks)).replace(" ", ",").split(",")
     if any(name.startswith("hesnr") and not name.startswith("hesnr_passk") for name in names):
         refuse_unscorable(str(model))
+        if isinstance(metadata := given.get("metadata") or {}, dict):
+            _refuse_settings(metadata)
     for name in ("pretrained", "peft", "tokenizer", "model_path"):
         value = arguments.get(name) if isinstance(arguments, dict) else None
         if not isinstance(value, str) or not value:
@@ -172,3 +176,16 @@ def _refuse_before_loading() -> None:
                 f"{name}={value} in --model_args: the folder has no config.json.{below}\nName the folder of a "
                 "checkpoint in Hugging Face format (docs/engines.md#checkpoints-of-other-frameworks)."
             )
+
+
+def _refuse_settings(metadata: Mapping[str, Any]) -> None:
+    """Refuse settings and paths that cannot be used."""
+    from hesnr_tasks.formats import read_trajectories
+    from hesnr_tasks.tasks.settings import TaskSettings
+
+    settings = TaskSettings.read(metadata)
+    if settings.trajectories:
+        first = read_trajectories(
+            settings.trajectories, config=settings.config, split=settings.split, on_error=settings.on_error
+        )
+        next(first, None)

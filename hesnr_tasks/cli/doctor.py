@@ -85,7 +85,7 @@ def checks() -> Iterator[Check]:
     yield from _disk()
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """The installed version; None: not importable. Nothing is imported."""
     if importlib.util.find_spec(package) is None:
         return None
@@ -96,7 +96,7 @@ def _version(package: str) -> str | None:
 
 
 def _package(group: str, name: str, without: Status, purpose: str) -> Check:
-    version = _version(name)
+    version = installed_version(name)
     return Check(group, name, "ok", version) if version else Check(group, name, without, f"not installed; {purpose}")
 
 
@@ -125,12 +125,12 @@ def _registration() -> Check:
 
 def _engines() -> Iterator[Check]:
     group = "Engines"
-    torch = _version("torch")
+    torch = installed_version("torch")
     yield Check(group, "hf", "ok" if torch else "note", "--model hf" if torch else "needs torch and transformers")
     for name, purpose in (("vllm", "--model vllm"), ("sglang", "--model sglang")):
-        version = _version(name)
+        version = installed_version(name)
         yield Check(group, name, "ok" if version else "note", f"{purpose}, {version}" if version else "not installed")
-    lacking = [name for name in ("requests", "aiohttp", "tenacity") if _version(name) is None]
+    lacking = [name for name in ("requests", "aiohttp", "tenacity") if installed_version(name) is None]
     servers = "--model local-completions and other servers of completions"
     text = f"{servers} need {', '.join(lacking)}: pip install 'hesnr-tasks[api]'" if lacking else servers
     yield Check(group, "servers", "note" if lacking else "ok", text)
@@ -140,7 +140,7 @@ def _devices() -> Iterator[Check]:
     group = "Machine"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     yield Check(group, "CPU", "ok", f"{os.cpu_count()} cores, {memory / 2**30:.0f} GiB of memory")
-    if not _version("torch"):
+    if not installed_version("torch"):
         return
     import torch
 

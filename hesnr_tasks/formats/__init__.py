@@ -280,6 +280,7 @@ def load(
     sample: int | None = None,
     sample_seed: int = 0,
     on_error: str = "fail",
+    report: ReadReport | None = None,
 ) -> list[Trajectory]:
     """The trajectories of `source` for a task; what was skipped or odd is logged as warnings.
 
@@ -288,11 +289,12 @@ def load(
         only_resolved: keep the runs that solved their task.
         limit: at most so many, the first.
         sample: of these, a `seeded_subset` of so many, without holding more than that in memory.
+        report: filled with what was read; then nothing is logged.
 
     Raises:
         DataError: nothing is left, or as in `read_trajectories`.
     """
-    report = ReadReport()
+    quiet, report = report is not None, report or ReadReport()
     outcomes: Counter[bool | None] = Counter()
     trajectories = read_trajectories(source, config=config, split=split, on_error=on_error, report=report)
 
@@ -304,7 +306,7 @@ def load(
 
     first = itertools.islice(counted(), limit)
     loaded = list(first) if sample is None else seeded_subset(first, sample, sample_seed, key=trajectory_identity)
-    for line in report.lines():
+    for line in [] if quiet else report.lines():
         _LOG.warning("%s: %s", source_label(source), line)
     if not loaded:
         raise DataError(no_trajectory_message(source, only_resolved, outcomes, report))
