@@ -412,11 +412,11 @@ def _text_lines(text: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterato
     yield f"  {'tokens of a text':22} median {text['median']:,}, longest {text['longest']:,}"
     if text["max_length"]:
         share = text["kept_tokens"] / max(1, text["kept_tokens_total"])
-        half = "  LESS THAN HALF" if share < 0.5 else ""
+        half = "LESS THAN HALF: " if share < 0.5 else ""
         yield f"  {'context':22} {text['max_length']:,} tokens; longer: {text['longer_than_context']} trajectories"
         yield (
-            f"  {'scored':22} {share:.1%} of the tokens that count "
-            f"({text['kept_tokens']:,} of {text['kept_tokens_total']:,}; overflow={settings['overflow']}){half}"
+            f"  {'scored':22} {half}{share:.1%} of the tokens that count "
+            f"({text['kept_tokens']:,} of {text['kept_tokens_total']:,}; overflow={settings['overflow']})"
         )
 
 
