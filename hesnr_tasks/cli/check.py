@@ -156,9 +156,9 @@ def _counts(
     settings: TaskSettings, texts: Sequence[Rendered], encoder: Encoder | None, max_length: int | None
 ) -> tuple[dict[str, Any], list[int], list[int]]:
     """Characters and tokens by kind, and for each text its tokens and how many of them are read."""
-    known = tuple(FILTERS)
-    masks = {kind.value: label_mask((kind,), (), known) for kind in Kind}
-    masks["kept"] = label_mask(settings.kinds, settings.filters, known)
+    all_filters = tuple(FILTERS)
+    masks = {kind.value: label_mask((kind,), (), all_filters) for kind in Kind}
+    masks["kept"] = label_mask(settings.kinds, settings.filters, all_filters)
     characters, tokens, within = Counter[str](), Counter[str](), 0
     lengths, read = list[int](), list[int]()
     for rendered in texts:
