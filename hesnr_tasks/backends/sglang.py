@@ -125,7 +125,7 @@ class SGLangBackend(Backend):
                 raise ScoringError(f"SGLang did not answer each of the {len(batch)} texts of one call ({names})")
             for index, answer in zip(batch, answers, strict=True):
                 try:
-                    scores = scores_of(sequences[index], answer, k, "SGLang", self._vocabulary)
+                    scores = scores_of(sequences[index], answer, k, "SGLang", self._vocabulary, len(self.tokenizer) - 1)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ScoringError(
                         f"SGLang's answer for trajectory {sequences[index].name!r} cannot be used: {error}"
@@ -174,7 +174,7 @@ class SGLangServerBackend(CompletionsBackend):
 
 
 def scores_of(
-    text: TokenSequence, answer: Mapping[str, Any], k: int, source: str, vocabulary: int, last: int | None = None
+    text: TokenSequence, answer: Mapping[str, Any], k: int, source: str, vocabulary: int, last: int
 ) -> SequenceScores:
     """The scores in SGLang's answer about one text.
 
@@ -184,7 +184,7 @@ def scores_of(
         k: candidates to keep, of those that were requested.
         source: who answered, for messages.
         vocabulary: more ids than that no model of the tokenizer has.
-        last: the last id of the vocabulary, which SGLang reports as 0 (default: `vocabulary` - 1).
+        last: the tokenizer's last id, which SGLang reports as 0 where it is the vocabulary's last.
 
     Raises:
         ValueError: something is missing, or of another text.
@@ -201,7 +201,6 @@ def scores_of(
         raise ValueError(f"no values of the {len(sent)} tokens from token {start} on came back ({count})")
     if own[0][0] is not None:
         raise ValueError(f"there is a value of token {start}, before the first: positions are shifted")
-    last = vocabulary - 1 if last is None else last
     for position, (token, entry) in enumerate(zip(sent, own, strict=True), start):
         if entry[1] != token and not (entry[1] == 0 and token >= last):
             raise ValueError(f"the value of token {position} is of id {entry[1]}, and {token} was sent")

@@ -21,7 +21,7 @@ from hesnr_tasks.backends.identity import fingerprint
 from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, stack, to_scores, vocabulary_bound
 from hesnr_tasks.errors import ScoringError
 
-__all__ = ["make", "refuse_too_large_steps"]
+__all__ = ["logits_of_a_step", "make", "refuse_too_large_steps"]
 
 _BATCH_TOKENS = 1 << 17  # in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
 _BATCH_TOKENS_REPLICAS = 1 << 22  # with data parallelism, where lm-eval starts the engines anew for every call
@@ -205,16 +205,35 @@ def _dict_rows(sequence: TokenSequence, logprobs: Sequence[Any], k: int) -> Rows
 
 def _check_memory(engine: Any) -> None:
     """Refuse an engine (its `VllmConfig`) whose steps are too large for the memory that is free now."""
-    scheduler = engine.scheduler_config
-    rows = min(int(scheduler.max_num_batched_tokens), int(engine.model_config.max_model_len))
-    if getattr(engine, "use_v2_model_runner", False):
-        rows = min(rows, _ROWS_V2)
+    rows, advice = logits_of_a_step(engine)
+    if advice:
+        _log.warning("%s", advice)
     free = _free_memory(engine.parallel_config.world_size)
     if free is not None:
-        refuse_too_large_steps(rows, engine.model_config.get_vocab_size(), free, int(scheduler.max_num_seqs))
+        vocabulary, sequences = engine.model_config.get_vocab_size(), int(engine.scheduler_config.max_num_seqs)
+        refuse_too_large_steps(rows, vocabulary, free, sequences, advice)
 
 
-def refuse_too_large_steps(rows: int, vocabulary: int, free: int, sequences: int) -> None:
+def logits_of_a_step(engine: Any) -> tuple[int, str]:
+    """Positions whose logits one step of an engine (its `VllmConfig`) holds at once, and how they would be fewer.
+
+    The first model runner holds those of all tokens of a step, the second 1,024. Newer versions of vLLM have both and
+    choose by model and platform; the environment can ask for the second.
+    """
+    rows = min(int(engine.scheduler_config.max_num_batched_tokens), int(engine.model_config.max_model_len))
+    second = getattr(engine, "use_v2_model_runner", None)  # None: this version has the first alone
+    if second:
+        return min(rows, _ROWS_V2), ""
+    if second is None or rows <= _ROWS_V2:
+        return rows, ""
+    held, sliced = (n * engine.model_config.get_vocab_size() * _LOGIT_BYTES / 1e9 for n in (rows, _ROWS_V2))
+    return rows, (
+        f"vLLM's first model runner holds log-probabilities of {rows} tokens at once ({held:.1f} GB); with "
+        f"VLLM_USE_V2_MODEL_RUNNER=1 in the environment, its second holds {_ROWS_V2} ({sliced:.1f} GB)"
+    )
+
+
+def refuse_too_large_steps(rows: int, vocabulary: int, free: int, sequences: int, advice: str = "") -> None:
     """Raise `ScoringError` with the setting to use where the logits of one scheduler step do not fit.
 
     Args:
@@ -222,6 +241,7 @@ def refuse_too_large_steps(rows: int, vocabulary: int, free: int, sequences: int
         vocabulary: entries.
         free: bytes left on the fullest device, engine idle.
         sequences: vLLM's `max_num_seqs`, which may not exceed the tokens of a step.
+        advice: of `logits_of_a_step`.
     """
     needed = rows * vocabulary * _LOGIT_BYTES
     if needed <= 0.95 * free:
@@ -232,7 +252,7 @@ def refuse_too_large_steps(rows: int, vocabulary: int, free: int, sequences: int
     raise ScoringError(
         f"vLLM would run out of memory: log-probabilities of a prompt need {needed / 1e9:.1f} GB for steps of {rows} "
         f"tokens and {vocabulary} vocabulary entries, {free / 1e9:.1f} GB are free beside weights and KV cache. Add "
-        f"max_num_batched_tokens={fits}{also} to --model_args{room}."
+        f"max_num_batched_tokens={fits}{also} to --model_args{room}." + (f"\nOr: {advice}." if advice else "")
     )
 
 

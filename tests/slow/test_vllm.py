@@ -5,12 +5,13 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from hesnr_tasks.backends.base import SequenceScores
-from hesnr_tasks.backends.vllm import _batches, _scores, refuse_too_large_steps
+from hesnr_tasks.backends.base import SequenceScores, batches_of_tokens
+from hesnr_tasks.backends.vllm import _scores, logits_of_a_step, refuse_too_large_steps
 from hesnr_tasks.errors import ScoringError
 from tests import ROOT
 from tests.unit.backends.server_model import (
@@ -120,6 +121,23 @@ def test_steps_too_large_for_memory_are_refused_with_the_setting():
         refuse_too_large_steps(8192, 152_000, 1 << 30, 1024)
 
 
+@pytest.mark.parametrize(
+    ("runner", "rows", "advised"),
+    [({"use_v2_model_runner": True}, 1024, False), ({"use_v2_model_runner": False}, 8192, True), ({}, 8192, False)],
+)
+def test_the_second_model_runner_is_counted_on_where_it_runs_and_advised_where_it_could(runner, rows, advised):
+    model = SimpleNamespace(max_model_len=32768, get_vocab_size=lambda: 152_000)
+    engine = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=8192), model_config=model, **runner
+    )
+    held, advice = logits_of_a_step(engine)
+    assert held == rows
+    assert ("VLLM_USE_V2_MODEL_RUNNER=1" in advice and "10.0 GB" in advice and "1.2 GB" in advice) is advised
+    if advised:
+        with pytest.raises(ScoringError, match=r"(?s)max_num_batched_tokens=5632.*\nOr: .*VLLM_USE_V2"):
+            refuse_too_large_steps(held, 152_000, 8 << 30, 256, advice)
+
+
 @dataclass
 class Answer:
     """What a vLLM engine hands back for one prompt, in the older form."""
@@ -174,5 +192,5 @@ def test_an_answer_with_a_fault_is_an_error_that_names_the_trajectory(spoil, tol
 
 def test_batches_hold_every_passage_once_and_few_tokens():
     sizes = [5, 100, 40, 40, 30, 1]
-    made = list(_batches([passage(str(n), 0, n) for n in sizes], tokens=100))
-    assert made == [[0], [1], [2, 3], [4, 5]]
+    made = list(batches_of_tokens([passage(str(n), 0, n) for n in sizes], {3}, 100))
+    assert made == [[0], [1], [2, 4, 5]]
