@@ -367,7 +367,9 @@ def test_voters_without_a_usable_answer_cast_no_vote(data, tmp_path, answer, not
 def test_no_key_and_no_question_follows_a_redirect(tmp_path, name):
     with fake_server(answer=lambda body: "{}") as other, Journal(tmp_path / "j") as journal:
         elsewhere = {"Location": other.url.replace("127.0.0.1", "localhost")}
-        with fake_server(answer=lambda body: Reply(307, headers=elsewhere)) as server:
+        with fake_server(
+            act=lambda handler: handler.send(Reply(307, headers=elsewhere))
+        ) as server:  # whatever the path
             kwargs = {"api_base": server.url, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
             model = ChatModel(name, journal, Counter(), kwargs)
             assert model.ask([{"role": "user", "content": "hi"}], str, None, 1) is None

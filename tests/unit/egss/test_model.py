@@ -281,7 +281,7 @@ def test_no_key_of_agent_or_judge_follows_a_redirect(name, who):
     acts = lambda body: f"```mswea_bash_command\nls {next(number)}\n```"  # noqa: E731
     with fake_server(answer=lambda body: "{}") as other, fake_server(answer=acts) as answers:
         elsewhere = {"Location": other.url.replace("127.0.0.1", "localhost")}
-        with fake_server(answer=lambda body: Reply(307, headers=elsewhere)) as redirects:
+        with fake_server(act=lambda handler: handler.send(Reply(307, headers=elsewhere))) as redirects:  # at any path
             reach = {"api_base": redirects.url, "api_key": "sk-mine", "num_retries": 0, "timeout": 30}
             settings = {"gate": "always", "draws": 2, "cost_tracking": "ignore_errors"}
             if who == "agent":
