@@ -1,5 +1,7 @@
 """The pure function: against a loop, and the promises its docstring makes."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
@@ -8,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import ScoringError, SettingsError
-from hesnr_tasks.rl.advantage import entropy_shaped_advantage, shape
+from hesnr_tasks.rl.advantage import LexiconPivotal, entropy_shaped_advantage, shape
+from tests import tiny
 from tests.reference import shaping as reference
+
+__all__ = []
 
 SIZES = [(3, 5), (5, 3), (4, 4), (1, 6), (6, 1), (1, 1)]
 
@@ -192,3 +197,30 @@ def test_arguments_stay_as_they_were():
     entropy_shaped_advantage(*arguments)
     entropy_shaped_advantage(*arguments, alpha=0).zero_()
     assert all(torch.equal(old, new) for old, new in zip(before, arguments))
+
+
+# --- Tokens that begin a pivotal word, on tokenizers that split in different places ---
+
+TEXT = "The test fails, however “é” is read. Therefore we stop because `because` is code — but not more."
+WORDS = ["however", "Therefore", "because", "but"]
+
+
+@pytest.mark.parametrize("tokenizer", [tiny.byte_level(), tiny.sentencepiece_fast()], ids=["bytes", "sentencepiece"])
+def test_marks_the_token_in_which_each_pivotal_word_begins(tokenizer):
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    marks = LexiconPivotal(tokenizer)(ids)
+    assert len(marks) == len(ids)
+    assert sum(marks) == len(WORDS)
+    tails = [tokenizer.decode(ids[index:]).lstrip() for index, mark in enumerate(marks) if mark]
+    assert all(tail.startswith(word) for tail, word in zip(tails, WORDS, strict=True))
+
+
+def test_bears_ids_that_join_to_no_text_and_none_at_all():
+    tokenizer = tiny.byte_level()
+    broken = tokenizer("é", add_special_tokens=False)["input_ids"][:1]
+    words = tokenizer(" But we go on because", add_special_tokens=False)["input_ids"]
+    ids = [*broken, *words, tokenizer.eos_token_id, 10**6]
+    marks = LexiconPivotal(tokenizer)(ids)
+    assert len(marks) == len(ids)
+    assert sum(marks) == 2
+    assert LexiconPivotal(tokenizer)([]) == []
