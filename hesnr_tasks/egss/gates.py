@@ -204,7 +204,16 @@ class Calibration:
 
 
 def calibrate(estimates: Sequence[float], identity: Mapping[str, Any], model: str) -> Calibration:
-    """A calibration from the estimates of runs. Raises `DataError` for fewer than 20."""
+    """A calibration from the estimates of runs.
+
+    Args:
+        estimates: Nats, one a step; those that are not finite are left out.
+        identity: Of the estimator that made them (`Estimator.identity`).
+        model: As litellm names it.
+
+    Raises:
+        DataError: Fewer than 20 are finite.
+    """
     finite = tuple(sorted(value for value in estimates if math.isfinite(value)))
     if len(finite) < 20:
         raise DataError(
@@ -215,7 +224,17 @@ def calibrate(estimates: Sequence[float], identity: Mapping[str, Any], model: st
 
 
 def open_gate(spec: str, estimator: Estimator, calibration: Path | None = None) -> Gate:
-    """The gate of a setting. Raises `SettingsError` where it cannot be one, or is calibrated by another estimator."""
+    """The gate of a setting.
+
+    Args:
+        spec: `model.gate`, such as threshold:0.3; see the module.
+        estimator: Whose estimates it will see.
+        calibration: Of quantile gates.
+
+    Raises:
+        SettingsError: It cannot be one, or is calibrated by another estimator.
+        DataError: The calibration cannot be read.
+    """
     name, colon, text = spec.partition(":")
     if name not in GATES:
         raise SettingsError(f"model.gate is {spec!r}; it must be one of {', '.join(GATES)}.{nearest(name, GATES)}")

@@ -273,7 +273,18 @@ class ActionCandidate:
 def choose(
     candidates: Sequence[ActionCandidate], scores: Sequence[float] | None, seed: object, strength: float, prior: float
 ) -> tuple[int, bool]:
-    """(index of the candidate with the greatest posterior, whether several have it: one of them by seed)."""
+    """The candidate with the greatest posterior; see the module.
+
+    Args:
+        candidates: Different actions, each with its votes.
+        scores: In [0, 1], one a candidate; None: the votes alone decide.
+        seed: Of ties.
+        strength: `judge_strength`, log odds a unit of score.
+        prior: `vote_prior`, power of the votes.
+
+    Returns:
+        Its index, and whether several have that posterior.
+    """
     judged = scores if scores is not None else [0.0] * len(candidates)
     logs = [prior * math.log(c.votes) + strength * s for c, s in zip(candidates, judged, strict=True)]
     best = [i for i, value in enumerate(logs) if value >= max(logs) - 1e-9]

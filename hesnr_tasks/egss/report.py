@@ -92,7 +92,7 @@ def curves(records: Sequence[TaskCost], price: float = PRICE) -> tuple[dict[str,
 
 
 def mean_over_tasks(values: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
-    """The mean of a value a task, with its bootstrap standard error and 95 % interval."""
+    """The mean of `values` (T,), one a task, with its bootstrap standard error and 95 % interval of percentiles."""
     means = resample_counts(len(values), resamples, seed).astype(np.float64) @ values / len(values)
     return _estimate(float(values.mean()), means, len(values))
 
@@ -108,6 +108,11 @@ def at_equal_rate(
     method: Curve, reference: Curve, target: Curve, runs: int, resamples: int = RESAMPLES, seed: int = SEED
 ) -> list[Estimate]:
     """Costs of `method` over costs of `reference` at the resolve rate of `target` with `runs` runs, by currency.
+
+    Args:
+        method, reference, target: Curves on the same tasks.
+        runs: Of the target; `SettingsError` where it was not run so often.
+        resamples, seed: Of the bootstrap over tasks.
 
     Returns:
         Value, bootstrap standard error (NaN where infinite values occur) and 95 % interval of each currency; NaN where

@@ -161,7 +161,19 @@ def _percent(part: int, whole: int) -> float:
 
 
 def rarity(corpora: Sequence[AnswerSet], reference: AnswerSet, embed: Embed | None = None) -> str:
-    """Fill in `rare`, relative to what the reference writes; returns a note on how."""
+    """Fill in `rare`: sentences unlike those of a reference, in per cent.
+
+    Args:
+        corpora: To measure; the reference may be among them.
+        reference: Its own farthest tenth sets the limit.
+        embed: Vectors of sentences (default: TF-IDF).
+
+    Returns:
+        A note on how it was measured.
+
+    Raises:
+        DataError: The reference has too few sentences.
+    """
     base = [text for answer in reference.answers for text in _sentence_texts(answer)]
     own = distances(base, embed=embed)
     if not len(own) or np.isnan(own).any():
@@ -217,7 +229,15 @@ class PairedDifference(NamedTuple):
 def difference_of(
     a: Mapping[str, float], b: Mapping[str, float], resamples: int = RESAMPLES, seed: int = SEED
 ) -> PairedDifference:
-    """The difference of two sets of problem means."""
+    """The mean over problems of `b` less `a`, paired.
+
+    Args:
+        a, b: Problem → mean of a measure (`problem_means`); problems that only one has are left out.
+        resamples, seed: Of `stats.paired`.
+
+    Returns:
+        The value alone for fewer than `FEWEST_CLUSTERS` problems, or where all differ by the same amount.
+    """
     shared = sorted(a.keys() & b.keys())
     left, right = (np.array([side[problem] for problem in shared]) for side in (a, b))
     if len(shared) < FEWEST_CLUSTERS or np.ptp(right - left) == 0:

@@ -103,7 +103,16 @@ def contrast(
 
 
 def difference_bounds(lift: FloatArray, weight: FloatArray, low: FloatArray, high: FloatArray) -> tuple[float, float]:
-    """Between which values the difference lies if unit i's value lies between `low[i]` and `high[i]`; all (n,)."""
+    """Between which values (nats) the matched difference lies.
+
+    Args:
+        lift: Of `Contrast`, (n,).
+        weight: How often each unit counts, (n,).
+        low, high: Between which values each unit's entropy lies, nats, (n,).
+
+    Returns:
+        Least and greatest difference; NaN where nothing is compared.
+    """
     used = lift != 0
     a, down, up = (lift * weight)[used], low[used], high[used]
     scale = float((lift[used] * a).sum())
@@ -156,7 +165,12 @@ class Bounds(NamedTuple):
 
 
 def entropy_bounds(topk_logprobs: npt.NDArray[np.floating], vocabulary: int | None) -> Bounds:
-    """Bounds from log-probabilities (n, k), descending, over a vocabulary of that size (None: unknown)."""
+    """Bounds of the entropy over the whole vocabulary; see the module.
+
+    Args:
+        topk_logprobs: Nats, (n, k), descending.
+        vocabulary: Its size; None: unknown, and the upper bound is infinite.
+    """
     logs = np.asarray(topk_logprobs, dtype=np.float64)
     chances = np.exp(logs)
     stored = -(chances * np.where(chances > 0, logs, 0.0)).sum(axis=1)
@@ -254,7 +268,13 @@ class Sentences(NamedTuple):
 
 
 def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Words, Sentences]:
-    """The words and sentences of all texts of the chosen kinds; `frame` needs `COLUMNS`."""
+    """The words and sentences of all texts of the chosen kinds.
+
+    Args:
+        frame: One run, loaded with `COLUMNS`.
+        chosen: Kinds and filters; `SettingsError` where not all of its tokens were scored.
+        lexicon: Groups of pivotal words and kinds of reflective sentences.
+    """
     counted = frame.counted(chosen.mask)
     vocabulary: dict[str, int] = {}
     word_rows: list[npt.NDArray[np.int64]] = []  # a text's: an array is smaller than tuples

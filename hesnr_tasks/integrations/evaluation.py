@@ -332,7 +332,17 @@ class EvaluationTexts(NamedTuple):
 
 
 def prepare(settings: TaskSettings, tokenizer: Any, bos: bool | None, max_length: int) -> EvaluationTexts:
-    """Load, render, label and tokenise. Raises `HesnrError` where nothing can be scored."""
+    """Load, render, label and tokenise the texts of an evaluation.
+
+    Args:
+        settings: As in `--metadata`.
+        tokenizer: Of the model.
+        bos: Whether texts begin with the BOS token; None: as the tokenizer does.
+        max_length: Most tokens of a text that are read.
+
+    Raises:
+        HesnrError: Nothing can be scored, or the tokenizer cannot represent the texts.
+    """
     corpus, encoder = open_corpus(settings), Encoder(tokenizer, bos)
     mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
     items, n_skipped, n_lost, n_characters = list[EvaluationText](), 0, 0, 0

@@ -149,8 +149,16 @@ def listed(names: Sequence[str]) -> str:
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a share. `successes` may be a sum of numbers in [0, 1] (which scipy's does not
-    take): the interval is then conservative, as no number in [0, 1] varies more than yes-or-no with its mean.
+    """Wilson's score interval (1927) of a share.
+
+    Args:
+        successes: Of `n`; may be a sum of numbers in [0, 1] (which scipy's does not take): the interval is then
+            conservative, as no number in [0, 1] varies more than yes-or-no with its mean.
+        n: At least 1.
+        level: Of the interval.
+
+    Returns:
+        Both ends, in [0, 1].
     """
     z = NormalDist().inv_cdf((1 + level) / 2)
     share = successes / n
@@ -161,7 +169,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
 
 
 def newcombe(a: float, b: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of (b - a) / n from Wilson's intervals of both shares (Newcombe 1998, method 10), pairing left out."""
+    """Interval of (b - a) / n, within [-1, 1], from Wilson's of both shares (Newcombe 1998, method 10), unpaired."""
     (a_low, a_high), (b_low, b_high) = wilson(a, n, level), wilson(b, n, level)
     p, q = a / n, b / n
     return (q - p) - math.hypot(q - b_low, a_high - p), (q - p) + math.hypot(b_high - q, p - a_low)
@@ -226,7 +234,19 @@ class PassAtK(NamedTuple):
 
 
 def curve(run: AnswerCounts, ks: Sequence[int], settings: IntervalSettings = _DEFAULT) -> list[PassAtK]:
-    """Pass@k for every k; `SettingsError` for a k beyond a problem's number of answers, which it names."""
+    """Pass@k of one checkpoint.
+
+    Args:
+        run: At least one problem.
+        ks: The values of k.
+        settings: The level of the interval.
+
+    Returns:
+        A point for each k; see the module for its interval.
+
+    Raises:
+        SettingsError: For a k beyond a problem's number of answers, which it names.
+    """
     from scipy.stats import binomtest
     from scipy.stats import t as student
 
@@ -280,7 +300,13 @@ class PassAtKDifference(NamedTuple):
 def differences(
     a: AnswerCounts, b: AnswerCounts, ks: Sequence[int], settings: IntervalSettings = _DEFAULT
 ) -> list[PassAtKDifference]:
-    """For every k; `a` and `b` from `aligned`."""
+    """Pass@k of `b` less that of `a`, for every k.
+
+    Args:
+        a, b: On the same problems in the same order (`aligned`).
+        ks: The values of k, none beyond a problem's number of answers.
+        settings: Level of the interval, power of the detectable difference, seed of random signs.
+    """
     resamples, seed, level, power = settings
     ones, rows = np.ones(len(a.n)), []
     for k, p, q in zip(ks, pass_at_ks(a.n, a.c, ks).T, pass_at_ks(b.n, b.c, ks).T, strict=True):

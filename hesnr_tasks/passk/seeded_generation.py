@@ -214,10 +214,17 @@ def _changed(name: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def answers_stem(setting: str | None, task: str, model: str, settings: Mapping[str, Any]) -> Path | None:
-    """Where answers are stored (folder and beginning of the name); None: nowhere.
+    """Where answers are stored: folder and beginning of the name.
 
-    A folder that the user names has one file a task, and refuses other settings. Next to lm-eval's --output_path the
-    name carries a hash of the settings, so other settings begin another file.
+    Args:
+        setting: A folder, which has one file a task and refuses other settings; "none"; or None: next to lm-eval's
+            --output_path, where the name carries a hash of the settings, so that others begin another file.
+        task: Its name.
+        model: Its name or path.
+        settings: All that an answer depends on.
+
+    Returns:
+        None: nowhere.
     """
     short, short_model = (re.sub(r"[^0-9A-Za-z._-]+", "-", name) for name in (task, model.rstrip("/").split("/")[-1]))
     if setting:
@@ -244,9 +251,14 @@ _REFUSED = ("num_beams", "num_return_sequences", "top_h", "penalty_alpha", "assi
 
 
 def sampling_arguments(kwargs: Mapping[str, Any], model: Any) -> dict[str, float]:
-    """Temperature, top_p and the like: from `generation_kwargs`, else what the model's own configuration sets.
+    """Temperature, top_p and the like, but for values without effect.
 
-    `SettingsError` for ways of generating in which rows cannot have generators of their own.
+    Args:
+        kwargs: The task's `generation_kwargs`.
+        model: Its own `generation_config` sets what they leave open.
+
+    Raises:
+        SettingsError: For ways of generating in which rows cannot have generators of their own.
     """
     for name in _REFUSED:
         if kwargs.get(name) not in (None, 1):

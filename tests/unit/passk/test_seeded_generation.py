@@ -159,7 +159,7 @@ def test_seeds_are_distinct_within_a_problem_and_the_same_again():
     assert not set(seeds) & {seed_of(1234, problem_id("2 + 2 =", 2), i) for i in range(2000)}
 
 
-# --- answers of vLLM's engine are kept at the step that finishes them; against a small engine with its two methods -----
+# --- answers of vLLM's engine are kept at the step that finishes them ------------------------------------------------
 
 
 class Engine:
