@@ -20,7 +20,7 @@ from hesnr_tasks.backends.base import TokenSequence
 from hesnr_tasks.backends.completions import FORMS, TokenIdsByText
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.testing import fake_server
-from tests.unit.backends.server_model import (
+from tests.server_model import (
     assert_same,
     end_group,
     entropy,

@@ -16,7 +16,7 @@ from hesnr_tasks.tasks.registration import tasks_path
 from hesnr_tasks.testing import fake_server
 from tests import tiny
 from tests.lm_eval_run import SMALL, lm_eval_command, values, write
-from tests.unit.backends.server_model import load
+from tests.server_model import load
 from tests.unit.scores.test_runs import analyzed
 
 SECRETS = ("sk-top-secret-77", "route-of-gold-42")

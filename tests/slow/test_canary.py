@@ -12,7 +12,7 @@ from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.tasks.registration import tasks_path
 from hesnr_tasks.testing import fake_server
 from tests.lm_eval_run import SMALL, write
-from tests.unit.backends.server_model import load, save_model
+from tests.server_model import load, save_model
 
 
 @pytest.fixture(scope="module")

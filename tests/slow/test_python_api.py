@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hesnr_tasks as hesnr
-from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.errors import HesnrError, ScoringError
 from hesnr_tasks.metrics import METRICS, names_of, unregister
 from tests import tiny
 from tests.lm_eval_run import call, evaluate, run, write
@@ -78,13 +78,33 @@ def test_a_model_with_nan_is_refused(checkpoint):
         hesnr.score(model, AutoTokenizer.from_pretrained(checkpoint), RUNS[:1])
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, hesnr_tasks; hesnr_tasks.__version__; print(*sys.modules)"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
-    assert not loaded & {"torch", "lm_eval", "pandas", "numpy", "transformers", "pyarrow"}
-    code = "import sys, hesnr_tasks; hesnr_tasks.load, hesnr_tasks.compare; print(*sys.modules)"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
-    assert not loaded & {"torch", "lm_eval", "pandas", "transformers", "pyarrow"}
+def printed(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("statement", "may"),
+    [
+        ("hesnr_tasks.__version__", set()),
+        ("hesnr_tasks.load, hesnr_tasks.compare", {"numpy"}),
+        ("import hesnr_tasks.scores", {"numpy"}),
+        ("import hesnr_tasks.testing", {"numpy"}),
+    ],
+)
+def test_importing_the_package_imports_nothing_heavy(statement, may):
+    loaded = set(printed(f"import sys, hesnr_tasks; {statement}; print(*sys.modules)").split())
+    assert loaded & {"torch", "lm_eval", "pandas", "numpy", "transformers", "pyarrow"} <= may
+
+
+def test_without_pyarrow_the_extra_is_named():
+    message = printed(
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from hesnr_tasks.scores import ScoreStore\n"
+        "try: ScoreStore.open('x', {})\n"
+        "except Exception as e: print(type(e).__name__, e)"
+    )
+    assert message.startswith(HesnrError.__name__)
+    assert "pip install 'hesnr-tasks[report]'" in message
 
 
 def test_the_example_of_score_runs():

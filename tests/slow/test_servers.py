@@ -20,7 +20,7 @@ from hesnr_tasks.backends.completions import FORMS  # noqa: E402
 from hesnr_tasks.backends.prompt_logprobs import row, stack, to_scores  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.testing import fake_server  # noqa: E402
-from tests.unit.backends.server_model import load, passage, reference, save_model  # noqa: E402
+from tests.server_model import load, passage, reference, save_model  # noqa: E402
 
 pytestmark = pytest.mark.slow
 K = 10

@@ -5,9 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from hesnr_tasks.scores import ScoreStore
+from tests import ROOT
+from tests.unit.formats.test_hostile_files import line
 from tests.unit.scores import made
 
 TRIAL = {"schema_version": "ATIF-v1.4", "session_id": "s", "agent": {"name": "a", "version": "1"}, "steps": [
@@ -126,3 +129,41 @@ def test_a_damaged_parquet_file_does_not_end_the_process(tmp_path):
     command = [sys.executable, "-c", DAMAGE]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr[:500]
+
+
+# --- folders and files of others --------------------------------------------------------------------------------------
+
+READ_AS_OTHER = """
+import os, sys
+from hesnr_tasks.formats import ReadReport, read_trajectories
+import encodings.utf_8_sig  # what only the first user may read
+if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)
+report = ReadReport()
+kept = [t.id for t in read_trajectories(sys.argv[1], report=report, on_error="skip")]
+print(kept, {reason: s.count for reason, s in report.skipped.items()})
+"""
+
+
+def test_folders_and_files_that_may_not_be_read_are_counted():
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        top.chmod(0o755)
+        (top / "a.jsonl").write_bytes(line("a"))
+        for kind, mode in (("closed", 0o000), ("listed", 0o444)):
+            (top / kind).mkdir()
+            (top / kind / "b.jsonl").write_bytes(line("b"))
+            (top / kind).chmod(mode)
+        (top / "secret.jsonl").write_bytes(line("c"))
+        (top / "secret.jsonl").chmod(0)
+        try:
+            ran = subprocess.run(
+                [sys.executable, "-c", READ_AS_OTHER, name],
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+            )
+        finally:
+            for kind in ("closed", "listed"):
+                (top / kind).chmod(0o755)
+    assert ran.stderr == ""
+    assert ran.stdout.strip() == "['a'] {'unreadable folder': 2, 'unreadable file': 1}"

@@ -14,7 +14,7 @@ from hesnr_tasks.backends.base import SequenceScores, batches_of_tokens
 from hesnr_tasks.backends.vllm import _scores, logits_of_a_step, refuse_too_large_steps
 from hesnr_tasks.errors import ScoringError
 from tests import ROOT
-from tests.unit.backends.server_model import (
+from tests.server_model import (
     assert_same,
     entropy,
     find_vllm_python,

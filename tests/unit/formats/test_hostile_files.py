@@ -6,9 +6,6 @@ import json
 import lzma
 import os
 import socket
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from hesnr_tasks import bounded_io
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.formats.outcomes import read_outcomes
-from tests import ROOT
 
 MIB = 1 << 20
 
@@ -291,42 +287,6 @@ def _sorted(report: ReadReport) -> str:
     head, _, kinds = text.partition(": ")
     wanted = ["2 .yaml", "1 .patch", "1 README", "1 .gz"]
     return f"{head}: {', '.join(sorted(kinds.split(', '), key=wanted.index))}"
-
-
-READ_AS_OTHER = """
-import os, sys
-from hesnr_tasks.formats import ReadReport, read_trajectories
-import encodings.utf_8_sig  # what only the first user may read
-if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)
-report = ReadReport()
-kept = [t.id for t in read_trajectories(sys.argv[1], report=report, on_error="skip")]
-print(kept, {reason: s.count for reason, s in report.skipped.items()})
-"""
-
-
-def test_folders_and_files_that_may_not_be_read_are_counted():
-    with tempfile.TemporaryDirectory() as name:
-        top = Path(name)
-        top.chmod(0o755)
-        (top / "a.jsonl").write_bytes(line("a"))
-        for kind, mode in (("closed", 0o000), ("listed", 0o444)):
-            (top / kind).mkdir()
-            (top / kind / "b.jsonl").write_bytes(line("b"))
-            (top / kind).chmod(mode)
-        (top / "secret.jsonl").write_bytes(line("c"))
-        (top / "secret.jsonl").chmod(0)
-        try:
-            ran = subprocess.run(
-                [sys.executable, "-c", READ_AS_OTHER, name],
-                capture_output=True,
-                text=True,
-                cwd=ROOT,
-            )
-        finally:
-            for kind in ("closed", "listed"):
-                (top / kind).chmod(0o755)
-    assert ran.stderr == ""
-    assert ran.stdout.strip() == "['a'] {'unreadable folder': 2, 'unreadable file': 1}"
 
 
 def test_names_no_file_can_have_are_errors_of_ours(tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 """Score files: what goes in comes out, runs are not mixed, tasks add to each other."""
 
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.backends.base import SequenceScores
-from hesnr_tasks.errors import HesnrError, SettingsError
+from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
 from tests import ROOT
 from tests.unit.scores import made
@@ -185,23 +183,6 @@ def test_keys_cannot_leave_the_folder(tmp_path):
     store = made.filled(tmp_path, [1])
     with pytest.raises(ValueError, match="is no key"):
         store.read("../run")
-
-
-def test_without_pyarrow_the_extra_is_named():
-    code = (
-        "import sys; sys.modules['pyarrow'] = None\n"
-        "from hesnr_tasks.scores import ScoreStore\n"
-        "try: ScoreStore.open('x', {})\n"
-        "except Exception as e: print(type(e).__name__, e)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    assert said.startswith(HesnrError.__name__)
-    assert "pip install 'hesnr-tasks[report]'" in said
-
-
-def test_neither_torch_nor_lm_eval_nor_pyarrow_is_imported():
-    code = "import sys, hesnr_tasks.scores\nprint([m for m in ('torch', 'lm_eval', 'pyarrow') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_the_documentation_describes_every_column(tmp_path):

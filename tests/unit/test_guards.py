@@ -1,0 +1,26 @@
+"""What the suite promises of itself: our own warnings are errors, and unit tests start no process."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from tests.unit import conftest
+
+
+@pytest.mark.parametrize("module", ["hesnr_tasks", "hesnr_tasks.scores.store"])
+def test_a_warning_that_our_own_code_causes_is_an_error(module):
+    with pytest.raises(RuntimeWarning, match="overflow"):
+        warnings.warn_explicit("overflow", RuntimeWarning, "file.py", 1, module=module)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_warning_of_others_is_none():
+    warnings.warn_explicit("overflow", RuntimeWarning, "file.py", 1, module="hesnr_tasks_of_others")
+
+
+def test_a_process_is_noticed():
+    subprocess.run([sys.executable, "--version"], capture_output=True, check=True)
+    assert conftest.STARTED
+    conftest.STARTED.clear()
