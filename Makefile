@@ -8,7 +8,7 @@ NEXT_VERSION := 0.5.0.dev1
 # what stands between our tasks and lm-eval, run again with the next one
 NEXT_TESTS := tests/slow/test_task.py tests/slow/test_registration.py tests/slow/test_cli.py tests/slow/test_public_tasks.py tests/slow/test_passk_task.py
 # arithmetic on float32, run again as on a CPU without vector instructions
-NUMERIC_TESTS := tests/unit/backends tests/contract/test_metrics.py tests/golden tests/slow/test_task.py
+NUMERIC_TESTS := -m numbers tests/unit/backends tests/contract tests/golden tests/slow/test_task.py
 
 .PHONY: demo results check test lint docs vllm lm-eval-next clean
 

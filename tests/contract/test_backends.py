@@ -25,6 +25,7 @@ from hesnr_tasks.trajectory import Kind  # noqa: E402
 from tests.reference.scoring import assert_scores, score_slowly  # noqa: E402
 
 K = 5
+pytestmark = pytest.mark.numbers
 
 
 @contextlib.contextmanager

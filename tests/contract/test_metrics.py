@@ -33,6 +33,7 @@ from hesnr_tasks.stats import Scale
 from tests.reference import metrics as reference
 
 VOCABULARY = 30
+pytestmark = pytest.mark.numbers
 
 
 @pytest.fixture(params=METRICS)

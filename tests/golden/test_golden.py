@@ -10,6 +10,7 @@ from tests import ROOT
 from tests.golden.commands import COMMANDS, HERE, answer, report
 
 pytest.importorskip("pyarrow")
+pytestmark = pytest.mark.numbers
 
 
 def stored(name):
@@ -75,7 +76,7 @@ def test_tasks_give_the_numbers_they_gave():
         model="hf",
         model_args={"pretrained": str(demo.HERE / "ladder" / "step1000-2k"), "dtype": "float32"},
         tasks=["hesnr_swe", "hesnr_swe_unfiltered", "hesnr_swe_thought", "hesnr_swe_ablation", "hesnr_tool_entropy"],
-        task_manager=TaskManager(include_path=str(tasks_path())),
+        task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False),
         metadata={"trajectories": str(demo.HERE / "trajectories.jsonl")},
         limit=8, batch_size=8, bootstrap_iters=0, device="cpu", log_samples=False,
     )["results"]  # fmt: skip

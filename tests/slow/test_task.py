@@ -88,6 +88,7 @@ def check_against_reference(result, task, tokens):
 SWE_SMITH, SWE_AGENT = "swesmith_xml_messages.jsonl", "sweagent_function_calling_marshmallow-1867.traj"
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("files", [[SWE_SMITH, SWE_AGENT], [SWE_SMITH], [SWE_AGENT]], ids=["3", "2 unequal", "1"])
 def test_every_result_key_equals_the_reference_on_real_trajectories(checkpoint, shared, files):
     path = [str(shared / file) for file in files]
@@ -105,6 +106,7 @@ def test_every_result_key_equals_the_reference_on_real_trajectories(checkpoint, 
             assert result["results"][task]["he_snr_stderr,none"] == "N/A"
 
 
+@pytest.mark.numbers
 def test_chatml_and_the_models_own_template(checkpoint, tmp_path, small):
     """Labels survive the other two renderings, control tokens and all."""
     template = (
@@ -126,6 +128,7 @@ def test_chatml_and_the_models_own_template(checkpoint, tmp_path, small):
         evaluate(folder, ["hesnr_swe"], {"trajectories": small, "render": "chatml"}, apply_chat_template=True)
 
 
+@pytest.mark.numbers
 def test_permuting_trajectories_changes_no_bit(checkpoint, tmp_path, small):
     other = write(tmp_path / "other.jsonl", [SMALL[2], SMALL[0], SMALL[1]])
     a = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})["results"]["hesnr_swe"]
@@ -133,6 +136,7 @@ def test_permuting_trajectories_changes_no_bit(checkpoint, tmp_path, small):
     assert a == b
 
 
+@pytest.mark.numbers
 def test_a_trailing_observation_changes_no_number(checkpoint, tmp_path, small):
     longer = [
         Trajectory(t.id, (*t.messages, Message("tool", (Segment(Kind.OBSERVATION, "late news " * 50),)))) for t in SMALL
@@ -144,6 +148,7 @@ def test_a_trailing_observation_changes_no_number(checkpoint, tmp_path, small):
         assert values(a, task) == values(b, task)
 
 
+@pytest.mark.numbers
 def test_the_ablation_reads_each_trajectory_once(checkpoint, small, monkeypatch):
     from hesnr_tasks.backends import hf
 
@@ -265,6 +270,7 @@ def test_fewer_tokens_than_the_floor_give_no_number_and_say_so(checkpoint, small
         assert values(result, "hesnr_swe")["tokens"] == tokens
 
 
+@pytest.mark.numbers
 def test_overflow_policies(checkpoint, small, tmp_path, caplog):
     args = "dtype=float32,max_length=60"
     whole = evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small})
@@ -323,6 +329,7 @@ def test_all_trajectories_skipped_is_an_error_not_an_empty_table(checkpoint, sma
         evaluate(checkpoint, ["hesnr_swe"], {"trajectories": small, "overflow": "skip"}, "dtype=float32,max_length=20")
 
 
+@pytest.mark.numbers
 def test_a_diverged_checkpoint_is_an_error(tmp_path, small):
     folder = tiny.llama(str(tmp_path / "diverged"), seed=9)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -352,6 +359,7 @@ def test_settings_are_checked_before_anything_is_read(checkpoint):
         evaluate(checkpoint, ["hesnr_swe_thought"], {"kinds": "action"})
 
 
+@pytest.mark.numbers
 def test_the_demo_trajectories_are_the_default(checkpoint):
     assert values(evaluate(checkpoint, ["hesnr_swe"], {}, limit=1), "hesnr_swe")["tokens"] > 50
 

@@ -79,6 +79,7 @@ def hflm(model, **settings):
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.numbers
 def test_ties_favour_the_target():
     """Three identical rows of the head: none of the three is strictly more likely than another."""
     model = llama()
@@ -91,6 +92,7 @@ def test_ties_favour_the_target():
     assert_right(model, text, scores)
 
 
+@pytest.mark.numbers
 def test_nothing_after_the_last_target_is_read():
     """Neither the number of tokens that the body sees nor the numbers change when text is added."""
     model, text, lengths = llama(), passage(), []
@@ -101,6 +103,7 @@ def test_nothing_after_the_last_target_is_read():
     assert lengths == [256, text.targets[-1] - 256, text.targets[-1] - 256]  # they share whole blocks of 256
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("bad", ["nan", "inf"])
 def test_nan_and_infinite_logits_arrive_as_nan(bad):
     """In the rows they are in (one infinite weight gives +inf or, harmless, -inf): not as numbers that look good."""
@@ -144,6 +147,7 @@ def tree():
     return [passage(len(start) + 100 + 7 * i, 40, i, start) for i, start in enumerate(starts)]
 
 
+@pytest.mark.numbers
 def test_shared_prefixes_are_read_once_and_give_the_same_numbers():
     """Fewer tokens go through the body than the texts have; targets within the prefixes included."""
     model, texts, read = llama(), tree(), []
@@ -167,6 +171,7 @@ def test_progress_sums_to_the_tokens_of_the_passages(batch):
     assert min(told) > 0
 
 
+@pytest.mark.numbers
 def test_short_texts_are_read_side_by_side():
     """`batch` texts at most go through the body at once, all of them where it is left open."""
     texts = [passage(40 + 5 * i, 10, i) for i in range(7)]
@@ -182,6 +187,7 @@ def test_short_texts_are_read_side_by_side():
             assert_right(model, text, scores)
 
 
+@pytest.mark.numbers
 def test_numbers_do_not_depend_on_which_process_has_which_text():
     """Bit for bit: a prefix is shared or not by what all processes have."""
 
@@ -193,6 +199,7 @@ def test_numbers_do_not_depend_on_which_process_has_which_text():
         assert all(same(a, b) for a, b in zip(found, alone[part], strict=True))
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("batch", [1, 3, 0])
 def test_numbers_do_not_depend_on_what_an_earlier_run_finished(batch):
     """Bit for bit: passages to skip are not answered and not counted, but shape what is read together."""
@@ -229,6 +236,7 @@ class Room:
             raise torch.OutOfMemoryError("out of memory. Tried to allocate 7.00 GiB")
 
 
+@pytest.mark.numbers
 def test_out_of_memory_halves_the_chunk_and_goes_on(caplog):
     """For this text and the next ones, saying so; several texts at once are first read one by one."""
     model, texts = llama(), [passage(900, 80, 1), passage(150, 20, 2), passage(140, 20, 3)]
@@ -279,6 +287,7 @@ class Scaled(Llama):
         return SimpleNamespace(logits=self.lm_head(hidden * (1 + torch.arange(hidden.shape[1]) % 3)[:, None]))
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize(("kind", "head"), [(Mixing, "full_logits"), (Scaled, "lm_head_hook")])
 def test_where_the_fast_ways_disagree_a_slower_one_is_used_and_named(kind, head, caplog):
     """The numbers stay right."""
@@ -294,6 +303,7 @@ def test_where_the_fast_ways_disagree_a_slower_one_is_used_and_named(kind, head,
     assert_right(model, text, *scores_of(engine, [text]))
 
 
+@pytest.mark.numbers
 def test_a_body_that_cannot_be_found_leaves_logits_to_keep():
     """In chunks of so many positions as may have logits at a time."""
     model, text = llama(), passage(800, 300)
@@ -304,12 +314,14 @@ def test_a_body_that_cannot_be_found_leaves_logits_to_keep():
     assert_right(model, text, *scores_of(engine, [text]))
 
 
+@pytest.mark.numbers
 def test_a_model_that_draws_random_numbers_is_refused():
     """It has no log-likelihoods."""
     with pytest.raises(ScoringError, match="other numbers for the same tokens when it is run again"):
         engine_for(llama(attention_dropout=0.5).train())
 
 
+@pytest.mark.numbers
 def test_a_model_that_looks_ahead_is_refused():
     """What it gives a token depends on the text after it."""
     torch.manual_seed(0)
@@ -350,6 +362,7 @@ def test_weights_that_accelerate_brings_in_as_needed():
     assert any(before)
 
 
+@pytest.mark.numbers
 def test_mixed_precision_is_lm_evals():
     """Under autocast the numbers are those of autocast, not of float32."""
     model, text = llama(), passage()
@@ -382,6 +395,7 @@ def without(text, masked):
     return text._replace(ids=np.where(np.isin(text.ids, masked), 5, text.ids).astype(np.int32))
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize(
     "masked", [[900], list(range(640, 768)), list(range(512, VOCABULARY)), list(range(1, VOCABULARY, 2))]
 )
@@ -421,6 +435,7 @@ def test_fewer_possible_tokens_than_candidates_are_an_error():
         refuse_non_finite(text, scores_of(engine_for(model), [text])[0])
 
 
+@pytest.mark.numbers
 def test_fewer_than_ten_candidates_and_all_ranks():
     """Ranks are counted over the whole vocabulary, however few candidates are kept: top10_acc is known."""
     model, text = llama(), passage(400, 300)
@@ -440,6 +455,7 @@ def test_fewer_than_ten_candidates_and_all_ranks():
 # --- the backend ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("size", [1, 4, "auto", "auto:2"])
 def test_the_backend_of_an_lm_eval_model(size):
     """Any --batch_size; passages without targets are answered too."""

@@ -19,6 +19,8 @@ from hesnr_tasks.backends.hf.forward import (  # noqa: E402
 )
 from hesnr_tasks.backends.hf.model import CausalChunks  # noqa: E402
 
+pytestmark = pytest.mark.numbers
+
 
 @given(
     seed=st.integers(0, 99),

@@ -104,6 +104,7 @@ def test_a_changed_model_on_disk(place, tmp_path, change):
     assert before[1] != after[1]
 
 
+@pytest.mark.numbers
 def test_a_moved_model_is_the_same(place, tmp_path):
     shutil.copytree(place, tmp_path / "moved")
     assert weights_of(load(tmp_path / "moved")) == weights_of(load(place))
@@ -233,6 +234,7 @@ def slow_sum(data):
     return total % 2**64
 
 
+@pytest.mark.numbers
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=700), st.integers(0, 9))
 def test_the_sum_is_exact_by_either_way_and_in_any_blocks(data, skipped):
@@ -251,6 +253,7 @@ def test_the_sum_is_exact_by_either_way_and_in_any_blocks(data, skipped):
         assert identity._sum(identity._as_words(tensor), 0) % 2**64 == want
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.int64, torch.complex64]
 )
