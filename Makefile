@@ -10,7 +10,7 @@ NEXT_TESTS := tests/slow/test_task.py tests/slow/test_registration.py tests/slow
 # arithmetic on float32, run again as on a CPU without vector instructions
 NUMERIC_TESTS := -m numbers tests/unit/backends tests/contract tests/golden tests/slow/test_task.py
 
-.PHONY: demo results check test lint docs vllm lm-eval-next clean
+.PHONY: demo results check test coverage pythons lint docs vllm lm-eval-next clean
 
 demo: $(READY)  ## score the shipped ladder with the real lm_eval and print its leaderboard
 	$(BIN)/hesnr demo --output out/demo
@@ -24,7 +24,7 @@ check: $(READY)  ## the fast tests: no subprocess, about a minute
 test: $(READY) $(NEXT)/.ready  ## all tests, then some with the next lm-eval and as on another CPU
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	$(NEXT)/bin/python -m pytest -n 2 --dist worksteal $(NEXT_TESTS)
-	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=SSE41 \
+	NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4 AVX512_ICL AVX512_SPR" ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=SSE41 \
 	  $(BIN)/python -m pytest -n 2 --dist worksteal $(NUMERIC_TESTS)
 
 lint: $(READY)  ## style, types, layers and names
@@ -36,6 +36,12 @@ lint: $(READY)  ## style, types, layers and names
 
 docs: $(READY)  ## the documentation as a site, in build/site
 	$(BIN)/python scripts/build_docs.py
+
+coverage: $(READY)  ## which lines the fast tests run
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' --cov=hesnr_tasks --cov-report=term:skip-covered
+
+pythons:  ## the unit tests with every Python that is here; EXTRAS=hf,api,report,egss for all of them
+	scripts/test_pythons.sh 3.10 3.11 3.12 3.13
 
 vllm:  ## a second environment with a real vLLM engine on CPU, for its tests (about 4 GB)
 	PYTHON=$(PYTHON) scripts/make_vllm_venv.sh .venv-vllm

@@ -1,5 +1,8 @@
 """Shared by all tests: where the real trajectories are, and tiny real models and tokenizers."""
 
+import ast
+import functools
+import importlib.util
 import os
 import sys
 import tempfile
@@ -27,6 +30,39 @@ def no_environment_report():
         if "torch" in sys.modules:
             patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "not collected")
         yield
+
+
+def missing(test: Path) -> set[str]:
+    """Libraries that a test imports, by itself or through modules of ours, and that are not installed."""
+    files, libraries = [test], set()
+    for path in files:  # grows while it is read
+        for name in imported(path):
+            library, file = name.partition(".")[0], ROOT / name.replace(".", "/")
+            if library in ("tests", "benchmarks", "hesnr_tasks"):
+                modules = (file.with_suffix(".py"), file / "__init__.py")
+                files += [module for module in modules if module.is_file() and module not in files]
+            else:
+                libraries.add(library)
+    return {library for library in libraries if importlib.util.find_spec(library) is None}
+
+
+@functools.cache
+def imported(path: Path) -> set[str]:
+    """Modules and names that a file imports: a test anywhere in it, our package where it is imported itself."""
+    tree, names = ast.parse(path.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree) if path.is_relative_to(ROOT / "tests") else tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def pytest_ignore_collect(collection_path):
+    """Without PyTorch (other versions of Python are tried without it), what the other tests need decides alone."""
+    if importlib.util.find_spec("torch") is None and collection_path.name.startswith("test_"):
+        return bool(missing(collection_path)) or None
+    return None
 
 
 def pytest_collection_modifyitems(items):
