@@ -17,7 +17,7 @@ from hesnr_tasks.cli.options import add_selection
 from hesnr_tasks.cli.report import report
 from hesnr_tasks.errors import HesnrError, SettingsError
 from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, checkpoints_of, judge
-from hesnr_tasks.ladder.run import JobResult, free_disk, jobs, run_jobs, run_jobs_on_ray
+from hesnr_tasks.ladder.run import JobResult, free_disk, jobs, missing_on_hub, run_jobs, run_jobs_on_ray
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream, read_ladder_file, write_ladder_file
 from hesnr_tasks.metrics import METRICS
 
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     check = commands.add_parser("check", help="read a ladder file and say what it holds, without a model")
     check.add_argument("ladder", type=Path)
+    check.add_argument("--online", action="store_true", help="also ask the hub for every model and revision")
     _add_downstream(check)
     check.set_defaults(action=_check)
 
@@ -126,7 +127,12 @@ def _check(args: argparse.Namespace) -> int:
     if not ladder.trajectories:
         _say(["no trajectories: `hesnr ladder run` would score the demo's; add trajectories: [my_runs/]"])
     _say(remarks)
-    return 0
+    if not args.online:
+        return 0
+    missing = missing_on_hub(ladder)
+    _say(missing)
+    print(f"the hub lacks {len(missing)} of them" if missing else "the hub has every model and revision")
+    return int(bool(missing))
 
 
 def _run(args: argparse.Namespace) -> int:

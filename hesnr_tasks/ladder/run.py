@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -21,11 +22,11 @@ from typing import Any, NamedTuple
 
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.bounded_io import read_json
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder
 from hesnr_tasks.tasks.registration import tasks_path
 
-__all__ = ["Job", "JobResult", "free_disk", "jobs", "run_command", "run_jobs", "run_jobs_on_ray"]
+__all__ = ["Job", "JobResult", "free_disk", "jobs", "missing_on_hub", "run_command", "run_jobs", "run_jobs_on_ray"]
 
 
 class Job(NamedTuple):
@@ -258,6 +259,34 @@ def _drop(model: str, revisions: set[str]) -> None:
         from huggingface_hub import scan_cache_dir
 
         scan_cache_dir().delete_revisions(*revisions).execute()
+
+
+def missing_on_hub(ladder: Ladder) -> list[str]:
+    """What of a ladder the hub lacks; nothing is downloaded.
+
+    Returns:
+        A line for each model that cannot be listed and each revision that is no branch, tag or commit of its model.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api, missing = HfApi(endpoint=os.environ.get("HF_ENDPOINT")), list[str]()
+    wanted: dict[str, list[Checkpoint]] = {}
+    for checkpoint in ladder.checkpoints:
+        model = checkpoint.model or checkpoint.name
+        if not Path(model).exists():
+            wanted.setdefault(model, []).append(checkpoint)
+    for model, checkpoints in wanted.items():
+        try:
+            refs = api.list_repo_refs(model)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            missing.append(f"{model}: {str(error).strip().splitlines()[0][:200]}")
+            continue
+        revisions = {ref.name for ref in (*refs.branches, *refs.tags)}
+        for name, revision in ((checkpoint.name, checkpoint.revision) for checkpoint in checkpoints):
+            if revision and revision not in revisions and not re.fullmatch(r"[0-9a-f]{40}", revision):
+                missing.append(f"{name}: {model} has no revision {revision!r}.{nearest(revision, revisions)}")
+    return missing
 
 
 def free_disk(folder: Path) -> int:
