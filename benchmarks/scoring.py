@@ -75,7 +75,10 @@ def bare(model, ids, targets):
     import torch
 
     rows = max(16, (1 << 27) // (4 * model.config.vocab_size))
-    text, source = torch.from_numpy(ids[: targets[-1]]).long()[None], torch.from_numpy(targets).long() - 1
+    text, source = (
+        torch.from_numpy(ids[: targets[-1]]).long()[None].to(model.device),
+        torch.from_numpy(targets).long() - 1,
+    )
 
     def run():
         with torch.inference_mode():
@@ -142,13 +145,12 @@ def with_vllm(model, ids, targets):
 
 def engine_for(model):
     """The engine on a model, checked and measured."""
-    import torch
 
     from hesnr_tasks.backends.hf.engine import Engine
     from hesnr_tasks.backends.hf.model import CausalLM
 
     sample = np.random.default_rng(9).integers(3, model.config.vocab_size, 200).tolist()
-    return Engine(CausalLM(model, torch.device("cpu")), sample)
+    return Engine(CausalLM(model, model.device), sample)
 
 
 def tokenizer():
