@@ -21,6 +21,7 @@ from hesnr_tasks.bounded_io import COMPRESSED, DuplicateKeys, parse_json, text_s
 from hesnr_tasks.errors import DataError, printable
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory, clean
 
+JsonObject = Mapping[str, Any]
 _MAX_LITERAL_PARTS = 500_000
 
 

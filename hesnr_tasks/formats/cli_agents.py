@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from hesnr_tasks.actions import ToolCall
 from hesnr_tasks.formats.base import (
     Format,
+    JsonObject,
     TrajectoryBuilder,
     Turn,
     Where,
@@ -20,24 +22,18 @@ from hesnr_tasks.formats.base import (
     parts_of,
     scalar_text,
     string,
-)
+)  # fmt: skip
 from hesnr_tasks.trajectory import Fidelity, Trajectory
-
-JsonObject = Mapping[str, Any]
-
 
 # --- Claude Code ------------------------------------------------------------------------------------------------------
 # Lines of one response are merged, subagents and rewound turns left out. Sources: published session lines of versions
 # 1.0 to 2.1, issue threads. The system prompt is not stored.
 
-
-def _detect_claude(record: Any) -> float:
-    """1 when an early line is a message of a session."""
-    return float(any(_is_line(line) for line in (as_list(record) or [])[:20]))
+_SPOKEN = ("user", "assistant")
 
 
 def _is_line(line: Any) -> bool:
-    if not isinstance(line, Mapping) or not isinstance(line.get("message"), Mapping):
+    if not isinstance(line, dict) or not isinstance(line.get("message"), dict):
         return False
     return ("sessionId" in line and "parentUuid" in line) or ("session_id" in line and "type" in line)
 
@@ -46,11 +42,13 @@ def _read_claude(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(CLAUDE_CODE.name, where)
     lines = mappings(record, "a line")
     kept = list(_main_chain(lines, builder))
-    for response in _responses(kept):
-        if string(response[0], "type") == "assistant":
-            _add_response(response, builder)
+    # neighbouring assistant lines of one response are one turn
+    for _, response in groupby(enumerate(kept), key=lambda item: _message_id(item[1]) or item[0]):
+        group = [line for _, line in response]
+        if string(group[0], "type") == "assistant":
+            _add_response(group, builder)
         else:
-            _add_user_line(response[0], builder)
+            _add_user_line(group[0], builder)
     builder.warn("the system prompt is not stored in this format")
     first = next((line for line in lines if _is_line(line)), {})
     session = scalar_text(first.get("sessionId")) or scalar_text(first.get("session_id"))
@@ -64,36 +62,27 @@ def _read_claude(record: Any, where: Where) -> Trajectory:
 
 def _main_chain(lines: Sequence[JsonObject], builder: TrajectoryBuilder) -> Iterator[JsonObject]:
     """The user and assistant lines of the main chain, in file order."""
-    spoken = [line for line in lines if string(line, "type") in ("user", "assistant") and mapping(line, "message")]
+    spoken = [line for line in lines if string(line, "type") in _SPOKEN and mapping(line, "message")]
     for line in lines:
-        if string(line, "type") in ("user", "assistant") and not isinstance(line.get("message"), Mapping):
+        if string(line, "type") in _SPOKEN and not isinstance(line.get("message"), dict):
             left_out(line.get("message"), "a message is no object")
-        elif "message" in line and string(line, "type") not in ("user", "assistant"):
+        elif "message" in line and string(line, "type") not in _SPOKEN:
             left_out(line["message"], "a message of an unknown type of line")
     main = [line for line in spoken if not line.get("isSidechain")]
     if main and len(main) < len(spoken):
         builder.warn("a line of a subagent is left out", len(spoken) - len(main))
     chain = main or spoken
-    rewound = _rewound(chain)
+    last = {string(line, "parentUuid"): string(line, "uuid") for line in chain if _is_prompt(line)}
+    rewound: set[str] = set()  # lines that follow a prompt which was later given again from the same place
+    for line in chain:
+        parent = string(line, "parentUuid")
+        if parent in rewound or (parent and _is_prompt(line) and last[parent] != string(line, "uuid")):
+            rewound.add(string(line, "uuid"))
     for line in chain:
         if string(line, "uuid") in rewound:
             builder.warn("a line of a turn that was taken back is left out")
         elif not line.get("isMeta"):
             yield line
-
-
-def _rewound(lines: Sequence[JsonObject]) -> set[str]:
-    """Lines that follow a prompt which was later given again from the same place."""
-    last: dict[str, str] = {}
-    for line in lines:
-        if _is_prompt(line):
-            last[string(line, "parentUuid")] = string(line, "uuid")
-    dropped: set[str] = set()
-    for line in lines:
-        parent = string(line, "parentUuid")
-        if parent in dropped or (parent and _is_prompt(line) and last[parent] != string(line, "uuid")):
-            dropped.add(string(line, "uuid"))
-    return dropped
 
 
 def _is_prompt(line: JsonObject) -> bool:
@@ -102,21 +91,15 @@ def _is_prompt(line: JsonObject) -> bool:
     return string(line, "type") == "user" and not results and not line.get("isMeta")
 
 
-def _responses(lines: Sequence[JsonObject]) -> Iterator[list[JsonObject]]:
-    """Neighbouring assistant lines of one response together, other lines alone."""
-    group: list[JsonObject] = []
-    for line in lines:
-        same = bool(group) and string(line, "type") == "assistant" and _message_id(line) == _message_id(group[0])
-        if group and not (same and _message_id(line)):
-            yield group
-            group = []
-        group.append(line)
-    if group:
-        yield group
-
-
 def _message_id(line: JsonObject) -> str:
     return string(mapping(line, "message"), "id") if string(line, "type") == "assistant" else ""
+
+
+def _parts(line: JsonObject) -> list[Any]:
+    message = mapping(line, "message")
+    if "content" not in message:
+        left_out(message, "a message has no content")
+    return parts_of(message.get("content"), "the content of a message")
 
 
 def _add_response(response: Sequence[JsonObject], builder: TrajectoryBuilder) -> None:
@@ -127,26 +110,18 @@ def _add_response(response: Sequence[JsonObject], builder: TrajectoryBuilder) ->
     turn = Turn()
     seen: list[Any] = []  # streaming repeats blocks
     for line in response:
-        for part in parts_of(_content(line), "the content of a message"):
+        for part in _parts(line):
             if part not in seen:
                 seen.append(part)
                 turn.add({"type": "text", "text": part} if isinstance(part, str) else part, builder)
     builder.generated(turn.segments())
 
 
-def _content(line: JsonObject) -> Any:
-    message = mapping(line, "message")
-    if "content" not in message:
-        left_out(message, "a message has no content")
-    return message.get("content")
-
-
 def _add_user_line(line: JsonObject, builder: TrajectoryBuilder) -> None:
-    content = _content(line)
     if line.get("isCompactSummary"):
         builder.warn("a summary of the session so far was put in: the model no longer saw all earlier turns")
-    for part in parts_of(content, "the content of a message"):
-        if isinstance(part, Mapping) and string(part, "type") == "tool_result":
+    for part in _parts(line):
+        if string(part, "type") == "tool_result":
             builder.observation("tool", builder.text(part.get("content")))
         else:
             builder.given("user", builder.text([part]))
@@ -155,7 +130,7 @@ def _add_user_line(line: JsonObject, builder: TrajectoryBuilder) -> None:
 CLAUDE_CODE = Format(
     "claude-code",
     "lines with 'sessionId' or 'session_id' and a 'message'",
-    _detect_claude,
+    lambda record: float(any(_is_line(line) for line in (as_list(record) or [])[:20])),
     _read_claude,
     is_session=True,
 )
@@ -172,12 +147,10 @@ _QUIET = ("ghost_snapshot", "compaction", "compaction_summary", "other")
 
 def _detect_codex(record: Any) -> float:
     """1 for a session's first lines, in any of the three shapes."""
-    first = [line for line in (as_list(record) or [])[:3] if isinstance(line, Mapping)]
+    first = [line for line in (as_list(record) or [])[:3] if isinstance(line, dict)]
     if any(string(line, "type") in ("session_meta", "thread.started") for line in first):
         return 1.0
-    enveloped = any(
-        isinstance(line.get("payload"), Mapping) and "timestamp" in line and "type" in line for line in first
-    )
+    enveloped = any(isinstance(line.get("payload"), dict) and "timestamp" in line and "type" in line for line in first)
     return 0.9 * (enveloped or any(string(line, "record_type") == "state" for line in first))
 
 
@@ -191,7 +164,27 @@ def _read_codex(record: Any, where: Where) -> Trajectory:
     else:
         left_out(instructions if "id" in meta else meta, "the instructions are no text")
         builder.warn("the system prompt is not stored in this file")
-    _add_items([item for line in lines if (item := _response_item(line, builder)) is not None], builder)
+    turn: Turn | None = None  # neighbouring items of the model make one turn
+    for item in [item for line in lines if (item := _response_item(line, builder)) is not None]:
+        kind = string(item, "type")
+        if kind in _QUIET:
+            continue
+        if kind in _GENERATED or (kind == "message" and string(item, "role") == "assistant"):
+            turn = turn or Turn()
+            turn.add(item, builder)
+        elif kind == "agent_message":  # of `codex exec --json`
+            turn = turn or Turn()
+            turn.text.append(string(item, "text"))
+        else:
+            if kind == "command_execution":  # there, the call and its output are one item
+                turn = turn or Turn()
+                turn.calls.append(ToolCall("shell", {"command": item.get("command")}))
+            if turn:
+                builder.generated(turn.segments())
+                turn = None
+            _add_given_item(item, kind, builder)
+    if turn:
+        builder.generated(turn.segments())
     thread = next((t for line in lines if (t := scalar_text(line.get("thread_id")))), None)
     return builder.build(
         id=scalar_text(meta.get("id")) or thread,
@@ -214,37 +207,19 @@ def _response_item(line: JsonObject, builder: TrajectoryBuilder) -> JsonObject |
     return line if kind in ("message", *_GENERATED, *_OUTPUTS) and "payload" not in line else None
 
 
-def _add_items(items: Sequence[JsonObject], builder: TrajectoryBuilder) -> None:
-    """Neighbouring items of the model make one turn."""
-    turn: Turn | None = None
-    for item in items:
-        kind = string(item, "type")
-        if kind in _QUIET:
-            continue
-        if kind in _GENERATED or (kind == "message" and string(item, "role") == "assistant"):
-            turn = turn or Turn()
-            turn.add(item, builder)
-        elif kind == "agent_message":  # of `codex exec --json`
-            turn = turn or Turn()
-            turn.text.append(string(item, "text"))
-        elif kind == "command_execution":  # there, the call and its output are one item
-            turn = turn or Turn()
-            turn.calls.append(ToolCall("shell", {"command": item.get("command")}))
-            builder.generated(turn.segments())
-            builder.observation("tool", string(item, "aggregated_output"))
-            turn = None
-        else:
-            if turn:
-                builder.generated(turn.segments())
-                turn = None
-            _add_given_item(item, kind, builder)
-    if turn:
-        builder.generated(turn.segments())
-
-
 def _add_given_item(item: JsonObject, kind: str, builder: TrajectoryBuilder) -> None:
-    if kind in _OUTPUTS:
-        builder.observation("tool", _output_text(item.get("output"), builder))
+    if kind == "command_execution":
+        builder.observation("tool", string(item, "aggregated_output"))
+    elif kind in _OUTPUTS:
+        output = item.get("output")  # plain text, a list of parts, or (older) JSON text with the output inside
+        value = decoded(output)
+        if isinstance(value, dict) and isinstance(value.get("output"), str):
+            output = value["output"]
+        elif not isinstance(output, str):
+            if isinstance(value, dict) and "content" not in value:
+                left_out(value, "an output has no text")
+            output = value.get("content") if isinstance(value, dict) else value
+        builder.observation("tool", builder.text(output))
     elif kind == "message":
         content = builder.text(item.get("content"))
         if string(item, "role") in ("system", "developer"):
@@ -253,19 +228,6 @@ def _add_given_item(item: JsonObject, kind: str, builder: TrajectoryBuilder) -> 
             builder.given("user", content)
     else:
         builder.leave_out(item, f"an item of the unknown type {kind!r} is left out")
-
-
-def _output_text(output: Any, builder: TrajectoryBuilder) -> str:
-    """Plain text, a list of parts, or (older) JSON text with the output inside."""
-    value = decoded(output)
-    if isinstance(value, Mapping) and isinstance(value.get("output"), str):
-        return string(value, "output")
-    if isinstance(output, str):
-        return output
-    if isinstance(value, Mapping) and "content" not in value:
-        left_out(value, "an output has no text")
-    content = value.get("content") if isinstance(value, Mapping) else value
-    return builder.text(content)
 
 
 CODEX = Format(

@@ -43,11 +43,6 @@ from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 _PLACEHOLDER = re.compile(r"Executed \S+(?: \S+)?\Z|\(tool use\)\Z")
 
 
-def _detect_atif(record: Any) -> float:
-    """1 when the record says so itself."""
-    return float(isinstance(record, Mapping) and string(record, "schema_version").startswith("ATIF-"))
-
-
 def _read_atif(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(ATIF.name, where)
     for step in need_objects(need_items(record, "steps"), "steps[{}]"):
@@ -115,7 +110,13 @@ def _attach_trial(trajectory: Trajectory, path: str, report: ReadReport) -> Traj
         return trajectory
     trial = folder.parent
     result = _object(trial / "result.json", report)
-    stored = _reward(trial / "verifier", result, report)
+    beside = trial / "verifier"
+    for rewards in (deep(result, "verifier_result", "rewards"), _object(beside / "reward.json", report)):
+        if isinstance(rewards, Mapping) and rewards:
+            stored = rewards.get("reward", next(iter(rewards.values())))
+            break
+    else:
+        stored = (_read_beside(beside / "reward.txt", report) or "").strip() or None
     task = scalar_text(result.get("task_name")) or trial.name.rsplit("__", 1)[0]
     return replace(
         trajectory,
@@ -124,13 +125,6 @@ def _attach_trial(trajectory: Trajectory, path: str, report: ReadReport) -> Traj
         resolved=resolved_of(stored),
         meta={**trajectory.meta, **({} if stored is None else {"outcome": outcome_meta(stored)})},
     )
-
-
-def _reward(verifier: Path, result: Mapping[str, Any], report: ReadReport) -> Any:
-    for rewards in (deep(result, "verifier_result", "rewards"), _object(verifier / "reward.json", report)):
-        if isinstance(rewards, Mapping) and rewards:
-            return rewards.get("reward", next(iter(rewards.values())))
-    return (_read_beside(verifier / "reward.txt", report) or "").strip() or None
 
 
 def _object(path: Path, report: ReadReport) -> Mapping[str, Any]:
@@ -147,7 +141,13 @@ def _read_beside(path: Path, report: ReadReport) -> Any:
         return None
 
 
-ATIF = Format("atif", "'schema_version' starts with ATIF-", _detect_atif, _read_atif, attach=_attach_trial)
+ATIF = Format(
+    "atif",
+    "'schema_version' starts with ATIF-",
+    lambda record: float(isinstance(record, Mapping) and string(record, "schema_version").startswith("ATIF-")),
+    _read_atif,
+    attach=_attach_trial,
+)
 
 
 # --- inspect_ai -----------------------------------------------------------------------------------------------------
@@ -165,11 +165,6 @@ def _samples(record: Any) -> Iterator[dict[str, Any]] | None:
     return ({"inspect_sample": sample, "inspect_eval": record["eval"]} for sample in items(record, "samples"))
 
 
-def _detect_inspect(record: Any) -> float:
-    """1 for a sample taken from a log, or a whole log."""
-    return float(isinstance(record, Mapping) and ("inspect_sample" in record or _samples(record) is not None))
-
-
 def _read_inspect(record: Any, where: Where) -> Trajectory:
     sample = mapping(record, "inspect_sample")
     if not sample:
@@ -183,7 +178,15 @@ def _read_inspect(record: Any, where: Where) -> Trajectory:
         blocks.calls.extend(openai_calls(items(message, "tool_calls")))
         return blocks.segments()
 
-    messages = [_with_attachment(message, attachments) for message in messages_of(sample, "messages")]
+    messages = []
+    for message in messages_of(sample, "messages"):
+        content = message.get("content")
+        if isinstance(content, str) and content.startswith(_ATTACHED):  # the log stores it apart
+            if (stored := attachments.get(content.removeprefix(_ATTACHED))) is None:
+                left_out(attachments, "an attachment is not where the message says")
+            else:
+                message = {**message, "content": stored}
+        messages.append(message)
     label_messages(messages, builder, turn)
     # the value of the first scorer by name decides; all values are kept
     scores = {name: deep(score, "value") for name, score in mapping(sample, "scores").items()}
@@ -200,22 +203,10 @@ def _read_inspect(record: Any, where: Where) -> Trajectory:
     )
 
 
-def _with_attachment(message: Mapping[str, Any], attachments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The message with its content put back where the log stores it apart."""
-    content = message.get("content")
-    if isinstance(content, str) and content.startswith(_ATTACHED):
-        stored = attachments.get(content.removeprefix(_ATTACHED))
-        if stored is None:
-            left_out(attachments, "an attachment is not where the message says")
-        else:
-            return {**message, "content": stored}
-    return message
-
-
 INSPECT_AI = Format(
     "inspect-ai",
     "'eval' with 'samples' or 'status', or a zip with header.json",
-    _detect_inspect,
+    lambda record: float(isinstance(record, Mapping) and ("inspect_sample" in record or _samples(record) is not None)),
     _read_inspect,
     expand=_samples,
 )

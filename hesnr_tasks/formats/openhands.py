@@ -17,6 +17,7 @@ from typing import Any
 from hesnr_tasks.actions import ToolCall
 from hesnr_tasks.formats.base import (
     Format,
+    JsonObject,
     TrajectoryBuilder,
     Where,
     arguments_of,
@@ -33,10 +34,7 @@ from hesnr_tasks.formats.base import (
     turn_segments,
 )
 from hesnr_tasks.formats.outcomes import outcome_meta, report_outcome, resolved_of
-from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
-
-Event = Mapping[str, Any]
-
+from hesnr_tasks.trajectory import Fidelity, Trajectory
 
 # --- what both versions share -----------------------------------------------------------------------------------------
 
@@ -92,11 +90,6 @@ _SILENT_OBSERVATIONS = ("null", "agent_state_changed", "recall")
 _MESSAGE_KEYS = {"content", "tool_calls", "reasoning_content", "role"}
 
 
-def _detect(record: Any) -> float:
-    """1 when the first events are of this kind."""
-    return float(any(_is_event(event) for event in _events(record)[:3]))
-
-
 def _is_event(event: Any) -> bool:
     if not isinstance(event, Mapping) or "kind" in event or "role" in event:
         return False
@@ -113,7 +106,13 @@ def _read(record: Any, where: Where) -> Trajectory:
         if isinstance(event.get("action"), str):
             _add_action(event, builder, responses)
         elif isinstance(event.get("observation"), str):
-            _add_observation(event, builder)
+            kind = string(event, "observation")
+            if kind == "recall":
+                builder.warn(
+                    "workspace context (recall) was put into the prompt in a form that is not stored; it is left out"
+                )
+            if kind not in _SILENT_OBSERVATIONS:
+                builder.observation("tool", builder.text(event.get("content")))
         else:
             builder.leave_out(event, "an event that is neither action nor observation is left out")
     owner, repo, number = (scalar_text(deep(record, "issue", key)) for key in ("owner", "repo", "number"))
@@ -123,7 +122,7 @@ def _read(record: Any, where: Where) -> Trajectory:
     return _build(record, builder, instance, ("llm_config", "model"), thinks)
 
 
-def _add_action(event: Event, builder: TrajectoryBuilder, responses: set[str]) -> None:
+def _add_action(event: JsonObject, builder: TrajectoryBuilder, responses: set[str]) -> None:
     kind = string(event, "action")
     arguments = mapping(event, "args") or {k: v for k, v in event.items() if k not in _EVENT_KEYS}
     if kind in ("system", "message") and "content" not in arguments and "content" not in event:
@@ -135,7 +134,8 @@ def _add_action(event: Event, builder: TrajectoryBuilder, responses: set[str]) -
     elif kind == "condensation":
         builder.warn("a condensation: the model no longer saw all earlier events")
         builder.observation("user", string(arguments, "summary"))
-    elif kind == "message" and not _is_by_agent(event, builder):
+    elif kind == "message" and string(event, "source") not in (("agent", "") if builder.started else ("agent",)):
+        # old events have no source: the first message is the user's, later ones the agent's
         builder.given("user", string(arguments, "content") or string(event, "content"))
     elif kind in _SILENT_ACTIONS:
         return
@@ -145,13 +145,9 @@ def _add_action(event: Event, builder: TrajectoryBuilder, responses: set[str]) -
         _add_turn(event, kind, arguments, builder, responses)
 
 
-def _is_by_agent(event: Event, builder: TrajectoryBuilder) -> bool:
-    """Old events have no source: the first message is the user's, later ones the agent's."""
-    source = string(event, "source")
-    return source == "agent" or (not source and builder.started)
-
-
-def _add_turn(event: Event, kind: str, arguments: Event, builder: TrajectoryBuilder, responses: set[str]) -> None:
+def _add_turn(
+    event: JsonObject, kind: str, arguments: JsonObject, builder: TrajectoryBuilder, responses: set[str]
+) -> None:
     response = mapping(mapping(event, "tool_call_metadata"), "model_response")
     message = deep(response, "choices", 0, "message")
     if isinstance(message, Mapping):
@@ -169,34 +165,25 @@ def _add_turn(event: Event, kind: str, arguments: Event, builder: TrajectoryBuil
         builder.leave_out(event, f"an action of the unknown kind {kind!r} is left out")
         return
     thought = string(arguments, "thought") or string(event, "thought")
-    if kind == "think":  # its argument holds the text before the call, too
-        thought = ""
     if kind == "message":
         builder.generated(turn_segments(string(arguments, "content") or string(event, "content"), []))
-    else:
-        builder.generated(turn_segments(thought, [_call_of_arguments(kind, arguments)]))
-
-
-def _call_of_arguments(kind: str, arguments: Event) -> ToolCall:
-    if kind == "think":
-        return ToolCall("think", {"thought": string(arguments, "thought")})
-    if kind == "finish":
+        return
+    call = ToolCall(
+        _TOOLS.get(kind, kind), {k: v for k, v in arguments.items() if k not in _NOT_ARGUMENTS and v is not None}
+    )
+    if kind == "think":  # its argument holds the text before the call, too
+        call, thought = ToolCall("think", {"thought": string(arguments, "thought")}), ""
+    elif kind == "finish":
         final = string(arguments, "final_thought")
-        return ToolCall("finish", {"message": final} if final else {})
-    kept = {k: v for k, v in arguments.items() if k not in _NOT_ARGUMENTS and v is not None}
-    return ToolCall(_TOOLS.get(kind, kind), kept)
-
-
-def _add_observation(event: Event, builder: TrajectoryBuilder) -> None:
-    kind = string(event, "observation")
-    if kind == "recall":
-        builder.warn("workspace context (recall) was put into the prompt in a form that is not stored; it is left out")
-    if kind not in _SILENT_OBSERVATIONS:
-        builder.observation("tool", builder.text(event.get("content")))
+        call = ToolCall("finish", {"message": final} if final else {})
+    builder.generated(turn_segments(thought, [call]))
 
 
 OPENHANDS = Format(
-    "openhands-v0", "events with 'action' or 'observation' and 'args', 'extras' or 'content'", _detect, _read
+    "openhands-v0",
+    "events with 'action' or 'observation' and 'args', 'extras' or 'content'",
+    lambda record: float(any(_is_event(event) for event in _events(record)[:3])),
+    _read,
 )
 
 
@@ -220,7 +207,7 @@ def _read_sdk(record: Any, where: Where) -> Trajectory:
     """One row, session file or folder."""
     builder = TrajectoryBuilder(OPENHANDS_SDK.name, where)
     events = _events(record)
-    batches: dict[str, list[Event]] = {}  # actions that came in one response, by its id, or by their own
+    batches: dict[str, list[JsonObject]] = {}  # actions that came in one response, by its id, or by their own
     for event in need_objects(events, "event {}"):
         if string(event, "kind") == "ActionEvent":
             batches.setdefault(_response_id(event), []).append(event)
@@ -231,11 +218,11 @@ def _read_sdk(record: Any, where: Where) -> Trajectory:
     return _build(record, builder, instance, ("llm", "model"), thinks)
 
 
-def _response_id(event: Event) -> str:
+def _response_id(event: JsonObject) -> str:
     return string(event, "llm_response_id") or string(event, "id")
 
 
-def _add_event(event: Event, batches: dict[str, list[Event]], builder: TrajectoryBuilder) -> None:
+def _add_event(event: JsonObject, batches: dict[str, list[JsonObject]], builder: TrajectoryBuilder) -> None:
     kind = string(event, "kind")
     if kind == "SystemPromptEvent":
         parts = [event.get("system_prompt"), *([event["dynamic_context"]] if event.get("dynamic_context") else [])]
@@ -252,40 +239,23 @@ def _add_event(event: Event, batches: dict[str, list[Event]], builder: Trajector
     elif kind == "ActionEvent":
         batch = batches.pop(_response_id(event), None)
         if batch:  # the first action of a response speaks for all of them
-            builder.generated(_sdk_turn(batch, builder))
+            calls = []
+            for action in batch:
+                call = mapping(action, "tool_call")
+                if call and not call.keys() & {"name", "arguments"}:
+                    left_out(call, "a tool call has neither name nor arguments")
+                name = string(call, "name") or string(action, "tool_name")
+                calls.append(ToolCall(name, arguments_of(call.get("arguments"))))
+            builder.generated(turn_segments(builder.text(items(batch[0], "thought")), calls, _reasoning(batch[0])))
     elif kind == "ACPToolCallEvent":  # of an external agent: call and result in one event
-        call = ToolCall(string(event, "title"), arguments_of(event.get("raw_input")))
-        builder.generated(turn_segments("", [call]))
+        builder.generated(turn_segments("", [ToolCall(string(event, "title"), arguments_of(event.get("raw_input")))]))
         output = event.get("raw_output")
         builder.observation("tool", output if isinstance(output, str) else builder.text(items(event, "raw_output")))
     elif kind == "Condensation":
         builder.warn("a condensation: the model no longer saw all earlier events")
         if string(event, "summary"):
             builder.observation("user", string(event, "summary"))
-    elif not kind.startswith("Condensation") and kind not in _NOISE:
-        _add_sdk_observation(event, kind, builder)
-
-
-def _sdk_turn(batch: Sequence[Event], builder: TrajectoryBuilder) -> tuple[Segment, ...]:
-    calls = []
-    for event in batch:
-        call = mapping(event, "tool_call")
-        if call and not call.keys() & {"name", "arguments"}:
-            left_out(call, "a tool call has neither name nor arguments")
-        name = string(call, "name") or string(event, "tool_name")
-        calls.append(ToolCall(name, arguments_of(call.get("arguments"))))
-    return turn_segments(builder.text(items(batch[0], "thought")), calls, _reasoning(batch[0]))
-
-
-def _reasoning(event: Event) -> str:
-    if string(event, "reasoning_content"):
-        return string(event, "reasoning_content")
-    blocks = "\n".join(string(block, "thinking") for block in items(event, "thinking_blocks"))
-    return blocks or reasoning_of(mapping(event, "responses_reasoning_item"))
-
-
-def _add_sdk_observation(event: Event, kind: str, builder: TrajectoryBuilder) -> None:
-    if kind == "ObservationEvent":
+    elif kind == "ObservationEvent":
         content = deep(event, "observation", "content")
         if content is None:
             left_out(event.get("observation"), "an observation has no content")
@@ -295,8 +265,15 @@ def _add_sdk_observation(event: Event, kind: str, builder: TrajectoryBuilder) ->
         builder.observation("tool", string(event, "error"))
     elif kind == "UserRejectObservation":
         builder.observation("tool", f"Action rejected: {string(event, 'rejection_reason')}")
-    else:
+    elif not kind.startswith("Condensation") and kind not in _NOISE:
         builder.leave_out(event, f"an event of the unknown kind {kind!r} is left out")
+
+
+def _reasoning(event: JsonObject) -> str:
+    if string(event, "reasoning_content"):
+        return string(event, "reasoning_content")
+    blocks = "\n".join(string(block, "thinking") for block in items(event, "thinking_blocks"))
+    return blocks or reasoning_of(mapping(event, "responses_reasoning_item"))
 
 
 OPENHANDS_SDK = Format("openhands-sdk", "events with 'kind' ending in Event", _detect_sdk, _read_sdk, is_session=True)

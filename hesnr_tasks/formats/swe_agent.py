@@ -16,6 +16,7 @@ from hesnr_tasks.actions import ToolCall
 from hesnr_tasks.actions.grammar import guess_form, label_calls, split_calls
 from hesnr_tasks.formats.base import (
     Format,
+    JsonObject,
     TrajectoryBuilder,
     Turn,
     Where,
@@ -38,9 +39,6 @@ from hesnr_tasks.formats.base import (
 from hesnr_tasks.formats.chat import assistant_texts, calls_or_text, first_messages, label_messages, row_of
 from hesnr_tasks.formats.outcomes import row_outcome
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
-
-JsonObject = Mapping[str, Any]
-
 
 # --- SWE-agent --------------------------------------------------------------------------------------------------------
 
@@ -78,7 +76,13 @@ def _detect_swe_agent(record: Any) -> float:
 def _read_swe_agent(record: Any, where: Where) -> Trajectory:
     """One file; where there are several attempts, the one that was chosen."""
     builder = TrajectoryBuilder(SWE_AGENT.name, where)
-    run = _attempt(record, builder)
+    run = record
+    attempts = [item for item in items(record, "attempts") if isinstance(item, Mapping)]
+    if attempts and not record.get("trajectory") and not record.get("history"):
+        best = deep(record, "info", "best_attempt_idx")
+        chosen = best if isinstance(best, int) and 0 <= best < len(attempts) else len(attempts) - 1
+        builder.warn(f"the file holds {len(attempts)} attempts and no choice; attempt {chosen + 1} is read")
+        run = attempts[chosen]
     history = _history(run, builder)
     form = _call_form(run, history)
     rendered = [_add_message(item, form, builder) for item in history]
@@ -98,14 +102,8 @@ def _read_swe_agent(record: Any, where: Where) -> Trajectory:
     )
 
 
-def _attempt(record: Any, builder: TrajectoryBuilder) -> JsonObject:
-    attempts = [item for item in items(record, "attempts") if isinstance(item, Mapping)]
-    if not attempts or record.get("trajectory") or record.get("history"):
-        return record
-    best = deep(record, "info", "best_attempt_idx")
-    chosen = best if isinstance(best, int) and 0 <= best < len(attempts) else len(attempts) - 1
-    builder.warn(f"the file holds {len(attempts)} attempts and no choice; attempt {chosen + 1} is read")
-    return attempts[chosen]
+def _steps(run: JsonObject) -> list[JsonObject]:
+    return list(need_objects(items(run, "trajectory"), "trajectory[{}]", "an object with 'action' and 'response'"))
 
 
 def _history(run: JsonObject, builder: TrajectoryBuilder) -> list[JsonObject]:
@@ -114,18 +112,12 @@ def _history(run: JsonObject, builder: TrajectoryBuilder) -> list[JsonObject]:
     steps = _steps(run)
     if history or not steps:
         return history
-    last = steps[-1]
-    if items(last, "messages"):
-        return messages_of(last, "messages")
-    if any("role" in item for item in items(last, "query") if isinstance(item, Mapping)):
-        return messages_of(last, "query")
+    if items(steps[-1], "messages"):
+        return messages_of(steps[-1], "messages")
+    if any("role" in item for item in items(steps[-1], "query") if isinstance(item, Mapping)):
+        return messages_of(steps[-1], "query")
     builder.warn("the prompt is not stored: the file has steps but no history")
     return []
-
-
-def _steps(run: JsonObject) -> list[JsonObject]:
-    steps = items(run, "trajectory")
-    return list(need_objects(steps, "trajectory[{}]", "an object with 'action' and 'response'"))
 
 
 def _call_form(run: JsonObject, history: Sequence[JsonObject]) -> str:
@@ -137,23 +129,21 @@ def _call_form(run: JsonObject, history: Sequence[JsonObject]) -> str:
     if form:
         return form
     turns = [*(item for item in history if is_generated(item)), *_steps(run)]
-    scores = {form: sum(_has_action(turn, form) for turn in turns) for form in dict.fromkeys(_FORMS.values())}
+    stored = [(string(turn, "action").strip(), string(turn, "response") or string(turn, "content")) for turn in turns]
+    pairs = [(action, response) for action, response in stored if action and action in response]
+    scores = {
+        form: sum(
+            action == response.strip() if form == "whole" else _holds(split_calls(response, form), action)
+            for action, response in pairs
+        )
+        for form in dict.fromkeys(_FORMS.values())
+    }
     best = max(scores, key=lambda form: scores[form])
-    return best if scores[best] else guess_form(_response(turn) for turn in turns)
+    return best if scores[best] else guess_form(response for _, response in stored)
 
 
-def _has_action(turn: JsonObject, form: str) -> bool:
-    """Whether a call of `form` in the turn holds the action stored beside it."""
-    action, response = string(turn, "action").strip(), _response(turn)
-    if not action or action not in response:
-        return False
-    if form == "whole":
-        return action == response.strip()
-    return any(s.kind is Kind.ACTION and action in s.text for s in split_calls(response, form))
-
-
-def _response(turn: JsonObject) -> str:
-    return string(turn, "response") or string(turn, "content")
+def _holds(segments: Sequence[Segment], action: str) -> bool:
+    return any(segment.kind is Kind.ACTION and action in segment.text for segment in segments)
 
 
 def _add_message(item: JsonObject, form: str, builder: TrajectoryBuilder) -> bool:
@@ -161,33 +151,29 @@ def _add_message(item: JsonObject, form: str, builder: TrajectoryBuilder) -> boo
     role, content = role_of(item), builder.text(item.get("content"))
     if role == "system" or item.get("is_demo") or item.get("message_type") == "demonstration":
         builder.context(role or "user", content)
-    elif role == "assistant":
-        return _add_turn(item, content, form, builder)
     elif role is None:
         builder.unknown(item, f"message of the unknown role {item.get('role')!r}", content)
-    else:
+    elif role != "assistant":
         builder.given(role, content)
-    return False
-
-
-def _add_turn(item: JsonObject, content: str, form: str, builder: TrajectoryBuilder) -> bool:
-    calls = openai_calls(item.get("tool_calls"))
-    action = "" if calls else string(item, "action")
-    if not calls and EXIT.match(content) and (not action or action.startswith("exit_")):
-        builder.not_generated(content)
-        return False
-    reasoning = "\n".join(string(block, "thinking") for block in items(item, "thinking_blocks"))
-    if calls:
-        builder.generated(turn_segments(content, calls, reasoning))
     else:
-        builder.generated(_split(with_reasoning(content, reasoning), action, form))
-    return bool(calls or reasoning.strip())
+        calls = openai_calls(item.get("tool_calls"))
+        action = "" if calls else string(item, "action")
+        if not calls and EXIT.match(content) and (not action or action.startswith("exit_")):
+            builder.not_generated(content)
+            return False
+        reasoning = "\n".join(string(block, "thinking") for block in items(item, "thinking_blocks"))
+        if calls:
+            builder.generated(turn_segments(content, calls, reasoning))
+        else:
+            builder.generated(_split(with_reasoning(content, reasoning), action, form))
+        return bool(calls or reasoning.strip())
+    return False
 
 
 def _split(content: str, action: str, form: str) -> tuple[Segment, ...]:
     segments = split_calls(content, form)
     command = action.strip()
-    if command and command in content and not any(s.kind is Kind.ACTION for s in segments):
+    if command and command in content and not _holds(segments, ""):
         start = content.rfind(command)
         return label_calls(content, [(start, start + len(command))])
     return segments
@@ -257,7 +243,11 @@ def _read_mini(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(MINI_SWE_AGENT.name, where)
     row = row_of(record)
     messages = messages_of(row, "messages")
-    form = _mini_form(row, messages)
+    # the form by the stored expression, which is looked at but never run: it is untrusted
+    stored = (deep(row, "info", "config", owner, "action_regex") for owner in ("model", "agent"))
+    marks = (("mswea", _FENCE), ("bash", "```bash"))
+    forms = (form for text in stored for form, mark in marks if isinstance(text, str) and mark in text)
+    form = next(forms, None) or guess_form(assistant_texts(messages), ("mswea", "bash", "fence"))
     rendered = [_add_mini_message(message, form, builder) for message in messages]
     instance = scalar_text(row.get("instance_id"))
     return builder.build(
@@ -268,16 +258,6 @@ def _read_mini(record: Any, where: Where) -> Trajectory:
         exit_status=scalar_text(deep(row, "info", "exit_status")),
         model=scalar_text(deep(row, "info", "config", "model", "model_name")),
     )
-
-
-def _mini_form(row: JsonObject, messages: Sequence[JsonObject]) -> str:
-    """By the stored expression, which is looked at but never run: it is untrusted."""
-    for owner in ("model", "agent"):
-        expression = deep(row, "info", "config", owner, "action_regex")
-        for form, mark in (("mswea", _FENCE), ("bash", "```bash")):
-            if isinstance(expression, str) and mark in expression:
-                return form
-    return guess_form(assistant_texts(messages), ("mswea", "bash", "fence"))
 
 
 def _add_mini_message(message: JsonObject, form: str, builder: TrajectoryBuilder) -> bool:
@@ -292,15 +272,15 @@ def _add_mini_message(message: JsonObject, form: str, builder: TrajectoryBuilder
         return False
     if deep(message, "extra", "interrupt_type") == "FormatError":
         builder.warn("an output that mini-swe-agent rejected is in no later prompt and is left out")
-    rendered = False
+    rendered: list[bool] = []
 
     def turn(item: JsonObject) -> Sequence[Segment]:
-        nonlocal rendered
-        segments, rendered = calls_or_text(item, form, builder)
+        segments, is_rendered = calls_or_text(item, form, builder)
+        rendered.append(is_rendered)
         return segments
 
     label_messages([message], builder, turn)
-    return rendered
+    return any(rendered)
 
 
 MINI_SWE_AGENT = Format(
@@ -310,8 +290,6 @@ MINI_SWE_AGENT = Format(
     _read_mini,
 )
 
-
-# --- Rows of data sets on the hub that have a shape of their own: nebius/SWE-agent-trajectories, R2E-Gym rollouts ---
 
 # --- nebius/SWE-agent-trajectories: role `ai`, and the model's own text in `text` -------------------------------------
 
@@ -359,15 +337,18 @@ NEBIUS = Format("nebius-swe-agent", "'trajectory' rows of role ai with 'text'", 
 _NO_CALL = "<function=></function>"  # what R2E-Gym writes for a turn without a call, white space aside
 
 
-def _detect_r2e(record: Any) -> float:
-    """1 for a list of steps under `trajectory_steps`."""
-    return float(isinstance(record, Mapping) and isinstance(record.get("trajectory_steps"), list))
-
-
 def _read_r2e(record: Any, where: Where) -> Trajectory:
     """One rollout: the prompt as far as it can be filled in, then thought, action and observation of each step."""
     builder = TrajectoryBuilder(R2E_GYM.name, where)
-    _add_r2e_prompt(record, builder)
+    arguments, problem = mapping(record, "agent_args"), string(record, "problem_statement")
+    system, template = string(arguments, "system_prompt"), string(arguments, "instance_prompt")
+    if arguments and not arguments.keys() & {"system_prompt", "instance_prompt"}:
+        left_out(arguments, "the agent's arguments hold no prompt")
+    if "system_prompt" in arguments:
+        builder.context("system", system)
+    if "instance_prompt" in arguments or problem:
+        template = template if "instance_prompt" in arguments else "{problem_statement}"
+        builder.context("user", template.replace("{problem_statement}", problem))
     steps = need_items(record, "trajectory_steps")
     for step in need_objects(steps, "trajectory_steps[{}]", "an object with 'thought' and 'action'"):
         if not step.keys() & {"thought", "action"}:
@@ -392,18 +373,9 @@ def _read_r2e(record: Any, where: Where) -> Trajectory:
     )
 
 
-def _add_r2e_prompt(record: Mapping[str, Any], builder: TrajectoryBuilder) -> None:
-    arguments = mapping(record, "agent_args")
-    system, template = string(arguments, "system_prompt"), string(arguments, "instance_prompt")
-    if arguments and not arguments.keys() & {"system_prompt", "instance_prompt"}:
-        left_out(arguments, "the agent's arguments hold no prompt")
-    if "system_prompt" in arguments:
-        builder.context("system", system)
-    problem = string(record, "problem_statement")
-    if "instance_prompt" in arguments:
-        builder.context("user", template.replace("{problem_statement}", problem))
-    elif problem:
-        builder.context("user", problem)
-
-
-R2E_GYM = Format("r2e-gym", "'trajectory_steps'", _detect_r2e, _read_r2e)
+R2E_GYM = Format(
+    "r2e-gym",
+    "'trajectory_steps'",
+    lambda record: float(isinstance(record, Mapping) and isinstance(record.get("trajectory_steps"), list)),
+    _read_r2e,
+)
