@@ -1,12 +1,13 @@
 """Filters: how fast they label, and how well they find comments beside other lexers.
 
-    python benchmarks/filters.py speed [--trajectories 500] [--size 100000]
+    python benchmarks/filters.py speed [--trajectories 500] [--size 100000] [--beside FOLDER]
     python benchmarks/filters.py fragments
     python benchmarks/filters.py files FOLDER... [--pieces 10]
     python benchmarks/filters.py guesses FOLDER... [--pieces 60]
 
 `speed` writes trajectories of `--size` characters made of the turns of real ones (../shared/trajectories, else the
-demo), and reads, renders and labels them; then the same with nothing but actions, in all languages. `fragments` prints
+demo), and reads, renders and labels them; then the same with nothing but actions, in all languages; `--beside` does it
+with another working tree too, in turn, and prints the ratio. `fragments` prints
 recall and loss on the labelled fragments of the tests, `files` on whole files of clones of repositories and on random
 pieces of 2 to 40 lines of them; the truth is then tree-sitter's tree of the whole file. Both compare with Pygments and,
 where its wheels (`tree-sitter`, `tree-sitter-python` …) are installed, with tree-sitter. `guesses` needs nothing but
@@ -20,8 +21,10 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +38,7 @@ from pygments.token import Comment, String
 from pygments.util import ClassNotFound
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [os.environ.get("HESNR_TREE", str(ROOT))]
 
 from hesnr_tasks.filters import char_codes  # noqa: E402
 from hesnr_tasks.filters.languages import by_file_name, comments_of  # noqa: E402
@@ -59,13 +62,24 @@ EXTENSIONS |= {"shell": "sh", "typescript": "ts", "make": "mk", "yaml": "yml"}
 # --- speed ----------------------------------------------------------------------------------------------------------
 
 
-def speed(count: int, size: int) -> None:
+def speed(count: int, size: int, beside: str) -> None:
+    trees = {"here": str(ROOT)} | ({"beside": beside} if beside else {})
     for name, turns in (("as in real runs", real_turns()), ("actions only", action_turns())):
-        print(f"\n{name}\n{'trajectories':>12} {'MB':>7} {'actions':>8} {'seconds':>8} {'MB/s':>7} {'peak MB':>8}")
+        print(
+            f"\n{name}\n{'':8} {'trajectories':>12} {'MB':>7} {'actions':>8} {'seconds':>8} {'MB/s':>7} {'peak MB':>8}"
+        )
         for number in (count // 4, count // 2, count):
             with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
                 write(file, turns, number, size)
-                measure(file.name)
+                seconds = {}
+                for label, tree in trees.items():
+                    command = [sys.executable, __file__, "measure", file.name]
+                    env = {**os.environ, "HESNR_TREE": tree}
+                    line = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+                    seconds[label] = float(line.split()[3])
+                    print(f"{label:>8} {line}", end="")
+            if beside:
+                print(f"{'ratio':>8} {seconds['here'] / seconds['beside']:.2f}")
 
 
 def real_turns() -> list[tuple[Message, ...]]:
@@ -292,14 +306,17 @@ def cut(text: str, pieces: int, rng: random.Random) -> Iterable[tuple[int, str]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("speed", "fragments", "files", "guesses"))
+    parser.add_argument("what", choices=("speed", "measure", "fragments", "files", "guesses"))
     parser.add_argument("folders", nargs="*")
     parser.add_argument("--trajectories", type=int, default=500)
     parser.add_argument("--size", type=int, default=100_000)
     parser.add_argument("--pieces", type=int, default=10)
+    parser.add_argument("--beside", default="", help="another working tree, for `speed`")
     args = parser.parse_args()
     if args.what == "speed":
-        speed(args.trajectories, args.size)
+        speed(args.trajectories, args.size, args.beside)
+    elif args.what == "measure":
+        measure(*args.folders)
     elif args.what == "fragments":
         on_fragments()
     elif args.what == "guesses":

@@ -152,23 +152,19 @@ def remove_abandoned(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             match = _TEMPORARY.fullmatch(path.name)
-            if match and _is_abandoned(path, match):
+            if not match:
+                continue
+            is_abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+            if match["host"] == _host() and os.name != "nt":
+                try:
+                    os.kill(int(match["pid"]), 0)
+                except ProcessLookupError:
+                    is_abandoned = True
+                except OSError:  # alive, and another user's
+                    pass
+            if is_abandoned:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
-
-
-def _is_abandoned(path: Path, name: re.Match[str]) -> bool:
-    if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-        return True
-    if name["host"] != _host() or os.name == "nt":
-        return False
-    try:
-        os.kill(int(name["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # alive, and another user's
-        pass
-    return False
 
 
 def _host() -> str:

@@ -80,9 +80,14 @@ class Rendered:
 
     def blocks(self) -> Iterator[Block]:
         """The text as maximal runs of spans of one kind and one turn, in order: an action of several spans is one."""
-        for (kind, turn), group in itertools.groupby(self.spans, key=lambda span: (span.kind, span.turn)):
-            spans = list(group)
-            yield Block(spans[0].start, spans[-1].end, kind, turn)
+        first = last = self.spans[0] if self.spans else None
+        for span in self.spans:
+            if first and last and (span.kind is not first.kind or span.turn != first.turn):
+                yield Block(first.start, last.end, first.kind, first.turn)
+                first = span
+            last = span
+        if first and last:
+            yield Block(first.start, last.end, first.kind, first.turn)
 
 
 class NativeRenderer(Protocol):
@@ -132,12 +137,8 @@ def render(
         raise SettingsError(
             f"render is {rendering!r}; it must be one of {', '.join(RENDERINGS)}.{nearest(rendering, RENDERINGS)}"
         )
-    return _join(pieces)
-
-
-def _join(pieces: Iterator[_Piece]) -> Rendered:
     kept = [piece for piece in pieces if piece.text]
-    ends = list(itertools.accumulate(len(piece.text) for piece in kept))
+    ends = itertools.accumulate(len(piece.text) for piece in kept)
     spans = (Span(end - len(p.text), end, p.kind, p.turn, p.control) for end, p in zip(ends, kept, strict=True))
     return Rendered("".join(piece.text for piece in kept), tuple(spans))
 
@@ -182,7 +183,13 @@ def _match(messages: list[Message], template: ChatTemplate) -> list[_Piece]:
     marks = [f"HESNR{i:06d}MARK" for i in range(len(messages))]
     if any(mark in text for mark in marks):
         raise DataError("the text contains one of our placeholders")
-    gaps = _gaps(_apply(template, messages, marks), marks, messages)
+    gaps, rest = [], _apply(template, messages, marks)
+    for mark, message in zip(marks, messages, strict=True):
+        if rest.count(mark) != 1:
+            raise DataError(f"it drops or repeats a message of role {message.role!r}")
+        gap, rest = rest.split(mark)
+        gaps.append(gap)
+    gaps.append(rest)
     for strip in _STRIPS:
         pieces = list(_interleave(gaps, messages, strip))
         if "".join(piece.text for piece in pieces) == text:
@@ -195,16 +202,6 @@ def _apply(template: ChatTemplate, messages: list[Message], contents: list[str])
     if not isinstance(text, str) or type(text).__name__ == "JsonChatStr":
         raise DataError("this backend has no chat template of its own")
     return text
-
-
-def _gaps(skeleton: str, marks: list[str], messages: list[Message]) -> list[str]:
-    gaps, rest = [], skeleton
-    for mark, message in zip(marks, messages, strict=True):
-        if rest.count(mark) != 1:
-            raise DataError(f"it drops or repeats a message of role {message.role!r}")
-        gap, rest = rest.split(mark)
-        gaps.append(gap)
-    return [*gaps, rest]
 
 
 def _interleave(gaps: list[str], messages: list[Message], strip: Callable[[str], str]) -> Iterator[_Piece]:

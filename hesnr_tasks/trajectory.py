@@ -93,15 +93,15 @@ class Trajectory:
         Raises:
             DataError: a field is missing or wrong; the message names the first.
         """
-        messages = _expect(record, "messages", list, "messages")
+        messages = _expect(record, "messages", list)
         return cls(
-            id=clean(_expect(record, "id", str, "id")),
+            id=clean(_expect(record, "id", str)),
             messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
-            instance_id=_plain(_expect(record, "instance_id", (str, type(None)), "instance_id", None)),
-            resolved=_expect(record, "resolved", (bool, type(None)), "resolved", None),
-            source=clean(_expect(record, "source", str, "source", "")),
+            instance_id=_plain(_expect(record, "instance_id", (str, type(None)), "", None)),
+            resolved=_expect(record, "resolved", (bool, type(None)), "", None),
+            source=clean(_expect(record, "source", str, "", "")),
             fidelity=_choice(Fidelity, record.get("fidelity", "exact"), "fidelity"),
-            meta=_plain(_expect(record, "meta", dict, "meta", {})),
+            meta=_plain(_expect(record, "meta", dict, "", {})),
         )
 
 
@@ -128,33 +128,36 @@ def _plain(value: Any) -> Any:
 def _message(record: Any, where: str) -> Message:
     if not isinstance(record, dict):
         raise DataError(f"{where} must be an object with 'role' and 'segments', not {type(record).__name__}")
-    role = _expect(record, "role", str, f"{where}.role")
+    role = _expect(record, "role", str, where)
     if role not in ROLES:
         raise DataError(f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}")
-    segments = _expect(record, "segments", list, f"{where}.segments")
-    return Message(role, tuple(_segment(s, f"{where}.segments[{i}]") for i, s in enumerate(segments)))
+    segments = []
+    for i, segment in enumerate(_expect(record, "segments", list, where)):
+        kind, text = (segment.get("kind"), segment.get("text")) if isinstance(segment, dict) else (None, None)
+        if not isinstance(kind, str) or kind not in _STORED or not isinstance(text, str):
+            here = f"{where}.segments[{i}]"
+            if not isinstance(segment, dict):
+                raise DataError(f"{here} must be an object with 'kind' and 'text', not {type(segment).__name__}")
+            if _choice(Kind, kind, f"{here}.kind") is Kind.SCAFFOLD:
+                raise DataError(f"{here}.kind is 'scaffold'; that kind is made by rendering and never stored")
+            text = _expect(segment, "text", str, here)
+        segments.append(Segment(_STORED[kind], clean(text)))
+    return Message(role, tuple(segments))
 
 
-def _segment(record: Any, where: str) -> Segment:
-    if not isinstance(record, dict):
-        raise DataError(f"{where} must be an object with 'kind' and 'text', not {type(record).__name__}")
-    kind = _choice(Kind, record.get("kind"), f"{where}.kind")
-    if kind is Kind.SCAFFOLD:
-        raise DataError(f"{where}.kind is 'scaffold'; that kind is made by rendering and never stored")
-    return Segment(kind, clean(_expect(record, "text", str, f"{where}.text")))
-
-
+_STORED = {kind.value: kind for kind in Kind if kind is not Kind.SCAFFOLD}
 _REQUIRED = object()
 
 
-def _expect(record: Mapping[str, Any], key: str, types: Any, where: str, default: Any = _REQUIRED) -> Any:
+def _expect(record: Mapping[str, Any], key: str, types: Any, where: str = "", default: Any = _REQUIRED) -> Any:
     value = record.get(key, default)
+    place = f"{where}.{key}" if where else key
     if value is _REQUIRED:
-        raise DataError(f"{where} is missing")
+        raise DataError(f"{place} is missing")
     if not isinstance(value, types):
         names = [t.__name__ for t in (types if isinstance(types, tuple) else (types,))]
         wanted = " or ".join("null" if n == "NoneType" else n for n in names)
-        raise DataError(f"{where} must be {wanted}, not {type(value).__name__}")
+        raise DataError(f"{place} must be {wanted}, not {type(value).__name__}")
     return value
 
 

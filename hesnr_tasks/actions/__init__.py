@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 CharSpan = tuple[int, int]
@@ -31,8 +30,7 @@ CharSpan = tuple[int, int]
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """Decoded text; its character i stands at `offsets[i]` of the original; one more offset is for the end."""
 
     text: str

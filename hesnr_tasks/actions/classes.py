@@ -243,21 +243,16 @@ def decision_words(action: str, arguments: int = 0) -> list[CharSpan]:
     """
     words: list[CharSpan] = []
     for call in parse_action(action):
-        name = _name(call, action)
+        name: list[CharSpan] = []  # the tool's name in the call's own syntax
+        if call.form in ("function", "json") and call.name:
+            stop = call.parameters[0].value_start if call.parameters and call.form == "function" else call.end
+            start = action.find(call.name, call.start, stop)
+            name = [(start, start + len(call.name))] if start >= 0 else []
         verbs, acts = _verbs(call, action, arguments)
         words = words or [*name, *verbs]
         if acts:
             return [*name, *verbs]
     return words
-
-
-def _name(call: Call, action: str) -> list[CharSpan]:
-    """The tool's name in the call's own syntax."""
-    if call.form not in ("function", "json") or not call.name:
-        return []
-    stop = call.parameters[0].value_start if call.parameters and call.form == "function" else call.end
-    start = action.find(call.name, call.start, stop)
-    return [(start, start + len(call.name))] if start >= 0 else []
 
 
 def _verbs(call: Call, action: str, arguments: int) -> tuple[list[CharSpan], bool]:

@@ -10,11 +10,11 @@ import itertools
 import re
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hesnr_tasks.actions import CharSpan
-from hesnr_tasks.actions.shell_lexer import Command, HereDocument, ShellWord, lex_shell
+from hesnr_tasks.actions.shell_lexer import Command, ShellWord, lex_shell
 from hesnr_tasks.actions.tools import (
     ALIKE,
     PROGRAMS,
@@ -56,6 +56,7 @@ class ActionPart(NamedTuple):
 _ASSIGNMENT = re.compile(r"\w+\+?=")
 _OPENERS = ("do", "then", "else", "if", "elif", "while", "until", "!", "{", "time")
 _NO_COMMAND = ("for", "case", "select", "function", "done", "fi", "esac", "}", "in", "[", "[[", "((", "")
+_REDIRECTION = re.compile(r"(\d*|&)>>?[|&]?[ \t]*$")
 _PIPE = re.compile(r"(?<!\|)\|(?!\|)")
 
 
@@ -77,7 +78,13 @@ def simple_commands(text: str) -> list[Simple]:
         if words or command.targets:
             spans = tuple((word.start, word.end) for word in words)
             values = tuple(_value(word, text) for word in words)
-            commands.append(Simple(values, spans, _writes(command, text), bodies.get(id(command)), piped))
+            files = []  # that standard output goes to; not other streams, not devices
+            for target in command.targets:
+                operator = _REDIRECTION.search(text[max(0, target.start - 20) : target.start])
+                stream, copied = (operator[1], ">&" in operator[0]) if operator else ("", False)
+                if stream in ("", "1", "&") and not copied and not target.text.startswith("/dev/"):
+                    files.append(_value(target, text))
+            commands.append(Simple(values, spans, tuple(files), bodies.get(id(command)), piped))
             end = stop
         before = stop
     return commands
@@ -92,17 +99,6 @@ def _value(word: ShellWord, text: str) -> str:
     """The word without quotes; as it stands where something would be put in its place."""
     raw = text[word.start : word.end]
     return raw if word.quote != "'" and re.search(r"\$[({]|`", raw) else word.text
-
-
-def _writes(command: Command, text: str) -> tuple[str, ...]:
-    """The files that standard output goes to; not other streams, not devices."""
-    files = []
-    for target in command.targets:
-        operator = re.search(r"(\d*|&)>>?[|&]?[ \t]*$", text[max(0, target.start - 20) : target.start])
-        stream, copied = (operator[1], ">&" in operator[0]) if operator else ("", False)
-        if stream in ("", "1", "&") and not copied and not target.text.startswith("/dev/"):
-            files.append(_value(target, text))
-    return tuple(files)
 
 
 # --- canonical spelling -----------------------------------------------------------------------------------------------
@@ -122,39 +118,30 @@ def canonical(text: str) -> str:
 
     Here-documents keep their bodies, and lose the name of their delimiter.
     """
-    pieces: list[str] = []
-    for piece in _pieces(text):
-        if piece != ";" or (pieces[-1:] or [""])[0] not in _JOINERS:
-            pieces.append(piece)
-    while pieces[-1:] == [";"]:
-        pieces.pop()
-    return re.sub(r"([<>]&?) (?=\S)", r"\1", " ".join(pieces))
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Words in canonical quotes, and what stands between them, in order."""
     script = lex_shell(text)
     marks: list[tuple[int, int, str | None]] = [(start, end, None) for start, end in script.comments]
-    marks += [_document_mark(document, text) for document in script.documents]
+    for document in script.documents:
+        body = "\n".join(line.rstrip() for line in text[document.start : document.end].splitlines())
+        delimiter = text.find(document.delimiter, document.end) if document.delimiter else -1
+        stop = delimiter + len(document.delimiter) if delimiter >= 0 else document.end
+        marks.append((document.start, stop, f"<{body}>"))
     for command in script.commands:
         marks += [(word.start, word.end, _quoted(word, text)) for word in [*command.words, *command.targets]]
+    pieces: list[str] = []
     position = 0
-    for start, end, piece in sorted([*marks, (len(text), len(text), None)], key=lambda mark: (mark[0], -mark[1])):
+    for start, end, mark in sorted([*marks, (len(text), len(text), None)], key=lambda item: (item[0], -item[1])):
         if start < position:  # inside a word
             continue
         for match in _GAP.finditer(text[position:start]):
-            if match.lastgroup != "space":
-                yield {"newline": ";", "heredoc": "<<"}.get(match.lastgroup or "", match[0])
-        if piece is not None:
-            yield piece
+            if match.lastgroup == "newline" or match[0] == ";":
+                pieces += [";"] if pieces and pieces[-1] not in _JOINERS else []
+            elif match.lastgroup != "space":
+                pieces.append("<<" if match.lastgroup == "heredoc" else match[0])
+        pieces += [mark] if mark is not None else []
         position = end
-
-
-def _document_mark(document: HereDocument, text: str) -> tuple[int, int, str]:
-    body = "\n".join(line.rstrip() for line in text[document.start : document.end].splitlines())
-    delimiter = text.find(document.delimiter, document.end) if document.delimiter else -1
-    end = delimiter + len(document.delimiter) if delimiter >= 0 else document.end
-    return document.start, end, f"<{body}>"
+    while pieces[-1:] == [";"]:
+        pieces.pop()
+    return re.sub(r"([<>]&?) (?=\S)", r"\1", " ".join(pieces))
 
 
 def _quoted(word: ShellWord, text: str) -> str:

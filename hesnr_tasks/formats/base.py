@@ -43,17 +43,8 @@ class Losses:
 
     remarks: Counter[str] = field(default_factory=Counter)
     characters: int = 0
-    _seen: dict[int, Any] = field(default_factory=dict)  # holds the values, so that their ids stay theirs
+    seen: dict[int, Any] = field(default_factory=dict)  # holds the values, so that their ids stay theirs
     decoded: dict[int, tuple[str, Any]] = field(default_factory=dict)  # what text became, so that it stays one value
-
-    def add(self, value: Any, remark: str) -> None:
-        """Count the text inside `value`, once however often it is looked at."""
-        size = text_size(value)
-        if size and id(value) not in self._seen:
-            self._seen[id(value)] = value
-            self.characters += size
-            if remark:
-                self.remarks[remark] += 1
 
 
 _LOSSES: contextvars.ContextVar[Losses | None] = contextvars.ContextVar("losses", default=None)
@@ -73,8 +64,11 @@ def collecting_losses() -> Iterator[Losses]:
 def left_out(value: Any, what: str, *, remark: bool = True) -> None:
     """Count the text inside `value`, described by `what`, as not used; with a remark unless the caller has one."""
     losses = _LOSSES.get()
-    if losses is not None and value is not None:
-        losses.add(value, f"{what}; its text is left out" if remark else "")
+    size = text_size(value) if losses else 0
+    if losses and size and id(value) not in losses.seen:  # once, however often it is looked at
+        losses.seen[id(value)] = value
+        losses.characters += size
+        losses.remarks.update([f"{what}; its text is left out"] if remark else [])
 
 
 def _mistyped(value: Any, key: str, wanted: str) -> None:
@@ -155,23 +149,17 @@ def decoded(value: Any) -> Any:
     try:
         value_inside = parse_json(value, duplicates)
     except ValueError:
-        value_inside = _python_literal(value)
+        value_inside = value
+        if sum(map(value.count, "[({,:-+")) <= _MAX_LITERAL_PARTS:  # Python's parser takes hundreds of bytes for each
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+                literal = ast.literal_eval(value.strip())
+                value_inside = literal if isinstance(literal, (dict, list)) else value
     if losses:
         losses.decoded[id(value)] = (value, value_inside)
         for key, size in duplicates.items():
             losses.remarks[f"{key!r} is there more than once in an object stored as text; the last value is read"] += 1
             losses.characters += size
     return value_inside
-
-
-def _python_literal(value: str) -> Any:
-    if sum(map(value.count, "[({,:-+")) > _MAX_LITERAL_PARTS:  # Python's parser takes hundreds of bytes for each
-        return value
-    try:
-        literal = ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return value
-    return literal if isinstance(literal, (dict, list)) else value
 
 
 def need_objects(values: Iterable[Any], place: str, wanted: str = "an object, not {}") -> Iterator[Mapping[str, Any]]:
@@ -430,23 +418,22 @@ class TrajectoryBuilder:
             return ""
         if isinstance(content, str):
             return content
+        texts = []
         parts = as_list(content)
-        return "\n".join(t for part in ([content] if parts is None else parts) if (t := self._part(part)) is not None)
-
-    def _part(self, part: Any) -> str | None:
-        if isinstance(part, str):
-            return part
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind in _IMAGE_TYPES:
-            self.warn("a picture is replaced by a place-holder")
-            return _IMAGE
-        if isinstance(part, Mapping) and (kind in _TEXT_TYPES or kind is None):
-            text = part.get("text", part.get("refusal"))
-            if isinstance(text, str):
-                return text
-        name = f"of type {kind!r}" if kind else "without a type"
-        self.leave_out(part, f"a content part {name} is left out")
-        return None
+        for part in [content] if parts is None else parts:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            text = part.get("text", part.get("refusal")) if isinstance(part, Mapping) else None
+            if isinstance(part, str):
+                texts.append(part)
+            elif kind in _IMAGE_TYPES:
+                self.warn("a picture is replaced by a place-holder")
+                texts.append(_IMAGE)
+            elif isinstance(text, str) and (kind in _TEXT_TYPES or kind is None):
+                texts.append(text)
+            else:
+                name = f"of type {kind!r}" if kind else "without a type"
+                self.leave_out(part, f"a content part {name} is left out")
+        return "\n".join(texts)
 
     def build(
         self,
@@ -505,28 +492,21 @@ def openai_calls(value: Any) -> list[ToolCall]:
         left_out(value, "tool calls are no list")
     calls = []
     for item in listed or []:
-        call = _openai_call(item)
-        if call is not None:
-            calls.append(call)
-        else:
+        name = arguments = None
+        if isinstance(item, Mapping):
+            function = item.get("function")
+            if isinstance(function, Mapping):  # chat completions
+                name, arguments = function.get("name"), function.get("arguments")
+            else:  # responses, inspect_ai, ATIF
+                name = function or item.get("name") or item.get("function_name")
+                arguments = item.get("arguments", item.get("input"))
+        if name is None and arguments is None:
             left_out(item, "a tool call has neither name nor arguments")
+            continue
+        if not isinstance(name, str):
+            left_out(name, "the name of a tool call is not text")
+        calls.append(ToolCall(name if isinstance(name, str) else "", arguments_of(arguments)))
     return calls
-
-
-def _openai_call(item: Any) -> ToolCall | None:
-    if not isinstance(item, Mapping):
-        return None
-    function = item.get("function")
-    if isinstance(function, Mapping):  # chat completions
-        name, arguments = function.get("name"), function.get("arguments")
-    else:  # responses, inspect_ai, ATIF
-        name = function or item.get("name") or item.get("function_name")
-        arguments = item.get("arguments", item.get("input"))
-    if name is None and arguments is None:
-        return None
-    if not isinstance(name, str):
-        left_out(name, "the name of a tool call is not text")
-    return ToolCall(name if isinstance(name, str) else "", arguments_of(arguments))
 
 
 def arguments_of(value: Any) -> Mapping[str, Any] | str:

@@ -171,7 +171,17 @@ def _read_tools(record: Any, where: Where) -> Trajectory:
         blocks.calls.extend(_calls(message))
         return blocks.segments()
 
-    label_messages([_as_tool_message(message) for message in messages], builder, turn)
+    given = []
+    for message in messages:
+        if role_of(message) == "user" and _has_parts(message, ("tool_result",)):  # Anthropic's: of the role tool
+            flat: list[Any] = []
+            for part in as_list(message.get("content")) or []:
+                content = part.get("content") if string(part, "type") == "tool_result" else [part]
+                listed = as_list(content)
+                flat.extend(listed if listed is not None else [] if content is None else [content])
+            message = {"role": "tool", "content": flat}
+        given.append(message)
+    label_messages(given, builder, turn)
     thinks = any(call.name == "think" for message in messages for call in _calls(message))
     return _build(record, builder, Fidelity.RENDERED, think_tool="action" if thinks else None)
 
@@ -185,18 +195,6 @@ def _calls(message: JsonObject) -> list[ToolCall]:
 def _has_parts(message: JsonObject, types: Sequence[str]) -> bool:
     """Whether the content has parts of one of `types` (Anthropic's rather than text)."""
     return any(string(part, "type") in types for part in as_list(message.get("content")) or [])
-
-
-def _as_tool_message(message: JsonObject) -> JsonObject:
-    """A user message of Anthropic `tool_result` parts as a message of the role tool."""
-    if role_of(message) != "user" or not _has_parts(message, ("tool_result",)):
-        return message
-    flat: list[Any] = []
-    for part in as_list(message.get("content")) or []:
-        content = part.get("content") if string(part, "type") == "tool_result" else [part]
-        listed = as_list(content)
-        flat.extend(listed if listed is not None else [] if content is None else [content])
-    return {"role": "tool", "content": flat}
 
 
 # --- rows with `<function=…><parameter=…>` in the text ----------------------------------------------------------------
@@ -308,7 +306,18 @@ def _detect_completions(record: Any) -> float:
 
 def _read_completions(record: Any, where: Where) -> Trajectory:
     builder = TrajectoryBuilder(COMPLETIONS.name, where)
-    messages = [*messages_of(record, "messages"), _last_message(record)]
+    messages = messages_of(record, "messages")
+    last = deep(record, "response", "choices", 0, "message")
+    if not isinstance(last, Mapping):
+        raise DataError("'response' holds no message (choices[0].message): the last turn cannot be read")
+    raw = deep(record, "raw_response", "choices", 0, "message")
+    if not isinstance(raw, Mapping) or "content" not in raw or (raw["content"] and not _content_text(raw)):
+        left_out(record.get("raw_response"), "'raw_response' holds no message with text")
+    if isinstance(raw, Mapping) and "<function=" in _content_text(raw):  # the model's own text, with the call
+        last = {"content": raw.get("content")}
+    elif not last.keys() & {"content", "tool_calls", "reasoning_content"}:
+        left_out(last, "the response's message is empty")
+    messages.append({**last, "role": "assistant"})
     label_messages(messages, builder, lambda message: calls_or_text(message, "function", builder)[0])
     if not any(role_of(message) == "assistant" for message in messages[:-1]):
         builder.warn("the log holds one turn only; the last log of a run holds all of them")
@@ -319,21 +328,6 @@ def _read_completions(record: Any, where: Where) -> Trajectory:
         fidelity=Fidelity.SYNTHETIC if written else Fidelity.RENDERED,
         model=scalar_text(deep(record, "response", "model")),
     )
-
-
-def _last_message(record: JsonObject) -> JsonObject:
-    """The response's message; the model's own text where the log also has it and it holds the call."""
-    message = deep(record, "response", "choices", 0, "message")
-    if not isinstance(message, Mapping):
-        raise DataError("'response' holds no message (choices[0].message): the last turn cannot be read")
-    raw = deep(record, "raw_response", "choices", 0, "message")
-    if not isinstance(raw, Mapping) or "content" not in raw or (raw["content"] and not _content_text(raw)):
-        left_out(record.get("raw_response"), "'raw_response' holds no message with text")
-    if isinstance(raw, Mapping) and "<function=" in _content_text(raw):
-        return {"role": "assistant", "content": raw.get("content")}
-    if not message.keys() & {"content", "tool_calls", "reasoning_content"}:
-        left_out(message, "the response's message is empty")
-    return {**message, "role": "assistant"}
 
 
 # --- documents and pairs ----------------------------------------------------------------------------------------------
@@ -352,23 +346,8 @@ def _read_plain(record: Any, where: Where) -> Trajectory:
     """One document (all of it action) or one pair (prompt context, completion action)."""
     builder = TrajectoryBuilder(PLAIN.name, where)
     is_pair = "prompt" in record and "completion" in record
-    if is_pair:
-        _add_prompt(record["prompt"], builder)
-    key = "completion" if is_pair else "text"
-    builder.generated([Segment(Kind.ACTION, _plain_text(record.get(key), key, builder))])
-    resolved, stored = row_outcome(record)
-    return builder.build(
-        id=scalar_text(record.get("id")),
-        instance_id=record.get("instance_id"),
-        resolved=resolved,
-        outcome=stored,
-        plain=True,
-    )
-
-
-def _add_prompt(prompt: Any, builder: TrajectoryBuilder) -> None:
-    """A string, or chat messages, all of which are given."""
-    for message in as_list(prompt) or [prompt]:
+    prompt = record["prompt"] if is_pair else []
+    for message in as_list(prompt) or ([prompt] if is_pair else []):  # a string, or chat messages, all of them given
         if isinstance(message, Mapping):
             if "content" not in message:
                 left_out(message, "a message of the prompt has no content")
@@ -377,17 +356,24 @@ def _add_prompt(prompt: Any, builder: TrajectoryBuilder) -> None:
             builder.context("user", message)
         else:
             raise DataError(f"'prompt' must be text or a list of messages, not {type(message).__name__}")
-
-
-def _plain_text(value: Any, key: str, builder: TrajectoryBuilder) -> str:
-    if isinstance(value, str):
-        return value
-    messages = as_list(value) or []
-    if not messages or not all(isinstance(message, Mapping) for message in messages):
-        raise DataError(f"{key!r} must be text or a list of messages, not {type(value).__name__}")
-    if len(messages) > 1:
-        raise DataError(f"{key!r} has {len(messages)} messages; convert dialogues with the key 'messages'")
-    return builder.text(_content_text(messages[0]))
+    key = "completion" if is_pair else "text"
+    value = record.get(key)
+    if not isinstance(value, str):
+        messages = as_list(value) or []
+        if not messages or not all(isinstance(message, Mapping) for message in messages):
+            raise DataError(f"{key!r} must be text or a list of messages, not {type(value).__name__}")
+        if len(messages) > 1:
+            raise DataError(f"{key!r} has {len(messages)} messages; convert dialogues with the key 'messages'")
+        value = builder.text(_content_text(messages[0]))
+    builder.generated([Segment(Kind.ACTION, value)])
+    resolved, stored = row_outcome(record)
+    return builder.build(
+        id=scalar_text(record.get("id")),
+        instance_id=record.get("instance_id"),
+        resolved=resolved,
+        outcome=stored,
+        plain=True,
+    )
 
 
 CHAT_TOOLS = Format("chat-tools", "messages of which some have tool calls or the role tool", _detect_tools, _read_tools)

@@ -16,7 +16,7 @@ from typing import Any
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats.base import Problem, ReadReport, as_list, deep, scalar_text
-from hesnr_tasks.formats.sources import records, source_paths, walk
+from hesnr_tasks.formats.sources import Record, records, source_paths, walk
 
 _TRUE = ("true", "resolved", "success", "c", "pass", "passed", "yes")
 _FALSE = ("false", "unresolved", "fail", "failed", "i", "no")
@@ -86,7 +86,12 @@ def read_outcomes(paths: Sequence[str]) -> dict[str, bool | None]:
     outcomes: dict[str, bool | None] = {}
     origin: dict[str, str] = {}
     for path in _report_files(paths):
-        judged = dict(_judged(path))
+        judged: dict[str, bool | None] = {}
+        for record in records(path):
+            if isinstance(record, Problem) and record.reason != "blank line":
+                raise DataError(f"the evaluation report cannot be read: {record}")
+            if isinstance(record, Record) and isinstance(record.value, Mapping):
+                judged.update(_instances(record.value, Path(path)))
         if not judged:
             raise DataError(
                 f"{path} is no evaluation report: it has no 'resolved_ids', no 'resolved' and no instance with one. "
@@ -118,15 +123,6 @@ def _report_files(paths: Sequence[str]) -> Iterator[str]:
         if not inside:
             raise DataError(f"the folder {path!r} holds no report.json; name the report file")
         yield from sorted(inside)
-
-
-def _judged(path: str) -> Iterator[tuple[str, bool | None]]:
-    for record in records(path):
-        if isinstance(record, Problem):
-            if record.reason != "blank line":
-                raise DataError(f"the evaluation report cannot be read: {record}")
-        elif isinstance(record.value, Mapping):
-            yield from _instances(record.value, Path(path))
 
 
 def _instances(report: Mapping[str, Any], path: Path) -> Iterator[tuple[str, bool | None]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.formats.base import DetectedFormat, Format, Where, as_list, collecting_losses, decoded
+from hesnr_tasks.formats.base import DetectedFormat, Format, Where, as_list, collecting_losses, decoded, string
 from hesnr_tasks.formats.chat import CHAT_TEXT, CHAT_TOOLS, CHAT_XML, COMPLETIONS, PLAIN
 from hesnr_tasks.formats.cli_agents import CLAUDE_CODE, CODEX
 from hesnr_tasks.formats.eval_logs import ATIF, INSPECT_AI
@@ -17,11 +17,6 @@ from hesnr_tasks.trajectory import FORMAT, Trajectory
 
 _SURE = 0.5
 _PACKED = ("messages", "trajectory", "conversations", "messages_json", "history", "trajectory_steps", "replay_config")
-
-
-def _detect_normalised(record: Any) -> float:
-    name = record.get("format") if isinstance(record, Mapping) else None
-    return float(isinstance(name, str) and name.startswith("hesnr-trajectory-"))
 
 
 def _read_normalised(record: Any, where: Where) -> Trajectory:
@@ -35,7 +30,12 @@ def _read_normalised(record: Any, where: Where) -> Trajectory:
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("hesnr", "'format' starts with hesnr-trajectory-", _detect_normalised, _read_normalised),
+    Format(
+        "hesnr",
+        "'format' starts with hesnr-trajectory-",
+        lambda record: float(string(record, "format").startswith("hesnr-trajectory-")),
+        _read_normalised,
+    ),
     ATIF,
     MINI_SWE_AGENT,
     SWE_AGENT,

@@ -7,6 +7,7 @@ one log per model call, and files beside the runs.
 
 from __future__ import annotations
 
+import contextlib
 import glob  # not Path.glob: patterns may be absolute
 import io
 import json
@@ -15,7 +16,7 @@ import re
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -47,7 +48,6 @@ _BESIDE = re.compile(
     r"reward\.json|output_errors\.jsonl|.*\.swebench_eval\.jsonl|output\.critic_attempt_\d+\.jsonl|"
     r"trajectory\.summarization-.*\.json"
 )
-_LFS = b"version https://git-lfs"
 _BOM = b"\xef\xbb\xbf"
 _SNIFFED_LINES = 50
 _ZSTD = 93  # method of zip members that the standard library reads from Python 3.14 on
@@ -143,7 +143,15 @@ def _inside(folder: Path, report: ReadReport) -> list[str | Problem]:
     if not (units or beside or problems):
         suffixes = f"{', '.join(_SUFFIXES)} (also with {', '.join(COMPRESSED)})"
         raise DataError(f"the folder {str(folder)!r} holds no file that ends in {suffixes}")
-    return [*problems, *sorted(str(path) for path in _without_links(_last_logs(units), report))]
+    logs = [path for path in units if path.parent.parent.name == "llm_completions"]
+    last = {path.parent: path for path in sorted(logs)}  # a log of a run's model calls repeats all logs before it
+    kept: dict[Path, str] = {}  # by what they lead to
+    for path in sorted(units.difference(logs).union(last.values()), key=lambda path: (path.is_symlink(), path)):
+        if (target := path.resolve()) in kept:
+            report.warn(f"a link to a file that is read anyway is passed over: {path.name}")
+        else:
+            kept[target] = str(path)
+    return [*problems, *sorted(kept.values())]
 
 
 def walk(folder: Path) -> Iterator[Path | Problem]:
@@ -170,29 +178,6 @@ def walk(folder: Path) -> Iterator[Path | Problem]:
                 (linked if path.is_symlink() else todo).append(path)
 
 
-def _without_links(paths: Iterable[Path], report: ReadReport) -> Iterator[Path]:
-    """Without the links to a file that is among `paths` anyway."""
-    seen: set[Path] = set()
-    for path in sorted(paths, key=lambda path: (path.is_symlink(), path)):
-        target = path.resolve()
-        if target in seen:
-            report.warn(f"a link to a file that is read anyway is passed over: {path.name}")
-        else:
-            seen.add(target)
-            yield path
-
-
-def _last_logs(units: set[Path]) -> Iterator[Path]:
-    """Of the logs of one run's model calls only the last: it repeats all before it."""
-    last: dict[Path, Path] = {}
-    for path in units:
-        if path.parent.parent.name == "llm_completions":
-            last[path.parent] = max(path, last.get(path.parent, path))
-        else:
-            yield path
-    yield from last.values()
-
-
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +191,19 @@ def records(path: str) -> Iterator[Record | Problem]:
         with open_bounded(path) as file:
             start = file.read(4096)
             file.seek(0)
-            yield from _by_start(start, file, where)
+            if not start.strip():
+                yield Problem(where, "empty file", "the file is empty; convert or download it again")
+            elif start.startswith(b"version https://git-lfs"):
+                reason = "a Git LFS pointer lies here instead of the data; run `git lfs pull`"
+                yield Problem(where, "Git LFS pointer", reason)
+            elif start.startswith(b"PK"):
+                yield from _eval_samples(path)
+            elif start.startswith(b"PAR1"):
+                yield from _parquet(where)
+            elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
+                yield Problem(where, "not UTF-8", "the file is UTF-16; save it as UTF-8")
+            else:
+                yield from _json_or_lines(file, where)
     except TooLongError as error:
         yield Problem(where, "too large", str(error))
     except DataError as error:
@@ -233,21 +230,6 @@ def _event_folder(folder: Path) -> Record | Problem:
     return Record(events, Where(str(folder.parent)), False, duplicates)
 
 
-def _by_start(start: bytes, file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
-    if not start.strip():
-        yield Problem(where, "empty file", "the file is empty; convert or download it again")
-    elif start.startswith(_LFS):
-        yield Problem(where, "Git LFS pointer", "a Git LFS pointer lies here instead of the data; run `git lfs pull`")
-    elif start.startswith(b"PK"):
-        yield from _eval_samples(where.path)
-    elif start.startswith(b"PAR1"):
-        yield from _parquet(where)
-    elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        yield Problem(where, "not UTF-8", "the file is UTF-16; save it as UTF-8")
-    else:
-        yield from _json_or_lines(file, where)
-
-
 def _json_or_lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
     """JSON Lines when the first line is a whole value and others follow (or the name says so), or when some line is."""
     filled = (line for line in lines(file) if isinstance(line, TooLongError) or line.strip())
@@ -265,7 +247,19 @@ def _json_or_lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
             yield whole
             return
         file.seek(0)
-    yield from _lines(file, where)
+    blank = 0
+    for number, line in enumerate(lines(file), 1):
+        here = Where(where.path, number)
+        if isinstance(line, TooLongError):
+            yield Problem(here, "too large", str(line))
+        elif not line.strip():
+            blank += 1
+        else:
+            record = _decoded(line, here, is_line=True)
+            is_null = isinstance(record, Record) and record.value is None
+            yield Problem(here, "invalid JSON", "not a JSON object (null)") if is_null else record
+    if blank:
+        yield Problem(where, "blank line", str(blank))
 
 
 def _decodes(line: bytes) -> bool:
@@ -291,22 +285,6 @@ def _decoded(data: bytes, where: Where, *, is_line: bool) -> Record | Problem:
             return Problem(where, "invalid JSON", f"not valid JSON: {error.msg} at column {error.colno}")
         what = "" if is_line else "; the file may be cut off: copy it again"
         return Problem(where, "invalid JSON", f"not valid JSON ({error}){what}")
-
-
-def _lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
-    blank = 0
-    for number, line in enumerate(lines(file), 1):
-        here = Where(where.path, number)
-        if isinstance(line, TooLongError):
-            yield Problem(here, "too large", str(line))
-        elif not line.strip():
-            blank += 1
-        else:
-            record = _decoded(line, here, is_line=True)
-            is_null = isinstance(record, Record) and record.value is None
-            yield Problem(here, "invalid JSON", "not a JSON object (null)") if is_null else record
-    if blank:
-        yield Problem(where, "blank line", str(blank))
 
 
 def _parquet(where: Where) -> Iterator[Record | Problem]:
@@ -346,7 +324,11 @@ def _eval_samples(path: str) -> Iterator[Record | Problem]:
                 yield Problem(Where(path), "unknown format", "a zip archive that is no inspect_ai log; unpack it first")
                 return
             growth = Growth(file.seek(0, io.SEEK_END))
-            header = _eval_header(archive, growth)
+            header: Any = None
+            for name in ("header.json", "_journal/start.json"):
+                with contextlib.suppress(*_ARCHIVE_ERRORS, KeyError, AttributeError, DataError):
+                    header = parse_json(_member(archive, archive.getinfo(name), growth), DuplicateKeys()).get("eval")
+                    break
             last = {
                 info.filename: info
                 for info in archive.infolist()
@@ -355,31 +337,18 @@ def _eval_samples(path: str) -> Iterator[Record | Problem]:
             if not last:
                 yield Problem(Where(path), "no samples", "the inspect_ai log holds no samples")
             for number, name in enumerate(sorted(last), 1):
-                yield _eval_sample(Where(path, number), archive, last[name], header, growth)
+                where, duplicates = Where(path, number), DuplicateKeys()
+                try:
+                    sample = parse_json(_member(archive, last[name], growth), duplicates)
+                except TooLongError as error:
+                    yield Problem(where, "too large", f"the member {name!r}: {error}")
+                except (*_ARCHIVE_ERRORS, DataError) as error:
+                    yield Problem(where, "unreadable sample", f"the member {name!r} cannot be read ({error})")
+                else:
+                    value = {"inspect_sample": sample, "inspect_eval": header}
+                    yield Record(value, where, False, duplicates)
     except _ARCHIVE_ERRORS as error:
         yield Problem(Where(path), "unreadable file", f"not a readable zip archive ({error}); copy it again")
-
-
-def _eval_header(archive: zipfile.ZipFile, growth: Growth) -> Any:
-    for name in ("header.json", "_journal/start.json"):
-        try:
-            return parse_json(_member(archive, archive.getinfo(name), growth), DuplicateKeys()).get("eval")
-        except (*_ARCHIVE_ERRORS, KeyError, AttributeError, DataError):
-            continue
-    return None
-
-
-def _eval_sample(
-    where: Where, archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: Any, growth: Growth
-) -> Record | Problem:
-    duplicates = DuplicateKeys()
-    try:
-        sample = parse_json(_member(archive, info, growth), duplicates)
-    except TooLongError as error:
-        return Problem(where, "too large", f"the member {info.filename!r}: {error}")
-    except (*_ARCHIVE_ERRORS, DataError) as error:
-        return Problem(where, "unreadable sample", f"the member {info.filename!r} cannot be read ({error})")
-    return Record({"inspect_sample": sample, "inspect_eval": header}, where, False, duplicates)
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, growth: Growth) -> bytes:

@@ -57,8 +57,13 @@ def _after_comment(text: str, tokens: Callable[[str], list[CharSpan]]) -> int:
     """The length of the part that a `/*` before the fragment takes up; `tokens`: comments and strings of code."""
     end = text.find("*/")
     opening = text.find("/*")
-    if end < 0:
-        return len(text) if opening < 0 and _is_documentation(text) else 0
+    if end < 0:  # whether every line begins with a star and most read like documentation, not like `* { margin: 0; }`
+        lines = [line for line in text.split("\n") if line.strip()] if opening < 0 else []
+        if not lines or not all(map(_STARS.match, lines)):
+            return 0
+        documented = sum(bool(_DOCUMENTED.match(line)) for line in lines)
+        enough = 0 if len(lines) > 2 else sum(bool(_CLAUSE.search(line)) for line in lines)
+        return len(text) if documented > enough else 0
     if 0 <= opening < end or text.startswith("/*", end + 1):
         return 0
     start = text.rfind("\n", 0, end) + 1
@@ -74,15 +79,6 @@ def _after_comment(text: str, tokens: Callable[[str], list[CharSpan]]) -> int:
     clauses = sum(bool(_CLAUSE.search(line)) for line in (*lines, last))
     prose = sum(bool(_PROSE.match(line)) for line in (*lines, last))
     return end + 2 if 3 * clauses <= prose - clauses or not clauses else 0
-
-
-def _is_documentation(text: str) -> bool:
-    """Whether every line begins with a star and most read like documentation, not like `* { margin: 0; }`."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    if not lines or not all(map(_STARS.match, lines)):
-        return False
-    documented = sum(bool(_DOCUMENTED.match(line)) for line in lines)
-    return documented > (0 if len(lines) > 2 else sum(bool(_CLAUSE.search(line)) for line in lines))
 
 
 _OPENS = re.compile(
@@ -252,18 +248,19 @@ def _scan_js(text: str, position: int) -> Scan:
     """A `//` in the text between two tags of JSX is text."""
     scan = _JS.scan(text, position=position)
     if "</" in text:
-        scan.comments = [rest for span in scan.comments if not _in_jsx(text, *span) for rest in _after_jsx(text, *span)]
+        candidates, scan.comments = scan.comments, []
+        for start, end in candidates:
+            if _in_jsx(text, start, end):
+                continue
+            # where it begins in the text of a tag that closes in it, only those after the tag are comments
+            before = text[max(text.rfind("\n", 0, start) + 1, start - 1_000) : start]
+            tag = _JSX_TEXT.match(before, max(0, before.rfind("<")))
+            close = text.find(f"</{tag[1]}>", start, end) if tag else -1
+            if close < 0:
+                scan.comments.append((start, end))
+            else:
+                scan.comments += _JS.scan(text, position=text.index(">", close) + 1, end=end).comments
     return scan
-
-
-def _after_jsx(text: str, start: int, end: int) -> list[CharSpan]:
-    """The comments of what seems to be one; where it begins in the text of a tag that closes in it, those after it."""
-    before = text[max(text.rfind("\n", 0, start) + 1, start - 1_000) : start]
-    tag = _JSX_TEXT.match(before, max(0, before.rfind("<")))
-    close = text.find(f"</{tag[1]}>", start, end) if tag else -1
-    if close < 0:
-        return [(start, end)]
-    return _JS.scan(text, position=text.index(">", close) + 1, end=end).comments
 
 
 _JSX_TEXT = re.compile(r"<([A-Za-z][\w.:]*)(?:\s[^<>]*)?>[^<>{}]*\Z")
