@@ -104,6 +104,13 @@ def select_instance(
     else:
         key, decided_by, tied = controls[settings.method]
     runs = [c.run for c in fit if key_of[c.run] == key]
+    described = []
+    for c in candidates:
+        own = key_of[c.run]
+        row: dict[str, Any] = {"run": c.run, "patch": own, "characters": len(c.patch)}
+        if problem := suite.problems.get(own) or ("" if c.patch.strip() else "it changes nothing"):
+            row["problem"] = problem
+        described.append(row | ({"tests": counts._asdict()} if (counts := suite.counts(own)) else {}))
     record = {
         "chosen": key,
         "runs": runs,
@@ -111,22 +118,12 @@ def select_instance(
         "tie_broken_at_random": tied,
         "cut_at_random": selection.cut_at_random,
         "controls": {name: control[0] for name, control in controls.items()},
-        "candidates": [_describe(c, key_of[c.run], suite) for c in candidates],
+        "candidates": described,
         "suite": {"tests": suite.tests, "dropped": suite.dropped, "runs_of_files": suite.runs},
         "ballots": [ballot._asdict() for ballot in ballots],
         "spent": {m.name: m.spent._asdict() for m in [*models, *([writer] if writer else [])] if m.spent.calls},
     }
     return next(c.patch for c in fit if c.run == runs[0]), record
-
-
-def _describe(candidate: PatchCandidate, key: str, suite: Suite) -> dict[str, Any]:
-    counts = suite.counts(key)
-    described: dict[str, Any] = {"run": candidate.run, "patch": key, "characters": len(candidate.patch)}
-    if key in suite.problems:
-        described["problem"] = suite.problems[key]
-    elif not candidate.patch.strip():
-        described["problem"] = "it changes nothing"
-    return described | ({"tests": counts._asdict()} if counts else {})
 
 
 _Chosen = tuple[str, str, bool]  # patch key, what decided, whether by lot

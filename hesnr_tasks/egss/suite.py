@@ -110,7 +110,11 @@ def sandbox_config(specs: Sequence[str], environment_class: str | None, variable
         raise SettingsError(f"-c {' '.join(specs)}: {printable(str(error))}") from error
     environment = dict(config.get("environment") or {})
     kind = environment_class or environment.get("environment_class") or "docker"
-    given = dict(_variable(word) for word in variables)
+    given = {}
+    for name, equals, value in (word.partition("=") for word in variables):
+        if not equals and name not in os.environ:
+            raise SettingsError(f"--env {name}: this variable is not set here; set it, or give {name}=VALUE")
+        given[name] = value if equals else os.environ[name]
     environment |= {"environment_class": kind, "env": {**(environment.get("env") or {}), **given}}
     named = [*environment["env"], *(environment.get("forward_env") or ())]
     if kind in ("local", "bubblewrap"):
@@ -134,13 +138,6 @@ def sandbox_config(specs: Sequence[str], environment_class: str | None, variable
     elif kind not in ("docker", "singularity", "swerex_docker", "swerex_modal", "contree"):  # these pass on none
         environment["env"] |= dict.fromkeys(secret_variables(named), "")
     return {**config, "environment": environment}
-
-
-def _variable(word: str) -> tuple[str, str]:
-    name, equals, value = word.partition("=")
-    if not equals and name not in os.environ:
-        raise SettingsError(f"--env {name}: this variable is not set here; set it, or give {name}=VALUE")
-    return name, value if equals else os.environ[name]
 
 
 class Sandbox:
@@ -359,7 +356,12 @@ class PatchTester:
                 for key, outcomes in self._run(patches, suite, [mended], 0).items():
                     first[key] |= outcomes
         first = {key: outcomes for key, outcomes in first.items() if key not in suite.problems}
-        telling = [file for file in files if _tells(file.path, first)]
+        telling = []  # files of which some test tells patches apart
+        for file in files:
+            by_patch = [outcomes[file.path] for outcomes in first.values()]
+            names = {name for outcomes in by_patch for name in outcomes if name}
+            if any(len({outcomes.get(name) == _PASSED for outcomes in by_patch}) > 1 for name in names):
+                telling.append(file)
         again = []
         for repeat in range(1, self.runner.repeats):
             if telling and suite.runs + len(telling) * len(first) > budget:
@@ -499,13 +501,6 @@ class PatchTester:
                 self.notes["flaky tests left out"] += 1
             else:
                 suite.tests[test] = outcomes
-
-
-def _tells(path: str, first: _Outcomes) -> bool:
-    """Whether some test of a file tells patches apart."""
-    by_patch = [outcomes[path] for outcomes in first.values()]
-    names = {name for outcomes in by_patch for name in outcomes if name}
-    return any(len({outcomes.get(name) == _PASSED for outcomes in by_patch}) > 1 for name in names)
 
 
 def _added(text: str) -> str:

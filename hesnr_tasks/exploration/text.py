@@ -88,12 +88,21 @@ def _masked(match: re.Match[str]) -> str:
 def sentences(flat: str) -> list[Sentence]:
     """The sentences of one stretch of `prose` that have a word; a list item or heading is one or several of its own."""
     result: list[Sentence] = []
-    for block_start, block_end in _blocks(flat):
-        for start, end in _split(flat, block_start, block_end):
-            words = tuple(_words(flat, start, end))
-            if words:
-                result.append(Sentence(start, end, len(result), words))
+    for start, block_end in _blocks(flat):
+        for match in _END.finditer(flat, start, block_end):
+            if _ends(flat, start, match, block_end):
+                _append(result, flat, start, match.end())
+                start = match.end()
+        _append(result, flat, start, block_end)
     return result
+
+
+def _append(result: list[Sentence], flat: str, start: int, end: int) -> None:
+    """A sentence between these characters, without the space around it, if it has a word."""
+    piece = flat[start:end]
+    start, end = start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
+    if words := tuple(_words(flat, start, end)):
+        result.append(Sentence(start, end, len(result), words))
 
 
 def _blocks(flat: str) -> Iterator[tuple[int, int]]:
@@ -114,15 +123,6 @@ def _blocks(flat: str) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _split(flat: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    for match in _END.finditer(flat, start, end):
-        if _ends(flat, start, match, end):
-            yield _trimmed(flat, start, match.end())
-            start = match.end()
-    if start < end:
-        yield _trimmed(flat, start, end)
-
-
 def _ends(flat: str, start: int, match: re.Match[str], end: int) -> bool:
     """Whether the sentence that began at `start` ends with this full stop."""
     if match[0][0] in "。！？":
@@ -133,11 +133,6 @@ def _ends(flat: str, start: int, match: re.Match[str], end: int) -> bool:
     before = flat[start : match.start()].rsplit(None, 1)[-1:]
     last = before[0].lstrip(_OPENERS).lower() if before else ""
     return match[0][0] != "." or not (last in _SHORT or (len(last) == 1 and last.isalpha() and last != "i"))
-
-
-def _trimmed(flat: str, start: int, end: int) -> tuple[int, int]:
-    piece = flat[start:end]
-    return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
 
 
 def _words(flat: str, start: int, end: int) -> Iterator[Word]:

@@ -128,8 +128,17 @@ class EntropyShapedGRPOMixin(_Trainer):
                 "whole sequences, and the asynchronous trainer computes its loss elsewhere; neither can be shaped."
             )
         for argument in (*args, *kwargs.values()):  # before a model is loaded
-            if isinstance(argument, GRPOConfig):
-                _check_config(argument)
+            if not isinstance(argument, GRPOConfig):
+                continue
+            if argument.importance_sampling_level != "token":
+                raise SettingsError(
+                    f"importance_sampling_level is {argument.importance_sampling_level!r}; entropy shapes the "
+                    "advantage of each token, which has no meaning in a loss of whole sequences: use 'token'"
+                )
+            if argument.loss_type not in LOSS_TYPES:
+                raise SettingsError(f"loss_type is {argument.loss_type!r}; shaping supports {', '.join(LOSS_TYPES)}")
+            if argument.use_liger_kernel:
+                raise SettingsError("use_liger_kernel is not supported with shaping: leave it False")
         self.alpha, self.kappa, self.alpha_decay_steps = alpha, kappa, alpha_decay_steps
         self.pivotal = pivotal
         self._shaping_batch: _Batch | None = None
@@ -195,15 +204,3 @@ def _moved(what: str) -> SettingsError:
         f"TRL {version('trl')} (or a subclass between it and the mixin) {what}, so the advantages cannot be shaped. "
         f"Install TRL {OLDEST} … 1.16, or train with the plain GRPOTrainer."
     )
-
-
-def _check_config(config: GRPOConfig) -> None:
-    if config.importance_sampling_level != "token":
-        raise SettingsError(
-            f"importance_sampling_level is {config.importance_sampling_level!r}; entropy shapes the advantage of each "
-            "token, which has no meaning in a loss of whole sequences: use 'token'"
-        )
-    if config.loss_type not in LOSS_TYPES:
-        raise SettingsError(f"loss_type is {config.loss_type!r}; shaping supports {', '.join(LOSS_TYPES)}")
-    if config.use_liger_kernel:
-        raise SettingsError("use_liger_kernel is not supported with shaping: leave it False")
