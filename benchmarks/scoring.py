@@ -102,12 +102,12 @@ def full(model, ids, targets):
     """All logits, as scripts of papers do it."""
     import torch
 
-    text, at = torch.from_numpy(ids).long()[None], torch.from_numpy(targets).long()
+    text, position = torch.from_numpy(ids).long()[None], torch.from_numpy(targets).long()
 
     def run():
         with torch.inference_mode():
-            logprobs = model(text, use_cache=False).logits[0].float().log_softmax(-1)[at - 1]
-            return logprobs.gather(1, text[0, at][:, None]), logprobs.topk(K)
+            logprobs = model(text, use_cache=False).logits[0].float().log_softmax(-1)[position - 1]
+            return logprobs.gather(1, text[0, position][:, None]), logprobs.topk(K)
 
     return run
 
@@ -189,17 +189,17 @@ def family(process: int | str = "self") -> list[int]:
     return [own, *(below for child in children for below in family(child))]
 
 
-def child(way: str, model_name: str, tokens: int):
+def child(variant: str, model_name: str, tokens: int):
     """Run one way once and print what it took."""
-    if way != "vllm":  # whose engine reserves more than it uses
+    if variant != "vllm":  # whose engine reserves more than it uses
         resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_GB << 30, LIMIT_GB << 30))
     logging.disable(logging.WARNING)
     model = build(model_name)
     vocabulary = model.config.vocab_size
-    if way.startswith("prefix"):
-        run = prefixes(model, shared=way == "prefix-shared")
+    if variant.startswith("prefix"):
+        run = prefixes(model, shared=variant == "prefix-shared")
     else:
-        make = {"bare": bare, "ours": ours, "lm-eval": lm_eval, "full": full, "vllm": with_vllm}[way]
+        make = {"bare": bare, "ours": ours, "lm-eval": lm_eval, "full": full, "vllm": with_vllm}[variant]
         make(model, *trajectory(vocabulary, 600, 140, 4))()  # the first call of everything is slower
         run = make(model, *trajectory(vocabulary, tokens, WANTED * tokens // TOKENS, TURNS))
     try:
@@ -271,16 +271,16 @@ def once(*arguments) -> dict:
     # large tensors go back to the system when freed, in every way alike: else the peak tells the allocator's mood
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 24)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    told = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not told:
+    reported = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not reported:
         return {"failed": f"killed ({done.returncode}): {done.stderr.strip()[-100:]!r}"}
-    return json.loads(told[-1])  # vLLM's engine may still fall when it is shut down
+    return json.loads(reported[-1])  # vLLM's engine may still fall when it is shut down
 
 
 def vllm_python() -> str | None:
     """The interpreter that has vLLM."""
-    found = Path(os.environ.get("HESNR_VLLM_PYTHON", ".venv-vllm/bin/python"))
-    return str(found) if found.exists() else None
+    results = Path(os.environ.get("HESNR_VLLM_PYTHON", ".venv-vllm/bin/python"))
+    return str(results) if results.exists() else None
 
 
 def medians(runs: list[dict]) -> dict:
@@ -313,14 +313,14 @@ def table_of_ways(names, repeats):
     yield row("model", "way", "seconds", "of bare", "peak memory over the model, MB")
     yield row("---", "---", "---:", "---:", "---:")
     for name in names:
-        found = interleaved([(way, name, TOKENS) for way in WAYS], repeats)
-        limit = found["bare", name, TOKENS]
-        for (way, _, _), run in found.items():
+        results = interleaved([(variant, name, TOKENS) for variant in WAYS], repeats)
+        limit = results["bare", name, TOKENS]
+        for (variant, _, _), run in results.items():
             if "failed" in run:
-                yield row(name, way, "–", "–", run["failed"])
+                yield row(name, variant, "–", "–", run["failed"])
             else:
                 ratio = f"{run['seconds'] / limit['seconds']:.2f}"
-                yield row(name, way, f"{run['seconds']:.2f}", ratio, f"{run['megabytes']:.0f}")
+                yield row(name, variant, f"{run['seconds']:.2f}", ratio, f"{run['megabytes']:.0f}")
 
 
 def table_of_lengths(name, repeats):
@@ -329,8 +329,8 @@ def table_of_lengths(name, repeats):
     yield row("---:", "---:", "---:", "---:", "---:")
     for thousand in LONG:
         some = repeats if thousand < 32 else 1
-        found = interleaved([(way, name, thousand * 1024) for way in ("ours", "bare")], some)
-        run, limit = found.values()
+        results = interleaved([(variant, name, thousand * 1024) for variant in ("ours", "bare")], some)
+        run, limit = results.values()
         yield row(
             f"{thousand} K", f"{run['seconds']:.1f}", f"{limit['seconds']:.1f}", f"{run['megabytes']:.0f}",
             f"{limit['megabytes']:.0f}",
@@ -339,8 +339,8 @@ def table_of_lengths(name, repeats):
 
 def table_of_prefixes(name, repeats):
     """100 texts with 2 K tokens in common."""
-    found = interleaved([(way, name, 0) for way in ("prefix-alone", "prefix-shared")], repeats)
-    alone, shared = (run["seconds"] for run in found.values())
+    results = interleaved([(variant, name, 0) for variant in ("prefix-alone", "prefix-shared")], repeats)
+    alone, shared = (run["seconds"] for run in results.values())
     yield row("100 texts of 2.4 to 2.6 K tokens, the first 2 K in common", "seconds")
     yield row("---", "---:")
     yield row("each read whole", f"{alone:.1f}")

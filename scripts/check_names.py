@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 WORDS = "found one at made told known drawn asked said thing things way how worth kin got"
+FOLDERS = ("hesnr_tasks", "tests", "benchmarks", "scripts")
 FILLERS = set(WORDS.split())
 
 
@@ -34,4 +35,4 @@ def main(paths):
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(word) for word in sys.argv[1:]] or [Path("hesnr_tasks")]))
+    sys.exit(main([Path(word) for word in sys.argv[1:]] or list(map(Path, FOLDERS))))

@@ -95,13 +95,13 @@ def entropy(topk_logprobs):
     return -(share * np.log(np.maximum(share, 1e-300))).sum(axis=1)
 
 
-def assert_same(got: SequenceScores, want: SequenceScores, tolerance=1e-3):
+def assert_same(actual: SequenceScores, want: SequenceScores, tolerance=1e-3):
     """Log-probabilities and entropies within `tolerance`; ranks and ids where no two tokens are that close."""
-    assert got.logprob.shape == want.logprob.shape
-    assert np.abs(got.logprob - want.logprob).max() <= tolerance
-    assert np.abs(got.topk_logprobs - want.topk_logprobs).max() <= tolerance
-    assert np.abs(entropy(got.topk_logprobs) - entropy(want.topk_logprobs)).max() <= tolerance
-    assert (got.rank != want.rank).mean() < 0.01  # ties up to rounding
-    assert (got.topk_ids != want.topk_ids).mean() < 0.01
+    assert actual.logprob.shape == want.logprob.shape
+    assert np.abs(actual.logprob - want.logprob).max() <= tolerance
+    assert np.abs(actual.topk_logprobs - want.topk_logprobs).max() <= tolerance
+    assert np.abs(entropy(actual.topk_logprobs) - entropy(want.topk_logprobs)).max() <= tolerance
+    assert (actual.rank != want.rank).mean() < 0.01  # ties up to rounding
+    assert (actual.topk_ids != want.topk_ids).mean() < 0.01
     within = want.rank < want.topk_logprobs.shape[1]
-    assert np.abs(got.rank - want.rank)[within].max(initial=0) <= 1
+    assert np.abs(actual.rank - want.rank)[within].max(initial=0) <= 1

@@ -37,7 +37,7 @@ class Server:
         self.several = "all"  # or "refused", or "one": how it takes n > 1
         self.frozen, self.malformed, self.refused_formats = False, set(), set()  # other ways of servers
         self.log, self.usages = [], []
-        self._drawn, self._seen = Counter(), {}
+        self._draws, self._seen = Counter(), {}
         self._lock = threading.Lock()
 
     def reply(self, request):
@@ -90,9 +90,9 @@ class Server:
         key, count = (name, seed, path), request.get("n") or 1
         count = 1 if self.several == "one" else count
         # equal requests of one user draw on from where the last one ended: draws are shared by all methods
-        choices = [self._draw(request, graph, path, seed, self._drawn[key] + i, i) for i in range(count)]
-        again = self._drawn[key] > 0
-        self._drawn[key] += count
+        choices = [self._draw(request, graph, path, seed, self._draws[key] + i, i) for i in range(count)]
+        again = self._draws[key] > 0
+        self._draws[key] += count
         prompt = graph.tokens(path)
         cached = prompt if again else graph.tokens(path[:-1]) if path else 0
         return [choice for choice, _ in choices], _usage(prompt, cached, sum(size for _, size in choices))

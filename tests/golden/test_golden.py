@@ -17,22 +17,22 @@ def stored(name):
     return json.loads((HERE / "answers" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def differences(want, got, path="", rel=1e-9):
+def differences(want, actual, path="", rel=1e-9):
     """Where `got` lacks something of `want`, or has another number; what is new in it is no difference."""
-    if isinstance(want, dict) and isinstance(got, dict):
+    if isinstance(want, dict) and isinstance(actual, dict):
         for key, value in want.items():
-            yield from differences(value, got.get(key, "(missing)"), f"{path}.{key}", rel)
-    elif isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
-        for i, (a, b) in enumerate(zip(want, got, strict=True)):
+            yield from differences(value, actual.get(key, "(missing)"), f"{path}.{key}", rel)
+    elif isinstance(want, list) and isinstance(actual, list) and len(want) == len(actual):
+        for i, (a, b) in enumerate(zip(want, actual, strict=True)):
             yield from differences(a, b, f"{path}[{i}]", rel)
-    elif isinstance(want, float) and isinstance(got, (int, float)):
-        if not (math.isclose(want, got, rel_tol=rel, abs_tol=1e-12) or (math.isnan(want) and math.isnan(got))):
-            yield f"{path}: {want} became {got}"
-    elif isinstance(want, str) and isinstance(got, str):
-        if want != got.replace(str(ROOT), "."):
-            yield f"{path}: {want!r} became {got!r}"
-    elif want != got:
-        yield f"{path}: {want!r} became {got!r}"
+    elif isinstance(want, float) and isinstance(actual, (int, float)):
+        if not (math.isclose(want, actual, rel_tol=rel, abs_tol=1e-12) or (math.isnan(want) and math.isnan(actual))):
+            yield f"{path}: {want} became {actual}"
+    elif isinstance(want, str) and isinstance(actual, str):
+        if want != actual.replace(str(ROOT), "."):
+            yield f"{path}: {want!r} became {actual!r}"
+    elif want != actual:
+        yield f"{path}: {want!r} became {actual!r}"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -56,9 +56,9 @@ def table(lines):
 
 def test_the_report_writes_the_numbers_it_wrote(tmp_path):
     pytest.importorskip("matplotlib")
-    got = report(tmp_path / "out")
+    actual = report(tmp_path / "out")
     for path, lines in stored("report").items():
-        assert not list(differences(table(lines), table(got[path]), path, rel=1e-6))[:20]
+        assert not list(differences(table(lines), table(actual[path]), path, rel=1e-6))[:20]
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_tasks_give_the_numbers_they_gave():
 
     (path,) = (HERE / "runs" / "step1000-2k").glob("*/results_*.json")
     want = json.loads(path.read_text(encoding="utf-8"))["results"]
-    got = lm_eval.simple_evaluate(
+    actual = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(demo.HERE / "ladder" / "step1000-2k"), "dtype": "float32"},
         tasks=["hesnr_swe", "hesnr_swe_unfiltered", "hesnr_swe_thought", "hesnr_swe_ablation", "hesnr_tool_entropy"],
@@ -84,7 +84,7 @@ def test_tasks_give_the_numbers_they_gave():
         for key, value in values.items():
             if isinstance(value, float) and not key.startswith("sample_len"):
                 rel = 5e-3 if "he_" in key or "stderr" in key or "top" in key else 1e-4
-                assert got[task][key] == pytest.approx(value, rel=rel, abs=1e-6), (task, key)
+                assert actual[task][key] == pytest.approx(value, rel=rel, abs=1e-6), (task, key)
 
 
 def test_a_changed_number_is_noticed():

@@ -75,12 +75,12 @@ def neighbours(texts, count=5):
         for term in words + [" ".join(words[i : i + 2]) for i in range(len(words) - 1)]:
             bag[term] = bag.get(term, 0) + 1
         bags.append(bag)
-    found = {}
+    results = {}
     for bag in bags:
         for term in bag:
-            found[term] = found.get(term, 0) + 1
+            results[term] = results.get(term, 0) + 1
     vectors = [
-        {t: (1 + math.log(n)) * (1 + math.log((1 + len(texts)) / (1 + found[t]))) for t, n in bag.items()}
+        {t: (1 + math.log(n)) * (1 + math.log((1 + len(texts)) / (1 + results[t]))) for t, n in bag.items()}
         for bag in bags
     ]
     norms = [math.sqrt(math.fsum(w * w for w in v.values())) for v in vectors]

@@ -23,12 +23,12 @@ def python_comments(text):
     starts = [0]
     for line in io.StringIO(text, newline=""):
         starts.append(starts[-1] + len(line))
-    found = []
+    results = []
     for token in _tokens(text):
         if token.type == tokenize.COMMENT and not (token.start == (1, 0) and token.string.startswith("#!")):
             start = starts[token.start[0] - 1] + token.start[1]
-            found.append((start, start + len(token.string)))
-    return found
+            results.append((start, start + len(token.string)))
+    return results
 
 
 def white_space(text):

@@ -49,17 +49,17 @@ def _killed(folder, order, delay):
         os.close(read)
         store = ScoreStore.open(folder, made.signature())
         while True:
-            for at, (text, mask) in enumerate(order):
+            for place, (text, mask) in enumerate(order):
                 made.put(store, text, mask)
-                os.write(write, bytes([at]))
+                os.write(write, bytes([place]))
     os.close(write)
-    said = os.read(read, 1)
+    received = os.read(read, 1)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    said += b"".join(iter(lambda: os.read(read, 4096), b""))
+    received += b"".join(iter(lambda: os.read(read, 4096), b""))
     os.close(read)
-    return {order[at] for at in said}
+    return {order[place] for place in received}
 
 
 def _check(store):

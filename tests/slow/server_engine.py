@@ -49,9 +49,9 @@ def kill_engine():
 
 def score_all(backend, passages, k=10):
     read = []
-    found = dict(backend.score(passages, k, read.append))
+    results = dict(backend.score(passages, k, read.append))
     assert sum(read) == sum(len(p.ids) for p in passages)
-    return found
+    return results
 
 
 def main(model, folder):
@@ -68,30 +68,31 @@ def main(model, folder):
     settings = {"dtype": "float32", "max_length": context, "max_num_batched_tokens": 1000, "max_num_seqs": 8}
     lm = VLLM(pretrained=model, enforce_eager=True, **settings)
     backend = backend_for(lm)
-    told = {"context": context, "max_length": backend.max_length, "describe": backend.describe(), "bos": backend.bos}
+    reported = {"context": context, "max_length": backend.max_length, "bos": backend.bos}
+    reported["describe"] = backend.describe()
     arrays = {}
     started = time.perf_counter()
     runs = {"flat": score_all(backend, passages)}
-    told["seconds"] = time.perf_counter() - started
+    reported["seconds"] = time.perf_counter() - started
     runs["again"] = score_all(backend, passages[::-1])  # now every prefix is cached; in another order
     flat = vllm._sampling
     vllm._sampling = lambda k: SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=k, detokenize=False)
     runs["dicts"] = score_all(backend, passages)  # what vLLM returned before it had the flat form
     vllm._sampling = flat
-    for run, found in runs.items():
-        for index, scores in found.items():
+    for run, results in runs.items():
+        for index, scores in results.items():
             name = passages[len(passages) - 1 - index if run == "again" else index].name
             arrays |= {f"{run}/{name}/{field}": value for field, value in scores._asdict().items()}
     np.savez(folder / "scores.npz", **arrays)
-    told["skipping"] = sorted(index for index, _ in backend.score(passages, 10, lambda _: None, skip={0}))
-    told["k"] = error_of(lambda: score_all(backend, passages, k=25))
+    reported["skipping"] = sorted(index for index, _ in backend.score(passages, 10, lambda _: None, skip={0}))
+    reported["k"] = error_of(lambda: score_all(backend, passages, k=25))
     too_long = TokenSequence("long", np.resize(passages[0].ids, backend.max_length + 1), np.array([5], np.int32))
-    told["too long"] = error_of(lambda: score_all(backend, [too_long]))
+    reported["too long"] = error_of(lambda: score_all(backend, [too_long]))
     longest = TokenSequence("longest", too_long.ids[:-1], np.array([5], np.int32))
-    told["longest"] = error_of(lambda: score_all(backend, [longest]))
+    reported["longest"] = error_of(lambda: score_all(backend, [longest]))
     kill_engine()
-    told["dead"] = error_of(lambda: score_all(backend, passages))
-    (folder / "told.json").write_text(json.dumps(told, indent=1))
+    reported["dead"] = error_of(lambda: score_all(backend, passages))
+    (folder / "told.json").write_text(json.dumps(reported, indent=1))
 
 
 if __name__ == "__main__":

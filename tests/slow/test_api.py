@@ -67,10 +67,10 @@ def backend_of(server, **settings):
 
 def score(backend, passages, k=10):
     read = []
-    found = dict(backend.score(passages, k, read.append))
+    results = dict(backend.score(passages, k, read.append))
     assert sum(read) == sum(len(p.ids) for p in passages)
-    assert sorted(found) == list(range(len(passages)))
-    return [found[i] for i in range(len(passages))]
+    assert sorted(results) == list(range(len(passages)))
+    return [results[i] for i in range(len(passages))]
 
 
 def error_of(server, passages=None, k=10, **settings):
@@ -85,21 +85,21 @@ PASSAGES = [passage("a", 0, 400), passage("b", 300, 90, every=3), passage("c", 9
 
 
 def test_vllm_form_agrees_with_a_plain_forward(server, model):
-    for got, one in zip(score(backend_of(server), PASSAGES), PASSAGES, strict=True):
-        assert_same(got, reference(model, one), 1e-4)
+    for actual, text in zip(score(backend_of(server), PASSAGES), PASSAGES, strict=True):
+        assert_same(actual, reference(model, text), 1e-4)
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_openai_form_agrees_and_gives_no_rank_beyond_the_top(server, model, strict):
     server.forms = ("echo",)
     server.fields = OPENAI_FIELDS | {"return_tokens_as_token_ids"} if strict else None
-    for got, one in zip(score(backend_of(server), PASSAGES), PASSAGES, strict=True):
-        want = reference(model, one)
+    for actual, text in zip(score(backend_of(server), PASSAGES), PASSAGES, strict=True):
+        want = reference(model, text)
         beyond = want.rank > 10
-        assert (got.rank[beyond] <= -10).all()
-        assert (np.abs(got.rank - want.rank)[~beyond & (want.rank < 10)] <= 1).all()  # ties up to rounding
-        got.rank[beyond] = want.rank[beyond]
-        assert_same(got, want, 1e-4)
+        assert (actual.rank[beyond] <= -10).all()
+        assert (np.abs(actual.rank - want.rank)[~beyond & (want.rank < 10)] <= 1).all()  # ties up to rounding
+        actual.rank[beyond] = want.rank[beyond]
+        assert_same(actual, want, 1e-4)
 
 
 def clear_passage(server, model, k):
@@ -107,11 +107,11 @@ def clear_passage(server, model, k):
     texts = TokenIdsByText(server.tokenizer)
     clear = np.array([i for i in range(len(server.tokenizer)) if texts._ids[server.tokenizer.decode([i])] is not None])
     for start in range(0, 3000, 16):
-        one = passage("clear", start, 200)
-        top = reference(model, one, k).topk_ids
-        good = np.isin(top, clear).all(axis=1) & np.isin(one.ids[1:], clear)
+        text = passage("clear", start, 200)
+        top = reference(model, text, k).topk_ids
+        good = np.isin(top, clear).all(axis=1) & np.isin(text.ids[1:], clear)
         if good[14]:  # what the first short request asks for
-            return one._replace(targets=one.targets[good])
+            return text._replace(targets=text.targets[good])
     raise AssertionError("no such passage")
 
 
@@ -120,22 +120,22 @@ def test_token_texts_count_only_where_they_are_unambiguous(server, model, strict
     server.forms = ("echo",)
     server.names_ids = False
     server.fields = OPENAI_FIELDS if strict else None
-    one = clear_passage(server, model, k=3)
-    want = reference(model, one, 2)
-    (got,) = score(backend_of(server), [one], k=2)
-    assert len(got.logprob) > 10
-    assert np.abs(got.logprob - want.logprob).max() < 1e-4
-    assert (got.topk_ids == want.topk_ids).all()
-    whole = one._replace(targets=np.arange(1, len(one.ids), dtype=np.int32))
-    told = error_of(server, [whole], k=2)
-    assert "tokens by their text" in told
-    assert "'clear'" in told
+    text = clear_passage(server, model, k=3)
+    want = reference(model, text, 2)
+    (actual,) = score(backend_of(server), [text], k=2)
+    assert len(actual.logprob) > 10
+    assert np.abs(actual.logprob - want.logprob).max() < 1e-4
+    assert (actual.topk_ids == want.topk_ids).all()
+    whole = text._replace(targets=np.arange(1, len(text.ids), dtype=np.int32))
+    reported = error_of(server, [whole], k=2)
+    assert "tokens by their text" in reported
+    assert "'clear'" in reported
 
 
 def test_passages_to_skip_are_not_asked_for(server):
     read = []
-    found = dict(backend_of(server).score(PASSAGES, 10, read.append, skip={0}))
-    assert sorted(found) == [1, 2]
+    results = dict(backend_of(server).score(PASSAGES, 10, read.append, skip={0}))
+    assert sorted(results) == [1, 2]
     assert sum(read) == sum(len(p.ids) for p in PASSAGES[1:])
     assert PASSAGES[0].ids.tolist() not in server.prompts
     assert not list(backend_of(server).score(PASSAGES, 10, read.append, skip={0, 1, 2}))
@@ -154,8 +154,8 @@ def test_several_requests_are_in_flight(server):
 
 def test_failures_that_pass_are_tried_again(server, model):
     server.fail = [500, 503]
-    (got,) = score(backend_of(server), PASSAGES[:1])
-    assert_same(got, reference(model, PASSAGES[0]), 1e-4)
+    (actual,) = score(backend_of(server), PASSAGES[:1])
+    assert_same(actual, reference(model, PASSAGES[0]), 1e-4)
 
 
 def test_a_wait_that_the_server_asks_for_is_kept(server):
@@ -167,26 +167,26 @@ def test_a_wait_that_the_server_asks_for_is_kept(server):
 
 def test_failures_that_stay_name_the_trajectory_and_the_reason(server):
     server.spoil = lambda choice: server.fail.extend([500] * 3)  # after the first short request
-    told = error_of(server, num_concurrent=1)
-    assert "failed on trajectory 't-1' (30 tokens) (attempts: 3): HTTP 500: try later" in told
+    reported = error_of(server, num_concurrent=1)
+    assert "failed on trajectory 't-1' (30 tokens) (attempts: 3): HTTP 500: try later" in reported
 
 
 SPOILS = {
-    "the values of token 7 are null": lambda found: found.__setitem__(7, None),
-    "is null": lambda found: next(iter(found[7].values())).update(logprob=None),
-    "other tokens than token": lambda found: found.insert(1, found.pop()),
-    "29 positions": lambda found: found.pop(),
-    "9 tokens came back, 10 were asked for": lambda found: [found[7].popitem() for _ in range(len(found[7]) - 9)],
-    "exceed 1": lambda found: [value.update(logprob=-0.1, rank=None) for value in found[7].values()],
+    "the values of token 7 are null": lambda values: values.__setitem__(7, None),
+    "is null": lambda values: next(iter(values[7].values())).update(logprob=None),
+    "other tokens than token": lambda values: values.insert(1, values.pop()),
+    "29 positions": lambda values: values.pop(),
+    "9 tokens came back, 10 were asked for": lambda values: [values[7].popitem() for _ in range(len(values[7]) - 9)],
+    "exceed 1": lambda values: [value.update(logprob=-0.1, rank=None) for value in values[7].values()],
 }
 
 
-@pytest.mark.parametrize("told", SPOILS)
-def test_values_that_cannot_be_right_name_the_trajectory(server, told):
+@pytest.mark.parametrize("reported", SPOILS)
+def test_values_that_cannot_be_right_name_the_trajectory(server, reported):
     server.spoils = 30  # not the first short request
-    server.spoil = lambda choice: SPOILS[told](choice["prompt_logprobs"])
+    server.spoil = lambda choice: SPOILS[reported](choice["prompt_logprobs"])
     message = error_of(server)
-    assert told in message
+    assert reported in message
     assert "'t-1'" in message
 
 
@@ -198,10 +198,10 @@ def test_minus_infinity_is_an_error(server):
 
 def test_servers_that_allow_too_few_or_cannot_echo_are_refused(server):
     server.most_logprobs = 5
-    told = error_of(server)
-    assert "k=10" in told
-    assert "at most 5" in told
-    assert "--max-logprobs" in told
+    reported = error_of(server)
+    assert "k=10" in reported
+    assert "at most 5" in reported
+    assert "--max-logprobs" in reported
     server.cuts_logprobs = True
     assert "tokens came back, 10 were asked for" in error_of(server)
     server.forms = ()
@@ -212,9 +212,9 @@ def test_unknown_models_wrong_addresses_and_keys_are_explained(server):
     assert "Models it serves: tiny" in error_of(server, model="huge")
     assert "no completions at this address" in error_of(server, base_url=server.address.replace("completions", "chat"))
     server.key = "secret"
-    told = error_of(server)
-    assert "OPENAI_API_KEY" in told
-    assert "secret" not in told
+    reported = error_of(server)
+    assert "OPENAI_API_KEY" in reported
+    assert "secret" not in reported
 
 
 def test_the_header_is_lm_evals(server, monkeypatch):
@@ -226,18 +226,18 @@ def test_the_header_is_lm_evals(server, monkeypatch):
 def test_a_context_that_is_too_short_names_the_trajectory(server):
     server.lists_models = False
     server.context = 25
-    told = error_of(server)
-    assert "'t-1' (30 tokens): HTTP 400" in told
-    assert "maximum context length is 25" in told
-    assert "max_length" in told
+    reported = error_of(server)
+    assert "'t-1' (30 tokens): HTTP 400" in reported
+    assert "maximum context length is 25" in reported
+    assert "max_length" in reported
 
 
 def test_no_server_is_explained(server):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}/v1/completions"
-        told = error_of(server, base_url=address, max_retries=1)
-    assert "cannot connect (Connection refused)" in told
+        reported = error_of(server, base_url=address, max_retries=1)
+    assert "cannot connect (Connection refused)" in reported
 
 
 def test_a_slow_server_is_explained(server):
@@ -280,8 +280,8 @@ def test_context_length_is_learned_from_the_server(server, caplog):
 def test_chat_endpoints_and_other_tokenizers_are_refused(server):
     with pytest.raises(ScoringError, match="chat endpoints"):
         backend_for(LocalChatCompletion(model="tiny", base_url=server.address, max_length=100))
-    told = error_of(server, tokenizer=None, tokenizer_backend="None")
-    assert "tokenizer=NAME_OR_PATH,tokenizer_backend=huggingface" in told
+    reported = error_of(server, tokenizer=None, tokenizer_backend="None")
+    assert "tokenizer=NAME_OR_PATH,tokenizer_backend=huggingface" in reported
     assert "base_url=http" in error_of(server, base_url=None)
 
 
@@ -348,25 +348,26 @@ def test_vllm_serve_agrees_with_a_plain_forward(vllm, model, monkeypatch):
     assert backend.max_length == 32767
     assert backend.describe()["engine"] == "vllm"
     passages = [passage("long", 0, TOKENS), passage("one", 0, 700, every=3), passage("two", 0, 640, every=7)]
-    for got, one in zip(score(backend, passages), passages, strict=True):
-        want = reference(model, one)
-        assert_same(got, want)
-        change = np.abs(entropy(got.topk_logprobs) - entropy(want.topk_logprobs)).max()
-        print(f"{len(one.ids)} tokens: |Δ logprob| {np.abs(got.logprob - want.logprob).max():.1e}, |Δ H| {change:.1e}")
+    for actual, text in zip(score(backend, passages), passages, strict=True):
+        want = reference(model, text)
+        assert_same(actual, want)
+        change = np.abs(entropy(actual.topk_logprobs) - entropy(want.topk_logprobs)).max()
+        error = np.abs(actual.logprob - want.logprob).max()
+        print(f"{len(text.ids)} tokens: |Δ logprob| {error:.1e}, |Δ H| {change:.1e}")
 
 
 def test_vllm_serve_echo_form_agrees_too(vllm, model, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    one = passage("one", 0, 700)
-    got, want = backend_of(vllm, timeout=300)._score_text(FORMS[1], one, 10), reference(model, one)
-    assert (got.rank[want.rank > 11] <= -10).all()
-    assert_same(got._replace(rank=np.where(got.rank < 0, want.rank, got.rank)), want)
+    text = passage("one", 0, 700)
+    actual, want = backend_of(vllm, timeout=300)._score_text(FORMS[1], text, 10), reference(model, text)
+    assert (actual.rank[want.rank > 11] <= -10).all()
+    assert_same(actual._replace(rank=np.where(actual.rank < 0, want.rank, actual.rank)), want)
 
 
 def test_vllm_serve_errors_are_explained(vllm, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert "25" in error_of(vllm, k=25)
     assert "Models it serves: tiny" in error_of(vllm, model="huge")
-    one = passage("t-1", 0, 1000)
-    long = TokenSequence("long", np.resize(one.ids, 32768), np.array([5], dtype=np.int32))
+    text = passage("t-1", 0, 1000)
+    long = TokenSequence("long", np.resize(text.ids, 32768), np.array([5], dtype=np.int32))
     assert "refused trajectory 'long' (32768 tokens): HTTP 400" in error_of(vllm, [long])

@@ -123,7 +123,7 @@ def test_an_unknown_rank_is_no_accuracy_anywhere(printed, folder, tmp_path, caps
     row = {line.split("|")[5].strip(): line for line in text.splitlines() if line.count("|") > 8}
     assert "nan" in row["top10_acc"].lower() or "N/A" in row["top10_acc"]
     (file,) = Path(out).rglob("results_*.json")
-    told = values(json.loads(file.read_text()), "hesnr_swe")
+    reported = values(json.loads(file.read_text()), "hesnr_swe")
     data = {"trajectories": str(out / "small.jsonl")}
     own = values(evaluate({"pretrained": str(folder), "dtype": "float32"}, data, "hf"), "hesnr_swe")
     assert own["top5_acc"] < own["top10_acc"]  # or the case says nothing
@@ -132,11 +132,11 @@ def test_an_unknown_rank_is_no_accuracy_anywhere(printed, folder, tmp_path, caps
     for name in names_of():
         listed = analysis[name]["value"] if isinstance(analysis[name], dict) else analysis[name]
         if name == "top10_acc":
-            assert not isinstance(told[name], float) or math.isnan(told[name])
+            assert not isinstance(reported[name], float) or math.isnan(reported[name])
             assert listed is None or math.isnan(listed)
         else:
-            assert told[name] == pytest.approx(own[name], rel=1e-4), name
-            assert listed == pytest.approx(told[name], rel=1e-12), name
+            assert reported[name] == pytest.approx(own[name], rel=1e-4), name
+            assert listed == pytest.approx(reported[name], rel=1e-12), name
     assert cli.main(["analyze", str(run), "--k", "5"]) == 0
     assert cli.main(["report", str(out / "results"), "-o", str(tmp_path / "report")]) == 0
     shown = capsys.readouterr().out + (tmp_path / "report" / "report.html").read_text()

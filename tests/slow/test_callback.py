@@ -142,10 +142,10 @@ class Reporter(TrainerCallback):
     """What a logger such as W&B's is told."""
 
     def __init__(self):
-        self.told = []
+        self.logged = []
 
     def on_log(self, args, state, control, logs, **_):
-        self.told.append((state.global_step, sorted(logs)))
+        self.logged.append((state.global_step, sorted(logs)))
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_when_it_evaluates_and_who_is_told(settings, steps, corpus, tmp_path, ca
     reporter = Reporter()
     trainer = train(gpt2(), tmp_path, reporter, scoring(corpus, limit=2, **settings), steps=5)
     assert [entry["step"] for entry in hesnr(trainer)] == steps
-    assert [step for step, names in reporter.told if "hesnr/he_snr" in names] == steps
-    assert [step for step, names in reporter.told if "loss" in names] == [1, 2, 3, 4, 5]
+    assert [step for step, names in reporter.logged if "hesnr/he_snr" in names] == steps
+    assert [step for step, names in reporter.logged if "loss" in names] == [1, 2, 3, 4, 5]
     json.dumps(trainer.state.log_history, allow_nan=False)
 
 
@@ -173,14 +173,14 @@ def test_without_the_trainer_the_numbers_are_in_the_history_and_it_says_so(corpu
     trainer = Trainer(gpt2(), args, **data, callbacks=[reporter, scoring(corpus, limit=2)])
     trainer.train()
     assert [entry["step"] for entry in hesnr(trainer)] == [0, 1]
-    assert not [step for step, names in reporter.told if "hesnr/he_snr" in names]
+    assert not [step for step, names in reporter.logged if "hesnr/he_snr" in names]
     assert "HESNRCallback has no trainer" in caplog.text
 
     caplog.clear()
     trainer = Trainer(gpt2(), args, **data, callbacks=[reporter])
     trainer.add_callback(scoring(corpus, limit=2, trainer=trainer))
     trainer.train()
-    assert [step for step, names in reporter.told if "hesnr/he_snr" in names] == [0, 1]
+    assert [step for step, names in reporter.logged if "hesnr/he_snr" in names] == [0, 1]
     assert "no trainer" not in caplog.text
 
 

@@ -36,10 +36,10 @@ def evaluate(server, scores, data):
         f"model=tiny,base_url={server.address},tokenizer={server.folder},max_length=32768,"
         "tokenizer_backend=huggingface,max_retries=1"
     )
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model="local-completions", model_args=args, tasks=["hesnr_swe"], task_manager=manager, bootstrap_iters=0
     )
-    return json.dumps(found["results"]["hesnr_swe"], sort_keys=True)  # so that a NaN equals itself
+    return json.dumps(results["results"]["hesnr_swe"], sort_keys=True)  # so that a NaN equals itself
 
 
 def test_another_checkpoint_under_the_same_name(server, tmp_path):

@@ -34,11 +34,11 @@ def outcome(server, act, payload=None, **changes):
     server.act = act
     with pytest.raises((ScoringError, RefusedError)) as caught:
         client(server.address, **changes).complete(payload or {"prompt": [1, 2], "logprobs": 2}, "trajectory 't'")
-    told = str(caught.value)
-    assert told.isprintable()
-    assert KEY not in told
-    assert "another-secret" not in told
-    return told
+    reported = str(caught.value)
+    assert reported.isprintable()
+    assert KEY not in reported
+    assert "another-secret" not in reported
+    return reported
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -50,16 +50,16 @@ def test_key_and_text_follow_no_redirect_to_another_origin(server, status, where
             "other scheme": server.address.replace("http:", "https:"), 
             "credentials": f"http://a:{KEY}@localhost:1/?key={KEY}",
         }[where]  # fmt: skip
-        told = outcome(server, lambda handler: handler.send(Reply(status, b"", {"Location": target})))
-        assert "redirects to" in told
-        assert "base_url" in told
+        reported = outcome(server, lambda handler: handler.send(Reply(status, b"", {"Location": target})))
+        assert "redirects to" in reported
+        assert "base_url" in reported
         assert not thief.requests
 
 
 def test_headers_of_the_environment_stay_with_the_origin_too(server, monkeypatch):
     monkeypatch.setenv("HESNR_HEADERS", json.dumps({"X-Route": "gold-plated-1", "X-Key": "a-third-secret"}))
     with fake_server(answer=lambda request: "x") as thief:
-        told = outcome(
+        reported = outcome(
             server,
             lambda handler: handler.send(Reply(307, b"gold-plated-1", {"Location": f"{thief.address}?a-third-secret"})),
         )
@@ -68,9 +68,9 @@ def test_headers_of_the_environment_stay_with_the_origin_too(server, monkeypatch
     assert {name: headers[name] for name in ("x-route", "x-key", "authorization")} == {
         "x-route": "gold-plated-1", "x-key": "a-third-secret", "authorization": f"Bearer {KEY}",
     }  # fmt: skip
-    told += outcome(server, lambda handler: handler.send(Reply(418, b"gold-plated-1 and a-third-secret")))
-    assert "gold-plated-1" not in told
-    assert "a-third-secret" not in told
+    reported += outcome(server, lambda handler: handler.send(Reply(418, b"gold-plated-1 and a-third-secret")))
+    assert "gold-plated-1" not in reported
+    assert "a-third-secret" not in reported
 
 
 @pytest.mark.parametrize("status", [307, 308])
@@ -126,8 +126,8 @@ def test_a_body_without_end_is_not_read(server, monkeypatch):
 @pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "deflate"])
 def test_a_small_body_that_unpacks_to_much_is_not_read(server, encoding):
     body = gzip.compress(b" " * (40 << 20), 1)
-    told = outcome(server, lambda handler: handler.send(Reply(200, body, {"Content-Encoding": encoding})))
-    assert "more than 16 MB" in told or encoding != "gzip"
+    reported = outcome(server, lambda handler: handler.send(Reply(200, body, {"Content-Encoding": encoding})))
+    assert "more than 16 MB" in reported or encoding != "gzip"
 
 
 BODIES = {
@@ -150,10 +150,10 @@ def test_no_body_is_a_traceback(server, body, status):
 
 @pytest.mark.parametrize("status", [400, 401, 404, 418, 500, 503])
 def test_what_a_server_says_reaches_no_terminal_and_repeats_no_key(server, status):
-    said = f"\x1b]0;owned\x07 bad key {KEY} \u202e and Bearer {KEY}, X another-secret \r\n\x9b31m"
-    for body in (json.dumps({"error": {"message": said}}), said, json.dumps({"detail": [said]})):
-        told = outcome(server, lambda handler, body=body: handler.send(Reply(status, body.encode())))
-        assert f"HTTP {status}" in told
+    shown = f"\x1b]0;owned\x07 bad key {KEY} \u202e and Bearer {KEY}, X another-secret \r\n\x9b31m"
+    for body in (json.dumps({"error": {"message": shown}}), shown, json.dumps({"detail": [shown]})):
+        reported = outcome(server, lambda handler, body=body: handler.send(Reply(status, body.encode())))
+        assert f"HTTP {status}" in reported
 
 
 @pytest.mark.parametrize("again", ["nan", "-5", "inf", "x", "1e400", "Wed, 21 Oct 2015 07:28:00 GMT", "9" * 400])

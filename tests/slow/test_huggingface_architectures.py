@@ -119,16 +119,16 @@ def plain(model, text):
 
 def assert_equal(scores, rows, text, tolerance=10 * TOLERANCE):
     near = {"rtol": tolerance, "atol": tolerance}
-    at = torch.from_numpy(text.ids[text.targets]).long()[:, None]
-    np.testing.assert_allclose(scores.logprob, rows.gather(1, at)[:, 0], **near)
+    position = torch.from_numpy(text.ids[text.targets]).long()[:, None]
+    np.testing.assert_allclose(scores.logprob, rows.gather(1, position)[:, 0], **near)
     np.testing.assert_allclose(scores.topk_logprobs, rows.topk(K, 1).values, **near)
     np.testing.assert_allclose(scores.topk_logprobs, rows.gather(1, torch.from_numpy(scores.topk_ids).long()), **near)
 
 
 def scores_of(engine, texts):
-    found = dict(engine.score(texts, K))
-    assert sorted(found) == list(range(len(texts)))
-    return [found[i] for i in range(len(texts))]
+    results = dict(engine.score(texts, K))
+    assert sorted(results) == list(range(len(texts)))
+    return [results[i] for i in range(len(texts))]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -171,8 +171,8 @@ def test_half_precision_models_lose_only_what_their_weights_and_logits_lose(name
     halves, whole = scores_of(engine_for(model), [text])[0], build(name)
     whole.load_state_dict({key: value.float() for key, value in model.state_dict().items()})
     rows = plain(whole, text)
-    at = torch.from_numpy(text.ids[text.targets]).long()[:, None]
-    assert np.abs(halves.logprob - rows.gather(1, at)[:, 0].numpy()).mean() < most
+    position = torch.from_numpy(text.ids[text.targets]).long()[:, None]
+    assert np.abs(halves.logprob - rows.gather(1, position)[:, 0].numpy()).mean() < most
     assert halves.logprob.dtype == np.float32
 
 

@@ -73,7 +73,7 @@ def engine_for(model, batch=1):
 
 def expected(model, texts):
     """A fresh copy of the model for every text, the whole of which is read at once."""
-    return [score_slowly(copy.deepcopy(model), ids.tolist(), one.targets.tolist(), K) for one, ids in texts]
+    return [score_slowly(copy.deepcopy(model), ids.tolist(), text.targets.tolist(), K) for text, ids in texts]
 
 
 def assert_right(scores, rows):
@@ -103,9 +103,9 @@ def test_texts_are_read_as_a_fresh_model_reads_each_of_them_alone(kind):
         engine.limits.longest = 64
         for _ in range(times):
             order = rng.permutation(len(texts)).tolist()
-            found = dict(engine.score([texts[i][0] for i in order], K))
+            results = dict(engine.score([texts[i][0] for i in order], K))
             for number, i in enumerate(order):
-                assert_right(found[number], rows[i])
+                assert_right(results[number], rows[i])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,11 +128,11 @@ def test_the_probe_sees_it_without_the_configuration(kind, monkeypatch, caplog):
     dict(engine.score([short[0]], K))
     assert not engine.mode.whole_texts
     with caplog.at_level(logging.WARNING, "hesnr_tasks"):
-        found = dict(engine.score([short[0], long[0]], K))
+        results = dict(engine.score([short[0], long[0]], K))
     assert engine.mode.whole_texts
     assert "depend on the length" in caplog.text
     for number, rows in enumerate(expected(model, [short, long])):
-        assert_right(found[number], rows)
+        assert_right(results[number], rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -219,10 +219,10 @@ def test_remote_code_that_counts_tokens_is_seen_by_reading_a_long_text():
     model = remote()
     engine = engine_for(model)
     texts = texts_around_the_boundary()
-    found = dict(engine.score([one for one, _ in texts], K))
+    results = dict(engine.score([text for text, _ in texts], K))
     assert engine.mode.whole_texts
     for number, rows in enumerate(expected(model, texts)):
-        assert_right(found[number], rows)
+        assert_right(results[number], rows)
 
 
 class Tables(torch.nn.Module):
@@ -259,7 +259,7 @@ def test_scoring_leaves_the_state_of_the_encodings_as_it_was(kind):
         model(torch.from_numpy(ids_of(500, 1)).long()[None])  # frequencies have grown
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         engine = engine_for(model)
-        dict(engine.score([one for one, _ in texts_around_the_boundary()], K))
+        dict(engine.score([text for text, _ in texts_around_the_boundary()], K))
     if kind != "longrope":  # which computes its frequencies anew each time
         assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
     model(torch.from_numpy(ids_of(400, 1)).long()[None]).logits.sum().backward()
@@ -270,7 +270,7 @@ def test_scoring_leaves_the_state_of_the_encodings_as_it_was(kind):
 
 def test_a_text_that_does_not_fit_whole_is_an_error_that_says_why(monkeypatch):
     engine = engine_for(build(*KINDS["longrope"]))
-    one, _ = passage(1500, 1)
+    text, _ = passage(1500, 1)
     for failing in ("free memory", "allocator"):
         with monkeypatch.context() as patch:
             if failing == "free memory":
@@ -278,7 +278,7 @@ def test_a_text_that_does_not_fit_whole_is_an_error_that_says_why(monkeypatch):
             else:
                 patch.setattr(engine.model.backbone, "forward", out_of_memory)
             with pytest.raises(ScoringError, match=r"'t1' does not fit into memory .* depend on the length") as caught:
-                dict(engine.score([one], K))
+                dict(engine.score([text], K))
         assert "\n" not in str(caught.value)
 
 
@@ -293,6 +293,6 @@ def test_a_shorter_reading_of_the_same_text_gives_the_same_numbers():
     for last in (100, BOUNDARY - 1, 450):
         targets = wide.targets[wide.targets <= last]
         part = TokenSequence("part", ids[: targets[-1] + 1], targets, 600)
-        found = dict(engine.score([wide, part], K))
-        for a, b in itertools.zip_longest(found[0], found[1]):
+        results = dict(engine.score([wide, part], K))
+        for a, b in itertools.zip_longest(results[0], results[1]):
             np.testing.assert_allclose(a[: len(targets)], b, rtol=1e-6, atol=1e-6)

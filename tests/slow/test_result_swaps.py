@@ -37,8 +37,8 @@ def test_result_files_with_values_of_other_types(tmp_path, capsys):
     refused = 0
     for steps in type_swaps.values([RESULTS]):
         for other in rng.sample(others, 5):
-            (found,) = type_swaps.replaced([RESULTS], steps, lambda _, other=other: other) if steps[1:] else [other]
-            file.write_text(json.dumps(found))
+            (results,) = type_swaps.replaced([RESULTS], steps, lambda _, other=other: other) if steps[1:] else [other]
+            file.write_text(json.dumps(results))
             try:
                 rows = read_results([file])
             except DataError:

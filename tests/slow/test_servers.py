@@ -24,9 +24,9 @@ from tests.server_model import load, passage, reference, save_model  # noqa: E40
 
 pytestmark = pytest.mark.slow
 K = 10
-AT = 12  # the position that most cases spoil
+POSITION = 12  # the position that most cases spoil
 TEXT = passage("t-1", 40, 48)
-TARGET = int(TEXT.ids[AT])
+TARGET = int(TEXT.ids[POSITION])
 VLLM, OPENAI = FORMS[0], FORMS[1]
 
 
@@ -50,23 +50,23 @@ def assert_error_or_right(served, form, spoil, *, refused=None):
     server, backend, want = served
     server.spoil = spoil
     try:
-        got = backend._score_text(form, TEXT, K)
-        told = ""
+        actual = backend._score_text(form, TEXT, K)
+        reported = ""
     except ScoringError as error:
-        got, told = None, str(error)
+        actual, reported = None, str(error)
     finally:
         server.spoil = None
     if refused is not None:
-        assert bool(told) == refused, told or "a wrong answer was taken"
-    if got is None:
-        assert "'t-1'" in told
-        assert told.isprintable()
+        assert bool(reported) == refused, reported or "a wrong answer was taken"
+    if actual is None:
+        assert "'t-1'" in reported
+        assert reported.isprintable()
         return
-    np.testing.assert_allclose(got.logprob, want.logprob, atol=1e-3)
-    np.testing.assert_allclose(got.topk_logprobs, want.topk_logprobs, atol=1e-3)
-    known = got.rank >= 1
-    assert (np.abs(got.rank - want.rank)[known] <= 1).all()
-    assert (want.rank[~known] > K - 1).all()
+    np.testing.assert_allclose(actual.logprob, want.logprob, atol=1e-3)
+    np.testing.assert_allclose(actual.topk_logprobs, want.topk_logprobs, atol=1e-3)
+    has_rank = actual.rank >= 1
+    assert (np.abs(actual.rank - want.rank)[has_rank] <= 1).all()
+    assert (want.rank[~has_rank] > K - 1).all()
 
 
 def test_right_answers_are_taken(served):
@@ -77,33 +77,33 @@ def test_right_answers_are_taken(served):
 # --- vLLM's form ----------------------------------------------------------------------------------------------------
 
 
-def own(found):
-    return found[AT][str(TARGET)]
+def own(results):
+    return results[POSITION][str(TARGET)]
 
 
-def other(found, place=2):
+def other(results, place=2):
     """Key of a candidate that is not the target."""
-    return [key for key in found[AT] if key != str(TARGET)][place]
+    return [key for key in results[POSITION] if key != str(TARGET)][place]
 
 
-def renamed(found, name):
-    found[AT][name] = found[AT].pop(other(found))
+def renamed(results, name):
+    results[POSITION][name] = results[POSITION].pop(other(results))
 
 
 def each(change):
     """All values of all positions, changed."""
 
-    def spoil(found):
-        for entry in filter(None, found):
+    def spoil(results):
+        for entry in filter(None, results):
             for value in entry.values():
                 value["logprob"] = change(value["logprob"])
 
     return spoil
 
 
-def without_last(found, *, ranks):
+def without_last(results, *, ranks):
     """Nine of the likeliest and the target where it is none of them, as some proxies cut."""
-    for i, entry in enumerate(found):
+    for i, entry in enumerate(results):
         if entry and len(entry) == K + 1:
             keys = [key for key in entry if key != str(TEXT.ids[i])]
             del entry[min(keys, key=lambda key: entry[key]["logprob"])]
@@ -113,33 +113,33 @@ def without_last(found, *, ranks):
 
 
 def reranked(ranks):
-    def spoil(found):
-        for entry in filter(None, found):
+    def spoil(results):
+        for entry in filter(None, results):
             for place, value in enumerate(entry.values()):
                 value["rank"] = ranks(place, value["rank"])
 
     return spoil
 
 
-def to_rank(found, beyond):
+def to_rank(results, beyond):
     """A wrong rank of a target that is beyond the top, or within."""
-    for i in range(1, len(found)):
-        value = found[i][str(TEXT.ids[i])]
+    for i in range(1, len(results)):
+        value = results[i][str(TEXT.ids[i])]
         if (value["rank"] > K) == beyond:
             value["rank"] = 3 if beyond else 900
             return
     raise AssertionError("no such target")
 
 
-def most_likely_gone(found):
-    for entry in filter(None, found):
+def most_likely_gone(results):
+    for entry in filter(None, results):
         best = max(entry, key=lambda key: entry[key]["logprob"])
         if len(entry) == K + 1:
             del entry[best]
 
 
-def swapped(found):
-    a, b = own(found), found[AT][other(found, 0)]
+def swapped(results):
+    a, b = own(results), results[POSITION][other(results, 0)]
     a["logprob"], b["logprob"] = b["logprob"], a["logprob"]
 
 
@@ -154,10 +154,10 @@ NAMES = {
 }  # fmt: skip
 IN_VLLMS = {
     **{f"target {name}": lambda f, v=v: own(f).update(logprob=v) for name, v in VALUES.items()},
-    **{f"candidate {name}": lambda f, v=v: f[AT][other(f)].update(logprob=v) for name, v in VALUES.items()},
+    **{f"candidate {name}": lambda f, v=v: f[POSITION][other(f)].update(logprob=v) for name, v in VALUES.items()},
     **{f"id {name}": lambda f, v=v: renamed(f, v) for name, v in NAMES.items()},
-    "an id twice": lambda f: f[AT].update({"0" + other(f): dict(f[AT][other(f)])}),
-    "a candidate less": lambda f: [f[AT].pop(other(f)), f[AT].pop(other(f))],
+    "an id twice": lambda f: f[POSITION].update({"0" + other(f): dict(f[POSITION][other(f)])}),
+    "a candidate less": lambda f: [f[POSITION].pop(other(f)), f[POSITION].pop(other(f))],
     "k entries with the target": lambda f: without_last(f, ranks=True),
     "k entries with the target, no ranks": lambda f: without_last(f, ranks=False),
     "most likely gone": most_likely_gone,
@@ -176,11 +176,11 @@ IN_VLLMS = {
     "reversed": lambda f: f.reverse(),
     "cut": lambda f: f.pop(),
     "longer": lambda f: f.append(f[-1]),
-    "a position null": lambda f: f.__setitem__(AT, None),
-    "a position empty": lambda f: f.__setitem__(AT, {}),
-    "a position a list": lambda f: f.__setitem__(AT, list(f[AT].values())),
-    "an entry a number": lambda f: f[AT].__setitem__(other(f), -1.5),
-    "an entry without logprob": lambda f: f[AT][other(f)].pop("logprob"),
+    "a position null": lambda f: f.__setitem__(POSITION, None),
+    "a position empty": lambda f: f.__setitem__(POSITION, {}),
+    "a position a list": lambda f: f.__setitem__(POSITION, list(f[POSITION].values())),
+    "an entry a number": lambda f: f[POSITION].__setitem__(other(f), -1.5),
+    "an entry without logprob": lambda f: f[POSITION][other(f)].pop("logprob"),
     "all as likely": each(lambda value: -0.1),
     "probabilities": each(math.exp),
     "base 10": each(lambda value: value / math.log(10)),
@@ -195,9 +195,9 @@ def test_prompt_logprobs(served, case):
     assert_error_or_right(served, VLLM, lambda choice: IN_VLLMS[case](choice["prompt_logprobs"]), refused=True)
 
 
-def renormalised(found, *, target):
+def renormalised(results, *, target):
     """The top k sum to 1, as after top-k sampling; with the target's own value, or that left as it was."""
-    for i, entry in enumerate(found):
+    for i, entry in enumerate(results):
         if entry:
             own_value = entry[str(TEXT.ids[i])]
             top = sorted(entry.values(), key=lambda value: -value["logprob"])[:K]
@@ -226,20 +226,20 @@ def test_values_of_another_distribution(served, case):
 @pytest.mark.parametrize("ranks", [True, False])
 def test_no_right_answer_is_refused(scale, size, dtype, ranks):
     """Flat and peaked distributions over small and large vocabularies, softmax in half precision, tied logits."""
-    logprobs, ids = drawn(scale, size, dtype)
-    got = answered(logprobs, ids, ranks)
-    np.testing.assert_allclose(got.logprob, logprobs.gather(1, ids[1:, None])[:, 0], rtol=1e-6, atol=1e-6)
+    logprobs, ids = sample_logprobs(scale, size, dtype)
+    actual = answered(logprobs, ids, ranks)
+    np.testing.assert_allclose(actual.logprob, logprobs.gather(1, ids[1:, None])[:, 0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [-0.1, -1])
 @pytest.mark.parametrize("ranks", [True, False])
 def test_a_shift_is_refused_where_the_model_is_sure_somewhere(shift, ranks):
-    logprobs, ids = drawn(10, 2000, torch.float32)
+    logprobs, ids = sample_logprobs(10, 2000, torch.float32)
     with pytest.raises(ScoringError, match="whole vocabulary cannot sum to 1"):
         answered(logprobs + shift, ids, ranks)
 
 
-def drawn(scale, size, dtype):
+def sample_logprobs(scale, size, dtype):
     """Log-probabilities of 60 positions, and 61 tokens of which every other one is the third likeliest."""
     torch.manual_seed(0)
     logprobs = (scale * torch.randn(60, size)).to(dtype).log_softmax(dim=1).double()
@@ -250,13 +250,13 @@ def drawn(scale, size, dtype):
 
 def answered(logprobs, ids, ranks):
     """The scores by an engine that counts ranks as vLLM does, or tells none and one candidate more."""
-    one, rows = TokenSequence("t-1", ids.numpy().astype(np.int32), np.arange(1, 61, dtype=np.int32)), []
+    text, rows = TokenSequence("t-1", ids.numpy().astype(np.int32), np.arange(1, 61, dtype=np.int32)), []
     for line, target in zip(logprobs, ids[1:].tolist(), strict=True):
         top = line.topk(K + 1 - ranks)
         values = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)) | {target: float(line[target])}
         rank = int((line >= line[target]).sum()) if ranks else None
         rows.append(row(target, [(i, value, rank if i == target else None) for i, value in values.items()], K))
-    return to_scores(one, stack(rows), "a server", logprobs.shape[1] + 1024)
+    return to_scores(text, stack(rows), "a server", logprobs.shape[1] + 1024)
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "text", 7, True, [None] * 48, [[]] * 48, [{}] * 48])
@@ -276,69 +276,69 @@ def test_more_candidates_than_asked_for_are_welcome(served):
 # --- OpenAI's form --------------------------------------------------------------------------------------------------
 
 
-def top_nine_and_target(found, most):
+def top_nine_and_target(results, most):
     """`most` entries, the target always among them."""
     for i in range(1, len(TEXT.ids)):
-        name, top = f"token_id:{TEXT.ids[i]}", found["top_logprobs"][i]
+        name, top = f"token_id:{TEXT.ids[i]}", results["top_logprobs"][i]
         others = sorted((key for key in top if key != name), key=top.__getitem__, reverse=True)[: most - 1]
-        found["top_logprobs"][i] = {key: top[key] for key in [*others, name]}
+        results["top_logprobs"][i] = {key: top[key] for key in [*others, name]}
 
 
-def without_target(found):
+def without_target(results):
     """As SGLang: the top, and the target's value beside it."""
     for i in range(1, len(TEXT.ids)):
-        name, top = f"token_id:{TEXT.ids[i]}", found["top_logprobs"][i]
+        name, top = f"token_id:{TEXT.ids[i]}", results["top_logprobs"][i]
         if len(top) == K + 2:
             del top[name]
 
 
-def top_other(found, place=2):
-    return [key for key in found["top_logprobs"][AT] if key != f"token_id:{TARGET}"][place]
+def top_other(results, place=2):
+    return [key for key in results["top_logprobs"][POSITION] if key != f"token_id:{TARGET}"][place]
 
 
-def top_renamed(found, name):
-    top = found["top_logprobs"][AT]
-    top[name] = top.pop(top_other(found))
+def top_renamed(results, name):
+    top = results["top_logprobs"][POSITION]
+    top[name] = top.pop(top_other(results))
 
 
-def both(found, change):
+def both(results, change):
     for name in ("token_logprobs", "top_logprobs"):
-        found[name] = change(found[name])
+        results[name] = change(results[name])
 
 
-def scaled(found, change):
-    found["token_logprobs"] = [value if value is None else change(value) for value in found["token_logprobs"]]
-    found["top_logprobs"] = [
-        top and {key: change(value) for key, value in top.items()} for top in found["top_logprobs"]
+def scaled(results, change):
+    results["token_logprobs"] = [value if value is None else change(value) for value in results["token_logprobs"]]
+    results["top_logprobs"] = [
+        top and {key: change(value) for key, value in top.items()} for top in results["top_logprobs"]
     ]
 
 
-def own_apart(found):
-    found["token_logprobs"][AT] -= 0.5
+def own_apart(results):
+    results["token_logprobs"][POSITION] -= 0.5
 
 
-def target_missing(found):
+def target_missing(results):
     """The target was within the top, and is not there."""
     for i in range(1, len(TEXT.ids)):
-        top, name = found["top_logprobs"][i], f"token_id:{TEXT.ids[i]}"
+        top, name = results["top_logprobs"][i], f"token_id:{TEXT.ids[i]}"
         if len(top) == K + 1 and sorted(top, key=top.__getitem__).index(name) > 1:
             del top[name]
             return
     raise AssertionError("no such target")
 
 
-def own_to(found, value):
-    found["token_logprobs"][AT] = value
+def own_to(results, value):
+    results["token_logprobs"][POSITION] = value
 
 
-def cut_column(found, name):
-    found[name] = found[name][:-3]
+def cut_column(results, name):
+    results[name] = results[name][:-3]
 
 
 IN_OPENAIS = {
     **{f"own {name}": lambda f, v=v: own_to(f, v) for name, v in VALUES.items()},
     **{
-        f"candidate {name}": lambda f, v=v: f["top_logprobs"][AT].update({top_other(f): v})
+        f"candidate {name}": lambda f, v=v: f["top_logprobs"][POSITION].update({top_other(f): v})
         for name, v in VALUES.items()
     },
     **{f"id {name}": lambda f, v=v: top_renamed(f, f"token_id:{v}") for name, v in NAMES.items()},
@@ -351,15 +351,15 @@ IN_OPENAIS = {
     "own to the left": lambda f: f.update(token_logprobs=[None, *f["token_logprobs"][2:], -1.0]),
     "top to the left": lambda f: f.update(top_logprobs=[None, *f["top_logprobs"][2:], f["top_logprobs"][1]]),
     "tokens to the left": lambda f: f["tokens"].append(f["tokens"].pop(0)),
-    "another token": lambda f: f["tokens"].__setitem__(AT, "token_id:3"),
+    "another token": lambda f: f["tokens"].__setitem__(POSITION, "token_id:3"),
     "tokens with zeros": lambda f: f.update(tokens=[name.replace("token_id:", "token_id:0") for name in f["tokens"]]),
     "tokens as numbers": lambda f: f.update(tokens=[int(name.partition(":")[2]) for name in f["tokens"]]),
     "tokens as text": lambda f: f.update(tokens=["x"] * len(f["tokens"])),
     "tokens cut": lambda f: cut_column(f, "tokens"),
     "values cut": lambda f: cut_column(f, "token_logprobs"),
     "tops cut": lambda f: cut_column(f, "top_logprobs"),
-    "a top null": lambda f: f["top_logprobs"].__setitem__(AT, None),
-    "a top a list": lambda f: f["top_logprobs"].__setitem__(AT, [1, 2]),
+    "a top null": lambda f: f["top_logprobs"].__setitem__(POSITION, None),
+    "a top a list": lambda f: f["top_logprobs"].__setitem__(POSITION, [1, 2]),
     "no tops": lambda f: f.update(top_logprobs=None),
     "tops an object": lambda f: f.update(top_logprobs={"a": 1}),
     "base 10": lambda f: scaled(f, lambda value: value / math.log(10)),

@@ -35,9 +35,9 @@ def run_code(code, *words, before=()):
 
 def test_a_writer_killed_at_random_moments_loses_nothing_it_wrote(tmp_path):
     """Every file is whole after each kill, what was acknowledged is there, and the end is as if nothing happened."""
-    found = run_main("kill", tmp_path / "killed", 25, 7)
-    assert found["rounds"] == 25
-    assert found["acknowledged"] >= 25
+    results = run_main("kill", tmp_path / "killed", 25, 7)
+    assert results["rounds"] == 25
+    assert results["acknowledged"] >= 25
     whole = made.filled(tmp_path / "whole", range(12))
     killed = ScoreStore.open(tmp_path / "killed", made.signature())
     assert whole.keys() == killed.keys()
@@ -100,19 +100,19 @@ def test_a_damaged_byte_is_never_read_as_another_number(tmp_path):
     key = f"{5:064x}"
     path, rng, noticed = tmp_path / f"{key}.parquet", random.Random(3), 0
     whole, text = path.read_bytes(), made.text_of(5).rendered
-    said = set()
+    messages = set()
     for _ in range(300):
-        at = rng.randrange(len(whole))
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
+        place = rng.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
         try:
             assert made.same(store.read(key), made.scores_of(5))
             assert store.text(key).rendered == text
             assert store.entry(key).sources[0].resolved is True
         except StoreError as error:
             noticed += 1
-            said.add(str(error))
+            messages.add(str(error))
     assert noticed > 200
-    assert all("is damaged" in one and "\n" not in one for one in said)
+    assert all("is damaged" in message and "\n" not in message for message in messages)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
@@ -157,17 +157,17 @@ def test_a_full_disk_keeps_what_was_written_and_says_what_to_do(tmp_path):
     before = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(tmp_path)]
     if shutil.which("unshare") is None or subprocess.run([*before, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no one mount a small file system of his own")
-    said = run_code(WRITE_UNTIL_IT_FAILS, tmp_path, before=before)
-    count = int(said.split()[0])
+    messages = run_code(WRITE_UNTIL_IT_FAILS, tmp_path, before=before)
+    count = int(messages.split()[0])
     assert 5 < count < 300
-    assert said.startswith(f"{count} {count} [] True no room to write ")
-    assert "No space left on device" in said
-    assert "start the same command again: it goes on there" in said
+    assert messages.startswith(f"{count} {count} [] True no room to write ")
+    assert "No space left on device" in messages
+    assert "start the same command again: it goes on there" in messages
 
 
 def test_a_write_cut_short_by_a_limit_leaves_nothing_behind(tmp_path):
-    said = run_code(WRITE_UNTIL_IT_FAILS, tmp_path, 5_000)
-    assert said.startswith("0 0 [] True no room to write ")
+    messages = run_code(WRITE_UNTIL_IT_FAILS, tmp_path, 5_000)
+    assert messages.startswith("0 0 [] True no room to write ")
 
 
 def test_a_read_only_folder_can_be_read_and_says_so_when_written(tmp_path):

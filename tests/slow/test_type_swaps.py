@@ -30,7 +30,7 @@ def test_text_in_a_value_of_another_type_is_read_or_counted(name, tmp_path):
     assert len(attacks) > 20
     chosen = random.Random(name).sample(attacks, min(PER_FORMAT, len(attacks)))
     lost = [
-        (sample.path.name, swap.place, swap.how)
+        (sample.path.name, swap.place, swap.swap)
         for sample, swap, before in chosen
         if type_swaps.lost(sample, swap, tmp_path, before)
     ]

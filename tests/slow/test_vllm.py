@@ -31,9 +31,9 @@ TOKENS = int(os.environ.get("HESNR_TEST_TOKENS", "3500"))  # of the long passage
 @pytest.fixture(scope="module")
 def passages():
     """A long one, and two that share its first 600 tokens."""
-    long, one, two = passage("long", 0, TOKENS), passage("one", 0, 700, every=3), passage("two", 0, 640, every=7)
+    long, text, two = passage("long", 0, TOKENS), passage("one", 0, 700, every=3), passage("two", 0, 640, every=7)
     two.ids[600:] = two.ids[600:][::-1]
-    return {p.name: p for p in (long, one, two)}
+    return {p.name: p for p in (long, text, two)}
 
 
 @pytest.fixture(scope="module")
@@ -51,45 +51,45 @@ def run(tmp_path_factory, passages):
     started = time.perf_counter()
     code, output = run_group([python, script, model, folder], environment, timeout=600)
     assert code == 0, output[-8000:]
-    told = json.loads((folder / "told.json").read_text())
-    print(f"engine test: {time.perf_counter() - started:.0f} s, scoring {told['seconds']:.1f} s")
-    return np.load(folder / "scores.npz"), told, load(folder / "model")
+    reported = json.loads((folder / "told.json").read_text())
+    print(f"engine test: {time.perf_counter() - started:.0f} s, scoring {reported['seconds']:.1f} s")
+    return np.load(folder / "scores.npz"), reported, load(folder / "model")
 
 
-def found(run, kind, name):
+def arrays_of(run, kind, name):
     return SequenceScores(*(run[0][f"{kind}/{name}/{field}"] for field in SequenceScores._fields))
 
 
 def test_agrees_with_a_plain_forward(run, passages):
-    for name, one in passages.items():
-        got, want = found(run, "flat", name), reference(run[2], one)
-        assert_same(got, want)
+    for name, text in passages.items():
+        actual, want = arrays_of(run, "flat", name), reference(run[2], text)
+        assert_same(actual, want)
         differences = (
-            np.abs(got.logprob - want.logprob).max(),
-            np.abs(entropy(got.topk_logprobs) - entropy(want.topk_logprobs)).max(),
+            np.abs(actual.logprob - want.logprob).max(),
+            np.abs(entropy(actual.topk_logprobs) - entropy(want.topk_logprobs)).max(),
         )
-        print(f"{name}: {len(one.ids)} tokens, |Δ logprob| {differences[0]:.1e}, |Δ H| {differences[1]:.1e}")
+        print(f"{name}: {len(text.ids)} tokens, |Δ logprob| {differences[0]:.1e}, |Δ H| {differences[1]:.1e}")
 
 
 def test_prefix_cache_and_order_change_nothing(run, passages):
     for name in passages:
-        first, again = found(run, "flat", name), found(run, "again", name)
+        first, again = arrays_of(run, "flat", name), arrays_of(run, "again", name)
         assert np.abs(first.logprob - again.logprob).max() < 1e-4
         assert np.abs(first.topk_logprobs - again.topk_logprobs).max() < 1e-4
 
 
 def test_the_older_answer_form_gives_the_same(run, passages):
     for name in passages:
-        flat, dicts = found(run, "flat", name), found(run, "dicts", name)
+        flat, dicts = arrays_of(run, "flat", name), arrays_of(run, "dicts", name)
         assert np.abs(flat.logprob - dicts.logprob).max() < 1e-4
         assert (flat.rank != dicts.rank).mean() < 0.01
 
 
 def test_longest_prompt_is_one_below_the_context(run):
-    told = run[1]
-    assert told["max_length"] == told["context"] - 1
-    assert told["longest"] == "no error"
-    assert "'long'" in told["too long"]
+    reported = run[1]
+    assert reported["max_length"] == reported["context"] - 1
+    assert reported["longest"] == "no error"
+    assert "'long'" in reported["too long"]
 
 
 def test_passages_to_skip_are_not_scored(run):
@@ -153,22 +153,22 @@ class Logprob:
     rank: int | None = None
 
 
-def answer_to(one):
+def answer_to(text):
     """Every token but the first is the most likely, with ln 0.5; the next has ln 0.25."""
-    at = [{int(token): Logprob(-0.69, 1), 1999: Logprob(-1.39, 2)} for token in one.ids[1:]]
-    return Answer(one.ids.tolist(), [None, *at])
+    entries = [{int(token): Logprob(-0.69, 1), 1999: Logprob(-1.39, 2)} for token in text.ids[1:]]
+    return Answer(text.ids.tolist(), [None, *entries])
 
 
 def test_a_whole_answer_becomes_scores():
-    one = passage("t", 0, 6, every=2)
-    scores = _scores(one, answer_to(one), 2, 2000)
+    text = passage("t", 0, 6, every=2)
+    scores = _scores(text, answer_to(text), 2, 2000)
     assert np.allclose(scores.logprob, -0.69)
     assert scores.rank.tolist() == [1, 1, 1]
-    assert scores.topk_ids.tolist() == [[token, 1999] for token in one.ids[one.targets]]
+    assert scores.topk_ids.tolist() == [[token, 1999] for token in text.ids[text.targets]]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "reported"),
     [
         (lambda a: setattr(a, "prompt_logprobs", None), "0 positions came back for 6"),
         (lambda a: a.prompt_logprobs.pop(), "5 positions came back for 6"),
@@ -181,16 +181,16 @@ def test_a_whole_answer_becomes_scores():
         (lambda a: setattr(a.prompt_logprobs[5][1999], "logprob", 7.5), "raw logits"),
     ],
 )
-def test_an_answer_with_a_fault_is_an_error_that_names_the_trajectory(spoil, told):
-    one = passage("t-17", 0, 6, every=2)
-    answer = answer_to(one)
+def test_an_answer_with_a_fault_is_an_error_that_names_the_trajectory(spoil, reported):
+    text = passage("t-17", 0, 6, every=2)
+    answer = answer_to(text)
     spoil(answer)
-    with pytest.raises(ScoringError, match=told) as caught:
-        _scores(one, answer, 2, 2000)
+    with pytest.raises(ScoringError, match=reported) as caught:
+        _scores(text, answer, 2, 2000)
     assert "'t-17'" in str(caught.value)
 
 
 def test_batches_hold_every_passage_once_and_few_tokens():
     sizes = [5, 100, 40, 40, 30, 1]
-    made = list(batches_of_tokens([passage(str(n), 0, n) for n in sizes], {3}, 100))
-    assert made == [[0], [1], [2, 4, 5]]
+    batches = list(batches_of_tokens([passage(str(n), 0, n) for n in sizes], {3}, 100))
+    assert batches == [[0], [1], [2, 4, 5]]

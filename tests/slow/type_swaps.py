@@ -36,7 +36,7 @@ class Swap(NamedTuple):
     """One broken copy of a file: where, how, and the values to write."""
 
     place: str
-    how: str
+    swap: str
     parts: list[Any]
 
 
@@ -83,12 +83,12 @@ def field(steps: Steps) -> str:
 
 def replaced(parts: list[Any], steps: Steps, change: Callable[[Any], Any]) -> list[Any]:
     """A copy with the value at `steps` changed."""
-    made = copy.deepcopy(parts)
-    holder: Any = made
+    changed = copy.deepcopy(parts)
+    holder: Any = changed
     for step in steps[:-1]:
         holder = holder[step]
     holder[steps[-1]] = change(holder[steps[-1]])
-    return made
+    return changed
 
 
 def read(file: Path) -> tuple[str, ReadReport]:
@@ -118,8 +118,8 @@ def swaps(sample: Sample, steps: Steps) -> Iterator[Swap]:
     """The marker at `steps`, and each holder of it (the record as a whole aside) as another type."""
     parts = replaced(sample.parts, steps, lambda text: text + MARKER)
     for length in range(2, len(steps) + 1):
-        for how, swap in SWAPS.items():
-            yield Swap(field(steps[1:]), f"{field(steps[1:length])} {how}", replaced(parts, steps[:length], swap))
+        for swap_name, swap in SWAPS.items():
+            yield Swap(field(steps[1:]), f"{field(steps[1:length])} {swap_name}", replaced(parts, steps[:length], swap))
 
 
 def lost(sample: Sample, swap: Swap, folder: Path, before: ReadReport) -> bool:

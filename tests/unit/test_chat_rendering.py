@@ -33,15 +33,15 @@ def turn(thought, *calls):
     return Message("assistant", tuple(s for s in segments if s.text))
 
 
-def said(role, kind, text):
+def message_of(role, kind, text):
     return Message(role, (Segment(kind, text),))
 
 
 def run(*turns, reasoning=""):
-    messages = [said("system", Kind.CONTEXT, "甲 be brief"), said("user", Kind.CONTEXT, "甲\n fix it ")]
+    messages = [message_of("system", Kind.CONTEXT, "甲 be brief"), message_of("user", Kind.CONTEXT, "甲\n fix it ")]
     for thought, *calls in turns:
         messages.append(turn(reasoning + thought, *calls))
-        messages += [said("tool", Kind.OBSERVATION, f'乙"{i}"\n') for i, _ in enumerate(calls)]
+        messages += [message_of("tool", Kind.OBSERVATION, f'乙"{i}"\n') for i, _ in enumerate(calls)]
     return Trajectory("run", tuple(messages), fidelity=Fidelity.RENDERED)
 
 
@@ -89,9 +89,9 @@ RUNS = {
     "text": Trajectory(
         "text",
         (
-            said("user", Kind.CONTEXT, "甲"),
+            message_of("user", Kind.CONTEXT, "甲"),
             Message("assistant", (Segment(Kind.THOUGHT, "丙\n"), Segment(Kind.ACTION, "\n```bash\nls 丁\n```"))),
-            said("user", Kind.OBSERVATION, "乙"),
+            message_of("user", Kind.OBSERVATION, "乙"),
         ),
     ),
 }
@@ -153,7 +153,9 @@ def test_reasoning_is_kept_by_a_switch_counted_or_refused():
     source = (TEMPLATES[0].parent / "qwen3.jinja").read_text()
     counting = NativeTemplate(tokenizer(source))
     trajectory = run(("丙", BASH), ("丙",), reasoning="<think>\n丙 why\n</think>\n\n")
-    trajectory = Trajectory("r", (*trajectory.messages, said("user", Kind.CONTEXT, "甲")), fidelity=Fidelity.RENDERED)
+    trajectory = Trajectory(
+        "r", (*trajectory.messages, message_of("user", Kind.CONTEXT, "甲")), fidelity=Fidelity.RENDERED
+    )
     passed = counting.render(trajectory).passed
     assert passed.dropped == 2 * len("丙 why")
     described = counting.describe([passed, passed])

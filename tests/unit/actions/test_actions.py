@@ -105,14 +105,15 @@ def test_tool_call_tags_around_functions_belong_to_the_calls():
 def test_json_calls_give_the_inside_of_their_strings():
     call = {"name": "bash", "arguments": {"command": 'echo "hi"\n# x', "timeout": 5, "env": {"A": ["b", "}"]}}}
     text = f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
-    (found,) = parse_action(text)
-    values = {p.name: text[p.value_start : p.value_end] for p in found.parameters}
-    assert found.name == "bash"
-    assert [p.encoded for p in found.parameters] == [True, False, False]
+    (results,) = parse_action(text)
+    values = {p.name: text[p.value_start : p.value_end] for p in results.parameters}
+    assert results.name == "bash"
+    assert [p.encoded for p in results.parameters] == [True, False, False]
     assert json.loads(f'"{values["command"]}"') == call["arguments"]["command"]
     assert json.loads(values["env"]) == {"A": ["b", "}"]}
-    kept = "".join(text[p.value_start : p.value_end] for p in found.parameters)
-    assert len(kept) + sum(end - start for start, end in found.tags) == len(text) - 1  # the newline before the last tag
+    kept = "".join(text[p.value_start : p.value_end] for p in results.parameters)
+    tags = sum(end - start for start, end in results.tags)
+    assert len(kept) + tags == len(text) - 1  # the newline before the last tag
 
 
 @pytest.mark.parametrize("cut", range(5, 60, 5))

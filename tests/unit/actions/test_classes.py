@@ -25,11 +25,11 @@ ANY = st.one_of(
 
 def test_every_hand_labelled_command_has_its_class_and_key():
     assert len(LABELLED) >= 240
-    assert sum(one["source"] != "written" for one in LABELLED) >= 140
+    assert sum(first["source"] != "written" for first in LABELLED) >= 140
     wrong = [
-        (one["command"][:80], one["key"], canonical_key(one["command"]))
-        for one in LABELLED
-        if (action_class(one["command"]), canonical_key(one["command"])) != (one["class"], one["key"])
+        (first["command"][:80], first["key"], canonical_key(first["command"]))
+        for first in LABELLED
+        if (action_class(first["command"]), canonical_key(first["command"])) != (first["class"], first["key"])
     ]
     assert wrong == []
 
@@ -52,24 +52,24 @@ def test_quotes_and_white_space_that_change_nothing_change_no_key(words, data):
     def spelled():
         return "cat" + "".join(data.draw(spaces) + quoted(word, data.draw(st.integers(0, 2))) for word in words)
 
-    one, other = spelled(), spelled() + data.draw(st.sampled_from(["", " ", " # why", "\n"]))
+    first, other = spelled(), spelled() + data.draw(st.sampled_from(["", " ", " # why", "\n"]))
     for resolution in RESOLUTIONS:
-        assert canonical_key(one, resolution) == canonical_key(other, resolution)
+        assert canonical_key(first, resolution) == canonical_key(other, resolution)
 
 
-def quoted(word, way):
+def quoted(word, style):
     """The same word in single quotes, in double quotes, or with every sign escaped."""
-    if way == 0:
+    if style == 0:
         return "'" + word.replace("'", "'\\''") + "'"
-    if way == 1:
+    if style == 1:
         return '"' + "".join("\\" + c if c in '"\\' else c for c in word) + '"'
     return "".join(c if c.isalnum() or c in "_./" else "\\" + c for c in word)
 
 
 @given(st.lists(PLAIN, min_size=1, max_size=3), st.lists(PLAIN, min_size=1, max_size=3))
-def test_different_words_have_different_whole_keys(one, other):
-    assert (canonical_key("cat " + " ".join(one), "whole") == canonical_key("cat " + " ".join(other), "whole")) == (
-        one == other
+def test_different_words_have_different_whole_keys(first, other):
+    assert (canonical_key("cat " + " ".join(first), "whole") == canonical_key("cat " + " ".join(other), "whole")) == (
+        first == other
     )
 
 
@@ -115,10 +115,10 @@ def test_the_form_of_a_call_does_not_count(resolution):
 
 
 def test_the_name_of_a_here_documents_end_does_not_count_but_its_body_does():
-    made = "cat > a.py <<'{0}'\n{1}\n{0}"
-    assert canonical_key(made.format("EOF", "x = 1"), "whole") == canonical_key(made.format("END", "x = 1  "), "whole")
-    assert canonical_key(made.format("EOF", "x = 1"), "whole") != canonical_key(made.format("EOF", "x = 2"), "whole")
-    assert canonical_key(made.format("EOF", "x = 1")) == canonical_key(made.format("EOF", "x = 2")) == "edit:a.py"
+    here = "cat > a.py <<'{0}'\n{1}\n{0}"
+    assert canonical_key(here.format("EOF", "x = 1"), "whole") == canonical_key(here.format("END", "x = 1  "), "whole")
+    assert canonical_key(here.format("EOF", "x = 1"), "whole") != canonical_key(here.format("EOF", "x = 2"), "whole")
+    assert canonical_key(here.format("EOF", "x = 1")) == canonical_key(here.format("EOF", "x = 2")) == "edit:a.py"
 
 
 def test_what_a_glob_means_is_not_what_its_quoted_letters_mean():

@@ -52,8 +52,8 @@ def passage(n=300, wanted=80, seed=0, start=()):
 
 
 def scores_of(engine, texts, progress=int):
-    found = dict(engine.score(texts, K, progress))
-    return [found[i] for i in range(len(texts))]
+    results = dict(engine.score(texts, K, progress))
+    return [results[i] for i in range(len(texts))]
 
 
 def assert_right(model, text, scores, tolerance=TOLERANCE):
@@ -153,22 +153,22 @@ def test_shared_prefixes_are_read_once_and_give_the_same_numbers():
     model, texts, read = llama(), tree(), []
     engine = tried(model, texts)
     model.model.register_forward_pre_hook(lambda _, __, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
-    found = scores_of(engine, texts)
+    results = scores_of(engine, texts)
     total, shared = sum(text.targets[-1] for text in texts), 5 * 512 + 2 * 768
     assert sum(read) == total - shared
-    for text, scores in zip(texts, found, strict=True):
+    for text, scores in zip(texts, results, strict=True):
         assert_right(model, text, scores)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 0])
 def test_progress_sums_to_the_tokens_of_the_passages(batch):
     """Whatever is shared or padded."""
-    texts, told = tree(), []
+    texts, reported = tree(), []
     engine = engine_for(llama(), batch)
     engine.limits.longest = 150
-    scores_of(engine, texts, told.append)
-    assert sum(told) == sum(len(text.ids) for text in texts)
-    assert min(told) > 0
+    scores_of(engine, texts, reported.append)
+    assert sum(reported) == sum(len(text.ids) for text in texts)
+    assert min(reported) > 0
 
 
 @pytest.mark.numbers
@@ -181,9 +181,9 @@ def test_short_texts_are_read_side_by_side():
         model.model.register_forward_pre_hook(
             lambda _, __, kw, rows=rows: rows.append(len(kw["input_ids"])), with_kwargs=True
         )
-        found = scores_of(engine, texts)
+        results = scores_of(engine, texts)
         assert rows == expected
-        for text, scores in zip(texts, found, strict=True):
+        for text, scores in zip(texts, results, strict=True):
             assert_right(model, text, scores)
 
 
@@ -195,20 +195,20 @@ def test_numbers_do_not_depend_on_which_process_has_which_text():
     everyone = [prefix_hashes(text.ids, int(text.targets[-1]), text.full_length) for text in texts]
     alone = scores_of(engine_for(model), texts)
     for part in (slice(0, None, 2), slice(1, None, 2), slice(3, 4)):
-        found = scores_of(engine_for(model, gather=lambda own: everyone), texts[part])
-        assert all(same(a, b) for a, b in zip(found, alone[part], strict=True))
+        results = scores_of(engine_for(model, gather=lambda own: everyone), texts[part])
+        assert all(same(a, b) for a, b in zip(results, alone[part], strict=True))
 
 
 @pytest.mark.numbers
 @pytest.mark.parametrize("batch", [1, 3, 0])
 def test_numbers_do_not_depend_on_what_an_earlier_run_finished(batch):
     """Bit for bit: passages to skip are not answered and not counted, but shape what is read together."""
-    model, texts, told = llama(), tree(), []
+    model, texts, reported = llama(), tree(), []
     alone = scores_of(engine_for(model, batch), texts)
-    found = dict(engine_for(model, batch).score(texts, K, told.append, skip={0, 1, 2, 4, 6}))
-    assert sorted(found) == [3, 5, 7]
-    assert all(same(found[i], alone[i]) for i in found)
-    assert sum(told) == sum(len(texts[i].ids) for i in found)
+    results = dict(engine_for(model, batch).score(texts, K, reported.append, skip={0, 1, 2, 4, 6}))
+    assert sorted(results) == [3, 5, 7]
+    assert all(same(results[i], alone[i]) for i in results)
+    assert sum(reported) == sum(len(texts[i].ids) for i in results)
 
 
 def test_nothing_is_read_for_texts_that_are_skipped():
@@ -242,11 +242,11 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(caplog):
     model, texts = llama(), [passage(900, 80, 1), passage(150, 20, 2), passage(140, 20, 3)]
     engine, room = engine_for(model, 0), Room(model, 200)
     with caplog.at_level(logging.WARNING, "hesnr_tasks"):
-        found = scores_of(engine, texts)
+        results = scores_of(engine, texts)
     assert caplog.text.count("out of memory with") == 2
     assert "going on with 224" in caplog.text  # 899 tokens are then five chunks of 180
     room.tokens = 10**9
-    for text, scores in zip(texts, found, strict=True):
+    for text, scores in zip(texts, results, strict=True):
         assert_right(model, text, scores)
 
 
@@ -367,11 +367,11 @@ def test_mixed_precision_is_lm_evals():
     """Under autocast the numbers are those of autocast, not of float32."""
     model, text = llama(), passage()
     lm = hflm(model, mixed_precision_dtype="bfloat16")
-    found = dict(backend_for(lm).score([text], K, int))[0]
+    results = dict(backend_for(lm).score([text], K, int))[0]
     logits = lm._model_call(torch.from_numpy(text.ids).long()[None])[0, text.targets - 1]
     expected = logits.float().log_softmax(1).gather(1, torch.from_numpy(text.ids[text.targets]).long()[:, None])[:, 0]
-    assert np.abs(found.logprob - expected.numpy()).mean() < 0.02
-    assert np.abs(found.logprob - scores_of(engine_for(model), [text])[0].logprob).mean() > 1e-4
+    assert np.abs(results.logprob - expected.numpy()).mean() < 0.02
+    assert np.abs(results.logprob - scores_of(engine_for(model), [text])[0].logprob).mean() > 1e-4
 
 
 # --- masked vocabularies ----------------------------------------------------------------------------------------------
@@ -461,30 +461,30 @@ def test_the_backend_of_an_lm_eval_model(size):
     """Any --batch_size; passages without targets are answered too."""
     model, texts = llama(), [passage(100 + i, 20, i) for i in range(5)]
     texts.append(TokenSequence("none", texts[0].ids, np.zeros(0, np.int32)))
-    backend, told = backend_for(hflm(model, batch_size=size, max_length=900, add_bos_token=True)), []
+    backend, reported = backend_for(hflm(model, batch_size=size, max_length=900, add_bos_token=True)), []
     assert (backend.max_length, backend.bos) == (900, True)
-    found = dict(backend.score(texts, K, told.append))
+    results = dict(backend.score(texts, K, reported.append))
     for i, text in enumerate(texts[:5]):
-        assert_right(model, text, found[i])
-    assert sum(told) == sum(len(text.ids) for text in texts)
-    assert found[5].topk_ids.shape == (0, K)
+        assert_right(model, text, results[i])
+    assert sum(reported) == sum(len(text.ids) for text in texts)
+    assert results[5].topk_ids.shape == (0, K)
 
 
 def test_what_a_signature_says_of_a_model(tmp_path):
     """The same weights give the same identity wherever they lie; any other weights another."""
     model = llama()
-    told = hf.make(hflm(model)).describe()
+    reported = hf.make(hflm(model)).describe()
     model.save_pretrained(tmp_path / "elsewhere")
     loaded = hf.make(hflm(Llama.from_pretrained(tmp_path / "elsewhere"))).describe()
-    assert loaded["weights"] == told["weights"]
+    assert loaded["weights"] == reported["weights"]
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.mul_(1.001)
-    assert hf.make(hflm(model)).describe()["weights"] != told["weights"]
-    assert json.loads(json.dumps(told)) == told
-    assert told["backend"] == "hf"
-    assert told["dtype"] == "float32"
-    assert told["attention"] == "sdpa"
-    assert told["parameters"] == model.num_parameters()
+    assert hf.make(hflm(model)).describe()["weights"] != reported["weights"]
+    assert json.loads(json.dumps(reported)) == reported
+    assert reported["backend"] == "hf"
+    assert reported["dtype"] == "float32"
+    assert reported["attention"] == "sdpa"
+    assert reported["parameters"] == model.num_parameters()
 
 
 def test_models_that_cannot_be_scored_are_refused():

@@ -79,10 +79,10 @@ def test_attention_without_the_mask_equals_attention_with_it(new, past, dtype):
     mask = torch.ones(new, past + new, dtype=torch.bool).tril(past).expand(2, 1, new, past + new)
     expected = scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask=mask, scale=0.3)
     with CausalChunks() as mode:
-        found = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
+        results = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
         assert mode._understands((query, key, value), {"attn_mask": mask})
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found.float(), expected, rtol=1e-6, atol=1e-5 if dtype == torch.float32 else 3e-2)
+    assert results.dtype == dtype
+    np.testing.assert_allclose(results.float(), expected, rtol=1e-6, atol=1e-5 if dtype == torch.float32 else 3e-2)
 
 
 def test_masks_of_earlier_chunks_are_let_go():
@@ -110,8 +110,8 @@ def test_masks_that_are_not_causal_are_left_alone():
     padded[1, :, :, :9] = False
     for mask in (window, hole, padded, torch.randn(1, 1, 40, 90)):
         with CausalChunks():
-            found = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        assert torch.equal(found, scaled_dot_product_attention(query, key, value, attn_mask=mask))
+            results = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        assert torch.equal(results, scaled_dot_product_attention(query, key, value, attn_mask=mask))
 
 
 @given(st.integers(0, 5000), st.integers(1, 9000), st.integers(1, 3000))

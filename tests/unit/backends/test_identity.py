@@ -122,12 +122,12 @@ def test_one_bit_anywhere_in_a_file_counts(place, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(place, tmp_path / "a")
     file = next((tmp_path / "a").glob("*.safetensors"))
-    data, found = bytearray(file.read_bytes()), {fingerprint(place)}
-    for at in (len(data) - 1, len(data) // 2, 4097, 2 * len(data) // 3):
-        data[at] ^= 1
+    data, results = bytearray(file.read_bytes()), {fingerprint(place)}
+    for offset in (len(data) - 1, len(data) // 2, 4097, 2 * len(data) // 3):
+        data[offset] ^= 1
         file.write_bytes(data)
-        found.add(fingerprint(str(tmp_path / "a")))
-    assert len(found) == 5
+        results.add(fingerprint(str(tmp_path / "a")))
+    assert len(results) == 5
 
 
 def test_files_are_not_hashed_twice_and_a_lost_cache_changes_nothing(place, tmp_path, monkeypatch):
@@ -146,27 +146,27 @@ def test_files_are_not_hashed_twice_and_a_lost_cache_changes_nothing(place, tmp_
 def test_an_edited_adapter_is_another_model(place, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    made = get_peft_model(
+    adapted = get_peft_model(
         load(place), LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False)
     )
     adapter = tmp_path / "adapter"
-    made.save_pretrained(adapter)
+    adapted.save_pretrained(adapter)
 
     def identities():
         return weights_of(PeftModel.from_pretrained(load(place), adapter)), fingerprint(place, adapter=str(adapter))
 
-    found = [(weights_of(load(place)), fingerprint(place)), identities()]
-    assert identities() == found[-1]
+    results = [(weights_of(load(place)), fingerprint(place)), identities()]
+    assert identities() == results[-1]
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
     name = next(name for name in tensors if "lora_B" in name)
     tensors[name][5, 1] *= -1
     save_file(tensors, file, metadata={"format": "pt"})
-    found.append(identities())
+    results.append(identities())
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 8}))
-    found.append(identities())
-    for side in zip(*found, strict=True):
+    results.append(identities())
+    for side in zip(*results, strict=True):
         assert len(set(side)) == 4
     assert fingerprint(place, adapter="nobody/no-such-adapter") is None
 
@@ -315,15 +315,15 @@ def test_slow_tokenizers_count_whole(tmp_path):
     """The pieces are the same; their scores, which decide what is merged first, are not."""
     from sentencepiece import sentencepiece_model_pb2 as proto
 
-    known = tiny.sentencepiece_slow()
-    before = tokenizer_of(known)
-    assert before == tokenizer_of(BertGenerationTokenizer(vocab_file=known.vocab_file))
+    slow = tiny.sentencepiece_slow()
+    before = tokenizer_of(slow)
+    assert before == tokenizer_of(BertGenerationTokenizer(vocab_file=slow.vocab_file))
     model = proto.ModelProto()
-    model.ParseFromString(Path(known.vocab_file).read_bytes())
+    model.ParseFromString(Path(slow.vocab_file).read_bytes())
     model.pieces[400].score -= 100
     (tmp_path / "spiece.model").write_bytes(model.SerializeToString())
     other = BertGenerationTokenizer(vocab_file=str(tmp_path / "spiece.model"))
-    assert other.get_vocab() == known.get_vocab()
+    assert other.get_vocab() == slow.get_vocab()
     assert tokenizer_of(other) != before
     assert tokenizer_of(tiny.tiktoken_style()) == tokenizer_of(tiny.tiktoken_style())
 

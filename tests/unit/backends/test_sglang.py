@@ -52,11 +52,11 @@ def scored(backend, k=5):
 
 def test_flat_arrays_lists_and_the_engine_are_the_same_numbers(server, folder):
     flat = scored(remote(server, folder))
-    asked = server.requests[-1]
-    assert (asked["logprob_start_len"], asked["top_logprobs_num"]) == (START, 10)
-    assert asked["sampling_params"]["max_new_tokens"] == 1
-    assert asked["return_logprob"] is True
-    assert asked["return_text_in_logprobs"] is False
+    request = server.requests[-1]
+    assert (request["logprob_start_len"], request["top_logprobs_num"]) == (START, 10)
+    assert request["sampling_params"]["max_new_tokens"] == 1
+    assert request["return_logprob"] is True
+    assert request["return_text_in_logprobs"] is False
     server.forms = ()
     for other in (scored(remote(server, folder)), scored(in_process(server, folder))):
         for column, expected in zip(other, flat, strict=True):
@@ -109,7 +109,7 @@ def _aborted(meta):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "complaint"),
     [
         (_shorter, r"no values of the 38 tokens from token 4 on came back \(37\)"),
         (_shifted, "positions are shifted"),
@@ -123,9 +123,9 @@ def _aborted(meta):
         (_aborted, "aborted: KV cache is full"),
     ],
 )
-def test_an_answer_with_a_fault_is_an_error(server, folder, spoil, said):
+def test_an_answer_with_a_fault_is_an_error(server, folder, spoil, complaint):
     server.spoil = spoil
-    with pytest.raises(ScoringError, match=said) as caught:
+    with pytest.raises(ScoringError, match=complaint) as caught:
         scored(in_process(server, folder))
     assert "'t-17'" in str(caught.value)
 
@@ -139,7 +139,7 @@ def _flat(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "complaint"),
     [
         (lambda m: m.update(input_top_logprobs_shape=[36, 10]), "candidates of 36 positions after 1"),
         (lambda m: m.update(input_top_logprobs_null_prefix=0), "candidates of 37 positions after 0"),
@@ -148,10 +148,10 @@ def _flat(change):
         (lambda m: m.update(input_top_logprobs_idx_flat_b64=base64.b64encode(b"1234").decode()), "cannot be used"),
     ],
 )
-def test_flat_arrays_with_a_fault_are_an_error(server, folder, change, said):
+def test_flat_arrays_with_a_fault_are_an_error(server, folder, change, complaint):
     backend = remote(server, folder)
     server.spoils, server.spoil = len(TEXT.ids), _flat(change)
-    with pytest.raises(ScoringError, match=said) as caught:
+    with pytest.raises(ScoringError, match=complaint) as caught:
         scored(backend)
     assert "'t-17'" in str(caught.value)
 

@@ -44,8 +44,8 @@ class Outcome(NamedTuple):
 
 def sources(*folders: Path) -> list[Path]:
     """The files that are mutated, in a fixed order; folders of event files count as single files here."""
-    found = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix in SUFFIXES]
-    return [path for path in found if path.name != "expected.json"]
+    results = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix in SUFFIXES]
+    return [path for path in results if path.name != "expected.json"]
 
 
 def mutant(path: Path, seed: int) -> bytes:
@@ -104,15 +104,15 @@ def _decoded(line: str) -> object:
 
 
 def _holders(parts: list) -> list[tuple]:
-    found, todo = [], [parts]
+    results, todo = [], [parts]
     while todo:
         value = todo.pop()
         keys = range(len(value)) if isinstance(value, list) else list(value)
         for key in keys:
-            found.append((value, key))
+            results.append((value, key))
             if isinstance(value[key], (dict, list)):
                 todo.append(value[key])
-    return found
+    return results
 
 
 def read(path: Path, data: bytes, folder: Path) -> Outcome:

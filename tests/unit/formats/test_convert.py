@@ -132,8 +132,8 @@ def test_reports_in_instance_folders_and_openhands_lines_are_read(tmp_path):
         {"instance_id": "d", "report": {"resolved": False}},
     ]
     write(tmp_path / "output.swebench_eval.jsonl", *lines)
-    found = read_outcomes([str(tmp_path / "logs"), str(tmp_path / "output.swebench_eval.jsonl")])
-    assert found == {"a": True, "b": False, "c": True, "d": False}
+    results = read_outcomes([str(tmp_path / "logs"), str(tmp_path / "output.swebench_eval.jsonl")])
+    assert results == {"a": True, "b": False, "c": True, "d": False}
 
 
 def test_outcomes_from_reports_replace_those_in_the_file(tmp_path):

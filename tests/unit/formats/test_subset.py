@@ -90,6 +90,6 @@ def test_identity_is_the_text_not_the_id_or_the_labels():
 
 
 def test_identity_knows_where_messages_end():
-    one = Trajectory("x", tuple(Message("user", (Segment(Kind.CONTEXT, t),)) for t in ("ab", "c")))
+    single = Trajectory("x", tuple(Message("user", (Segment(Kind.CONTEXT, t),)) for t in ("ab", "c")))
     two = Trajectory("x", tuple(Message("user", (Segment(Kind.CONTEXT, t),)) for t in ("a", "bc")))
-    assert identity(one) != identity(two)
+    assert identity(single) != identity(two)

@@ -142,22 +142,22 @@ def test_bad_tables_are_named_with_their_line(tmp_path, text, words):
 def test_a_base_checkpoint_is_judged_by_its_fine_tuned_child():
     scored = [replace(SFTS[i], downstream={"swe": DownstreamScore(30.0 + i, 500)}) for i in range(4)]
     own = replace(BASES[0], downstream={"swe": DownstreamScore(2.0, 500)})
-    found = outcomes(Ladder((own, *BASES[1:], *scored)), "swe")
-    assert {name: outcome.value for name, outcome in found.items() if not name.endswith("-sft")} == {
+    results = outcomes(Ladder((own, *BASES[1:], *scored)), "swe")
+    assert {name: outcome.value for name, outcome in results.items() if not name.endswith("-sft")} == {
         "lc-1000": 30.0, "lc-2000": 31.0, "lc-3000": 32.0, "lc-4000": 33.0,
     }  # fmt: skip
-    assert found["lc-2000"].measured == "lc-2000-sft"
-    assert found["lc-2000-sft"].measured == "itself"
-    assert 1.9 < found["lc-2000"].stderr < 2.2  # per cent, binomial of 500
+    assert results["lc-2000"].measured == "lc-2000-sft"
+    assert results["lc-2000-sft"].measured == "itself"
+    assert 1.9 < results["lc-2000"].stderr < 2.2  # per cent, binomial of 500
 
 
 def test_without_fine_tuned_children_a_base_is_judged_by_its_own_score():
     own = [replace(base, downstream={"swe": DownstreamScore(0.1)}) for base in BASES]
-    found = outcomes(Ladder(tuple(own)), "swe")
-    assert {outcome.measured for outcome in found.values()} == {"itself"}
+    results = outcomes(Ladder(tuple(own)), "swe")
+    assert {outcome.measured for outcome in results.values()} == {"itself"}
     after = replace(BASES[0], downstream={"swe": DownstreamScore(0.3, after="sft")})
-    found = outcomes(Ladder((after, *own[1:])), "swe")
-    assert list(found) == ["lc-1000"]  # scores before and after fine-tuning are not mixed
+    results = outcomes(Ladder((after, *own[1:])), "swe")
+    assert list(results) == ["lc-1000"]  # scores before and after fine-tuning are not mixed
 
 
 def test_two_fine_tuned_children_are_refused():

@@ -54,11 +54,11 @@ def test_values_are_pooled_ratios_turned_so_that_more_is_better():
     rng = np.random.default_rng(0)
     down = proxy("ppl", [3.0, 2.0], rng, better=False)
     counts = rng.integers(0, 3, (5, 40))
-    got = values(down, counts)
+    actual = values(down, counts)
     for r, c in itertools.product(range(5), range(2)):
         top = sum(counts[r, t] * down.numerator[c, t] for t in range(40))
         bottom = sum(counts[r, t] * down.denominator[c, t] for t in range(40))
-        assert got[r, c] == pytest.approx(-top / bottom, rel=1e-12)
+        assert actual[r, c] == pytest.approx(-top / bottom, rel=1e-12)
     assert values(down)[1] > values(down)[0]
 
 
@@ -87,13 +87,18 @@ def test_points_of_a_claim_equal_scipy_and_a_plain_count_of_pairs():
     rng = np.random.default_rng(2)
     y = rng.normal(size=10)
     good, bad = proxy("he_snr", y + rng.normal(0, 0.3, 10), rng), proxy("ppl", rng.normal(size=10), rng, better=False)
-    got = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y), "swe", resamples=200)
-    for p, rank, decision in ((good, got.spearman, got.decision), (bad, got.spearman_baseline, got.decision_baseline)):
+    result = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y), "swe", resamples=200)
+    for p, rank, decision in (
+        (good, result.spearman, result.decision),
+        (bad, result.spearman_baseline, result.decision_baseline),
+    ):
         x = values(p)
         assert rank.value == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
         pairs = [(x[i] > x[j]) == (y[i] > y[j]) for i, j in itertools.combinations(range(10), 2)]
         assert decision.value == pytest.approx(np.mean(pairs), abs=1e-12)
-    assert got.spearman_gain.value == pytest.approx(got.spearman.value - got.spearman_baseline.value, abs=1e-12)
+    assert result.spearman_gain.value == pytest.approx(
+        result.spearman.value - result.spearman_baseline.value, abs=1e-12
+    )
 
 
 def test_families_are_centred_and_only_pairs_within_them_count():
@@ -102,21 +107,21 @@ def test_families_are_centred_and_only_pairs_within_them_count():
     y = np.concatenate([np.arange(5.0), 100 + np.arange(5.0)])
     x = np.concatenate([np.arange(5.0), -100 + np.arange(5.0)])  # right within, wrong between
     p = proxy("he_snr", x, rng, noise=1e-6)
-    got = claim(p, p, NAMES[:10], family, scores(y), "swe", resamples=200)
-    assert got.decision.value == 1.0
-    assert got.spearman.value > 0.95
-    assert "2 families" in " ".join(got.notes)
-    assert got.verdict == "undecided"  # against itself
-    assert got.spearman_gain == (0.0, 0.0, 0.0)
+    actual = claim(p, p, NAMES[:10], family, scores(y), "swe", resamples=200)
+    assert actual.decision.value == 1.0
+    assert actual.spearman.value > 0.95
+    assert "2 families" in " ".join(actual.notes)
+    assert actual.verdict == "undecided"  # against itself
+    assert actual.spearman_gain == (0.0, 0.0, 0.0)
 
 
 def test_few_checkpoints_give_no_coefficient_and_say_so():
     rng = np.random.default_rng(4)
     p = proxy("he_snr", [1.0, 2, 3], rng)
-    got = claim(p, p, NAMES[:3], ["m"] * 3, scores([1, 2, 3]), "swe")
-    assert math.isnan(got.spearman.value)
-    assert got.verdict == "undecided"
-    assert "3 checkpoints" in got.sentence
+    actual = claim(p, p, NAMES[:3], ["m"] * 3, scores([1, 2, 3]), "swe")
+    assert math.isnan(actual.spearman.value)
+    assert actual.verdict == "undecided"
+    assert "3 checkpoints" in actual.sentence
 
 
 def test_a_score_of_few_instances_widens_the_interval():
@@ -125,8 +130,8 @@ def test_a_score_of_few_instances_widens_the_interval():
     good, bad = proxy("he_snr", y, rng), proxy("ppl", rng.permutation(y), rng, better=False)
     widths = []
     for error in (0.0, 3.0):
-        got = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y, error), "swe", resamples=500)
-        widths.append(got.spearman_gain.high - got.spearman_gain.low)
+        actual = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y, error), "swe", resamples=500)
+        widths.append(actual.spearman_gain.high - actual.spearman_gain.low)
     assert widths[1] > widths[0]
 
 

@@ -40,7 +40,7 @@ def scores_of(seed, mask=BOTH, k=10, run=None, cut=5):
     n = len(text.ids)
     start = 4 * np.arange(n)
     last = np.minimum(start + 3, len(text.rendered.text) - 1)
-    span = [next(s for s in text.rendered.spans if s.start <= at < s.end) for at in last]
+    span = [next(s for s in text.rendered.spans if s.start <= within < s.end) for within in last]
     label = np.array([_label(s.kind, rng) for s in span], dtype=np.uint64)
     turn = np.array([s.turn for s in span], dtype=np.int32)
     top = -np.sort(rng.gamma(1.0, 2.0, (n, 20)).astype(np.float32), axis=1)
@@ -50,17 +50,17 @@ def scores_of(seed, mask=BOTH, k=10, run=None, cut=5):
     logprob = top[np.arange(n), np.minimum(rank, 20) - 1]
     wanted = np.flatnonzero((label & mask) != 0)
     wanted = wanted[wanted > 0]
-    at, beyond = wanted[wanted < n - cut], wanted[wanted >= n - cut]
+    within, beyond = wanted[wanted < n - cut], wanted[wanted >= n - cut]
     return TokenScores(
         key=f"{seed:064x}",
-        position=at.astype(np.int32),
-        token_id=text.ids[at],
-        turn=turn[at],
-        label=label[at],
-        char_start=start[at].astype(np.int32),
-        char_end=np.minimum(start + 4, len(text.rendered.text))[at].astype(np.int32),
+        position=within.astype(np.int32),
+        token_id=text.ids[within],
+        turn=turn[within],
+        label=label[within],
+        char_start=start[within].astype(np.int32),
+        char_end=np.minimum(start + 4, len(text.rendered.text))[within].astype(np.int32),
         scores=SequenceScores(
-            logprob[at], rank[at], np.ascontiguousarray(top[at, :k]), np.ascontiguousarray(ids[at, :k])
+            logprob[within], rank[within], np.ascontiguousarray(top[within, :k]), np.ascontiguousarray(ids[within, :k])
         ),
         tokens_total=n,
         labels_cut=label[beyond],

@@ -27,11 +27,11 @@ def score_demo(folder, count=3, steps=25):
         ScoringRequest(t.id, text.rendered, text.codes, MASK, 10, "right", text.key)
         for t, text in zip(trajectories, labelled, strict=True)
     ]
-    found = score_requests(model, requests)
-    signature = scoring_signature(found[0].run, render="transcript", overflow="right", k=10, filters=list(FILTERS))
+    results = score_requests(model, requests)
+    signature = scoring_signature(results[0].run, render="transcript", overflow="right", k=10, filters=list(FILTERS))
     store = ScoreStore.open(folder / "store", signature)
     encoder = Encoder(model.tokenizer)
-    for trajectory, text, scores in zip(trajectories, labelled, found, strict=True):
+    for trajectory, text, scores in zip(trajectories, labelled, results, strict=True):
         store.write(
             scores,
             text=Text(text.rendered, encoder.encode(text.rendered).ids),

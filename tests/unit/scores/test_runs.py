@@ -23,8 +23,8 @@ def arguments(module, *words):
 
 def analyzed(folder, *words):
     """Rows of the table of results, and what was said of each run that was read."""
-    found = json.loads(analysis.analyze(arguments(analysis, folder, *words)))
-    return found["tables"]["results"], [about["read"] for about in found["runs"].values()]
+    results = json.loads(analysis.analyze(arguments(analysis, folder, *words)))
+    return results["tables"]["results"], [about["read"] for about in results["runs"].values()]
 
 
 # --- the list itself --------------------------------------------------------------------------------------------------
@@ -37,9 +37,9 @@ def wanted(task, seeds, data="{}"):
 def test_tasks_with_different_data_are_read_apart(tmp_path):
     made.filled(tmp_path, [1, 2, 3, 4])
     add_run(tmp_path, [*wanted("a", [1, 2]), *wanted("b", [3, 4, 1]), *wanted("c", [1, 2])], "1")
-    rows, said = analyzed(tmp_path)
+    rows, remarks = analyzed(tmp_path)
     assert [row["trajectories"] for row in rows] == [2, 3]
-    assert ["a+c" in said[0], "b on" in said[1]] == [True, True]
+    assert ["a+c" in remarks[0], "b on" in remarks[1]] == [True, True]
     with pytest.raises(
         SettingsError, match=r"had different data; name one of them: --run \w{10}: a\+c; --run \w{10}: b"
     ):
@@ -58,9 +58,9 @@ def test_a_text_counts_as_often_as_the_run_had_it(tmp_path):
 def test_a_run_that_did_not_finish_says_so(tmp_path):
     made.filled(tmp_path, [1, 2])
     add_run(tmp_path, wanted("a", [1, 2, 3, 4]), "1")
-    rows, said = analyzed(tmp_path)
+    rows, remarks = analyzed(tmp_path)
     assert rows[0]["trajectories"] == 2
-    assert said[0].endswith("2 of 4 trajectories; the run was not finished")
+    assert remarks[0].endswith("2 of 4 trajectories; the run was not finished")
     add_run(tmp_path, wanted("a", [5]), "1")
     with pytest.raises(DataError, match="has no score files yet of run 2 of 2"):
         analyzed(tmp_path)
@@ -68,8 +68,8 @@ def test_a_run_that_did_not_finish_says_so(tmp_path):
 
 def test_a_folder_without_a_list_is_one_run(tmp_path):
     made.filled(tmp_path, [1, 2])
-    _, said = analyzed(tmp_path)
-    assert said == ["everything in the folder: 2 trajectories"]
+    _, remarks = analyzed(tmp_path)
+    assert remarks == ["everything in the folder: 2 trajectories"]
     with pytest.raises(SettingsError, match="no list of runs"):
         analyzed(tmp_path, "--run", "1")
 
@@ -81,9 +81,9 @@ def test_runs_at_once_and_leftovers(tmp_path):
     (tmp_path / "runs" / "000001.json").write_text("{")
     with pytest.raises(StoreError, match=r"000001\.json is damaged.*--all"):
         analyzed(tmp_path)
-    rows, said = analyzed(tmp_path, "--all")
+    rows, remarks = analyzed(tmp_path, "--all")
     assert rows[0]["trajectories"] == 2
-    assert "1 files of the list of runs are damaged" in said[0]
+    assert "1 files of the list of runs are damaged" in remarks[0]
     add_run(tmp_path, wanted("a", [1]), "1")
     assert analyzed(tmp_path)[0][0]["trajectories"] == 1
     with ThreadPoolExecutor(8) as pool:

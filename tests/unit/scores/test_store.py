@@ -19,11 +19,11 @@ from tests.unit.scores import made
 def test_scores_come_back_bit_for_bit(tmp_path):
     store = made.filled(tmp_path, range(5))
     for seed in range(5):
-        found = ScoreStore.open(tmp_path, made.signature()).read(f"{seed:064x}")
-        assert made.same(found, made.scores_of(seed))
-        assert found.scores.topk_logprobs.flags.c_contiguous
-        assert store.text(found.key).rendered == made.text_of(seed).rendered
-        assert (store.text(found.key).ids == made.text_of(seed).ids).all()
+        results = ScoreStore.open(tmp_path, made.signature()).read(f"{seed:064x}")
+        assert made.same(results, made.scores_of(seed))
+        assert results.scores.topk_logprobs.flags.c_contiguous
+        assert store.text(results.key).rendered == made.text_of(seed).rendered
+        assert (store.text(results.key).ids == made.text_of(seed).ids).all()
 
 
 bits = st.integers(0, 2**32 - 1)
@@ -161,17 +161,17 @@ def test_what_another_task_wanted_stays(tmp_path):
     store = made.filled(tmp_path, [1], made.ACTION)
     made.put(store, 1, made.THOUGHT)
     made.put(store, 1, made.ACTION_FILTERED)
-    found = store.read(f"{1:064x}")
-    assert made.same(found, made.scores_of(1, made.BOTH))
-    assert len(found.labels_cut) > 0
-    assert store.get(found.key, made.BOTH, 10)
+    results = store.read(f"{1:064x}")
+    assert made.same(results, made.scores_of(1, made.BOTH))
+    assert len(results.labels_cut) > 0
+    assert store.get(results.key, made.BOTH, 10)
 
 
 def test_everybody_who_has_the_text_is_remembered(tmp_path):
     store = made.filled(tmp_path, [1])
     key = f"{1:064x}"
-    found = store.get(key, made.ACTION, 5, [Source("again", "task1", None)])
-    assert made.same(found, made.scores_of(1))
+    results = store.get(key, made.ACTION, 5, [Source("again", "task1", None)])
+    assert made.same(results, made.scores_of(1))
     assert [source.id for source in store.entry(key).sources] == ["again", "run1"]
     stamp = (tmp_path / f"{key}.parquet").stat().st_mtime_ns
     assert store.get(key, made.ACTION, 5, [Source("again", "task1", None)]) is not None
