@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION, char_codes, filter_bits
 from hesnr_tasks.formats import load
-from hesnr_tasks.rendering import action_code, kind_code, label_mask, render
+from hesnr_tasks.rendering import Rendered, Span, action_code, kind_code, label_mask, render
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from tests.reference import filters as reference
 from tests.unit.filters.corpus import PINNED, entry, labels, lines
@@ -385,6 +385,18 @@ def test_codes_of_a_rendered_trajectory():
     assert (codes == expected).all()
     kept = label_mask([Kind.ACTION], list(FILTERS), list(FILTERS))
     assert "".join(c for c, code in zip(rendered.text, codes, strict=True) if int(kept) >> int(code) & 1) == "lsls"
+
+
+@given(st.lists(st.text(alphabet="-=# \n\u00a0ax", min_size=1, max_size=12), min_size=1, max_size=6))
+def test_rules_end_with_their_action_also_where_another_follows_at_once(actions):
+    ends = np.cumsum([len(action) for action in actions])
+    spans = tuple(
+        Span(end - len(action), end, Kind.ACTION if i % 3 else Kind.THOUGHT, i, False)
+        for i, (action, end) in enumerate(zip(actions, ends.tolist()), 1)
+    )
+    thought = kind_code(Kind.THOUGHT)
+    expected = [action_code(filter_bits(a)) if i % 3 else [thought] * len(a) for i, a in enumerate(actions, 1)]
+    assert char_codes(Rendered("".join(actions), spans)).tolist() == np.concatenate(expected).tolist()
 
 
 def test_the_real_trajectories_are_labelled_and_something_is_kept(shared):
