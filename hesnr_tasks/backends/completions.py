@@ -294,6 +294,8 @@ def _headers(lm: Any) -> dict[str, str]:
             headers = {name.lower(): str(value) for name, value in lm.header.items() if value != "Bearer "} | headers
         except ValueError as error:
             raise ScoringError(str(error)) from error
+        if key := os.environ.get("OPENAI_API_KEY"):  # lm-eval's sglang-generate sends none
+            headers.setdefault("authorization", f"Bearer {key}")
     for name, value in headers.items():
         if not (_HEADER_NAME.fullmatch(name) and value.isascii() and value.isprintable() and value == value.strip()):
             raise ScoringError(

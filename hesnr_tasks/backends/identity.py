@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from hesnr_tasks.errors import ScoringError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fingerprint", "tokenizer_of", "weights_of"]
+__all__ = ["engine_version", "fingerprint", "tokenizer_of", "weights_of"]
 
 _log = logging.getLogger("hesnr_tasks")
 # what saving, loading or moving a model changes in its configuration
@@ -210,6 +211,14 @@ def _as_words(data: torch.Tensor) -> torch.Tensor:
         padded[: len(data)] = data
         data = padded
     return data.view(torch.int64)
+
+
+def engine_version(package: str) -> str:
+    """The installed version of an engine."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 # --- models on disk ---------------------------------------------------------------------------------------------------

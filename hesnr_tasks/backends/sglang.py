@@ -13,7 +13,6 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence, batches_of_tokens
 from hesnr_tasks.backends.completions import AnswerForm, CompletionsBackend
 from hesnr_tasks.backends.completions import make as completions
-from hesnr_tasks.backends.identity import fingerprint
+from hesnr_tasks.backends.identity import engine_version, fingerprint
 from hesnr_tasks.backends.prompt_logprobs import Rows, number, same_value, to_scores, vocabulary_bound
 from hesnr_tasks.errors import ScoringError
 
@@ -86,14 +85,10 @@ class SGLangBackend(Backend):
     def describe(self) -> dict[str, Any]:
         """See `Backend.describe`."""
         args = self._lm.model_args
-        try:
-            engine = version("sglang")
-        except PackageNotFoundError:
-            engine = "unknown"
         changed = {name: args[name] for name in _OVERRIDES if args.get(name) not in (None, "auto", "{}")}
         return {
             "backend": "sglang",
-            "engine": engine,
+            "engine": engine_version("sglang"),
             "model": str(args["model_path"]),
             "revision": args.get("revision"),
             "dtype": str(getattr(self._config, "dtype", args.get("dtype"))).removeprefix("torch."),

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence, batches_of_tokens
-from hesnr_tasks.backends.identity import fingerprint
+from hesnr_tasks.backends.identity import engine_version, fingerprint
 from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, stack, to_scores, vocabulary_bound
 from hesnr_tasks.errors import ScoringError
 
@@ -92,13 +91,9 @@ class VLLMBackend(Backend):
         args = self._lm.model_args
         dtype = args["dtype"] if self._engine is None else self._engine.model_config.dtype
         lora = getattr(self._lm, "lora_request", None)
-        try:
-            engine = version("vllm")
-        except PackageNotFoundError:
-            engine = "unknown"
         return {
             "backend": "vllm",
-            "engine": engine,
+            "engine": engine_version("vllm"),
             "model": str(args["model"]),
             "revision": args["revision"],
             "dtype": str(dtype).removeprefix("torch."),

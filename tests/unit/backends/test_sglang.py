@@ -164,6 +164,14 @@ def test_the_server_scores_with_the_model_it_has_and_says_so(server, folder, cap
     assert remote(server, folder).max_length == server.context - 1
 
 
+def test_the_key_of_the_environment_reaches_a_server_that_wants_one(server, folder, monkeypatch):
+    server.key = "sk-secret-1"
+    with pytest.raises(ScoringError, match="OPENAI_API_KEY"):
+        scored(remote(server, folder))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1")
+    assert scored(remote(server, folder)).logprob.shape == (5,)
+
+
 def test_adapters_that_would_not_be_applied_are_refused(server, folder):
     with pytest.raises(ScoringError, match=r"never applies.*\nMerge"):
         in_process(server, folder, lora_paths=["x"])
