@@ -171,6 +171,14 @@ class NativeTemplate:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     calls: str = "stored"
 
+    def __post_init__(self) -> None:
+        clash = sorted({"messages", "tools", "documents", "add_generation_prompt", "chat_template"} & set(self.kwargs))
+        if clash:
+            raise SettingsError(
+                f"template_kwargs cannot set {', '.join(clash)}: that comes from the trajectory. Set arguments of the "
+                "template's own, such as enable_thinking."
+            )
+
     @property
     def name(self) -> str:
         """Whose template it is."""

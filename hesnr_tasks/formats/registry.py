@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hesnr_tasks.chat_messages import stored_schemas
 from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.formats.base import DetectedFormat, Format, Where, as_list, collecting_losses, decoded, string
+from hesnr_tasks.formats.base import DetectedFormat, Format, Where, as_list, collecting_losses, decoded, deep, string
 from hesnr_tasks.formats.chat import CHAT_TEXT, CHAT_TOOLS, CHAT_XML, COMPLETIONS, PLAIN
 from hesnr_tasks.formats.cli_agents import CLAUDE_CODE, CODEX
 from hesnr_tasks.formats.eval_logs import ATIF, INSPECT_AI
@@ -100,11 +101,30 @@ def read_record(format: Format, record: Any, where: Where) -> Trajectory:
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(f"this is {_shape(record)}, not a record of {format.name} ({format.rule})") from error
+    if tools := _tools(record):
+        trajectory = replace(trajectory, meta={**trajectory.meta, "tools": tools})
     if not losses.characters:
         return trajectory
     remarks = [text if n == 1 else f"{text} ({n} times)" for text, n in losses.remarks.items()]
     warnings = [*warnings_of(trajectory), *remarks]
     return replace(trajectory, meta={**trajectory.meta, "warnings": warnings, "left_out_characters": losses.characters})
+
+
+_TOOLS_AT = (  # where formats keep the schemas of the agent's tools, in a record or in one of its first events
+    ("tools",), ("metadata", "tools"), ("kwargs", "tools"), ("request", "tools"), ("raw_completions", "tools"),
+    ("agent", "tool_definitions"), ("args", "tools"), ("payload", "dynamic_tools"),
+)  # fmt: skip
+
+
+def _tools(record: Any) -> list[dict[str, Any]]:
+    """The schemas of tools that a record carries, in OpenAI's form; those of a normalised record are in its meta."""
+    events = as_list(record) or as_list(deep(record, "history")) or as_list(deep(record, "events")) or []
+    for place in ([record] if isinstance(record, Mapping) else []) + events[:5]:
+        for path in _TOOLS_AT:
+            stored = as_list(decoded(deep(place, *path))) if isinstance(place, Mapping) else None
+            if schemas := stored_schemas([decoded(tool) for tool in stored or []]):
+                return [{"type": "function", "function": function} for function in schemas.values()]
+    return []
 
 
 def warnings_of(trajectory: Trajectory) -> list[str]:

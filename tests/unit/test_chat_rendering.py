@@ -1,5 +1,7 @@
 """`render=native`: every leaf keeps its label in real chat templates, and what cannot be proved is refused."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.actions import ToolCall, render_call
+from hesnr_tasks.actions.grammar import split_calls
+from hesnr_tasks.chat_messages import conversations, native_calls
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
+from hesnr_tasks.formats import load
 from hesnr_tasks.rendering import action_code, kind_code, label_mask, render
 from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
@@ -203,3 +208,125 @@ def test_no_template_is_an_error():
 def test_the_date_is_fixed():
     source = PLAIN.replace("CONTENT", "strftime_now('%Y-%m-%d') ~ m.content")
     assert "2025-01-01" in NativeTemplate(tokenizer(source)).render(RUNS["calls"]).text
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_texts_are_those_of_the_tokenizer_s_own_method(path):
+    byte = tokenizer(path.read_text().replace("strftime_now(", "str("))  # the date apart
+    byte_str = "{% macro str(format) %}{{ format }}{% endmacro %}"
+    byte.chat_template = byte_str + byte.chat_template if "str(" in byte.chat_template else byte.chat_template
+    native = NativeTemplate(byte)
+    variant = native._variants[0]
+    for trajectory in RUNS.values():
+        calls = native_calls(trajectory)
+        conversation = conversations(trajectory, calls, native._reasoning)(variant)
+        messages, tools = conversation.chat("value", variant), conversation.tools()
+        try:
+            ours = native.text(messages, tools, **native._switches)
+        except DataError:
+            continue
+        theirs = byte.apply_chat_template(messages, tools=tools, tokenize=False, **native._switches)
+        assert ours == theirs
+
+
+IN_TEXT = {
+    "fence": "丙 look\n\n```bash\nls '丁' | wc -l\n```",
+    "function": "丙 look\n\n<function=edit>\n<parameter=path>丁.py</parameter>\n"
+    "<parameter=new_str>\n  丁 = 1  # no\n</parameter>\n</function>",
+    "json": "丙 look\n<tool_call>\n"
+    '{"name": "bash", "arguments": {"command": "echo \\"丁\\"\\n", "n": [1, 2]}}\n</tool_call>',
+}
+
+
+def in_text(text, form):
+    segments = split_calls(text, form)
+    messages = [said("user", Kind.CONTEXT, "甲"), Message("assistant", segments), said("user", Kind.OBSERVATION, "乙")]
+    return Trajectory("text", tuple(messages))
+
+
+@pytest.mark.parametrize("form", IN_TEXT)
+@pytest.mark.parametrize("path", SOME, ids=lambda path: path.stem)
+def test_calls_in_text_become_structures_where_asked(path, form):
+    trajectory = in_text(IN_TEXT[form], {"fence": "bash", "json": "tool_call"}.get(form, form))
+    stored = NativeTemplate(tokenizer(path.read_text())).render(trajectory)
+    rendered = NativeTemplate(tokenizer(path.read_text()), calls="native").render(trajectory)
+    assert IN_TEXT[form].partition("\n\n")[2] in stored.text
+    assert rendered.text != stored.text
+    check(trajectory, rendered)
+    plain = kept_action(render(trajectory, "chatml"))
+    extra = set("\"'[]{},: ")
+    assert [c for c in kept_action(rendered) if c not in extra] == [c for c in plain if c not in extra]
+    assert kept_action(stored) == plain == kept_action(render(trajectory, "transcript"))
+
+
+def test_text_beside_calls_keeps_them_as_text():
+    trajectory = in_text("丙 look\n\n```bash\nls 丁\n``` and then", "bash")
+    assert not any(native_calls(trajectory, "native"))
+
+
+def test_schemas_are_those_of_the_trajectory():
+    stored = [
+        {"type": "function", "function": {"name": "bash", "description": "runs 5", "parameters": {"type": "object"}}},
+        {"name": "edit", "description": "edits 6", "input_schema": {"type": "object"}},
+        {"name": "no name, though"},
+        "bash",
+    ]
+    trajectory = replace(RUNS["calls"], meta={"tools": stored})
+    text = NativeTemplate(tokenizer((TEMPLATES[0].parent / "qwen3.jinja").read_text())).render(trajectory).text
+    assert "runs 5" in text
+    assert "edits 6" in text
+    assert '"name": "submit"' in text  # called, without a schema
+    assert "no name" not in text
+
+
+@pytest.mark.parametrize("place", [("tools",), ("metadata", "tools"), ("agent", "tool_definitions")])
+def test_schemas_are_read_from_records(tmp_path, place):
+    tools = [{"type": "function", "function": {"name": "bash", "description": "runs 5", "parameters": {}}}]
+    call = {"id": "1", "type": "function", "function": {"name": "bash", "arguments": '{"command": "ls"}'}}
+    messages = [
+        {"role": "user", "content": "fix"},
+        {"role": "assistant", "content": "look", "tool_calls": [call]},
+        {"role": "tool", "content": "a.py", "tool_call_id": "1"},
+    ]
+    record = {"messages": messages}
+    inner = record
+    for step in place[:-1]:
+        inner = inner.setdefault(step, {})
+    inner[place[-1]] = json.dumps(tools) if place == ("tools",) else tools
+    (tmp_path / "run.jsonl").write_text(json.dumps(record))
+    (trajectory,) = load([str(tmp_path)])
+    assert [tool["function"]["description"] for tool in trajectory.meta["tools"]] == ["runs 5"]
+
+
+class Customised:
+    """A tokenizer whose method does more than run its template: here, it counts."""
+
+    chat_template, name_or_path = PLAIN.replace("CONTENT", "m.content"), "counting"
+
+    def __init__(self):
+        self.calls = 0
+
+    def apply_chat_template(self, messages, **kwargs):
+        self.calls += 1
+        return f"[{self.calls}]" + "".join(m["content"] for m in messages)
+
+
+def test_a_tokenizer_with_a_state_is_refused():
+    with pytest.raises(DataError, match=r"another text each time.*render=chatml"):
+        NativeTemplate(Customised()).render(RUNS["text"])
+
+
+@pytest.mark.parametrize("kwargs", [{"messages": []}, {"tools": []}, {"add_generation_prompt": True}])
+def test_arguments_that_are_not_the_template_s_are_refused(kwargs):
+    source = (TEMPLATES[0].parent / "qwen3.jinja").read_text()
+    with pytest.raises(SettingsError, match=f"template_kwargs cannot set {next(iter(kwargs))}"):
+        NativeTemplate(tokenizer(source), kwargs=kwargs)
+
+
+@pytest.mark.parametrize(
+    "attack", ["().__class__.__mro__", "m.update({'content': 'x'})", "namespace(a=1).__class__.mro()"]
+)
+def test_templates_run_in_a_sandbox(attack):
+    native = NativeTemplate(tokenizer(PLAIN.replace("CONTENT", f"{attack} ~ m.content")))
+    with pytest.raises(DataError, match=r"unsafe|SecurityError"):
+        native.render(RUNS["text"])
