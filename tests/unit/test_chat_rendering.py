@@ -240,7 +240,11 @@ IN_TEXT = {
 
 def in_text(text, form):
     segments = split_calls(text, form)
-    messages = [said("user", Kind.CONTEXT, "甲"), Message("assistant", segments), said("user", Kind.OBSERVATION, "乙")]
+    messages = [
+        message_of("user", Kind.CONTEXT, "甲"),
+        Message("assistant", segments),
+        message_of("user", Kind.OBSERVATION, "乙"),
+    ]
     return Trajectory("text", tuple(messages))
 
 
