@@ -71,11 +71,14 @@ def read_run(
     k: int,
     context: int | None = None,
     run: str = "latest",
+    metrics: Sequence[str] | None = None,
 ) -> Run:
-    """The sums of one run of score files in one setting; `run` as `scores.choose_runs` takes it."""
+    """The sums of one run in one setting; `run` as `scores.choose_runs` takes it; `metrics`: None for all."""
     frame_filters = ScoreStore.open(path).signature["filters"]
     chosen = only_selection(frame_filters, kinds, filters)
-    return run_of(load(path, (k,), masks=[chosen.mask], name=name, context=context, run=run), chosen, epsilon, k)
+    names = names_of("all") if metrics is None else tuple(dict.fromkeys([*names_of(), *metrics]))
+    frame = load(path, (k,), masks=[chosen.mask], name=name, context=context, run=run, metrics=names)
+    return run_of(frame, chosen, epsilon, k, names)
 
 
 def only_selection(frame_filters: Sequence[str], kinds: str | None, filters: str | None) -> Selection:
@@ -86,8 +89,8 @@ def only_selection(frame_filters: Sequence[str], kinds: str | None, filters: str
     return chosen[0]
 
 
-def run_of(frame: Frame, chosen: Selection, epsilon: float, k: int) -> Run:
-    """The sums of a run in one setting."""
+def run_of(frame: Frame, chosen: Selection, epsilon: float, k: int, metrics: Sequence[str] | None = None) -> Run:
+    """The sums of a run in one setting, of some metrics (None: all)."""
     mask = chosen.mask
     return Run(
         name=frame.name,
@@ -96,7 +99,7 @@ def run_of(frame: Frame, chosen: Selection, epsilon: float, k: int) -> Run:
         ids=tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries),
         multiplicity=frame.multiplicity(mask),
         n_truncated=frame.n_truncated(mask),
-        sums=token_sums(frame, frame.counted(mask), epsilon, k, names_of("all")),
+        sums=token_sums(frame, frame.counted(mask), epsilon, k, names_of("all") if metrics is None else metrics),
         about=frame.about,
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.metrics import EPSILON, TokenColumns, TrajectorySums, cell_sums, needed_columns, token_bytes
+from hesnr_tasks.metrics import EPSILON, TokenColumns, TrajectorySums, cell_sums, names_of, needed_columns, token_bytes
 from hesnr_tasks.metrics import topk_entropy as entropy_of
+from hesnr_tasks.metrics.registry import column_or_none, kinds_of
 from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import Entry, ScoreStore, StoredRun, StoreError, choose_runs, mixed
 from hesnr_tasks.stats import MOST_RESAMPLES
@@ -26,6 +28,8 @@ BoolArray = npt.NDArray[np.bool_]
 ALL, EVERY = "all", "every"
 _KINDS = tuple(kind.value for kind in Kind if kind is not Kind.SCAFFOLD)
 _ALL = (1 << 64) - 1
+_OPTIONAL = ("topk_logprobs", "n_bytes", "full_entropy", "expected_rank", "frequency", "turn")  # of `TokenColumns`
+_DERIVED = ("n_bytes", "frequency", "kinds", "trajectory")  # not columns of score files
 
 
 class Selection(NamedTuple):
@@ -92,12 +96,16 @@ class Frame:
 
     def tokens(self, k: int, index: npt.NDArray[np.int64]) -> TokenColumns:
         """The columns of some tokens, as metrics take them."""
+        optional: dict[str, Any] = {name: self.extra[name][index] for name in _OPTIONAL if name in self.extra}
+        optional |= {
+            name: column_or_none(optional[name]) for name in ("full_entropy", "expected_rank") if name in optional
+        }
         return TokenColumns(
             logprob=self.logprob[index].astype(np.float64),
             rank=self.rank[index],
             entropy=self.entropy[k][index],
-            topk_logprobs=self.extra["topk_logprobs"][index] if "topk_logprobs" in self.extra else None,
-            n_bytes=self.extra["n_bytes"][index] if "n_bytes" in self.extra else None,
+            kinds=kinds_of(self.label[index]),
+            **optional,
         )
 
     def trajectory(self) -> npt.NDArray[np.int32]:
@@ -131,7 +139,7 @@ def load(
     name: str = "",
     context: int | None = None,
     run: str | StoredRun = "latest",
-    metrics: Sequence[str] | None = None,
+    metrics: Iterable[str] | None = None,
 ) -> Frame:
     """Read the scores of one run of a folder.
 
@@ -143,7 +151,7 @@ def load(
         name: of the run (default: that of the folder).
         context: as if the model had read this many token ids of each text, BOS included, at most (None: all it read).
         run: as `scores.choose_runs` takes it, or one that it returned.
-        metrics: load the optional columns of these alone (default: of every registered one).
+        metrics: the metrics that will be computed (None: the core ones); others may find their columns missing.
 
     Raises:
         StoreError: for damaged files.
@@ -160,10 +168,17 @@ def load(
             f'again with "k": {max(ks)} in --metadata.'
         )
     loaded_mask = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
-    needs = needed_columns(metrics)
+    needs = [
+        name
+        for name in needed_columns(names_of() if metrics is None else metrics)
+        if name not in ("kinds", "trajectory")
+    ]
     outputs = list(dict.fromkeys(["label", "logprob", "rank", *extra, *needs]))
     sources = ["char_start", "char_end", "text"] if "n_bytes" in needs else []
+    sources += ["token_id", "text_ids"] if "frequency" in needs else []
     stored = dict.fromkeys(["position", "topk_logprobs", "labels_cut", *outputs, *sources])
+
+    occurrences, lock = np.zeros(0, dtype=np.int64), threading.Lock()  # of each token id in all texts
 
     def work(entry: Entry, columns: dict[str, Array]) -> tuple[Entry, dict[str, Array]]:
         top = columns["topk_logprobs"]
@@ -171,9 +186,15 @@ def load(
         # a model that reads `context` ids scores positions 0 … context - 1, and these are in the order of the text
         fits = len(columns["label"]) if context is None else int(np.searchsorted(columns["position"], context))
         row = np.flatnonzero(columns["label"][:fits] & np.uint64(loaded_mask)).astype(np.int32)
-        if sources:
+        if "n_bytes" in needs:
             n_bytes = token_bytes(columns["text"], columns["char_start"], columns["char_end"])
             columns["n_bytes"] = n_bytes.astype(np.int32)
+        if "frequency" in needs:
+            columns["frequency"] = columns["token_id"]  # counted below, when all texts are known
+            counts = np.bincount(columns["text_ids"])
+            with lock:
+                occurrences.resize(max(len(occurrences), len(counts)), refcheck=False)
+                occurrences[: len(counts)] += counts
         return entry, {
             "labels_cut": np.concatenate([columns["label"][fits:], columns["labels_cut"]]),
             "row": row,
@@ -181,13 +202,16 @@ def load(
             **{f"entropy{k}": entropy_of(top[row], k) for k in ks},
         }
 
-    parts = list(store.load_columns([column for column in stored if column != "n_bytes"], work))
+    parts = list(store.load_columns([column for column in stored if column not in _DERIVED], work))
     if not parts:
         raise DataError(f"{store.folder} has no score files yet of {store.run}")
 
     def concat_columns(column: str) -> Array:
         return np.concatenate([columns.pop(column) for _, columns in parts])
 
+    optional = {column: concat_columns(column) for column in dict.fromkeys([*extra, *needs])}
+    if "frequency" in optional:
+        optional["frequency"] = occurrences[optional["frequency"]].astype(np.float64)
     signature, limit = store.signature, store.signature["run"].get("max_length")
     if context is not None and (limit is None or limit > context):
         signature = {**signature, "run": {**signature["run"], "max_length": context}}
@@ -203,7 +227,7 @@ def load(
         rank=concat_columns("rank"),
         entropy={k: concat_columns(f"entropy{k}") for k in ks},
         labels_cut=tuple(columns["labels_cut"] for _, columns in parts),
-        extra={column: concat_columns(column) for column in dict.fromkeys([*extra, *needs])},
+        extra=optional,
         signature=signature,
         context=context,
     )
@@ -326,7 +350,10 @@ def group_sums(
     """
     size, index = len(frame.entries), np.flatnonzero(group >= 0)
     cell = group[index].astype(np.int64) * size + frame.trajectory()[index]
-    sums = cell_sums(frame.tokens(k, index), cell, groups * size, [epsilon], k, metrics)
+    tokens = frame.tokens(k, index)
+    if groups == 1:  # all that count, in their order
+        tokens = replace(tokens, trajectory=cell)
+    sums = cell_sums(tokens, cell, groups * size, [epsilon], k, metrics)
     return TrajectorySums(sums.values.reshape(groups, size, -1), sums.names)
 
 

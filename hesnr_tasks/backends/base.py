@@ -87,6 +87,26 @@ class SequenceScores(NamedTuple):
     rank: npt.NDArray[np.int32]  # (m,) 1 + tokens strictly more likely; -n: beyond the n most likely, not known
     topk_logprobs: npt.NDArray[np.float32]  # (m, k) nats, descending
     topk_ids: npt.NDArray[np.int32]  # (m, k)
+    full_entropy: npt.NDArray[np.float32] | None = None  # (m,) nats, of the whole vocabulary; None, NaN: not known
+    expected_rank: npt.NDArray[np.float32] | None = None  # (m,) sum of rank times probability; None, NaN: not known
+
+    @classmethod
+    def concat(cls, parts: Sequence[SequenceScores]) -> SequenceScores:
+        """Scores of consecutive targets as one; what some of them lack is NaN there."""
+        if all(column is None for part in parts for column in part[4:]):
+            return cls(*(np.concatenate(column) for column in zip(*(part[:4] for part in parts), strict=True)))
+        return cls(*(np.concatenate(column) for column in zip(*(part.padded() for part in parts), strict=True)))
+
+    def padded(self) -> SequenceScores:
+        """With NaN in place of columns that are not known."""
+        unknown = np.full(len(self.logprob), np.nan, np.float32)
+        columns: Any = (unknown if column is None else column for column in self)
+        return SequenceScores(*columns)
+
+    def take(self, index: Any) -> SequenceScores:
+        """The scores of some targets."""
+        columns: Any = (None if column is None else column[index] for column in self)
+        return SequenceScores(*columns)
 
     @classmethod
     def empty(cls, k: int) -> SequenceScores:

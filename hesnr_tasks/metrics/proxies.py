@@ -1,8 +1,8 @@
 """Further published statistics of teacher-forced tokens that predict downstream performance.
 
 Most are of Patel et al., "Forecasting Downstream Performance of LLMs With Proxy Metrics" (arXiv 2605.18607), known from
-secondary texts: entropy is that of the top k, not of the whole vocabulary, and weights are not clipped. Those with
-weights by token frequency, and those over the last 1 000 tokens, are not here.
+secondary texts: the exact form of wrong confidence, the clipping of weights and the corpus of token frequencies are not
+verified. Here entropy as a weight is that of the top k, and frequencies are those of the texts that were scored.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hesnr_tasks.metrics.registry import TokenColumns, metric
+from hesnr_tasks.rendering import kind_code
 from hesnr_tasks.stats import Scale
+from hesnr_tasks.trajectory import Kind
 
 FORECASTING = "arXiv 2605.18607"
 _TermsFunction = Callable[[TokenColumns], Any]
@@ -115,11 +118,20 @@ _STATISTICS: dict[str, tuple[_TermsFunction, str, str, Scale, tuple[str, ...], s
     "confidence": (_confidence, "up", "DeepConf", Scale.POSITIVE, ("topk_logprobs",), "arXiv 2508.15260"),
     "relative_rank": (_relative_rank, "up", "relative rank", Scale.POSITIVE, ("topk_logprobs",), "arXiv 2602.01745"),
 }
-_WEIGHTS: dict[str, tuple[_TermsFunction, str]] = {
-    "p": (lambda tokens: np.exp(tokens.logprob), "p"),
-    "1mp": (lambda tokens: -np.expm1(tokens.logprob), "1 - p"),
-    "h": (lambda tokens: tokens.entropy, "H"),
+_LEAST_ENTROPY = 0.01  # nats: 1 / H is taken of no less, or a few certain tokens would be all that counts
+_WEIGHTS: dict[str, tuple[_TermsFunction, str, tuple[str, ...]]] = {
+    "p": (lambda tokens: np.exp(tokens.logprob), "p", ()),
+    "1mp": (lambda tokens: -np.expm1(tokens.logprob), "1 - p", ()),
+    "h": (lambda tokens: tokens.entropy, "H", ()),
+    "ih": (lambda tokens: 1 / np.maximum(tokens.entropy, _LEAST_ENTROPY), "1 / max(H, 0.01)", ()),
+    "f": (lambda tokens: tokens.frequency, "f, occurrences in the texts of the run", ("frequency",)),
+    "if": (
+        lambda tokens: 1 / np.asarray(tokens.frequency),
+        "1 / f, f = occurrences in the texts of the run",
+        ("frequency",),
+    ),
 }
+RECENT = 1000  # tokens of a trajectory
 
 
 def _weighted(terms: _TermsFunction, weight: _TermsFunction, symbol: str) -> _TermsFunction:
@@ -131,16 +143,174 @@ def _weighted(terms: _TermsFunction, weight: _TermsFunction, symbol: str) -> _Te
     return weighted
 
 
+def _recent(terms: _TermsFunction) -> _TermsFunction:
+    def recent(tokens: TokenColumns) -> Any:
+        last = _from_the_end(tokens) < RECENT
+        return np.where(last, terms(tokens), 0.0), last
+
+    recent.__doc__ = f"{(terms.__doc__ or '').rstrip('.')}; over the last {RECENT:,} tokens that count."
+    return recent
+
+
+def _starts(tokens: TokenColumns) -> npt.NDArray[np.int64]:
+    """Where each trajectory begins."""
+    assert tokens.trajectory is not None
+    return np.flatnonzero(np.diff(tokens.trajectory, prepend=-1))
+
+
+def _from_the_end(tokens: TokenColumns) -> npt.NDArray[np.int64]:
+    """How many tokens of the same trajectory follow each."""
+    starts, n = _starts(tokens), len(tokens)
+    ends = np.append(starts, n)[1:]
+    return np.repeat(ends, ends - starts) - 1 - np.arange(n)
+
+
 for _name, (_terms, _better, _title, _scale, _needs, _source) in _STATISTICS.items():
     _arrow = "↑" if _better == "up" else "↓"
+    _common: dict[str, Any] = {"better": _better, "scale": _scale, "source": _source, "suite": "proxies"}
     if _name != "top1":  # it is top1_acc of the core
-        metric(
-            _name, better=_better, title=f"{_title} {_arrow}", scale=_scale, needs=_needs, source=_source,
-            suite="proxies",
-        )(_terms)  # fmt: skip
+        metric(_name, title=f"{_title} {_arrow}", needs=_needs, **_common)(_terms)
     if _source == FORECASTING:
-        for _key, (_weight, _symbol) in _WEIGHTS.items():
+        for _key, (_weight, _symbol, _also) in _WEIGHTS.items():
             metric(
-                f"{_name}_w_{_key}", better=_better, title=f"{_title}, w = {_symbol} {_arrow}", scale=_scale,
-                needs=_needs, source=_source, own_denominator=True, suite="proxies",
+                f"{_name}_w_{_key}", title=f"{_title}, w = {_symbol.split(',')[0]} {_arrow}", needs=(*_needs, *_also),
+                own_denominator=True, **_common,
             )(_weighted(_terms, _weight, _symbol))  # fmt: skip
+        metric(
+            f"{_name}_last1000", title=f"{_title}, last {RECENT} {_arrow}", needs=(*_needs, "trajectory"),
+            own_denominator=True, average="macro", **_common,
+        )(_recent(_terms))  # fmt: skip
+
+
+# --- of the whole vocabulary ------------------------------------------------------------------------------------------
+
+
+@metric(
+    "full_entropy", better="down", unit="nats", title="H ↓", scale=Scale.POSITIVE, needs=("full_entropy",),
+    source=FORECASTING, suite="proxies",
+)  # fmt: skip
+def _full_entropy(tokens: TokenColumns) -> Any:
+    """Entropy over the whole vocabulary (the paper divides by ln V, the same for all checkpoints of a tokenizer)."""
+    return tokens.full_entropy
+
+
+@metric(
+    "relative_rank_full", better="up", title="relative rank, whole vocabulary ↑", scale=Scale.POSITIVE,
+    needs=("expected_rank",), source="arXiv 2602.01745", suite="proxies",
+)  # fmt: skip
+def _relative_rank_full(tokens: TokenColumns) -> Any:
+    """2^(f(r) - f(E)), f(x) = 1 / log2(x + 1), E the expected rank."""
+    assert tokens.expected_rank is not None
+    return 2 ** (1 / np.log2(_exact_rank(tokens) + 1) - 1 / np.log2(np.maximum(tokens.expected_rank, 1) + 1))
+
+
+# --- of whole trajectories --------------------------------------------------------------------------------------------
+
+FORKING = 0.2  # share of tokens
+_GROUP = 2048  # tokens
+_Values = Callable[[npt.NDArray[np.float64]], float]
+
+
+def _forking(tokens: TokenColumns) -> npt.NDArray[np.bool_]:
+    """The 20 % of each trajectory's tokens with the highest H_topk, and those as high as the least of them."""
+    starts = _starts(tokens)
+    parts = np.split(tokens.entropy, starts[1:]) if len(starts) else []
+    return np.concatenate([part >= np.quantile(part, 1 - FORKING) for part in parts] or [np.zeros(0, dtype=bool)])
+
+
+def _over_forking(terms: _TermsFunction, definition: str) -> _TermsFunction:
+    def forking(tokens: TokenColumns) -> Any:
+        chosen = _forking(tokens)
+        return np.where(chosen, terms(tokens), 0.0), chosen
+
+    forking.__doc__ = f"{definition} of the 20 % of a trajectory's tokens with the highest H_topk."
+    return forking
+
+
+for _name, _terms, _better, _title, _scale, _definition in (
+    ("ppl_forking", _loss, "down", "PPL, forking ↓", Scale.EXP, "Perplexity"),
+    ("top1_forking", _top(1), "up", "Top-1, forking ↑", Scale.SHARE, "Share with rank 1"),
+):
+    metric(
+        _name, better=_better, title=_title, scale=_scale, needs=("trajectory",), own_denominator=True,
+        source="arXiv 2506.01939; TRL, top_entropy_quantile", suite="proxies",
+    )(_over_forking(_terms, _definition))  # fmt: skip
+
+
+def _least_group(confidence: npt.NDArray[np.float64]) -> float:
+    return float(_groups(confidence).min())
+
+
+def _lowest_groups(confidence: npt.NDArray[np.float64]) -> float:
+    groups = np.sort(_groups(confidence))
+    return float(groups[: max(1, len(groups) // 10)].mean())
+
+
+def _groups(confidence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Means of all windows of 2 048 tokens, or of all tokens where there are fewer."""
+    size = min(_GROUP, len(confidence))
+    sums = np.cumsum(np.concatenate([[0.0], confidence]))
+    return (sums[size:] - sums[:-size]) / size
+
+
+def _of_trajectories(value: _Values, definition: str) -> _TermsFunction:
+    """One number a trajectory, which stands at its first token."""
+
+    def terms(tokens: TokenColumns) -> Any:
+        starts, first = _starts(tokens), np.zeros(len(tokens))
+        first[starts] = 1.0
+        numbers = np.zeros(len(tokens))
+        confidence = _confidence(tokens)
+        if len(starts):
+            numbers[starts] = [value(part) for part in np.split(confidence, starts[1:])]
+        return numbers, first
+
+    terms.__doc__ = definition
+    return terms
+
+
+for _name, _value, _title, _definition in (
+    ("confidence_least", _least_group, "least", "the window of 2,048 tokens that is lowest in it"),
+    ("confidence_low", _lowest_groups, "lowest tenth", "the tenth of the windows of 2,048 tokens that is lowest in it"),
+    ("confidence_tail", lambda c: float(c[-_GROUP:].mean()), "tail", "the last 2,048 tokens"),
+):
+    metric(
+        _name, better="up", title=f"DeepConf, {_title} ↑", scale=Scale.POSITIVE, own_denominator=True,
+        needs=("topk_logprobs", "trajectory"), source="arXiv 2508.15260", average="macro", suite="proxies",
+    )(_of_trajectories(_value, f"Mean confidence of {_definition}."))  # fmt: skip
+
+
+@metric(
+    "exact_action", better="up", title="exact actions ↑", scale=Scale.SHARE, needs=("turn", "trajectory"),
+    own_denominator=True, source="after NeMo AutoModel, tool_call/accuracy", suite="proxies",
+)  # fmt: skip
+def _exact_action(tokens: TokenColumns) -> Any:
+    """Share of turns of which every token that counts is the most likely one."""
+    assert tokens.turn is not None
+    assert tokens.trajectory is not None
+    begins = np.diff(tokens.turn, prepend=-1) != 0
+    begins[_starts(tokens)] = True
+    starts = np.flatnonzero(begins)
+    exact = np.zeros(len(tokens))
+    if len(starts):
+        exact[starts] = np.logical_and.reduceat(tokens.rank == 1, starts)
+    return exact, begins
+
+
+# --- a model of the world ---------------------------------------------------------------------------------------------
+
+for _name, _kind, _title in (
+    ("world_ppl", Kind.OBSERVATION, "PPL of observations"),
+    ("action_ppl", Kind.ACTION, "PPL of actions"),
+):
+
+    def _of_kind(tokens: TokenColumns, bit: int = 1 << kind_code(_kind)) -> Any:
+        assert tokens.kinds is not None
+        chosen = (tokens.kinds & bit) != 0
+        return np.where(chosen, -tokens.logprob, 0.0), chosen
+
+    _of_kind.__doc__ = f"Perplexity of the {_kind.value} tokens among those that count, given everything before."
+    metric(
+        _name, better="down", title=f"{_title} ↓", scale=Scale.EXP, needs=("kinds",), own_denominator=True,
+        source="after Marin, issue 4963", suite="world",
+    )(_of_kind)  # fmt: skip

@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.rendering import kind_code
 from hesnr_tasks.stats import (
     FEWEST_FOR_ERROR,
     RESAMPLES,
@@ -30,6 +31,7 @@ from hesnr_tasks.stats import (
     effective_number,
     estimates,
 )
+from hesnr_tasks.trajectory import Kind
 
 EPSILON = (math.log(3) + math.log(4)) / 2  # 1.2424533…: midpoint of ln 3 and ln 4, in nats
 MIN_TOKENS = 30  # below that a mean is withheld: its relative error is some 20 % even for independent tokens
@@ -47,6 +49,12 @@ class TokenColumns:
     entropy: FloatArray  # (n,) H_topk
     topk_logprobs: npt.NDArray[np.floating] | None = None  # (n, k) descending
     n_bytes: FloatArray | None = None  # (n,) UTF-8 bytes of the token's text
+    full_entropy: FloatArray | None = None  # (n,) entropy over the whole vocabulary
+    expected_rank: FloatArray | None = None  # (n,) sum of rank times probability over the whole vocabulary
+    frequency: FloatArray | None = None  # (n,) how often the target token occurs in the texts of the run
+    kinds: npt.NDArray[np.uint8] | None = None  # (n,) what the token's characters are: bits of `kinds_of`
+    turn: npt.NDArray[np.int32] | None = None  # (n,) of the trajectory
+    trajectory: IntArray | None = None  # (n,) which one; only where these are all tokens that count, in their order
 
     @classmethod
     def of(
@@ -56,29 +64,45 @@ class TokenColumns:
         topk_logprobs: npt.NDArray[np.floating],
         k: int,
         n_bytes: FloatArray | None = None,
+        **optional: Any,
     ) -> TokenColumns:
         """From the arrays of a scoring backend; a rank of 0 means beyond the stored candidates."""
         rank = np.where(rank == 0, -topk_logprobs.shape[1], rank)
-        return cls(logprob.astype(np.float64), rank, topk_entropy(topk_logprobs, k), topk_logprobs, n_bytes)
+        entropy = topk_entropy(topk_logprobs, k)
+        return cls(logprob.astype(np.float64), rank, entropy, topk_logprobs, n_bytes, **optional)
 
     @classmethod
     def of_scores(cls, scored: Any, counted: npt.NDArray[np.bool_], k: int, text: str) -> TokenColumns:
         """The tokens of a `backends.base.TokenScores` where `counted` (n,) is true; `text`: what was scored."""
         n_bytes = token_bytes(text, scored.char_start, scored.char_end)[counted]
-        logprob, rank, top, _ = (column[counted] for column in scored.scores)
-        return cls.of(logprob, rank, top, k, n_bytes)
+        logprob, rank, top, _, full_entropy, expected_rank = scored.scores.take(counted)
+        return cls.of(
+            logprob, rank, top, k, n_bytes,
+            full_entropy=column_or_none(full_entropy), expected_rank=column_or_none(expected_rank),
+            kinds=kinds_of(scored.label[counted]), turn=scored.turn[counted],
+            trajectory=np.zeros(len(logprob), dtype=np.int64),
+        )  # fmt: skip
 
     def __getitem__(self, index: Any) -> TokenColumns:
-        return TokenColumns(
-            logprob=self.logprob[index],
-            rank=self.rank[index],
-            entropy=self.entropy[index],
-            topk_logprobs=None if self.topk_logprobs is None else self.topk_logprobs[index],
-            n_bytes=None if self.n_bytes is None else self.n_bytes[index],
-        )
+        """Some of the tokens; they are not all that count, so nothing knows their trajectories any more."""
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectory"}
+        chosen: dict[str, Any] = {n: None if column is None else column[index] for n, column in columns.items()}
+        return TokenColumns(**chosen)
 
     def __len__(self) -> int:
         return len(self.logprob)
+
+
+def column_or_none(column: npt.NDArray[np.floating] | None) -> FloatArray | None:
+    """A stored column; None where it is not known of any token."""
+    return None if column is None or (len(column) and np.isnan(column).all()) else column.astype(np.float64)
+
+
+def kinds_of(label: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+    """Which kinds of characters tokens cover, from their labels: bit `kind_code(kind)` of each (see labels.py)."""
+    action = np.uint64(kind_code(Kind.ACTION))
+    others = label & ((np.uint64(1) << action) - np.uint64(1))
+    return (others | ((label >> action != 0).astype(np.uint64) << action)).astype(np.uint8)
 
 
 Terms = FloatArray | npt.NDArray[np.bool_] | float  # per token; a number stands for all tokens
@@ -101,7 +125,7 @@ class Metric:
     needs: tuple[str, ...]  # optional columns of `TokenColumns`
     numerator: str
     denominator: str | None  # None for a total
-    suite: str = "core"  # "core": in every result; "proxies": where they are asked for
+    suite: str = "core"  # "core": in every result; "proxies", "world": where they are asked for
 
     @property
     def higher_is_better(self) -> bool | None:
@@ -198,8 +222,8 @@ def describe_metrics() -> str:
 
 
 def names_of(suite: str = "core") -> tuple[str, ...]:
-    """The metrics of a suite, in the order of registration; "all": of every suite."""
-    return tuple(name for name, entry in METRICS.items() if suite in ("all", entry.suite))
+    """The metrics of the core and of a suite, in the order of registration; "all": of every suite."""
+    return tuple(name for name, entry in METRICS.items() if suite == "all" or entry.suite in ("core", suite))
 
 
 def unregister(name: str) -> None:
@@ -491,4 +515,6 @@ def share_scored(tokens: float, cut: float) -> Share:
 
 def needed_columns(names: Iterable[str] | None = None) -> tuple[str, ...]:
     """The optional columns that some registered metric reads."""
-    return tuple(dict.fromkeys(column for name in names or METRICS for column in METRICS[name].needs))
+    return tuple(
+        dict.fromkeys(column for name in (METRICS if names is None else names) for column in METRICS[name].needs)
+    )

@@ -22,6 +22,7 @@ from hesnr_tasks.trajectory import Kind
 
 __all__ = [
     "COLUMNS",
+    "OPTIONAL",
     "Entry",
     "Source",
     "StoreError",
@@ -68,7 +69,10 @@ _PER_TOKEN = {  # one number a token: type and Parquet encoding, the smallest on
     "char_end": (np.int32, "DELTA_BINARY_PACKED"),
     "logprob": (np.float32, "BYTE_STREAM_SPLIT"),
     "rank": (np.int32, "PLAIN"),
+    "full_entropy": (np.float32, "BYTE_STREAM_SPLIT"),
+    "expected_rank": (np.float32, "BYTE_STREAM_SPLIT"),
 }
+OPTIONAL = ("full_entropy", "expected_rank")  # NaN where the backend or an older version did not know them
 _PER_CANDIDATE = {"topk_logprobs": (np.float32, "BYTE_STREAM_SPLIT"), "topk_ids": (np.int32, "PLAIN")}  # k a token
 _PER_TEXT = {  # one list a trajectory
     "text_ids": np.int32,
@@ -171,7 +175,7 @@ def _arrays(scores: TokenScores, text: Text) -> dict[str, Array]:
     spans = text.rendered.spans
     values = {
         **{name: getattr(scores, name) for name in _PER_TOKEN if name not in scores.scores._fields},
-        **scores.scores._asdict(),
+        **scores.scores.padded()._asdict(),
         "text": np.frombuffer(text.rendered.text.encode(), np.uint8),
         "text_ids": text.ids,
         "labels_cut": scores.labels_cut,
@@ -256,13 +260,15 @@ def read_vocabulary(path: Path) -> list[bytes | None]:
 def _read(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
     with _parquet(path) as file:
         entry, checksums = _entry(file.metadata.metadata)
-        there = [name for name in names if entry.scored or name not in COLUMNS]  # else they are null
+        absent = [name for name in names if name in OPTIONAL and name not in checksums]
+        # else they are null
+        there = [name for name in names if name not in absent and (entry.scored or name not in COLUMNS)]
         table = file.read(columns=there, use_threads=False)
-    columns = {name: _values(table, name, entry) for name in names}
+    columns = {name: _values(table, name, entry) for name in names if name not in absent}
     for name, values in columns.items():
         if zlib.crc32(values.data) != checksums[name]:
             raise ValueError(f"column {name} is not what was written")
-    return entry, columns
+    return entry, columns | {name: np.full(entry.scored, np.nan, np.float32) for name in absent}
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from hesnr_tasks.backends.base import SequenceScores, TokenScores
 from hesnr_tasks.scores.runs import StoredRun, open_run, read_run, run_folder
 from hesnr_tasks.scores.schema import (
     COLUMNS,
+    OPTIONAL,
     Entry,
     Source,
     StoreError,
@@ -149,7 +150,9 @@ class ScoreStore:
     def read(self, key: str) -> TokenScores:
         """The scores of `key`, bit for bit as they were written."""
         entry, columns = self.columns(key, [*COLUMNS, "labels_cut"])
-        scores = SequenceScores(*(columns.pop(name) for name in SequenceScores._fields))
+        columns_read: dict[str, Any] = {name: columns.pop(name) for name in SequenceScores._fields}
+        columns_read |= {name: None for name in OPTIONAL if np.isnan(columns_read[name]).all()}
+        scores = SequenceScores(**columns_read)
         return TokenScores(
             key=key, scores=scores, tokens_total=entry.tokens_total, run=self.signature["run"], **columns
         )
@@ -293,7 +296,7 @@ def _merged(new: TokenScores, old: TokenScores, mask: np.uint64) -> TokenScores:
     return TokenScores(
         key=new.key,
         **{name: both(name, new, old) for name in names},
-        scores=SequenceScores(*(both(name, new.scores, old.scores) for name in SequenceScores._fields)),
+        scores=SequenceScores.concat([new.scores, old.scores.take(extra)]).take(order),
         tokens_total=new.tokens_total,
         labels_cut=np.concatenate([new.labels_cut, old.labels_cut[(old.labels_cut & mask) == 0]]),
         run=new.run,

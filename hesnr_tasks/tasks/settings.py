@@ -196,7 +196,9 @@ class TaskSettings:
         "topk top_k top candidates num_candidates",
     )  # fmt: skip
     metrics: str = _setting(
-        "core", _one_of("core", "all"), "core: HE-SNR and what stands beside it; all: every registered proxy",
+        "core", _one_of("core", "proxies", "world", "all"),
+        "core: HE-SNR and what stands beside it; proxies: and every published proxy; world: and perplexities by kind; "
+        "all: everything that is registered",
         "metric proxies measures",
     )  # fmt: skip
     overflow: str = _setting(

@@ -246,8 +246,9 @@ class HesnrTask(Task):
         return {name: up for name, up in directions.items() if up is not None}
 
     def _names(self) -> tuple[str, ...]:
-        """The metrics of this task."""
-        return names_of(self.settings.metrics)
+        """The metrics of this task that one text is enough for, and its kinds of tokens."""
+        names = names_of(self.settings.metrics)
+        return tuple(name for name in names if "frequency" not in METRICS[name].needs)
 
     def _value(self, name: str, items: Iterable[LoggedValue]) -> float:
         """A metric; N/A (NaN) over fewer tokens than `min_tokens`, with one warning for 𝓗 and one for the others."""

@@ -4,6 +4,7 @@ A new metric needs one more line in tests/reference/metrics.py, and passes every
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,28 @@ def columns(logits, targets, sizes, k=10):
     rows = np.arange(len(targets))
     top = -np.sort(-logs, axis=1)[:, :k]
     rank = 1 + (logits > logits[rows, targets][:, None]).sum(axis=1)
-    return TokenColumns.of(logs[rows, targets], rank.astype(np.int32), top, k, sizes.astype(float))
+    p = -np.sort(-np.exp(logs), axis=1)
+    return TokenColumns.of(
+        logs[rows, targets],
+        rank.astype(np.int32),
+        top,
+        k,
+        sizes.astype(float),
+        full_entropy=-(p * np.log(p)).sum(axis=1),
+        expected_rank=p @ np.arange(1, VOCABULARY + 1),
+        frequency=1.0 + targets % 5,
+        kinds=np.where(sizes % 2 == 0, 2, 16).astype(np.uint8),
+        turn=np.arange(len(targets), dtype=np.int32) // 3,
+        trajectory=np.zeros(len(targets), dtype=np.int64),
+    )
+
+
+def joined(data):
+    """The columns of several trajectories, and the trajectory of each token."""
+    tokens = columns(*(np.concatenate(part) for part in zip(*data)))
+    cell = np.repeat(np.arange(len(data)), [len(targets) for _, targets, _ in data])
+    turn = np.concatenate([np.arange(len(targets)) // 3 for _, targets, _ in data]).astype(np.int32)
+    return replace(tokens, trajectory=cell, turn=turn), cell
 
 
 @st.composite
@@ -77,8 +99,16 @@ def items_of_all(data, epsilon=EPSILON):
 def reference_tokens(data, k=10):
     return [
         [
-            (*reference.token(row.tolist(), int(target), k), int(size), reference.candidates(row.tolist(), k))
-            for row, target, size in zip(*trajectory)
+            reference.Token(
+                *reference.token(row.tolist(), int(target), k),
+                int(size),
+                reference.candidates(row.tolist(), k),
+                *reference.of_the_vocabulary(row.tolist()),
+                frequency=1 + int(target) % 5,
+                kind="observation" if size % 2 == 0 else "action",
+                turn=i // 3,
+            )
+            for i, (row, target, size) in enumerate(zip(*trajectory))
         ]
         for trajectory in data
     ]
@@ -102,6 +132,8 @@ def test_the_order_of_trajectories_changes_no_bit_and_that_of_tokens_no_digit(da
     items_of_turned = items_of_all([tuple(column[::-1] for column in trajectory) for trajectory in data])
     for name, items in items_of_all(data).items():
         entry, shuffled = METRICS[name], random.sample(items, len(items))
+        if "trajectory" in entry.needs and name not in ("ppl_forking", "top1_forking"):
+            continue  # windows and turns have an order
         assert repr(aggregate(entry, items)) == repr(aggregate(entry, shuffled))
         assert repr(aggregate_error(entry, items, 100, 1)) == repr(aggregate_error(entry, shuffled, 100, 1))
         assert aggregate(entry, items_of_turned[name]) == pytest.approx(aggregate(entry, items), rel=1e-12, nan_ok=True)
@@ -157,8 +189,7 @@ def test_errors_equal_a_plain_loop_over_resamples(name):
 def test_many_settings_at_once_are_each_alone(name):
     """`measure` over several thresholds, with a text that counts twice, gives what lm-eval gives of each."""
     data = [random_trajectory(np.random.default_rng(i), n=20 + i) for i in range(6)]
-    tokens = columns(*(np.concatenate(part) for part in zip(*data)))
-    cell = np.repeat(np.arange(6), [len(targets) for _, targets, _ in data])
+    tokens, cell = joined(data)
     epsilons = [1.9, 0.5, EPSILON]
     lines = measure(
         cell_sums(tokens, cell, 6, epsilons, metrics=names_of("all")),
@@ -175,6 +206,21 @@ def test_many_settings_at_once_are_each_alone(name):
             error, rel=1e-12, nan_ok=True
         )
         assert not line[name].ci_low > line[name].value > line[name].ci_high
+
+
+def test_windows_end_where_a_trajectory_does(monkeypatch):
+    """Trajectories longer than the windows, which are made short for it."""
+    from hesnr_tasks.metrics import proxies
+
+    monkeypatch.setattr(proxies, "RECENT", 7)
+    monkeypatch.setattr(proxies, "_GROUP", 5)
+    data = [random_trajectory(np.random.default_rng(i), n=n) for i, n in enumerate((29, 4, 0, 16))]
+    tokens, cell = joined(data)
+    sums = cell_sums(tokens, cell, 4, metrics=names_of("all"))[0]
+    expected = reference.of_trajectories(reference_tokens(data), recent=7, window=5)
+    for name, value in expected.items():
+        parts = (part.sum() for part in sums.parts(name))
+        assert float(evaluate(METRICS[name], *parts)) == pytest.approx(value, rel=1e-9), name
 
 
 # --- registration -----------------------------------------------------------------------------------------------------

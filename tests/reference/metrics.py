@@ -1,6 +1,22 @@
 """Every metric from full logits, one token at a time, in plain Python loops and float64 (arXiv 2601.20255)."""
 
 import math
+from typing import NamedTuple
+
+
+class Token(NamedTuple):
+    """What every metric is computed from."""
+
+    logprob: float
+    rank: int
+    entropy: float
+    n_bytes: int
+    candidates: list
+    full_entropy: float
+    expected_rank: float
+    frequency: int
+    kind: str
+    turn: int
 
 
 def token(logits, target, k=10):
@@ -23,21 +39,32 @@ def candidates(logits, k=10):
     return [x - log_z for x in sorted(logits, reverse=True)[:k]]
 
 
+def of_the_vocabulary(logits):
+    """Entropy in nats and expected rank over the whole vocabulary."""
+    top = max(logits)
+    log_z = top + math.log(math.fsum(math.exp(x - top) for x in logits))
+    p = [math.exp(x - log_z) for x in sorted(logits, reverse=True)]
+    return -math.fsum(x * math.log(x) for x in p if x > 0), math.fsum(i * x for i, x in enumerate(p, 1))
+
+
+STATISTICS = {
+    "loss": lambda t: -t[0],
+    "top1": lambda t: float(t[1] == 1),
+    "top3": lambda t: float(t[1] <= 3),
+    "rank": lambda t: t[1],
+    "reciprocal_rank": lambda t: 1 / t[1],
+    "margin": lambda t: math.exp(t[4][0]) - math.exp(t[0]),
+    "wrong_confidence": lambda t: math.exp(t[4][0]) if t[1] != 1 else 0.0,
+    "uncertainty": lambda t: t[2],
+}
+
+
 def proxies(tokens):
     """The proxies of one token set, from (ln p, rank, H_topk, UTF-8 bytes, candidates)."""
-    statistics = {
-        "loss": lambda t: -t[0],
-        "top1": lambda t: float(t[1] == 1),
-        "top3": lambda t: float(t[1] <= 3),
-        "rank": lambda t: t[1],
-        "reciprocal_rank": lambda t: 1 / t[1],
-        "margin": lambda t: math.exp(t[4][0]) - math.exp(t[0]),
-        "wrong_confidence": lambda t: math.exp(t[4][0]) if t[1] != 1 else 0.0,
-        "uncertainty": lambda t: t[2],
-    }
     weights = {"p": lambda t: math.exp(t[0]), "1mp": lambda t: 1 - math.exp(t[0]), "h": lambda t: t[2]}
+    weights |= {"ih": lambda t: 1 / max(t[2], 0.01), "f": lambda t: t.frequency, "if": lambda t: 1 / t.frequency}
     values = {}
-    for name, statistic in statistics.items():
+    for name, statistic in STATISTICS.items():
         values[name] = math.fsum(map(statistic, tokens)) / len(tokens) if tokens else math.nan
         for key, weight in weights.items():
             total = math.fsum(map(weight, tokens))
@@ -46,7 +73,51 @@ def proxies(tokens):
     del values["top1"]
     values["confidence"] = _mean([-math.fsum(t[4]) / len(t[4]) for t in tokens])
     values["relative_rank"] = _mean([_relative_rank(t) for t in tokens])
+    values["full_entropy"] = _mean([t.full_entropy for t in tokens])
+    f = [(1 / math.log2(t.rank + 1), 1 / math.log2(t.expected_rank + 1)) for t in tokens]
+    values["relative_rank_full"] = _mean([2 ** (a - b) for a, b in f])
+    for name, kind in (("world_ppl", "observation"), ("action_ppl", "action")):
+        own = [-t.logprob for t in tokens if t.kind == kind]
+        values[name] = math.exp(_mean(own)) if own else math.nan
     return values
+
+
+def of_trajectories(per_trajectory, recent=1000, window=2048):
+    """The proxies that need the order of a trajectory's tokens."""
+    texts = [tokens for tokens in per_trajectory if tokens]
+    values = {
+        f"{name}_last1000": _mean([_mean([s(t) for t in ts[-recent:]]) for ts in texts])
+        for name, s in STATISTICS.items()
+    }
+    forking = []
+    for tokens in texts:
+        least = _quantile([t.entropy for t in tokens], 0.8)
+        forking += [t for t in tokens if t.entropy >= least]
+    values["ppl_forking"] = math.exp(_mean([-t.logprob for t in forking])) if forking else math.nan
+    values["top1_forking"] = _mean([float(t.rank == 1) for t in forking])
+    groups, tails = [], []
+    for tokens in texts:
+        confidence = [-math.fsum(t.candidates) / len(t.candidates) for t in tokens]
+        size = min(window, len(tokens))
+        groups.append([_mean(confidence[i : i + size]) for i in range(len(tokens) - size + 1)])
+        tails.append(_mean(confidence[-window:]))
+    values["confidence_least"] = _mean([min(means) for means in groups])
+    values["confidence_low"] = _mean([_mean(sorted(means)[: max(1, len(means) // 10)]) for means in groups])
+    values["confidence_tail"] = _mean(tails)
+    turns = {}
+    for i, tokens in enumerate(texts):
+        for t in tokens:
+            turns.setdefault((i, t.turn), []).append(t.rank == 1)
+    values["exact_action"] = _mean([float(all(hits)) for hits in turns.values()])
+    return values
+
+
+def _quantile(numbers, q):
+    ordered = sorted(numbers)
+    place = q * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 def _mean(numbers):
@@ -85,6 +156,7 @@ def everything(per_trajectory, epsilon, k=10):
     values = metrics(tokens, epsilon, k)
     if all(len(t) > 4 for t in tokens):
         values |= proxies(tokens) | {"bpb_macro": macro_bits_per_byte(per_trajectory)}
+        values |= of_trajectories(per_trajectory)
     return values
 
 

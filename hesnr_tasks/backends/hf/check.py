@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from hesnr_tasks.backends.base import SequenceScores, TokenSequence
-from hesnr_tasks.backends.hf.forward import ForwardMode, concat_scores, copy_cache, score_range, usable_strategies
+from hesnr_tasks.backends.hf.forward import ForwardMode, copy_cache, score_range, usable_strategies
 from hesnr_tasks.backends.hf.memory import is_out_of_memory
 from hesnr_tasks.backends.hf.model import CausalLM, fresh_rope, length_dependence
 from hesnr_tasks.errors import ScoringError
@@ -217,7 +217,7 @@ class _SelfCheck:
             (before,), cache = self._run(mode, prefix, [0, middle], return_cache=True)
             for batch in batches:
                 scores, _ = self._run(mode, batch, [middle, n], copy_cache(cache, len(batch)))
-            return [concat_scores([before, scores[-1]])]
+            return [SequenceScores.concat([before, scores[-1]])]
 
         reason = self._disagreement(lambda: after_prefix([[text] for text in texts]))
         if reason:

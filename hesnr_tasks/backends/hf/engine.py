@@ -20,10 +20,8 @@ from hesnr_tasks.backends.base import SequenceScores, TokenSequence
 from hesnr_tasks.backends.hf.check import choose_forward_mode, depends_on_length
 from hesnr_tasks.backends.hf.forward import (
     ForwardMode,
-    concat_scores,
     copy_cache,
     score_range,
-    select_scores,
     split_range,
 )
 from hesnr_tasks.backends.hf.memory import MemoryLimits, is_out_of_memory
@@ -87,7 +85,7 @@ class Engine:
                 union = texts[0]._replace(targets=np.unique(np.concatenate([text.targets for text in texts])))
                 (scores,), cache = self._forward([union], node.start, node.stop, k, cache, return_cache=True)
                 for index, text in zip(everyone, texts, strict=True):
-                    parts[index].append(select_scores(scores, np.searchsorted(union.targets, text.targets)))
+                    parts[index].append(scores.take(np.searchsorted(union.targets, text.targets)))
             for batch in self._batches(node, sequences, after_prefix=cache is not None):
                 if skipped.issuperset(batch):
                     continue
@@ -99,7 +97,7 @@ class Engine:
                 bar.finish()
                 for index, scores in zip(batch, rest, strict=True):
                     if index not in skipped:
-                        yield index, concat_scores([*parts[index], scores])
+                        yield index, SequenceScores.concat([*parts[index], scores])
                     parts[index] = []
             todo += [(child, cache) for child in reversed(node.children)]
 

@@ -19,7 +19,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from hesnr_tasks.backends.base import SequenceScores, TokenSequence
@@ -29,12 +28,10 @@ __all__ = [
     "STRATEGIES",
     "ForwardMode",
     "LogitsReducer",
-    "concat_scores",
     "copy_cache",
     "logits_slice",
     "reduce_logits",
     "score_range",
-    "select_scores",
     "split_range",
     "usable_strategies",
 ]
@@ -181,7 +178,7 @@ def logits_slice(model: CausalLM) -> int:
 
 
 class LogitsReducer:
-    """Takes the logits of `targets` (m,) token ids in order and keeps m × (2 + 2k) numbers of them."""
+    """Takes the logits of `targets` (m,) token ids in order and keeps m × (4 + 2k) numbers of them."""
 
     def __init__(self, targets: torch.Tensor, k: int) -> None:
         self._targets, self._k = targets, k
@@ -204,25 +201,64 @@ class LogitsReducer:
             raise RuntimeError(f"{self._count} of {len(self._targets)} positions were computed")
         if not self._parts:
             return SequenceScores.empty(self._k)
-        columns = [torch.cat([part.cpu() for part in column]).numpy() for column in zip(*self._parts, strict=True)]
-        logprob, rank, values, ids = columns
-        return SequenceScores(logprob, rank.astype(np.int32), values, ids.astype(np.int32))
+        return SequenceScores(
+            *(torch.cat([part.cpu() for part in column]).numpy() for column in zip(*self._parts, strict=True))
+        )
 
 
-def reduce_logits(
-    logits: torch.Tensor, targets: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of float32 `logits` (rows, V): ln p and rank of `targets` (rows,), top-k ln p and ids (rows, k), descending.
+def reduce_logits(logits: torch.Tensor, targets: torch.Tensor, k: int) -> tuple[torch.Tensor, ...]:
+    """What is kept of float32 `logits` (rows, V), in the order of the fields of `SequenceScores`; nats.
 
-    Nats. The rank is 1 + the number of entries strictly greater. A NaN anywhere in a row gives a NaN.
+    Of `targets` (rows,): ln p, and the rank, 1 + the number of entries strictly greater. Of each row: the top-k ln p
+    and ids (rows, k), descending; the entropy of the whole distribution; the expected rank (`_expected_rank`). A NaN
+    anywhere in a row gives a NaN.
     """
     target = logits.gather(1, targets[:, None])
     values, ids = _top_k(logits, k)
     work = torch.gt(logits, target, out=torch.empty_like(logits))  # 0.0 or 1.0: far faster to sum than bool
     rank = work.sum(1).to(torch.int32) + 1
-    torch.sub(logits, values[:, :1], out=work)
-    total = work.exp_().sum(1, keepdim=True).log_().add_(values[:, :1])
-    return (target - total).squeeze(1), rank, values - total, ids.to(torch.int32)
+    # how far each entry is below the greatest; masked ones (-inf) far enough to have no weight, near enough for 0 * gap
+    gap = torch.sub(values[:, :1], logits).clamp_(max=_MASKED)
+    torch.neg(gap, out=work)
+    mass = work.exp_().sum(1, keepdim=True)
+    total = mass.log() + values[:, :1]
+    # sums of positive terms: no digit is lost where the entropy is near 0
+    entropy = mass.log() + work.mul_(gap).sum(1, keepdim=True) / mass
+    expected = _expected_rank(gap, values, (values - total).exp())
+    return (target - total).squeeze(1), rank, values - total, ids.to(torch.int32), entropy.squeeze(1), expected
+
+
+_MASKED = 1e4  # nats
+_BIN, _BINS = 1 / 8, 256  # nats; 32 nats below the greatest there is no mass
+
+
+def _bin(gap: torch.Tensor) -> torch.Tensor:
+    """The bin of each gap, in place; a NaN (a row that is refused later) must not become an index."""
+    return torch.nan_to_num_(gap.mul_(1 / _BIN), nan=0.0).clamp_(max=_BINS - 1).to(torch.int32)
+
+
+def _expected_rank(gap: torch.Tensor, values: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    """Sum of rank times probability over the whole vocabulary, shape (rows,): exact for the k most likely.
+
+    The others are counted in bins 1/8 nat wide and taken to be spread evenly in each, which sorting (20 times the time)
+    shows to err by some 0.1 %, and by 1 % where a bin is steep. `gap` (rows, V) is used up.
+
+    Args:
+        gap: nats below the most likely.
+        values: logits of the k most likely (rows, k).
+        top: their probabilities.
+    """
+    rows, k = top.shape
+    codes, own = (_bin(side) for side in (gap, torch.sub(values[:, :1], values).clamp_(max=_MASKED)))
+    codes += torch.arange(rows, device=gap.device, dtype=torch.int32)[:, None] * _BINS
+    counts = torch.bincount(codes.view(-1), minlength=rows * _BINS).view(rows, _BINS)
+    counts = counts.scatter_add(1, own.long(), torch.full_like(own, -1, dtype=counts.dtype)).to(torch.float32)
+    middle = torch.exp(-_BIN * (torch.arange(_BINS, device=gap.device) + 0.5))
+    mass = counts * middle
+    rest = (1 - top.sum(1)).clamp_(min=0)
+    share = mass / mass.sum(1, keepdim=True).clamp_(min=1e-38)
+    ranks = k + counts.cumsum(1) - counts + (counts + 1) / 2
+    return top @ torch.arange(1.0, k + 1, device=gap.device) + rest * (share * ranks).sum(1)
 
 
 def _top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -239,18 +275,6 @@ def _top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     index = torch.cat([index, rest], dim=1)
     values, place = logits.gather(1, index).topk(k, dim=1)
     return values, index.gather(1, place)
-
-
-def concat_scores(parts: Sequence[SequenceScores]) -> SequenceScores:
-    """Scores of consecutive targets as one."""
-    return SequenceScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def select_scores(scores: SequenceScores, index: npt.NDArray[np.intp]) -> SequenceScores:
-    """The scores of some targets."""
-    return SequenceScores(
-        scores.logprob[index], scores.rank[index], scores.topk_logprobs[index], scores.topk_ids[index]
-    )
 
 
 # --- texts in chunks --------------------------------------------------------------------------------------------------
@@ -320,7 +344,7 @@ def score_range(
             progress(part.numel())
         scores = reducer.scores()
     by_text = np.split(np.argsort(order), np.cumsum(counts)[:-1])
-    return [select_scores(scores, index) for index in by_text], cache
+    return [scores.take(index) for index in by_text], cache
 
 
 def copy_cache(cache: Any, rows: int = 1) -> Any:

@@ -1,8 +1,11 @@
 """Score files: what goes in comes out, runs are not mixed, tasks add to each other."""
 
 import dataclasses
+import json
+import zlib
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from hesnr_tasks.backends.base import SequenceScores
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
+from hesnr_tasks.scores.schema import OPTIONAL
 from tests import ROOT
 from tests.unit.scores import made
 
@@ -24,6 +28,35 @@ def test_scores_come_back_bit_for_bit(tmp_path):
         assert results.scores.topk_logprobs.flags.c_contiguous
         assert store.text(results.key).rendered == made.text_of(seed).rendered
         assert (store.text(results.key).ids == made.text_of(seed).ids).all()
+
+
+def test_what_some_backends_know_comes_back_and_what_none_knew_is_not_made_up(tmp_path):
+    store = made.filled(tmp_path, [])
+    scores = made.scores_of(3)
+    n = len(scores.position)
+    entropy, rank = np.linspace(0, 3, n, dtype=np.float32), np.linspace(1, 99, n, dtype=np.float32)
+    whole = dataclasses.replace(scores, scores=scores.scores._replace(full_entropy=entropy, expected_rank=rank))
+    store.write(whole, text=made.text_of(3), mask=made.BOTH, sources=[])
+    assert made.same(store.read(scores.key), whole)
+    made.put(store, 4)
+    assert store.read(f"{4:064x}").scores[4:] == (None, None)
+
+
+def test_files_from_before_a_column_was_kept_are_read(tmp_path):
+    """As an older version wrote them: neither column nor checksum."""
+    store = made.filled(tmp_path, [1])
+    path = tmp_path / f"{1:064x}.parquet"
+    before = store.read(path.stem)
+    table = pyarrow.parquet.read_table(path).drop_columns(list(OPTIONAL))
+    footer = json.loads(table.schema.metadata[b"hesnr"].partition(b" ")[2])
+    footer["checksums"] = {name: value for name, value in footer["checksums"].items() if name not in OPTIONAL}
+    content = json.dumps(footer)
+    meta = {b"hesnr": f"{zlib.crc32(content.encode()):08x} {content}"}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(meta), path, use_dictionary=False)
+    assert made.same(store.read(path.stem), before)
+    entry, columns = store.columns(path.stem, ["rank", *OPTIONAL])
+    assert np.isnan(columns["full_entropy"]).all()
+    assert len(columns["expected_rank"]) == entry.scored > 0
 
 
 bits = st.integers(0, 2**32 - 1)
@@ -187,8 +220,6 @@ def test_keys_cannot_leave_the_folder(tmp_path):
 
 def test_the_documentation_describes_every_column(tmp_path):
     """Checked against the file itself, read by pyarrow alone."""
-    import pyarrow.parquet
-
     made.filled(tmp_path, [1])
     schema = pyarrow.parquet.read_schema(tmp_path / f"{1:064x}.parquet")
     page = (ROOT / "docs" / "scores.md").read_text()
