@@ -36,11 +36,14 @@ class Corpus:
 
     def labelled(self, index: int, rendering: str, template: ChatTemplate | NativeRenderer | None = None) -> Labelled:
         """Trajectory `index`, rendered and labelled; kept, except for templates, which belong to one model."""
-        if template is not None:
-            return _label(self.trajectories[index], rendering, template)
-        if (index, rendering) not in self._labelled:
-            self._labelled[index, rendering] = _label(self.trajectories[index], rendering, None)
-        return self._labelled[index, rendering]
+        labelled = self._labelled.get((index, rendering)) if template is None else None
+        if labelled is None:
+            rendered = render(self.trajectories[index], rendering, template)
+            codes = char_codes(rendered)
+            labelled = Labelled(rendered, codes, labelled_key(rendered.text, codes))
+            if template is None:
+                self._labelled[index, rendering] = labelled
+        return labelled
 
 
 _open: WeakValueDictionary[tuple[object, ...], Corpus] = WeakValueDictionary()
@@ -48,26 +51,11 @@ _open: WeakValueDictionary[tuple[object, ...], Corpus] = WeakValueDictionary()
 
 def open_corpus(settings: TaskSettings) -> Corpus:
     """Read the trajectories `settings` name (shared by all tasks alive that name the same)."""
-    s = settings
-    key = (s.trajectories, s.config, s.split, s.only_resolved, s.limit, s.sample, s.sample_seed, s.on_error)
+    names = ("config", "split", "only_resolved", "limit", "sample", "sample_seed", "on_error")
+    options = {name: getattr(settings, name) for name in names}
+    key = (settings.trajectories, *options.values())
     corpus = _open.get(key)
     if corpus is None:
-        sources = s.trajectories or (str(demo.trajectories_path()),)
-        trajectories = load(
-            sources,
-            config=s.config,
-            split=s.split,
-            only_resolved=s.only_resolved,
-            limit=s.limit,
-            sample=s.sample,
-            sample_seed=s.sample_seed,
-            on_error=s.on_error,
-        )
-        corpus = _open[key] = Corpus(trajectories)
+        sources = settings.trajectories or (str(demo.trajectories_path()),)
+        corpus = _open[key] = Corpus(load(sources, **options))
     return corpus
-
-
-def _label(trajectory: Trajectory, rendering: str, template: ChatTemplate | NativeRenderer | None) -> Labelled:
-    rendered = render(trajectory, rendering, template)
-    codes = char_codes(rendered)
-    return Labelled(rendered, codes, labelled_key(rendered.text, codes))
