@@ -58,13 +58,12 @@ class ScoreStore:
         self._run = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
-    def open(cls, folder: str | Path, signature: Mapping[str, Any] | None = None, *, create: bool = True) -> ScoreStore:
-        """The store in `folder`, which is created where needed.
+    def open(cls, folder: str | Path, signature: Mapping[str, Any] | None = None) -> ScoreStore:
+        """The store in `folder`; with a signature it is created where needed.
 
         Args:
             folder: of the score files; to read, the beginning of its name is enough where no other begins so.
             signature: `scoring_signature(…)`; None: that of the folder.
-            create: whether the folder may be created.
 
         Raises:
             SettingsError: names each setting that differs from those of the scores already there.
@@ -72,10 +71,9 @@ class ScoreStore:
         """
         arrow()
         folder = Path(folder)
-        if signature is None or not create:
+        if signature is None:
             folder = run_folder(folder)
-            stored = read_run(folder)
-            return cls(folder, stored if signature is None else open_run(folder, signature))
+            return cls(folder, read_run(folder))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
