@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.frame import Frame, Selection, load, selections, token_sums
 from hesnr_tasks.analysis.tables import Table
-from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.errors import DataError, SettingsError, printable
 from hesnr_tasks.metrics import METRICS, TrajectorySums, measure, names_of, share_scored
 from hesnr_tasks.scores import ScoreStore, differences
 from hesnr_tasks.stats import (
@@ -173,6 +173,7 @@ def _listed(names: Sequence[str]) -> str:
 
 # --- differences ------------------------------------------------------------------------------------------------------
 
+_LEVEL = 0.05
 _COLUMNS = ("difference", "low", "high", "p", "p_holm", "p_worse", "detectable", "needed", "unpaired", "correlation")
 
 
@@ -183,9 +184,6 @@ class CompareConfig(NamedTuple):
     seed: int = SEED
     power: float = 0.8
     min_tokens: int = 0
-
-
-_DEFAULTS = CompareConfig()
 
 
 _DEFAULTS = CompareConfig()
@@ -238,6 +236,20 @@ def comparisons(
         title = f"{name}: difference to {base.name}, {n} trajectories, paired ({better} is better)"
         tables.append(Table(f"compare_{name}", title, rows, wide=("metric", "correlation")))
     return tables
+
+
+def sentence(table: Table, name: str, reference: str) -> str:
+    """What a table of `comparisons` says, in words: who is better than the reference, who worse, who cannot be told."""
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for row in table.rows:
+        if row["run"] != reference:
+            change = row["difference"].value
+            better = (change > 0) == bool(METRICS[name].higher_is_better)
+            told_apart = row["p_holm"] is not None and row["p_holm"] <= _LEVEL
+            groups[("better" if better else "worse") if told_apart else "not told apart"].append(str(row["run"]))
+    parts = [f"{', '.join(runs)} {word}" for word, runs in groups.items() if runs]
+    title = METRICS[name].title.rstrip(" ↑↓")
+    return printable(f"{title}, against {reference}: {'; '.join(parts)} (paired, Holm, 5 %).")
 
 
 def _ascending(value: float) -> float:

@@ -15,13 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.density import POPULATIONS, Valley, density, histogram, mass_near, population, valley
+from hesnr_tasks.analysis.density import (
+    POPULATIONS,
+    Valley,
+    density,
+    histogram,
+    mass_near,
+    population,
+    state_order,
+    valley,
+)
 from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, group_sums, token_sums
 from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import SettingsError, printable
 from hesnr_tasks.metrics import EPSILON, METRICS, Share, TrajectorySums, evaluate, measure, names_of, share_scored
-from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, effective_number
+from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, Scale, effective_number, estimates
 
 FORMATS = ("text", "csv", "json")
 REPRODUCIBLE = 6  # significant digits that float32 scores give alike on any CPU
@@ -330,9 +339,43 @@ def histograms(frame: Frame, question: Question, bins: int = 100) -> Iterator[Ta
         thresholds += _thresholds(frame, question, chosen, k, valleys)
     note = "mode and peaks of the kernel density, in nats; ln1 … ln5: share of tokens within 0.1 nats"
     yield Table("peaks", "Entropy peaks", peaks, (note,), wide=("bandwidth",))
+    yield states(frame, question)
     yield Table("histogram", "Entropy histograms", counts)
     note = "ε of the data: the valley between the density peaks nearest ln 3 and ln 4; beside the fixed one, not for it"
     yield Table("epsilon", "Thresholds", thresholds, (note,))
+
+
+_NEAR = 0.1  # nats
+
+
+def states(frame: Frame, question: Question) -> Table:
+    """Tokens whose entropy is near ln n beside those that hesitate between n equally likely continuations."""
+    rows = []
+    trajectory = frame.trajectory()
+    for chosen, k in itertools.product(question.chosen, question.ks):
+        index = np.flatnonzero(frame.counted(chosen.mask))
+        order = state_order(frame.extra["topk_logprobs"][index], k)
+        multiplicity = frame.multiplicity(chosen.mask)
+        sizes = [n for n in range(1, 6) if n <= k]
+        marks = [np.abs(frame.entropy[k][index] - math.log(n)) <= _NEAR for n in sizes] + [order == n for n in sizes]
+        per_text = [np.bincount(trajectory[index], mark, len(frame.entries)) for mark in (*marks, np.ones(len(index)))]
+        *counts, tokens = (np.repeat(column, multiplicity) for column in per_text)
+        shares = estimates(
+            np.stack(counts, axis=1), np.repeat(tokens[:, None], len(counts), axis=1), Scale.SHARE,
+            resamples=question.resamples, seed=question.seed,
+        ).rows()  # fmt: skip
+        for i, n in enumerate(sizes):
+            near, inside = i, i + len(sizes)
+            rows.append({
+                "run": frame.name, "select": chosen.name, "k": k, "n": n,
+                "near": int(counts[near].sum()), "share_near": shares[near],
+                "states": int(counts[inside].sum()), "share_states": shares[inside],
+            })  # fmt: skip
+    note = (
+        f"near: entropy within {_NEAR} nats of ln n; states: the candidates, renormalised, within total variation 0.2 "
+        "of n equally likely ones"
+    )
+    return Table("states", "Hesitation between n continuations", rows, (note,))
 
 
 def _thresholds(
@@ -355,9 +398,6 @@ def _thresholds(
 
 WEIGHTS = ("density", "he_snr", "he_tokens")
 _PROFILE = ("density", "he_snr", "he_ppl", "ppl", "he_tokens", "tokens")
-
-
-_DENSITY = ("density: share of tokens that are decisions; a forward pass over the data (a third of an epoch) gives it",)
 
 
 def profiles(frame: Frame, question: Question) -> Iterator[Table]:

@@ -81,6 +81,7 @@ def analyze(args: argparse.Namespace) -> str:
     paths = folders(args.scores)
     _check(args, paths)
     explored = ("char_start", "char_end") if args.exploration else ()
+    explored = (*explored, "topk_logprobs") if args.histogram else explored
     extra = tuple(dict.fromkeys([*(column for by in args.by for column in COLUMNS[by]), *explored]))
     kinds = args.kinds or (["thought"] if args.exploration else None)
     context, note = context_for(paths, args.context)

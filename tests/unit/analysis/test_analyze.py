@@ -130,6 +130,7 @@ def test_the_sweep_goes_from_ln_2_to_ln_5_as_far_as_k_allows(run):
 
 def test_histograms_peaks_and_the_threshold_of_the_data(run):
     content = tables(run, "--histogram", "--bins", 50, "--resamples", 200)
+    assert [row["n"] for row in content["states"]] == [1, 2, 3, 4, 5]
     whole = content["results"][0]
     for name, size in (("all", whole["tokens"]), ("non-top-1", None), ("non-top-2", None)):
         bins = [row for row in content["histogram"] if row["population"] == name]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hesnr_tasks.analysis.density import density, histogram, mass_near, population, valley
+from hesnr_tasks.analysis.density import density, histogram, mass_near, population, state_order, valley
 from tests.reference import comparison as slow
 
 
@@ -76,3 +76,23 @@ def test_populations_leave_out_the_likeliest_and_keep_unknown_ranks():
     assert population(rank, "all").tolist() == [True] * 5
     assert population(rank, "non-top-1").tolist() == [False, True, True, True, True]
     assert population(rank, "non-top-2").tolist() == [False, False, True, True, True]
+
+
+def plain_order(p, distance):
+    """The nearest number of equally likely continuations, by loops."""
+    k, best = len(p), (2.0, 0)
+    for j in range(1, k + 1):
+        apart = math.fsum(abs(x - (1 / j if i < j else 0.0)) for i, x in enumerate(p)) / 2
+        best = min(best, (apart, j))
+    return best[1] if best[0] <= distance else 0
+
+
+def test_states_equal_plain_loops_and_an_entropy_near_ln_3_is_none():
+    rng = np.random.default_rng(4)
+    p = -np.sort(-rng.dirichlet(np.full(10, 0.3), 300), axis=1)
+    p[:3] = [[0.75] + [0.25 / 9] * 9, [1 / 3] * 3 + [0.0] * 7, [0.1] * 10]
+    with np.errstate(divide="ignore"):
+        orders = state_order(np.log(p * 0.9), 10)
+    assert orders[:3].tolist() == [0, 3, 10]
+    assert orders.tolist() == [plain_order(row, 0.2) for row in p.tolist()]
+    assert state_order(np.zeros((0, 10)), 10).tolist() == []
