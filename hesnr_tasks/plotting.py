@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ __all__ = [
     "bar_lengths",
     "error_bars",
     "figure",
+    "hover",
+    "inline_svg",
     "label",
     "limit_axis",
     "look",
@@ -79,6 +82,50 @@ def label(text: str) -> str:
     return shown.replace("$", r"\$")
 
 
+def hover(line: Any, texts: Iterable[str]) -> None:
+    """What each point of a drawn line tells, for pages that show it; points without a place have no text either."""
+    points = zip(line.get_xydata().tolist(), texts, strict=True)
+    kept = [text for (x, y), text in points if math.isfinite(x) and math.isfinite(y)]
+    titles = line.figure.__dict__.setdefault("hesnr_titles", [])
+    line.set_gid(f"points-{len(titles)}")
+    titles.append(kept)
+
+
+def inline_svg(svg: str, titles: Sequence[Sequence[str]], name: str) -> str:
+    """A saved figure as markup that a strict policy admits and a page can recolour: attributes in place of styles.
+
+    Args:
+        svg: as matplotlib wrote it, which escapes every text.
+        titles: of the points of each line that `hover` was called for.
+        name: unique on the page; ids begin with it.
+    """
+    from markupsafe import escape
+
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r' style="([^"]*)"', lambda match: _attributes(match[1]), body)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    for i, texts in enumerate(titles):
+        start = body.find(f'id="{name}-points-{i}"')
+        end = body.find("</g>\n   </g>", start)  # the line's markers are a group in its group
+        head, block, tail = body[:start], body[start:end], body[end:]
+        if start < 0 or block.count("<use ") != len(texts):
+            continue  # never a value at another point
+        for text in texts:  # each replaces the first marker that has none yet
+            block = re.sub(r"(<use [^>]*[^/>])/>", rf"\1><title>{{{len(head)}}}</title></use>", block, count=1)
+            block = block.replace(f"{{{len(head)}}}", str(escape(text)), 1)
+        body = head + block + tail
+    size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', body)
+    return body.replace(size[0], f'width="{float(size[1]) * 1.25:.0f}"', 1) if size else body
+
+
+def _attributes(style: str) -> str:
+    pairs = (part.partition(":") for part in style.split(";") if ":" in part)
+    return "".join(
+        f' {key.strip()}="{value.strip()}"' for key, _, value in pairs if key.strip() not in ("font-family", "font")
+    )
+
+
 def series(index: int) -> dict[str, Any]:
     """Colour, marker and line of a series."""
     return {
@@ -103,12 +150,16 @@ def error_bars(
     *,
     across: bool = False,
     line: bool = True,
+    texts: Sequence[str] | None = None,
 ) -> None:
     """A series of values with their intervals along y, joined by a line if `line`; along x, unjoined, if `across`."""
     look = series(index) | ({} if line and not across else {"linestyle": "none"})
     values = [number.value for number in numbers]
     x, y = (values, positions) if across else (positions, values)
-    axis.errorbar(x, y, **{"xerr" if across else "yerr": bar_lengths(numbers)}, label=name, elinewidth=1, **look)
+    bars = {"xerr" if across else "yerr": bar_lengths(numbers)}
+    container = axis.errorbar(x, y, **bars, label=name, elinewidth=1, **look)
+    if texts is not None:
+        hover(container.lines[0], texts)
 
 
 def limit_axis(axes: Any, numbers: Iterable[Estimate], axis: str = "y") -> None:

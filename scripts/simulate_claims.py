@@ -2,7 +2,8 @@
 
 Usage: python scripts/simulate_claims.py [LADDERS]. A checkpoint has an ability, a downstream score (500 instances,
 30 ± 8 %) and two proxies: the ability with an error of its own, measured on 60 trajectories. The error sets the
-correlation of proxy and ability. Written as a Markdown table of shares in per cent.
+correlation of proxy and ability. Written as a Markdown table of shares in per cent:
+supported / refuted (intervals that hold the true difference of rank correlations).
 """
 
 import sys
@@ -32,7 +33,7 @@ def proxy(name, ability, correlation, rng):
     return Proxy(name, weights * (level[:, None] + noise), weights, False, True)
 
 
-def verdict(correlations, n, seed):
+def ladder(correlations, n, seed):
     rng = np.random.default_rng(seed)
     ability = rng.normal(size=n)
     names = [f"c{i}" for i in range(n)]
@@ -42,18 +43,21 @@ def verdict(correlations, n, seed):
         for name, value in zip(names, resolved.tolist(), strict=True)
     }
     pair = [proxy(name, ability, r, rng) for name, r in zip(("a", "b"), correlations, strict=True)]
-    return claim(*pair, names, [""] * n, outcomes, "swe", resamples=400, seed=seed).verdict
+    return claim(*pair, names, [""] * n, outcomes, "swe")
 
 
 def main(ladders):
     print("| truth: correlation with ability | " + " | ".join(f"{n} checkpoints" for n in SIZES) + " |")
     print("| --- |" + " ---: |" * len(SIZES))
     for title, correlations in CASES.items():
+        truth = np.mean([ladder(correlations, 400, 10**6 + seed).spearman_gain.value for seed in range(40)])
         cells = []
         for n in SIZES:
-            verdicts = [verdict(correlations, n, seed) for seed in range(ladders)]
+            claims = [ladder(correlations, n, seed) for seed in range(ladders)]
+            verdicts = [statement.verdict for statement in claims]
             shares = [100 * verdicts.count(word) / ladders for word in ("supported", "refuted")]
-            cells.append("{:.1f} / {:.1f}".format(*shares))
+            covered = [s.spearman_gain.low <= truth <= s.spearman_gain.high for s in claims]
+            cells.append("{:.1f} / {:.1f} ({:.0f})".format(*shares, 100 * np.mean(covered)))
         print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
 
 

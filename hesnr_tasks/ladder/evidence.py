@@ -336,13 +336,12 @@ def _claims(
     if not any(name in scores for name in names) or settings.proxy == settings.baseline:
         return []
     pair = proxies[settings.proxy], proxies[settings.baseline]
-    options: dict[str, Any] = {"resamples": min(settings.resamples, 2000), "seed": settings.seed}
-    claims = [claim(*pair, names, families, scores, task, **options)]
+    claims = [claim(*pair, names, families, scores, task)]
     several = [family for family in dict.fromkeys(families) if families.count(family) >= 4]
     if len(set(families)) > 1:
         for family in several:
             own = {name: score for name, score in scores.items() if name in names and ladder[name].family == family}
-            claims.append(claim(*pair, names, families, own, task, group=family, **options))
+            claims.append(claim(*pair, names, families, own, task, group=family))
     return claims
 
 

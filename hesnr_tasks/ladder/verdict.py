@@ -1,8 +1,14 @@
 """What a ladder shows: which checkpoint to take, which ones tie with it, and whether HE-SNR predicts better than PPL.
 
 All of it is arithmetic on sums per trajectory (checkpoints × trajectories) and downstream scores; no text, no model.
-Resamples are of whole trajectories, of checkpoints (within a family) and of the downstream scores' own errors, at once
-and paired: every proxy sees the same ones. Checkpoints of different families or stages are never pooled unsaid.
+Checkpoints of different families or stages are never pooled unsaid.
+
+Intervals of rank correlations: Fisher's z with the variance of Bonett and Wright (2000) for Spearman's coefficient and
+of Fieller et al. (1957) for Kendall's. Their difference, of two proxies on the same checkpoints: Zou (2007), which
+recovers it from both intervals and the correlation of the two coefficients. Student's t with n - 3 degrees of freedom
+stands for the normal quantile; n is less by one for each family beyond the first, whose level is fitted. The errors of
+proxies and scores, because trajectories and instances are finitely many, are in the values that are observed, so they
+are in these intervals already; resampling them on top of the checkpoints would count them twice.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.ladder.schema import Outcome
-from hesnr_tasks.stats import SEED, correlations, resample_counts
+from hesnr_tasks.stats import correlations
 
 __all__ = ["Choice", "Claim", "Prediction", "Proxy", "choose", "claim", "predictions", "values"]
 
@@ -25,6 +31,7 @@ FloatArray = npt.NDArray[np.float64]
 FEWEST = 4  # checkpoints for a coefficient
 FEW = 8  # checkpoints below which a coefficient is believed by nobody
 ALPHA = 0.05
+_EXACT = 0.9999  # Fisher's z of 1 is infinite
 
 
 class Proxy(NamedTuple):
@@ -146,7 +153,7 @@ def choose(
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % percentile interval; NaN: none."""
+    """A value and its 95 % interval; NaN: none."""
 
     value: float
     low: float = math.nan
@@ -163,7 +170,7 @@ class Claim:
         proxy, baseline: names of the two metrics.
         checkpoints: how many there are with a downstream score.
         spearman, decision: of the proxy; `spearman_baseline`, `decision_baseline`: of the baseline.
-        spearman_gain, decision_gain: differences, paired over the same resamples.
+        spearman_gain, decision_gain: differences, of the same checkpoints.
         verdict: "supported", "refuted" or "undecided".
         notes: what makes it less than it looks.
     """
@@ -215,8 +222,6 @@ def claim(
     task: str,
     *,
     group: str = "pooled",
-    resamples: int = 2000,
-    seed: int = SEED,
 ) -> Claim:
     """Compare how two proxies order the checkpoints that have a downstream score.
 
@@ -227,8 +232,6 @@ def claim(
         scores: downstream score of each checkpoint that has one.
         task: its name.
         group: what to call these checkpoints.
-        resamples: of trajectories, checkpoints and downstream errors, at once.
-        seed: of them.
     """
     chosen = [i for i, name in enumerate(names) if name in scores]
     x = values(proxy), values(baseline)
@@ -248,25 +251,49 @@ def claim(
         notes.append(f"{task}: {int(np.isnan(errors).sum())} scores without n or stderr count as exact")
     if family.max(initial=0) > 0:
         notes.append(f"{task}: {int(family.max()) + 1} families, centred by family")
-    points = [_agreement(side[chosen], y, family) for side in x]
-    rng = np.random.default_rng(seed)
-    counts = resample_counts(proxy.numerator.shape[1], resamples, seed)
-    picked = _resampled_checkpoints(family, resamples, rng)
-    noisy = y + np.where(np.isnan(errors), 0.0, errors) * rng.standard_normal((resamples, len(chosen)))
-    rows = np.arange(resamples)[:, None]
-    replicates = [
-        _agreement(values(side, counts)[:, chosen][rows, picked], noisy[rows, picked], family[picked])
-        for side in (proxy, baseline)
-    ]
-    ours, theirs = (
-        [_interval(float(point[i][0]), replicate[i]) for i in (0, 1)]
-        for point, replicate in zip(points, replicates, strict=True)
-    )
-    gains = [_interval(float(points[0][i][0] - points[1][i][0]), replicates[0][i] - replicates[1][i]) for i in (0, 1)]
+    ours, theirs = (_agreement(side[chosen], y, family) for side in x)
+    between = _agreement(x[0][chosen], x[1][chosen], family)
+    freedom = len(chosen) - int(family.max())
+    rank = _compared(ours[0], theirs[0], between[0], freedom, lambda r: (1 + r * r / 2) / max(freedom - 3, 1))
+    # Kendall's coefficient is twice the decision accuracy less one
+    taus = [2 * side[1] - 1 for side in (ours, theirs, between)]
+    pairs = _compared(taus[0], taus[1], taus[2], freedom, lambda _: 0.437 / (freedom - 4) if freedom > 4 else 0.0)
+    decision = [Interval(*((end + shift) / 2 for end in item)) for item, shift in zip(pairs, (1, 1, 0), strict=True)]
+    gains = rank[2], decision[2]
     return Claim(
         task, group, proxy.label, baseline.label, len(chosen),
-        ours[0], ours[1], theirs[0], theirs[1], gains[0], gains[1], _verdict(gains), tuple(notes),
+        rank[0], decision[0], rank[1], decision[1], *gains, _verdict(gains), tuple(notes),
     )  # fmt: skip
+
+
+def _compared(
+    ours: float, theirs: float, between: float, n: int, variance: Callable[[float], float]
+) -> tuple[Interval, Interval, Interval]:
+    """Two coefficients with one of their variables in common, and their difference (Zou 2007).
+
+    Args:
+        ours, theirs: coefficients of two proxies with the score.
+        between: of the proxies with each other.
+        n: checkpoints, less one for each family beyond the first.
+        variance: of Fisher's z of a coefficient; not positive where n is too small.
+    """
+    from scipy.stats import t as student  # here: every sub-command imports this module, and scipy is slow to load
+
+    points = Interval(ours), Interval(theirs), Interval(ours - theirs)
+    if n < 4 or not min(variance(ours), variance(theirs)) > 0 or not math.isfinite(ours + theirs + between):
+        return points
+    quantile = float(student.ppf(0.975, n - 3))
+    (a, la, ua), (b, lb, ub) = (
+        Interval(r, *(math.tanh(math.atanh(min(max(r, -_EXACT), _EXACT)) + sign * quantile * math.sqrt(variance(r)))
+        for sign in (-1, 1))) for r in (ours, theirs)
+    )  # fmt: skip
+    spread = (1 - a * a) * (1 - b * b)
+    product = (between - a * b / 2) * (1 - a * a - b * b - between * between) + between**3
+    shared = min(max(product / spread, -1.0), 1.0) if spread > 1e-12 else 0.0
+    low = (a - la) ** 2 + (ub - b) ** 2 - 2 * shared * (a - la) * (ub - b)
+    high = (ua - a) ** 2 + (b - lb) ** 2 - 2 * shared * (ua - a) * (b - lb)
+    difference = Interval(a - b, a - b - math.sqrt(max(low, 0.0)), a - b + math.sqrt(max(high, 0.0)))
+    return Interval(a, min(la, a), max(ua, a)), Interval(b, min(lb, b), max(ub, b)), difference
 
 
 def _verdict(gains: Sequence[Interval]) -> str:
@@ -279,33 +306,16 @@ def _verdict(gains: Sequence[Interval]) -> str:
     return "undecided"
 
 
-def _resampled_checkpoints(family: npt.NDArray[Any], resamples: int, rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Positions of checkpoints drawn with replacement within each family, shape (R, C)."""
-    picked = np.empty((resamples, len(family)), dtype=np.int64)
-    for label in np.unique(family):
-        members = np.flatnonzero(family == label)
-        picked[:, members] = members[rng.integers(0, len(members), (resamples, len(members)))]
-    return picked
-
-
-def _agreement(x: FloatArray, y: FloatArray, family: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-    """Spearman's coefficient and decision accuracy of every row, centred and counted within families; shapes (R,)."""
-    x, y, family = np.atleast_2d(x), np.atleast_2d(y), np.atleast_2d(family)
-    labels = np.unique(family)
-    if len(labels) == 1:
+def _agreement(x: FloatArray, y: FloatArray, family: npt.NDArray[Any]) -> tuple[float, float]:
+    """Spearman's coefficient and decision accuracy, centred and counted within families."""
+    if family.max(initial=0) == 0:
         both = correlations(x, y)
-        return both["spearman"], both["decision"]
-    x, y = _centred(x, family, labels), _centred(y, family, labels)
-    right, pairs = np.zeros(len(x)), np.zeros(len(x))
-    for start in range(0, len(x), 500):
-        block = slice(start, start + 500)
-        rows = family[block] if len(family) > 1 else np.broadcast_to(family, x[block].shape)
-        dx, dy = (np.sign(side[block][:, :, None] - side[block][:, None, :]) for side in (x, y))
-        within = (rows[:, :, None] == rows[:, None, :]) & (dy != 0)
-        right[block] = (within * (0.5 + 0.5 * dx * dy)).sum(axis=(1, 2))
-        pairs[block] = within.sum(axis=(1, 2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return correlations(x, y)["spearman"], right / np.where(pairs > 0, pairs, np.nan)
+        return float(both["spearman"][0]), float(both["decision"][0])
+    x, y = (_centred(side[None], family[None], np.unique(family))[0] for side in (x, y))
+    dx, dy = (np.sign(side[:, None] - side[None]) for side in (x, y))
+    within = (family[:, None] == family[None]) & (dy != 0)
+    right = float((within * (0.5 + 0.5 * dx * dy)).sum())
+    return float(correlations(x, y)["spearman"][0]), right / within.sum() if within.any() else math.nan
 
 
 def _centred(x: FloatArray, family: npt.NDArray[Any], labels: npt.NDArray[Any]) -> FloatArray:
@@ -315,14 +325,6 @@ def _centred(x: FloatArray, family: npt.NDArray[Any], labels: npt.NDArray[Any]) 
         count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
         out = np.where(inside, x - np.where(inside, x, 0).sum(axis=1, keepdims=True) / count, out)
     return out
-
-
-def _interval(value: float, replicates: FloatArray) -> Interval:
-    """2.5 % and 97.5 % of the defined replicates; none if more than one in twenty is undefined."""
-    defined = replicates[np.isfinite(replicates)]
-    if len(defined) < 0.95 * len(replicates):
-        return Interval(value)
-    return Interval(value, *(float(end) for end in np.percentile(defined, [2.5, 97.5])))
 
 
 class Prediction(NamedTuple):

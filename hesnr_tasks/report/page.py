@@ -1,7 +1,7 @@
 """Writes a report: leaderboard, tables, figures, and one self-contained HTML page of them all.
 
-The page has no script and makes no request: a Content-Security-Policy admits its own style, by hash, and embedded
-images. jinja2 escapes every value; none of a name, file or trajectory is markup.
+The page makes no request: a Content-Security-Policy admits its own style and script, by hash, and nothing else. jinja2
+escapes every value and matplotlib every text of a figure; none of a name, file or trajectory is markup.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from hesnr_tasks.stats import CORRELATIONS, Estimate
 
 __all__ = ["render", "write_report"]
 
-_LARGEST = 64_000  # bytes of a CSV file that the page embeds; larger ones are beside it
+_LARGEST = 96_000  # bytes of a CSV or PNG file that the page embeds; larger ones are beside it
+_HEROES = ("fig06_downstream", "fig02_steps")  # stands under the verdict: the first that there is
 
 
 def write_report(data: ReportData, folder: Path, sort: str = "step") -> int:
@@ -59,7 +60,7 @@ def write_report(data: ReportData, folder: Path, sort: str = "step") -> int:
         else:
             saved = list(write_figures(data, folder / "figures"))
         captions = [
-            f"**{f.name}** – {f.title} (paper: {f.paper}). {tables.escape_markdown(f.caption)}\n" for f, _, _ in saved
+            f"**{f.name}** – {f.title} (paper: {f.paper}). {tables.escape_markdown(f.caption)}\n" for f, *_ in saved
         ]
         write_output(folder / "figures" / "captions.md", "\n".join(captions))
         if data.verdict is not None:
@@ -81,8 +82,9 @@ def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[Sav
         figures: to be embedded.
         sort: order of the leaderboard, "step" or "he_snr".
     """
-    style = (resources.files("hesnr_tasks.report") / "templates" / "report.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    files = resources.files("hesnr_tasks.report") / "templates"
+    style, script = ((files / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    of_style, of_script = (base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (style, script))
     signature: dict[str, Any] = {
         "report": {"hesnr_tasks": __version__, "k": data.k, "epsilon": data.epsilon}
         | {"resamples": data.resamples, "seed": data.seed},
@@ -100,10 +102,13 @@ def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[Sav
         tables=by_name,
         judged={name for scores in data.downstream.values() for name in scores},
         figures=figures,
+        hero=next((f for n in _HEROES for f in figures if f.figure.name == n), None),
         signature=json.dumps(signature, indent=1),
         version=__version__,
         style=style,
-        policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'",
+        script=script,
+        policy=f"default-src 'none'; style-src 'sha256-{of_style}'; script-src 'sha256-{of_script}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
     )  # fmt: skip
 
 
@@ -125,9 +130,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "css": Markup,
+        "raw": Markup,  # our own style and script
         "data_url": data_url,
-        "embeddable": lambda text: len(text.encode()) <= _LARGEST,
+        "embeddable": lambda content: len(content) <= _LARGEST,
         "lines": lambda text: Markup(escape(printable(text, keep="\n\t"))),
         # a token with its line ends, tabs and spaces visible
         "token": lambda text: text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "∅",
@@ -183,7 +188,7 @@ def _neighbour_cells(row: Mapping[str, Any]) -> list[str]:
     interval = "" if math.isnan(difference.ci_low) else f" [{difference.ci_low:.4g}, {difference.ci_high:.4g}]"
     gain = "–" if math.isnan(row["steps"]) else f"{row['steps']:+.1f}"
     names = [tables.token_set_title(row["select"]), tables.metric_title(row["metric"]), row["from"], row["to"]]
-    return [*names, _cell(difference) + interval, f"{row['p']:.4f}", gain]
+    return [*names, _cell(difference) + interval, "≤ 1e-4" if row["p"] < 1e-4 else _cell(row["p"]), gain]
 
 
 def _cell(value: Any) -> str:

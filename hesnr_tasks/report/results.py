@@ -212,7 +212,11 @@ def _our_metrics(task: str, values: Mapping[str, Any], signature: Mapping[str, A
     for name in names_of():
         _validate(values.get(f"{name},none"), (int, float, _NULL), f"results.{task}.{name}")
     numbers = {name: _number(values, name, "none") for name in names_of("all") if f"{name},none" in values}
-    counts = {name: Estimate(numbers[name].value) for name in numbers if METRICS[name].denominator is None}
+    if not numbers.keys() & {*names_of()}:  # hesnr_tool_entropy: metrics of its own
+        numbers |= dict(_benchmark_metrics(values))
+    counts = {
+        name: Estimate(numbers[name].value) for name in numbers if name in METRICS and METRICS[name].denominator is None
+    }
     scored = _number(values, "scored", "none")
     if math.isnan(scored.value):  # results of an earlier version
         tokens = _number(values, "tokens", "none").value

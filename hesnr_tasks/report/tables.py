@@ -250,10 +250,12 @@ def _descending(value: float) -> float:
 
 
 def _board_metrics(rows: Iterable[Mapping[str, Estimate]]) -> list[str]:
-    """The registered metrics in `rows`: ratios, then counts, then the share scored."""
-    present = {name for row in rows for name in row}
+    """The metrics in `rows`: registered ratios, then counts, then those of a task's own, then the share scored."""
+    present = dict.fromkeys(name for row in rows for name in row)
     names = [name for name in METRICS if name in present and name not in _CSV_ONLY]
-    return [*sorted(names, key=lambda name: METRICS[name].denominator is None), *(["scored"] if present else [])]
+    own = [name for name in present if name not in METRICS and name != "scored"]
+    counts_last = sorted(names, key=lambda name: METRICS[name].denominator is None)
+    return [*counts_last, *own, *(["scored"] if present else [])]
 
 
 def _metric_board(title: str, about: str, rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> Board:

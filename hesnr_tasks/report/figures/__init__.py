@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.plotting import look, save
+from hesnr_tasks.plotting import inline_svg, look, save
 from hesnr_tasks.report.data import ReportData, ReportFigure
 from hesnr_tasks.report.figures import entropy, metrics
 from hesnr_tasks.report.tables import csv_text
@@ -35,10 +37,11 @@ FIGURES: list[Callable[[ReportData], ReportFigure | None]] = [
 
 
 class SavedFigure(NamedTuple):
-    """A figure as written: its SVG, and its CSV files by name."""
+    """A figure as written: its SVG as markup for a page, its PNG, and its CSV files by name."""
 
     figure: ReportFigure
-    svg: bytes
+    svg: Markup
+    png: bytes
     csvs: Mapping[str, str]
 
 
@@ -56,8 +59,11 @@ def write_figures(data: ReportData, folder: Path) -> Iterator[SavedFigure]:
             canvas = figure.draw()
             subtitle = textwrap.fill(figure.subtitle, int(13 * canvas.get_figwidth()))  # a line would be clipped
             canvas.suptitle(f"{figure.title}\n{subtitle}", fontsize=9)
-        svg, _ = save(canvas, folder / figure.name)
+        svg, png = save(canvas, folder / figure.name)
         csvs = {f"{table.name}.csv": csv_text(table) for table in figure.tables}
         for name, text in csvs.items():
             write_output(folder / name, text)
-        yield SavedFigure(figure, svg.read_bytes(), csvs)
+        titles = canvas.__dict__.get("hesnr_titles", [])
+        # matplotlib escapes its texts, and inline_svg the titles
+        markup = Markup(inline_svg(svg.read_text(encoding="utf-8"), titles, figure.name))
+        yield SavedFigure(figure, markup, png.read_bytes(), csvs)

@@ -109,7 +109,8 @@ def _histograms(data: ReportData, select: str, name: str, paper: str, peaks: Seq
     caption = (
         f"Histograms of H_top{data.k} on {token_set_title(select)}, {data.sample_size(select)}: all tokens, those that "
         "are not the model's first choice, and those that are neither its first nor its second"
-        f"{partly * (len(shown) < len(summaries))}. Heights are densities (area 1); the curve is the kernel density, ▼ "
+        f"{partly * (len(shown) < len(summaries))}. Heights are densities (area 1), on one "
+        "scale in each column; ↑: a spike at 0 that ends higher. The curve is the kernel density, ▼ "
         f"its mode (the global peak). Dashed: {', '.join(f'ln {n}' for n in peaks)}. Shapes of single runs; no error "
         "bars."
     )
@@ -125,6 +126,7 @@ def _token_type(select: str) -> str:
 
 def _draw_histograms(bins: _TableRows, curves: _TableRows, names: Sequence[str], peaks: Sequence[int]) -> Figure:
     canvas, axes = figure(len(names), len(POPULATIONS), width=2.75, height=1.55)
+    tops = {population: _highest(bins, curves, names, population) for population in POPULATIONS}
     for panel, (name, population) in zip(axes.flat, itertools.product(names, POPULATIONS), strict=True):
         own_bins = [row for row in bins if (row["checkpoint"], row["population"]) == (name, population)]
         own_curve = [row for row in curves if (row["checkpoint"], row["population"]) == (name, population)]
@@ -136,7 +138,11 @@ def _draw_histograms(bins: _TableRows, curves: _TableRows, names: Sequence[str],
         for mode in (row["entropy"] for row in own_curve if row["peak"] == "mode"):
             above = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 5}
             panel.plot([mode], [0.93], "v", color=COLOURS[1], ms=5, **above)
-        _limit_density(panel, own_bins, smooth)
+        highest = max(row["density"] for row in own_bins)
+        panel.set(xlim=(0, edges[-1]), ylim=(0, tops[population] or None))
+        if highest > tops[population] > 0:
+            text = f"↑ {highest:.1f}"
+            panel.annotate(text, (0.015, 0.97), xycoords="axes fraction", va="top", fontsize=7, color="#333333")
         panel.set_title(f"{label(name)}, n = {sum(row['tokens'] for row in own_bins)}", fontsize=8, pad=12)
         if name == names[0]:
             panel.annotate(
@@ -148,16 +154,14 @@ def _draw_histograms(bins: _TableRows, curves: _TableRows, names: Sequence[str],
     return canvas
 
 
-def _limit_density(panel: Any, bins: _TableRows, smooth: Sequence[tuple[float, float]]) -> None:
-    """The spike at 0 may be cut off, and then has its height beside it."""
-    inner = [row["density"] for row in bins if row["low"] > _SPIKE] + [y for x, y in smooth if x > _SPIKE]
-    highest = max(row["density"] for row in bins)
-    top = 1.6 * max(inner) if inner and max(inner) > 0 else highest
-    if 0 < top < highest:
-        panel.set_ylim(0, top)
-        text = f"↑ {highest:.1f}"
-        panel.annotate(text, (0.015, 0.97), xycoords="axes fraction", va="top", fontsize=7, color="#333333")
-    panel.set_xlim(0, max(row["high"] for row in bins))
+def _highest(bins: _TableRows, curves: _TableRows, names: Sequence[str], population: str) -> float:
+    """The upper end of an axis that all checkpoints share; the spike at 0 may be cut off."""
+    heights = [
+        row["density"]
+        for row, position in [*((row, row["low"]) for row in bins), *((row, row["entropy"]) for row in curves)]
+        if position > _SPIKE and row["checkpoint"] in names and row["population"] == population
+    ]
+    return 1.6 * max(heights, default=0.0)
 
 
 def _mark_logarithms(panel: Any, numbers: Sequence[int]) -> None:

@@ -13,10 +13,10 @@ from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.ladder.names import Boundary, boundaries, sft_pairs
 from hesnr_tasks.ladder.schema import Checkpoint
 from hesnr_tasks.metrics import MIN_TOKENS, measure
-from hesnr_tasks.plotting import COLOURS, MARKERS, bar_lengths, error_bars, figure, label, limit_axis, series
+from hesnr_tasks.plotting import COLOURS, MARKERS, bar_lengths, error_bars, figure, hover, label, limit_axis, series
 from hesnr_tasks.report.data import UNFILTERED, ReportData, ReportFigure
 from hesnr_tasks.report.figures.entropy import evenly_spaced
-from hesnr_tasks.report.tables import AGREED, agreements, metric_title, sweep_agreements, token_set_title
+from hesnr_tasks.report.tables import AGREED, agreements, format_number, metric_title, sweep_agreements, token_set_title
 from hesnr_tasks.stats import Estimate
 
 if TYPE_CHECKING:
@@ -62,7 +62,12 @@ def _draw_accuracy(rows: _TableRows, lines: Sequence[range]) -> Figure:
             y = [number.value for number in numbers[start:end]]
             bars = bar_lengths(numbers[start:end]), None if crowded else bar_lengths(ppl[start:end])
             text = f"Top-{name[3:-4]}" if start == 0 else "_"
-            axes.errorbar(x[start:end], y, *bars, label=text, elinewidth=0.8, **series(i))
+            container = axes.errorbar(x[start:end], y, *bars, label=text, elinewidth=0.8, **series(i))
+            hover(
+                container.lines[0],
+                [f"{row['checkpoint']}: PPL {_with_interval(row['ppl'])}, Top-{name[3:-4]} {_with_interval(row[name])}"
+                 for row in rows[start:end]],
+            )  # fmt: skip
             axes.plot(x[end - 1 : end], y[-1:], "o", markersize=11, markerfacecolor="none", color="#333333", mew=0.8)
     positive = [value for value in x if value > 0]
     log = bool(positive) and max(positive) > 4 * min(positive)
@@ -257,10 +262,12 @@ def _draw_downstream(rows: _TableRows, statistics: _TableRows, names: Sequence[s
         limit_axis(panel, y)
         for row, a, b in zip(shown, *values, strict=True):
             i = names.index(row["checkpoint"])
-            panel.plot(
+            (point,) = panel.plot(
                 [a], [b], MARKERS[i % len(MARKERS)] if numbered else "o", color=COLOURS[i % 7 if numbered else 0],
                 fillstyle="none" if row["group"].startswith("fine-tuned") else "full",
             )  # fmt: skip
+            text = f"{row['checkpoint']}: {metric_title(name)[:-2]} {_with_interval(row[name])}"
+            hover(point, [f"{text}, {row['task']} {_with_interval(row['downstream'])}"])
             if numbered:
                 panel.annotate(str(i + 1), (a, b), xytext=(4, 3), textcoords="offset points", fontsize=7)
         own = [r for r in statistics if (r["select"], r["metric"]) == (select, name)]
@@ -312,7 +319,8 @@ def _draw_sweep(rows: _TableRows, names: Sequence[str], epsilon: float) -> Figur
         points = [(row["epsilon"], row["he_snr"]) for row in rows if row["checkpoint"] == name]
         x = [point[0] for point in points]
         look = series(i)
-        axes.plot(x, [number.value for _, number in points], label=label(name), markersize=3.5, **look)
+        (line,) = axes.plot(x, [number.value for _, number in points], label=label(name), markersize=3.5, **look)
+        hover(line, [f"{name}: ε = {e:.3f}, HE-SNR {_with_interval(number)}" for e, number in points])
         low, high = [number.ci_low for _, number in points], [number.ci_high for _, number in points]
         axes.fill_between(x, low, high, color=look["color"], alpha=0.08, linewidth=0)
     limit_axis(axes, [row["he_snr"] for row in rows])
@@ -383,7 +391,18 @@ def _lines(ladder: Sequence[Checkpoint]) -> list[range]:
 
 
 def _line(panel: Any, rows: _TableRows, name: str, index: int, positions: range) -> None:
-    error_bars(panel, index, None, positions, [rows[i][name] for i in positions])
+    numbers = [rows[i][name] for i in positions]
+    error_bars(panel, index, None, positions, numbers, texts=_hover_texts(rows, positions, name))
+
+
+def _hover_texts(rows: _TableRows, positions: Sequence[int], name: str) -> list[str]:
+    title = _AXES.get(name, metric_title(name)).rstrip(" ↑↓")
+    return [f"{rows[i]['checkpoint']}: {title} {_with_interval(rows[i][name])}" for i in positions]
+
+
+def _with_interval(number: Estimate) -> str:
+    ends = "" if math.isnan(number.ci_low) else f" [{number.ci_low:.4g}, {number.ci_high:.4g}]"
+    return format_number(number) + ends
 
 
 def _checkpoint_axis(panel: Any, names: Sequence[str], changes: Sequence[Boundary]) -> None:

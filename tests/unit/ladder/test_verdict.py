@@ -87,7 +87,7 @@ def test_points_of_a_claim_equal_scipy_and_a_plain_count_of_pairs():
     rng = np.random.default_rng(2)
     y = rng.normal(size=10)
     good, bad = proxy("he_snr", y + rng.normal(0, 0.3, 10), rng), proxy("ppl", rng.normal(size=10), rng, better=False)
-    result = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y), "swe", resamples=200)
+    result = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y), "swe")
     for p, rank, decision in (
         (good, result.spearman, result.decision),
         (bad, result.spearman_baseline, result.decision_baseline),
@@ -107,12 +107,13 @@ def test_families_are_centred_and_only_pairs_within_them_count():
     y = np.concatenate([np.arange(5.0), 100 + np.arange(5.0)])
     x = np.concatenate([np.arange(5.0), -100 + np.arange(5.0)])  # right within, wrong between
     p = proxy("he_snr", x, rng, noise=1e-6)
-    actual = claim(p, p, NAMES[:10], family, scores(y), "swe", resamples=200)
+    actual = claim(p, p, NAMES[:10], family, scores(y), "swe")
     assert actual.decision.value == 1.0
     assert actual.spearman.value > 0.95
     assert "2 families" in " ".join(actual.notes)
     assert actual.verdict == "undecided"  # against itself
-    assert actual.spearman_gain == (0.0, 0.0, 0.0)
+    assert actual.spearman_gain.value == 0.0
+    assert actual.spearman_gain.low <= 0.0 <= actual.spearman_gain.high
 
 
 def test_few_checkpoints_give_no_coefficient_and_say_so():
@@ -124,15 +125,27 @@ def test_few_checkpoints_give_no_coefficient_and_say_so():
     assert "3 checkpoints" in actual.sentence
 
 
-def test_a_score_of_few_instances_widens_the_interval():
-    rng = np.random.default_rng(5)
-    y = np.arange(10.0)
-    good, bad = proxy("he_snr", y, rng), proxy("ppl", rng.permutation(y), rng, better=False)
-    widths = []
-    for error in (0.0, 3.0):
-        actual = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y, error), "swe", resamples=500)
-        widths.append(actual.spearman_gain.high - actual.spearman_gain.low)
-    assert widths[1] > widths[0]
+def test_the_interval_of_the_gain_holds_the_true_gain():
+    """Coverage in 600 simulated ladders a case, beside the gain in very large ones; nominal 95 %."""
+    for seed, (ours, theirs) in enumerate([(0.8, 0.8), (0.9, 0.4), (0.9, 0.0)]):
+        rng = np.random.default_rng(seed)
+
+        def ladder(size, rng=rng, ours=ours, theirs=theirs):
+            ability = rng.normal(size=size)
+            noise = rng.normal(size=(2, size))
+            x = [r * ability + math.sqrt(1 - r * r) * e for r, e in zip((ours, theirs), noise, strict=True)]
+            return *x, ability + rng.normal(0, 0.3, size)
+
+        a, b, y = ladder(200_000)
+        truth = stats.spearmanr(a, y).statistic - stats.spearmanr(b, y).statistic
+        hits = 0
+        for _ in range(600):
+            a, b, y = ladder(10)
+            ones = np.ones((10, 1))
+            pair = (Proxy(n, x[:, None], ones, False, True) for n, x in (("a", a), ("b", b)))
+            gain = claim(*pair, NAMES[:10], ["m"] * 10, scores(y, 0.3), "swe").spearman_gain
+            hits += gain.low <= truth <= gain.high
+        assert hits / 600 >= 0.93, (ours, theirs, hits)
 
 
 @pytest.mark.parametrize(("truth", "verdict"), [("better", "supported"), ("worse", "refuted")])
@@ -144,7 +157,7 @@ def test_clear_cases_are_decided(truth, verdict):
         proxy("ppl", y, rng, noise=0.1, better=False),
     )  # ppl rises with y: wrong
     pair = (good, bad) if truth == "better" else (bad, good)
-    assert claim(*pair, NAMES, ["m"] * 12, scores(y, 0.1), "swe", resamples=500).verdict == verdict
+    assert claim(*pair, NAMES, ["m"] * 12, scores(y, 0.1), "swe").verdict == verdict
 
 
 def test_equal_proxies_are_told_apart_at_most_once_in_twenty():
@@ -155,9 +168,7 @@ def test_equal_proxies_are_told_apart_at_most_once_in_twenty():
         ability = rng.normal(size=10)
         p = [proxy(n, ability + rng.normal(0, 0.7, 10), rng, trajectories=15) for n in ("he_snr", "ppl")]
         y = ability + rng.normal(0, 0.3, 10)
-        decided += (
-            claim(*p, NAMES[:10], ["m"] * 10, scores(y, 0.3), "swe", resamples=200, seed=seed).verdict != "undecided"
-        )
+        decided += claim(*p, NAMES[:10], ["m"] * 10, scores(y, 0.3), "swe").verdict != "undecided"
     assert decided <= 400 * 0.08, decided
 
 
