@@ -138,8 +138,9 @@ def test_scores_are_those_of_a_float64_forward_pass(lm, sequences):
 def test_arrays_have_the_shapes_types_and_order_of_scores(lm, sequences):
     for index, scores in scored(lm, sequences).items():
         m = len(sequences[index].targets)
-        assert [column.shape for column in scores] == [(m,), (m,), (m, K), (m, K)]
-        assert [column.dtype for column in scores] == [np.float32, np.int32, np.float32, np.int32]
+        assert [column.shape for column in scores[:4]] == [(m,), (m,), (m, K), (m, K)]
+        assert [column.dtype for column in scores[:4]] == [np.float32, np.int32, np.float32, np.int32]
+        assert all(column is None or (column.shape, column.dtype) == ((m,), np.float32) for column in scores[4:])
         assert (np.diff(scores.topk_logprobs, axis=1) <= 0).all()
         assert (scores.logprob <= 0).all()
         listed = scores.topk_ids == sequences[index].ids[sequences[index].targets][:, None]
