@@ -101,12 +101,12 @@ def _drawn_values(axes):
 def test_names_are_shown_as_they_are(tmp_path):
     data = ladders.report_data(ladders.score_files(tmp_path / "scores", HOSTILE, 4, 40))
     saved = list(write_figures(data, tmp_path / "figures"))
-    assert {figure.name for figure, _, _ in saved} == {
+    assert {item.figure.name for item in saved} == {
         "fig01_ppl_accuracy", "fig02_steps", "fig07_extension", "fig08_sft", "fig06_downstream", "sweep",
         "sweep_correlations", "fig03_entropy", "fig03_density",
     }  # fmt: skip
-    for figure, svg, csvs in saved:
-        root = ElementTree.fromstring(svg.decode())
+    for figure, svg, _, csvs in saved:
+        root = ElementTree.fromstring(str(svg))  # as it stands in the page
         assert not [element for element in root.iter() if element.tag.endswith("script")]
         assert (tmp_path / "figures" / f"{figure.name}.png").stat().st_size > 5000
         assert csvs
