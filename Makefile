@@ -12,7 +12,7 @@ NUMERIC_TESTS := -m numbers tests/unit/backends tests/contract tests/golden test
 
 .PHONY: demo results check test coverage pythons lint docs vllm lm-eval-next clean
 
-demo: $(READY)  ## score the shipped ladder with the real lm_eval and print its leaderboard
+demo: $(READY)  ## score the miniature with the real lm_eval, print verdict and leaderboard
 	$(BIN)/hesnr demo --output out/demo
 
 results: $(READY)  ## make the committed results/ again

@@ -1,9 +1,10 @@
-"""`hesnr demo`: `hesnr ladder run` on the shipped ladder."""
+"""`hesnr demo`: `hesnr ladder run` on the shipped miniature."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 
 from hesnr_tasks import demo
@@ -26,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     for needed in ("lm_eval", "torch", "transformers"):
         if importlib.util.find_spec(needed) is None:
             raise HesnrError(f"the demo needs {needed}. Install it with: pip install 'hesnr-tasks[hf]'")
-    path, here = demo.ladder_file(), Path.cwd()
+    path, here = demo.miniature_file(), Path.cwd()
     short = path.relative_to(here) if path.is_relative_to(here) else path
     print(f"$ hesnr ladder run {short} -o {args.output}")
-    score_and_report(short, args.output, tasks=args.tasks)
+    score_and_report(short, args.output, tasks=args.tasks, workers=min(2, os.cpu_count() or 1))
     return 0

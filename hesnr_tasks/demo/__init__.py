@@ -1,4 +1,6 @@
-"""The shipped demo: trajectories of a scripted agent and a ladder of tiny checkpoints (made as README.md says)."""
+"""What is shipped to try things on (README.md says how it was made): the miniature, which `hesnr demo` scores, and
+trajectories of a scripted agent with a ladder of six tiny checkpoints, which the tasks read where nothing else is named.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from pathlib import Path
 
 from hesnr_tasks.errors import DataError
 
-__all__ = ["ladder_file", "ladder_paths", "trajectories_path"]
+__all__ = ["ladder_file", "ladder_paths", "miniature_file", "trajectories_path"]
 
 HERE = Path(__file__).resolve().parent
 NAME = re.compile(r"step(\d+)-(\d+)k")  # optimiser steps, context in units of 1024 tokens
@@ -19,8 +21,13 @@ def trajectories_path() -> Path:
 
 
 def ladder_file() -> Path:
-    """The ladder file that `hesnr demo` runs."""
+    """The ladder file of the six tiny checkpoints."""
     return _existing(HERE / "ladder.yaml")
+
+
+def miniature_file() -> Path:
+    """The ladder file of the miniature, with downstream scores: what `hesnr demo` runs."""
+    return _existing(HERE / "miniature" / "ladder.yaml")
 
 
 def ladder_paths() -> list[tuple[str, Path]]:

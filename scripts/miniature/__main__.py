@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from . import train
 from .agent import expert, record, solved, transcript, without_running
 from .corpus import FAMILIES, documents
 from .downstream import LONGEST_RUN, act
-from .programs import Task, make_task
+from .programs import Bucket, Task, make_task
 
 SEED = 20260120
 SHIPPED = Path(__file__).resolve().parents[2] / "hesnr_tasks" / "demo" / "miniature"
@@ -35,13 +35,11 @@ def say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def held_out(which: str, number: int) -> list[Task]:
-    """Tasks of a bucket whose expert's run fits into the context with all it takes."""
+def held_out(which: Bucket, number: int, tokenizer: PreTrainedTokenizerFast) -> list[Task]:
+    """Tasks of a bucket whose expert's run fits into the short context."""
     rng, tasks = random.Random(f"{which} {SEED}"), list[Task]()
-    tokenizer = None
     while len(tasks) < number:
-        task = make_task(f"{which}-{len(tasks):03d}", which, rng)  # type: ignore[arg-type]
-        tokenizer = tokenizer or train.load_tokenizer(OUTPUT / "tokenizer")
+        task = make_task(f"{which}-{len(tasks):03d}", which, rng)
         text, _ = transcript(expert(task, random.Random(task.name), without_running(task)))
         if len(train.encode(tokenizer, text)) <= LONGEST_RUN:
             tasks.append(task)
@@ -69,7 +67,8 @@ def make_trajectories(recipe: train.Recipe) -> None:
     path = OUTPUT / "trajectories.jsonl"
     if path.exists():
         return
-    sessions = [expert(task, random.Random(task.name)) for task in held_out("score", N_SCORE)]
+    tokenizer = train.load_tokenizer(OUTPUT / "tokenizer")
+    sessions = [expert(task, random.Random(task.name)) for task in held_out("score", N_SCORE, tokenizer)]
     rows = [record(session, resolved=ok) for session, ok in zip(sessions, solved(sessions), strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -125,7 +124,7 @@ def measure(recipe: train.Recipe) -> None:
     folder = OUTPUT / "downstream"
     folder.mkdir(exist_ok=True)
     tokenizer = train.load_tokenizer(OUTPUT / "tokenizer")
-    tasks = held_out("act", N_ACT)
+    tasks = held_out("act", N_ACT, tokenizer)
     for name, *_ in rungs(recipe):
         path, rung = folder / f"{name}.json", OUTPUT / "checkpoints" / name
         if path.exists() or not rung.exists():
@@ -150,7 +149,6 @@ def ship(recipe: train.Recipe) -> None:
     SHIPPED.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(OUTPUT / "trajectories.jsonl", SHIPPED / "trajectories.jsonl")
     entries: list[dict[str, object]] = []
-    tuned: list[dict[str, object]] = []
     previous: dict[str, str] = {}
     for name, family, step, long in rungs(recipe):
         source = OUTPUT / "checkpoints" / name
@@ -165,21 +163,22 @@ def ship(recipe: train.Recipe) -> None:
         if family in previous:
             entry["before"] = previous[family]
         previous[family] = name
-        entries.append(entry)
         result = OUTPUT / "downstream" / f"{name}.json"
         if result.exists():
             row = json.loads(result.read_text(encoding="utf-8"))
-            score = {"value": round(row["value"], 4), "n": row["n"], "harness": "scripts/miniature"}
-            tuned.append({"name": f"{name}-sft", "family": family, "sft_of": name, "downstream": {"repaired": score}})
+            entry["downstream"] = {"repaired": {"value": round(row["value"], 4), "n": row["n"], "after": "sft"}}
+        entries.append(entry)
     lines = [
-        "# Made by `python -m scripts.miniature ship`: base checkpoints, and scores of models fine-tuned from them",
+        "# The miniature, made by `python -m scripts.miniature ship`. repaired: share of 300 held-out tasks that the",
+        "# model fine-tuned from the checkpoint solves by itself. hesnr demo is hesnr ladder run on this file.",
         "trajectories: [trajectories.jsonl]",
-        "tasks: [hesnr_swe]",
+        "tasks: [hesnr_swe, hesnr_swe_unfiltered]",
         "model_args: {dtype: float32}",
+        "metadata: {keep: observation+thought+action}  # observations too: one of the figures is of them",
         "checkpoints:",
         *(
             f"  - {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip()}"
-            for entry in [*entries, *tuned]
+            for entry in entries
         ),
     ]
     (SHIPPED / "ladder.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")

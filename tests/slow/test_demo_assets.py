@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hesnr_tasks.demo import ladder_paths, trajectories_path
+from hesnr_tasks.demo import ladder_paths, miniature_file, trajectories_path
+from hesnr_tasks.ladder.schema import outcomes, read_ladder_file
 from hesnr_tasks.rendering import render
 from hesnr_tasks.trajectory import FORMAT, Kind, Trajectory
 from tests import ROOT
@@ -107,7 +108,9 @@ def test_ladder_is_ordered_and_extends_the_context():
 
 def test_demo_files_stay_small():
     files = [path for path in trajectories_path().parent.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    assert sum(path.stat().st_size for path in files) <= 12_000_000
+    sizes = {part: sum(p.stat().st_size for p in files if ("miniature" in p.parts) == part) for part in (False, True)}
+    assert sizes[False] <= 12_000_000
+    assert sizes[True] <= 15_000_000
 
 
 def test_checkpoints_share_one_tokenizer():
@@ -142,6 +145,40 @@ def test_checkpoint_loads_and_is_better_than_chance(name, trajectories):
     ids = torch.tensor([tokenizer_of(path)(render(trajectories[0]).text)["input_ids"]])
     with torch.no_grad():
         assert 0 < model(input_ids=ids, labels=ids).loss.item() < 5
+
+
+def test_the_miniature_has_two_families_with_downstream_scores():
+    ladder = read_ladder_file(miniature_file())
+    judged = outcomes(ladder, "repaired")
+    families = {checkpoint.family for checkpoint in ladder.checkpoints}
+    assert families == {"code", "prose"}
+    for family in families:
+        rungs = [checkpoint for checkpoint in ladder.checkpoints if checkpoint.family == family]
+        assert len(rungs) >= 6
+        assert {rung.stage for rung in rungs} == {"pretrain", "long-context"}
+        assert all(judged[rung.name].measured == "after sft" for rung in rungs)
+        assert len({judged[rung.name].value for rung in rungs}) >= 4
+        assert max(judged[rung.name].value for rung in rungs) >= 0.2
+
+
+@pytest.mark.parametrize("checkpoint", read_ladder_file(miniature_file()).checkpoints, ids=lambda c: c.name)
+def test_a_rung_of_the_miniature_loads_and_reads_the_experts_runs(checkpoint):
+    """Chance is ln 640 = 6.5 nats per token; the runs fit the short context."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    path = Path(checkpoint.model)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    assert model.config.max_position_embeddings == checkpoint.context
+    assert model.num_parameters() < 1_000_000
+    lines = (miniature_file().parent / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()
+    tokenizer = tokenizer_of(path)
+    texts = [render(Trajectory.from_json(json.loads(line)), "transcript").text for line in lines]
+    lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
+    assert len(lines) == 100
+    assert max(lengths) <= 384
+    ids = torch.tensor([tokenizer(texts[0])["input_ids"]])
+    with torch.no_grad():
+        assert 0 < model(input_ids=ids, labels=ids).loss.item() < 6.4
 
 
 def tokenizer_of(path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from itertools import islice
@@ -9,8 +10,10 @@ from itertools import islice
 import pytest
 import torch
 
+from hesnr_tasks.demo import miniature_file
 from hesnr_tasks.rendering import render
 from hesnr_tasks.trajectory import Trajectory
+from scripts.miniature import __main__ as stages
 from scripts.miniature import agent, corpus, downstream, programs, sandbox, train
 
 TASKS = [programs.make_task(f"task-{i}", "act", random.Random(f"{i}")) for i in range(25)]
@@ -141,6 +144,21 @@ def test_what_is_trained_on_holds_nothing_that_is_held_out():
     assert hashed == {"train"}
     shown = {(", ".join(f.parameters), f.code(repaired=True)) for t in TASKS for fs in t.files.values() for f in fs}
     assert {programs.bucket(p.split(", "), code.partition("return ")[2]) for p, code in shown} == {"act"}
+
+
+def test_the_shipped_runs_are_made_again_to_the_byte():
+    folder = miniature_file().parent
+    tokenizer = train.load_tokenizer(next((folder / "checkpoints").iterdir()))
+    tasks = stages.held_out("score", stages.N_SCORE, tokenizer)
+    rows = [
+        agent.record(agent.expert(task, random.Random(task.name), agent.without_running(task)), resolved=True)
+        for task in tasks
+    ]
+    shipped = (folder / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()
+    assert rows == [json.loads(line) for line in shipped]
+    for task in tasks:
+        for functions in task.files.values():
+            assert {programs.bucket(f.parameters, f.expression) for f in functions} == {"score"}
 
 
 # --- a small step of each stage ---------------------------------------------------------------------------------------
