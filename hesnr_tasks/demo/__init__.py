@@ -1,5 +1,7 @@
-"""What is shipped to try things on (README.md says how it was made): the miniature, which `hesnr demo` scores, and
-trajectories of a scripted agent with a ladder of six tiny checkpoints, which the tasks read where nothing else is named.
+"""What is shipped to try things on; README.md says how it was made.
+
+The miniature, which `hesnr demo` scores; and trajectories of a scripted agent, which the tasks read where nothing else
+is named, with a ladder of six tiny checkpoints.
 """
 
 from __future__ import annotations
