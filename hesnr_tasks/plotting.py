@@ -113,7 +113,7 @@ def inline_svg(svg: str, titles: Sequence[Sequence[str]], name: str) -> str:
             continue  # never a value at another point
         for text in texts:  # each replaces the first marker that has none yet
             block = re.sub(r"(<use [^>]*[^/>])/>", rf"\1><title>{{{len(head)}}}</title></use>", block, count=1)
-            block = block.replace(f"{{{len(head)}}}", str(escape(text)), 1)
+            block = block.replace(f"{{{len(head)}}}", str(escape(printable(text))), 1)
         body = head + block + tail
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', body)
     return body.replace(size[0], f'width="{float(size[1]) * 1.25:.0f}"', 1) if size else body
