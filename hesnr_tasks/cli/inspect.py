@@ -127,7 +127,7 @@ def _write_page(path: Path, views: list[TrajectoryView], encoder: Encoder | None
         tokens = [[run.tokens(view) for view in views] for run in runs]
     first, second = [*tokens, None, None][:2]
     names = [run.name for run in runs] + ["A", "B"][len(runs) :]
-    text = page.render(views, first, second, names)
+    text = page.render(views, first, second, names, [[run.summary(view) for view in views] for run in runs])
     write_output(path, text)
     print(f"{path}: {len(views)} trajectories, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
 

@@ -5,6 +5,7 @@ The text is the one a model would read (`rendering`), so that offsets of score f
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections import Counter
@@ -18,20 +19,24 @@ import numpy.typing as npt
 
 from hesnr_tasks.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.backends import labelled_key
+from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
-from hesnr_tasks.metrics import EPSILON, topk_entropy
+from hesnr_tasks.metrics import EPSILON, METRICS, TokenColumns, TrajectorySums, evaluate, topk_entropy
 from hesnr_tasks.rendering import Block, ChatTemplate, NativeRenderer, Rendered, kind_code, label_mask, render
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind, Trajectory
 
 __all__ = [
+    "Difference",
+    "RunSummary",
     "ScoredRun",
+    "TokenTable",
     "TokenView",
     "Totals",
     "TrajectoryView",
-    "columns",
     "load_tokenizer",
+    "token_table",
     "tokenize",
     "totals",
     "view_of",
@@ -180,6 +185,15 @@ def tokenize(view: TrajectoryView, encoder: Encoder) -> tuple[list[TokenView], l
     return [TokenView(start, end) for start, end in spans if end > start], turns
 
 
+class RunSummary(NamedTuple):
+    """What a model's scores say of one trajectory, as `hesnr_swe` counts by default (filtered actions, k = 10)."""
+
+    tokens: int  # scored, and count
+    he_tokens: int  # of them, in 𝓗
+    he_snr: float | None  # None: no token is in 𝓗
+    scored: float | None  # share of the tokens that count which fit the context; None: there are none
+
+
 class ScoredRun:
     """The score files in a folder, as tokens with a model's values. Raises `StoreError` where there are none."""
 
@@ -207,13 +221,7 @@ class ScoredRun:
 
     def tokens(self, view: TrajectoryView) -> list[TokenView]:
         """The scored tokens of a trajectory; 𝓗 is that of the paper's metric (filtered actions)."""
-        key = labelled_key(view.text, view.codes)
-        if key not in self._store:
-            raise DataError(
-                f"{self._folder} has no scores of trajectory {view.trajectory.id!r} with this text. It was scored from "
-                "another file or by another version, or not at all; `--id` shows one of those that were."
-            )
-        tokens = self._store.read(key)
+        tokens = self._read(view)
         scores = tokens.scores
         entropy = topk_entropy(scores.topk_logprobs, _CANDIDATES)
         high = (entropy > EPSILON) & (scores.rank >= 1) & (scores.rank <= _CANDIDATES) & tokens.selected(self._mask)
@@ -231,6 +239,27 @@ class ScoredRun:
             for i in range(len(tokens.position))
         ]
 
+    def summary(self, view: TrajectoryView) -> RunSummary:
+        """The metrics of a trajectory."""
+        tokens = self._read(view)
+        counted = tokens.selected(self._mask)
+        columns = TokenColumns.of_scores(tokens, counted, _CANDIDATES, view.text)
+        sums = TrajectorySums.of(columns, EPSILON, _CANDIDATES, ("he_snr",))
+        value = evaluate(METRICS["he_snr"], *(float(part[0]) for part in sums.parts("he_snr")))
+        cut = int(((tokens.labels_cut & self._mask) != 0).sum())
+        scored = len(columns) / (len(columns) + cut) if len(columns) + cut else None
+        high = int(sums.column("he_tokens")[0])
+        return RunSummary(len(columns), high, float(value) if high else None, scored)
+
+    def _read(self, view: TrajectoryView) -> TokenScores:
+        key = labelled_key(view.text, view.codes)
+        if key not in self._store:
+            raise DataError(
+                f"{self._folder} has no scores of trajectory {view.trajectory.id!r} with this text. It was scored from "
+                "another file or by another version, or not at all; `--id` shows one of those that were."
+            )
+        return self._store.read(key)
+
     def _text(self, token: int) -> str:
         text = self._vocabulary[token] if self._vocabulary and token < len(self._vocabulary) else None
         return f"⟨{token}⟩" if text is None else text.decode(errors="replace")
@@ -239,27 +268,57 @@ class ScoredRun:
 # --- tokens as columns ------------------------------------------------------------------------------------------------
 
 
-def columns(
+class Difference(NamedTuple):
+    """A token that counts and that two models give different surprisals `a` and `b` (nats)."""
+
+    trajectory: int
+    token: int
+    turn: int
+    text: str
+    a: float
+    b: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """The tokens of one text as columns for the page; a column that holds nothing is left out.
+
+    `arrays` hold unsigned integers: `gap` from one start to the next and `length`, in UTF-16 units, and for each model
+    `a`, `b` what the page shows, to the thousandth: `a.surprisal` and `a.entropy` (1 + millinats; 0: not known),
+    `a.decision`, and of the `width` top tokens, all of the first, then all of the second …, `a.top` (1 + index into
+    `strings`; 0: none) and `a.share` (1 + thousandths of probability; 0: not known).
+    """
+
+    arrays: dict[str, npt.NDArray[Any]]
+    strings: list[str]
+    unmatched: int
+    width: int
+    differences: list[Difference]
+
+
+def token_table(
     view: TrajectoryView,
     tokens: Sequence[TokenView],
     compare: Sequence[TokenView] | None,
     offset: npt.NDArray[np.int64],
-) -> dict[str, Any]:
-    """The tokens as columns for the page; a column that holds nothing is left out.
+    trajectory: int = 0,
+) -> TokenTable:
+    """The tokens as columns, and those that count whose surprisals are known of both models, as differences.
 
     Args:
         view: the text that the tokens cover.
-        tokens: in order; `gap` in the result is from one start to the next.
+        tokens: in order.
         compare: another model's values of the same tokens, matched by their characters; a token without a match has
             none.
         offset: of each character, and of the end, in UTF-16 units; shape (characters + 1,).
+        trajectory: its number, for the differences.
 
     Raises:
         DataError: tokens do not fit the text.
     """
-    for own in (tokens, compare or ()):
+    for given in (tokens, compare or ()):
         before = 0
-        for i, token in enumerate(own):
+        for i, token in enumerate(given):
             if not before <= token.start < token.end <= len(view.text):
                 raise DataError(
                     f"token {i} of trajectory {view.trajectory.id!r} covers characters {token.start} to {token.end}, "
@@ -267,19 +326,23 @@ def columns(
                     "another version or another rendering of it."
                 )
             before = token.start
-    strings: dict[str, int] = {}
-    start, end = (offset[np.array([getattr(t, side) for t in tokens], dtype=np.int64)] for side in ("start", "end"))
-    result: dict[str, Any] = {
-        "gap": np.diff(start, prepend=0).tolist(),
-        "length": (end - start).tolist(),
-        "a": _values(tokens, strings),
-    }
-    if compare is not None:
-        others = dict(_keyed(compare))
-        matched = [others.get(key) for key, _ in _keyed(tokens)]
-        result["b"] = _values(matched, strings)
-        result["unmatched"] = sum(t is None for t in matched)
-    return result | {"strings": list(strings)}
+    start, end = (np.array([getattr(t, side) for t in tokens], dtype=np.int64) for side in ("start", "end"))
+    others = dict(_keyed(compare or ()))
+    matched = [others.get(key) for key, _ in _keyed(tokens)] if compare is not None else []
+    sets: dict[str, Sequence[TokenView | None]] = {"a": tokens, "b": matched}
+    strings: Counter[str] = Counter(text for own in sets.values() for t in own if t for text, _ in t.top)
+    index = {text: i for i, (text, _) in enumerate(strings.most_common())}  # frequent ones small: they compress
+    width = max((len(t.top) for own in sets.values() for t in own if t), default=0)
+    arrays = {"gap": np.diff(offset[start], prepend=0), "length": offset[end] - offset[start]}
+    for name, own in sets.items():
+        arrays |= {f"{name}.{column}": values for column, values in _values(own, index, width).items()}
+    return TokenTable(
+        {name: _narrow(values) for name, values in arrays.items()},
+        list(index),
+        sum(t is None for t in matched),
+        width,
+        _differences(view, tokens, matched, trajectory),
+    )
 
 
 def _keyed(tokens: Sequence[TokenView]) -> Iterator[tuple[tuple[int, int, int], TokenView]]:
@@ -291,20 +354,48 @@ def _keyed(tokens: Sequence[TokenView]) -> Iterator[tuple[tuple[int, int, int], 
         seen[span] += 1
 
 
-def _values(tokens: Sequence[TokenView | None], strings: dict[str, int]) -> dict[str, list[Any]]:
-    def top(token: TokenView) -> list[float | int | None]:
-        pairs = ((strings.setdefault(text, len(strings)), _number(probability)) for text, probability in token.top)
-        return list(itertools.chain.from_iterable(pairs))
+def _values(tokens: Sequence[TokenView | None], index: dict[str, int], width: int) -> dict[str, npt.NDArray[Any]]:
+    """The columns of one model's values that hold something."""
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for name in ("surprisal", "entropy"):
+        thousandths = _thousandths(np.array([getattr(t, name, None) for t in tokens], dtype=np.float64))
+        if thousandths.any():
+            columns[name] = thousandths
+    decision = np.array([t is not None and t.in_decision_set for t in tokens], dtype=np.uint8)
+    if decision.any():
+        columns["decision"] = decision
+    if any(t is not None and t.top for t in tokens):
+        top = np.zeros((width, len(tokens)), dtype=np.int64)
+        probability = np.full((width, len(tokens)), np.nan)
+        for i, token in enumerate(tokens):
+            for k, (text, value) in enumerate(token.top if token else ()):
+                top[k, i], probability[k, i] = 1 + index[text], value
+        columns |= {"top": top.ravel(), "share": _thousandths(probability).ravel()}
+    return columns
 
-    values: dict[str, list[Any]] = {
-        "surprisal": [_number(t.surprisal) if t else None for t in tokens],
-        "entropy": [_number(t.entropy) if t else None for t in tokens],
-        "decision": [int(t.in_decision_set) if t else 0 for t in tokens],
-        "top": [top(t) if t else [] for t in tokens],
-    }
-    return {name: column for name, column in values.items() if any(value not in (None, 0, []) for value in column)}
+
+def _thousandths(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """1 + thousandths; 0 for what is not finite."""
+    known = np.isfinite(values)
+    return np.where(known, 1 + np.round(1e3 * np.clip(np.where(known, values, 0.0), 0.0, 4e6)), 0).astype(np.int64)
 
 
-def _number(value: float | None) -> float | None:
-    """Five significant digits, as the page shows; None for what JSON cannot hold."""
-    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
+def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Unsigned integers in the fewest bytes that hold them; little-endian."""
+    most = int(values.max(initial=0))
+    return values.astype(next(t for t in ("<u1", "<u2", "<u4") if most <= np.iinfo(t).max))
+
+
+def _differences(
+    view: TrajectoryView, tokens: Sequence[TokenView], matched: Sequence[TokenView | None], trajectory: int
+) -> list[Difference]:
+    kept = np.concatenate([[0], np.cumsum(view.codes == kind_code(Kind.ACTION))])
+    ends = [block.end for block in view.blocks]
+    differences = []
+    for i, (own, other) in enumerate(zip(tokens, matched, strict=False)):
+        a, b = own.surprisal, other.surprisal if other else None
+        if a is None or b is None or not math.isfinite(b - a) or kept[own.end] == kept[own.start]:
+            continue
+        turn = view.blocks[bisect.bisect_right(ends, own.end - 1)].turn
+        differences.append(Difference(trajectory, i, turn, view.text[own.start : own.end], a, b))
+    return differences

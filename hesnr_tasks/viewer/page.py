@@ -1,13 +1,14 @@
 """One self-contained HTML page to read trajectories in: no network, and nothing of a trajectory is ever markup.
 
-Trajectories travel as JSON in inert `<script type="application/json">` elements, with `<`, `>` and `&` escaped, and
-reach the page as text nodes only. A Content-Security-Policy admits the page's own script and style, by hash, and
-nothing else: no other script, no request, and (Trusted Types) no way to turn text into markup.
+Trajectories travel as compressed JSON and arrays, in base64, in inert `<script>` elements; their index as JSON with
+`<`, `>` and `&` escaped. They reach the page as text nodes only. A Content-Security-Policy admits the page's own script
+and style, by hash, and nothing else: no other script, no request, and (Trusted Types) no way to turn text into markup.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,17 +17,19 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 
 from hesnr_tasks import __version__
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.trajectory import Kind, clean
-from hesnr_tasks.viewer.model import TokenView, TrajectoryView, columns, totals
+from hesnr_tasks.viewer.model import Difference, RunSummary, TokenTable, TokenView, TrajectoryView, token_table, totals
 
 __all__ = ["render"]
 
 _SCRIPTS = ("model.js", "tokens.js", "draw.js", "find.js", "controls.js", "main.js")  # in this order
+_DIFFERENCES = 20  # listed
 Tokens = Sequence[Sequence[TokenView]]
 
 
@@ -35,6 +38,7 @@ def render(
     tokens: Tokens | None = None,
     compare: Tokens | None = None,
     names: Sequence[str] = ("A", "B"),
+    summaries: Sequence[Sequence[RunSummary]] = (),
 ) -> str:
     """The page of labelled trajectories, as HTML.
 
@@ -43,6 +47,7 @@ def render(
         tokens: of each text, with whatever values they carry; offsets are those of the view's text.
         compare: a second model's values of the same tokens; the page shows the difference too.
         names: of the two models.
+        summaries: of each model, the metrics of each trajectory; for the table of trajectories.
 
     Raises:
         DataError: tokens do not fit the texts.
@@ -54,16 +59,21 @@ def render(
     for values in (tokens, compare):
         if values is not None and len(values) != len(views):
             raise DataError(f"there are {len(views)} trajectories but tokens of {len(values)}")
+    tables: list[TokenTable | None] = []
+    texts = {}
+    for i, view in enumerate(views):
+        points = np.frombuffer(view.text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
+        offset = np.concatenate([[0], np.cumsum(1 + (points > 0xFFFF))]).astype(np.int64)
+        table = token_table(view, tokens[i], compare[i] if compare else None, offset, i) if tokens else None
+        tables.append(table)
+        texts[f"trajectory-{i}"] = _packed(view, table, offset)
     index = {
         "version": __version__,
         "kinds": [kind.value for kind in Kind],
         "filters": list(FILTERS),
         "names": list(names if compare else names[:1]),
-        "trajectories": [_summary(view) for view in views],
-    }
-    texts = {
-        f"trajectory-{i}": _text(view, tokens[i] if tokens else None, compare[i] if compare else None)
-        for i, view in enumerate(views)
+        "trajectories": [_summary(view, [run[i] for run in summaries]) for i, view in enumerate(views)],
+        "differences": _largest([d for table in tables if table for d in table.differences]),
     }
     style = _asset("page.css")
     script = '"use strict";\n(() => {\n' + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
@@ -78,11 +88,12 @@ def render(
         title=clean(f"{subject} – hesnr inspect"),
         style=Markup(style),
         script=Markup(script),
-        data={"index": index, **texts},
+        index=index,
+        texts=texts,
     )
 
 
-def _summary(view: TrajectoryView) -> dict[str, Any]:
+def _summary(view: TrajectoryView, runs: Sequence[RunSummary]) -> dict[str, Any]:
     t = view.trajectory
     return {
         "id": t.id,
@@ -94,22 +105,43 @@ def _summary(view: TrajectoryView) -> dict[str, Any]:
         "turns": view.turns,
         "characters": len(view.text),
         "kept": sum(turn.kept for turn in totals(view)),
+        "runs": [run._asdict() for run in runs],
     }
 
 
-def _text(
-    view: TrajectoryView, tokens: Sequence[TokenView] | None, compare: Sequence[TokenView] | None
-) -> dict[str, Any]:
-    """The text, blocks as [end, kind, turn] and hits as [start, end, bits], flat; offsets in UTF-16 units."""
-    points = np.frombuffer(view.text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
-    offset = np.concatenate([[0], np.cumsum(1 + (points > 0xFFFF))]).astype(np.int64)  # of each character, and the end
+def _largest(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+    """The largest differences of all trajectories, largest first; ties in the order of the text."""
+    ranked = sorted(differences, key=lambda d: -abs(d.b - d.a))[:_DIFFERENCES]
+    return [d._replace(text=d.text[:60])._asdict() for d in ranked]
+
+
+def _packed(view: TrajectoryView, table: TokenTable | None, offset: npt.NDArray[np.int64]) -> str:
+    """A trajectory for the page: gzip in base64.
+
+    Inside: the length of a header (four bytes), the header (JSON: text; blocks as [end, kind, turn] and hits as
+    [start, end, bits], flat, in UTF-16 units; what the arrays are), then the arrays, little-endian. Of an array come
+    the first bytes of all elements, then the second …: so they compress best.
+
+    Args:
+        view: the labelled text.
+        table: its tokens.
+        offset: of each character, and of the end, in UTF-16 units.
+    """
     kinds = list(Kind)
-    return {
+    arrays = table.arrays if table else {}
+    header = {
         "text": view.text,
         "blocks": [n for b in view.blocks for n in (int(offset[b.end]), kinds.index(b.kind), b.turn)],
         "hits": [n for h in view.hits for n in (int(offset[h.start]), int(offset[h.end]), h.bits)],
-        "tokens": None if tokens is None else columns(view, tokens, compare, offset),
+        "strings": table.strings if table else None,
+        "unmatched": table.unmatched if table else 0,
+        "width": table.width if table else 0,
+        "arrays": [[name, values.dtype.str[1:], len(values)] for name, values in arrays.items()],
     }
+    head = _json(header).encode()
+    planes = (values.view(np.uint8).reshape(len(values), values.itemsize).T.tobytes() for values in arrays.values())
+    data = b"".join([len(head).to_bytes(4, "little"), head, *planes])
+    return base64.b64encode(gzip.compress(data, mtime=0)).decode()
 
 
 def _json(value: Any, **_: Any) -> str:

@@ -1,8 +1,8 @@
 """A trajectory in the terminal: turn by turn, kinds and filters marked, with colour or without.
 
-Without colour, kinds have bars of their own and a row of letters under a line names the filters that drop the
-characters above. White space is never marked: it never counts. Nothing of a trajectory reaches the terminal as a
-control character.
+Without colour, kinds have bars of their own, and on a terminal a row of letters under a line names the filters that
+drop the characters above; what is piped is the text alone, with the counts of each turn. White space is never marked:
+it never counts. Nothing of a trajectory reaches the terminal as a control character.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ __all__ = ["Style", "legend", "lines", "printable", "style_of", "total_lines", "
 
 
 class Style(NamedTuple):
-    """How to write: with ANSI colours, wrapped to `width` columns (None: not), every line of long texts, ASCII bars."""
+    """How to write.
+
+    With ANSI colours, wrapped to `width` columns (None: not), every line of long texts, ASCII bars, rows of letters
+    under what filters drop (without colours).
+    """
 
     colour: bool = False
     width: int | None = None
     full: bool = False
     ascii: bool = False
+    marks: bool = False
 
 
 _KIND_SGR = {Kind.CONTEXT: "2", Kind.OBSERVATION: "36", Kind.THOUGHT: "33", Kind.ACTION: "32", Kind.SCAFFOLD: "2;3"}
@@ -52,8 +57,10 @@ def legend(style: Style) -> str:
     kinds = "  ".join(_sgr(f"{_bar(kind, style)} {kind.value}", _KIND_SGR[kind], style) for kind in Kind)
     if style.colour:
         dropped = "  ".join(_sgr(name, _FILTER_SGR[i], style) for i, name in enumerate(FILTERS))
-    else:
+    elif style.marks:
         dropped = "  ".join(f"{letter} {name}" for letter, name in zip(_LETTERS, FILTERS, strict=True))
+    else:
+        return kinds
     return f"{kinds}   dropped: {dropped}"
 
 
@@ -151,7 +158,7 @@ def _rows(line: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) -> I
             yield "".join(_painted(cells[start:end], bits[start:end], kind, style))
         else:
             yield "".join(cells[start:end])
-            if marks := _marks(cells[start:end], bits[start:end]):
+            if style.marks and (marks := _marks(cells[start:end], bits[start:end])):
                 yield marks
 
 
@@ -227,7 +234,8 @@ def style_of(stream: TextIO, *, full: bool) -> Style:
     colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = shutil.get_terminal_size().columns if terminal else None
     bars = "┊┃"
-    return Style(colour, width, full, ascii=_encoded(bars, stream.encoding or "ascii") != bars)
+    no_bars = _encoded(bars, stream.encoding or "ascii") != bars
+    return Style(colour, width, full, ascii=no_bars, marks=terminal and not colour)
 
 
 def _encoded(text: str, encoding: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hesnr_tasks.filters import FILTERS, filter_bits
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.viewer import page
-from hesnr_tasks.viewer.model import TokenView, tokenize, totals, view_of
+from hesnr_tasks.viewer.model import RunSummary, TokenView, tokenize, totals, view_of
 from tests.slow import browser
 from tests.unit.viewer import examples
 
@@ -34,6 +34,7 @@ def show(tab, tmp_path):
     def opened(trajectories, *tokens, fragment="", **kwargs):
         path.write_text(page.render([view_of(t) for t in trajectories], *tokens, **kwargs), encoding="utf-8")
         tab.open(path, fragment)
+        ready(tab)
         return tab
 
     yield opened
@@ -41,9 +42,18 @@ def show(tab, tmp_path):
     assert tab.requests == [path.as_uri()]
 
 
+def ready(tab):
+    """Wait until the trajectory that is opened has been unpacked and drawn."""
+    tab.evaluate(
+        "new Promise((done) => { const look = () => document.documentElement.dataset.busy === undefined &&"
+        "document.querySelector('.turn') ? done() : setTimeout(look, 10); look(); })"
+    )
+    tab.settle()
+
+
 def click(tab, selector):
     tab.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
-    tab.settle()
+    ready(tab)
 
 
 def texts(tab, selector):
@@ -152,7 +162,7 @@ def test_totals_are_those_of_the_view_and_follow_the_filters(show):
     turns = totals(view_of(trajectory))
     kept = [turn.kept for turn in turns]
     assert texts(tab, ".turn > header b") == [f"{n:,} kept" for n in kept]
-    assert texts(tab, "#outline .kept") == [f"{n:,}" for n in kept]
+    assert texts(tab, "#outline .kept") == [f"{n:,} ch" for n in kept]
     click(tab, "#filters .f2")  # comments stay
     without = [
         sum(1 for b in view_of(trajectory).blocks if b.kind is Kind.ACTION and b.turn == n + 1
@@ -340,7 +350,7 @@ def test_hovering_shows_the_top_10(show):
     assert texts(tab, "#tip .piece") == ["ls"]
     assert texts(tab, "#tip .model p") == ["surprisal 0.693 nats (p = 0.500)", "H_top10 0.693 nats"]
     rows = texts(tab, "#tip tr")
-    assert rows[:3] == ["ls0.5000", "<1>0.5000", "z0< 0.0001"]
+    assert rows[:3] == ["ls0.500", "<1>0.500", "z0< 0.001"]
     assert len(rows) == 10
     assert texts(tab, "#tip .own code") == ["ls"]
 
@@ -373,3 +383,88 @@ def test_hostile_candidates_and_names_are_text(show):
     assert tab.evaluate("document.querySelectorAll('#tip img, #tip script, #scale img').length") == 0
     assert len(texts(tab, "#tip tr")) == 20
     assert texts(tab, "#tip h4") == list(examples.ATTACKS[3:5])
+
+
+# --- reading with scores ----------------------------------------------------------------------------------------------
+
+
+def press(tab, key):
+    for kind in ("keyDown", "keyUp"):
+        tab.call("Input.dispatchKeyEvent", type=kind, key=key)
+    tab.settle()
+
+
+def marked(tab):
+    return "".join(texts(tab, "#text .cursor"))
+
+
+def test_scores_open_on_surprisal_and_keys_go_to_decisions_and_large_differences(show):
+    trajectory = examples.small()
+    text = view_of(trajectory).text
+    a, b = (examples.tiny_tokens(text, sure=sure) for sure in (False, True))
+    mode = "document.getElementById('mode').value"
+    assert show([trajectory], [a]).evaluate(mode) == "surprisal-a"
+    tab = show([trajectory], [a], [b])
+    assert tab.evaluate(mode) == "surprisal-difference"
+    stops = []
+    for key in "hhhhH":
+        press(tab, key)
+        stops.append(marked(tab))
+    assert stops == [" -", "a", "😀", " -", "😀"]  # around the end, and back
+    tab.settle()
+    assert texts(tab, "#tip .piece") == ["😀", "😀"]  # its two tokens
+    press(tab, "Escape")
+    stops = []
+    for key in "ddD":  # after 😀: around to ` -`; `ls` does not differ, the space does not count
+        press(tab, key)
+        stops.append(marked(tab))
+    assert stops == [" -", "a", " -"]
+    click(tab, "#filters .f0")
+    click(tab, "#difference")
+    assert marked(tab) == "a"
+
+
+def test_the_largest_differences_are_listed_and_lead_to_their_tokens(show):
+    others = [examples.long(3000), examples.small()]
+    text = view_of(others[1]).text
+    a, b = (examples.tiny_tokens(text, sure=sure) for sure in (False, True))
+    tab = show(others, [[], a], [[], b])
+    assert texts(tab, "#differences .id") == ["😀", "a", "␣-", "😀", "ls"]
+    assert texts(tab, "#differences .kept")[:2] == ["−2.30", "−1.61"]
+    click(tab, "#differences li:nth-child(2) a")
+    assert texts(tab, "#name") == ["small"]
+    tab.settle()
+    assert marked(tab) == "a"
+
+
+def test_trajectories_sort_by_he_snr_and_what_is_not_known_comes_last(show):
+    shown = [examples.small(), examples.long(2000), examples.hostile(), examples.strange()]
+    values = [0.25, None, 0.5, 0.125]
+    runs = [RunSummary(10, 0 if v is None else 5, v, 0.5) for v in values]
+    tab = show(shown, [[]] * 4, summaries=[runs])
+    heads = texts(tab, "#all th")
+    assert heads[4:] == ["HE-SNR", "𝓗", "scored"]
+    column = "#all td:nth-child(5)"
+    assert texts(tab, column) == ["0.2500", "–", "0.5000", "0.1250"]
+    assert texts(tab, "#all tr:first-child td:nth-child(6)") == ["50.0 %"]
+    for wanted in (["0.5000", "0.2500", "0.1250", "–"], ["0.1250", "0.2500", "0.5000", "–"]):
+        click(tab, "#all th:nth-child(5) button")
+        assert texts(tab, column) == wanted
+        assert texts(tab, "#trajectories .kept") == wanted
+    click(tab, "#all tbody tr:nth-child(3) a")
+    assert texts(tab, "#name") == [examples.hostile().id]
+    assert tab.evaluate("document.querySelectorAll('#all img, #all script, #side img').length") == 0
+
+
+def test_nothing_is_wider_than_a_phone(show):
+    a = examples.tiny_tokens(view_of(examples.small()).text, sure=False)
+    tab = show([examples.small(), examples.hostile()], [a, []], [a, []], names=("a-long-name-of-a-run", "another"))
+    tab.size(360, 740)
+    tab.settle()
+    width = tab.evaluate("document.documentElement.scrollWidth")
+    click(tab, "#decision")
+    box = tab.evaluate("document.getElementById('tip').getBoundingClientRect().toJSON()")
+    tab.size(1280, 900)
+    assert width <= 360
+    assert box["left"] >= 0
+    assert box["right"] <= 360

@@ -32,6 +32,12 @@ def test_tokens_are_those_that_lm_eval_counted(scored):
     assert len(tokens) == values(result, "hesnr_swe_unfiltered")["tokens"]
     assert sum(token.in_decision_set for token in tokens) == values(result, "hesnr_swe")["he_tokens"]
     assert all(len(token.top) == 10 for token in tokens)
+    runs = [ScoredRun(folder).summary(view_of(trajectory)) for trajectory in SMALL]
+    wanted = values(result, "hesnr_swe")
+    assert sum(run.tokens for run in runs) == wanted["tokens"]
+    pooled = sum(run.he_snr * run.he_tokens for run in runs if run.he_snr is not None) / wanted["he_tokens"]
+    assert pooled == pytest.approx(wanted["he_snr"], rel=1e-9)
+    assert all(run.scored == 1.0 for run in runs if run.tokens)
     whole = view_of(SMALL[0]).text
     first = ScoredRun(folder).tokens(view_of(SMALL[0]))[0]
     assert whole[first.start : first.end].strip() in ("Look", "L")
@@ -110,5 +116,5 @@ def test_a_pipe_gets_plain_unwrapped_text_in_its_encoding():
     out = subprocess.run(
         [sys.executable, "-c", SHOW], capture_output=True, text=True, env=environment, check=True
     ).stdout
-    assert out.startswith("style (False, None, False, True)")
+    assert out.startswith("style (False, None, False, True, False)")
     assert "line 4 ?" in out

@@ -41,8 +41,15 @@ function drawModes(open) {
   });
   byId("mode").replaceChildren(...options);
   byId("colouring").hidden = options.length < 2;
+  byId("decision").hidden = !("entropy-a" in modes);
+  byId("difference").hidden = !("surprisal-difference" in modes);
   document.documentElement.style.setProperty("--bars", byId("top").offsetHeight + "px");
-  setMode(state.mode in modes ? state.mode : "kinds");
+  setMode(state.chosen in modes ? state.chosen : openingMode(open.tokens));
+}
+
+function choose(mode) {
+  state.chosen = mode;
+  setMode(mode);
 }
 
 function setMode(mode) {
@@ -81,7 +88,7 @@ function drawCounts() {
   for (const turn of open.turns) {
     byId("turn-" + turn.number).querySelector(".counts").replaceChildren(...turnCounts(open, turn));
     const row = byId("outline").children[turn.number - 1];
-    row.querySelector(".kept").textContent = number(kept(turn));
+    row.querySelector(".kept").textContent = `${number(kept(turn))} ch`;
   }
   drawSummary(open);
 }
@@ -173,6 +180,7 @@ function turnRow(turn, most) {
   bar.style.setProperty("width", Math.max(4, 100 * Math.sqrt(all / most)) + "%");
   const link = make("a", "", make("span", "n", String(turn.number)), make("span", "room", bar), make("span", "kept"));
   link.href = "#turn=" + turn.number;
+  link.title = `Turn ${turn.number}: ${number(all)} characters; at the right, those of actions that no filter drops`;
   link.addEventListener("click", (event) => {
     event.preventDefault();
     jump(turn.number);
@@ -182,22 +190,148 @@ function turnRow(turn, most) {
 
 const OUTCOMES = new Map([[true, ["✓", "resolved"]], [false, ["✗", "not resolved"]], [null, ["?", "outcome not known"]]]);
 
-function drawTrajectories() {
-  const rows = INDEX.trajectories.map((entry, i) => {
-    const [mark, title] = OUTCOMES.get(entry.resolved);
-    const outcome = make("span", "outcome", mark);
-    outcome.title = title;
-    const link = make("a", "", outcome, make("span", "id", entry.id), make("span", "kept", number(entry.kept)));
-    link.href = "#t=" + i;
-    link.title = `${entry.id}: ${number(entry.characters)} characters in ${entry.turns} turns`;
-    link.addEventListener("click", (event) => {
-      event.preventDefault();
-      show(i);
-    });
-    return make("li", "", link);
+// A link that opens trajectory i, and then does what `then` says.
+function opening(i, content, then = remember) {
+  const link = make("a", "", ...content);
+  link.href = "#t=" + i;
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("menu");
+    show(i).then(() => then());
   });
-  byId("trajectories").replaceChildren(...rows);
-  byId("others").hidden = rows.length < 2;
+  return link;
+}
+
+const ratio = (value) => (value === null ? "–" : value.toFixed(4));
+const percent = (value) => (value === null ? "–" : (100 * value).toFixed(1) + " %");
+const heSnr = (entry, k = 0) => (entry.runs[k] ? entry.runs[k].he_snr : null);
+
+function outcomeOf(entry) {
+  const [mark, title] = OUTCOMES.get(entry.resolved);
+  const outcome = make("span", "outcome", mark);
+  outcome.title = title;
+  return outcome;
+}
+
+// The columns of the table: heading, what hovering says, value (what sorts), text (what shows).
+function tableColumns() {
+  const scored = INDEX.trajectories[0].runs;
+  const plain = (heading, title, value, text = value) => ({ heading, title, value, text });
+  const columns = [
+    plain("trajectory", "Identifier", (entry) => entry.id),
+    plain("outcome", "Whether the task was resolved", (entry) => OUTCOMES.get(entry.resolved)[1], (entry) => OUTCOMES.get(entry.resolved)[0]),
+    plain("turns", "Number of turns", (entry) => entry.turns, (entry) => number(entry.turns)),
+    plain("kept ch", "Characters of actions that no filter drops", (entry) => entry.kept, (entry) => number(entry.kept)),
+  ];
+  const eachRun = (heading, title, value, text) => scored.forEach((_, k) => {
+    const name = scored.length > 1 ? " " + INDEX.names[k] : "";
+    columns.push(plain(heading + name, `${INDEX.names[k]}: ${title}`, (e) => value(e.runs[k]), (e) => text(value(e.runs[k]))));
+  });
+  eachRun("HE-SNR", "HE-SNR over filtered actions (1/nat; higher is better)", (run) => run.he_snr, ratio);
+  if (scored.length > 1) {
+    const gain = (e) => (heSnr(e) === null || heSnr(e, 1) === null ? null : heSnr(e, 1) - heSnr(e));
+    columns.push(plain("Δ HE-SNR", `HE-SNR of ${INDEX.names[1]} minus that of ${INDEX.names[0]} (1/nat)`, gain, (e) => signed(gain(e), 4)));
+  }
+  eachRun("𝓗", "share of the tokens that count which are in 𝓗", (run) => (run.tokens ? run.he_tokens / run.tokens : null), percent);
+  eachRun("scored", "share of the tokens that count which fit the context and were scored", (run) => run.scored, percent);
+  return columns;
+}
+
+const signed = (value, digits) => (value === null ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits));
+
+let sorted = { column: -1, by: 1 };
+
+function drawTrajectories() {
+  const columns = tableColumns();
+  const [head] = byId("all").querySelectorAll("thead");
+  head.replaceChildren(make("tr", "", ...columns.map((column, c) => {
+    const button = make("button", "", column.heading);
+    button.title = column.title + ". Sorts.";
+    button.addEventListener("click", () => sortBy(columns, c));
+    const cell = make("th", "", button);
+    cell.setAttribute("scope", "col");
+    return cell;
+  })));
+  byId("all").hidden = INDEX.trajectories.length < 2;
+  byId("others").hidden = INDEX.trajectories.length < 2;
+  byId("unit").textContent = INDEX.trajectories[0].runs.length ? "HE-SNR" : "kept characters";
+  drawRows(columns);
+}
+
+// Numbers fall first, words rise first; what is not known comes last both ways.
+function sortBy(columns, c) {
+  const first = typeof columns[c].value(INDEX.trajectories[0]) === "string" ? 1 : -1;
+  sorted = { column: c, by: sorted.column === c ? -sorted.by : first };
+  byId("all").querySelectorAll("th").forEach((cell, k) => {
+    if (k === c) cell.setAttribute("aria-sort", sorted.by > 0 ? "ascending" : "descending");
+    else cell.removeAttribute("aria-sort");
+  });
+  drawRows(columns);
+}
+
+function drawRows(columns) {
+  const order = INDEX.trajectories.map((_, i) => i);
+  if (sorted.column >= 0) {
+    const values = INDEX.trajectories.map(columns[sorted.column].value);
+    const rank = (i, k) => (values[i] === null) - (values[k] === null)
+      || sorted.by * ((values[i] > values[k]) - (values[i] < values[k])) || i - k;
+    order.sort(rank);
+  }
+  byId("all").querySelector("tbody").replaceChildren(...order.map((i) => tableRow(columns, i)));
+  byId("trajectories").replaceChildren(...order.map(sideRow));
+  markOpen(state.trajectory);
+}
+
+function tableRow(columns, i) {
+  const entry = INDEX.trajectories[i];
+  const cells = columns.map((column, c) => {
+    const text = String(column.text(entry));
+    return c ? make("td", typeof column.value(entry) === "string" ? "" : "n", text) : make("td", "id", opening(i, [text]));
+  });
+  cells[0].title = entry.id;
+  cells[1].title = OUTCOMES.get(entry.resolved)[1];
+  const row = make("tr", "", ...cells);
+  row.dataset.i = i;
+  return row;
+}
+
+function sideRow(i) {
+  const entry = INDEX.trajectories[i];
+  const value = entry.runs.length ? ratio(heSnr(entry)) : `${number(entry.kept)} ch`;
+  const link = opening(i, [outcomeOf(entry), make("span", "id", entry.id), make("span", "kept", value)]);
+  const of = INDEX.names.length > 1 ? ` (${INDEX.names[0]})` : "";
+  const snr = entry.runs.length ? `, HE-SNR ${ratio(heSnr(entry))} per nat${of}` : "";
+  link.title = `${entry.id}: ${number(entry.characters)} characters in ${entry.turns} turns, ${number(entry.kept)} kept${snr}`;
+  const row = make("li", "", link);
+  row.dataset.i = i;
+  return row;
+}
+
+function markOpen(i) {
+  for (const row of document.querySelectorAll("#trajectories > li, #all tbody > tr")) row.classList.toggle("open", Number(row.dataset.i) === i);
+}
+
+// --- the largest differences ---
+
+function drawDifferences() {
+  byId("largest").hidden = !INDEX.differences.length;
+  byId("differences").replaceChildren(...INDEX.differences.map((d) => {
+    const difference = make("span", d.b > d.a ? "kept rise" : "kept fall", signed(d.b - d.a, 2));
+    const link = opening(d.trajectory, [make("span", "n", String(d.turn)), make("code", "id", visible(d.text)), difference], () =>
+      goToToken(trajectory(d.trajectory).tokens.members.findIndex((members) => members.includes(d.token))));
+    const { id } = INDEX.trajectories[d.trajectory];
+    link.title = `${id}, turn ${d.turn}: ${INDEX.names[0]} ${nats(d.a)}, ${INDEX.names[1]} ${nats(d.b)}`;
+    return make("li", "", link);
+  }));
+}
+
+// A short message at the bottom, for a while.
+function say(text) {
+  const box = byId("message");
+  box.textContent = text;
+  box.hidden = false;
+  clearTimeout(say.timer);
+  say.timer = setTimeout(() => (box.hidden = true), 2500);
 }
 
 function drawBadges(entry) {

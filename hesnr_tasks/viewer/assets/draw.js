@@ -158,6 +158,7 @@ function tokenLayer(tokens) {
   const mode = modesOf(tokens)[state.mode];
   const paint = (piece, i) => {
     piece.dataset.t = i;
+    if (i === state.cursor) piece.classList.add("cursor");
     piece.classList.add(...tokenClass(tokens, i, mode).split(" ").filter(Boolean));
   };
   return { starts: tokens.starts, ends: tokens.ends, paint };

@@ -40,19 +40,22 @@ function step(by) {
 }
 
 function firstBelow(by) {
-  const top = byId("top").offsetHeight;
-  const chunk = chunks.find(({ element }) => element.getBoundingClientRect().bottom > top) || chunks[0];
-  const i = after(find.starts, chunk.start - 1);
+  const i = after(find.starts, chunkOnScreen().start - 1);
   return by > 0 ? i % find.starts.length : (i - 1 + find.starts.length) % find.starts.length;
 }
 
+function chunkOnScreen() {
+  const top = byId("top").offsetHeight;
+  return chunks.find(({ element }) => element.getBoundingClientRect().bottom > top) || chunks[0];
+}
+
 // Show the place in the text: unfold, unhide, draw and scroll to it.
-function reveal(place) {
+function reveal(place, mark = ".match.current") {
   const chunk = chunks[after(chunks.map(({ start }) => start), place) - 1];
   const rest = chunk.element.closest(".rest");
   if (rest) rest.fold(false);
   showKind(KINDS[chunk.block.kind], true);
   draw(chunk);
-  const target = chunk.element.querySelector(".current") || chunk.element;
+  const target = chunk.element.querySelector(mark) || chunk.element;
   scrollTo(target, "center");
 }

@@ -1,7 +1,11 @@
 // Moving about: trajectories, turns, keys, the address, hovering and copying.
 
-function show(i) {
+async function show(i) {
+  document.documentElement.dataset.busy = "";
+  if (!(await load(i))) return;
   state.trajectory = i;
+  state.cursor = -1;
+  hideTip();
   const open = trajectory(i);
   const entry = INDEX.trajectories[i];
   find.starts = find.ends = [];
@@ -14,11 +18,12 @@ function show(i) {
   drawCounts();
   byId("turn").max = open.turns.length;
   byId("turns").textContent = "of " + open.turns.length;
-  [...byId("trajectories").children].forEach((row, k) => row.classList.toggle("open", k === i));
+  markOpen(i);
   foldAll(true);
   search(find.query);
   window.scrollTo(0, 0);
   follow();
+  delete document.documentElement.dataset.busy;
 }
 
 // Twice: the first jump lets parts be drawn whose true heights were not known.
@@ -64,7 +69,8 @@ function foldAll(folded) {
 // The address holds what is shown, so that a place can be sent to somebody.
 function remember(extra = {}) {
   const parts = { t: state.trajectory, turn: currentTurn, q: find.query, colour: state.mode, ...extra };
-  const kept = Object.entries(parts).filter(([key, value]) => value && value !== "kinds" && !(key === "turn" && value === 1));
+  const opening = openingMode(trajectory(state.trajectory).tokens);
+  const kept = Object.entries(parts).filter(([key, value]) => value && value !== { turn: 1, colour: opening }[key]);
   try {
     history.replaceState(null, "", "#" + new URLSearchParams(kept));
   } catch {
@@ -72,11 +78,11 @@ function remember(extra = {}) {
   }
 }
 
-function recall() {
+async function recall() {
   const hash = new URLSearchParams(location.hash.slice(1));
-  const wanted = Number(hash.get("t"));
-  show(wanted > 0 && wanted < INDEX.trajectories.length ? wanted : 0);
-  if (hash.get("colour") in modesOf(trajectory(state.trajectory).tokens)) setMode(hash.get("colour"));
+  const place = Number(hash.get("t"));
+  await show(place > 0 && place < INDEX.trajectories.length ? place : 0);
+  if (hash.get("colour") in modesOf(trajectory(state.trajectory).tokens)) choose(hash.get("colour"));
   if (hash.get("q")) {
     byId("query").value = hash.get("q");
     search(hash.get("q"));
@@ -109,14 +115,33 @@ function isDark() {
 
 // --- hovering ---
 
-let pinned = false;
+let pinned = null; // the element whose tip stays
 
 function tip(event) {
   if (pinned) return;
-  const box = byId("tip");
   const target = event.target instanceof Element && event.target.closest("[data-t], [data-f]");
-  box.hidden = !target;
-  if (!target) return;
+  if (target) showTip(target);
+  else hideTip();
+}
+
+function hideTip() {
+  pinned = null;
+  byId("tip").hidden = true;
+}
+
+function pin(target) {
+  showTip(target);
+  pinned = target;
+}
+
+function keepTip() {
+  if (pinned?.isConnected) place(byId("tip"), pinned.getClientRects()[0] || pinned.getBoundingClientRect());
+  else hideTip();
+}
+
+function showTip(target) {
+  const box = byId("tip");
+  box.hidden = false;
   const open = trajectory(state.trajectory);
   const parts = [];
   if (target.dataset.f) parts.push(filterTip(Number(target.dataset.f)));
@@ -154,9 +179,12 @@ const KEYS = {
   "/": () => byId("query").focus(),
   j: () => jump(Math.min(currentTurn + 1, byId("outline").children.length)),
   k: () => jump(Math.max(currentTurn - 1, 1)),
+  h: () => goOn("decision", 1),
+  H: () => goOn("decision", -1),
+  d: () => goOn("difference", 1),
+  D: () => goOn("difference", -1),
   Escape: () => {
-    pinned = false;
-    byId("tip").hidden = true;
+    hideTip();
     document.body.classList.remove("menu");
   },
 };
@@ -185,21 +213,24 @@ function listen() {
   byId("next").addEventListener("click", () => step(1));
   byId("previous").addEventListener("click", () => step(-1));
   byId("turn").addEventListener("change", () => jump(Number(byId("turn").value)));
-  byId("mode").addEventListener("change", () => (setMode(byId("mode").value), remember()));
+  byId("mode").addEventListener("change", () => (choose(byId("mode").value), remember()));
   byId("theme").addEventListener("click", () => setTheme(isDark() ? "light" : "dark"));
   byId("unfold").addEventListener("click", () => foldAll(byId("unfold").getAttribute("aria-pressed") === "true"));
-  byId("menu").addEventListener("click", () => document.body.classList.toggle("menu"));
+  for (const stop of Object.keys(STOPS)) byId(stop).addEventListener("click", (event) => goOn(stop, event.shiftKey ? -1 : 1));
+  byId("menu").addEventListener("click", () => (hideTip(), document.body.classList.toggle("menu")));
   document.addEventListener("keydown", onKey);
   document.addEventListener("pointerover", tip);
   document.addEventListener("copy", copy);
   byId("text").addEventListener("click", (event) => {
-    pinned = !pinned && event.target.closest("[data-t]") !== null;
+    const target = event.target.closest("[data-t]");
+    if (!pinned && target) return pin(target);
+    hideTip();
     tip(event);
   });
   window.addEventListener("hashchange", recall);
   window.addEventListener("beforeprint", drawAll);
   window.addEventListener("scroll", () => {
-    byId("tip").hidden ||= !pinned;
+    keepTip();
     cancelAnimationFrame(frame);
     frame = requestAnimationFrame(follow);
   }, { passive: true });
@@ -208,6 +239,9 @@ function listen() {
 setTheme(storedTheme());
 drawChips();
 drawTrajectories();
-listen();
-recall();
-byId("foot").textContent = `hesnr-tasks ${INDEX.version}. Every character is shown once, in order; nothing is loaded from anywhere.`;
+drawDifferences();
+byId("foot").replaceChildren(
+  make("p", "", "Keys: / find, j and k next and previous turn, h and H next and previous token in 𝓗, d and D next and previous difference of 1 nat or more, Esc closes."),
+  make("p", "", `hesnr-tasks ${INDEX.version}. Every character is shown once, in order; nothing is loaded from anywhere.`));
+if ("DecompressionStream" in window) recall().then(listen);
+else byId("text").textContent = "This browser cannot unpack the page: open it in Chrome or Edge 80, Firefox 113, Safari 16.4, or later.";

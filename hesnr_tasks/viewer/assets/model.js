@@ -1,8 +1,7 @@
-// What the page knows: the index of all trajectories and, decoded when first wanted, one trajectory.
+// What the page knows: the index of all trajectories and, unpacked when it is opened, one trajectory.
 
 const byId = (id) => document.getElementById(id);
-const decode = (id) => JSON.parse(byId(id).textContent);
-const INDEX = decode("index");
+const INDEX = JSON.parse(byId("index").textContent);
 const KINDS = INDEX.kinds;
 const FILTERS = INDEX.filters;
 const ACTION = KINDS.indexOf("action");
@@ -12,24 +11,57 @@ const number = new Intl.NumberFormat("en").format;
 const state = {
   trajectory: 0,
   filters: (1 << FILTERS.length) - 1, // bit set of the filters that are applied
-  mode: "kinds",
+  mode: null,
+  chosen: null, // the mode that the reader chose; null: what the data suggest, see `openingMode`
+  cursor: -1, // the token that a key or the list of differences went to
   version: 0, // grows with every change of how text is drawn
 };
 
 const decoded = new Map();
 
-function trajectory(i) {
-  if (!decoded.has(i)) {
-    decoded.clear(); // one at a time: a page may hold many
-    decoded.set(i, prepare(decode("trajectory-" + i)));
+// The open trajectory; `load` comes first.
+const trajectory = (i) => decoded.get(i);
+
+let wanted = 0; // the trajectory that was asked for last: an earlier one may be unpacked after it
+
+// Whether trajectory i is ready, and still the one that is wanted.
+async function load(i) {
+  wanted = i;
+  if (decoded.has(i)) return true;
+  const data = await unpack(byId("trajectory-" + i).textContent);
+  if (wanted !== i) return false;
+  decoded.clear(); // one at a time: a page may hold many
+  decoded.set(i, prepare(data));
+  return true;
+}
+
+// See `_packed` in page.py: a header, then arrays, the first bytes of all elements before the second.
+async function unpack(base64) {
+  const packed = Uint8Array.from(atob(base64), (unit) => unit.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  let at = 4 + new DataView(bytes.buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(4, at)));
+  const columns = {};
+  for (const [name, type, length] of header.arrays) {
+    columns[name] = readArray(bytes, at, type, length);
+    at += columns[name].byteLength;
   }
-  return decoded.get(i);
+  return { ...header, columns };
+}
+
+function readArray(bytes, at, type, length) {
+  const values = new { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array }[type](length);
+  for (let k = 0; k < values.BYTES_PER_ELEMENT; k++) {
+    for (let i = 0; i < length; i++) values[i] += bytes[at + k * length + i] * 256 ** k;
+  }
+  return values;
 }
 
 function prepare(data) {
   const blocks = readBlocks(data.blocks);
   const bits = filterBits(data, blocks);
-  const tokens = data.tokens && prepareTokens(data.tokens, bits);
+  const tokens = data.strings && prepareTokens(data, bits);
   const turns = [];
   for (const block of blocks) {
     while (turns.length < block.turn) {

@@ -13,7 +13,7 @@ const STEPS = 10;
 // Tokens may share a character (its bytes are split); the first one owns it, so that every character is drawn once.
 // `starts` and `ends` are those of the owners, `members` the tokens that an owner's characters stand for.
 function prepareTokens(packed, bits) {
-  const data = unpackTokens(packed);
+  const data = readTokens(packed);
   const starts = [], ends = [], members = [];
   let end = 0;
   for (let i = 0; i < data.start.length; i++) {
@@ -30,17 +30,17 @@ function prepareTokens(packed, bits) {
   return { ...data, starts, ends, members, covers: coverage(data, bits) };
 }
 
-function unpackTokens(packed) {
-  const start = packed.gap.slice();
+function readTokens({ columns, strings, unmatched, width }) {
+  const start = Uint32Array.from(columns.gap);
   for (let i = 1; i < start.length; i++) start[i] += start[i - 1];
-  const end = start.map((at, i) => at + packed.length[i]);
-  return { start, end, a: unpackValues(packed.a), b: packed.b && unpackValues(packed.b), strings: packed.strings, unmatched: packed.unmatched };
+  const end = start.map((at, i) => at + columns.length[i]);
+  const values = (set) => Object.fromEntries(
+    ["surprisal", "entropy", "decision", "top", "share"].map((name) => [name, columns[`${set}.${name}`] || []])); // empty: left out
+  return { start, end, a: values("a"), b: INDEX.names.length > 1 ? values("b") : null, strings, unmatched, width };
 }
 
-// Columns that hold nothing were left out.
-const unpackValues = ({ surprisal, entropy, decision, top }) => ({
-  surprisal: surprisal || [], entropy: entropy || [], decision: decision || [], top: top || [],
-});
+// A value, or null where it is not known: columns hold 1 + thousandths, or 0.
+const known = (column, i) => (column[i] ? (column[i] - 1) / 1000 : null);
 
 // For each token the set of filter combinations that its action characters have, one bit each.
 function coverage(data, bits) {
@@ -59,6 +59,9 @@ function countedBits() {
 }
 
 const counts = (tokens, i, mask = countedBits()) => (tokens.covers[i] & mask) !== 0;
+
+// What a page opens on: the difference of surprisals, else surprisal, else kinds.
+const openingMode = (tokens) => ["surprisal-difference", "surprisal-a", "kinds"].find((mode) => mode in modesOf(tokens));
 
 // Which ways of colouring the data allows; "surprisal-a", "entropy-b", "surprisal-difference" and so on.
 function modesOf(tokens) {
@@ -88,7 +91,7 @@ function valueOf(tokens, owner, quantity, set) {
     const a = valueOf(tokens, owner, quantity, "a"), b = valueOf(tokens, owner, quantity, "b");
     return a === null || b === null ? null : b - a;
   }
-  const values = tokens.members[owner].map((i) => tokens[set][quantity][i] ?? null);
+  const values = tokens.members[owner].map((i) => known(tokens[set][quantity], i));
   if (values.includes(null)) return null;
   return quantity === "surprisal" ? values.reduce((sum, value) => sum + value, 0) : Math.max(...values);
 }
@@ -136,32 +139,41 @@ function oneToken(open, i) {
   const columns = make("div", "columns");
   for (const [k, name] of INDEX.names.entries()) {
     const set = tokens["ab"[k]];
-    if (set && (set.surprisal[i] ?? set.entropy[i] ?? null) !== null) columns.append(oneModel(set, i, own, tokens.strings, name));
+    if (set && (known(set.surprisal, i) ?? known(set.entropy, i)) !== null) columns.append(oneModel(tokens, set, i, own, name));
   }
   if (columns.children.length) box.append(columns);
   return box;
 }
 
-function oneModel(set, i, own, strings, name) {
+function oneModel(tokens, set, i, own, name) {
   const box = make("div", "model");
   if (INDEX.names.length > 1) box.append(make("h4", "", name));
-  const surprisal = set.surprisal[i] ?? null;
+  const surprisal = known(set.surprisal, i);
   const p = surprisal === null ? "" : ` (p = ${Math.exp(-surprisal).toPrecision(3)})`;
   box.append(make("p", "", `surprisal ${nats(surprisal)}${p}`));
-  box.append(make("p", "", `H_top10 ${nats(set.entropy[i])}`, set.decision[i] ? make("b", "inset", " ∈ 𝓗") : ""));
-  if (set.top[i]?.length) box.append(topTable(set.top[i], own, strings));
+  box.append(make("p", "", `H_top10 ${nats(known(set.entropy, i))}`, set.decision[i] ? make("b", "inset", " ∈ 𝓗") : ""));
+  const top = topOf(tokens, set, i);
+  if (top.length) box.append(topTable(top, own));
   return box;
 }
 
 function likely(probability) {
   if (probability === null) return "?";
-  return probability < 0.0001 ? "< 0.0001" : probability.toFixed(4);
+  return probability < 0.001 ? "< 0.001" : probability.toFixed(3);
 }
 
-function topTable(flat, own, strings) {
+// The top tokens of token i as [text, probability].
+function topOf({ strings, width, start }, set, i) {
+  const top = [];
+  for (let k = 0, at = i; k < width && set.top[at]; k++, at += start.length) {
+    top.push([strings[set.top[at] - 1], known(set.share, at)]);
+  }
+  return top;
+}
+
+function topTable(top, own) {
   const table = make("table");
-  for (let k = 0; k < flat.length; k += 2) {
-    const text = strings[flat[k]], probability = flat[k + 1];
+  for (const [text, probability] of top) {
     const meter = make("i", "meter");
     meter.style.setProperty("width", Math.round(60 * (probability || 0)) + "px");
     const row = make("tr", text === own ? "own" : "", make("td", "", make("code", "", visible(text))));
@@ -170,3 +182,49 @@ function topTable(flat, own, strings) {
   }
   return table;
 }
+
+// --- going from token to token ---
+
+const LARGE = 1; // nats: a difference that a key stops at
+
+const STOPS = {
+  decision: (tokens, i) => counts(tokens, i) && Boolean(tokens.a.decision[i] || (tokens.b && tokens.b.decision[i])),
+  difference: (tokens, i) => {
+    if (!tokens.b || !counts(tokens, i)) return false;
+    const a = known(tokens.a.surprisal, i), b = known(tokens.b.surprisal, i);
+    return a !== null && b !== null && Math.abs(b - a) >= LARGE;
+  },
+};
+
+// Go to the next (or previous) token that is one of `STOPS`, around the ends.
+function goOn(stop, by) {
+  const { tokens } = trajectory(state.trajectory);
+  if (!tokens || !tokens.starts.length) return;
+  const all = tokens.starts.length;
+  let owner = state.cursor >= 0 && isOnScreen() ? state.cursor : firstOnScreen(tokens) - (by > 0 ? 1 : 0);
+  for (let tried = 0; tried < all; tried++) {
+    owner = (owner + by + all) % all;
+    if (tokens.members[owner].some((i) => STOPS[stop](tokens, i))) return goToToken(owner);
+  }
+  say(stop === "decision" ? "no token is in 𝓗 here" : `no difference of ${LARGE} nat or more here`);
+}
+
+function goToToken(owner) {
+  const { tokens } = trajectory(state.trajectory);
+  state.cursor = owner;
+  if (state.mode === "kinds" || state.mode === "tokens") setMode(openingMode(tokens));
+  else redraw();
+  reveal(tokens.starts[owner], ".cursor");
+  const frame = () => new Promise(requestAnimationFrame);
+  frame().then(frame).then(frame).then(() => {
+    const target = document.querySelector("#text .cursor");
+    if (target && state.cursor === owner) pin(target);
+  });
+}
+
+function isOnScreen() {
+  const box = document.querySelector("#text .cursor")?.getBoundingClientRect();
+  return Boolean(box) && box.bottom > byId("top").offsetHeight && box.top < innerHeight;
+}
+
+const firstOnScreen = (tokens) => after(tokens.starts, chunkOnScreen().start - 1);

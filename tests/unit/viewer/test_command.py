@@ -62,8 +62,8 @@ def test_a_tokenizer_adds_counts(source, tmp_path, capsys):
     assert "count" in capsys.readouterr().out.split("-- turn 1 --")[1].split("\n")[0]
     call(source, "--id", "small", "--tokenizer", tmp_path / "tokenizer", "--html", tmp_path / "out.html")
     shown = data(Parsed((tmp_path / "out.html").read_text(encoding="utf-8")), "trajectory-0")
-    tokens = shown["tokens"]
-    assert sum(tokens["gap"]) + tokens["length"][-1] == len(shown["text"].encode("utf-16-le")) // 2
+    tokens = shown["columns"]
+    assert sum(tokens["gap"].tolist()) + tokens["length"][-1] == len(shown["text"].encode("utf-16-le")) // 2
 
 
 def test_html_is_one_file(source, tmp_path, capsys):

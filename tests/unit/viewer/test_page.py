@@ -1,11 +1,13 @@
 """The page as a file: one executable script, a policy that admits only it, and data that decode to what went in."""
 
 import base64
+import gzip
 import hashlib
 import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from hesnr_tasks.errors import DataError
@@ -48,7 +50,21 @@ def hostile():
 
 
 def data(parsed, name):
-    return next(json.loads(text) for (tag, attrs), text in parsed.raw if attrs.get("id") == name)
+    """The index, or a trajectory with its arrays, undone step by step from what `page` documents."""
+    text = next(text for (tag, attrs), text in parsed.raw if attrs.get("id") == name)
+    if name == "index":
+        return json.loads(text)
+    raw = gzip.decompress(base64.b64decode(text, validate=True))
+    place = 4 + int.from_bytes(raw[:4], "little")
+    header = json.loads(raw[4:place])
+    columns = {}
+    for column, dtype, length in header["arrays"]:
+        size = np.dtype(dtype).itemsize
+        planes = [raw[place + k * length : place + (k + 1) * length] for k in range(size)]
+        columns[column] = np.frombuffer(bytes(b for row in zip(*planes) for b in row), dtype="<" + dtype)
+        place += size * length
+    assert place == len(raw)
+    return header | {"columns": columns}
 
 
 def test_only_our_script_can_run(hostile):
@@ -117,9 +133,10 @@ def test_the_same_trajectories_give_the_same_page():
 
 
 def test_half_a_character_is_shown_as_such():
-    text = page_of(examples.Trajectory("\ud800", (examples.message("user", ("context", "ok")),)))
+    text = page_of(examples.Trajectory("\ud800", (examples.message("user", ("context", "a\udc00")),)))
     assert "\ufffd" in text
     text.encode()
+    assert "a\ufffd" in data(Parsed(text), "trajectory-0")["text"]
 
 
 def test_tokens_must_be_given_for_every_trajectory():
@@ -129,3 +146,29 @@ def test_tokens_must_be_given_for_every_trajectory():
         page.render([view_of(examples.small())], None, [[]])
     with pytest.raises(DataError, match="no trajectory"):
         page.render([])
+
+
+def test_a_page_with_two_models_is_small_and_lists_their_largest_differences():
+    view = view_of(examples.small())
+    a, b = (examples.tiny_tokens(view.text, sure=sure) for sure in (False, True))
+    shown = Parsed(page.render([view], [a], [b]))
+    # counted tokens: ` -` and `a` (ln 4 and ln 5 against 0), and the two of 😀; not the space
+    listed = [(d["text"], round(d["b"] - d["a"], 4)) for d in data(shown, "index")["differences"]]
+    assert listed == [("😀", -2.3026), ("a", -1.6094), (" -", -1.3863), ("😀", -1.0986), ("ls", 0.0)]
+    long = view_of(examples.long(60_000))
+    rng = np.random.default_rng(0)
+    runs = [
+        [
+            TokenView(i, min(i + 4, len(long.text)), float(rng.exponential()), float(rng.random()), False,
+                      [(f"token {n}", 0.1) for n in rng.integers(0, 5000, 10)])
+            for i in range(0, len(long.text), 4)
+        ]
+        for _ in range(2)
+    ]  # fmt: skip
+    size = len(page.render([long], *([run] for run in runs)).encode())
+    assert size / (2 * len(runs[0])) < 60  # bytes for each token of each model; as JSON it was three times that
+    index = data(Parsed(page.render([long], *([run] for run in runs))), "index")
+    assert len(index["differences"]) == 20
+    sizes = [abs(d["b"] - d["a"]) for d in index["differences"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(runs[0][d["token"]].surprisal == d["a"] for d in index["differences"])

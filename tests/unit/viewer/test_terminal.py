@@ -41,7 +41,8 @@ def action(text):
 def test_letters_stand_under_the_characters_that_are_dropped():
     command = "cd a && ls  # look 漢字 around\n====\necho 漢字 # x"
     text = f"<function=bash>\n<parameter=command>{command}</parameter>\n</function>"
-    texts = iter(rows(written(action(text)), "action", "┃"))
+    texts = iter(rows(written(action(text), marks=True), "action", "┃"))
+    assert rows(written(action(text)), "action", "┃") == text.split("\n")  # piped: the text alone
     bits = filter_bits(text).tolist()
     offset = 0
     for line in text.split("\n"):
@@ -53,7 +54,7 @@ def test_letters_stand_under_the_characters_that_are_dropped():
             letters = {0: " ", 1: "x", 2: "f", 4: "c"}
             assert next(texts) == "".join(letters[b & -b] * w for b, w in zip(hit, widths)).rstrip()
     assert next(texts, None) is None
-    assert all(f"{name[0]} {name}" in legend(Style()) for name in FILTERS)
+    assert all(f"{name[0]} {name}" in legend(Style(marks=True)) for name in FILTERS)
 
 
 def test_colours_say_the_same_as_letters():

@@ -1,6 +1,5 @@
 """What inspecting shows agrees with what scoring counts, character by character and token by token."""
 
-import json
 from collections import Counter
 
 import numpy as np
@@ -13,7 +12,7 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
 from hesnr_tasks.rendering import label_mask, render
 from hesnr_tasks.trajectory import Kind, Trajectory
-from hesnr_tasks.viewer.model import TokenView, columns, load_tokenizer, tokenize, totals, view_of
+from hesnr_tasks.viewer.model import TokenView, load_tokenizer, token_table, tokenize, totals, view_of
 from tests import tiny
 from tests.unit.viewer import examples
 
@@ -94,32 +93,37 @@ def test_columns_hold_the_tokens_and_the_matched_values_of_the_other_model():
     view = view_of(examples.small())
     a, b = (examples.tiny_tokens(view.text, sure=sure) for sure in (False, True))
     other = [b[0], *b[2:]]  # one token is missing there
-    result = columns(view, a, other, offsets(view.text))
-    starts = np.cumsum(result["gap"])
+    result = token_table(view, a, other, offsets(view.text))
+    columns = result.arrays
+    starts = np.cumsum(columns["gap"])
     text = view.text.encode("utf-16-le")
-    pieces = [text[2 * s : 2 * (s + n)].decode("utf-16-le") for s, n in zip(starts, result["length"])]
+    pieces = [text[2 * s : 2 * (s + n)].decode("utf-16-le") for s, n in zip(starts, columns["length"])]
     assert pieces == ["ls", " -", "a", " ", "😀", "😀"]
-    assert result["a"]["surprisal"] == [float(f"{t.surprisal:.5g}") for t in a]
-    assert result["b"]["surprisal"] == [float(f"{b[0].surprisal:.5g}"), None, *[0.0] * 4]
-    assert result["unmatched"] == 1
-    assert result["a"]["decision"] == [0, 1, 1, 0, 0, 1]
-    top = result["a"]["top"][4]
-    assert [(result["strings"][top[i]], top[i + 1]) for i in (0, 2)] == [("😀", 0.33333), ("<1>", 0.33333)]
+    assert columns["a.surprisal"].tolist() == [1 + round(1000 * t.surprisal) for t in a]
+    assert columns["b.surprisal"].tolist() == [1 + round(1000 * b[0].surprisal), 0, *[1] * 4]
+    assert result.unmatched == 1
+    assert columns["a.decision"].tolist() == [0, 1, 1, 0, 0, 1]
+    top, share = (columns[f"a.{name}"].reshape(result.width, len(a)) for name in ("top", "share"))
+    assert [(result.strings[top[k, 4] - 1], share[k, 4]) for k in (0, 1)] == [("😀", 334), ("<1>", 334)]
+    assert [d.token for d in result.differences] == [0, 2, 4, 5]
 
 
 def test_values_that_json_cannot_hold_are_not_known():
     view = view_of(examples.small())
-    result = columns(view, [TokenView(0, 2, float("nan"), 1.0)], None, offsets(view.text))
-    assert "surprisal" not in result["a"]
-    assert result["a"]["entropy"] == [1.0]
-    json.dumps(result, allow_nan=False)
+    tokens = [TokenView(0, 2, float("nan"), 1.0, False, [("x", float("nan"))]), TokenView(2, 4, float("inf"), None)]
+    result = token_table(view, tokens, tokens, offsets(view.text))
+    assert "a.surprisal" not in result.arrays
+    assert result.arrays["a.entropy"].tolist() == [1001, 0]
+    assert result.arrays["a.share"].tolist() == [0, 0]
+    assert result.arrays["a.top"].tolist() == [1, 0]
+    assert result.differences == []
 
 
 @pytest.mark.parametrize("spans", [[(0, 5000)], [(3, 3)], [(5, 6), (4, 6)], [(-1, 2)]])
 def test_tokens_that_do_not_fit_the_text_are_refused(spans):
     view = view_of(examples.small())
     with pytest.raises(DataError, match=r"trajectory 'small'.*another rendering"):
-        columns(view, [TokenView(*span) for span in spans], None, offsets(view.text))
+        token_table(view, [TokenView(*span) for span in spans], None, offsets(view.text))
 
 
 @settings(max_examples=60, deadline=None)
