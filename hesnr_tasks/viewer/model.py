@@ -376,8 +376,8 @@ def _values(tokens: Sequence[TokenView | None], index: dict[str, int], width: in
 
 def _thousandths(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """1 + thousandths; 0 for what is not finite."""
-    known = np.isfinite(values)
-    return np.where(known, 1 + np.round(1e3 * np.clip(np.where(known, values, 0.0), 0.0, 4e6)), 0).astype(np.int64)
+    finite = np.isfinite(values)
+    return np.where(finite, 1 + np.round(1e3 * np.clip(np.where(finite, values, 0.0), 0.0, 4e6)), 0).astype(np.int64)
 
 
 def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
