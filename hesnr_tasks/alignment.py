@@ -87,7 +87,11 @@ class Encoder:
         return tuple(prefix)
 
     def token_bytes(self) -> list[bytes | None]:
-        """The UTF-8 bytes of each token id (a token may be part of a character); None where they are not known."""
+        """The UTF-8 bytes of each token id, a place an id; a token may be part of a character.
+
+        Returns:
+            None in the place of a token whose bytes are not known.
+        """
         probe = "def f(x):\n    return x"
         ids = np.asarray(self.tokenizer(probe, add_special_tokens=False)["input_ids"], dtype=np.int32)
         for scheme, table in self._tables:
@@ -311,7 +315,15 @@ _SCHEMES = (
 
 
 def token_labels(encoded: Encoded, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """The set of character codes each token covers, one bit each; shape (n,). `codes`: per character."""
+    """The set of character codes that each token covers.
+
+    Args:
+        encoded: n tokens.
+        codes: uint8, one a character of the text (`filters.char_codes`).
+
+    Returns:
+        uint64, shape (n,): bit c is set iff the token covers a character of code c; 0 for a token of no characters.
+    """
     if not len(encoded.ids):
         return np.zeros(0, dtype=np.uint64)
     bits = np.left_shift(np.uint64(1), np.append(codes, 0).astype(np.uint64))
@@ -321,7 +333,11 @@ def token_labels(encoded: Encoded, codes: npt.NDArray[np.uint8]) -> npt.NDArray[
 
 
 def token_turns(encoded: Encoded, rendered: Rendered) -> IntArray:
-    """The turn of each token's last character, shape (n,); 0 for tokens that cover none."""
+    """The turn of each token's last character.
+
+    Returns:
+        int32, shape (n,); 0 for tokens that cover no character.
+    """
     ends = np.array([span.end for span in rendered.spans], dtype=np.int64)
     turns = np.array([span.turn for span in rendered.spans] or [0], dtype=np.int32)
     index = np.searchsorted(ends, np.maximum(encoded.end - 1, 0), side="right")

@@ -85,7 +85,11 @@ def open_output(output: str | Path) -> Iterator[IO[bytes]]:
 
 
 def write_output(output: str | Path, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8, lone surrogates replaced) to `output`, as `open_output` does."""
+    """Write `content` (text as UTF-8, lone surrogates replaced) to `output`, as `open_output` does.
+
+    Raises:
+        SettingsError: as `open_output`.
+    """
     with open_output(output) as file:
         file.write(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
 
@@ -109,7 +113,11 @@ _ABANDONED_SECONDS = 24 * 3600  # after a day a temporary file is a leftover, wh
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path` in one step, replacing what is there; on `OSError`, `path` is untouched."""
+    """Write `data` to `path` in one step, replacing what is there; when this returns, it is on disk.
+
+    Raises:
+        OSError: it cannot be written; `path` is as it was.
+    """
     try:
         with _temporary_file(path.parent, data) as temporary:
             temporary.replace(path)
@@ -120,7 +128,14 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def create_file(path: Path, data: bytes) -> bool:
-    """Write `data` to `path` in one step unless something is there already; returns whether it was written."""
+    """Write `data` to `path` in one step unless something is there already.
+
+    Returns:
+        Whether it was written; of several processes, one alone writes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with _temporary_file(path.parent, data) as temporary:
         try:
             os.link(temporary, path)  # unlike a rename, this fails if another writer was first
@@ -136,7 +151,11 @@ def create_file(path: Path, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Exclude other writers of `folder`, by its file `.lock`; a file system without locks excludes nobody."""
+    """Exclude other writers of `folder`, by its file `.lock`, waiting for them; where files cannot be locked, nobody.
+
+    Raises:
+        OSError: the lock file cannot be opened.
+    """
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
@@ -237,7 +256,14 @@ class Journal:
 
     @staticmethod
     def read(path: Path) -> tuple[dict[str, Any], int, int]:
-        """Values by key, the number of damaged lines, and the bytes up to the end of the last whole line."""
+        """The values in a journal; none in a file that is not there. Never changes the file.
+
+        Returns:
+            Values by key, the last of several; the number of damaged lines; bytes up to the end of the last whole line.
+
+        Raises:
+            DataError: there are damaged lines and no others.
+        """
         values, damaged, complete = dict[str, Any](), 0, 0
         if not path.exists():
             return values, damaged, complete
@@ -260,7 +286,14 @@ class Journal:
         return values, damaged, complete
 
     def put(self, values: Mapping[str, Any]) -> None:
-        """Append values, which JSON can hold; `HesnrError` where the disk takes none."""
+        """Append values; when this returns, they are on disk.
+
+        Args:
+            values: what JSON can hold, by key.
+
+        Raises:
+            HesnrError: the disk takes none.
+        """
         data = b"".join(map(_line, values, values.values()))
         with self._guard:
             try:
@@ -275,7 +308,12 @@ class Journal:
             self.values |= values
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """The value under `key`; computed and kept where there is none. What `make` raises is not kept."""
+        """The value under `key`; computed and kept where there is none.
+
+        Args:
+            key: of the value.
+            make: computes what JSON can hold; what it raises is not kept.
+        """
         if key not in self.values:
             self.put({key: make()})
         return self.values[key]

@@ -51,7 +51,11 @@ class DuplicateKeys(Counter[str]):
 
 
 def record_limit() -> int:
-    """The largest record in bytes: `HESNR_MAX_RECORD_MB` (in MiB), 256 MiB by default."""
+    """The largest record in bytes: `HESNR_MAX_RECORD_MB` (in MiB), 256 MiB by default.
+
+    Raises:
+        SettingsError: the variable is not a positive whole number.
+    """
     given = os.environ.get(LIMIT_VARIABLE, "").strip() or str(_DEFAULT_MB)
     if not (given.isascii() and given.isdecimal() and 0 < len(given) < 8 and int(given)):
         raise SettingsError(f"{LIMIT_VARIABLE} is {given!r}; it must be a whole number of MiB, such as 1024")
@@ -139,7 +143,12 @@ class _Decompressed(io.RawIOBase):
 
 
 def open_bounded(path: str | Path) -> IO[bytes]:
-    """Open a plain file, decompressed where its first bytes say gzip, bzip2, xz or Zstandard."""
+    """Open a plain file, decompressed where its first bytes say gzip, bzip2, xz or Zstandard.
+
+    Raises:
+        DataError: not a plain file. Reading raises it where what is decompressed grows beyond every proportion.
+        OSError: the file is not there, or may not be read.
+    """
     file = open_regular(path)
     try:
         magic = file.read(6)
@@ -152,7 +161,11 @@ def open_bounded(path: str | Path) -> IO[bytes]:
 
 
 def zstandard_reader(file: IO[bytes]) -> Any:
-    """The decompressed bytes of a Zstandard stream, as a file to read from."""
+    """The decompressed bytes of a Zstandard stream, as a file to read from.
+
+    Raises:
+        DataError: pyarrow is not installed.
+    """
     try:
         import pyarrow
     except ImportError:
@@ -169,7 +182,11 @@ _DECODERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
 
 
 def lines(file: IO[bytes]) -> Iterator[bytes | TooLongError]:
-    """The lines of `file`, which end at a line feed and nowhere else; for one beyond the limit, the error instead."""
+    """The lines of `file`, which end at a line feed and nowhere else.
+
+    Yields:
+        Each line with its end, in bytes; in the place of one beyond `record_limit`, the error.
+    """
     limit = record_limit()
     while line := file.readline(limit + 1):
         if len(line) <= limit:
@@ -181,7 +198,11 @@ def lines(file: IO[bytes]) -> Iterator[bytes | TooLongError]:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """A whole file, decompressed; `DataError` if it is too large, special, damaged, missing or unreadable."""
+    """A whole file, decompressed.
+
+    Raises:
+        DataError: it is too large, special, damaged, missing or unreadable.
+    """
     try:
         with open_bounded(path) as file:
             return read_rest(file)
@@ -192,7 +213,11 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_rest(file: IO[bytes]) -> bytes:
-    """What is left of `file`; `TooLongError` if that is more than a record may be."""
+    """What is left of `file`.
+
+    Raises:
+        TooLongError: that is more than a record may be.
+    """
     limit = record_limit()
     data = file.read(limit + 1)
     if len(data) > limit:
@@ -201,7 +226,11 @@ def read_rest(file: IO[bytes]) -> bytes:
 
 
 def read_text(path: str | Path) -> str:
-    """A whole UTF-8 file (with a byte order mark or without), decompressed; `DataError` as in `read_bytes`."""
+    """A whole UTF-8 file (with a byte order mark or without), decompressed.
+
+    Raises:
+        DataError: as `read_bytes`; or it is not UTF-8.
+    """
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -209,7 +238,11 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """A whole JSON file; `DataError` says what is wrong with it."""
+    """A whole JSON file, decompressed and decoded.
+
+    Raises:
+        DataError: as `read_text`; or it is not JSON, nests too deeply or repeats a key.
+    """
     text = read_text(path)
     try:
         return parse_json(text)
@@ -274,7 +307,12 @@ def _deeper_than(value: Any, depth: int) -> bool:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """A whole YAML file of plain values; `DataError` says what is wrong with it."""
+    """A whole YAML file of plain values.
+
+    Raises:
+        DataError: as `read_text`; or it is not YAML, or unfolds into too many values.
+        HesnrError: PyYAML is not installed.
+    """
     try:
         import yaml
     except ImportError:
@@ -316,9 +354,16 @@ def _unfolded(node: Any, sizes: dict[int, int]) -> int:
 
 
 def check_parquet(metadata: Any, size: int) -> None:
-    """Refuse row groups that are too large for a file of `size` bytes: text does not compress that well.
+    """Refuse row groups that are too large: text does not compress that well.
 
     Single columns are not checked: where their metadata are damaged, Arrow ends the process.
+
+    Args:
+        metadata: of the file, as pyarrow reads them.
+        size: of the file, bytes.
+
+    Raises:
+        DataError: a row group is larger than a record may be, and than `MAX_RATIO` times the file.
     """
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)

@@ -252,7 +252,14 @@ def kind_code(kind: Kind) -> int:
 
 
 def action_code(filter_bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Codes of action characters from the bit set of the filters that drop each; shape of `filter_bits`."""
+    """Codes of action characters from the filters that drop each.
+
+    Args:
+        filter_bits: uint8, any shape: bit i for the i-th filter.
+
+    Returns:
+        uint8, the same shape.
+    """
     return (_ACTION + filter_bits).astype(np.uint8)
 
 

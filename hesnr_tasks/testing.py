@@ -38,7 +38,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(vocabulary: int = 257, seed: int = 0, context: int = 32768) -> LlamaForCausalLM:
-    """A random Llama in float32 whose distributions are peaked like a trained model's: flat ones would hide errors."""
+    """A random Llama in float32 whose distributions are peaked like a trained model's: flat ones would hide errors.
+
+    Args:
+        vocabulary: V, tokens; the last is the end of text.
+        seed: of the weights; PyTorch's own generator is left as it was.
+        context: most tokens of a text.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,7 +59,15 @@ def tiny_model(vocabulary: int = 257, seed: int = 0, context: int = 32768) -> Ll
 
 
 def save_checkpoint(folder: str | Path, seed: int = 0) -> str:
-    """Save `tiny_model` with `byte_tokenizer` in a folder; returns its path, for `pretrained=` of lm-eval."""
+    """Save `tiny_model` with `byte_tokenizer`.
+
+    Args:
+        folder: where to; created if it is not there.
+        seed: of the weights.
+
+    Returns:
+        The folder's path, for `pretrained=` of lm-eval.
+    """
     tokenizer = byte_tokenizer()
     tiny_model(len(tokenizer), seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -61,7 +75,12 @@ def save_checkpoint(folder: str | Path, seed: int = 0) -> str:
 
 
 def trajectory(name: str, *turns: tuple[str, str, str], task: str = "Fix it.") -> Trajectory:
-    """A trajectory of a task and turns (thought, action, observation).
+    """A trajectory of a task and turns.
+
+    Args:
+        name: its id.
+        turns: thought, action and observation of each.
+        task: the first message, of the user.
 
     >>> trajectory("t", ("Look.", "ls", "a.py")).messages[1].role
     'assistant'
@@ -153,7 +172,7 @@ class FakeServer(ThreadingHTTPServer):
         return f"{self.url.removesuffix('/v1')}/generate"
 
     def logprobs(self, ids: list[int]) -> torch.Tensor:
-        """Of every position, shape (n, V), nats; one forward pass a prompt, so that answers about it agree."""
+        """Log-probabilities of what follows each of n ids, nats, (n, V); one forward pass a prompt, so all agree."""
         import torch
 
         key = tuple(ids)

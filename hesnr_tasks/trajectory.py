@@ -106,7 +106,7 @@ class Trajectory:
 
 
 def clean(text: str) -> str:
-    """Replace lone surrogates (a cut emoji) by U+FFFD: they cannot be encoded; offsets stay as they were."""
+    """`text` with lone surrogates (a cut emoji), which cannot be encoded, as U+FFFD; offsets stay as they were."""
     try:
         text.encode()
     except UnicodeEncodeError:

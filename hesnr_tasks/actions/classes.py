@@ -144,7 +144,12 @@ def _targets(part: ActionPart, place: str) -> tuple[str, ...]:
 
 
 def canonical_path(word: str, place: str = "") -> str:
-    """One spelling of a path: without test ids, relative to the repository if that is where it is."""
+    """One spelling of a path: without test ids, relative to the repository if that is where it is.
+
+    Args:
+        word: the path as written; `FILE::TEST` names `FILE`.
+        place: the folder that it is relative to; empty: the repository.
+    """
     word = re.sub(r"\s+", " ", word.split("::")[0].strip())
     full = posixpath.normpath(posixpath.join(place, word))
     inside = _ROOT.sub("", full, count=1)

@@ -661,12 +661,22 @@ GUESSED = ("function", "tool_call", "mswea", "json", "keystrokes", "execute", "c
 
 
 def split_calls(text: str, form: str) -> tuple[Segment, ...]:
-    """The segments of one assistant text with calls of `form`: thought and action, concatenating to `text`."""
+    """The segments of one assistant text with calls of `form`: thought and action, concatenating to `text`.
+
+    Args:
+        text: what the model wrote.
+        form: a key of `CALL_FORMS`.
+    """
     return label_calls(text, CALL_FORMS[form].find(text))
 
 
 def label_calls(text: str, calls: Spans) -> tuple[Segment, ...]:
-    """Segments of `text` whose action is `calls` (ordered, not overlapping) and the white space around them."""
+    """Thought and action of `text`, which the segments concatenate to.
+
+    Args:
+        text: what the model wrote.
+        calls: character spans of the calls, ordered, not overlapping; the white space around them is of the action.
+    """
     runs: list[tuple[Kind, int]] = []  # kind and end; neighbours of one kind are one run
 
     def extend(kind: Kind, end: int) -> None:
@@ -690,7 +700,15 @@ _SPACE = re.compile(r"\s*")
 
 
 def guess_form(texts: Iterable[str], forms: Sequence[str] = GUESSED) -> str:
-    """The form that most assistant texts of a trajectory have calls in (one may merely quote a call), or `none`."""
+    """The form that most assistant texts of a trajectory have calls in (one may merely quote a call).
+
+    Args:
+        texts: one an assistant message.
+        forms: keys of `CALL_FORMS`; the first wins a draw.
+
+    Returns:
+        One of `forms`; `none` where no text has a call.
+    """
     texts = [text for text in texts if text.strip()]
     counts = {form: sum(any(True for _ in CALL_FORMS[form].find(text)) for text in texts) for form in forms}
     best = max(forms, key=lambda form: counts[form])

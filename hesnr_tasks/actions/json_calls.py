@@ -286,9 +286,14 @@ def _has_sign(node: _Node) -> bool:
 
 
 def json_calls(text: str, start: int, end: int, value: int = -1, name: str = "") -> list[Call]:
-    """The calls in the JSON at `value` (else `start`): syntax from `start`, and up to `end` where the JSON is longer.
+    """The calls in a piece of JSON, which may be cut off at either end.
 
-    `name`: the tool, where it stands outside of the JSON, which is then its arguments.
+    Args:
+        text: the whole action.
+        start: where the syntax of the first call begins.
+        end: where that of the last one ends at the latest, where the JSON is longer.
+        value: where the JSON begins; -1: at `start`.
+        name: the tool, where it stands outside of the JSON, which is then its arguments.
     """
     value = start if value < 0 else value
     continues = _CONTINUES.match(text, value) if value == start else None

@@ -157,7 +157,7 @@ _PYTHON = re.compile(r"^(i?python|pypy)[\d.]*w?$")
 
 
 def program(words: Sequence[str]) -> int:
-    """The place of the word that names the program, behind `sudo`, `timeout 60`, `poetry run` and their like."""
+    """The index of the word that names the program, behind `sudo`, `timeout 60`, `poetry run` and the like."""
     place = 0
     while place < len(words) and words[place] in WRAPPERS:
         name, after = words[place], place + 1

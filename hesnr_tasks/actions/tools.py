@@ -122,7 +122,15 @@ def is_prose(name: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def parameter_role(name: str, *roles: str) -> str | None:
-    """The first of `roles` (keys of `PARAMETERS`) that a parameter of that name has, or None."""
+    """What a parameter is for, by its name.
+
+    Args:
+        name: as in the call; `old_str_1` counts as `old_str`.
+        roles: keys of `PARAMETERS`.
+
+    Returns:
+        The first of `roles` that the parameter has, or None.
+    """
     plain = re.sub(r"_\d+$", "", "_".join(_words(name))) or name  # `old_str_1`: the first of several
     return next((role for role in roles if name in PARAMETERS[role] or plain in PARAMETERS[role]), None)
 

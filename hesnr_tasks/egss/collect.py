@@ -216,7 +216,11 @@ def _inside(path: str) -> str:
 
 
 def changed_files(patch: str) -> list[tuple[str, str]]:
-    """(path after the change, text) of each file of a git diff."""
+    """The parts of a git diff, or of a plain unified one, in order.
+
+    Returns:
+        Path after the change, text of the part, of each file.
+    """
     starts = [match.start() for match in re.finditer(r"^diff --git ", patch, re.M)]
     if not starts and patch.strip():  # a plain unified diff
         starts = [match.start() for match in re.finditer(r"^--- [^\n]*\n\+\+\+ ", patch, re.M)]
@@ -234,7 +238,12 @@ def _changed_path(part: str) -> str:
 
 
 def source_patch(patch: str, test_files: str = PYTEST_FILES) -> str:
-    """The patch without its changes to tests, as no patch may bring the tests it is measured by, and without caches."""
+    """A patch without its changes to tests, as no patch may bring the tests it is measured by, and without caches.
+
+    Args:
+        patch: A git diff, or a plain unified one.
+        test_files: Regular expression of the paths that are tests; `conftest.py` always is.
+    """
     tests = re.compile(test_files)
     kept = "".join(
         text
@@ -252,7 +261,11 @@ def patch_key(patch: str, test_files: str = PYTEST_FILES) -> str:
 
 
 def load_instances(path: str) -> dict[str, dict[str, Any]]:
-    """instance_id -> row of a SWE-bench file (JSON or JSON Lines). Raises `DataError` for a row without an id."""
+    """The rows of a SWE-bench file (JSON, JSON Lines or Parquet), by `instance_id`.
+
+    Raises:
+        DataError: The file cannot be read, or a row has no id.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for record in records(path):
         if not isinstance(record, Record):

@@ -93,7 +93,14 @@ class Estimator:
 
 
 def vote_entropy(keys: Sequence[str]) -> float:
-    """Plug-in entropy of the shares that each action has, in [0, ln n]; 0 for no draw."""
+    """Plug-in entropy, nats, of the shares that n draws give each action.
+
+    Args:
+        keys: The action of each draw (`canonical_key`).
+
+    Returns:
+        In [0, ln n]; 0 without draws.
+    """
     n = len(keys)
     return max(0.0, -math.fsum(c / n * math.log(c / n) for c in Counter(keys).values())) if n else 0.0
 
@@ -173,7 +180,14 @@ class Calibration:
     estimates: tuple[float, ...]
 
     def rule(self, share: float) -> tuple[float, float]:
-        """(threshold, chance at the threshold): above it always, at it with this chance, so that `share` is met."""
+        """Which steps a gate fires at, so that it fires at a given share of them.
+
+        Args:
+            share: Of the steps, in [0, 1].
+
+        Returns:
+            A threshold in nats, and a chance: above the threshold it fires always, at it with this chance.
+        """
         values = sorted(self.estimates, reverse=True)
         threshold = values[min(len(values) - 1, max(0, math.ceil(share * len(values)) - 1))]
         above, equal = sum(v > threshold for v in values), values.count(threshold)

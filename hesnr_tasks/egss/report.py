@@ -92,13 +92,23 @@ def curves(records: Sequence[TaskCost], price: float = PRICE) -> tuple[dict[str,
 
 
 def mean_over_tasks(values: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
-    """The mean of `values` (T,), one a task, with its bootstrap standard error and 95 % interval of percentiles."""
+    """The mean over tasks, with its bootstrap standard error and 95 % interval of percentiles.
+
+    Args:
+        values: One a task, (T,).
+        resamples, seed: Of the bootstrap.
+    """
     means = resample_counts(len(values), resamples, seed).astype(np.float64) @ values / len(values)
     return _estimate(float(values.mean()), means, len(values))
 
 
 def paired_ratio(a: FloatArray, b: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
-    """mean(b) / mean(a) over the same tasks, each of shape (T,)."""
+    """mean(b) / mean(a) over the same tasks, with bootstrap standard error and 95 % interval of percentiles.
+
+    Args:
+        a, b: One a task, (T,).
+        resamples, seed: Of the bootstrap.
+    """
     counts = resample_counts(len(a), resamples, seed).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return _estimate(float(b.mean() / a.mean()), (counts @ b) / (counts @ a), len(a))
@@ -181,7 +191,11 @@ class InstanceRun(NamedTuple):
 
 
 def read_run(folder: Path) -> list[InstanceRun]:
-    """Every trajectory in the output folder of a run. Raises `DataError` for a folder of anything else."""
+    """Every trajectory in the folder that `mini-extra swebench -o` wrote, by path.
+
+    Raises:
+        DataError: There is none, or one is not as mini-swe-agent writes it.
+    """
     files = sorted(folder.glob("*/*.traj.json")) or sorted(folder.glob("*.traj.json"))
     if not files:
         raise DataError(
@@ -264,7 +278,14 @@ def curve_table(
 def savings_table(
     methods: Mapping[str, Curve], reference: str, runs: int, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Table:
-    """Costs of every other method over those of the reference at the rate that it reaches with `runs` runs."""
+    """Costs of every other method over those of the reference, at the resolve rate that it reaches.
+
+    Args:
+        methods: Curves on the same tasks, by name.
+        reference: One of the names.
+        runs: How many runs of the reference set the rate.
+        resamples, seed: Of the bootstrap over tasks.
+    """
     target = methods[reference]
     rows = [
         {"method": curve.method, **spans(at_equal_rate(curve, target, target, runs, resamples, seed))}
@@ -281,7 +302,13 @@ def savings_table(
 
 
 def paired_table(methods: Mapping[str, Curve], reference: str, resamples: int, seed: int) -> Table:
-    """The same number of runs: what is resolved more, and what it costs more."""
+    """What each method resolves more than the reference with as many runs, and the ratios of what they cost.
+
+    Args:
+        methods: Curves on the same tasks, by name.
+        reference: One of the names.
+        resamples, seed: Of the bootstrap over tasks.
+    """
     base, rows = methods[reference], []
     for curve in methods.values():
         for runs in (n for n in curve.runs if n in base.runs and curve.method != reference):

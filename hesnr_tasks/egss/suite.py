@@ -511,7 +511,14 @@ def _added(text: str) -> str:
 
 
 def junit_outcomes(text: str | None) -> dict[str, str]:
-    """Test -> outcome of a JUnit file; empty for one that is missing, broken, declares entities or has no test."""
+    """The outcomes in a JUnit file.
+
+    Args:
+        text: The file; None: there is none.
+
+    Returns:
+        Test → outcome; empty for a file that is missing, broken, declares entities or has no test.
+    """
     if text is None or "<!DOCTYPE" in text or "<!ENTITY" in text:
         return {}
     try:

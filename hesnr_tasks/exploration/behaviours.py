@@ -125,7 +125,12 @@ def read_corpus(name: str, paths: Sequence[Path], query: Query, kinds: Sequence[
 
 
 def measure(corpus: AnswerSet, lexicon: Lexicon | None = None) -> None:
-    """Fill in every measure but `rare`, for all answers."""
+    """Fill in every measure but `rare`, for all answers.
+
+    Args:
+        corpus: Its answers' `values` are written.
+        lexicon: Of pivotal words and reflection; default: the shipped one.
+    """
     lexicon = lexicon or load_lexicon()
     by_problem: dict[str, list[tuple[Answer, set[tuple[str, ...]]]]] = defaultdict(list)
     for answer in corpus.answers:
@@ -200,7 +205,16 @@ def _sentence_texts(answer: Answer) -> list[str]:
 
 
 def problem_means(corpus: AnswerSet, name: str, outcome: str = "all") -> dict[str, float]:
-    """Problem → mean of a measure over its answers of an outcome; problems without such answers are not there."""
+    """The mean of a measure over the answers to each problem.
+
+    Args:
+        corpus: Measured.
+        name: Of the measure.
+        outcome: `all`, `right` or `wrong` answers.
+
+    Returns:
+        Problem → mean; problems without such answers are not there.
+    """
     values: dict[str, list[float]] = defaultdict(list)
     for answer in corpus.answers:
         value = answer.values[name]
@@ -210,7 +224,15 @@ def problem_means(corpus: AnswerSet, name: str, outcome: str = "all") -> dict[st
 
 
 def mean_of(means: Iterable[float], resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
-    """Mean over problems; no error and interval of fewer than `FEWEST_CLUSTERS`."""
+    """Mean over problems.
+
+    Args:
+        means: One a problem (`problem_means`).
+        resamples, seed: Of the bootstrap.
+
+    Returns:
+        The value alone for fewer than `FEWEST_CLUSTERS` problems, or where all are equal.
+    """
     values = np.array(sorted(means), dtype=np.float64)[:, None]
     if len(values) < FEWEST_CLUSTERS or np.ptp(values) == 0:
         return Estimate(math.fsum(values[:, 0]) / len(values) if len(values) else math.nan)
@@ -251,7 +273,15 @@ def difference_of(
 def compared(
     pairs: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]], resamples: int, seed: int
 ) -> Iterator[tuple[str, PairedDifference, float]]:
-    """Name, difference and Holm's p-value, corrected over all of them."""
+    """Paired differences, with p-values that Holm's method corrects over all of them.
+
+    Args:
+        pairs: Name → the means of both sides by problem (`problem_means`).
+        resamples, seed: Of the bootstrap.
+
+    Yields:
+        Name, difference, corrected p-value.
+    """
     rows = {name: difference_of(a, b, resamples, seed) for name, (a, b) in pairs.items()}
     corrected = holm({name: difference.p for name, difference in rows.items()})
     yield from ((name, difference, corrected[name]) for name, difference in rows.items())
@@ -283,6 +313,11 @@ def matched_passk(
     Within each problem and each bin of length (lengths in a bin differ by less than a quarter) as many answers of
     either are kept as the scarcer has. Which ones, would be a random choice; the mean over all choices is computed
     exactly.
+
+    Args:
+        a, b: Measured; answers of unknown outcome are left out.
+        ks: The values of k.
+        resamples, seed: Of the bootstrap over problems.
     """
     sides: list[dict[str, _Strata]] = []
     for corpus in (a, b):

@@ -190,7 +190,7 @@ def _entropy_term(chance: FloatArray) -> FloatArray:
 
 
 def frame_bounds(frame: Frame) -> Bounds:
-    """Bounds of every token of `frame`, from all candidates that were stored."""
+    """Bounds (nats) of every token's entropy over the whole vocabulary, from all candidates that were stored."""
     size = vocabulary_size(frame.store)
     order = {entry.key: i for i, entry in enumerate(frame.entries)}
 

@@ -75,7 +75,7 @@ _OPENERS = "\"'“‘([*_"
 
 
 def prose(text: str) -> str:
-    """`text`, of the same length, with code made unreadable."""
+    """`text` with the code in it masked; of the same length, so offsets stay as they were."""
     return _CODE.sub(_masked, text)
 
 
@@ -221,7 +221,14 @@ def _fits(phrase: _Phrase, flat: str, words: Sequence[Word], start: int) -> bool
 
 @lru_cache
 def load_lexicon(path: Path = _PATH) -> Lexicon:
-    """The lexicon in a JSON file, the shipped one by default; `DataError` where it is not one."""
+    """A lexicon of pivotal words and reflective sentences.
+
+    Args:
+        path: A JSON file; default: the shipped one.
+
+    Raises:
+        DataError: It cannot be read, or is no lexicon.
+    """
     try:
         return Lexicon(read_json(path))
     except DataError as error:
@@ -280,17 +287,24 @@ def distances(
     return np.clip(apart.mean(axis=1, dtype=np.float64), 0.0, None)
 
 
-def rare(apart: FloatArray, share: float = _SHARE) -> npt.NDArray[np.bool_]:
-    """The `share` of texts with the greatest distances; ties at the limit are not rare."""
+def rare(apart: FloatArray) -> npt.NDArray[np.bool_]:
+    """Which texts are of the tenth with the greatest distances; ties at the limit are not, NaN never."""
     finite = apart[~np.isnan(apart)]
     if not len(finite):
         return np.zeros(len(apart), dtype=bool)
-    limit = np.sort(finite)[::-1][int(share * len(finite))]  # the first one beyond the share
+    limit = np.sort(finite)[::-1][int(_SHARE * len(finite))]  # the first one beyond the share
     return np.nan_to_num(apart, nan=-np.inf) > limit
 
 
 def embedder(name: str) -> Embed:
-    """The function `package.module:function`; `SettingsError` where there is none."""
+    """The function that turns texts into vectors.
+
+    Args:
+        name: `package.module:function`, which is imported. It takes a list of texts and gives an array, a row for each.
+
+    Raises:
+        SettingsError: There is no such function.
+    """
     module, _, function = name.partition(":")
     try:
         embed = getattr(importlib.import_module(module), function)

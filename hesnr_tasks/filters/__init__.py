@@ -126,12 +126,20 @@ FILTERS: dict[str, Filter] = {"xml": xml, "format": formatting, "comments": comm
 
 
 def filter_bits(action_text: str) -> npt.NDArray[np.uint8]:
-    """For each character of one action, bit i set iff the i-th of `FILTERS` drops it; shape (len(action_text),)."""
+    """Which filters drop each character of one action.
+
+    Returns:
+        uint8, shape (len(action_text),): bit i is set iff the i-th of `FILTERS` drops the character.
+    """
     return _bits(action_text, [(0, len(action_text))])
 
 
 def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
-    """The label code (`rendering.kind_code`, `action_code`) of each character; shape (len(rendered.text),)."""
+    """The label code of each character: its kind, and of an action the filters that drop it.
+
+    Returns:
+        uint8, shape (len(rendered.text),), of `rendering.kind_code` and `rendering.action_code`.
+    """
     kinds = np.array([kind_code(span.kind) for span in rendered.spans], np.uint8)
     codes = np.repeat(kinds, [span.end - span.start for span in rendered.spans])
     if rendered.sources is None:

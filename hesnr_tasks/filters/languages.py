@@ -92,9 +92,11 @@ PROSE = ("markdown", "rst", "text", "prose")  # the languages in which marks of 
 
 
 def comments_of(text: str, language: str) -> list[CharSpan]:
-    """Spans of the comments of `text`, a file or fragment; none for a language without a grammar.
+    """Spans of the comments of a file or fragment. A shebang, which chooses the interpreter, is not a comment.
 
-    A shebang, which chooses the interpreter, is not a comment.
+    Args:
+        text: of the file.
+        language: a key of `LANGUAGES`; there are no comments in others, and in those without a grammar.
     """
     grammar = LANGUAGES[language].comments if language in LANGUAGES else None
     spans = grammar(text) if grammar else []

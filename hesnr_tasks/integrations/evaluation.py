@@ -322,7 +322,15 @@ class EvaluationTexts(NamedTuple):
         return self.n_scored / (self.n_scored + sum(text.n_truncated for text in self.items) + self.n_skipped)
 
     def assigned(self, rank: int, processes: int) -> set[int]:
-        """Indices of the texts that process `rank` scores: longest first, each to the process with the least so far."""
+        """The texts that one process scores: longest first, each to the process with the fewest tokens so far.
+
+        Args:
+            rank: Of the process, from 0.
+            processes: How many there are.
+
+        Returns:
+            Indices of `items`; those of all ranks are every index once.
+        """
         loads, shares = [0] * processes, [set[int]() for _ in range(processes)]
         for index in sorted(range(len(self.items)), key=lambda i: (-len(self.items[i].sequence.ids), i)):
             least = loads.index(min(loads))
@@ -437,7 +445,15 @@ class Evaluator:
             ) from error
 
     def run(self, step: int) -> Evaluation:
-        """Score all texts. Raises `ScoringError`, in every process alike, where a number cannot be had."""
+        """Score all texts.
+
+        Args:
+            step: The optimizer step the model is at, for the record.
+
+        Raises:
+            ScoringError: In every process alike, where a number cannot be had.
+            UnfinishedPassError: This process failed in a forward pass that the others wait in.
+        """
         start, own, problem = time.perf_counter(), dict[int, TrajectorySums](), ""
         try:
             with self.live.evaluating():
@@ -505,7 +521,12 @@ def gather(own: Any) -> list[Any]:
 
 
 def metrics_of(evaluation: Evaluation, settings: TaskSettings) -> dict[str, float]:
-    """Values and standard errors by name; what is undefined, or over fewer than `min_tokens` tokens, is left out."""
+    """Values and standard errors by name; what is undefined, or over fewer than `min_tokens` tokens, is left out.
+
+    Args:
+        evaluation: The sums of all trajectories.
+        settings: Bootstrap and `min_tokens`.
+    """
     values: dict[str, Any] = {}
     for name in names_of():
         metric, items = METRICS[name], _items(evaluation, name)
@@ -516,7 +537,16 @@ def metrics_of(evaluation: Evaluation, settings: TaskSettings) -> dict[str, floa
 
 
 def he_snr_change(before: Evaluation, after: Evaluation, settings: TaskSettings) -> dict[str, float]:
-    """HE-SNR after minus before, paired by trajectory, with its error and 95 % interval where they are defined."""
+    """HE-SNR after minus before, paired by trajectory.
+
+    Args:
+        before, after: Two evaluations of the same texts.
+        settings: Bootstrap and `min_tokens`.
+
+    Returns:
+        `he_snr_change`, with `_stderr` and the 95 % interval `_low`, `_high` where they are defined; empty for fewer
+        than `min_tokens` high-entropy tokens on either side.
+    """
     if min(side.sums.column("he_tokens").sum() for side in (before, after)) < settings.min_tokens:
         return {}
     if len(after.sums) < 2:

@@ -169,7 +169,16 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
 
 
 def newcombe(a: float, b: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of (b - a) / n, within [-1, 1], from Wilson's of both shares (Newcombe 1998, method 10), unpaired."""
+    """Interval of the difference of two shares, unpaired, from Wilson's of both (Newcombe 1998, method 10).
+
+    Args:
+        a, b: Successes, or sums of numbers in [0, 1], of each side.
+        n: Of either.
+        level: Of the interval.
+
+    Returns:
+        Both ends of (b - a) / n, within [-1, 1].
+    """
     (a_low, a_high), (b_low, b_high) = wilson(a, n, level), wilson(b, n, level)
     p, q = a / n, b / n
     return (q - p) - math.hypot(q - b_low, a_high - p), (q - p) + math.hypot(b_high - q, p - a_low)
@@ -327,7 +336,14 @@ def differences(
 
 
 def discordant(a: AnswerCounts, b: AnswerCounts) -> Iterator[dict[str, Any]]:
-    """The problems that one run solved at least once and the other never; those with most right answers first."""
+    """The problems that one run solved at least once and the other never; those with most right answers first.
+
+    Args:
+        a, b: On the same problems in the same order (`aligned`).
+
+    Yields:
+        A row for a table: problem, which run solved it, right answers of either.
+    """
     rows = []
     for i, label in enumerate(a.labels):
         if (a.c[i] > 0) != (b.c[i] > 0):

@@ -109,7 +109,15 @@ def read(name: str, paths: Sequence[Path], query: Query = _DEFAULT) -> AnswerCou
 
 
 def log_files(paths: Sequence[Path], task: str | None) -> list[Path]:
-    """lm-eval's sample logs among the files, and below the folders, that are named; of one task (`DataError`)."""
+    """lm-eval's sample logs among some files and below some folders.
+
+    Args:
+        paths: Files and folders.
+        task: Whose logs; None: of the only task there is.
+
+    Raises:
+        DataError: A path is not there, or the logs are of other tasks, or of several.
+    """
     return _files(paths, task, logs_only=True)
 
 

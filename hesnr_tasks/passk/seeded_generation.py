@@ -46,9 +46,17 @@ def problem_id(prompt: str, occurrence: int) -> str:
 
 
 def seed_of(base: int, problem: str, repeat: int) -> int:
-    """The seed of a problem's answer number `repeat` (from 0): consecutive from a hash of base seed and problem.
+    """The seed of one answer: consecutive from a hash of base seed and problem.
 
     It depends on neither the number of answers nor the other problems, so a run with more of either has the same ones.
+
+    Args:
+        base: The task's `seed`.
+        problem: `problem_id`.
+        repeat: Number of the answer, from 0.
+
+    Returns:
+        Not negative, below `SEED_LIMIT`.
     """
     start = int.from_bytes(hashlib.sha256(f"{base}\n{problem}".encode()).digest()[:4], "big")
     return (start + repeat) % SEED_LIMIT
@@ -80,7 +88,16 @@ class SampleRequest:
 
 @exit_on_command_line
 def generate_samples(lm: Any, requests: Sequence[Any], **ignored: Any) -> list[str]:
-    """lm-eval's entry for our request type: an answer a request, in their order; a request is there `repeats` times."""
+    """lm-eval's entry for our request type.
+
+    Args:
+        lm: The model.
+        requests: Each is there `repeats` times.
+        ignored: What lm-eval passes to every type.
+
+    Returns:
+        An answer a request, in their order.
+    """
     repeats: Counter[int] = Counter()
     tasks: dict[str, list[tuple[int, SampleRequest]]] = defaultdict(list)
     for i, request in enumerate(requests):
