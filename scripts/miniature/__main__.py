@@ -120,8 +120,11 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def measure(recipe: train.Recipe) -> None:
-    """Fine-tune every rung and let it act; `downstream/NAME.json` has the share solved and every run."""
-    folder = OUTPUT / "downstream"
+    """Fine-tune every rung and let it act; `downstream/NAME.json` has the share solved and every run.
+
+    Another seed (its folder is `downstream-SEED`) takes other runs of the expert; the tasks to act on are the same.
+    """
+    folder = OUTPUT / (f"downstream-{FINE_TUNING_SEED}" if FINE_TUNING_SEED else "downstream")
     folder.mkdir(exist_ok=True)
     tokenizer = train.load_tokenizer(OUTPUT / "tokenizer")
     tasks = held_out("act", N_ACT, tokenizer)
@@ -131,7 +134,7 @@ def measure(recipe: train.Recipe) -> None:
             continue
         say(f"{name}: fine-tuning")
         model = LlamaForCausalLM.from_pretrained(rung, dtype=torch.float32)
-        train.fine_tune(model, recipe, tokenizer, SEED, say)
+        train.fine_tune(model, recipe, tokenizer, SEED + FINE_TUNING_SEED, say)
         results, sessions = act(model, tokenizer, tasks)
         by_size = {
             size: [sum(ok for ok, task in pairs), len(pairs)]
@@ -197,8 +200,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--output", type=Path, default=Path("out/miniature"))
+    parser.add_argument("--fine-tuning-seed", type=int, default=0, help="to see how much another one changes")
     arguments = parser.parse_args()
-    OUTPUT = arguments.output
+    OUTPUT, FINE_TUNING_SEED = arguments.output, arguments.fine_tuning_seed
     OUTPUT.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     for stage in STAGES[:5] if arguments.stage == "all" else [arguments.stage]:
