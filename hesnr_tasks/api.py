@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks import rendering
+from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, only_selection, run_of
 from hesnr_tasks.analysis.frame import Frame, check_epsilons, check_resamples, context_for
 from hesnr_tasks.analysis.frame import load as load_frame
@@ -311,9 +312,11 @@ def score(
     requests = [text._request(run.id, mask, k, overflow) for run, text in zip(runs, texts, strict=True)]
     live = LiveModel(model, tokenizer, longest=max_length)
     with live.evaluating():
-        answers = score_requests(hf.make(live), requests)
+        backend = hf.make(live)
+        answers = score_requests(backend, requests)
     signature = scoring_signature(answers[0].run, render=render, overflow=overflow, k=k, filters=tuple(FILTERS))
-    store = _MemoryStore(Path(str(signature["run"].get("model"))), signature)
+    encoder = Encoder(backend.tokenizer, backend.bos)
+    store = _MemoryStore(Path(str(signature["run"].get("model"))), signature, lambda text: encoder.encode(text).ids)
     for run, request, answer in zip(runs, requests, answers, strict=True):
         store.add(answer, request, Source(run.id, run.instance_id, run.resolved))
     return Scores(store)
@@ -375,10 +378,13 @@ def _check(metrics: Sequence[str], epsilon: float, k: int, resamples: int, seed:
 class _MemoryStore(ScoreStore):
     """Scores that are in no folder."""
 
-    def __init__(self, name: Path, signature: Mapping[str, Any]) -> None:
+    def __init__(
+        self, name: Path, signature: Mapping[str, Any], ids_of: Callable[[Rendered], npt.NDArray[np.int32]]
+    ) -> None:
         everything = StoredRun(0, 0, "", (), "", {}, None)
         super().__init__(name, signature, everything)
-        self._texts: dict[str, tuple[TokenScores, Text, Entry]] = {}
+        self._texts: dict[str, tuple[TokenScores, Rendered, Entry]] = {}
+        self._ids_of = ids_of
 
     def add(self, scores: TokenScores, request: ScoringRequest, source: Source) -> None:
         sources = (*(self._texts[scores.key][2].sources if scores.key in self._texts else ()), source)
@@ -386,7 +392,7 @@ class _MemoryStore(ScoreStore):
             scores.key, "", sources, int(request.scored), self.k, len(scores.position), len(scores.labels_cut),
             scores.tokens_total,
         )  # fmt: skip
-        self._texts[scores.key] = scores, Text(request.rendered, np.zeros(0, np.int32)), entry
+        self._texts[scores.key] = scores, request.rendered, entry
 
     def keys(self) -> list[str]:
         return sorted(self._texts)
@@ -395,10 +401,12 @@ class _MemoryStore(ScoreStore):
         return self._texts[key][2]
 
     def text(self, key: str) -> Text:
-        return self._texts[key][1]
+        rendered = self._texts[key][1]
+        return Text(rendered, self._ids_of(rendered))
 
     def columns(self, key: str, names: Sequence[str]) -> tuple[Entry, dict[str, npt.NDArray[Any]]]:
-        scores, text, entry = self._texts[key]
-        content = np.frombuffer(text.rendered.text.encode(), np.uint8)
-        columns = {**scores.scores._asdict(), "text": content}
+        scores, rendered, entry = self._texts[key]
+        columns = {**scores.scores._asdict(), "text": np.frombuffer(rendered.text.encode(), np.uint8)}
+        if "text_ids" in names:
+            columns["text_ids"] = self._ids_of(rendered)
         return entry, {name: columns[name] if name in columns else getattr(scores, name) for name in names}
