@@ -204,7 +204,7 @@ class Scores:
         *metrics: str,
         kinds: str = "action",
         filters: str = "all",
-        epsilon: float = EPSILON,
+        epsilon: float | str = EPSILON,
         k: int = 10,
         min_tokens: int = MIN_TOKENS,
         resamples: int = RESAMPLES,
@@ -216,7 +216,7 @@ class Scores:
             metrics: names of registered metrics (none: the core ones).
             kinds: tokens that count, such as "thought+action".
             filters: what is taken out of actions: "all", "none", or such as "xml+format".
-            epsilon: the threshold of decisions, in nats.
+            epsilon: the threshold of decisions, in nats, or such as "ln3".
             k: candidates of each token.
             min_tokens: a metric over fewer tokens is NaN.
             resamples, seed: of the bootstrap.
@@ -233,7 +233,7 @@ class Scores:
         True
         """
         names = metrics or names_of()
-        _check(names, epsilon, k, resamples, seed)
+        epsilon = _check(names, epsilon, k, resamples, seed)
         run = self._sums(kinds, filters, epsilon, k, None)
         options: dict[str, Any] = {"resamples": resamples, "seed": seed, "min_tokens": min_tokens}
         return measure(run.sums[None], run.multiplicity, names, **options)[0]
@@ -330,7 +330,7 @@ def compare(
     *,
     kinds: str = "action",
     filters: str = "all",
-    epsilon: float = EPSILON,
+    epsilon: float | str = EPSILON,
     k: int = 10,
     common: bool = False,
     min_tokens: int = MIN_TOKENS,
@@ -358,7 +358,7 @@ def compare(
     >>> difference.value, difference.p
     (0.0, 1.0)
     """
-    _check([metric], epsilon, k, resamples, seed)
+    epsilon = _check([metric], epsilon, k, resamples, seed)
     if METRICS[metric].better is None:
         raise SettingsError(f"{metric} has no better direction; compare a metric that has")
     context, _ = context_for([a._store, b._store], None)
@@ -367,12 +367,13 @@ def compare(
     return difference(base, other, metric, CompareConfig(resamples, seed, min_tokens=min_tokens))
 
 
-def _check(metrics: Sequence[str], epsilon: float, k: int, resamples: int, seed: int) -> None:
+def _check(metrics: Sequence[str], epsilon: float | str, k: int, resamples: int, seed: int) -> float:
+    """The threshold in nats. Raises `SettingsError` for what cannot be."""
     for name in metrics:
         if name not in METRICS:
             raise SettingsError(f"there is no metric {name!r}; there are {', '.join(METRICS)}.{nearest(name, METRICS)}")
-    check_epsilons([repr(epsilon)], [k])
     check_resamples(resamples, seed)
+    return check_epsilons([str(epsilon)], [k])[0]
 
 
 class _MemoryStore(ScoreStore):

@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.metrics import EPSILON, TokenColumns, TrajectorySums, cell_sums, names_of, needed_columns, token_bytes
+from hesnr_tasks.metrics import (
+    EPSILON,
+    TokenColumns,
+    TrajectorySums,
+    cell_sums,
+    names_of,
+    needed_columns,
+    parse_epsilon,
+    token_bytes,
+)
 from hesnr_tasks.metrics import topk_entropy as entropy_of
 from hesnr_tasks.metrics.registry import column_or_none, kinds_of
 from hesnr_tasks.rendering import label_mask
@@ -407,18 +416,9 @@ def _subsets(names: Sequence[str]) -> list[list[str]]:
     return [[name for i, name in enumerate(names) if bits >> i & 1] for bits in range(1 << len(names))]
 
 
-def parse_epsilon(word: str) -> float:
-    """A threshold in nats, from a number or `ln3`, `ln(3.5)`."""
-    match = re.fullmatch(r"ln\s*\(?\s*([0-9.]+)\s*\)?", word.strip())
-    try:
-        return math.log(float(match[1])) if match else float(word)
-    except ValueError:
-        raise SettingsError(f"--epsilon {word!r} is neither a number nor of the form ln3") from None
-
-
 def check_epsilons(words: Sequence[str] | None, ks: Sequence[int]) -> list[float]:
     """The thresholds, each within [0, ln k) for every k."""
-    values = [parse_epsilon(word) for word in words] if words else [EPSILON]
+    values = [parse_epsilon(word, "--epsilon") for word in words] if words else [EPSILON]
     for k, value in itertools.product(ks, values):
         if k < 2:
             raise SettingsError(f"--k {k}: the entropy of fewer than 2 candidates is always 0")

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from hesnr_tasks.atomic_io import open_output
 from hesnr_tasks.errors import DataError, SettingsError, printable
-from hesnr_tasks.formats import ReadReport, no_trajectory_message, read_trajectories, source_label
+from hesnr_tasks.formats import ReadReport, content_hash, no_trajectory_message, read_trajectories, source_label
 from hesnr_tasks.formats.outcomes import read_outcomes
 from hesnr_tasks.tasks.settings import add_flags
 from hesnr_tasks.trajectory import Trajectory
 
 __all__ = ["ConversionTotals", "add_arguments", "convert", "run"]
 
+_SAME = "with the content of an earlier one"
 _OUTCOMES = {True: "resolved", False: "not resolved", None: "outcome unknown"}
 
 
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", metavar="SRC", help="file, glob, folder or hub id")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.jsonl", help="file to write (also .jsonl.gz)")
     parser.add_argument("--force", action="store_true", help="replace OUT.jsonl if it is there already")
+    parser.add_argument(
+        "--deduplicate", action="store_true", help="of trajectories with the same content, write only the first"
+    )
     add_flags(parser, "config", "split", "only_resolved", "limit", "on_error")
     parser.add_argument(
         "--outcomes", action="append", default=[], metavar="REPORT", help="evaluation report to join; may be repeated"
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         on_error=args.on_error,
         format=args.format,
         force=args.force,
+        deduplicate=args.deduplicate,
         report=report,
     )
     print("\n".join(totals.lines(report, args.output)))
@@ -102,6 +107,8 @@ class ConversionTotals:
             counts: Counter[str] = getattr(self, name)
             table.append((name, ", ".join(f"{count:,} {key}" for key, count in sorted(counts.items()))))
         table += [("warning", f"{text}{f' ({n:,} times)' if n > 1 else ''}") for text, n in report.warnings.items()]
+        repeated = report.repetitions(removed=self.dropped[_SAME] > 0)
+        table += [("warning", text) for text in repeated]
         return [printable(f"{name:<12}{value}") for name, value in table]
 
 
@@ -117,6 +124,7 @@ def convert(
     on_error: str = "fail",
     format: str | None = None,
     force: bool = False,
+    deduplicate: bool = False,
     report: ReadReport | None = None,
 ) -> ConversionTotals:
     """Write the trajectories of `source` to `output`, one line each; the file appears complete or not at all.
@@ -132,6 +140,7 @@ def convert(
         on_error: `fail` or `skip`, for bad records.
         format: name of the format, instead of detecting it.
         force: replace an existing file.
+        deduplicate: of trajectories whose messages are the same, whatever their ids, write only the first.
         report: counts what is read and skipped.
 
     Raises:
@@ -145,7 +154,8 @@ def convert(
     report = report if report is not None else ReadReport()
     totals = ConversionTotals()
     read = read_trajectories(source, config=config, split=split, on_error=on_error, format=format, report=report)
-    selected = itertools.islice(_selected(read, outcomes, only_resolved, totals), limit and min(limit, sys.maxsize))
+    chosen = _selected(read, outcomes, only_resolved, deduplicate, totals)
+    selected = itertools.islice(chosen, limit and min(limit, sys.maxsize))
     with open_output(output) as raw, _compressed(raw, output) as file:
         for trajectory in tqdm(selected, unit=" trajectories", disable=None):
             record = trajectory.to_json()
@@ -169,9 +179,11 @@ def _selected(
     trajectories: Iterable[Trajectory],
     outcomes: Mapping[str, bool | None] | None,
     only_resolved: bool,
+    deduplicate: bool,
     totals: ConversionTotals,
 ) -> Iterator[Trajectory]:
     """The trajectories to write, with the outcomes of the reports."""
+    contents: set[bytes] = set()
     for trajectory in trajectories:
         names = (trajectory.instance_id, trajectory.id)
         name = next((name for name in names if name is not None and name in (outcomes or {})), None)
@@ -182,8 +194,14 @@ def _selected(
         totals.seen[trajectory.resolved] += 1
         if only_resolved and not trajectory.resolved:
             totals.dropped[_OUTCOMES[trajectory.resolved]] += 1
-        else:
-            yield trajectory
+            continue
+        if deduplicate:
+            content = content_hash(trajectory)
+            if content in contents:
+                totals.dropped[_SAME] += 1
+                continue
+            contents.add(content)
+        yield trajectory
 
 
 def _compressed(raw: IO[bytes], output: str) -> contextlib.AbstractContextManager[IO[bytes]]:

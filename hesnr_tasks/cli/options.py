@@ -20,7 +20,7 @@ def add_selection(parser: argparse.ArgumentParser, *, several: bool) -> None:
     options: dict[str, tuple[Any, str]] = {
         "kinds": (str, "tokens that count, such as thought+action (default: action)"),
         "filters": (str, f"taken out of actions, such as xml+format; none; {EVERY}: all subsets (default: all)"),
-        "epsilon": (str, "entropy threshold in nats, or ln3 (default: (ln 3 + ln 4) / 2)"),
+        "epsilon": (str, "entropy threshold in nats, or such as ln3 (default: (ln3+ln4)/2)"),
         "k": (int, "candidates a token (default: 10)"),
     }
     for name, (kind, text) in options.items():

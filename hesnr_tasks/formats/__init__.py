@@ -26,6 +26,7 @@ from hesnr_tasks.trajectory import Trajectory
 
 __all__ = [
     "ReadReport",
+    "content_hash",
     "load",
     "no_trajectory_message",
     "read_trajectories",
@@ -51,6 +52,7 @@ class Reading:
         self._problems: list[Problem] = []
         self._ids: set[str] = set()
         self._copies: Counter[str] = Counter()
+        self._contents: set[bytes] = set()
 
     def file(self, path: str, was_named: bool) -> Iterator[Trajectory]:
         """The trajectories of one file; one in a folder that is of no known format is only counted."""
@@ -85,7 +87,8 @@ class Reading:
         raise DataError(
             f"{len(self._problems)} record{'s' if len(self._problems) > 1 else ''} cannot be read"
             f"{' (reading stopped there)' if full else ''}:\n{listed}\n"
-            f"Mend or remove them, or leave them out, counted, with --on-error skip."
+            'Mend or remove them, or leave them out, counted: "on_error": "skip" in --metadata of lm_eval, '
+            "--on-error skip of hesnr."
         )
 
     # --- units: what one trajectory is read from ---
@@ -191,18 +194,33 @@ class Reading:
             self.report.warn(*((times[1], int(times[2])) if times else (warning, 1)))
         lost = trajectory.meta.get("left_out_characters")
         self.report.left_out += lost if type(lost) is int and lost > 0 else 0
+        content = content_hash(trajectory)
+        if content in self._contents:
+            self.report.duplicates += 1
+        self._contents.add(content)
         return self._with_unique_id(trajectory)
 
     def _with_unique_id(self, trajectory: Trajectory) -> Trajectory:
         name = trajectory.id
         if name in self._ids:
-            self.report.warn("an id occurs more than once; the later ones get the suffix #2, #3, …")
             self._copies[name] += 1
+            self.report.repeated_ids[name] = 1 + self._copies[name]
             while (renamed := f"{name}#{self._copies[name] + 1}") in self._ids:
                 self._copies[name] += 1
             trajectory = replace(trajectory, id=renamed)
         self._ids.add(trajectory.id)
         return trajectory
+
+
+def content_hash(trajectory: Trajectory) -> bytes:
+    """Of what the agent and its environment wrote: kinds and texts, whatever the id and the outcome."""
+    digest = hashlib.blake2b(digest_size=16)
+    for message in trajectory.messages:
+        digest.update(f"{message.role}\0{len(message.segments)}\0".encode(errors="surrogatepass"))
+        for segment in message.segments:
+            text = segment.text.encode(errors="surrogatepass")
+            digest.update(f"{segment.kind.value}\0{len(text)}\0".encode() + text)
+    return digest.digest()
 
 
 def _expanded(record: Record | Problem) -> Iterator[Record | Problem]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import contextvars
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -282,6 +283,8 @@ class ReadReport:
     warnings: dict[str, int] = field(default_factory=dict)
     formats: dict[str, DetectedFormat] = field(default_factory=dict)
     left_out: int = 0  # characters of text that no reader could use (the warnings say where)
+    repeated_ids: dict[str, int] = field(default_factory=dict)  # how often each id that is not unique occurs
+    duplicates: int = 0  # trajectories that say word for word what an earlier one says
 
     def skip(self, problem: Problem) -> None:
         """Count a record that is not kept."""
@@ -303,7 +306,21 @@ class ReadReport:
         warned = [_counted(text, count) for text, count in self.warnings.items()]
         if self.left_out:
             warned.append(f"{self.left_out:,} characters of text in fields of the wrong type are left out, see above")
-        return [printable(line) for line in skipped + warned]
+        return [printable(line) for line in skipped + warned + self.repetitions()]
+
+    def repetitions(self, *, removed: bool = False) -> list[str]:
+        """Ids that occur more than once, and trajectories with the same content (unless they were `removed`)."""
+        lines = []
+        if self.repeated_ids:
+            named = ", ".join(f"{name!r} ({n} times)" for name, n in itertools.islice(self.repeated_ids.items(), 3))
+            more = f" and {len(self.repeated_ids) - 3:,} more" if len(self.repeated_ids) > 3 else ""
+            lines.append(f"an id occurs more than once: {named}{more}; the later ones get the suffix #2, #3, …")
+        if self.duplicates and not removed:
+            lines.append(
+                f"{self.duplicates:,} of {self.kept:,} trajectories repeat the content of another word for word; "
+                "each counts. `hesnr convert SRC -o OUT.jsonl --deduplicate` keeps the first of each"
+            )
+        return lines
 
 
 def _counted(text: str, count: int) -> str:

@@ -283,8 +283,12 @@ def _decoded(data: bytes, where: Where, *, is_line: bool) -> Record | Problem:
     except ValueError as error:
         if is_line and isinstance(error, json.JSONDecodeError):
             return Problem(where, "invalid JSON", f"not valid JSON: {error.msg} at column {error.colno}")
-        what = "" if is_line else "; the file may be cut off: copy it again"
-        return Problem(where, "invalid JSON", f"not valid JSON ({error}){what}")
+        if is_line:
+            return Problem(where, "invalid JSON", f"not valid JSON ({error})")
+        if _has_suffix(Path(where.path)) and data.removeprefix(_BOM).lstrip().startswith((b"{", b"[")):
+            return Problem(where, "invalid JSON", f"not valid JSON ({error}); the file may be cut off: copy it again")
+        read = "JSON, JSON Lines, .traj, Parquet and .eval (also compressed)"
+        return Problem(where, "not a trajectory file", f"not a format that is read: it holds no JSON. Read are {read}")
 
 
 def _parquet(where: Where) -> Iterator[Record | Problem]:

@@ -361,6 +361,31 @@ def _terms(entry: Metric, tokens: TokenColumns) -> Any:
     return terms
 
 
+_LOGARITHM = r"ln\s*\(?\s*([0-9.]+)\s*\)?"
+_MIDPOINT = rf"\(\s*{_LOGARITHM}\s*\+\s*{_LOGARITHM}\s*\)\s*/\s*2"
+
+
+def parse_epsilon(value: float | str, name: str = "epsilon") -> float:
+    """A threshold of entropy in nats.
+
+    Args:
+        value: a number, or text: a number, `ln3`, `ln(3.5)`, or the midpoint of two logarithms, `(ln3+ln4)/2`.
+        name: what the message calls it.
+
+    Raises:
+        SettingsError: it is none of these, or no finite number.
+    """
+    word = str(value).strip()
+    try:
+        match = re.fullmatch(_MIDPOINT, word) or re.fullmatch(_LOGARITHM, word)
+        number = float(np.mean([math.log(float(x)) for x in match.groups()])) if match else float(word)
+        if math.isfinite(number) and not isinstance(value, bool):
+            return number
+    except ValueError:
+        pass
+    raise SettingsError(f"{name} {word[:40]!r} is neither a number nor of the form ln3 or (ln3+ln4)/2; it is in nats")
+
+
 def topk_entropy(topk_logprobs: npt.NDArray[np.floating], k: int) -> FloatArray:
     """H_topk in nats of each row, from its first k log-probabilities renormalised to sum to 1; in [0, ln k].
 

@@ -20,7 +20,7 @@ from hesnr_tasks.backends.base import OVERFLOW
 from hesnr_tasks.chat_rendering import CALLS, THOUGHTS, NativeTemplate
 from hesnr_tasks.errors import SettingsError, nearest, printable
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
-from hesnr_tasks.metrics import EPSILON, MIN_TOKENS, Item
+from hesnr_tasks.metrics import EPSILON, MIN_TOKENS, Item, parse_epsilon
 from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 
@@ -91,6 +91,10 @@ def _number(low: float, kind: type = int, high: int = sys.maxsize) -> _Parser:
         return number
 
     return parse
+
+
+def _epsilon(name: str, value: Any) -> float:
+    return float(_number(0, float)(name, parse_epsilon(value, name)))
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -188,7 +192,7 @@ class TaskSettings:
         "filter drop remove strip exclude",
     )  # fmt: skip
     epsilon: float = _setting(
-        EPSILON, _number(0, float), "entropy threshold of the High-Entropy Decision Set, in nats",
+        EPSILON, _epsilon, "entropy threshold of the High-Entropy Decision Set, in nats; or ln3, (ln3+ln4)/2",
         "eps threshold entropy_threshold tau cutoff",
     )  # fmt: skip
     k: int = _setting(

@@ -172,3 +172,21 @@ def test_memory_does_not_grow_with_the_number_of_trajectories(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_deduplicate_writes_the_first_of_each_content_and_inspect_says_how_many_there_are(tmp_path, capsys):
+    other = row("c")
+    other["messages"][0]["content"] = "Mend it."
+    runs = write(tmp_path / "runs.jsonl", row("a"), row("b"), other, row("a", True))
+    out = tmp_path / "out.jsonl"
+    assert hesnr_convert(runs, "-o", str(out)) == 0
+    printed = capsys.readouterr().out
+    assert len(out.read_text().splitlines()) == 4
+    assert "2 of 4 trajectories repeat the content of another" in printed
+    assert "--deduplicate" in printed
+    assert "'a' (2 times)" in printed
+    assert hesnr_convert(runs, "-o", str(out), "--force", "--deduplicate") == 0
+    printed = capsys.readouterr().out
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "c"]
+    assert "2 with the content of an earlier one" in printed
+    assert "repeat the content" not in printed

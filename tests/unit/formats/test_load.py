@@ -123,7 +123,8 @@ def test_limit_stops_the_reading_before_later_errors(tmp_path):
 def test_ids_that_repeat_get_a_suffix_and_a_warning(tmp_path, caplog):
     path = write(tmp_path / "x.jsonl", row("a"), row("b"), row("a"), row("a"))
     assert [t.id for t in load(path)] == ["a", "b", "a#2", "a#3"]
-    assert "an id occurs more than once" in caplog.text
+    assert "an id occurs more than once: 'a' (3 times); the later ones" in caplog.text
+    assert "3 of 4 trajectories repeat the content of another word for word" in caplog.text
 
 
 def test_skipped_records_are_logged_as_warnings(tmp_path, caplog):
@@ -189,3 +190,20 @@ def test_a_session_with_a_cut_last_line_is_read_and_the_cut_reported(tmp_path, f
 def test_reading_twice_gives_the_same(fixtures):
     once, again = (list(read_trajectories(str(fixtures), on_error="skip")) for _ in range(2))
     assert once == again
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("notes.txt", "some notes"), ("notes.txt", "[a] note"), ("x.json", "notes")]
+)
+def test_a_file_without_json_is_not_said_to_be_cut_off(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"not a format that is read.*Parquet") as caught:
+        load(str(tmp_path / name))
+    assert "cut off" not in str(caught.value)
+    assert '"on_error": "skip"' in str(caught.value)
+
+
+def test_half_a_json_file_may_be_cut_off(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps(row("a"))[:-5])
+    with pytest.raises(DataError, match="may be cut off"):
+        load(str(tmp_path / "x.json"))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.tasks.settings import TaskSettings, ToolEntropySettings, add_flags, describe_settings
 from hesnr_tasks.trajectory import Kind
 from tests import ROOT
@@ -145,3 +146,18 @@ def test_flags_are_settings_with_their_defaults_checks_and_help(capsys):
 def test_the_documentation_lists_every_setting():
     """Written by: python -c "from hesnr_tasks.tasks.settings import describe_settings as d; print(d())"."""
     assert describe_settings() in (ROOT / "docs" / "settings.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("ln3", math.log(3)), ("ln(3.5)", math.log(3.5)), ("(ln3+ln4)/2", EPSILON), ("(ln 3 + ln 4) / 2", EPSILON),
+     ("1.5", 1.5), (1.5, 1.5)],
+)  # fmt: skip
+def test_epsilon_is_a_number_or_a_logarithm(text, wanted):
+    assert TaskSettings.read({"epsilon": text}).epsilon == wanted
+
+
+@pytest.mark.parametrize("text", ["three", "ln", "ln3+", "nan", "inf", True, "(ln3+ln4)/3", "-ln3", "ln0", -1, None])
+def test_what_is_no_threshold_is_refused(text):
+    with pytest.raises(SettingsError, match="epsilon"):
+        TaskSettings.read({"epsilon": text})
