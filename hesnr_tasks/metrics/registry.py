@@ -383,7 +383,7 @@ def parse_epsilon(value: float | str, name: str = "epsilon") -> float:
             return number
     except ValueError:
         pass
-    raise SettingsError(f"{name} {word[:40]!r} is neither a number nor of the form ln3 or (ln3+ln4)/2; it is in nats")
+    raise SettingsError(f"{name} must be a number of nats, or such as ln3 or (ln3+ln4)/2, not {word[:40]!r}")
 
 
 def topk_entropy(topk_logprobs: npt.NDArray[np.floating], k: int) -> FloatArray:

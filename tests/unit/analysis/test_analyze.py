@@ -202,7 +202,7 @@ def test_text_says_what_is_shared_once(run):
     ("words", "message"),
     [
         (["--epsilon", "2.5"], r"must lie in \[0, ln k\): with k = 10 no entropy exceeds 2.3026"),
-        (["--epsilon", "three"], "neither a number nor of the form ln3"),
+        (["--epsilon", "three"], "must be a number of nats, or such as ln3"),
         (["--k", "11"], "has the 10 most likely tokens"),
         (["--kinds", "actoin"], r"Did you mean 'action'\?"),
         (["--filters", "xlm"], r"Did you mean 'xml'\?"),
