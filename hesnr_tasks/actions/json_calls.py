@@ -46,7 +46,7 @@ _GOES_ON = re.compile(r"\s*(?:[,:}\]]|\Z|</tool_call>|```|<[|｜])")
 _BREAKS = re.compile(r"</tool_call>|```|<[|｜]")
 
 
-def _string_end(text: str, start: int, quote: str = '"') -> tuple[int, int]:
+def _string_end(text: str, start: int, quote: str) -> tuple[int, int]:
     """Where the string that begins at `start` ends, and where the text goes on."""
     position = start
     while True:

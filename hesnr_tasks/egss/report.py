@@ -91,7 +91,7 @@ def curves(records: Sequence[TaskCost], price: float = PRICE) -> tuple[dict[str,
     return methods, sorted(every - set(tasks))
 
 
-def mean_over_tasks(values: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
+def mean_over_tasks(values: FloatArray, resamples: int, seed: int) -> Estimate:
     """The mean over tasks, with its bootstrap standard error and 95 % interval of percentiles.
 
     Args:
@@ -102,7 +102,7 @@ def mean_over_tasks(values: FloatArray, resamples: int = RESAMPLES, seed: int = 
     return _estimate(float(values.mean()), means, len(values))
 
 
-def paired_ratio(a: FloatArray, b: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
+def paired_ratio(a: FloatArray, b: FloatArray, resamples: int, seed: int) -> Estimate:
     """mean(b) / mean(a) over the same tasks, with bootstrap standard error and 95 % interval of percentiles.
 
     Args:
@@ -275,9 +275,7 @@ def curve_table(
     return Table("curves", "Cost curves", rows, (*about, *notes))
 
 
-def savings_table(
-    methods: Mapping[str, Curve], reference: str, runs: int, resamples: int = RESAMPLES, seed: int = SEED
-) -> Table:
+def savings_table(methods: Mapping[str, Curve], reference: str, runs: int, resamples: int, seed: int) -> Table:
     """Costs of every other method over those of the reference, at the resolve rate that it reaches.
 
     Args:

@@ -12,7 +12,6 @@ have, the suite alone, the best of N by scores of the voters without a suite (on
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections import Counter
@@ -24,7 +23,6 @@ from hesnr_tasks.egss.collect import PatchCandidate, patch_key, source_patch
 from hesnr_tasks.egss.judges import Ballot, ChatModel, Finalist, vote, write_tests
 from hesnr_tasks.egss.suite import WRITTEN_BY_MODEL, PatchTester, Runner, Suite, TestFile
 
-_LOG = logging.getLogger("hesnr_tasks")
 METHODS = ("egss", "suite", "majority", "random", "best-of-n")
 _SHOWN = 12  # failed tests that a voter sees
 

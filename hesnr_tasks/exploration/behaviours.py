@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.exploration.entropy_profile import FEWEST_CLUSTERS
@@ -26,10 +25,9 @@ from hesnr_tasks.exploration.text import NEIGHBOURS, Embed, Lexicon, distances, 
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.passk import listed, pass_at_k
 from hesnr_tasks.passk.outcome_files import Query, log_files, read_log
-from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, estimates, holm, paired
+from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
 
-FloatArray = npt.NDArray[np.float64]
 MEASURES: Mapping[str, str] = {
     "words": "words separated by white space",
     "steps": "paragraphs and list items; of a trajectory: turns",
@@ -223,7 +221,7 @@ def problem_means(corpus: AnswerSet, name: str, outcome: str = "all") -> dict[st
     return {problem: math.fsum(some) / len(some) for problem, some in values.items()}
 
 
-def mean_of(means: Iterable[float], resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
+def mean_of(means: Iterable[float], resamples: int, seed: int) -> Estimate:
     """Mean over problems.
 
     Args:
@@ -248,9 +246,7 @@ class PairedDifference(NamedTuple):
     problems: int
 
 
-def difference_of(
-    a: Mapping[str, float], b: Mapping[str, float], resamples: int = RESAMPLES, seed: int = SEED
-) -> PairedDifference:
+def difference_of(a: Mapping[str, float], b: Mapping[str, float], resamples: int, seed: int) -> PairedDifference:
     """The mean over problems of `b` less `a`, paired.
 
     Args:
@@ -305,9 +301,7 @@ class MatchedPassAtK(NamedTuple):
 _Strata = dict[int, tuple[int, int, float]]  # bin of length → answers, wrong ones, words in all
 
 
-def matched_passk(
-    a: AnswerSet, b: AnswerSet, ks: Sequence[int], resamples: int = RESAMPLES, seed: int = SEED
-) -> Iterator[MatchedPassAtK]:
+def matched_passk(a: AnswerSet, b: AnswerSet, ks: Sequence[int], resamples: int, seed: int) -> Iterator[MatchedPassAtK]:
     """Is a better Pass@k more than longer answers?
 
     Within each problem and each bin of length (lengths in a bin differ by less than a quarter) as many answers of
