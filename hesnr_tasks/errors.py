@@ -47,7 +47,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Replace what is not printable (control and bidirectional characters), apart from `keep`, by spaces."""
+    """`text` safe to print: what is not printable (control and bidirectional characters) becomes a space.
+
+    Args:
+        text: of others.
+        keep: characters that stay.
+    """
     return "".join(c if c.isprintable() or c in keep else " " for c in text)
 
 

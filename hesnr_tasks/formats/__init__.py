@@ -336,6 +336,9 @@ def seeded_subset(items: Iterable[T], n: int, seed: int, *, key: Callable[[T], s
 
     A rank is a hash of the seed and the identity `key` gives, so neither the order of files nor new rows reshuffle the
     subset: a new item joins only if its rank is among the lowest, and a smaller subset is the beginning of a larger.
+
+    Raises:
+        SettingsError: `n` < 1.
     """
     if n < 1:
         raise SettingsError(f"a sample must have at least 1 item, not {n}")
@@ -365,7 +368,14 @@ def source_label(source: str | Sequence[str]) -> str:
 def no_trajectory_message(
     source: str | Sequence[str], only_resolved: bool, outcomes: Counter[bool | None], report: ReadReport
 ) -> str:
-    """The message for users when no trajectory is left; `outcomes` counts those that were read well."""
+    """The message for users when no trajectory is left.
+
+    Args:
+        source: what was read.
+        only_resolved: whether runs had to have solved their task.
+        outcomes: how many that were read well did, did not, or are unknown.
+        report: what was skipped or odd.
+    """
     if only_resolved and outcomes:
         return (
             f"no resolved trajectory is left in {source_label(source)}: {outcomes[True]} are resolved, "

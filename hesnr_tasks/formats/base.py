@@ -63,7 +63,13 @@ def collecting_losses() -> Iterator[Losses]:
 
 
 def left_out(value: Any, what: str, *, remark: bool = True) -> None:
-    """Count the text inside `value`, described by `what`, as not used; with a remark unless the caller has one."""
+    """Count the text inside a value as not used, once however often it is looked at (see `collecting_losses`).
+
+    Args:
+        value: decoded JSON.
+        what: what is wrong with it, for the trajectory's warnings.
+        remark: False: count it only, as the caller has a warning of its own.
+    """
     losses = _LOSSES.get()
     size = text_size(value) if losses else 0
     if losses and size and id(value) not in losses.seen:  # once, however often it is looked at
@@ -121,7 +127,12 @@ def mappings(values: Any, what: str) -> list[Mapping[str, Any]]:
 
 
 def deep(record: Any, *path: str | int) -> Any:
-    """The value at `path` of nested objects and lists, or None."""
+    """The value at a path of nested objects and lists, or None; JSON stored as text on the way is decoded.
+
+    Args:
+        record: decoded JSON.
+        path: keys of objects, indices of lists.
+    """
     for step in path:
         if isinstance(step, int):
             listed = as_list(record)
@@ -404,7 +415,13 @@ class TrajectoryBuilder:
         self._add("assistant", (Segment(Kind.CONTEXT, text),))
 
     def unknown(self, message: Any, what: str, content: Any) -> None:
-        """Add a message of unknown origin (`what` begins with "message" or "step"): never the model's own."""
+        """Add a message of unknown origin: a warning, and never the model's own.
+
+        Args:
+            message: decoded JSON.
+            what: for the warning; begins with "message" or "step".
+            content: its text, of any shape.
+        """
         self.warn(f"a {what} is labelled observation")
         text = self.text(content)
         if not text:
@@ -461,7 +478,15 @@ class TrajectoryBuilder:
         fidelity: Fidelity = Fidelity.EXACT,
         **meta: Any,
     ) -> Trajectory:
-        """The finished trajectory. `meta` entries that are None are left out."""
+        """The finished trajectory.
+
+        Args:
+            id: of the record; else the instance's, else its place in the file.
+            instance_id: of the task.
+            resolved: whether the task was solved; None: unknown.
+            fidelity: whether actions are the model's own text, or rendered from stored calls.
+            meta: further entries that JSON can hold; those that are None are left out.
+        """
         instance = scalar_text(instance_id)
         entries = {key: clean(v) if isinstance(v, str) else v for key, v in meta.items() if v is not None}
         if fidelity is Fidelity.RENDERED:
@@ -482,7 +507,13 @@ class TrajectoryBuilder:
 
 
 def turn_segments(content: str, calls: Iterable[ToolCall], reasoning: str = "") -> tuple[Segment, ...]:
-    """Segments of an assistant turn stored as text, calls and, in some formats, reasoning; calls in canonical form."""
+    """Segments of an assistant turn that is stored as text and calls.
+
+    Args:
+        content: the text.
+        calls: rendered in the canonical form.
+        reasoning: what some formats store beside the text; it goes first, unless the text has it already.
+    """
     thought = with_reasoning(content, reasoning)
     rendered = "\n".join(render_call(call) for call in calls)
     if not rendered:

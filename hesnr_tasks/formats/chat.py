@@ -93,7 +93,13 @@ def message_text(message: JsonObject, builder: TrajectoryBuilder) -> str:
 def label_messages(
     messages: Sequence[JsonObject], builder: TrajectoryBuilder, turn: Callable[[JsonObject], Sequence[Segment] | None]
 ) -> None:
-    """Add `messages`; `turn(message)` gives an assistant message's segments (None: the model did not write it)."""
+    """Add the messages of a chat, each by its role.
+
+    Args:
+        messages: in order.
+        builder: they are added to it.
+        turn: the segments of an assistant message; None: the model did not write it.
+    """
     for message in messages:
         role = role_of(message)
         if role == "assistant":
@@ -112,7 +118,16 @@ def label_messages(
 
 
 def calls_or_text(message: JsonObject, form: str, builder: TrajectoryBuilder) -> tuple[Sequence[Segment], bool]:
-    """The segments of an assistant message with tool calls, or else calls of `form`; whether it had to be rendered."""
+    """The segments of an assistant message: its tool calls, or else the calls in its text.
+
+    Args:
+        message: with `content`, and perhaps `tool_calls` and `reasoning_content`.
+        form: a key of `CALL_FORMS`, for the text.
+        builder: takes in warnings.
+
+    Returns:
+        The segments, and whether they are rendered rather than the model's own text.
+    """
     content = message_text(message, builder)
     calls, reasoning = openai_calls(message.get("tool_calls")), string(message, "reasoning_content")
     if calls:

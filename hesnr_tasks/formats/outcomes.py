@@ -35,7 +35,11 @@ _VERDICTS: dict[str, bool | None] = {
 
 
 def resolved_of(value: Any) -> bool | None:
-    """True, false or unknown: bool; 1 / 0 / -1; a reward from 0 to 1 (1 solves); their text; "C"/"I" and the like."""
+    """An outcome, however stored: bool; 1, 0, -1; a reward from 0 to 1 (1 solves); their text; "C", "I" and the like.
+
+    Returns:
+        Solved, not solved, or None: unknown.
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -51,7 +55,15 @@ def resolved_of(value: Any) -> bool | None:
 
 
 def row_outcome(record: Mapping[str, Any], *keys: str) -> tuple[bool | None, Any]:
-    """The outcome of a row and what was stored, from the first of `keys` that is there (default: the usual ones)."""
+    """The outcome that a row stores.
+
+    Args:
+        record: the row.
+        keys: the first that is there counts (default: `resolved`, `reward`).
+
+    Returns:
+        Solved, not solved or unknown (`resolved_of`); and what was stored, for `meta`. Two None where no key is there.
+    """
     for key in keys or ("resolved", "reward"):
         if record.get(key) is not None:
             return resolved_of(record[key]), outcome_meta(record[key])

@@ -56,7 +56,7 @@ FORMATS: tuple[Format, ...] = (
 
 
 def choose(record: Any) -> tuple[Format, DetectedFormat] | None:
-    """The first format that is sure of the record, and the rule that matched."""
+    """The first format that is sure of the record, and the rule that matched; None for a record of no known format."""
     for format in FORMATS:
         confidence = format.detect(record)
         if confidence >= _SURE:
@@ -89,10 +89,18 @@ def unpacked(record: Any) -> Any:
 
 
 def read_record(format: Format, record: Any, where: Where) -> Trajectory:
-    """`format.read`, with what a record of another shape may do to it turned into `DataError`.
+    """`format.read`, whatever the record.
 
     Text in fields of a wrong type, which the reader could not use, is named in the trajectory's warnings and counted
     under `left_out_characters`.
+
+    Args:
+        format: of the record.
+        record: decoded JSON.
+        where: for messages, and for an id where the record has none.
+
+    Raises:
+        DataError: the record has another shape.
     """
     try:
         with collecting_losses() as losses:

@@ -67,9 +67,17 @@ class Record(NamedTuple):
 
 
 def source_paths(source: str | Sequence[str], report: ReadReport) -> Iterator[tuple[str, bool] | Problem]:
-    """Each path to read, in order, and whether the user named it (false: it lies in a folder); or why one cannot be.
+    """The paths to read, in order; hub ids come as they are.
 
-    Hub ids come as they are. What is passed over in folders is noted in `report`. `DataError` for what is not there.
+    Args:
+        source: files, globs, folders, hub ids.
+        report: takes in what is passed over in folders.
+
+    Yields:
+        A path and whether the user named it (false: it lies in a folder); or why one cannot be read.
+
+    Raises:
+        DataError: for what is not there.
     """
     names = [source] if isinstance(source, str) else list(source)
     if not names:
@@ -182,7 +190,11 @@ def walk(folder: Path) -> Iterator[Path | Problem]:
 
 
 def records(path: str) -> Iterator[Record | Problem]:
-    """Every record of the file, or what is wrong with it; files that cannot be read at all give one problem."""
+    """The records of a file, whatever its kind; one at a time where the kind allows it.
+
+    Yields:
+        A record, or what is wrong with it; for a file that cannot be read at all, one problem.
+    """
     where = Where(path)
     try:
         if Path(path).is_dir():
@@ -376,7 +388,16 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, growth: Growth) -> 
 
 
 def hub_rows(name: str, config: str | None, split: str | None) -> Iterator[Record]:
-    """Every row of the split (default: of all splits, by name) of a configuration; `DataError` if it cannot be had."""
+    """The rows of a hub data set, streaming.
+
+    Args:
+        name: `owner/name`.
+        config: its configuration, where it has several.
+        split: default: all, by name.
+
+    Raises:
+        DataError: it cannot be had.
+    """
     try:
         import datasets
     except ImportError:

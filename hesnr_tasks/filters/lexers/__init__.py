@@ -172,7 +172,14 @@ LINE_END = r'"|(?=[\r\n])'  # of a string on one line
 
 
 def nesting(mode: str, opening: str, closing: str, rules: Iterable[Rule] = ()) -> dict[str, list[Rule]]:
-    """A mode that `opening` enters again and `closing` leaves: the inside of brackets, nested comments."""
+    """A mode for the inside of brackets and nested comments.
+
+    Args:
+        mode: its name.
+        opening: pattern that enters it once more.
+        closing: pattern that leaves it.
+        rules: for what lies between.
+    """
     return {mode: [*rules, (f"push {mode}", opening), ("pop", closing)]}
 
 
