@@ -396,7 +396,6 @@ def _thresholds(
 
 # --- trajectories -----------------------------------------------------------------------------------------------------
 
-WEIGHTS = ("density", "he_snr", "he_tokens")
 _PROFILE = ("density", "he_snr", "he_ppl", "ppl", "he_tokens", "tokens")
 
 
@@ -428,31 +427,6 @@ def profiles(frame: Frame, question: Question) -> Iterator[Table]:
         )
         title = "Trajectories, the densest in decisions first"
         yield Table("by_trajectory", title, [{**named, **row} for row in rows], (note,), wide=("key", "instance"))
-
-
-def write_weights(path: Path, rows: Sequence[Mapping[str, Any]], by: str) -> None:
-    """Sampling weights for data selection, one JSON line a row of `profiles`; they sum to the number of trajectories.
-
-    The weight is 0 where `by`, one of `WEIGHTS`, is undefined.
-    """
-    raw = np.array([_defined(row[by], 0.0) for row in rows])
-    if not raw.sum() > 0:
-        raise SettingsError(f"no weights can be made: {by} is 0 or undefined for every trajectory")
-    weights = raw * len(raw) / math.fsum(raw)
-    lines = [
-        {
-            "id": row["trajectory"],
-            "instance_id": row["instance"],
-            "weight": weight,
-            **{n: _plain(row[n]) for n in _PROFILE},
-        }
-        for row, weight in zip(rows, weights.tolist(), strict=True)
-    ]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_output(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    except OSError as error:
-        raise SettingsError(f"cannot write {path} ({error.strerror}); name another file with --weights") from None
 
 
 def _defined(value: float, otherwise: float) -> float:

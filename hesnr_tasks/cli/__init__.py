@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         report,
         select,
         watch,
+        weights,
     )
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "report": (report, "leaderboard, correlations, figures and one page, of lm-eval results"),
         "ladder": (ladder, "which checkpoint to take: write, check, run a ladder of checkpoints, and its verdict"),
         "watch": (watch, "score each checkpoint of a training run as it is completed"),
+        "weights": (weights, "sampling weights for training data, by what a checkpoint makes of each document"),
         "passk": (passk, "Pass@K with intervals, from logs, reports or tables"),
         "egss": (egss, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
         "select": (select, "one patch an instance from finished runs, by their tests and by votes (EGSS)"),

@@ -23,7 +23,6 @@ from hesnr_tasks.analysis.frame import (
 from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
 from hesnr_tasks.analysis.tables import (
     FORMATS,
-    WEIGHTS,
     Question,
     Table,
     breakdown,
@@ -32,7 +31,6 @@ from hesnr_tasks.analysis.tables import (
     results,
     show,
     sweep,
-    write_weights,
 )
 from hesnr_tasks.cli.options import add_selection
 from hesnr_tasks.errors import SettingsError
@@ -53,8 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bins", type=int, default=100, help="of the histograms (default: 100)")
     add("--sweep", action="store_true", help="20 thresholds from ln 2 to ln 5")
     add("--cases", nargs="?", type=int, const=5, default=0, metavar="N", help="N decision tokens near ln 2, ln 3, ln 4")
-    add("--weights", type=Path, metavar="OUT", help="write weights for data selection, one JSON line a trajectory")
-    add("--weight-by", choices=WEIGHTS, default="density", help="what weights grow with (default: density)")
     add(
         "--exploration", action="store_true", help="entropy at pivotal words, reflective and rare sentences of thoughts"
     )
@@ -134,8 +130,6 @@ def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
         from hesnr_tasks.analysis.tool_entropy import check
 
         check(args)
-    if args.weights and len(paths) > 1:
-        raise SettingsError(f"--weights are made from one run, and {len(paths)} were given; name one")
 
 
 def _tables(frame: Frame, question: Question, args: argparse.Namespace) -> Iterator[Table]:
@@ -163,5 +157,3 @@ def _tables(frame: Frame, question: Question, args: argparse.Namespace) -> Itera
     if args.cases:
         for chosen, k in itertools.product(question.chosen, question.ks):
             yield case_table(frame, chosen, k, args.cases)
-    if args.weights:
-        write_weights(args.weights, next(profiles(frame, question)).rows, args.weight_by)

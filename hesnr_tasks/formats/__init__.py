@@ -29,6 +29,7 @@ __all__ = [
     "content_hash",
     "load",
     "no_trajectory_message",
+    "read_by_source",
     "read_trajectories",
     "seeded_subset",
     "source_label",
@@ -269,22 +270,39 @@ def read_trajectories(
         DataError: with `on_error="fail"`, once everything is read, listing the bad records (20 at most).
         SettingsError: for an unknown `on_error` or `format`.
     """
+    read = read_by_source(source, config=config, split=split, on_error=on_error, format=format, report=report)
+    return (trajectory for _, trajectory in read)
+
+
+def read_by_source(
+    source: str | Sequence[str],
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    on_error: str = "fail",
+    format: str | None = None,
+    report: ReadReport | None = None,
+) -> Iterator[tuple[str, Trajectory]]:
+    """`read_trajectories`, each with the path or hub id that it is from."""
     if on_error not in ("fail", "skip"):
         raise SettingsError(f"on_error is {on_error!r}; it must be fail or skip")
     reading = Reading(report if report is not None else ReadReport(), on_error, format)
     return _read(source, config, split, reading)
 
 
-def _read(source: str | Sequence[str], config: str | None, split: str | None, reading: Reading) -> Iterator[Trajectory]:
+def _read(
+    source: str | Sequence[str], config: str | None, split: str | None, reading: Reading
+) -> Iterator[tuple[str, Trajectory]]:
     for item in source_paths(source, reading.report):
         if isinstance(item, Problem):
             reading.problem(item)
             continue
         path, was_named = item
         if is_hub_id(path):
-            yield from reading.rows(path, functools.partial(hub_rows, path, config, split))
+            trajectories = reading.rows(path, functools.partial(hub_rows, path, config, split))
         else:
-            yield from reading.file(path, was_named)
+            trajectories = reading.file(path, was_named)
+        yield from ((path, trajectory) for trajectory in trajectories)
     reading.close()
 
 

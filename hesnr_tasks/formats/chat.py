@@ -388,6 +388,7 @@ def _read_plain(record: Any, where: Where) -> Trajectory:
         resolved=resolved,
         outcome=stored,
         plain=True,
+        document_source=scalar_text(record.get("source")) or None,
     )
 
 

@@ -99,20 +99,12 @@ def test_a_group_of_trajectories_is_the_run_on_them_alone(run, tmp_path):
     assert row["he_snr"] == pytest.approx(want["he_snr"], rel=1e-12)
 
 
-def test_trajectories_are_ranked_by_density_and_exported_as_weights(run, tmp_path):
-    out = tmp_path / "deep" / "weights.jsonl"
-    rows = tables(run, "--by", "trajectory", "--weights", out)["by_trajectory"]
+def test_trajectories_are_ranked_by_density(run):
+    rows = tables(run, "--by", "trajectory")["by_trajectory"]
     densities = [row["density"] for row in rows]
     assert len(rows) == 30
     assert densities == sorted(densities, reverse=True)
     assert densities[0] == rows[0]["he_tokens"] / rows[0]["tokens"]
-    weights = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["id"] for line in weights] == [row["trajectory"] for row in rows]
-    assert math.fsum(line["weight"] for line in weights) == pytest.approx(30)
-    assert weights[0]["weight"] / weights[9]["weight"] == pytest.approx(densities[0] / densities[9])
-    ask(run, "--weights", out, "--weight-by", "he_snr")
-    other = [json.loads(line) for line in out.read_text().splitlines()]
-    assert other[0]["weight"] / other[9]["weight"] == pytest.approx(weights[0]["he_snr"] / weights[9]["he_snr"])
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -222,5 +214,3 @@ def test_places_without_scores_say_so(tmp_path, ladder):
     ScoreStore.open(tmp_path / "new", parts.signature())
     with pytest.raises(DataError, match="has no score files yet"):
         ask(tmp_path / "new")
-    with pytest.raises(SettingsError, match="made from one run, and 3 were given"):
-        ask(ladder, "--weights", tmp_path / "w")

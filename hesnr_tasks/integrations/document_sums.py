@@ -1,0 +1,269 @@
+"""Every document of a corpus under one checkpoint, streaming: sums only, in Parquet parts that a kill cannot harm.
+
+Documents are read, tokenised and scored in windows, so that memory does not grow with the corpus (but for its ids,
+which must be unique). A part is named by what its window holds: a run that starts again scores only what has no part,
+and its numbers are those of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hesnr_tasks import __version__
+from hesnr_tasks.alignment import Encoder, token_labels
+from hesnr_tasks.analysis.weights import COLUMNS, METADATA, Tables
+from hesnr_tasks.atomic_io import remove_abandoned, replace_file
+from hesnr_tasks.backends import backend_for, labelled_key, refuse_non_finite
+from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
+from hesnr_tasks.backends.identity import tokenizer_of
+from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
+from hesnr_tasks.filters import FILTERS, LABELS_VERSION, char_codes
+from hesnr_tasks.formats import ReadReport, read_by_source, trajectory_identity
+from hesnr_tasks.formats.base import uncompressed
+from hesnr_tasks.metrics import TokenColumns, TrajectorySums, token_bytes
+from hesnr_tasks.rendering import label_mask, render
+from hesnr_tasks.tasks.settings import TaskSettings, native_template
+from hesnr_tasks.trajectory import Trajectory
+
+MOST_DOCUMENTS, MOST_CHARACTERS = 512, 1 << 22  # of a window: what a kill can cost, and what is held
+_METRICS = ("he_snr", "ppl", "density", "he_tokens", "tokens")
+
+
+class Document(NamedTuple):
+    """One document of the stream."""
+
+    row: int
+    source: str
+    trajectory: Trajectory
+    identity: str  # of its text
+
+
+def score_corpus(
+    sources: Sequence[str],
+    settings: TaskSettings,
+    model: Callable[[], Any],
+    folder: Path,
+    report: ReadReport,
+    progress: Callable[[int, int], None] = lambda documents, tokens: None,
+) -> Tables:
+    """Score a corpus into the parts of a table, or those of its windows that have none yet.
+
+    Args:
+        sources: files, globs, folders, hub ids: documents with `text`, or any trajectory format.
+        settings: as in `--metadata`; what counts of a document is what counts in lm_eval.
+        model: loads lm-eval's model.
+        folder: of the parts.
+        report: filled with what was read.
+        progress: called with numbers of documents and of tokens read by the model.
+
+    Raises:
+        SettingsError: the folder holds parts that were made with other settings, or of another checkpoint.
+        DataError: there is no document, or records cannot be read.
+        ScoringError: a number cannot be computed.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            remove_abandoned(folder)
+            scorer = _Scorer(backend_for(model()), settings)
+            signature = scorer.signature()
+            _check_folder(folder, signature)
+            schema, paths = _schema(signature), []
+            for number, window in enumerate(_windows(_documents(sources, settings, report))):
+                path = folder / f"{number:08d}-{_content(window)}.parquet"
+                if not path.exists():
+                    replace_file(path, _parquet(scorer.rows(window, lambda tokens: progress(0, tokens)), schema))
+                progress(len(window), 0)
+                paths.append(path)
+    except Timeout:
+        raise HesnrError(f"{folder} is written by another process; wait for it, or name another output") from None
+    finally:
+        gc.collect()  # a second checkpoint may follow
+    if not paths:
+        raise DataError(f"there is no document in {', '.join(sources)}")
+    return Tables.open(paths)
+
+
+def _check_folder(folder: Path, signature: dict[str, Any]) -> None:
+    path = folder / "signature.json"
+    if not path.exists():
+        replace_file(path, json.dumps(signature, indent=1).encode())
+        return
+    try:
+        before = json.loads(path.read_bytes())
+    except ValueError:
+        before = {}
+    if before != json.loads(json.dumps(signature)):
+        pairs = [(name, before, signature) for name in signature if name != "run"]
+        pairs += [(name, before.get("run", {}), signature["run"]) for name in signature["run"]]
+        differing = [name for name, old, new in pairs if old.get(name) != json.loads(json.dumps(new[name]))]
+        raise SettingsError(
+            f"{folder} holds parts of a run with other choices ({', '.join(differing)}).\n"
+            "Delete it to start anew, repeat the earlier choices to go on, or name another output with -o."
+        )
+
+
+def _schema(signature: dict[str, Any]) -> Any:
+    import pyarrow as pa
+
+    fields = [(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()]
+    return pa.schema(fields, metadata={METADATA: json.dumps(signature).encode()})
+
+
+def _parquet(rows: list[dict[str, Any]], schema: Any) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
+    return out.getvalue()
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def _documents(sources: Sequence[str], settings: TaskSettings, report: ReadReport) -> Iterator[Document]:
+    read = read_by_source(
+        sources, config=settings.config, split=settings.split, on_error=settings.on_error, report=report
+    )
+    for row, (path, trajectory) in enumerate(read):
+        if settings.limit is not None and row >= settings.limit:
+            return
+        stem = PurePath(uncompressed(path)).stem
+        source = str(trajectory.meta.get("document_source") or stem)
+        yield Document(row, source, trajectory, trajectory_identity(trajectory))
+
+
+def _windows(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    window, size = list[Document](), 0
+    for document in documents:
+        length = sum(len(message.text) for message in document.trajectory.messages)
+        if window and (len(window) == MOST_DOCUMENTS or size + length > MOST_CHARACTERS):
+            yield window
+            window, size = [], 0
+        window.append(document)
+        size += length
+    if window:
+        yield window
+
+
+def _content(window: Sequence[Document]) -> str:
+    """Hash of what a part is made from."""
+    parts = [f"{item.row}\n{item.source}\n{item.trajectory.id}\n{item.identity}\n" for item in window]
+    return hashlib.sha256("".join(parts).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+class _Text(NamedTuple):
+    document: Document
+    key: str
+    sequence: TokenSequence
+    n_bytes: npt.NDArray[np.float64]  # (targets,)
+    cut: int  # tokens that count and are not scored
+
+
+class _Scorer:
+    """One checkpoint, and the settings."""
+
+    def __init__(self, backend: Backend, settings: TaskSettings) -> None:
+        self._backend, self._settings = backend, settings
+        self._encoder = Encoder(backend.tokenizer, backend.bos)
+        self._mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
+        self._native = native_template(backend.tokenizer, settings) if settings.render == "native" else None
+
+    def signature(self) -> dict[str, Any]:
+        """Every choice behind the numbers of a document."""
+        settings, backend = self._settings, self._backend
+        return {
+            "hesnr_tasks": __version__,
+            "k": settings.k,
+            "epsilon": settings.epsilon,
+            "kinds": [kind.value for kind in settings.kinds],
+            "filters": list(settings.filters),
+            "render": settings.render,
+            "native": [settings.thoughts, settings.template_kwargs, settings.calls] if self._native else None,
+            "labels": LABELS_VERSION,
+            "overflow": settings.overflow,
+            "run": {
+                **backend.describe(),
+                "tokenizer": tokenizer_of(backend.tokenizer),
+                "bos": list(self._encoder.prefix),
+                "max_length": backend.max_length,
+            },
+        }
+
+    def rows(self, window: Sequence[Document], progress: Callable[[int], None]) -> list[dict[str, Any]]:
+        """The documents of a window, scored, in order."""
+        lost, characters, texts = 0, 0, list[_Text]()
+        for document in window:
+            text, text_lost, length = self._text(document)
+            lost, characters = lost + text_lost, characters + length
+            texts.append(text)
+        if lost > 0.05 * characters:
+            raise ScoringError(
+                f"the tokenizer {type(self._backend.tokenizer).__name__} cannot represent {lost} of {characters} "
+                f"characters near document {window[0].trajectory.id!r}; check that it belongs to the model"
+            )
+        rows: list[dict[str, Any]] = [{}] * len(texts)
+        sequences = [text.sequence for text in texts]
+        for index, scores in self._backend.score(sequences, self._settings.k, progress):
+            refuse_non_finite(sequences[index], scores)
+            rows[index] = self._row(texts[index], scores)
+        return rows
+
+    def _text(self, document: Document) -> tuple[_Text, int, int]:
+        settings, limit = self._settings, self._backend.max_length
+        rendered = render(document.trajectory, settings.render, self._native)
+        codes, encoded = char_codes(rendered), self._encoder.encode(rendered)
+        counting = np.flatnonzero((token_labels(encoded, codes) & self._mask) != 0).astype(np.int32)
+        counting = counting[counting > 0]  # nothing precedes the first token
+        targets = counting[counting < limit]
+        if len(targets) < len(counting) and settings.overflow == "error":
+            raise ScoringError(
+                f"document {document.trajectory.id!r} has {len(encoded.ids)} tokens, the model reads {limit}; set "
+                "--overflow right to score the part that fits, or skip to give it no value"
+            )
+        if len(targets) < len(counting) and settings.overflow == "skip":
+            targets = targets[:0]
+        ids = encoded.ids[: int(targets[-1]) + 1] if len(targets) else encoded.ids[:0]
+        sequence = TokenSequence(document.trajectory.id, ids, targets, min(len(encoded.ids), limit))
+        n_bytes = token_bytes(rendered.text, encoded.start[targets], encoded.end[targets])
+        key = labelled_key(rendered.text, codes)[:32]
+        text = _Text(document, key, sequence, n_bytes, len(counting) - len(targets))
+        return text, encoded.lost, len(rendered.text)
+
+    def _row(self, text: _Text, scores: SequenceScores) -> dict[str, Any]:
+        k, epsilon = self._settings.k, self._settings.epsilon
+        columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, k, text.n_bytes)
+        sums = TrajectorySums.of(columns, epsilon, k, _METRICS)
+
+        def mean(metric: str) -> float | None:
+            numerator, denominator = (float(part[0]) for part in sums.parts(metric))
+            return numerator / denominator if denominator else None
+
+        return {
+            "row": text.document.row,
+            "id": text.document.trajectory.id,
+            "source": text.document.source,
+            "key": text.key,
+            "tokens": len(columns),
+            "bytes": int(text.n_bytes.sum()),
+            "tokens_cut": text.cut,
+            "he_tokens": int(sums.column("he_tokens")[0]),
+            "he_snr": mean("he_snr"),
+            "density": mean("density"),
+            "loss": mean("ppl"),
+        }
