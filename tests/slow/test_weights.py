@@ -21,7 +21,7 @@ from hesnr_tasks.testing import byte_tokenizer, save_checkpoint, tiny_model, tra
 from tests.reference import metrics as reference
 
 pytestmark = pytest.mark.slow
-EPSILON = 0.2  # a random model is peaked: so it has decisions
+EPSILON, K = 0.2, 60  # with these a random model, which is peaked at what does not come, has decisions
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def corpus(tmp_path_factory):
 
 def score(corpus, folder, progress=lambda documents, tokens: None, seed=0, **settings):
     backend = hf.make(LiveModel(tiny_model(seed=seed), byte_tokenizer()))
-    chosen = TaskSettings.read({"epsilon": EPSILON, **settings})
+    chosen = TaskSettings.read({"epsilon": EPSILON, "k": K, **settings})
     return document_sums.score_corpus(corpus, chosen, lambda: backend, folder, ReadReport(), progress)
 
 
@@ -56,9 +56,11 @@ def test_numbers_are_those_of_score_and_evaluate(corpus, tmp_path):
     assert [row["source"] for row in rows] == ["a", "b"] * 4 + ["runs"]
     assert sum(row["he_tokens"] for row in rows) > 10
     for row, run in zip(rows, runs, strict=True):
-        scores = hesnr.score(tiny_model(), byte_tokenizer(), [run], kinds="action")
+        scores = hesnr.score(tiny_model(), byte_tokenizer(), [run], kinds="action", k=K)
         names = ("he_snr", "density", "ppl", "tokens", "he_tokens")
-        want = {n: e.value for n, e in scores.evaluate(*names, epsilon=EPSILON, min_tokens=0, resamples=10).items()}
+        want = {
+            n: e.value for n, e in scores.evaluate(*names, epsilon=EPSILON, k=K, min_tokens=0, resamples=100).items()
+        }
         assert (row["tokens"], row["he_tokens"]) == (want["tokens"], want["he_tokens"])
         assert row["density"] == want["density"]
         assert row["loss"] == pytest.approx(math.log(want["ppl"]), rel=1e-6)
@@ -77,8 +79,8 @@ def test_numbers_are_those_of_float64_loops(corpus, tmp_path):
     counted = range(first, first + len(labelled.text[span.start : span.end].encode()))
     with torch.no_grad():
         logits = tiny_model()(torch.tensor([ids])).logits[0].double().tolist()
-    tokens = [reference.token(logits[i - 1], ids[i]) for i in counted]
-    decisions = [t for t in tokens if t[2] > EPSILON and t[1] <= 10]
+    tokens = [reference.token(logits[i - 1], ids[i], K) for i in counted]
+    decisions = [t for t in tokens if t[2] > EPSILON and t[1] <= K]
     assert (row["tokens"], row["bytes"], row["he_tokens"]) == (len(tokens), len(tokens), len(decisions))
     assert row["loss"] == pytest.approx(-math.fsum(t[0] for t in tokens) / len(tokens), rel=2e-5)
     signal = math.fsum(math.exp(t[0]) / t[2] for t in decisions) / len(decisions)
@@ -112,7 +114,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(corpus, tmp_path, monkeyp
 
 def test_the_command_and_what_datasets_and_torch_make_of_it(corpus, tmp_path, capsys):
     a, b = (save_checkpoint(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 1)))
-    common = ["--epsilon", str(EPSILON), "--min-tokens", "1"]
+    common = ["--epsilon", str(EPSILON), "--k", str(K), "--min-tokens", "1"]
 
     def weights(*words):
         assert cli.main(["weights", *map(str, words)]) == 0, capsys.readouterr().err
