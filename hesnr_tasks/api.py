@@ -6,6 +6,7 @@ Everything here is imported when it is first used; torch only by `score`, pyarro
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from hesnr_tasks import rendering
 from hesnr_tasks.alignment import Encoder
-from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, only_selection, run_of
+from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, missing, only_selection, run_of
 from hesnr_tasks.analysis.frame import Frame, check_epsilons, check_resamples, context_for
 from hesnr_tasks.analysis.frame import load as load_frame
 from hesnr_tasks.backends import labelled_key, score_requests
@@ -50,6 +51,7 @@ __all__ = [
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_log = logging.getLogger("hesnr_tasks")
 
 
 def _in_words_of_python(function: _F) -> _F:
@@ -134,9 +136,11 @@ class LabelledText:
         counts = (np.left_shift(np.uint64(1), self._codes.astype(np.uint64)) & mask) != 0
         return "".join(np.array(list(self.text))[counts]) if self.text else ""
 
-    def _request(self, name: str, mask: np.uint64, k: int, overflow: str) -> ScoringRequest:
+    def _request(self, name: str, mask: np.uint64, k: int, overflow: str, *, full_vocabulary: bool) -> ScoringRequest:
         """What a scoring backend is asked for."""
-        return ScoringRequest(name, self._rendered, self._codes, mask, k, overflow, self.key)
+        return ScoringRequest(
+            name, self._rendered, self._codes, mask, k, overflow, self.key, full_vocabulary=full_vocabulary
+        )
 
 
 def label(
@@ -235,6 +239,8 @@ class Scores:
         names = metrics or names_of()
         epsilon = _check(names, epsilon, k, resamples, seed)
         run = self._sums(kinds, filters, epsilon, k, None)
+        for note in missing([run], names):
+            _log.warning("%s", note)
         options: dict[str, Any] = {"resamples": resamples, "seed": seed, "min_tokens": min_tokens}
         return measure(run.sums[None], run.multiplicity, names, **options)[0]
 
@@ -272,6 +278,7 @@ def score(
     render: str = "transcript",
     overflow: str = "right",
     max_length: int | None = None,
+    full_vocabulary: bool = False,
     **options: Any,
 ) -> Scores:
     """Score trajectories with a transformers model in memory: the engine and the checks of `lm_eval --model hf`.
@@ -287,6 +294,8 @@ def score(
         render: "transcript", "chatml", or "native" with the tokenizer's chat template.
         overflow: for texts beyond the context: "right" (score what fits), "skip" (leave out), "error".
         max_length: tokens of a text to read (default: what the model's configuration says).
+        full_vocabulary: also compute what the metrics `full_entropy` and `relative_rank_full` need, which takes several
+            times as long as all else that is made of the logits.
         options: of "native", as in `label`.
 
     Raises:
@@ -309,7 +318,10 @@ def score(
     mask = only_selection(tuple(FILTERS), kinds, "none").mask
     template = _template(render, tokenizer, options)
     texts = [LabelledText(rendering.render(run, render, template)) for run in runs]
-    requests = [text._request(run.id, mask, k, overflow) for run, text in zip(runs, texts, strict=True)]
+    requests = [
+        text._request(run.id, mask, k, overflow, full_vocabulary=full_vocabulary)
+        for run, text in zip(runs, texts, strict=True)
+    ]
     live = LiveModel(model, tokenizer, longest=max_length)
     with live.evaluating():
         backend = hf.make(live)
@@ -407,7 +419,7 @@ class _MemoryStore(ScoreStore):
 
     def columns(self, key: str, names: Sequence[str]) -> tuple[Entry, dict[str, npt.NDArray[Any]]]:
         scores, rendered, entry = self._texts[key]
-        columns = {**scores.scores._asdict(), "text": np.frombuffer(rendered.text.encode(), np.uint8)}
+        columns = {**scores.scores.padded()._asdict(), "text": np.frombuffer(rendered.text.encode(), np.uint8)}
         if "text_ids" in names:
             columns["text_ids"] = self._ids_of(rendered)
         return entry, {name: columns[name] if name in columns else getattr(scores, name) for name in names}

@@ -16,6 +16,7 @@ from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import DataError, SettingsError, printable
 from hesnr_tasks.metrics import METRICS, TrajectorySums, measure, names_of, share_scored
 from hesnr_tasks.scores import ScoreStore, differences
+from hesnr_tasks.scores.schema import OPTIONAL
 from hesnr_tasks.stats import (
     RESAMPLES,
     SEED,
@@ -79,6 +80,20 @@ def read_run(
     names = names_of("all") if metrics is None else tuple(dict.fromkeys([*names_of(), *metrics]))
     frame = load(path, (k,), masks=[chosen.mask], name=name, context=context, run=run, metrics=names)
     return run_of(frame, chosen, epsilon, k, names)
+
+
+def missing(runs: Sequence[Run], metrics: Sequence[str]) -> list[str]:
+    """Which of some metrics are N/A because the scores of some runs lack what they need, and how to get it."""
+    notes = []
+    for name in metrics:
+        lacking = [run.name for run in runs if np.isnan(run.sums.parts(name)[0]).any()]
+        needs = METRICS[name].needs
+        if lacking:
+            note = f"{name} is missing of {', '.join(lacking)}: these scores lack {', '.join(needs) or 'exact ranks'}"
+            if not {*OPTIONAL}.isdisjoint(needs):
+                note += '. --tasks hesnr_proxies (or "metrics": "proxies" in --metadata) with --model hf adds it'
+            notes.append(note)
+    return notes
 
 
 def only_selection(frame_filters: Sequence[str], kinds: str | None, filters: str | None) -> Selection:

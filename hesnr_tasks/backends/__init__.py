@@ -147,7 +147,9 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: RequestCa
     """
     backend, is_first = backend_for(lm), int(getattr(lm, "rank", 0) or 0) == 0
     encoder = Encoder(backend.tokenizer, backend.bos)
-    texts = [_tokenise(request, encoder, backend.max_length) for request in _merged(requests)]
+    full_vocabulary = backend.full_vocabulary and any(request.full_vocabulary for request in requests)
+    merged = [replace(request, full_vocabulary=full_vocabulary) for request in _merged(requests)]
+    texts = [_tokenise(request, encoder, backend.max_length) for request in merged]
     _check_tokenizer(texts, backend)
     _check_context(requests, texts, backend.max_length)
     run = {
@@ -263,8 +265,10 @@ def _compute(
     sequences = []
     for text in todo:
         targets, ids = text.targets[: text.n_fitting].astype(np.int32), text.encoded.ids
-        length = min(len(ids), backend.max_length)
-        sequences.append(TokenSequence(text.request.name, ids[: int(targets[-1]) + 1], targets, length))
+        length, full_vocabulary = min(len(ids), backend.max_length), text.request.full_vocabulary
+        sequences.append(
+            TokenSequence(text.request.name, ids[: int(targets[-1]) + 1], targets, length, full_vocabulary)
+        )
     skip = {index for index, text in enumerate(todo) if text.key in done}
     total = sum(len(sequence.ids) for index, sequence in enumerate(sequences) if index not in skip)
     with _progress_bar(total, show=show_progress) as bar:

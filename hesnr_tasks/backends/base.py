@@ -38,6 +38,7 @@ class ScoringRequest:
     overflow: str  # beyond the context: "right" (score what fits), "error", "skip" (the task leaves the text out)
     key: str  # hash of the labelled text
     extra_mask: np.uint64 = _NO_LABELS  # further labels to score, for later tasks; never reported as truncated
+    full_vocabulary: bool = False  # whether to compute `full_entropy` and `expected_rank`, where the backend can
 
     @property
     def scored(self) -> np.uint64:
@@ -52,6 +53,7 @@ class TokenSequence(NamedTuple):
     ids: npt.NDArray[np.int32]  # (n,), BOS included
     targets: npt.NDArray[np.int32]  # (m,) positions in `ids` whose token is scored; increasing, >= 1
     length: int = 0  # tokens of the full text within the context, where that is more than `ids` has
+    full_vocabulary: bool = False  # see `ScoringRequest`
 
     @property
     def full_length(self) -> int:
@@ -117,6 +119,8 @@ class SequenceScores(NamedTuple):
 
 class Backend(ABC):
     """Computes `SequenceScores` with one of lm-eval's models."""
+
+    full_vocabulary = False  # whether it has all logits, so that it can compute what `ScoringRequest` calls so
 
     @property
     @abstractmethod

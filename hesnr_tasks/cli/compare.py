@@ -6,10 +6,8 @@ import argparse
 import json
 from typing import Any
 
-import numpy as np
-
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.compare import CompareConfig, comparisons, matched, read_run, sentence
+from hesnr_tasks.analysis.compare import CompareConfig, comparisons, matched, missing, read_run, sentence
 from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders, run_names
 from hesnr_tasks.analysis.tables import FORMATS, show
 from hesnr_tasks.cli.options import add_selection
@@ -74,11 +72,7 @@ def compare(args: argparse.Namespace) -> str:
         raise SettingsError(f"--reference {reference!r} is none of {json.dumps(names)}.{nearest(reference, names)}")
     config = CompareConfig(args.resamples, args.seed, args.power, args.min_tokens)
     tables = comparisons(runs, reference, args.metrics, config)
-    for name in args.metrics:
-        lacking = [item.name for item in runs if np.isnan(item.sums.parts(name)[0]).any()]
-        if lacking:
-            needs = ", ".join(METRICS[name].needs)
-            notes.append(f"{name} is missing of {', '.join(lacking)}: these scores lack {needs or 'exact ranks'}")
+    notes += missing(runs, args.metrics)
     tables[-1] = tables[-1]._replace(notes=(*_NOTES, *notes))
     about: dict[str, Any] = {"hesnr_tasks": __version__, "k": k, "epsilon": epsilon, "reference": reference}
     about |= {"resamples": args.resamples, "seed": args.seed, "power": args.power, "context": context, "notes": notes}

@@ -16,7 +16,7 @@ from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.cli.options import add_selection
 from hesnr_tasks.cli.report import report
 from hesnr_tasks.errors import HesnrError, SettingsError
-from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, checkpoints_of, judge
+from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge
 from hesnr_tasks.ladder.run import JobResult, free_disk, jobs, missing_on_hub, run_jobs, run_jobs_on_ray
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream, read_ladder_file, write_ladder_file
 from hesnr_tasks.metrics import METRICS
@@ -65,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_downstream(verdict)
     verdict.add_argument("--proxy", default="he_snr", help="the metric to choose by (default: he_snr)")
     verdict.add_argument("--baseline", default="ppl", help="the metric it must beat (default: ppl)")
+    verdict.add_argument(
+        "--proxies", nargs="+", default=[], metavar="METRIC",
+        help=f"metrics of the table and of prediction, or all (default: {' '.join(PROXIES)})",
+    )  # fmt: skip
     add_selection(verdict, several=False)
     verdict.add_argument("--format", choices=("text", "json", "markdown", "latex"), default="text")
     verdict.add_argument(
@@ -197,7 +201,7 @@ def _verdict(args: argparse.Namespace) -> int:
     check_resamples(args.resamples, args.seed)
     k = 10 if args.k is None else args.k
     settings = VerdictSettings(
-        proxy=args.proxy, baseline=args.baseline, kinds=args.kinds, filters=args.filters, k=k,
+        proxy=args.proxy, baseline=args.baseline, proxies=tuple(args.proxies), kinds=args.kinds, filters=args.filters, k=k,
         epsilon=check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0],
         context=args.context, run=args.run, resamples=args.resamples, seed=args.seed,
     )  # fmt: skip

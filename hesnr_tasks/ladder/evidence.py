@@ -24,10 +24,17 @@ from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import RESAMPLES, SEED, holm, paired, trajectories_needed
 
-__all__ = ["Verdict", "VerdictSettings", "checkpoints_of", "comparable_groups", "judge", "judge_runs"]
+__all__ = ["PROXIES", "Verdict", "VerdictSettings", "checkpoints_of", "comparable_groups", "judge", "judge_runs"]
 
 _FEW_TRAJECTORIES = 30
 _CUT = 0.01  # share of tokens beyond the context
+
+
+PROXIES = (
+    "he_snr", "he_ppl", "ppl", "top1_acc", "top2_acc", "top5_acc", "top10_acc", "bpb", "loss_w_h", "top3",
+    "reciprocal_rank", "margin", "relative_rank", "confidence", "ppl_forking",
+)  # fmt: skip
+"""What a verdict shows beside each other: the core, and one of each kind of published rival."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class VerdictSettings:
 
     proxy: str = "he_snr"
     baseline: str = "ppl"
-    proxies: tuple[str, ...] = ()  # for the table and for prediction; empty: every metric with a direction
+    proxies: tuple[str, ...] = ()  # for the table and for prediction; empty: PROXIES; ("all",): all with a direction
     kinds: str | None = None
     filters: str | None = None
     epsilon: float = EPSILON
@@ -49,8 +56,9 @@ class VerdictSettings:
     @property
     def names(self) -> tuple[str, ...]:
         """All proxies, the chosen one and the baseline first."""
-        every = self.proxies or tuple(name for name, entry in METRICS.items() if entry.better and entry.denominator)
-        return tuple(dict.fromkeys((self.proxy, self.baseline, *every)))
+        ranked = tuple(name for name, entry in METRICS.items() if entry.better and entry.denominator)
+        chosen = ranked if "all" in self.proxies else self.proxies or PROXIES
+        return tuple(dict.fromkeys((self.proxy, self.baseline, *chosen)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +210,7 @@ def judge(
         else:
             run = read_run(
                 path, checkpoint.name, settings.kinds, settings.filters, settings.epsilon, settings.k, context,
-                settings.run,
+                settings.run, settings.names,
             )  # fmt: skip
             runs[checkpoint.name] = checkpoint, run
     if ladder is not None:
@@ -247,7 +255,9 @@ def judge_runs(
         defined = [name for name in settings.names if np.isfinite(proxies[name].numerator).all()]
         absent = [name for name in settings.names if name not in defined]
         if absent:
-            notes.append(f"{label}: {', '.join(absent)} need what the score files do not hold; left out")
+            notes.append(
+                f"{label}: {', '.join(absent)} need what the score files do not hold (hf with hesnr_proxies has it); left out"
+            )
         if settings.proxy in defined:
             choice = _choice(proxies[settings.proxy], aligned, settings)
             choices.append((label, choice))
@@ -270,7 +280,7 @@ def _check_proxies(settings: VerdictSettings) -> None:
     for name in settings.names:
         if name not in METRICS or METRICS[name].better is None:
             allowed = [key for key, entry in METRICS.items() if entry.better]
-            raise SettingsError(f"--proxy {name!r} must be one of {', '.join(allowed)}.{nearest(name, allowed)}")
+            raise SettingsError(f"proxy {name!r} must be one of {', '.join(allowed)}.{nearest(name, allowed)}")
 
 
 _BASE = "base checkpoints"

@@ -20,6 +20,7 @@ from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
 from hesnr_tasks.scores import ScoreStore, Source, Text, Wanted, scoring_signature
 from hesnr_tasks.scores.runs import add_run
+from hesnr_tasks.scores.schema import OPTIONAL
 
 __all__ = ["ScoreCache", "keeps_scores", "scores_dir"]
 
@@ -87,7 +88,11 @@ class ScoreCache:
 
     def get(self, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> TokenScores | None:
         """The scores of a request, if all it wants is there; `StoreError` if its text had other token ids then."""
-        return self.store.get(request.key, request.scored, request.k, self._sources[request.key], ids)
+        scores = self.store.get(request.key, request.scored, request.k, self._sources[request.key], ids)
+        if scores is None or not request.full_vocabulary:
+            return scores
+        wanted = scores.scores.take(scores.selected(request.scored)).padded()
+        return None if any(np.isnan(getattr(wanted, name)).any() for name in OPTIONAL) else scores
 
     def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
         """Write the scores of a request; afterwards they are there whatever happens. `ids`: all ids of the text."""

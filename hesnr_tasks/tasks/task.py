@@ -32,10 +32,20 @@ from hesnr_tasks.lm_eval_compat import (
     task_config,
     unchanged_responses,
 )
-from hesnr_tasks.metrics import METRICS, Item, TokenColumns, TrajectorySums, aggregate, aggregate_error, names_of
+from hesnr_tasks.metrics import (
+    METRICS,
+    Item,
+    TokenColumns,
+    TrajectorySums,
+    aggregate,
+    aggregate_error,
+    names_of,
+    needed_columns,
+)
 from hesnr_tasks.rendering import Passed, Rendered, label_mask
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
+from hesnr_tasks.scores.schema import OPTIONAL
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, describe, native_template, signature
 
@@ -170,6 +180,7 @@ class HesnrTask(Task):
             overflow=self.settings.overflow,
             key=labelled.key,
             extra_mask=self._extra_mask,
+            full_vocabulary=not {*OPTIONAL}.isdisjoint(needed_columns(self._names())),
         )
         source = Source(doc["id"], doc["instance_id"], doc["resolved"])
         mask = int(request.scored)
@@ -264,6 +275,12 @@ class HesnrTask(Task):
             _log.warning(
                 "%s: %s has %d tokens, fewer than min_tokens=%d: %s are NaN (N/A)", self.config.task, tokens,
                 sum(item.tokens for item in included), max(1, self.settings.min_tokens), which,
+            )  # fmt: skip
+        lacking = {*OPTIONAL}.intersection(METRICS[name].needs)
+        if lacking and value != value and sum(item.tokens for item in included) >= max(1, self.settings.min_tokens):
+            _log.warning(
+                "%s: %s is N/A: %s needs the logits of the whole vocabulary, which this model's backend does not "
+                "return. Score with --model hf.", self.config.task, name, ", ".join(lacking),
             )  # fmt: skip
         return value
 

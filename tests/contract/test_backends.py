@@ -4,6 +4,7 @@ A new backend needs one more entry in `MODELS`: lm-eval's model around a checkpo
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 
@@ -195,3 +196,9 @@ def test_a_trajectory_becomes_scores_of_the_wanted_tokens(lm):
     assert first.token_id.tolist() == [ids[position] for position in first.position]
     covered = [text.text[a:b] for a, b in zip(first.char_start, first.char_end, strict=True)]
     assert "".join(covered).count("ls -la") == 1
+    # where one of two asks for numbers over all logits, both have them if the backend can compute them
+    assert first.scores[4:] == (None, None)
+    asked = [requests[0], dataclasses.replace(requests[1], full_vocabulary=True)]
+    again, _ = score_requests(lm, asked)
+    assert all(np.isfinite(column).all() for column in again.scores[4:] if column is not None)
+    assert [column is not None for column in again.scores[4:]] == [backend_for(lm).full_vocabulary] * 2

@@ -33,6 +33,8 @@ def make(lm: Any) -> Backend:
 class HuggingFaceBackend(Backend):
     """Runs the model of an lm-eval `HFLM`."""
 
+    full_vocabulary = True
+
     def __init__(self, lm: Any) -> None:
         self._lm = lm
         precision, together = getattr(lm, "mixed_precision_dtype", None), getattr(lm, "together", None)

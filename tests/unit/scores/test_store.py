@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.backends.base import SequenceScores
+from hesnr_tasks.backends.base import ScoringRequest, SequenceScores
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
+from hesnr_tasks.scores.cache import ScoreCache
 from hesnr_tasks.scores.schema import OPTIONAL
 from tests import ROOT
 from tests.unit.scores import made
@@ -40,6 +41,25 @@ def test_what_some_backends_know_comes_back_and_what_none_knew_is_not_made_up(tm
     assert made.same(store.read(scores.key), whole)
     made.put(store, 4)
     assert store.read(f"{4:064x}").scores[4:] == (None, None)
+
+
+def test_a_task_that_needs_the_full_vocabulary_is_not_served_from_scores_without_it(tmp_path):
+    """They are scored again; whoever does not need it is served, before and afterwards."""
+    cache = ScoreCache(tmp_path, named=True, render="transcript", wanted=[])
+    cache.open(made.RUN, 10, "right", list, first=False)
+    scores, text = made.scores_of(3), made.text_of(3)
+    plain = ScoringRequest("t", text.rendered, np.zeros(0, np.uint8), made.BOTH, 10, "right", scores.key)
+    needy = dataclasses.replace(plain, mask=made.ACTION, full_vocabulary=True)
+    cache.put(scores, plain, text.ids)
+    assert cache.get(plain, text.ids) is not None
+    assert cache.get(needy, text.ids) is None
+    action = made.scores_of(3, made.ACTION)
+    column = np.linspace(1, 9, len(action.position), dtype=np.float32)
+    whole = dataclasses.replace(action, scores=action.scores._replace(full_entropy=column, expected_rank=column))
+    cache.put(whole, needy, text.ids)  # of the actions alone: thoughts stay, without it
+    assert (cache.get(needy, text.ids).scores.expected_rank == column.max()).sum() == 1
+    assert cache.get(plain, text.ids) is not None
+    assert cache.get(dataclasses.replace(plain, full_vocabulary=True), text.ids) is None
 
 
 def test_files_from_before_a_column_was_kept_are_read(tmp_path):
