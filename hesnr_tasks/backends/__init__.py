@@ -265,10 +265,9 @@ def _compute(
     sequences = []
     for text in todo:
         targets, ids = text.targets[: text.n_fitting].astype(np.int32), text.encoded.ids
-        length, full_vocabulary = min(len(ids), backend.max_length), text.request.full_vocabulary
-        sequences.append(
-            TokenSequence(text.request.name, ids[: int(targets[-1]) + 1], targets, length, full_vocabulary)
-        )
+        length, request = min(len(ids), backend.max_length), text.request
+        ids = ids[: int(targets[-1]) + 1]
+        sequences.append(TokenSequence(request.name, ids, targets, length, request.full_vocabulary))
     skip = {index for index, text in enumerate(todo) if text.key in done}
     total = sum(len(sequence.ids) for index, sequence in enumerate(sequences) if index not in skip)
     with _progress_bar(total, show=show_progress) as bar:

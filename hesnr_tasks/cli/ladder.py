@@ -201,7 +201,8 @@ def _verdict(args: argparse.Namespace) -> int:
     check_resamples(args.resamples, args.seed)
     k = 10 if args.k is None else args.k
     settings = VerdictSettings(
-        proxy=args.proxy, baseline=args.baseline, proxies=tuple(args.proxies), kinds=args.kinds, filters=args.filters, k=k,
+        proxy=args.proxy, baseline=args.baseline, proxies=tuple(args.proxies),
+        kinds=args.kinds, filters=args.filters, k=k,
         epsilon=check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0],
         context=args.context, run=args.run, resamples=args.resamples, seed=args.seed,
     )  # fmt: skip

@@ -255,9 +255,8 @@ def judge_runs(
         defined = [name for name in settings.names if np.isfinite(proxies[name].numerator).all()]
         absent = [name for name in settings.names if name not in defined]
         if absent:
-            notes.append(
-                f"{label}: {', '.join(absent)} need what the score files do not hold (hf with hesnr_proxies has it); left out"
-            )
+            lacking = f"{', '.join(absent)} need what the score files do not hold"
+            notes.append(f"{label}: {lacking} (--model hf with --tasks hesnr_proxies adds it); left out")
         if settings.proxy in defined:
             choice = _choice(proxies[settings.proxy], aligned, settings)
             choices.append((label, choice))

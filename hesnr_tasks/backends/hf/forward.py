@@ -213,8 +213,8 @@ def reduce_logits(
     """What is kept of float32 `logits` (rows, V), in the order of the fields of `SequenceScores`; nats.
 
     Of `targets` (rows,): ln p, and the rank, 1 + the number of entries strictly greater. Of each row: the top-k ln p
-    and ids (rows, k), descending; with `full_vocabulary` also the entropy and the expected rank, which cost five times
-    as much as all the rest. A NaN anywhere in a row gives a NaN.
+    and ids (rows, k), descending; with `full_vocabulary` also the entropy and the expected rank, which cost several
+    times as much as all the rest. A NaN anywhere in a row gives a NaN.
     """
     target = logits.gather(1, targets[:, None])
     values, ids = _top_k(logits, k)
