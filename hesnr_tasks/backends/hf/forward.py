@@ -242,7 +242,8 @@ def _expected_rank(p: torch.Tensor) -> torch.Tensor:
     if p.device.type == "cpu":
         p.numpy().sort(axis=1)  # 15 times as fast as torch.sort
     else:
-        p = torch.cat([part.sort(dim=1).values for part in p.split(_SORTED_ROWS)])
+        starts = range(0, len(p), _SORTED_ROWS)
+        p = torch.cat([p[start : start + _SORTED_ROWS].sort(dim=1).values for start in starts])
     ranks = torch.arange(p.shape[1], 0, -1, device=p.device, dtype=p.dtype)
     return p.mul_(ranks).sum(1)
 
