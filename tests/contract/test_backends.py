@@ -198,7 +198,7 @@ def test_a_trajectory_becomes_scores_of_the_wanted_tokens(lm):
     assert "".join(covered).count("ls -la") == 1
     # where one of two asks for numbers over all logits, both have them if the backend can compute them
     assert first.scores[4:] == (None, None)
-    asked = [requests[0], dataclasses.replace(requests[1], full_vocabulary=True)]
-    again, _ = score_requests(lm, asked)
+    requests_with_one_full = [requests[0], dataclasses.replace(requests[1], full_vocabulary=True)]
+    again, _ = score_requests(lm, requests_with_one_full)
     assert all(np.isfinite(column).all() for column in again.scores[4:] if column is not None)
     assert [column is not None for column in again.scores[4:]] == [backend_for(lm).full_vocabulary] * 2
