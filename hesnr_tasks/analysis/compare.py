@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from hesnr_tasks.stats import (
 )
 
 IntArray = npt.NDArray[np.int64]
+_ACROSS = " Or compare formats with hesnr compare --across-renderings."
 _SHOWN = 3  # trajectories named in a message
 # what may differ between checkpoints that are ranked together: which model it is, and with what it was run
 _FREE = {
@@ -122,10 +124,17 @@ def run_of(frame: Frame, chosen: Selection, epsilon: float, k: int, metrics: Seq
 # --- which runs may be compared ---------------------------------------------------------------------------------------
 
 
-def matched(runs: Sequence[Run], *, common: bool = False) -> tuple[list[Run], list[str]]:
+def matched(
+    runs: Sequence[Run], *, common: bool = False, across_renderings: bool = False
+) -> tuple[list[Run], list[str]]:
     """The runs on the same trajectories in the same order, and notes on what was left out.
 
     What overflow=skip leaves out of one run is left out of all; a text counts as often as in the first run.
+
+    Args:
+        runs: two or more.
+        common: take the trajectories that all have.
+        across_renderings: pair trajectories by their ids, whatever their texts are: a difference is of format as well.
 
     Raises:
         SettingsError: for runs with different settings.
@@ -136,12 +145,17 @@ def matched(runs: Sequence[Run], *, common: bool = False) -> tuple[list[Run], li
     first = runs[0]
     for other in runs[1:]:
         limit = {"max_length"} if first.n_truncated.any() or other.n_truncated.any() else set()
-        changed = [d for d in differences(first.signature, other.signature) if d.name not in _FREE - limit]
+        free = (_FREE | {"render"} if across_renderings else _FREE) - limit
+        changed = [d for d in differences(first.signature, other.signature) if d.name not in free]
         if changed:
             raise SettingsError(
                 f"{first.name} and {other.name} were scored with different settings ({'; '.join(map(str, changed))}), "
                 "so their numbers must not be ranked together. Score one of them again with the settings of the other."
+                + (_ACROSS if [d.name for d in changed] == ["render"] else "")
             )
+    if across_renderings:
+        runs = [_by_ids(run) for run in runs]
+        first = runs[0]
     shared = set(first.keys).intersection(*(run.keys for run in runs[1:]))
     unlike = [other for other in runs[1:] if set(other.keys) != set(first.keys)]
     reports = ["; ".join(_unshared(first, other)) for other in unlike]
@@ -155,7 +169,7 @@ def matched(runs: Sequence[Run], *, common: bool = False) -> tuple[list[Run], li
     aligned = [run.take([i for i, key in enumerate(run.keys) if key in shared]) for run in runs]
     multiplicity = np.where(np.all([run.multiplicity > 0 for run in aligned], axis=0), aligned[0].multiplicity, 0)
     aligned = [replace(run, multiplicity=multiplicity) for run in aligned]
-    for other in aligned[1:]:
+    for other in [] if across_renderings else aligned[1:]:
         counts = [run.sums.column("tokens") for run in (aligned[0], other)]
         differ = np.flatnonzero((counts[0] != counts[1]) & (multiplicity > 0))
         if len(differ):
@@ -165,7 +179,22 @@ def matched(runs: Sequence[Run], *, common: bool = False) -> tuple[list[Run], li
                 f"{counts[0][i]:.0f} and {counts[1][i]:.0f} tokens count ({len(differ)} in all differ). Score both "
                 "with the same settings."
             )
-    return aligned, [f"compared on the {len(shared)} texts that all runs have ({report})" for report in reports]
+    notes = [f"compared on the {len(shared)} texts that all runs have ({report})" for report in reports]
+    if across_renderings:
+        renderings = ", ".join(f"{run.name}: {run.signature.get('render')}" for run in runs)
+        notes.append(f"renderings ({renderings}): other texts and tokens, so a difference is of format as well")
+    return aligned, notes
+
+
+def _by_ids(run: Run) -> Run:
+    """The run with trajectories known by their ids, which do not depend on how they were rendered."""
+    twice = [i for i, count in Counter(run.ids).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{run.name} has other texts of one id ({_listed(twice)}), so they cannot be paired across renderings. "
+            "Give each trajectory an id of its own."
+        )
+    return replace(run, keys=run.ids)
 
 
 def _unshared(a: Run, b: Run) -> Iterator[str]:

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--metrics", nargs="+", default=list(_DEFAULT), metavar="METRIC", help=f"default: {' '.join(_DEFAULT)}")
     add("--reference", metavar="NAME", help="the run the others are compared with (default: the first)")
     add("--common", action="store_true", help="compare on the trajectories that all runs have, if they differ")
+    add("--across-renderings", action="store_true", help="pair by trajectory id: what another rendering moves")
     add("--power", type=float, default=0.8, help="for the minimum detectable difference (default: 0.8)")
     add("--format", choices=FORMATS, default="text", help="default: text")
 
@@ -64,6 +65,7 @@ def compare(args: argparse.Namespace) -> str:
             for path, name in zip(paths, run_names(paths), strict=True)
         ],
         common=args.common,
+        across_renderings=args.across_renderings,
     )
     notes = [*([note] if note else []), *notes, *(f"{item.name}: {item.about}" for item in runs)]
     names = [item.name for item in runs]

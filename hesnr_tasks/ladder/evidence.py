@@ -287,16 +287,20 @@ _TUNED = "fine-tuned checkpoints"
 
 
 def comparable_groups(ordered: Sequence[tuple[Checkpoint, Run]]) -> list[tuple[str, list[tuple[Checkpoint, Run]]]]:
-    """Checkpoints that may be compared: of one kind of stage, with one tokenizer."""
-    groups: dict[tuple[str, str], list[tuple[Checkpoint, Run]]] = {}
+    """Checkpoints that may be compared: of one kind of stage, with one rendering and one tokenizer."""
+    groups: dict[tuple[str, str, str], list[tuple[Checkpoint, Run]]] = {}
     for checkpoint, run in ordered:
         tokenizer = str((run.signature.get("run") or {}).get("tokenizer"))
-        groups.setdefault((_TUNED if checkpoint.tuned else _BASE, tokenizer), []).append((checkpoint, run))
-    kinds = [kind for kind, _ in groups]
-    return [
-        (kind if kinds.count(kind) == 1 else f"{kind} with the tokenizer of {members[0][0].name}", members)
-        for (kind, _), members in groups.items()
-    ]
+        key = _TUNED if checkpoint.tuned else _BASE, str(run.signature.get("render")), tokenizer
+        groups.setdefault(key, []).append((checkpoint, run))
+
+    def label(kind: str, rendering: str, tokenizer: str) -> str:
+        others = [key for key in groups if key[0] == kind]
+        text = kind if len({r for _, r, _ in others}) == 1 else f"{kind} in {rendering}"
+        same = len({t for _, r, t in others if r == rendering}) == 1
+        return text if same else f"{text} with the tokenizer of {groups[kind, rendering, tokenizer][0][0].name}"
+
+    return [(label(*key), members) for key, members in groups.items()]
 
 
 def _aligned(runs: list[Run], notes: list[str]) -> list[Run]:

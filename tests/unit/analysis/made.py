@@ -1,5 +1,7 @@
 """Made-up runs of any size: tokens correlated within trajectories, entropies with peaks at ln 1 … ln 4."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from hesnr_tasks.backends.base import SequenceScores, TokenScores
@@ -11,10 +13,11 @@ from tests.unit.scores import made
 WANTED = made.BOTH
 
 
-def run_of(folder, trajectories=20, tokens=200, seed=0, shift=0.0, quality=0.0, cut=(), **run):
+def run_of(folder, trajectories=20, tokens=200, seed=0, shift=0.0, quality=0.0, cut=(), first_key=0, **run):
     """A store of made-up scores. `shift` moves mass from ln 4 to ln 3, `quality` raises all probabilities a little.
 
-    The texts depend on nothing but their number, so two runs are of the same trajectories.
+    The texts depend on nothing but their number, so two runs are of the same trajectories; `first_key`: as if of
+    other texts.
     """
     store = ScoreStore.open(folder, made.signature(**run))
     for index in range(trajectories):
@@ -22,6 +25,7 @@ def run_of(folder, trajectories=20, tokens=200, seed=0, shift=0.0, quality=0.0, 
         shape = np.random.default_rng([99, index])
         n = int(shape.integers(max(1, tokens // 2), tokens * 3 // 2 + 1))
         scores = trajectory(index, n, rng, shape, shift, quality, WANTED if index in cut else None)
+        scores = replace(scores, key=f"{index + first_key:064x}")
         source = Source(f"run{index}", f"task{index // 2}", (True, False, None)[index % 3])
         store.write(scores, text=text(index, n), mask=WANTED, sources=[source])
     return store

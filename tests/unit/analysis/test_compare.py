@@ -7,7 +7,7 @@ import pytest
 
 from hesnr_tasks.cli import compare
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.metrics import TokenColumns, TrajectorySums
+from hesnr_tasks.metrics import EPSILON, TokenColumns, TrajectorySums
 from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind
@@ -101,6 +101,29 @@ def test_other_settings_are_refused_by_name_and_another_model_is_not(tmp_path):
         ask(tmp_path / "a", tmp_path / "c")
     with pytest.raises(SettingsError, match="render: transcript → chatml"):
         ask(tmp_path / "a", tmp_path / "b", tmp_path / "d")
+
+
+def test_renderings_are_compared_only_when_told_to(tmp_path):
+    """Paired by id: other texts (here, of another length) of the same trajectories."""
+    made.run_of(tmp_path / "a", 12, 60)
+    made.run_of(tmp_path / "b", 12, 60, seed=2, quality=0.7, render="native")
+    with pytest.raises(SettingsError, match=r"render: transcript → native.*--across-renderings"):
+        ask(tmp_path / "a", tmp_path / "b")
+    made.run_of(tmp_path / "c", 12, 90, seed=2, quality=0.7, render="native", first_key=100)
+    with pytest.raises(SettingsError, match="render: transcript → native"):
+        ask(tmp_path / "a", tmp_path / "c", "--common")
+    words = (tmp_path / "a", tmp_path / "c", "--across-renderings", "--resamples", 200)
+    assert "renderings (a: transcript, c: native): other texts and tokens" in ask(*words)
+    (row,) = [r for r in tables(*words)["compare_he_snr"] if r["run"] == "c"]
+    sides = []
+    for name in ("a", "c"):
+        frame = compare.read_run(tmp_path / name, name, None, None, EPSILON, 10, None, "latest", ["he_snr"])
+        order = sorted(range(12), key=lambda i: int(frame.ids[i].removeprefix("run")))
+        numerator, denominator = frame.sums.parts("he_snr")
+        sides.append([(float(numerator[i]), float(denominator[i])) for i in order])
+    assert not {*frame.keys} & {*ScoreStore.open(tmp_path / "a")}
+    want = slow.paired_t(*sides)
+    assert (row["difference"]["value"], row["low"], row["high"], row["p"]) == pytest.approx(want, rel=1e-8)
 
 
 def test_a_context_limit_counts_where_it_cuts(tmp_path):

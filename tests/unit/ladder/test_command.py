@@ -101,6 +101,15 @@ def test_another_tokenizer_is_another_group():
     }
 
 
+def test_another_rendering_is_another_group():
+    def member(name, rendering):
+        return Checkpoint(name), SimpleNamespace(signature={"render": rendering, "run": {"tokenizer": "x"}})
+
+    members = [member("a", "transcript"), member("b", "native"), member("c", "transcript"), member("d", "native")]
+    groups = {label: [checkpoint.name for checkpoint, _ in part] for label, part in comparable_groups(members)}
+    assert groups == {"base checkpoints in transcript": ["a", "c"], "base checkpoints in native": ["b", "d"]}
+
+
 def test_a_pipeline_can_fail_on_the_verdict(capsys):
     assert run(capsys, "verdict", RUNS, "--fail-under", "he_snr=0.01", *QUICK)[0] == 0
     code, _, err = run(capsys, "verdict", RUNS, "--fail-under", "he_snr=0.9", *QUICK)
