@@ -1,26 +1,74 @@
-"""What chat templates do with a trajectory under `render=native`, as a Markdown table (docs/renderings.md).
+"""What chat templates do with trajectories under `render=native`, as a Markdown table (docs/renderings.md).
 
     python -m benchmarks.chat_templates TRAJECTORIES [TEMPLATE.jinja …]
 
-Without templates, those of TRL's package. Each trajectory is rendered as it is and with reasoning before every turn.
+Without templates, those of TRL's package. Each trajectory is rendered in four ways: as it is and with reasoning before
+every turn, with its calls as they were stored and all as structures (`calls=native`). Labels are checked against a
+computation of their own: before rendering, every letter o of a text becomes a sign that stands for the text's kind
+(of actions: in the values alone), so that the rendering shows by itself which character is of which kind.
 """
 
+import re
 import sys
+import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError
+from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import load
-from hesnr_tasks.rendering import Passed
+from hesnr_tasks.rendering import Passed, Rendered, label_mask, render
 from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+
+SIGNS = {Kind.CONTEXT: "甲", Kind.OBSERVATION: "乙", Kind.THOUGHT: "丙", Kind.ACTION: "丁"}
+_KEPT = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))
+_PUNCTUATION = re.compile(r"""[\s"'\[\]{},:\\]""")  # of lists and objects, which a template may write in its own way
+
+
+class Case(NamedTuple):
+    """A trajectory with signs, and how its calls are passed."""
+
+    trajectory: Trajectory
+    calls: str
+
+
+def cases(source: str) -> list[Case]:
+    """Each trajectory of `source` as it is and with reasoning, with its calls as stored and as structures."""
+    signed = [with_signs(trajectory) for trajectory in load([source])]
+    both = [version for t in signed for version in (t, with_reasoning(t))]
+    return [Case(trajectory, calls) for trajectory in both for calls in ("stored", "native")]
+
+
+def with_signs(trajectory: Trajectory) -> Trajectory:
+    """The trajectory with a sign of its kind for every letter o: that letter is in no escape and no JSON constant."""
+
+    def signed(segment: Segment) -> Segment:
+        text, sign = segment.text, SIGNS[segment.kind]
+        calls = parse_action(text) if segment.kind is Kind.ACTION else []
+        if not calls:
+            return replace(segment, text=text.replace("o", sign))
+        position, pieces = 0, []
+        for p in sorted((p for call in calls for p in call.parameters), key=lambda p: p.value_start):
+            pieces += [text[position : p.value_start], text[p.value_start : p.value_end].replace("o", sign)]
+            position = p.value_end
+        return replace(segment, text="".join([*pieces, text[position:]]))
+
+    messages = (replace(m, segments=tuple(map(signed, m.segments))) for m in trajectory.messages)
+    return replace(trajectory, messages=tuple(messages))
 
 
 def with_reasoning(trajectory: Trajectory) -> Trajectory:
     """The trajectory with a few words of reasoning before each turn of the agent."""
-    reasoning = Segment(Kind.THOUGHT, "<think>\nWhat is next?\n</think>\n\n")
+    reasoning = Segment(Kind.THOUGHT, f"<think>\n{SIGNS[Kind.THOUGHT]} what is next?\n</think>\n\n")
     messages = (Message(m.role, (reasoning, *m.segments)) if m.generated else m for m in trajectory.messages)
     joined = (replace(m, segments=_joined(m.segments)) for m in messages)
     return replace(trajectory, id=f"{trajectory.id}, with reasoning", messages=tuple(joined))
@@ -32,31 +80,124 @@ def _joined(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     return segments
 
 
+def wrong_labels(trajectory: Trajectory, rendered: Rendered) -> list[str]:
+    """What differs from what the signs in the text say; empty where every label is right."""
+    return [*_wrong_kinds(rendered), *_wrong_counts(trajectory, rendered), *_wrong_kept(trajectory, rendered)]
+
+
+def _wrong_kinds(rendered: Rendered) -> Iterator[str]:
+    every = tuple(Kind)
+    kinds = np.full(len(rendered.text), -1)
+    control = np.zeros(len(rendered.text), bool)
+    for span in rendered.spans:
+        kinds[span.start : span.end] = every.index(span.kind)
+        control[span.start : span.end] = span.control
+    characters = np.array(list(rendered.text))
+    for kind, sign in SIGNS.items():
+        wrong = (characters == sign) & ((kinds != every.index(kind)) | control)
+        if wrong.any():
+            yield f"{int(wrong.sum())} characters of kind {kind.value} have another label"
+    own = (characters == "o") & ~np.isin(kinds, [every.index(Kind.SCAFFOLD), every.index(Kind.ACTION)])
+    if own.any():
+        yield f"{int(own.sum())} characters of the template have the label of a text"
+
+
+def _wrong_counts(trajectory: Trajectory, rendered: Rendered) -> Iterator[str]:
+    stored = "".join(message.text for message in trajectory.messages)
+    for kind, sign in SIGNS.items():
+        there, here = stored.count(sign), rendered.text.count(sign)
+        lost = rendered.passed.dropped if rendered.passed and kind is Kind.THOUGHT else 0
+        if not there - lost <= here <= there:
+            yield f"{here} of {there} characters of kind {kind.value} are there"
+
+
+def _wrong_kept(trajectory: Trajectory, rendered: Rendered) -> Iterator[str]:
+    here, there = (_kept(r) for r in (rendered, render(trajectory, "chatml")))
+    if here != there:
+        yield f"{len(here)} characters of actions count, and {len(there)} in chatml"
+
+
+def _kept(rendered: Rendered) -> str:
+    """The characters of actions that count, as they stand in the trajectory."""
+    counts = (np.uint64(1) << char_codes(rendered).astype(np.uint64)) & _KEPT != 0
+    if rendered.sources is None:
+        text = "".join(np.array(list(rendered.text))[counts])
+    else:
+        text = "".join(
+            s.action[i] for s in rendered.sources for i in np.unique(s.action_index[counts[s.text_index]]).tolist()
+        )
+    return _PUNCTUATION.sub("", text)
+
+
+@dataclass
+class Tally:
+    """Of one template."""
+
+    rendered: int = 0
+    refused: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)  # of the time from messages to labels, to chatml's
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def tally(source: str, some: Sequence[Case]) -> Tally:
+    """Render the cases with a template and check the labels."""
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token, tokenizer.chat_template = "<s>", source
+    templates = {calls: NativeTemplate(tokenizer, calls=calls) for calls in ("stored", "native")}
+    result, passed = Tally(), list[Passed]()
+    for native in templates.values():
+        native.describe([])  # the probe, which is run once
+    for trajectory, calls in some:
+        try:
+            templates[calls].render(trajectory)  # compiles, and measures what later trajectories need no more
+            times = [time.perf_counter()]
+            rendered = templates[calls].render(trajectory)
+            char_codes(rendered)
+            times.append(time.perf_counter())
+            char_codes(render(trajectory, "chatml"))
+            times.append(time.perf_counter())
+        except DataError as error:
+            result.refused.append(str(error))
+            continue
+        result.ratios.append((times[1] - times[0]) / (times[2] - times[1]))
+        result.rendered += 1
+        result.differing += [f"{trajectory.id} ({calls}): {reason}" for reason in wrong_labels(trajectory, rendered)]
+        passed += [rendered.passed] if rendered.passed else []
+    result.about = templates["stored"].describe(passed)
+    return result
+
+
+def trl_templates() -> list[Path]:
+    """The chat templates in TRL's package."""
+    import trl
+
+    return sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+
+
 def main(source: str, *templates: str) -> None:
     """Print the table."""
-    if not templates:
-        import trl
-
-        templates = tuple(map(str, sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))))
-    trajectories = load([source])
-    trajectories += [with_reasoning(t) for t in trajectories]
-    print("| template | rendered | reasoning goes to | switches set | thoughts dropped | passed as |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for path in map(Path, templates):
-        tokenizer = byte_tokenizer()
-        tokenizer.bos_token, tokenizer.chat_template = "<s>", path.read_text()
-        native, refused, passed = NativeTemplate(tokenizer), Counter[str](), list[Passed]()
-        for trajectory in trajectories:
-            try:
-                passed += [native.render(trajectory).passed]
-            except DataError as error:
-                refused[str(error)] += 1
-        about = native.describe(passed)
+    every, all_tallies = cases(source), list[Tally]()
+    print("| template | rendered | labels that differ | reasoning goes to | switches set | dropped | passed as |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for path in [Path(name) for name in templates] or trl_templates():
+        one = tally(path.read_text(), every)
+        all_tallies.append(one)
+        about = one.about
         switches = ", ".join(f"`{name}={value}`" for name, value in about["switches"].items())
         forms = "; ".join(f"{form} ({count})" for form, count in about["forms"].items())
         dropped = f"{about['thoughts_dropped'] / max(1, about['thoughts_total']):.0%}"
-        share = f"{len(trajectories) - refused.total()} of {len(trajectories)}"
-        print(f"| {path.stem} | {share} | `{about['reasoning']}` | {switches} | {dropped} | {forms} |")
+        cells = [path.stem, f"{one.rendered} of {len(every)}", str(len(one.differing)), f"`{about['reasoning']}`"]
+        print(f"| {' | '.join([*cells, switches, dropped, forms])} |", flush=True)
+        for line, count in Counter([*one.refused, *one.differing]).items():
+            print(f"{path.stem}: {line} ({count})", file=sys.stderr)
+    ratios = sorted(ratio for one in all_tallies for ratio in one.ratios)
+    print(
+        f"\n{len(all_tallies)} templates, {len(every)} cases each: {sum(len(t.refused) for t in all_tallies)} refused, "
+        f"{sum(len(t.differing) for t in all_tallies)} with labels that differ; time from messages "
+        f"to labels {median(ratios):.1f} times chatml's "
+        f"(median; nine of ten below {ratios[int(0.9 * (len(ratios) - 1))]:.1f})"
+    )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ _USE_OTHER = "Use --metadata render=chatml or render=transcript."
 # --- running a template -----------------------------------------------------------------------------------------------
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
+class _TemplateSandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox. What templates read most and what is always safe needs none of its slow checks."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -118,7 +118,7 @@ _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # Trans
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> Template:
     """A template with what Transformers gives it; a fixed date, nothing random."""
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = _TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _json
     environment.filters["random"] = lambda value: _raise("a random choice")
     del environment.globals["lipsum"]

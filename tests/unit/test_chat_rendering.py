@@ -10,6 +10,8 @@ import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import chat_templates
+from benchmarks.chat_templates import SIGNS
 from hesnr_tasks.actions import ToolCall, render_call
 from hesnr_tasks.actions.grammar import split_calls
 from hesnr_tasks.chat_messages import conversations, native_calls
@@ -22,7 +24,6 @@ from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
-SIGNS = {Kind.CONTEXT: "甲", Kind.OBSERVATION: "乙", Kind.THOUGHT: "丙", Kind.ACTION: "丁"}
 KEPT = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))
 
 
@@ -334,3 +335,28 @@ def test_templates_run_in_a_sandbox(attack):
     native = NativeTemplate(tokenizer(PLAIN.replace("CONTENT", f"{attack} ~ m.content")))
     with pytest.raises(DataError, match=r"unsafe|SecurityError"):
         native.render(RUNS["text"])
+
+
+@pytest.fixture(scope="module")
+def real_cases(shared):
+    """Real trajectories with and without reasoning, with their calls as stored and as structures; the longest aside."""
+    return [c for c in chat_templates.cases(str(shared)) if sum(len(m.text) for m in c.trajectory.messages) < 100_000]
+
+
+@pytest.mark.parametrize("number", range(len(TEMPLATES)), ids=[path.stem for path in TEMPLATES])
+def test_real_trajectories_keep_every_label(real_cases, number):
+    """One of the cases for each template, in turn; benchmarks/chat_templates.py does all of them."""
+    some = [real_cases[5 * number % len(real_cases)]]
+    result = chat_templates.tally(TEMPLATES[number].read_text(), some)
+    assert (result.refused, result.differing, result.rendered) == ([], [], len(some))
+
+
+def test_the_check_of_labels_sees_a_wrong_one():
+    trajectory = chat_templates.with_signs(in_text("o look\n\n```bash\necho o\n```", "bash"))
+    rendered = NativeTemplate(tokenizer((TEMPLATES[0].parent / "qwen3.jinja").read_text())).render(trajectory)
+    assert chat_templates.wrong_labels(trajectory, rendered) == []
+    for index, span in enumerate(rendered.spans):
+        other = Kind.OBSERVATION if span.kind is not Kind.OBSERVATION else Kind.THOUGHT
+        if set(rendered.text[span.start : span.end]) & {"o", *SIGNS.values()}:
+            spans = (*rendered.spans[:index], span._replace(kind=other), *rendered.spans[index + 1 :])
+            assert chat_templates.wrong_labels(trajectory, replace(rendered, spans=spans))
