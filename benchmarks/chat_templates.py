@@ -181,17 +181,17 @@ def main(source: str, *templates: str) -> None:
     print("| template | rendered | labels that differ | reasoning goes to | switches set | dropped | passed as |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for path in [Path(name) for name in templates] or trl_templates():
-        one = tally(path.read_text(), every)
-        all_tallies.append(one)
-        about = one.about
+        counts = tally(path.read_text(), every)
+        all_tallies.append(counts)
+        about = counts.about
         switches = ", ".join(f"`{name}={value}`" for name, value in about["switches"].items())
         forms = "; ".join(f"{form} ({count})" for form, count in about["forms"].items())
         dropped = f"{about['thoughts_dropped'] / max(1, about['thoughts_total']):.0%}"
-        cells = [path.stem, f"{one.rendered} of {len(every)}", str(len(one.differing)), f"`{about['reasoning']}`"]
+        cells = [path.stem, f"{counts.rendered} of {len(every)}", str(len(counts.differing)), f"`{about['reasoning']}`"]
         print(f"| {' | '.join([*cells, switches, dropped, forms])} |", flush=True)
-        for line, count in Counter([*one.refused, *one.differing]).items():
+        for line, count in Counter([*counts.refused, *counts.differing]).items():
             print(f"{path.stem}: {line} ({count})", file=sys.stderr)
-    ratios = sorted(ratio for one in all_tallies for ratio in one.ratios)
+    ratios = sorted(ratio for t in all_tallies for ratio in t.ratios)
     print(
         f"\n{len(all_tallies)} templates, {len(every)} cases each: {sum(len(t.refused) for t in all_tallies)} refused, "
         f"{sum(len(t.differing) for t in all_tallies)} with labels that differ; time from messages "
