@@ -29,6 +29,7 @@ import json
 import math
 import random
 import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,24 @@ def guarded_litellm() -> Any:
     litellm.module_level_client.client.follow_redirects = False
     litellm.suppress_debug_info = True
     return litellm
+
+
+def nothing_listens(error: BaseException | None) -> bool:
+    """Whether a call failed because its server refuses connections or its host has no address: no retry mends that."""
+    while error is not None:
+        if isinstance(error, (ConnectionRefusedError, socket.gaierror)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_server_message(model: str, address: object) -> str:
+    """For people: nothing answers where `model` is said to be."""
+    where = printable(str(address)) if address else "the address of its provider"
+    return (
+        f"{model}: no server answers at {where}.\n"
+        "Start it, or correct api_base, and start the same command again; what was answered so far is kept."
+    )
 
 
 class ModelReply(NamedTuple):
@@ -383,7 +402,7 @@ class ChatModel:
             seed: tells equal questions apart that are meant to be asked more than once.
 
         Raises:
-            SearchError: the server refuses the key, or has no such model.
+            SearchError: there is no server, or it refuses the key, or has no such model.
         """
         shown = {k: v for k, v in self.kwargs.items() if k != "api_key"}
         notes = {
@@ -420,6 +439,8 @@ class ChatModel:
         except litellm.exceptions.BadRequestError as error:
             raise _NoAnswerError(f"it refuses the request: {printable(str(error))[:200]}") from error
         except openai.OpenAIError as error:  # the base of all of litellm's: after retries
+            if nothing_listens(error):
+                raise SearchError(no_server_message(self.name, self.kwargs.get("api_base"))) from error
             raise _NoAnswerError(f"{type(error).__name__}: {printable(str(error))[:200]}") from error
         if not reply.choices:
             raise _NoAnswerError("its reply holds no choice")

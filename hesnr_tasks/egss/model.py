@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import litellm
+import openai
 from minisweagent.exceptions import FormatError
 from minisweagent.models import GLOBAL_MODEL_STATS
 from minisweagent.models.litellm_model import LitellmModel, LitellmModelConfig
@@ -34,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hesnr_tasks.actions.classes import action_class
 from hesnr_tasks.egss.gates import Calibration, Estimator, GateInput, canonical, command_logprob, open_gate, uniform
-from hesnr_tasks.egss.judges import ActionCandidate, Judge, choose, guarded_litellm
+from hesnr_tasks.egss.judges import ActionCandidate, Judge, choose, guarded_litellm, no_server_message, nothing_listens
 from hesnr_tasks.egss.ledger import Ledger, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
 
@@ -123,6 +124,7 @@ class _Gated(LitellmModel):
         self._step, self._total, self._steps, self._fired = Ledger(), Ledger(), 0, 0
         self._several = True  # until the server is seen to give one choice whatever is requested
         self._repeated = 0
+        self._answered: set[str] = set()  # models whose server has answered
         request = {"model": own.judge_model or own.model_name, "drop_params": True}
         inherited = {} if own.judge_model else {k: own.model_kwargs[k] for k in _CONNECTION if k in own.model_kwargs}
         request |= inherited | own.judge_kwargs
@@ -303,16 +305,25 @@ class _Gated(LitellmModel):
 
     # --- calls and what they cost -----------------------------------------------------------------------------------
 
-    def _with_retries(self, call: Callable[[], Any]) -> Any:
-        """mini's retries, but not of a request that the server refuses: it would refuse it again."""
-        abort = [*self.abort_exceptions, litellm.exceptions.BadRequestError]
+    def _with_retries(self, call: Callable[[], Any], request: Mapping[str, Any] | None = None) -> Any:
+        """mini's retries, but not of a request that the server refuses, nor of the first where there is no server."""
+        request = request or {"model": self.config.model_name, **self.config.model_kwargs}
+        model = str(request["model"])
+        abort = [*self.abort_exceptions, litellm.exceptions.BadRequestError, SearchError]
         for attempt in retry(logger=_log, abort_exceptions=abort):
             with attempt:
-                return call()
+                try:
+                    reply = call()
+                except openai.OpenAIError as error:
+                    if model in self._answered or not nothing_listens(error):
+                        raise  # a server that answered before may be starting again
+                    raise SearchError(no_server_message(model, request.get("api_base"))) from error
+                self._answered.add(model)
+                return reply
         raise AssertionError("retry ends by returning or raising")
 
     def _complete_judge(self, request: Mapping[str, Any]) -> Any:
-        reply = self._with_retries(lambda: litellm.completion(**request))
+        reply = self._with_retries(lambda: litellm.completion(**request), request)
         self._spend("judge", reply, str(request["model"]))
         return reply
 

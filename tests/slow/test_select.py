@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -390,6 +391,16 @@ def test_a_key_that_is_refused_stops_with_what_to_do(data, tmp_path, capsys):
         ]
         assert main([*words((data[0], folders), tmp_path / "p.json"), *more]) == 2
     assert "Mend the model or its key" in capsys.readouterr().err
+
+
+def test_a_judge_without_a_server_stops_with_what_to_do(data, tmp_path, capsys):
+    folders = runs.three_runs(tmp_path, ["clamp"])
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        more = ["--selector", "openai/j", "--method", "best-of-n", "--model-kwargs", json.dumps({"api_base": address})]
+        assert main([*words((data[0], folders), tmp_path / "p.json"), *more]) == 2
+    assert f"openai/j: no server answers at {address}" in capsys.readouterr().err
 
 
 def test_the_gate_is_the_suites_whatever_a_voter_says(data, tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import socket
 from collections import Counter
 
 import litellm
@@ -175,6 +176,22 @@ class TestServersThatDoLess:
         server.faults[1] = (400, "logprobs are not supported with tools")
         with pytest.raises(SettingsError, match=r"model\.estimator=votes"):
             agent_for(model_for(estimator="logprob")).run("Mend it.")
+
+    def test_no_server_is_said_at_once_and_a_server_that_answered_is_waited_for(self, monkeypatch):
+        waits = []
+        monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+        with socket.socket() as unused:  # bound but not listening: connections are refused
+            unused.bind(("127.0.0.1", 0))
+            address = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+            settings = {"model_name": "openai/m", "model_kwargs": {"api_base": address, "api_key": "x"}}
+            model = GatedModel(**settings, gate="always", judge="votes")
+            with pytest.raises(SearchError, match=rf"openai/m: no server answers at {address}"):
+                agent_for(model).run("Mend it.")
+            assert sum(waits) < 4  # only the short ones of the client
+            model._answered.add("openai/m")
+            with pytest.raises(openai.OpenAIError):
+                agent_for(model).run("Mend it.")
+        assert max(waits) >= 4
 
     def test_equal_replies_are_noticed(self, server, caplog):
         server.frozen = True
