@@ -88,7 +88,7 @@ def test_runs_of_different_contexts_are_compared_where_both_could_see(tmp_path):
         cut = replace(
             scores,
             **{name: getattr(scores, name)[:fits] for name in columns},
-            scores=type(scores.scores)(*(column[:fits] for column in scores.scores)),
+            scores=scores.scores.take(slice(fits)),
             labels_cut=scores.label[fits:],
             run=store.signature["run"],
         )

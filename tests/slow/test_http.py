@@ -5,9 +5,11 @@ import json
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from hesnr_tasks.backends.completions import RefusedError, Server
+from hesnr_tasks.backends.base import TokenSequence
+from hesnr_tasks.backends.completions import FORMS, CompletionsBackend, RefusedError, Server
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.testing import Reply, fake_server
 
@@ -29,11 +31,14 @@ def client(url, **changes):
     return Server(SimpleNamespace(**(settings | {"header": header} | changes)))
 
 
-def outcome(server, act, payload=None, **changes):
+def outcome(server, act, **changes):
     """The message of the error; whatever happens, it is one of ours, in one printable line, without secrets."""
     server.act = act
+    backend = object.__new__(CompletionsBackend)  # its constructor asks the server for its models first
+    backend._server, backend._lm = client(server.address, **changes), SimpleNamespace(model="m")
+    text = TokenSequence("t", np.array([1, 2], np.int32), np.array([1], np.int32), 2)
     with pytest.raises((ScoringError, RefusedError)) as caught:
-        client(server.address, **changes).complete(payload or {"prompt": [1, 2], "logprobs": 2}, "trajectory 't'")
+        backend._scores(FORMS[0], text, 2, "trajectory 't'", "the server")
     reported = str(caught.value)
     assert reported.isprintable()
     assert KEY not in reported
@@ -82,7 +87,7 @@ def test_a_redirect_within_the_origin_is_followed(server, status):
             handler.send(Reply(200, GOOD))
 
     server.act = act
-    assert client(server.address).complete({"prompt": [1]}, "t")["text"] == "x"
+    assert client(server.address).answer({"prompt": [1]}, "t")["choices"][0]["text"] == "x"
     assert [request["path"] for request in server.requests] == ["/v1/completions", "/v2/completions?x=1"]
     assert server.requests[1]["prompt"] == [1]
 
@@ -163,7 +168,7 @@ def test_odd_pauses_are_borne(server, again, monkeypatch):
     monkeypatch.setattr(target.stop, "wait", lambda seconds: waits.append(seconds))
     answers = [(503, b"later"), (503, b"later"), (200, GOOD)]
     server.act = lambda handler: handler.send(Reply(*answers.pop(0), {"Retry-After": again}))
-    assert target.complete({"prompt": [1]}, "t")["text"] == "x"
+    assert target.answer({"prompt": [1]}, "t")["choices"][0]["text"] == "x"
     assert waits == ([60, 60] if again.isdecimal() else [0.5, 1])
 
 

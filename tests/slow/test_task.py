@@ -348,7 +348,7 @@ def test_a_tokenizer_that_cannot_spell_the_text_is_an_error(tmp_path, small):
 
 def test_a_backend_without_the_request_type_lists_those_that_have_it(small):
     manager = TaskManager(include_path=str(tasks_path()), include_defaults=False, metadata={"trajectories": small})
-    with pytest.raises(ScoringError, match="Use hf, vllm, or local-completions"):
+    with pytest.raises(ScoringError, match="Use hf, vllm, sglang, or local-completions"):
         lm_eval.simple_evaluate(model="dummy", tasks=["hesnr_swe"], task_manager=manager)
 
 

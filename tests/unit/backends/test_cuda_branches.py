@@ -100,5 +100,5 @@ def test_logits_of_a_large_vocabulary_are_reduced_in_large_pieces(monkeypatch):
     monkeypatch.setattr("hesnr_tasks.backends.hf.forward._REDUCE_BYTES_CPU", 1 << 28)
     large = LogitsReducer(targets, 5)
     large(logits)
-    for column, expected in zip(small.scores(), large.scores(), strict=True):
-        torch.testing.assert_close(torch.from_numpy(column), torch.from_numpy(expected))
+    for column, expected in zip(small.scores().padded(), large.scores().padded(), strict=True):
+        torch.testing.assert_close(torch.from_numpy(column), torch.from_numpy(expected), equal_nan=True)
