@@ -53,6 +53,8 @@ class JobResult(NamedTuple):
 def jobs(ladder: Ladder, output: Path, *, only: Sequence[str] = (), extra: Sequence[str] = ()) -> list[Job]:
     """The lm_eval command of every checkpoint of a ladder.
 
+    An entry with `sft_of` and downstream scores but no `model` only judges another checkpoint: it is not scored.
+
     Args:
         ladder: with trajectories, tasks and model settings.
         output: folder of the results.
@@ -67,7 +69,8 @@ def jobs(ladder: Ladder, output: Path, *, only: Sequence[str] = (), extra: Seque
     for name in only:
         if name not in names:
             raise SettingsError(f"--only {name!r} is no checkpoint of the ladder; there are: {', '.join(names)}")
-    todo = [_job(ladder, checkpoint, output, extra) for checkpoint in ladder.checkpoints]
+    scored = [c for c in ladder.checkpoints if c.model or not (c.sft_of and c.downstream)]
+    todo = [_job(ladder, checkpoint, output, extra) for checkpoint in scored]
     if len({job.folder for job in todo}) < len(todo):
         raise SettingsError("two checkpoints of the ladder have names that differ only in signs; rename one")
     return [job for job in todo if not only or job.name in only]

@@ -10,7 +10,7 @@ import pytest
 from hesnr_tasks import demo
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.ladder.run import Job, jobs, run_jobs, run_jobs_on_ray
-from hesnr_tasks.ladder.schema import Checkpoint, Ladder, read_ladder_file
+from hesnr_tasks.ladder.schema import Checkpoint, DownstreamScore, Ladder, read_ladder_file
 
 # stands for lm_eval: counts its runs, fails while a file says so, writes a result
 STAND_IN = """
@@ -59,6 +59,14 @@ def test_a_memory_that_cannot_be_read_is_no_memory(tmp_path):
     run_jobs(todo, lambda _: None)
     (tmp_path / "runs" / "a" / "ladder.json").write_text("{")
     assert [r.state for r in run_jobs(todo, lambda _: None)] == ["scored"]
+
+
+def test_an_entry_that_only_judges_is_not_scored(tmp_path):
+    score = {"swe_verified": DownstreamScore(31.2, 500)}
+    judge = Checkpoint("base-sft", sft_of="base", downstream=score)
+    tuned = Checkpoint("tuned", model="org/tuned", sft_of="base", downstream=score)
+    ladder = Ladder((Checkpoint("base", model="org/base"), judge, tuned))
+    assert [job.name for job in jobs(ladder, tmp_path)] == ["base", "tuned"]
 
 
 def test_the_command_of_a_checkpoint(tmp_path):
