@@ -226,7 +226,7 @@ def _behaviour(native: NativeTemplate) -> dict[str, str]:
         except DataError as error:
             return f"refused: {str(error).removeprefix('it raises ')}"
         missing = [part for part in texts if part not in text]
-        return f"drops {', '.join(missing)}" if missing else "kept"
+        return ("dropped" if len(missing) == len(texts) else f"drops {', '.join(missing)}") if missing else "kept"
 
     def between(messages: list[dict[str, Any]]) -> str:
         verdict = tried(messages, "the task", "more")
