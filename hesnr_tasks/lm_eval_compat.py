@@ -142,20 +142,23 @@ def exit_on_command_line(function: _F) -> _F:
     return with_exit  # type: ignore[return-value]
 
 
-_last_lines: list[str] = []
+_last_lines: dict[str, bool] = {}  # whether each is a warning
 
 
-def print_at_exit(line: str) -> None:
-    """Print `line` to stderr when the `lm_eval` command ends, once: a warning before its table would be overlooked."""
+def print_at_exit(line: str, *, warning: bool = True) -> None:
+    """Print `line` to stderr when the `lm_eval` command ends, once: before its table it would be overlooked.
+
+    Warnings come last.
+    """
     if line not in _last_lines and running_evaluation().is_command:
         if not _last_lines:
             atexit.register(_print_last_lines)
-        _last_lines.append(line)
+        _last_lines[line] = warning
 
 
 def _print_last_lines() -> None:
     sys.stdout.flush()
-    for line in _last_lines:
+    for line in sorted(_last_lines, key=lambda line: _last_lines[line]):
         print(f"hesnr-tasks: {line}", file=sys.stderr)
 
 

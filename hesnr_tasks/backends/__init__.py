@@ -28,6 +28,7 @@ __all__ = [
     "REQUEST_TYPE",
     "RequestCache",
     "backend_for",
+    "describe_run",
     "labelled_key",
     "refuse_unscorable",
     "score_requests",
@@ -152,12 +153,7 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: RequestCa
     texts = [_tokenise(request, encoder, backend.max_length) for request in merged]
     _check_tokenizer(texts, backend)
     _check_context(requests, texts, backend.max_length)
-    run = {
-        **backend.describe(),
-        "tokenizer": tokenizer_of(backend.tokenizer),
-        "bos": list(encoder.prefix),
-        "max_length": backend.max_length,
-    }
+    run = describe_run(backend, encoder)
     k = max((text.request.k for text in texts), default=0)
     scores: dict[str, TokenScores] = {}
     if cache is not None and texts:
@@ -176,6 +172,16 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: RequestCa
         if cache is not None:
             cache.put(scores[text.key], text.request, text.encoded.ids)
     return [scores[request.key] for request in requests]
+
+
+def describe_run(backend: Backend, encoder: Encoder) -> dict[str, Any]:
+    """What scores depend on beside the texts: the backend's model, its tokenizer, BOS and context."""
+    return {
+        **backend.describe(),
+        "tokenizer": tokenizer_of(backend.tokenizer),
+        "bos": list(encoder.prefix),
+        "max_length": backend.max_length,
+    }
 
 
 def labelled_key(request_text: str, codes: npt.NDArray[np.uint8]) -> str:

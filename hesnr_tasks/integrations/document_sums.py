@@ -18,20 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks import __version__
 from hesnr_tasks.alignment import Encoder, token_labels
 from hesnr_tasks.analysis.weights import COLUMNS, METADATA, Tables
 from hesnr_tasks.atomic_io import remove_abandoned, replace_file
-from hesnr_tasks.backends import backend_for, labelled_key, refuse_non_finite
+from hesnr_tasks.backends import backend_for, describe_run, labelled_key, refuse_non_finite
 from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
-from hesnr_tasks.backends.identity import tokenizer_of
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
-from hesnr_tasks.filters import FILTERS, LABELS_VERSION, char_codes
+from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport, read_by_source, trajectory_identity
 from hesnr_tasks.formats.base import uncompressed
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums, token_bytes
 from hesnr_tasks.rendering import label_mask, render
-from hesnr_tasks.tasks.settings import TaskSettings, native_template
+from hesnr_tasks.tasks.settings import TaskSettings, choices, native_template
 from hesnr_tasks.trajectory import Trajectory
 
 MOST_DOCUMENTS, MOST_CHARACTERS = 512, 1 << 22  # of a window: what a kill can cost, and what is held
@@ -167,7 +165,7 @@ def _content(window: Sequence[Document]) -> str:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-class _Text(NamedTuple):
+class _TokenisedDocument(NamedTuple):
     document: Document
     key: str
     sequence: TokenSequence
@@ -186,28 +184,16 @@ class _Scorer:
 
     def signature(self) -> dict[str, Any]:
         """Every choice behind the numbers of a document."""
-        settings, backend = self._settings, self._backend
+        settings = self._settings
         return {
-            "hesnr_tasks": __version__,
-            "k": settings.k,
-            "epsilon": settings.epsilon,
-            "kinds": [kind.value for kind in settings.kinds],
-            "filters": list(settings.filters),
-            "render": settings.render,
+            **choices(settings, settings.render),
             "native": [settings.thoughts, settings.template_kwargs, settings.calls] if self._native else None,
-            "labels": LABELS_VERSION,
-            "overflow": settings.overflow,
-            "run": {
-                **backend.describe(),
-                "tokenizer": tokenizer_of(backend.tokenizer),
-                "bos": list(self._encoder.prefix),
-                "max_length": backend.max_length,
-            },
+            "run": describe_run(self._backend, self._encoder),
         }
 
     def rows(self, window: Sequence[Document], progress: Callable[[int], None]) -> list[dict[str, Any]]:
         """The documents of a window, scored, in order."""
-        lost, characters, texts = 0, 0, list[_Text]()
+        lost, characters, texts = 0, 0, list[_TokenisedDocument]()
         for document in window:
             text, text_lost, length = self._text(document)
             lost, characters = lost + text_lost, characters + length
@@ -224,7 +210,7 @@ class _Scorer:
             rows[index] = self._row(texts[index], scores)
         return rows
 
-    def _text(self, document: Document) -> tuple[_Text, int, int]:
+    def _text(self, document: Document) -> tuple[_TokenisedDocument, int, int]:
         settings, limit = self._settings, self._backend.max_length
         rendered = render(document.trajectory, settings.render, self._native)
         codes, encoded = char_codes(rendered), self._encoder.encode(rendered)
@@ -242,10 +228,10 @@ class _Scorer:
         sequence = TokenSequence(document.trajectory.id, ids, targets, min(len(encoded.ids), limit))
         n_bytes = token_bytes(rendered.text, encoded.start[targets], encoded.end[targets])
         key = labelled_key(rendered.text, codes)[:32]
-        text = _Text(document, key, sequence, n_bytes, len(counting) - len(targets))
+        text = _TokenisedDocument(document, key, sequence, n_bytes, len(counting) - len(targets))
         return text, encoded.lost, len(rendered.text)
 
-    def _row(self, text: _Text, scores: SequenceScores) -> dict[str, Any]:
+    def _row(self, text: _TokenisedDocument, scores: SequenceScores) -> dict[str, Any]:
         k, epsilon = self._settings.k, self._settings.epsilon
         columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, k, text.n_bytes)
         sums = TrajectorySums.of(columns, epsilon, k, _METRICS)

@@ -28,6 +28,7 @@ __all__ = [
     "TaskSettings",
     "ToolEntropySettings",
     "add_flags",
+    "choices",
     "describe",
     "describe_settings",
     "refuse_unknown",
@@ -344,6 +345,20 @@ def native_template(tokenizer: Any, settings: TaskSettings) -> NativeTemplate:
 # --- the signature of a number ----------------------------------------------------------------------------------------
 
 
+def choices(settings: TaskSettings, rendering: str) -> dict[str, Any]:
+    """What was chosen to count and how, before any model or text is known."""
+    return {
+        "hesnr_tasks": __version__,
+        "k": settings.k,
+        "epsilon": settings.epsilon,
+        "kinds": [kind.value for kind in settings.kinds],
+        "filters": list(settings.filters),
+        "render": rendering,
+        "labels": LABELS_VERSION,
+        "overflow": settings.overflow,
+    }
+
+
 def signature(
     settings: TaskSettings,
     rendering: str,
@@ -361,15 +376,8 @@ def signature(
         template: what `render=native` made of the model's chat template.
     """
     return {
-        "hesnr_tasks": __version__,
-        "k": settings.k,
-        "epsilon": settings.epsilon,
-        "kinds": [kind.value for kind in settings.kinds],
-        "filters": list(settings.filters),
-        "render": rendering,
+        **choices(settings, rendering),
         **({} if template is None else {"template": dict(template)}),
-        "labels": LABELS_VERSION,
-        "overflow": settings.overflow,
         "max_length": run.get("max_length"),
         "tokens_cut": sum(item.tokens_cut for item in items),
         "trajectories": len(items),

@@ -96,7 +96,7 @@ class HesnrTask(Task):
         self._texts: dict[str, Rendered] = {}  # by hash
         self._run: Mapping[str, Any] = {}
         self._native: NativeTemplate | None = None
-        self._headline = ""
+        self._headline = self._share = ""  # of the closing line
         # what lm-eval's Task.__init__ would set; that wants a data set
         self._instances = None
         self.fewshot_rnd = None
@@ -263,12 +263,10 @@ class HesnrTask(Task):
 
     def _value(self, name: str, items: Iterable[LoggedValue]) -> float:
         """A metric; N/A (NaN) over fewer tokens than `min_tokens`, with one warning for 𝓗 and one for the others."""
-        items = list(items)
         included = self._included(items)
         value = aggregate(METRICS[name], included, self.settings.min_tokens)
         if name == "he_snr":
-            error = self._error(name, items) if value == value else "N/A"
-            self._headline = f"he_snr {value:.4f} ± {error if isinstance(error, str) else format(error, '.4f')}"
+            self._headline = f"he_snr {value:.4f}"
         if name in ("he_snr", "ppl") and value != value:
             high = f"𝓗 (H_top{self.settings.k} > {self.settings.epsilon:.4f}, target among the candidates)"
             tokens, which = (high, "he_snr and he_ppl") if name == "he_snr" else ("the set that counts", "all metrics")
@@ -285,10 +283,13 @@ class HesnrTask(Task):
         return value
 
     def _error(self, name: str, items: Iterable[LoggedValue]) -> float | str:
-        return aggregate_error(
+        error = aggregate_error(
             METRICS[name], self._included(items), self.settings.resamples, self.settings.bootstrap_seed,
             self.settings.min_tokens,
         )  # fmt: skip
+        if name == "he_snr":  # errors come after all values
+            print_at_exit(self._closing_line(error), warning=False)
+        return error
 
     def _included(self, values: Iterable[LoggedValue]) -> list[Item]:
         """Without the trajectories that overflow=skip leaves out."""
@@ -320,21 +321,21 @@ class HesnrTask(Task):
         self._config.metadata["signature"] = signed
         _log.info("%s: %s", self.config.task, describe(signed))
 
-    def _closing_line(self, scored: int, wanted: int, trajectories: int) -> str:
+    def _closing_line(self, error: float | str) -> str:
         """The result in a sentence, and the command that goes on from here."""
         source, output = self.settings.trajectories or "the demo", running_evaluation().output_path
         where = source if isinstance(source, str) else ", ".join(map(str, source))
         follow = (
             f"hesnr report {output}" if output else "the same with --output_path results/, then hesnr report results/"
         )
-        share = f"{scored / wanted:.1%} of {wanted:,} tokens scored" if wanted else "no token counts"
-        return f"{self.config.task}: {self._headline}, {share}, {trajectories} trajectories of {where}. Next: {follow}"
+        spread = error if isinstance(error, str) else f"{error:.4f}"
+        return f"{self.config.task}: {self._headline} ± {spread}, {self._share} of {where}. Next: {follow}"
 
     def _warn_last(self, scored: int, wanted: int, items: list[Item]) -> None:
         """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""
         task, lines = self.config.task, []
-        if self._headline:
-            print_at_exit(self._closing_line(scored, wanted, len(items)))
+        share = f"{scored / wanted:.1%} of {wanted:,} tokens scored" if wanted else "no token counts"
+        self._share = f"{share}, {len(items)} trajectories"
         if scored < wanted:
             cut = sum(item.tokens_cut > 0 for item in items)
             lines.append(

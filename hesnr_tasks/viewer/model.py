@@ -28,9 +28,9 @@ from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind, Trajectory
 
 __all__ = [
-    "Difference",
     "RunSummary",
     "ScoredRun",
+    "TokenDifference",
     "TokenTable",
     "TokenView",
     "Totals",
@@ -268,7 +268,7 @@ class ScoredRun:
 # --- tokens as columns ------------------------------------------------------------------------------------------------
 
 
-class Difference(NamedTuple):
+class TokenDifference(NamedTuple):
     """A token that counts and that two models give different surprisals `a` and `b` (nats)."""
 
     trajectory: int
@@ -293,7 +293,7 @@ class TokenTable:
     strings: list[str]
     unmatched: int
     width: int
-    differences: list[Difference]
+    differences: list[TokenDifference]
 
 
 def token_table(
@@ -388,7 +388,7 @@ def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _differences(
     view: TrajectoryView, tokens: Sequence[TokenView], matched: Sequence[TokenView | None], trajectory: int
-) -> list[Difference]:
+) -> list[TokenDifference]:
     kept = np.concatenate([[0], np.cumsum(view.codes == kind_code(Kind.ACTION))])
     ends = [block.end for block in view.blocks]
     differences = []
@@ -397,5 +397,5 @@ def _differences(
         if a is None or b is None or not math.isfinite(b - a) or kept[own.end] == kept[own.start]:
             continue
         turn = view.blocks[bisect.bisect_right(ends, own.end - 1)].turn
-        differences.append(Difference(trajectory, i, turn, view.text[own.start : own.end], a, b))
+        differences.append(TokenDifference(trajectory, i, turn, view.text[own.start : own.end], a, b))
     return differences

@@ -24,7 +24,15 @@ from hesnr_tasks import __version__
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.trajectory import Kind, clean
-from hesnr_tasks.viewer.model import Difference, RunSummary, TokenTable, TokenView, TrajectoryView, token_table, totals
+from hesnr_tasks.viewer.model import (
+    RunSummary,
+    TokenDifference,
+    TokenTable,
+    TokenView,
+    TrajectoryView,
+    token_table,
+    totals,
+)
 
 __all__ = ["render"]
 
@@ -109,7 +117,7 @@ def _summary(view: TrajectoryView, runs: Sequence[RunSummary]) -> dict[str, Any]
     }
 
 
-def _largest(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+def _largest(differences: Sequence[TokenDifference]) -> list[dict[str, Any]]:
     """The largest differences of all trajectories, largest first; ties in the order of the text."""
     ranked = sorted(differences, key=lambda d: -abs(d.b - d.a))[:_DIFFERENCES]
     return [d._replace(text=d.text[:60])._asdict() for d in ranked]
