@@ -266,7 +266,7 @@ class HesnrTask(Task):
         included = self._included(items)
         value = aggregate(METRICS[name], included, self.settings.min_tokens)
         if name == "he_snr":
-            self._headline = f"he_snr {value:.4f}"
+            self._headline = f"he_snr {value:.4f}" if value == value else "he_snr N/A"
         if name in ("he_snr", "ppl") and value != value:
             high = f"𝓗 (H_top{self.settings.k} > {self.settings.epsilon:.4f}, target among the candidates)"
             tokens, which = (high, "he_snr and he_ppl") if name == "he_snr" else ("the set that counts", "all metrics")
