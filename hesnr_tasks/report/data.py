@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -11,101 +10,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from hesnr_tasks.analysis.cases import case_table
 from hesnr_tasks.analysis.compare import Run, matched
-from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, mass_near, population
-from hesnr_tasks.analysis.frame import Frame, Selection, context_for, grid_sums, load, selection
-from hesnr_tasks.analysis.tables import SWEEP, Table
+from hesnr_tasks.analysis.frame import context_for
+from hesnr_tasks.analysis.summary import OBSERVATION, UNFILTERED, CheckpointSummary, ablation_sets, summarize
+from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs
 from hesnr_tasks.ladder.names import NamedLadder, boundaries
 from hesnr_tasks.ladder.schema import Checkpoint, Outcome, outcomes
-from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, Share, TrajectorySums, measure, names_of, share_scored
+from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, names_of
 from hesnr_tasks.report.results import TaskResult, group_comparable, stored_run
-from hesnr_tasks.scores import ScoreStore, StoredRun, StoreError
+from hesnr_tasks.scores import StoreError
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate
-from hesnr_tasks.trajectory import Kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "BINS",
-    "OBSERVATION",
-    "UNFILTERED",
-    "CheckpointSummary",
-    "EntropyDistribution",
     "Missing",
     "ReportData",
     "ReportFigure",
     "build_report_data",
-    "token_sets",
 ]
 
-FloatArray = npt.NDArray[np.float64]
-BINS = 80  # of the histograms
-UNFILTERED = "thought+action"
-OBSERVATION = "observation"
-_SWEPT = ("he_snr", "he_tokens")  # metrics over the threshold
-_CASES = 2  # tokens near each of ln 2, ln 3, ln 4
-_GRID_STEP = 16  # of the points of a density, every so many are kept
 _FEWEST_FOR_INTERVAL = 4  # trajectories
 _Z = 1.96
 _WORKERS = 4  # folders at a time; each takes about 200 bytes a token
 _ALL_SCORED = re.compile(r"^run 1 of 1 .*: (\d+) of \1 trajectories$")  # not worth a note
 _RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks {} --output_path DIR"
-
-
-class EntropyDistribution(NamedTuple):
-    """The distribution of H_topk, in nats, over some tokens."""
-
-    select: str
-    population: str  # one of analysis.density.POPULATIONS
-    tokens: int
-    edges: FloatArray  # (BINS + 1,)
-    counts: npt.NDArray[np.int64]  # (BINS,)
-    grid: FloatArray
-    height: FloatArray  # density at grid, per nat
-    peaks: tuple[Peak, ...]  # in descending height
-    near: Mapping[int, float]  # n -> share of tokens within 0.1 nats of ln n
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointSummary:
-    """The score files of one checkpoint, without the tokens; T trajectories in the order of their keys."""
-
-    name: str
-    folder: Path
-    about: str  # which run in the folder
-    signature: Mapping[str, Any]
-    runs: Mapping[str, Run]  # by set of tokens that was scored: sums per trajectory
-    epsilons: tuple[float, ...]  # thresholds of the sweep, nats
-    sweep: TrajectorySums  # (thresholds, T, statistics) on filtered actions; empty: these were not scored
-    distributions: tuple[EntropyDistribution, ...]
-    cases: Table | None
-
-    def share_scored(self, select: str) -> Share:
-        """The share of the tokens that would count that was scored."""
-        run = self.runs[select]
-        tokens, truncated = run.sums.column("tokens") @ run.multiplicity, run.n_truncated @ run.multiplicity
-        return share_scored(float(tokens), float(truncated))
-
-    def n_trajectories(self, select: str) -> int:
-        """Trajectories that count."""
-        return int(self.runs[select].multiplicity.sum())
-
-    def has_data_of(self, result: TaskResult) -> bool:
-        """Whether `result` is of the same texts, by the hash that its signature has as `data`."""
-        run = self.runs.get(result.select)
-        if run is None:
-            return False
-        keys = np.repeat(np.array(run.keys, dtype=object), run.multiplicity).tolist()
-        return hashlib.sha256("".join(sorted(keys)).encode()).hexdigest() == (result.signature or {}).get("data")
 
 
 class Missing(NamedTuple):
@@ -255,7 +189,7 @@ def build_report_data(
     def work(name: str) -> CheckpointSummary | str:
         try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
             stored = stored_run(folders[name], run, [result for result in ours if result.model == name])
-            return _summarize(folders[name], name, k, epsilon, limit, stored, cases=name == named_folders[-1])
+            return summarize(folders[name], name, k, epsilon, limit, stored, cases=name == named_folders[-1])
         except StoreError as error:
             return f"{name}: its score files are not used: {error}"
 
@@ -281,7 +215,7 @@ def build_report_data(
         values=_values(plotted, summaries, resamples, seed),
         summaries=tuple(summaries),
         downstream=_judged(named),
-        ablation=tuple(_ablation_sets(filters)),
+        ablation=tuple(ablation_sets(filters)),
         k=k,
         epsilon=epsilon,
         resamples=resamples,
@@ -318,66 +252,6 @@ def _verdict(data: ReportData, named: NamedLadder) -> Verdict | None:
     except HesnrError as error:
         data.notes.append(f"there is no verdict: {error}")
         return None
-
-
-# --- score files ------------------------------------------------------------------------------------------------------
-
-
-def token_sets(filters: Sequence[str]) -> dict[str, Selection]:
-    """Every set of tokens that a report uses, by name."""
-    sets = [selection(filters, [Kind.THOUGHT], [])]
-    sets += [selection(filters, [Kind.ACTION], filters[:n]) for n in range(len(filters) + 1)]
-    sets += [selection(filters, [Kind.THOUGHT, Kind.ACTION], []), selection(filters, [Kind.OBSERVATION], [])]
-    return {tokens.name: tokens for tokens in sets}
-
-
-def _ablation_sets(filters: Sequence[str]) -> list[str]:
-    """The rows of the paper's ablation: thoughts, then actions with no filter, one, two … all of them."""
-    return ["thought", *("-".join(["action", *filters[:n]]) for n in range(len(filters) + 1))]
-
-
-def _summarize(
-    folder: Path, name: str, k: int, epsilon: float, context: int | None, run: StoredRun, *, cases: bool = False
-) -> CheckpointSummary:
-    """Read the score files of one checkpoint; `cases`: with single tokens, which only one of a report needs."""
-    filters = ScoreStore.open(folder).signature["filters"]
-    wanted = token_sets(filters)
-    frame = load(
-        folder, (k,), masks=[tokens.mask for tokens in wanted.values()], name=name, context=context, run=run,
-        metrics=names_of(),
-    )  # fmt: skip
-    scored = {s: tokens for s, tokens in wanted.items() if all(int(tokens.mask) & ~e.mask == 0 for e in frame.entries)}
-    masks = {select: tokens.mask for select, tokens in scored.items()}
-    sums: Any = grid_sums(frame, list(masks.values()), [k], [epsilon])[:, 0, 0] if masks else []
-    keys = tuple(entry.key for entry in frame.entries)
-    ids = tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries)
-    runs = {
-        select: Run(name, frame.signature, keys, ids, frame.multiplicity(mask), frame.n_truncated(mask), of_set)
-        for (select, mask), of_set in zip(masks.items(), sums, strict=True)
-    }
-    filtered = _ablation_sets(filters)[-1]
-    epsilons = tuple(value for value in SWEEP if value < math.log(k))
-    sweep, table = TrajectorySums(np.empty((0, 0, 0)), ()), None
-    if filtered in scored:
-        sweep = grid_sums(frame, [masks[filtered]], [k], epsilons, _SWEPT)[0, 0]
-        table = case_table(frame, scored[filtered], k, _CASES) if cases else None
-    distributions = _distributions(frame, {s: masks[s] for s in (filtered, OBSERVATION) if s in masks}, k)
-    return CheckpointSummary(
-        name, folder, frame.about, frame.signature, runs, epsilons, sweep, tuple(distributions), table
-    )
-
-
-def _distributions(frame: Frame, masks: Mapping[str, np.uint64], k: int) -> Iterator[EntropyDistribution]:
-    for select, mask in masks.items():
-        counted = frame.counted(mask)
-        for name in POPULATIONS:
-            entropy = frame.entropy[k][counted & population(frame.rank, name)]
-            bins, curve = histogram(entropy, k, BINS), density(entropy, k)
-            grid, height = curve.grid[::_GRID_STEP], curve.height[::_GRID_STEP]
-            near = {n: mass_near(entropy, n) for n in range(1, 6)}
-            yield EntropyDistribution(
-                select, name, len(entropy), bins.edges, bins.counts, grid, height, curve.peaks, near
-            )
 
 
 # --- what may be compared ---------------------------------------------------------------------------------------------
@@ -421,12 +295,16 @@ def _comparable_results(ours: Sequence[TaskResult], summaries: Sequence[Checkpoi
     best: dict[str, tuple[int, int, list[TaskResult]]] = {}
     for group in group_comparable(ours):
         select = group[0].select
-        same = sum(by_name[r.model].has_data_of(r) for r in group if r.model in by_name)
+        same = sum(by_name[r.model].has_data(r.select, _data_of(r)) for r in group if r.model in by_name)
         if not same and any(select in summary.runs for summary in summaries):
             continue
         if select not in best or (same, len(group)) > best[select][:2]:
             best[select] = (same, len(group), group)
     return [result for _, _, group in best.values() for result in group]
+
+
+def _data_of(result: TaskResult) -> str | None:
+    return (result.signature or {}).get("data")
 
 
 def _notes_on_other_data(ours: Sequence[TaskResult], summaries: Sequence[CheckpointSummary]) -> list[str]:
@@ -436,7 +314,9 @@ def _notes_on_other_data(ours: Sequence[TaskResult], summaries: Sequence[Checkpo
         f"trajectories, the figures are of the {summary.n_trajectories(result.select)} in {summary.folder}"
         for result in ours
         for summary in [by_name.get(result.model)]
-        if summary is not None and result.select in summary.runs and not summary.has_data_of(result)
+        if summary is not None
+        and result.select in summary.runs
+        and not summary.has_data(result.select, _data_of(result))
     ]
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hesnr_tasks.analysis.summary import OBSERVATION
 from hesnr_tasks.plotting import look
-from hesnr_tasks.report.data import OBSERVATION
 from hesnr_tasks.report.figures import FIGURES, report_figures, write_figures
 from hesnr_tasks.report.tables import csv_text
 from hesnr_tasks.stats import Estimate

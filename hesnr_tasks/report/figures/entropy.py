@@ -9,9 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hesnr_tasks.analysis.density import POPULATIONS
+from hesnr_tasks.analysis.summary import OBSERVATION, CheckpointSummary, EntropyDistribution
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.plotting import COLOURS, figure, label, series
-from hesnr_tasks.report.data import OBSERVATION, CheckpointSummary, EntropyDistribution, ReportData, ReportFigure
+from hesnr_tasks.report.data import ReportData, ReportFigure
 from hesnr_tasks.report.tables import token_set_title
 
 if TYPE_CHECKING:

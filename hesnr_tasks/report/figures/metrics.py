@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hesnr_tasks.analysis.summary import UNFILTERED
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.ladder.names import Boundary, boundaries, sft_pairs
 from hesnr_tasks.ladder.schema import Checkpoint
 from hesnr_tasks.metrics import MIN_TOKENS, measure
 from hesnr_tasks.plotting import COLOURS, MARKERS, bar_lengths, error_bars, figure, hover, label, limit_axis, series
-from hesnr_tasks.report.data import UNFILTERED, ReportData, ReportFigure
+from hesnr_tasks.report.data import ReportData, ReportFigure
 from hesnr_tasks.report.figures.entropy import evenly_spaced
 from hesnr_tasks.report.tables import AGREED, agreements, format_number, metric_title, sweep_agreements, token_set_title
 from hesnr_tasks.stats import Estimate

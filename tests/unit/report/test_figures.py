@@ -6,11 +6,11 @@ from functools import cache
 import numpy as np
 import pytest
 
+from hesnr_tasks.analysis.summary import token_sets
 from hesnr_tasks.ladder.names import parse_name, sft_pairs, training_order
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.plotting import bar_lengths, limit_axis
 from hesnr_tasks.report import tables
-from hesnr_tasks.report.data import token_sets
 from hesnr_tasks.report.figures import entropy as entropy_figures
 from hesnr_tasks.report.figures import metrics as metrics_figures
 from hesnr_tasks.report.results import read_results
