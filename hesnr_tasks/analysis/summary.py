@@ -20,6 +20,7 @@ from hesnr_tasks.analysis.compare import Run
 from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, mass_near, population
 from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, load, selection
 from hesnr_tasks.analysis.tables import SWEEP, Table
+from hesnr_tasks.errors import DataError
 from hesnr_tasks.metrics import Share, TrajectorySums, names_of, share_scored
 from hesnr_tasks.scores import ScoreStore, StoredRun
 from hesnr_tasks.trajectory import Kind
@@ -35,6 +36,7 @@ __all__ = [
     "token_sets",
 ]
 
+Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 BINS = 80  # of the histograms
 UNFILTERED = "thought+action"
@@ -42,6 +44,8 @@ OBSERVATION = "observation"
 _SWEPT = ("he_snr", "he_tokens")  # metrics over the threshold
 _CASES = 2  # tokens near each of ln 2, ln 3, ln 4
 _GRID_STEP = 16  # of the points of a density, every so many are kept
+_NEAR = range(1, 6)  # n of the shares of tokens near ln n
+_CURVES = ("edges", "counts", "grid", "height")  # arrays of a distribution
 
 
 class EntropyDistribution(NamedTuple):
@@ -66,6 +70,9 @@ class CheckpointSummary:
     folder: Path
     about: str  # which run in the folder
     signature: Mapping[str, Any]
+    k: int  # candidates
+    epsilon: float  # nats
+    context: int | None  # that it was restricted to, tokens
     runs: Mapping[str, Run]  # by set of tokens that was scored: sums per trajectory
     epsilons: tuple[float, ...]  # thresholds of the sweep, nats
     sweep: TrajectorySums  # (thresholds, T, statistics) on filtered actions; empty: these were not scored
@@ -89,6 +96,95 @@ class CheckpointSummary:
             return False
         keys = np.repeat(np.array(run.keys, dtype=object), run.multiplicity).tolist()
         return hashlib.sha256("".join(sorted(keys)).encode()).hexdigest() == data
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """What JSON holds and what arrays hold, float64 and int64; `from_parts` makes the same summary of them.
+
+        Neither has a text, an id of a trajectory or the folder: of a trajectory there is the SHA-256 of its text.
+        """
+        runs, shapes = list(self.runs.values()), self.distributions
+        keys = runs[0].keys if runs else ()
+        document: dict[str, Any] = {
+            "name": self.name, "about": self.about, "signature": self.signature, "k": self.k, "epsilon": self.epsilon,
+            "context": self.context, "keys": keys, "sets": list(self.runs), "epsilons": self.epsilons,
+            "statistics": runs[0].sums.names if runs else (), "swept": self.sweep.names,
+            "distributions": [
+                {
+                    "select": d.select, "population": d.population, "tokens": d.tokens, "peaks": d.peaks,
+                    "near": [None if math.isnan(d.near[n]) else d.near[n] for n in _NEAR],
+                }
+                for d in shapes
+            ],
+        }  # fmt: skip
+        size = (len(runs), len(keys))
+        statistics = len(document["statistics"])
+        arrays: dict[str, Array] = {
+            "sums": np.array([run.sums.values for run in runs], dtype=np.float64).reshape(*size, statistics),
+            "multiplicity": np.array([run.multiplicity for run in runs], dtype=np.int64).reshape(size),
+            "n_truncated": np.array([run.n_truncated for run in runs], dtype=np.int64).reshape(size),
+            "sweep": self.sweep.values,
+        }
+        for name in _CURVES:
+            dtype = np.int64 if name == "counts" else np.float64
+            columns = [getattr(d, name) for d in shapes]
+            arrays[name] = np.array(columns, dtype=dtype).reshape(len(shapes), len(columns[0]) if columns else 0)
+        return document, arrays
+
+    @classmethod
+    def from_parts(cls, document: Mapping[str, Any], arrays: Mapping[str, Array], folder: Path) -> CheckpointSummary:
+        """The summary that `to_parts` took apart.
+
+        Args:
+            document, arrays: its parts.
+            folder: where they were, for messages.
+
+        Raises:
+            DataError: something is missing, or has another type or shape than `to_parts` gives.
+        """
+        try:
+            keys, sets = tuple(map(str, document["keys"])), tuple(map(str, document["sets"]))
+            names, swept = tuple(map(str, document["statistics"])), tuple(map(str, document["swept"]))
+            epsilons = tuple(map(float, document["epsilons"]))
+            shapes = document["distributions"]
+            wanted = {
+                "sums": (len(sets), len(keys), len(names)), "multiplicity": (len(sets), len(keys)),
+                "n_truncated": (len(sets), len(keys)), "sweep": (len(epsilons), len(keys), len(swept)),
+            }  # fmt: skip
+            if not swept:
+                wanted["sweep"] = (0, 0, 0)
+            for name, shape in wanted.items():
+                if arrays[name].shape != shape:
+                    raise ValueError(f"{name} has the shape {arrays[name].shape}, not {shape}")
+            if arrays["multiplicity"].min(initial=0) < 0 or arrays["n_truncated"].min(initial=0) < 0:
+                raise ValueError("a count is negative")
+            if len(set(keys)) < len(keys) or len(set(sets)) < len(sets):
+                raise ValueError("a trajectory or a set of tokens is there twice")
+            signature, ids = dict(document["signature"]), tuple(key[:12] for key in keys)
+            if not isinstance(signature["run"], dict) or not isinstance(signature["filters"], list):
+                raise ValueError("the signature has no run or no filters")
+            columns = arrays["multiplicity"], arrays["n_truncated"], arrays["sums"]
+            runs = {
+                select: Run(str(document["name"]), signature, keys, ids, counts, cut, TrajectorySums(sums, names))
+                for select, counts, cut, sums in zip(sets, *columns, strict=True)
+            }
+            curves = zip(shapes, *(arrays[name] for name in _CURVES), strict=True)
+            distributions = tuple(_distribution(*parts) for parts in curves)
+            return cls(
+                str(document["name"]), folder, str(document["about"]), signature, int(document["k"]),
+                float(document["epsilon"]), None if document["context"] is None else int(document["context"]), runs,
+                epsilons, TrajectorySums(arrays["sweep"], swept), distributions, None,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise DataError(f"{folder} is no summary of a checkpoint ({type(error).__name__}: {error})") from None
+
+
+def _distribution(
+    document: Mapping[str, Any], edges: FloatArray, counts: Array, grid: FloatArray, height: FloatArray
+) -> EntropyDistribution:
+    near = {n: math.nan if x is None else float(x) for n, x in zip(_NEAR, document["near"], strict=True)}
+    peaks = tuple(Peak(*map(float, peak)) for peak in document["peaks"])
+    words = str(document["select"]), str(document["population"]), int(document["tokens"])
+    return EntropyDistribution(*words, edges, counts, grid, height, peaks, near)
 
 
 def token_sets(filters: Sequence[str]) -> dict[str, Selection]:
@@ -151,8 +247,9 @@ def summarize(
         table = case_table(frame, scored[filtered], k, _CASES) if cases else None
     distributions = _distributions(frame, {s: masks[s] for s in (filtered, OBSERVATION) if s in masks}, k)
     return CheckpointSummary(
-        name, folder, frame.about, frame.signature, runs, epsilons, sweep, tuple(distributions), table
-    )
+        name, folder, frame.about, frame.signature, k, epsilon, context, runs, epsilons, sweep, tuple(distributions),
+        table,
+    )  # fmt: skip
 
 
 def _distributions(frame: Frame, masks: Mapping[str, np.uint64], k: int) -> Iterator[EntropyDistribution]:
@@ -162,7 +259,7 @@ def _distributions(frame: Frame, masks: Mapping[str, np.uint64], k: int) -> Iter
             entropy = frame.entropy[k][counted & population(frame.rank, name)]
             bins, curve = histogram(entropy, k, BINS), density(entropy, k)
             grid, height = curve.grid[::_GRID_STEP], curve.height[::_GRID_STEP]
-            near = {n: mass_near(entropy, n) for n in range(1, 6)}
+            near = {n: mass_near(entropy, n) for n in _NEAR}
             yield EntropyDistribution(
                 select, name, len(entropy), bins.edges, bins.counts, grid, height, curve.peaks, near
             )
