@@ -136,11 +136,14 @@ class LabelledText:
         counts = (np.left_shift(np.uint64(1), self._codes.astype(np.uint64)) & mask) != 0
         return "".join(np.array(list(self.text))[counts]) if self.text else ""
 
-    def _request(self, name: str, mask: np.uint64, k: int, overflow: str, *, full_vocabulary: bool) -> ScoringRequest:
+    def _request(
+        self, name: str, mask: np.uint64, k: int, overflow: str, *, full_vocabulary: bool, window: int | None
+    ) -> ScoringRequest:
         """What a scoring backend is asked for."""
         return ScoringRequest(
-            name, self._rendered, self._codes, mask, k, overflow, self.key, full_vocabulary=full_vocabulary
-        )
+            name, self._rendered, self._codes, mask, k, overflow, self.key, full_vocabulary=full_vocabulary,
+            window=window,
+        )  # fmt: skip
 
 
 def label(
@@ -279,6 +282,7 @@ def score(
     overflow: str = "right",
     max_length: int | None = None,
     full_vocabulary: bool = False,
+    window: int | None = None,
     **options: Any,
 ) -> Scores:
     """Score trajectories with a transformers model in memory: the engine and the checks of `lm_eval --model hf`.
@@ -296,6 +300,7 @@ def score(
         max_length: tokens of a text to read (default: what the model's configuration says).
         full_vocabulary: also compute what the metrics `full_entropy` and `relative_rank_full` need, which takes several
             times as long as all else that is made of the logits.
+        window: tokens of context of a short-context pass, as the setting of this name; None: all there are.
         options: of "native", as in `label`.
 
     Raises:
@@ -316,10 +321,11 @@ def score(
     if not runs:
         raise DataError("there is no trajectory to score")
     mask = only_selection(tuple(FILTERS), kinds, "none").mask
+    TaskSettings.read({"window": window})
     template = _template(render, tokenizer, options)
     texts = [LabelledText(rendering.render(run, render, template)) for run in runs]
     requests = [
-        text._request(run.id, mask, k, overflow, full_vocabulary=full_vocabulary)
+        text._request(run.id, mask, k, overflow, full_vocabulary=full_vocabulary, window=window)
         for run, text in zip(runs, texts, strict=True)
     ]
     live = LiveModel(model, tokenizer, longest=max_length)

@@ -33,6 +33,7 @@ from hesnr_tasks.stats import (
 
 IntArray = npt.NDArray[np.int64]
 _ACROSS = " Or compare formats with hesnr compare --across-renderings."
+_WINDOWS = " What a short context costs: hesnr analyze FULL --against SHORT."
 _SHOWN = 3  # trajectories named in a message
 # what may differ between checkpoints that are ranked together: which model it is, and with what it was run
 _FREE = {
@@ -151,7 +152,7 @@ def matched(
             raise SettingsError(
                 f"{first.name} and {other.name} were scored with different settings ({'; '.join(map(str, changed))}), "
                 "so their numbers must not be ranked together. Score one of them again with the settings of the other."
-                + (_ACROSS if [d.name for d in changed] == ["render"] else "")
+                + {"render": _ACROSS, "window": _WINDOWS}.get("+".join(d.name for d in changed), "")
             )
     if across_renderings:
         runs = [_by_ids(run) for run in runs]

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +20,15 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from hesnr_tasks.alignment import Encoded, Encoder, token_labels, token_turns
-from hesnr_tasks.backends.base import Backend, ScoringRequest, SequenceScores, TokenScores, TokenSequence
+from hesnr_tasks.backends.base import (
+    Backend,
+    ScoringRequest,
+    SequenceScores,
+    TokenScores,
+    TokenSequence,
+    hidden_tokens,
+    window_stride,
+)
 from hesnr_tasks.backends.identity import tokenizer_of
 from hesnr_tasks.errors import ScoringError, printable
 
@@ -153,7 +162,8 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: RequestCa
     texts = [_tokenise(request, encoder, backend.max_length) for request in merged]
     _check_tokenizer(texts, backend)
     _check_context(requests, texts, backend.max_length)
-    run = describe_run(backend, encoder)
+    window = _window(requests, backend.max_length, len(encoder.prefix))
+    run = describe_run(backend, encoder) | ({} if window is None else {"window": window})
     k = max((text.request.k for text in texts), default=0)
     scores: dict[str, TokenScores] = {}
     if cache is not None and texts:
@@ -167,11 +177,27 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: RequestCa
                 scores[text.key] = replace(cached, run=run)  # the model may have moved since
         if scores and is_first:
             _log.info("%d of %d trajectories were scored before and are not read again", len(scores), len(texts))
-    for text, computed in _compute(backend, texts, k, set(scores), show_progress=is_first):
+    prefix = len(encoder.prefix)
+    for text, computed in _compute(backend, texts, k, set(scores), window, prefix, show_progress=is_first):
         scores[text.key] = _token_scores(text, computed, run)
         if cache is not None:
             cache.put(scores[text.key], text.request, text.encoded.ids)
     return [scores[request.key] for request in requests]
+
+
+def _window(requests: Sequence[ScoringRequest], max_length: int, prefix: int) -> int | None:
+    """The context of the short-context pass, the same for all; `ScoringError` where the model cannot read a chunk."""
+    windows = {request.window for request in requests}
+    if len(windows) > 1:
+        raise ScoringError("tasks of one run must share one window; give it once, in --metadata")
+    window = next(iter(windows), None)
+    if window is not None and (needed := prefix + window + window_stride(window)) > max_length:
+        raise ScoringError(
+            f"window={window} needs a model that reads {needed} tokens (the window, a quarter more and "
+            f"{prefix} before the text), and this one reads {max_length}.\n"
+            f"Set window to {(max_length - prefix) * 4 // 5} or less, or a larger max_length in --model_args."
+        )
+    return window
 
 
 def describe_run(backend: Backend, encoder: Encoder) -> dict[str, Any]:
@@ -264,24 +290,50 @@ def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_Tokenise
 
 
 def _compute(
-    backend: Backend, texts: Sequence[_TokenisedRequest], k: int, done: Collection[str], *, show_progress: bool
+    backend: Backend,
+    texts: Sequence[_TokenisedRequest],
+    k: int,
+    done: Collection[str],
+    window: int | None,
+    prefix: int,
+    *,
+    show_progress: bool,
 ) -> Iterator[tuple[_TokenisedRequest, SequenceScores]]:
     """Scores of the texts that are not `done`, as they finish."""
     todo = [text for text in texts if text.n_fitting]
-    sequences = []
-    for text in todo:
+    sequences: list[TokenSequence] = []
+    owner: list[int] = []  # the text of each sequence
+    for number, text in enumerate(todo):
         targets, ids = text.targets[: text.n_fitting].astype(np.int32), text.encoded.ids
         length, request = min(len(ids), backend.max_length), text.request
-        ids = ids[: int(targets[-1]) + 1]
-        sequences.append(TokenSequence(request.name, ids, targets, length, request.full_vocabulary))
-    skip = {index for index, text in enumerate(todo) if text.key in done}
+        whole = TokenSequence(request.name, ids[: int(targets[-1]) + 1], targets, length, request.full_vocabulary)
+        chunks = [whole] if window is None else list(_chunks(whole, window, prefix))
+        sequences += chunks
+        owner += [number] * len(chunks)
+    skip = {index for index, number in enumerate(owner) if todo[number].key in done}
     total = sum(len(sequence.ids) for index, sequence in enumerate(sequences) if index not in skip)
+    parts: dict[int, dict[int, SequenceScores]] = {}  # of texts whose chunks are not all scored yet
+    wanted = Counter(owner)
     with _progress_bar(total, show=show_progress) as bar:
         for index, scores in backend.score(sequences, k, bar.update, skip):
             bar.set_postfix_str(printable(sequences[index].name[:40]), refresh=False)
             refuse_non_finite(sequences[index], scores)
-            yield todo[index], scores
+            of_text = parts.setdefault(owner[index], {})
+            of_text[index] = scores
+            if len(of_text) == wanted[owner[index]]:
+                del parts[owner[index]]
+                yield todo[owner[index]], SequenceScores.concat([of_text[i] for i in sorted(of_text)])
     yield from ((text, SequenceScores.empty(k)) for text in texts if not text.n_fitting and text.key not in done)
+
+
+def _chunks(sequence: TokenSequence, window: int, prefix: int) -> Iterator[TokenSequence]:
+    """The sequences of a short-context pass (`hidden_tokens`), each with the targets that it predicts."""
+    hidden = hidden_tokens(sequence.targets, window, prefix)
+    starts, first = np.unique(hidden, return_index=True)
+    for start, targets in zip(starts.tolist(), np.split(sequence.targets, first[1:]), strict=True):
+        ids = np.concatenate([sequence.ids[:prefix], sequence.ids[prefix + start : int(targets[-1]) + 1]])
+        length = min(prefix + window + window_stride(window), sequence.full_length - start)
+        yield sequence._replace(ids=ids, targets=(targets - start).astype(np.int32), length=length)
 
 
 def _progress_bar(total: int, *, show: bool) -> tqdm[Any]:

@@ -20,6 +20,8 @@ __all__ = [
     "TokenScores",
     "TokenSequence",
     "batches_of_tokens",
+    "hidden_tokens",
+    "window_stride",
 ]
 
 OVERFLOW = ("right", "error", "skip")
@@ -39,6 +41,7 @@ class ScoringRequest:
     key: str  # hash of the labelled text
     extra_mask: np.uint64 = _NO_LABELS  # further labels to score, for later tasks; never reported as truncated
     full_vocabulary: bool = False  # whether to compute `full_entropy` and `expected_rank`, where the backend can
+    window: int | None = None  # tokens of context of the short-context pass, see `hidden_tokens`; None: all there are
 
     @property
     def scored(self) -> np.uint64:
@@ -64,6 +67,27 @@ class TokenSequence(NamedTuple):
         """The same text with the targets that are predicted when tokens `start` to `stop` are fed."""
         first, last = np.searchsorted(self.targets, [start, stop], side="right")
         return self._replace(targets=self.targets[first:last])
+
+
+def window_stride(window: int) -> int:
+    """How many tokens a chunk of the short-context pass predicts: a quarter of the window, as in LongPPL."""
+    return max(1, window // 4)
+
+
+def hidden_tokens(position: npt.NDArray[np.integer], window: int, prefix: int) -> npt.NDArray[np.int64]:
+    """How many tokens at the beginning of a text a short-context pass hides from each target.
+
+    The truncated pass of LongPPL (arXiv 2410.23771; window 4 096, stride 1 024): the text is fed in chunks that begin
+    at multiples of the stride, and each predicts the stride's tokens after its first `window`. So a target sees from
+    `window` to window + stride - 1 tokens before it, or all where there are fewer.
+
+    Args:
+        position: of the targets in the token ids, BOS included.
+        window: tokens of context.
+        prefix: ids that the tokenizer puts before every text; they stay before every chunk.
+    """
+    stride = window_stride(window)
+    return np.maximum(0, (position.astype(np.int64) - prefix - window) // stride) * stride
 
 
 def batches_of_tokens(sequences: Sequence[TokenSequence], skip: Collection[int], most: int) -> Iterator[list[int]]:

@@ -79,7 +79,7 @@ class HESNRCallback(TrainerCallback):
             raise SettingsError(
                 "HESNRCallback writes no score files; its `evaluations` hold the sums. Leave out scores"
             )
-        names = [field.name for field in fields(TaskSettings) if field.name not in ("scores", "on_error")]
+        names = [field.name for field in fields(TaskSettings) if field.name not in ("scores", "on_error", "window")]
         refuse_unknown(settings, names)
         self._every, self._at_start, self._at_end, self._max_length = every, at_start, at_end, max_length
         self._tokenizer, self._on_error, self.trainer = tokenizer, on_error, trainer

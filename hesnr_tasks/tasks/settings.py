@@ -211,6 +211,11 @@ class TaskSettings:
         "beyond the model's context: right scores what fits, error stops, skip leaves the trajectory out",
         "truncation truncate truncation_side on_overflow too_long",
     )  # fmt: skip
+    window: int | None = _setting(
+        None, _optional(_number(4)),
+        "short-context pass: a token sees this many tokens before it, up to a quarter more (LongPPL: 4096); none: all",
+        "short_context context_window sliding_window trunc_len truncate_context",
+    )  # fmt: skip
     scores: str | None = _setting(
         None, _optional(_text), "folder for score files (default: next to --output_path); none: keep none",
         "score_dir scores_dir scores_path save save_scores output output_path store cache",
@@ -356,6 +361,7 @@ def choices(settings: TaskSettings, rendering: str) -> dict[str, Any]:
         "render": rendering,
         "labels": LABELS_VERSION,
         "overflow": settings.overflow,
+        **({} if settings.window is None else {"window": settings.window}),
     }
 
 
@@ -401,6 +407,7 @@ def describe(signature: Mapping[str, Any]) -> str:
             f"filters:{'+'.join(signature['filters']) or 'none'}",
             f"render:{signature['render']}" + _thoughts(signature.get("template")),
             f"max_length:{signature['max_length']}({signature['overflow']},cut:{signature['tokens_cut']})",
+            *([f"window:{signature['window']}"] if signature.get("window") else []),
             f"data:{signature['data'][:10]}({signature['trajectories']})",
             f"seed:{signature['bootstrap_seed']}",
             *(f"{name}:{run[name]}" for name in ("backend", "dtype") if name in run),

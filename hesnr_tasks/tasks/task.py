@@ -181,6 +181,7 @@ class HesnrTask(Task):
             key=labelled.key,
             extra_mask=self._extra_mask,
             full_vocabulary=not {*OPTIONAL}.isdisjoint(needed_columns(self._names())),
+            window=self.settings.window,
         )
         source = Source(doc["id"], doc["instance_id"], doc["resolved"])
         mask = int(request.scored)

@@ -50,3 +50,19 @@ def _row(logits: list[float], target: int, k: int) -> Row:
     above = sum(value > logits[target] + noise for value in logits)
     ranks = range(1 + above, 1 + sum(value >= logits[target] - noise for value in logits))
     return Row(logits[target] - total, rank, [(logits[i] - total, i) for i in order[:k]], ranks)
+
+
+def score_in_window(
+    model: Any, ids: list[int], targets: list[int], k: int, window: int, prefix: int
+) -> tuple[list[Row], list[int]]:
+    """Each target from its own pass over its chunk, found by LongPPL's loop; and the tokens that it does not see."""
+    rows, hidden = [], []
+    text, stride = ids[prefix:], max(1, window // 4)
+    for target in targets:
+        place, start = target - prefix, 0
+        if place >= window:
+            start = next(s for s in range(0, len(text), stride) if s + window <= place < s + window + stride)
+        chunk = ids[:prefix] + text[start : start + window + stride]
+        rows += score_slowly(model, chunk, [target - start], k)
+        hidden.append(start)
+    return rows, hidden
