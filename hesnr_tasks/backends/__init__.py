@@ -36,11 +36,15 @@ __all__ = [
     "BACKENDS",
     "REQUEST_TYPE",
     "RequestCache",
+    "TokenisedRequest",
     "backend_for",
+    "check_tokenizer",
     "describe_run",
     "labelled_key",
+    "refuse_non_finite",
     "refuse_unscorable",
     "score_requests",
+    "tokenise",
 ]
 
 REQUEST_TYPE = "topk_loglikelihood"
@@ -128,7 +132,9 @@ class RequestCache(Protocol):
         """Save the bytes of each token id."""
 
 
-class _TokenisedRequest(NamedTuple):
+class TokenisedRequest(NamedTuple):
+    """A request, its tokens, and those of them that are scored."""
+
     request: ScoringRequest
     encoded: Encoded
     labels: npt.NDArray[np.uint64]
@@ -138,7 +144,15 @@ class _TokenisedRequest(NamedTuple):
 
     @property
     def key(self) -> str:
+        """Of the request."""
         return self.request.key
+
+    def sequence(self, max_length: int) -> TokenSequence:
+        """What the model reads: the tokens up to the last one that is scored."""
+        targets, request = self.targets[: self.n_fitting].astype(np.int32), self.request
+        ids = self.encoded.ids[: int(targets[-1]) + 1 if len(targets) else 0]
+        length = min(len(self.encoded.ids), max_length)
+        return TokenSequence(request.name, ids, targets, length, request.full_vocabulary)
 
 
 def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: RequestCache | None = None) -> list[TokenScores]:
@@ -159,8 +173,8 @@ def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: RequestCa
     encoder = Encoder(backend.tokenizer, backend.bos)
     full_vocabulary = backend.full_vocabulary and any(request.full_vocabulary for request in requests)
     merged = [replace(request, full_vocabulary=full_vocabulary) for request in _merged(requests)]
-    texts = [_tokenise(request, encoder, backend.max_length) for request in merged]
-    _check_tokenizer(texts, backend)
+    texts = [tokenise(request, encoder, backend.max_length) for request in merged]
+    check_tokenizer(texts, backend)
     _check_context(requests, texts, backend.max_length)
     window = _window(requests, backend.max_length, len(encoder.prefix))
     run = describe_run(backend, encoder) | ({} if window is None else {"window": window})
@@ -229,7 +243,8 @@ def _merged(requests: Sequence[ScoringRequest]) -> list[ScoringRequest]:
     return list(merged.values())
 
 
-def _tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> _TokenisedRequest:
+def tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> TokenisedRequest:
+    """The tokens of a request; `ScoringError` where `max_length` truncates it and its overflow is "error"."""
     encoded = encoder.encode(request.rendered)
     labels = token_labels(encoded, request.codes)
     targets = np.flatnonzero((labels & request.scored) != 0)
@@ -241,10 +256,10 @@ def _tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> _To
             f"trajectory {request.name!r} has {len(encoded.ids)} tokens, the model reads {max_length} (--model_args "
             "max_length=…); set overflow to 'right' to score the part that fits or 'skip' to leave it out"
         )
-    return _TokenisedRequest(request, encoded, labels, targets, n_fitting, n_truncated)
+    return TokenisedRequest(request, encoded, labels, targets, n_fitting, n_truncated)
 
 
-def _check_tokenizer(texts: Sequence[_TokenisedRequest], backend: Backend) -> None:
+def check_tokenizer(texts: Sequence[TokenisedRequest], backend: Backend) -> None:
     """Refuse a tokenizer that cannot represent the texts; warn of few such characters, and of truncated texts."""
     if n_long := sum(text.n_truncated > 0 for text in texts):
         _log.warning(
@@ -269,7 +284,7 @@ def _check_tokenizer(texts: Sequence[_TokenisedRequest], backend: Backend) -> No
     )  # fmt: skip
 
 
-def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_TokenisedRequest], max_length: int) -> None:
+def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[TokenisedRequest], max_length: int) -> None:
     """Refuse a task of which the context leaves nothing, rather than print an empty table."""
     by_key = {text.key: text for text in texts}
 
@@ -291,22 +306,20 @@ def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_Tokenise
 
 def _compute(
     backend: Backend,
-    texts: Sequence[_TokenisedRequest],
+    texts: Sequence[TokenisedRequest],
     k: int,
     done: Collection[str],
     window: int | None,
     prefix: int,
     *,
     show_progress: bool,
-) -> Iterator[tuple[_TokenisedRequest, SequenceScores]]:
+) -> Iterator[tuple[TokenisedRequest, SequenceScores]]:
     """Scores of the texts that are not `done`, as they finish."""
     todo = [text for text in texts if text.n_fitting]
     sequences: list[TokenSequence] = []
     owner: list[int] = []  # the text of each sequence
     for number, text in enumerate(todo):
-        targets, ids = text.targets[: text.n_fitting].astype(np.int32), text.encoded.ids
-        length, request = min(len(ids), backend.max_length), text.request
-        whole = TokenSequence(request.name, ids[: int(targets[-1]) + 1], targets, length, request.full_vocabulary)
+        whole = text.sequence(backend.max_length)
         chunks = [whole] if window is None else list(_chunks(whole, window, prefix))
         sequences += chunks
         owner += [number] * len(chunks)
@@ -359,7 +372,7 @@ class _LogFile:
         """A log has no buffer here."""
 
 
-def _token_scores(text: _TokenisedRequest, scores: SequenceScores, run: Mapping[str, Any]) -> TokenScores:
+def _token_scores(text: TokenisedRequest, scores: SequenceScores, run: Mapping[str, Any]) -> TokenScores:
     position, encoded = text.targets[: text.n_fitting], text.encoded
     return TokenScores(
         key=text.key,

@@ -1,4 +1,4 @@
-"""HE-SNR beside a training run: a Trainer callback, and a watcher of checkpoint folders.
+"""HE-SNR beside a training run: a Trainer callback.
 
 Nothing here is imported until it is used: the callback needs `transformers`.
 """

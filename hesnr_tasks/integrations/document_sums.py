@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from hesnr_tasks.alignment import Encoder, token_labels
+from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.weights import COLUMNS, METADATA, Tables
 from hesnr_tasks.atomic_io import remove_abandoned, replace_file
-from hesnr_tasks.backends import backend_for, describe_run, labelled_key, refuse_non_finite
-from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
+from hesnr_tasks.backends import (
+    TokenisedRequest,
+    backend_for,
+    describe_run,
+    labelled_key,
+    refuse_non_finite,
+    tokenise,
+)
+from hesnr_tasks.backends.base import Backend, ScoringRequest, SequenceScores
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport, read_by_source, trajectory_identity
@@ -68,6 +72,8 @@ def score_corpus(
         DataError: there is no document, or records cannot be read.
         ScoringError: a number cannot be computed.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +83,14 @@ def score_corpus(
             scorer = _Scorer(backend_for(model()), settings)
             signature = scorer.signature()
             _check_folder(folder, signature)
-            schema, paths = _schema(signature), []
+            fields = [(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()]
+            schema, paths = pa.schema(fields, metadata={METADATA: json.dumps(signature).encode()}), []
             for number, window in enumerate(_windows(_documents(sources, settings, report))):
                 path = folder / f"{number:08d}-{_content(window)}.parquet"
                 if not path.exists():
-                    replace_file(path, _parquet(scorer.rows(window, lambda tokens: progress(0, tokens)), schema))
+                    rows, out = scorer.rows(window, lambda tokens: progress(0, tokens)), io.BytesIO()
+                    pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
+                    replace_file(path, out.getvalue())
                 progress(len(window), 0)
                 paths.append(path)
     except Timeout:
@@ -110,22 +119,6 @@ def _check_folder(folder: Path, signature: dict[str, Any]) -> None:
             f"{folder} holds parts of a run with other choices ({', '.join(differing)}).\n"
             "Delete it to start anew, repeat the earlier choices to go on, or name another output with -o."
         )
-
-
-def _schema(signature: dict[str, Any]) -> Any:
-    import pyarrow as pa
-
-    fields = [(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()]
-    return pa.schema(fields, metadata={METADATA: json.dumps(signature).encode()})
-
-
-def _parquet(rows: list[dict[str, Any]], schema: Any) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
-    return out.getvalue()
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
@@ -165,14 +158,6 @@ def _content(window: Sequence[Document]) -> str:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-class _TokenisedDocument(NamedTuple):
-    document: Document
-    key: str
-    sequence: TokenSequence
-    n_bytes: npt.NDArray[np.float64]  # (targets,)
-    cut: int  # tokens that count and are not scored
-
-
 class _Scorer:
     """One checkpoint, and the settings."""
 
@@ -193,61 +178,47 @@ class _Scorer:
 
     def rows(self, window: Sequence[Document], progress: Callable[[int], None]) -> list[dict[str, Any]]:
         """The documents of a window, scored, in order."""
-        lost, characters, texts = 0, 0, list[_TokenisedDocument]()
-        for document in window:
-            text, text_lost, length = self._text(document)
-            lost, characters = lost + text_lost, characters + length
-            texts.append(text)
+        texts = [self._tokenised(document.trajectory) for document in window]
+        lost, characters = sum(t.encoded.lost for t in texts), sum(len(t.request.rendered.text) for t in texts)
         if lost > 0.05 * characters:
             raise ScoringError(
                 f"the tokenizer {type(self._backend.tokenizer).__name__} cannot represent {lost} of {characters} "
                 f"characters near document {window[0].trajectory.id!r}; check that it belongs to the model"
             )
         rows: list[dict[str, Any]] = [{}] * len(texts)
-        sequences = [text.sequence for text in texts]
+        sequences = [text.sequence(self._backend.max_length) for text in texts]
         for index, scores in self._backend.score(sequences, self._settings.k, progress):
             refuse_non_finite(sequences[index], scores)
-            rows[index] = self._row(texts[index], scores)
+            rows[index] = self._row(window[index], texts[index], scores)
         return rows
 
-    def _text(self, document: Document) -> tuple[_TokenisedDocument, int, int]:
-        settings, limit = self._settings, self._backend.max_length
-        rendered = render(document.trajectory, settings.render, self._native)
-        codes, encoded = char_codes(rendered), self._encoder.encode(rendered)
-        counting = np.flatnonzero((token_labels(encoded, codes) & self._mask) != 0).astype(np.int32)
-        counting = counting[counting > 0]  # nothing precedes the first token
-        targets = counting[counting < limit]
-        if len(targets) < len(counting) and settings.overflow == "error":
-            raise ScoringError(
-                f"document {document.trajectory.id!r} has {len(encoded.ids)} tokens, the model reads {limit}; set "
-                "--overflow right to score the part that fits, or skip to give it no value"
-            )
-        if len(targets) < len(counting) and settings.overflow == "skip":
-            targets = targets[:0]
-        ids = encoded.ids[: int(targets[-1]) + 1] if len(targets) else encoded.ids[:0]
-        sequence = TokenSequence(document.trajectory.id, ids, targets, min(len(encoded.ids), limit))
-        n_bytes = token_bytes(rendered.text, encoded.start[targets], encoded.end[targets])
+    def _tokenised(self, trajectory: Trajectory) -> TokenisedRequest:
+        settings = self._settings
+        rendered = render(trajectory, settings.render, self._native)
+        codes = char_codes(rendered)
         key = labelled_key(rendered.text, codes)[:32]
-        text = _TokenisedDocument(document, key, sequence, n_bytes, len(counting) - len(targets))
-        return text, encoded.lost, len(rendered.text)
+        request = ScoringRequest(trajectory.id, rendered, codes, self._mask, settings.k, settings.overflow, key)
+        text = tokenise(request, self._encoder, self._backend.max_length)
+        return text._replace(n_fitting=0) if text.n_truncated and settings.overflow == "skip" else text
 
-    def _row(self, text: _TokenisedDocument, scores: SequenceScores) -> dict[str, Any]:
-        k, epsilon = self._settings.k, self._settings.epsilon
-        columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, k, text.n_bytes)
-        sums = TrajectorySums.of(columns, epsilon, k, _METRICS)
+    def _row(self, document: Document, text: TokenisedRequest, scores: SequenceScores) -> dict[str, Any]:
+        encoded, targets = text.encoded, text.targets[: text.n_fitting]
+        n_bytes = token_bytes(text.request.rendered.text, encoded.start[targets], encoded.end[targets])
+        columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, self._settings.k, n_bytes)
+        sums = TrajectorySums.of(columns, self._settings.epsilon, self._settings.k, _METRICS)
 
         def mean(metric: str) -> float | None:
             numerator, denominator = (float(part[0]) for part in sums.parts(metric))
             return numerator / denominator if denominator else None
 
         return {
-            "row": text.document.row,
-            "id": text.document.trajectory.id,
-            "source": text.document.source,
+            "row": document.row,
+            "id": document.trajectory.id,
+            "source": document.source,
             "key": text.key,
             "tokens": len(columns),
-            "bytes": int(text.n_bytes.sum()),
-            "tokens_cut": text.cut,
+            "bytes": int(n_bytes.sum()),
+            "tokens_cut": len(text.targets) - text.n_fitting,
             "he_tokens": int(sums.column("he_tokens")[0]),
             "he_snr": mean("he_snr"),
             "density": mean("density"),

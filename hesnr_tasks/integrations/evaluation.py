@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from hesnr_tasks.alignment import Encoder, token_labels
-from hesnr_tasks.backends import hf
-from hesnr_tasks.backends.base import SequenceScores, TokenSequence
+from hesnr_tasks.alignment import Encoder
+from hesnr_tasks.backends import TokenisedRequest, check_tokenizer, hf, refuse_non_finite, tokenise
+from hesnr_tasks.backends.base import Backend, ScoringRequest, SequenceScores, TokenSequence
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.metrics import (
@@ -35,7 +34,7 @@ from hesnr_tasks.metrics import (
     names_of,
     token_bytes,
 )
-from hesnr_tasks.rendering import Passed, label_mask
+from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, signature
@@ -131,32 +130,20 @@ class ModuleSnapshot:
 
 @dataclass
 class LiveModel:
-    """What `backends.hf` uses of lm-eval's model, taken from a model in memory.
-
-    Attributes:
-        longest: the most tokens of a text; None: what the model's configuration says, as lm-eval does.
-        together: see `CausalLM`, for a model of which each process holds a part.
-        forward_device: where forward passes run; None: where the embeddings are.
-    """
+    """What `backends.hf` uses of lm-eval's model, taken from a model in memory."""
 
     model: torch.nn.Module
     tokenizer: Any
     mixed_precision_dtype: torch.dtype | None = None
-    longest: int | None = None
+    longest: int | None = None  # most tokens of a text; None: what the model's configuration says, as lm-eval does
     add_bos_token: bool | None = None
-    together: Callable[[Any], list[Any]] | None = None
-    forward_device: torch.device | None = None
+    together: Callable[[Any], list[Any]] | None = None  # see `CausalLM`: each process holds a part of the model
+    forward_device: torch.device | None = None  # None: where the embeddings are
     batch_size: int = 1  # batched, the last bits of a text's numbers would depend on its neighbours
 
     @classmethod
     def in_training(cls, model: Any, tokenizer: Any, args: Any, longest: int | None) -> LiveModel:
-        """The model of a Trainer.
-
-        Args:
-            model: wrapped or not.
-            tokenizer: or the processor around it.
-            args: the Trainer's.
-            longest: see the class.
+        """The model of a Trainer, wrapped or not, its tokenizer or processor, and the Trainer's arguments.
 
         Raises:
             ScoringError: a model that cannot be scored in training.
@@ -225,12 +212,8 @@ class LiveModel:
 def unwrap(model: Any, parallelism: Any = None) -> torch.nn.Module:
     """The model inside DistributedDataParallel, DataParallel, DeepSpeed's engine, torch.compile.
 
-    Args:
-        model: as the Trainer hands it to callbacks.
-        parallelism: the Trainer's `parallelism_config`.
-
     Raises:
-        ScoringError: a model that cannot be scored.
+        ScoringError: a model that cannot be scored; `parallelism` is the Trainer's `parallelism_config`.
     """
     reason = next(_refusals(model, parallelism), "")
     if reason:
@@ -291,113 +274,52 @@ def _is_a(module: Any, name: str) -> bool:
 # --- the texts --------------------------------------------------------------------------------------------------------
 
 
-class EvaluationText(NamedTuple):
-    """One trajectory, tokenised."""
-
-    key: str  # hash of its labelled text
-    sequence: TokenSequence
-    n_bytes: npt.NDArray[np.float64]  # (targets,) UTF-8 bytes of each
-    n_truncated: int  # tokens that count but lie beyond the context and are not scored
-
-
 class EvaluationTexts(NamedTuple):
     """The texts in the order of their keys, as a run of lm-eval sorts them."""
 
-    items: tuple[EvaluationText, ...]
-    n_skipped: int = 0  # tokens that count, of trajectories that overflow=skip leaves out
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the forward passes of one evaluation."""
-        return sum(len(text.sequence.ids) for text in self.items)
-
-    @property
-    def n_scored(self) -> int:
-        """Tokens scored in one evaluation."""
-        return sum(len(text.sequence.targets) for text in self.items)
-
-    @property
-    def share_scored(self) -> float:
-        """The share of the tokens that would count that is scored."""
-        return self.n_scored / (self.n_scored + sum(text.n_truncated for text in self.items) + self.n_skipped)
+    items: tuple[TokenisedRequest, ...]
+    sequences: tuple[TokenSequence, ...]
+    n_tokens: int  # of the forward passes of one evaluation
+    n_scored: int
+    share_scored: float  # of the tokens that would count
 
     def assigned(self, rank: int, processes: int) -> set[int]:
-        """The texts that one process scores: longest first, each to the process with the fewest tokens so far.
-
-        Args:
-            rank: Of the process, from 0.
-            processes: How many there are.
-
-        Returns:
-            Indices of `items`; those of all ranks are every index once.
-        """
+        """Indices of the texts of one process: longest first, each to the process with the fewest tokens so far."""
+        lengths = [len(sequence.ids) for sequence in self.sequences]
         loads, shares = [0] * processes, [set[int]() for _ in range(processes)]
-        for index in sorted(range(len(self.items)), key=lambda i: (-len(self.items[i].sequence.ids), i)):
+        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
             least = loads.index(min(loads))
-            loads[least] += len(self.items[index].sequence.ids)
+            loads[least] += lengths[index]
             shares[least].add(index)
         return shares[rank]
 
 
-def prepare(settings: TaskSettings, tokenizer: Any, bos: bool | None, max_length: int) -> EvaluationTexts:
-    """Load, render, label and tokenise the texts of an evaluation.
-
-    Args:
-        settings: As in `--metadata`.
-        tokenizer: Of the model.
-        bos: Whether texts begin with the BOS token; None: as the tokenizer does.
-        max_length: Most tokens of a text that are read.
-
-    Raises:
-        HesnrError: Nothing can be scored, or the tokenizer cannot represent the texts.
-    """
-    corpus, encoder = open_corpus(settings), Encoder(tokenizer, bos)
+def prepare(settings: TaskSettings, backend: Backend) -> EvaluationTexts:
+    """Load, render, label and tokenise the texts; `HesnrError` where nothing can be scored."""
+    corpus, encoder = open_corpus(settings), Encoder(backend.tokenizer, backend.bos)
     mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
-    items, n_skipped, n_lost, n_characters = list[EvaluationText](), 0, 0, 0
-    native = native_template(tokenizer, settings) if settings.render == "native" else None
-    passed: list[Passed] = []
+    native = native_template(backend.tokenizer, settings) if settings.render == "native" else None
+    texts: list[TokenisedRequest] = []
     for index, trajectory in enumerate(corpus.trajectories):
-        labelled = corpus.labelled(index, settings.render, native)
-        passed += [labelled.rendered.passed] if labelled.rendered.passed else []
-        encoded = encoder.encode(labelled.rendered)
-        counting = np.flatnonzero((token_labels(encoded, labelled.codes) & mask) != 0).astype(np.int32)
-        counting = counting[counting > 0]  # nothing precedes the first token
-        targets = counting[counting < max_length]
-        n_truncated = len(counting) - len(targets)
-        if n_truncated and settings.overflow == "error":
-            raise ScoringError(
-                f"trajectory {trajectory.id!r} is longer than the {max_length} tokens that are read; set overflow to "
-                "'right' to score the part that fits, or 'skip' to leave it out"
-            )
-        if n_truncated and settings.overflow == "skip":
-            n_skipped += len(counting)
-            continue
-        ids = encoded.ids[: int(targets[-1]) + 1] if len(targets) else encoded.ids[:0]
-        sequence = TokenSequence(trajectory.id, ids, targets, min(len(encoded.ids), max_length))
-        n_bytes = token_bytes(labelled.rendered.text, encoded.start[targets], encoded.end[targets])
-        items.append(EvaluationText(labelled.key, sequence, n_bytes, n_truncated))
-        n_lost, n_characters = n_lost + encoded.lost, n_characters + len(labelled.rendered.text)
-    count, n_truncated = len(corpus.trajectories), sum(text.n_truncated for text in items)
-    if not any(len(text.sequence.targets) for text in items):
+        rendered, codes, key = corpus.labelled(index, settings.render, native)
+        request = ScoringRequest(trajectory.id, rendered, codes, mask, settings.k, settings.overflow, key)
+        texts.append(tokenise(request, encoder, backend.max_length))
+    if native and (dropped := native.dropped_text([p for text in texts if (p := text.request.rendered.passed)])):
+        _log.warning("%s", dropped)
+    check_tokenizer(texts, backend)
+    skipped = [text for text in texts if text.n_truncated and settings.overflow == "skip"]
+    items = sorted((t for t in texts if not (t.n_truncated and settings.overflow == "skip")), key=lambda t: t.key)
+    if not any(text.n_fitting for text in items):
         raise DataError(
-            f"no token of the {count} trajectories counts: kinds and filters leave nothing, or all of it lies beyond "
-            f"the {max_length} tokens that are read"
+            f"no token of the {len(texts)} trajectories counts: kinds and filters leave nothing, or all of it lies "
+            f"beyond the {backend.max_length} tokens that are read"
         )
-    if native is not None and (text := native.dropped_text(passed)):
-        _log.warning("%s", text)
-    if n_lost > 0.05 * n_characters:
-        raise ScoringError(
-            f"the tokenizer {type(tokenizer).__name__} cannot represent {n_lost} characters of the trajectories; check "
-            "that it belongs to the model"
-        )
-    if n_truncated or len(items) < count:
-        _log.warning(
-            "%d tokens that count lie beyond the %d tokens that are read of a text and are not scored; %d of %d "
-            "trajectories are left out", n_truncated, max_length, count - len(items), count,
-        )  # fmt: skip
-    if n_lost:
-        _log.warning("the tokenizer cannot represent %d characters; they are scored as what it makes of them", n_lost)
-    return EvaluationTexts(tuple(sorted(items, key=lambda text: text.key)), n_skipped)
+    if skipped:
+        _log.warning("%d of %d trajectories are longer than the context and left out", len(skipped), len(texts))
+    sequences = tuple(text.sequence(backend.max_length) for text in items)
+    scored = sum(text.n_fitting for text in items)
+    wanted = scored + sum(text.n_truncated for text in items) + sum(len(text.targets) for text in skipped)
+    return EvaluationTexts(tuple(items), sequences, sum(len(s.ids) for s in sequences), scored, scored / wanted)
 
 
 # --- evaluations ------------------------------------------------------------------------------------------------------
@@ -429,7 +351,7 @@ class Evaluator:
         backend = hf.make(live)
         assert isinstance(backend, hf.HuggingFaceBackend)
         self._backend = backend
-        self.texts = prepare(settings, live.tokenizer, live.add_bos_token, live.max_length)
+        self.texts = prepare(settings, backend)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if _grouped() else (0, 1)
         try:  # the self-check: what cannot be scored is an error before the first step
             with live.evaluating():
@@ -445,10 +367,7 @@ class Evaluator:
             ) from error
 
     def run(self, step: int) -> Evaluation:
-        """Score all texts.
-
-        Args:
-            step: The optimizer step the model is at, for the record.
+        """Score all texts; `step`, where the training is, stands in the result.
 
         Raises:
             ScoringError: In every process alike, where a number cannot be had.
@@ -483,24 +402,22 @@ class Evaluator:
         k, epsilon, problem = self.settings.k, self.settings.epsilon, ""
         sums = dict[int, TrajectorySums]()
         for index, scores in self._score(set() if self.sharded else skipped):
-            text = self.texts.items[index]
-            finite = np.isfinite(scores.logprob) & np.isfinite(scores.topk_logprobs).all(axis=1)
-            if finite.all():
-                columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, k, text.n_bytes)
-                sums[index] = TrajectorySums.of(columns, epsilon, k)
-            else:
-                problem = problem or (
-                    f"the model gave NaN or infinite values at token {int(text.sequence.targets[np.argmin(finite)])} "
-                    f"of trajectory {text.sequence.name!r} ({int((~finite).sum())} of {len(finite)} scored tokens). "
-                    "Has the training diverged?"
-                )
-        if problem:  # after the last pass, which other processes may be in
+            text, sequence = self.texts.items[index], self.texts.sequences[index]
+            try:
+                refuse_non_finite(sequence, scores)
+            except ScoringError as error:  # raised after the last pass, which other processes may be in
+                problem = problem or str(error)
+                continue
+            encoded, targets = text.encoded, sequence.targets
+            n_bytes = token_bytes(text.request.rendered.text, encoded.start[targets], encoded.end[targets])
+            columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, k, n_bytes)
+            sums[index] = TrajectorySums.of(columns, epsilon, k)
+        if problem:
             raise ScoringError(problem)
         return sums
 
     def _score(self, skipped: Collection[int]) -> Iterator[tuple[int, SequenceScores]]:
-        sequences = [text.sequence for text in self.texts.items]
-        return self._backend.score(sequences, self.settings.k, lambda _: None, skipped)
+        return self._backend.score(self.texts.sequences, self.settings.k, lambda _: None, skipped)
 
     def signature(self) -> dict[str, Any]:
         """Every choice behind the numbers; the weights change with each step and are left out."""
@@ -521,12 +438,7 @@ def gather(own: Any) -> list[Any]:
 
 
 def metrics_of(evaluation: Evaluation, settings: TaskSettings) -> dict[str, float]:
-    """Values and standard errors by name; what is undefined, or over fewer than `min_tokens` tokens, is left out.
-
-    Args:
-        evaluation: The sums of all trajectories.
-        settings: Bootstrap and `min_tokens`.
-    """
+    """Values and standard errors by name; what is undefined, or over fewer than `min_tokens` tokens, is left out."""
     values: dict[str, Any] = {}
     for name in names_of():
         metric, items = METRICS[name], _items(evaluation, name)
@@ -537,11 +449,7 @@ def metrics_of(evaluation: Evaluation, settings: TaskSettings) -> dict[str, floa
 
 
 def he_snr_change(before: Evaluation, after: Evaluation, settings: TaskSettings) -> dict[str, float]:
-    """HE-SNR after minus before, paired by trajectory.
-
-    Args:
-        before, after: Two evaluations of the same texts.
-        settings: Bootstrap and `min_tokens`.
+    """HE-SNR after minus before, two evaluations of the same texts, paired by trajectory.
 
     Returns:
         `he_snr_change`, with `_stderr` and the 95 % interval `_low`, `_high` where they are defined; empty for fewer

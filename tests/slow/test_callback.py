@@ -221,7 +221,7 @@ def test_an_evaluation_that_fails_warns_and_training_goes_on(corpus, tmp_path, c
     assert [entry["step"] for entry in hesnr(trainer)] == [0, 1]
     assert trainer.state.global_step == 2
     assert "no HE-SNR at step 2, training goes on: the model gave NaN" in caplog.text
-    with pytest.raises(ScoringError, match="Has the training diverged"):
+    with pytest.raises(ScoringError, match="diverged"):
         train(gpt2(), tmp_path, Ruin(), scoring(corpus, every=1, on_error="stop"), max_grad_norm=0)
 
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from hesnr_tasks.cli import main
-from hesnr_tasks.integrations.watch import _lacking
+from hesnr_tasks.cli.watch import _lacking
 from tests import tiny
 from tests.lm_eval_run import SMALL, evaluate, values, write
 
@@ -188,7 +188,7 @@ def test_a_killed_watcher_goes_on_and_leaves_no_lm_eval_behind(training, tmp_pat
         (["--model_args", "pretrained=x"], "names a model"),
         (["--convert", "convert.sh"], "{checkpoint} and {output}"),
         (["--metadata", "[]"], "must be a JSON object"),
-        (["--interval", "0"], "--interval must be above 0"),
+        (["--settle", "-1"], "--settle must be at least 0"),
     ],
 )
 def test_bad_settings_are_known_before_anything_runs(training, words, message):
