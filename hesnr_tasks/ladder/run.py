@@ -24,7 +24,6 @@ from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder
-from hesnr_tasks.tasks.registration import tasks_path
 
 __all__ = ["Job", "JobResult", "free_disk", "jobs", "missing_on_hub", "run_command", "run_jobs", "run_jobs_on_ray"]
 
@@ -91,9 +90,9 @@ def _job(ladder: Ladder, checkpoint: Checkpoint, output: Path, extra: Sequence[s
     metadata = dict(ladder.metadata)
     if ladder.trajectories:
         metadata["trajectories"] = list(ladder.trajectories)
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", ladder.model]
+    command = [sys.executable, "-m", "hesnr_tasks.cli", "eval", "--model", ladder.model]
     command += ["--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())]
-    command += ["--tasks", ",".join(ladder.tasks), "--include_path", str(tasks_path())]
+    command += ["--tasks", ",".join(ladder.tasks)]
     if metadata:
         command += ["--metadata", json.dumps(metadata)]
     safe = re.sub(r"[^\w.@+-]", "_", checkpoint.name)
@@ -120,15 +119,17 @@ def run_jobs(
     Args:
         todo: from `jobs`.
         report: called with every result as it comes.
-        workers: processes at a time.
+        workers: processes at a time, which share the CPU cores unless OMP_NUM_THREADS says otherwise.
         drop_downloads: remove from the hub cache what a job downloaded, as soon as it is scored.
 
     Returns:
         The results, in the order of the jobs.
     """
 
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+
     def work(job: Job) -> JobResult:
-        result = _run_job(job, drop_downloads)
+        result = _run_job(job, drop_downloads, threads)
         report(result)
         return result
 
@@ -184,7 +185,7 @@ def run_jobs_on_ray(
     return [results[job.name] for job in todo]
 
 
-def _run_job(job: Job, drop_downloads: bool) -> JobResult:
+def _run_job(job: Job, drop_downloads: bool, threads: int | None = None) -> JobResult:
     memory = job.folder / "ladder.json"
     identity = {"command": list(job.command[1:]), "inputs": _inputs(job)}
     try:
@@ -197,7 +198,8 @@ def _run_job(job: Job, drop_downloads: bool) -> JobResult:
     start = time.monotonic()
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        run_command([*job.command, "--output_path", str(job.folder)], job.folder / "lm_eval.log", "lm_eval", job.cwd)
+        words = [*job.command, "--output_path", str(job.folder)]
+        run_command(words, job.folder / "lm_eval.log", "lm_eval", job.cwd, threads)
     except HesnrError as error:
         return JobResult(job.name, "failed", time.monotonic() - start, str(error))
     finally:
@@ -218,15 +220,16 @@ def _inputs(job: Job) -> dict[str, list[int]]:
     return facts
 
 
-def run_command(words: Sequence[str], log: Path, name: str, cwd: str = ".") -> None:
-    """Run a command to its end, its output in `log`; an interrupt ends it too.
+def run_command(words: Sequence[str], log: Path, name: str, cwd: str = ".", threads: int | None = None) -> None:
+    """Run a command to its end, its output in `log`, on so many threads; an interrupt ends it too.
 
     Raises:
         HesnrError: it cannot be started, or it fails: its last lines and where all of them are.
     """
+    env = {**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ}
     try:
         with log.open("wb") as out:
-            process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, cwd=cwd)
+            process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, env=env)
             try:
                 status = process.wait()
             except BaseException:

@@ -135,11 +135,50 @@ def test_a_model_that_cannot_be_scored_is_two_lines_before_anything_loads(
     assert instead in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["hesnr_swe", "--metadata", "trajectories=nope.jsonl"], "nope.jsonl"),
+        (["hesnr_swe", "--metadata", "trajectories=half.jsonl"], "half.jsonl:2"),
+        (["hesnr_swe", "--metadata", "epsilon=9"], "must lie in [0, ln k)"),
+        (["hesnr_swe_thought", "--metadata", "kinds=action"], "kinds cannot be set for this task"),
+        (["hesnr_swe", "--output_path", "half.jsonl/out"], "half.jsonl is a file"),
+    ],
+)
+def test_what_needs_no_weights_is_refused_before_they_load(hesnr, monkeypatch, tmp_path, words, why):
+    """The checkpoint has no weights at all: whoever tries to load them gets another message."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text('{"model_type": "llama"}')
+    turns = [{"role": "user", "content": "Fix it."}, {"role": "assistant", "content": "ls"}]
+    (tmp_path / "half.jsonl").write_text(json.dumps({"messages": turns}) + '\n{"messages": 7}\n')
+    monkeypatch.setattr(sys, "argv", ["hesnr"])
+    with in_process():
+        refused = hesnr("eval", "--model", "hf", "--model_args", "pretrained=checkpoint", "--tasks", *words)
+    assert refused.status == 2
+    assert why in refused.stderr[refused.stderr.rindex("hesnr: ") :]
+
+
+def test_lm_evals_own_tasks_are_indexed_only_where_one_is_named(monkeypatch):
+    from hesnr_tasks.cli.evaluate import _checked
+
+    ours = ["--include_path", str(tasks_path())]
+    for tasks, words, complete in (
+        ("hesnr_swe,hesnr_proxies", ours, True),
+        ("hesnr_swe_ablation", ours, True),
+        ("hesnr_swe,gsm8k", ours, False),
+        ("hesnr_swe", ["--include_path", "elsewhere"], False),  # whose tasks may be built on lm-eval's
+        ("hesnr_passk_gsm8k", ours, False),  # is built on lm-eval's
+    ):
+        monkeypatch.setattr(sys, "argv", ["lm_eval", "--model", "hf", "--tasks", tasks, *words])
+        assert _checked()[1] is complete, tasks
+
+
 def test_a_chat_model_may_do_other_tasks(monkeypatch):
-    from hesnr_tasks.cli import _refuse_before_loading
+    from hesnr_tasks.cli.evaluate import _checked
 
     monkeypatch.setattr(sys, "argv", ["lm_eval", "--model", "local-chat-completions", "--tasks", "hesnr_passk_gsm8k"])
-    _refuse_before_loading()
+    assert _checked() == ({}, False)
 
 
 def test_no_option_takes_the_place_of_the_command():
