@@ -84,8 +84,8 @@ def _checked() -> tuple[Mapping[str, Any], bool]:
     if not ours or not isinstance(metadata, dict):
         return {}, False
     manager = TaskManager(include_path=given.get("include_path"), include_defaults=False, metadata=metadata)
-    known = [name for name in ours if name in manager.all_tasks]  # lm_eval names those that are not there
-    return manager.load(known)["tasks"], known == names and given.get("include_path") == str(tasks_path())
+    present = [name for name in ours if name in manager.all_tasks]  # lm_eval names those that are not there
+    return manager.load(present)["tasks"], present == names and given.get("include_path") == str(tasks_path())
 
 
 def _refuse_paths(arguments: Mapping[str, Any]) -> None:
