@@ -110,7 +110,7 @@ def _of_run(
             value, trajectory = registry.unpacked(record.value), None
             chosen = registry.choose(value)
             try:
-                trajectory = registry.read_record(chosen[0], value, record.where) if chosen else None
+                trajectory = registry.read_record(chosen, value, record.where) if chosen else None
             except DataError:
                 notes[f"{name}: a damaged record"] += 1
             if chosen is None:

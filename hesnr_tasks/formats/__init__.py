@@ -62,7 +62,7 @@ class Reading:
     def rows(self, path: str, source: Callable[[], Items], was_named: bool = True) -> Iterator[Trajectory]:
         """The trajectories among decoded records, which `source` gives anew at each call."""
         for record in self._units(path, source):
-            trajectory = self._read(path, record, was_named)
+            trajectory = self._read(record, was_named)
             if trajectory is not None and not self._problems:
                 yield trajectory
 
@@ -120,7 +120,8 @@ class Reading:
     def _is_session(self, lines: list[object]) -> bool:
         if self._forced:
             return bool(lines) and self._forced.is_session and not self._forced.detect(lines[0])
-        return registry.choose_session(lines) is not None
+        session = registry.choose(lines) if lines and not registry.choose(lines[0]) else None
+        return session is not None and session.is_session
 
     def _session(self, path: str, items: Items) -> Iterator[Record | Problem]:
         """All lines of a file as one record; a half-written last line is only warned about."""
@@ -157,23 +158,22 @@ class Reading:
 
     # --- one record ---
 
-    def _read(self, path: str, record: Record | Problem, was_named: bool) -> Trajectory | None:
+    def _read(self, record: Record | Problem, was_named: bool) -> Trajectory | None:
         if isinstance(record, Problem):
             self.problem(record)
             return None
         value = registry.unpacked(record.value)
-        chosen = (self._forced, None) if self._forced else registry.choose(value)
-        if chosen is None:
-            problem = Problem(record.where, "unknown format", registry.unknown_format(record.value))
+        format = self._forced or registry.choose(value)
+        if format is None:
+            known = ", ".join(format.name for format in registry.FORMATS)
+            text = f"no known format: {registry.shape_of(record.value)}. Supported: {known}"
+            problem = Problem(record.where, "unknown format", text)
             if was_named or record.is_line:
                 self.problem(problem)
             else:
                 self.report.read += 1
                 self.report.skip(problem)
             return None
-        format, detected = chosen
-        if detected:
-            self.report.formats.setdefault(path, detected)
         try:
             trajectory = registry.read_record(format, value, record.where)
         except DataError as error:

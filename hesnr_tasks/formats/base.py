@@ -268,14 +268,6 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.text}"
 
 
-class DetectedFormat(NamedTuple):
-    """The format of a file, the rule that matched and its confidence (0 to 1)."""
-
-    name: str
-    rule: str
-    confidence: float
-
-
 @dataclass
 class Skipped:
     """How many records were skipped for one reason, and the first of them."""
@@ -292,7 +284,6 @@ class ReadReport:
     kept: int = 0
     skipped: dict[str, Skipped] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
-    formats: dict[str, DetectedFormat] = field(default_factory=dict)
     left_out: int = 0  # characters of text that no reader could use (the warnings say where)
     repeated_ids: dict[str, int] = field(default_factory=dict)  # how often each id that is not unique occurs
     duplicates: int = 0  # trajectories that say word for word what an earlier one says
@@ -345,8 +336,8 @@ class Format:
     Attributes:
         name: as `--format` and `Trajectory.source` have it.
         rule: what a record is recognised by, for people.
-        detect: confidence, 0 to 1, that `read` can read the record; never raises.
-        read: the trajectory of a record; raises `DataError` with the field that is wrong.
+        detect: whether `read` can read the record; never raises.
+        read: adds the messages of a record to the builder and finishes it; raises `DataError` with the wrong field.
         is_session: whether a file of lines is one record: the list of them.
         expand: the records inside a record that holds several, None for any other record.
         attach: completes a trajectory by files that lie beside its own.
@@ -355,8 +346,8 @@ class Format:
 
     name: str
     rule: str
-    detect: Callable[[Any], float]
-    read: Callable[[Any, Where], Trajectory]
+    detect: Callable[[Any], bool]
+    read: Callable[[Any, TrajectoryBuilder], Trajectory]
     is_session: bool = False
     expand: Callable[[Any], Iterator[Any] | None] | None = None
     attach: Callable[[Trajectory, str, ReadReport], Trajectory] | None = None
@@ -367,11 +358,6 @@ def role_of(message: Mapping[str, Any]) -> str | None:
     """`system`, `user`, `assistant` or `tool`; None for an unknown role."""
     name = message.get("role", message.get("from"))
     return _ROLES.get(name.lower()) if isinstance(name, str) else None
-
-
-def is_generated(message: Any) -> bool:
-    """Whether the model wrote the message, by its role."""
-    return isinstance(message, Mapping) and role_of(message) == "assistant"
 
 
 class TrajectoryBuilder:
@@ -476,7 +462,7 @@ class TrajectoryBuilder:
         instance_id: Any = None,
         resolved: bool | None = None,
         fidelity: Fidelity = Fidelity.EXACT,
-        **meta: Any,
+        document_source: str | None = None,
     ) -> Trajectory:
         """The finished trajectory.
 
@@ -485,13 +471,14 @@ class TrajectoryBuilder:
             instance_id: of the task.
             resolved: whether the task was solved; None: unknown.
             fidelity: whether actions are the model's own text, or rendered from stored calls.
-            meta: further entries that JSON can hold; those that are None are left out.
+            document_source: of a document: the corpus it is from.
         """
         instance = scalar_text(instance_id)
-        entries = {key: clean(v) if isinstance(v, str) else v for key, v in meta.items() if v is not None}
+        meta: dict[str, Any] = {"warnings": [_counted(text, n) for text, n in self._warnings.items()]}
+        if document_source:
+            meta["document_source"] = clean(document_source)
         if fidelity is Fidelity.RENDERED:
-            entries["rendering"] = RENDERING
-        entries["warnings"] = [_counted(text, n) for text, n in self._warnings.items()]
+            meta["rendering"] = RENDERING
         return Trajectory(
             id=clean(scalar_text(id) or instance or self.where.identity),
             messages=tuple(self.messages),
@@ -499,7 +486,7 @@ class TrajectoryBuilder:
             resolved=resolved,
             source=self.name,
             fidelity=fidelity,
-            meta={"format": self.name, **entries},
+            meta=meta,
         )
 
 
@@ -598,15 +585,14 @@ class Turn:
                 builder.warn("reasoning is stored only encrypted and is left out")
             elif not text:
                 left_out(block, "a part with reasoning has no readable text")
-        elif kind in ("tool_use", "server_tool_use"):
-            self.calls.append(ToolCall(string(block, "name"), arguments_of(block.get("input"))))
+        elif kind in ("tool_use", "server_tool_use", "function_call"):
+            arguments = block.get("arguments" if kind == "function_call" else "input")
+            self.calls.append(ToolCall(string(block, "name"), arguments_of(arguments)))
         elif kind in ("local_shell_call", "web_search_call"):
-            arguments = {k: v for k, v in mapping(block, "action").items() if k != "type" and v is not None}
-            self.calls.append(ToolCall(kind.removesuffix("_call"), arguments))
+            action = {k: v for k, v in mapping(block, "action").items() if k != "type" and v is not None}
+            self.calls.append(ToolCall(kind.removesuffix("_call"), action))
         elif kind == "custom_tool_call":
             self.calls.append(ToolCall(string(block, "name"), {"input": string(block, "input")}))
-        elif kind == "function_call":
-            self.calls.append(ToolCall(string(block, "name"), arguments_of(block.get("arguments"))))
         elif kind == "message":
             self.add_all(block.get("content"), builder)
         elif text := builder.text([block]):

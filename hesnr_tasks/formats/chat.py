@@ -18,7 +18,6 @@ from hesnr_tasks.formats.base import (
     Format,
     TrajectoryBuilder,
     Turn,
-    Where,
     as_list,
     decoded,
     deep,
@@ -135,26 +134,16 @@ def calls_or_text(message: JsonObject, form: str, builder: TrajectoryBuilder) ->
     return split_calls(with_reasoning(content, reasoning), form), bool(reasoning.strip())
 
 
-def _build(record: Any, builder: TrajectoryBuilder, fidelity: Fidelity, **meta: Any) -> Trajectory:
-    """Finish a row: its id, instance, outcome and model as the public data sets name them."""
+def _build(record: Any, builder: TrajectoryBuilder, fidelity: Fidelity) -> Trajectory:
+    """Finish a row: its id, instance and outcome as the public data sets name them."""
     row = row_of(record)
     metadata = mapping(row, "metadata")
-    resolved, stored = row_outcome(row)
     instance = scalar_text(row.get("instance_id")) or scalar_text(metadata.get("instance_id"))
     identity = scalar_text(row.get("trajectory_id")) or scalar_text(row.get("traj_id"))
     if not identity:
         run = scalar_text(row.get("run_id"))
         identity = f"{instance}/{run}" if instance and run else instance or run or scalar_text(row.get("id"))
-    return builder.build(
-        id=identity,
-        instance_id=instance,
-        resolved=resolved,
-        fidelity=fidelity,
-        outcome=stored,
-        exit_status=scalar_text(row.get("exit_status")) or scalar_text(row.get("finish_reason")),
-        model=scalar_text(row.get("model")) or scalar_text(row.get("model_name")),
-        **meta,
-    )
+    return builder.build(id=identity, instance_id=instance, resolved=row_outcome(row), fidelity=fidelity)
 
 
 # --- rows with tool calls ---------------------------------------------------------------------------------------------
@@ -164,19 +153,16 @@ def _build(record: Any, builder: TrajectoryBuilder, fidelity: Fidelity, **meta: 
 _ANTHROPIC_PARTS = ("tool_use", "tool_result", "thinking", "redacted_thinking")
 
 
-def _detect_tools(record: Any) -> float:
-    """1 for tool calls, 0.9 for the role tool where no text holds a call."""
+def _detect_tools(record: Any) -> bool:
+    """Tool calls, or the role tool where no text holds a call."""
     messages = first_messages(record)
     if any(_calls(message) or _has_parts(message, _ANTHROPIC_PARTS) for message in messages):
-        return 1.0
+        return True
     answered = any(role_of(message) == "tool" for message in messages)
-    return 0.9 * (answered and guess_form(assistant_texts(messages)) == "none")
+    return answered and guess_form(assistant_texts(messages)) == "none"
 
 
-def _read_tools(record: Any, where: Where) -> Trajectory:
-    builder = TrajectoryBuilder(CHAT_TOOLS.name, where)
-    messages = _messages(record)
-
+def _read_tools(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     def turn(message: JsonObject) -> Sequence[Segment]:
         reasoning = string(message, "reasoning_content") or string(message, "reasoning")
         if not _has_parts(message, _ANTHROPIC_PARTS):
@@ -187,7 +173,7 @@ def _read_tools(record: Any, where: Where) -> Trajectory:
         return blocks.segments()
 
     given = []
-    for message in messages:
+    for message in _messages(record):
         if role_of(message) == "user" and _has_parts(message, ("tool_result",)):  # Anthropic's: of the role tool
             flat: list[Any] = []
             for part in as_list(message.get("content")) or []:
@@ -197,8 +183,7 @@ def _read_tools(record: Any, where: Where) -> Trajectory:
             message = {"role": "tool", "content": flat}
         given.append(message)
     label_messages(given, builder, turn)
-    thinks = any(call.name == "think" for message in messages for call in _calls(message))
-    return _build(record, builder, Fidelity.RENDERED, think_tool="action" if thinks else None)
+    return _build(record, builder, Fidelity.RENDERED)
 
 
 def _calls(message: JsonObject) -> list[ToolCall]:
@@ -223,15 +208,13 @@ _REWRITTEN = (
 )
 
 
-def _detect_xml(record: Any) -> float:
-    """1 when most assistant texts with a call have it in XML: one that only speaks of the tag says nothing."""
+def _detect_xml(record: Any) -> bool:
+    """Most assistant texts with a call have it in XML: one that only speaks of the tag says nothing."""
     texts = list(assistant_texts(first_messages(record)))
-    return float(any("<function=" in text for text in texts) and guess_form(texts) == "function")
+    return any("<function=" in text for text in texts) and guess_form(texts) == "function"
 
 
-def _read_xml(record: Any, where: Where) -> Trajectory:
-    builder = TrajectoryBuilder(CHAT_XML.name, where)
-
+def _read_xml(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     def turn(message: JsonObject) -> Sequence[Segment] | None:
         content = message_text(message, builder)
         return None if content == _REWRITTEN else split_calls(content, "function")
@@ -247,16 +230,7 @@ _TEXT_FORMS = ("tool_call", "mswea", "bash", "json", "keystrokes", "execute", "c
 _SMITH_ID = re.compile(r".+__.+\.[0-9a-f]{8}\.")
 
 
-def _detect_text(record: Any) -> float:
-    """0.9 when assistant texts hold a call, 0.5 when there is an assistant at all."""
-    messages = first_messages(record)
-    if guess_form(assistant_texts(messages), _TEXT_FORMS) != "none":
-        return 0.9
-    return 0.5 * any(role_of(message) == "assistant" for message in messages)
-
-
-def _read_text(record: Any, where: Where) -> Trajectory:
-    builder = TrajectoryBuilder(CHAT_TEXT.name, where)
+def _read_text(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     messages, row = _messages(record), row_of(record)
     texts = list(assistant_texts(messages))
     style = guess_form(texts, _TEXT_FORMS)
@@ -277,17 +251,8 @@ def _read_text(record: Any, where: Where) -> Trajectory:
         fidelity = Fidelity.RENDERED if reasoned else Fidelity.EXACT
     trial = scalar_text(row.get("trial_name"))
     if trial is None:
-        return _build(record, builder, fidelity, style=style)
-    resolved, stored = row_outcome(row, "result")
-    return builder.build(
-        id=trial,
-        instance_id=scalar_text(row.get("task")),
-        resolved=resolved,
-        fidelity=fidelity,
-        outcome=stored,
-        model=scalar_text(row.get("model")),
-        style=style,
-    )
+        return _build(record, builder, fidelity)
+    return builder.build(id=trial, instance_id=row.get("task"), resolved=row_outcome(row, "result"), fidelity=fidelity)
 
 
 def episode_rank(value: Any) -> tuple[str, tuple[int, str]] | None:
@@ -310,17 +275,15 @@ def episode_rank(value: Any) -> tuple[str, tuple[int, str]] | None:
 # (synthetic). Sources: OpenHands 0.x `llm/llm.py`, `llm/fn_call_converter.py`; SDK logs.
 
 
-def _detect_completions(record: Any) -> float:
-    """1 for messages beside a response with choices."""
+def _detect_completions(record: Any) -> bool:
+    """Messages beside a response, which may be broken."""
     if not isinstance(record, Mapping) or not isinstance(record.get("messages"), list):
-        return 0.0
-    if isinstance(deep(record, "response", "choices", 0, "message"), Mapping):
-        return 1.0
-    return 0.9 * ("raw_response" in record or isinstance(record.get("response"), (Mapping, list)))  # a broken one
+        return False
+    whole = isinstance(deep(record, "response", "choices", 0, "message"), Mapping)
+    return whole or "raw_response" in record or isinstance(record.get("response"), (Mapping, list))
 
 
-def _read_completions(record: Any, where: Where) -> Trajectory:
-    builder = TrajectoryBuilder(COMPLETIONS.name, where)
+def _read_completions(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     messages = messages_of(record, "messages")
     last = deep(record, "response", "choices", 0, "message")
     if not isinstance(last, Mapping):
@@ -337,11 +300,10 @@ def _read_completions(record: Any, where: Where) -> Trajectory:
     if not any(role_of(message) == "assistant" for message in messages[:-1]):
         builder.warn("the log holds one turn only; the last log of a run holds all of them")
     written = any("<function=" in content for content in assistant_texts(messages))
-    folder = PurePath(where.path).parent
+    folder = PurePath(builder.where.path).parent
     return builder.build(
-        id=folder.name if folder.parent.name == "llm_completions" else where.identity,
+        id=folder.name if folder.parent.name == "llm_completions" else None,
         fidelity=Fidelity.SYNTHETIC if written else Fidelity.RENDERED,
-        model=scalar_text(deep(record, "response", "model")),
     )
 
 
@@ -350,16 +312,14 @@ def _read_completions(record: Any, where: Where) -> Trajectory:
 # action, so that the default metric works; filters for calls drop nothing.
 
 
-def _detect_plain(record: Any) -> float:
-    """0.6: the keys are common words, so this comes last."""
-    if not isinstance(record, Mapping):
-        return 0.0
-    return 0.6 * (("prompt" in record and "completion" in record) or isinstance(record.get("text"), str))
+def _detect_plain(record: Any) -> bool:
+    """The keys are common words, so this comes last."""
+    is_row = isinstance(record, Mapping)
+    return is_row and (("prompt" in record and "completion" in record) or isinstance(record.get("text"), str))
 
 
-def _read_plain(record: Any, where: Where) -> Trajectory:
+def _read_plain(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     """One document (all of it action) or one pair (prompt context, completion action)."""
-    builder = TrajectoryBuilder(PLAIN.name, where)
     is_pair = "prompt" in record and "completion" in record
     prompt = record["prompt"] if is_pair else []
     for message in as_list(prompt) or ([prompt] if is_pair else []):  # a string, or chat messages, all of them given
@@ -381,14 +341,11 @@ def _read_plain(record: Any, where: Where) -> Trajectory:
             raise DataError(f"{key!r} has {len(messages)} messages; convert dialogues with the key 'messages'")
         value = builder.text(_content_text(messages[0]))
     builder.generated([Segment(Kind.ACTION, value)])
-    resolved, stored = row_outcome(record)
     return builder.build(
-        id=scalar_text(record.get("id")),
+        id=record.get("id"),
         instance_id=record.get("instance_id"),
-        resolved=resolved,
-        outcome=stored,
-        plain=True,
-        document_source=scalar_text(record.get("source")) or None,
+        resolved=row_outcome(record),
+        document_source=scalar_text(record.get("source")),
     )
 
 
@@ -399,7 +356,7 @@ CHAT_XML = Format(
 CHAT_TEXT = Format(
     "chat-text",
     "messages with calls as fenced blocks or tags in the assistant text, or with no calls",
-    _detect_text,
+    lambda record: any(role_of(message) == "assistant" for message in first_messages(record)),
     _read_text,
     prefix_rank=episode_rank,
 )

@@ -12,7 +12,6 @@ from hesnr_tasks.formats.base import (
     JsonObject,
     TrajectoryBuilder,
     Turn,
-    Where,
     as_list,
     decoded,
     deep,
@@ -38,8 +37,7 @@ def _is_line(line: Any) -> bool:
     return ("sessionId" in line and "parentUuid" in line) or ("session_id" in line and "type" in line)
 
 
-def _read_claude(record: Any, where: Where) -> Trajectory:
-    builder = TrajectoryBuilder(CLAUDE_CODE.name, where)
+def _read_claude(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     lines = mappings(record, "a line")
     kept = list(_main_chain(lines, builder))
     # neighbouring assistant lines of one response are one turn
@@ -52,12 +50,8 @@ def _read_claude(record: Any, where: Where) -> Trajectory:
     builder.warn("the system prompt is not stored in this format")
     first = next((line for line in lines if _is_line(line)), {})
     session = scalar_text(first.get("sessionId")) or scalar_text(first.get("session_id"))
-    return builder.build(
-        id=where.stem if any(line.get("agentId") for line in kept) else session,
-        fidelity=Fidelity.RENDERED,
-        format_version=scalar_text(first.get("version")),
-        model=next((m for line in kept if (m := scalar_text(deep(line, "message", "model")))), None),
-    )
+    identity = builder.where.stem if any(line.get("agentId") for line in kept) else session
+    return builder.build(id=identity, fidelity=Fidelity.RENDERED)
 
 
 def _main_chain(lines: Sequence[JsonObject], builder: TrajectoryBuilder) -> Iterator[JsonObject]:
@@ -130,7 +124,7 @@ def _add_user_line(line: JsonObject, builder: TrajectoryBuilder) -> None:
 CLAUDE_CODE = Format(
     "claude-code",
     "lines with 'sessionId' or 'session_id' and a 'message'",
-    lambda record: float(any(_is_line(line) for line in (as_list(record) or [])[:20])),
+    lambda record: any(_is_line(line) for line in (as_list(record) or [])[:20]),
     _read_claude,
     is_session=True,
 )
@@ -145,17 +139,18 @@ _OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call
 _QUIET = ("ghost_snapshot", "compaction", "compaction_summary", "other")
 
 
-def _detect_codex(record: Any) -> float:
-    """1 for a session's first lines, in any of the three shapes."""
-    first = [line for line in (as_list(record) or [])[:3] if isinstance(line, dict)]
-    if any(string(line, "type") in ("session_meta", "thread.started") for line in first):
-        return 1.0
-    enveloped = any(isinstance(line.get("payload"), dict) and "timestamp" in line and "type" in line for line in first)
-    return 0.9 * (enveloped or any(string(line, "record_type") == "state" for line in first))
+def _detect_codex(record: Any) -> bool:
+    """A session's first lines, in any of the three shapes."""
+    return any(
+        string(line, "type") in ("session_meta", "thread.started")
+        or (isinstance(line.get("payload"), dict) and "timestamp" in line and "type" in line)
+        or string(line, "record_type") == "state"
+        for line in (as_list(record) or [])[:3]
+        if isinstance(line, dict)
+    )
 
 
-def _read_codex(record: Any, where: Where) -> Trajectory:
-    builder = TrajectoryBuilder(CODEX.name, where)
+def _read_codex(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     lines = mappings(record, "a line")
     meta = next((mapping(line, "payload") for line in lines if string(line, "type") == "session_meta"), {})
     instructions = meta.get("instructions") or deep(meta, "base_instructions", "text")
@@ -186,12 +181,7 @@ def _read_codex(record: Any, where: Where) -> Trajectory:
     if turn:
         builder.generated(turn.segments())
     thread = next((t for line in lines if (t := scalar_text(line.get("thread_id")))), None)
-    return builder.build(
-        id=scalar_text(meta.get("id")) or thread,
-        fidelity=Fidelity.RENDERED,
-        format_version=scalar_text(meta.get("cli_version")),
-        model=next((m for line in lines if (m := scalar_text(deep(line, "payload", "model")))), None),
-    )
+    return builder.build(id=scalar_text(meta.get("id")) or thread, fidelity=Fidelity.RENDERED)
 
 
 def _response_item(line: JsonObject, builder: TrajectoryBuilder) -> JsonObject | None:

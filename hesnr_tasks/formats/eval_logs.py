@@ -20,7 +20,6 @@ from hesnr_tasks.formats.base import (
     ReadReport,
     TrajectoryBuilder,
     Turn,
-    Where,
     deep,
     items,
     left_out,
@@ -36,24 +35,20 @@ from hesnr_tasks.formats.base import (
     with_reasoning,
 )
 from hesnr_tasks.formats.chat import label_messages
-from hesnr_tasks.formats.outcomes import outcome_meta, resolved_of
+from hesnr_tasks.formats.outcomes import resolved_of
 from hesnr_tasks.trajectory import Fidelity, Segment, Trajectory
 
 # A converter writes this where the model wrote nothing (Harbor's reader of Claude Code sessions).
 _PLACEHOLDER = re.compile(r"Executed \S+(?: \S+)?\Z|\(tool use\)\Z")
 
 
-def _read_atif(record: Any, where: Where) -> Trajectory:
-    builder = TrajectoryBuilder(ATIF.name, where)
+def _read_atif(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     for step in need_objects(need_items(record, "steps"), "steps[{}]"):
         _add_step(step, builder)
     calls = any(items(step, "tool_calls") for step in items(record, "steps"))
     return builder.build(
         id=scalar_text(record.get("trajectory_id")) or scalar_text(record.get("session_id")),
         fidelity=Fidelity.RENDERED if calls else Fidelity.EXACT,
-        format_version=string(record, "schema_version"),
-        model=scalar_text(deep(record, "agent", "model_name")),
-        scaffold=scalar_text(deep(record, "agent", "name")),
     )
 
 
@@ -123,7 +118,6 @@ def _attach_trial(trajectory: Trajectory, path: str, report: ReadReport) -> Traj
         id=trial.name or trajectory.id,
         instance_id=task or trajectory.instance_id,
         resolved=resolved_of(stored),
-        meta={**trajectory.meta, **({} if stored is None else {"outcome": outcome_meta(stored)})},
     )
 
 
@@ -144,7 +138,7 @@ def _read_beside(path: Path, report: ReadReport) -> Any:
 ATIF = Format(
     "atif",
     "'schema_version' starts with ATIF-",
-    lambda record: float(isinstance(record, Mapping) and string(record, "schema_version").startswith("ATIF-")),
+    lambda record: string(record, "schema_version").startswith("ATIF-"),
     _read_atif,
     attach=_attach_trial,
 )
@@ -165,11 +159,10 @@ def _samples(record: Any) -> Iterator[dict[str, Any]] | None:
     return ({"inspect_sample": sample, "inspect_eval": record["eval"]} for sample in items(record, "samples"))
 
 
-def _read_inspect(record: Any, where: Where) -> Trajectory:
+def _read_inspect(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     sample = mapping(record, "inspect_sample")
     if not sample:
         raise DataError("the log has no samples (it may have been written without them)")
-    builder = TrajectoryBuilder(INSPECT_AI.name, where)
     attachments = mapping(sample, "attachments")
 
     def turn(message: Mapping[str, Any]) -> Sequence[Segment]:
@@ -188,25 +181,20 @@ def _read_inspect(record: Any, where: Where) -> Trajectory:
                 message = {**message, "content": stored}
         messages.append(message)
     label_messages(messages, builder, turn)
-    # the value of the first scorer by name decides; all values are kept
-    scores = {name: deep(score, "value") for name, score in mapping(sample, "scores").items()}
+    scores = mapping(sample, "scores")  # the first scorer by name decides
     instance, epoch = scalar_text(sample.get("id")), scalar_text(sample.get("epoch"))
     return builder.build(
         id=f"{instance}_epoch_{epoch}" if instance and epoch else instance,
         instance_id=instance,
-        resolved=resolved_of(scores[min(scores)]) if scores else None,
+        resolved=resolved_of(deep(scores, min(scores), "value")) if scores else None,
         fidelity=Fidelity.RENDERED if any(items(m, "tool_calls") for m in messages) else Fidelity.EXACT,
-        outcome=outcome_meta(scores) if scores else None,
-        exit_status=scalar_text(deep(sample, "limit", "type")) or scalar_text(deep(sample, "error", "message")),
-        model=scalar_text(deep(record, "inspect_eval", "model")),
-        task=scalar_text(deep(record, "inspect_eval", "task")),
     )
 
 
 INSPECT_AI = Format(
     "inspect-ai",
     "'eval' with 'samples' or 'status', or a zip with header.json",
-    lambda record: float(isinstance(record, Mapping) and ("inspect_sample" in record or _samples(record) is not None)),
+    lambda record: isinstance(record, Mapping) and ("inspect_sample" in record or _samples(record) is not None),
     _read_inspect,
     expand=_samples,
 )

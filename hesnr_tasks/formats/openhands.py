@@ -11,7 +11,7 @@ software-agent-sdk (2026-08), `openhands/sdk/event/`, and its test fixtures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hesnr_tasks.actions import ToolCall
@@ -19,7 +19,6 @@ from hesnr_tasks.formats.base import (
     Format,
     JsonObject,
     TrajectoryBuilder,
-    Where,
     arguments_of,
     as_list,
     deep,
@@ -33,7 +32,7 @@ from hesnr_tasks.formats.base import (
     string,
     turn_segments,
 )
-from hesnr_tasks.formats.outcomes import outcome_meta, report_outcome, resolved_of
+from hesnr_tasks.formats.outcomes import report_outcome, resolved_of
 from hesnr_tasks.trajectory import Fidelity, Trajectory
 
 # --- what both versions share -----------------------------------------------------------------------------------------
@@ -49,25 +48,10 @@ def _events(record: Any) -> list[Any]:
     return [event for pair in listed for event in (as_list(pair) or [pair])] if pairs else listed
 
 
-def _build(
-    record: Any, builder: TrajectoryBuilder, instance: str | None, model: Sequence[str], thinks: bool
-) -> Trajectory:
+def _build(record: Any, builder: TrajectoryBuilder, instance: str | None) -> Trajectory:
     """Finish a row: the outcome is that of its evaluation report; the resolver's `success` is a model's guess."""
-    row = record if isinstance(record, Mapping) else {}
-    stored = report_outcome(row, ("test_result", "report", "resolved"), ("report", "resolved"), ("resolved",))
-    outcome = outcome_meta(stored)
-    if stored is None and row.get("success") is not None:
-        outcome = f"guessed by a model: {outcome_meta(row['success'])}"
-    return builder.build(
-        id=instance,
-        instance_id=instance,
-        resolved=resolved_of(stored),
-        fidelity=Fidelity.RENDERED,
-        outcome=outcome,
-        exit_status=scalar_text(row.get("error")),
-        model=scalar_text(deep(row, "metadata", *model)),
-        think_tool="action" if thinks else None,
-    )
+    stored = report_outcome(record, ("test_result", "report", "resolved"), ("report", "resolved"), ("resolved",))
+    return builder.build(instance_id=instance, resolved=resolved_of(stored), fidelity=Fidelity.RENDERED)
 
 
 # --- V0 ---------------------------------------------------------------------------------------------------------------
@@ -97,12 +81,10 @@ def _is_event(event: Any) -> bool:
     return named and "response" not in event and any(key in event for key in ("args", "extras", "content", "thought"))
 
 
-def _read(record: Any, where: Where) -> Trajectory:
+def _read(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     """One row or one exported session."""
-    builder = TrajectoryBuilder(OPENHANDS.name, where)
     responses: set[str] = set()
-    events = _events(record)
-    for event in need_objects(events, "history[{}]", "an event object, not {}"):
+    for event in need_objects(_events(record), "history[{}]", "an event object, not {}"):
         if isinstance(event.get("action"), str):
             _add_action(event, builder, responses)
         elif isinstance(event.get("observation"), str):
@@ -117,9 +99,7 @@ def _read(record: Any, where: Where) -> Trajectory:
             builder.leave_out(event, "an event that is neither action nor observation is left out")
     owner, repo, number = (scalar_text(deep(record, "issue", key)) for key in ("owner", "repo", "number"))
     issue = f"{owner}__{repo}-{number}" if owner and repo and number else None
-    instance = scalar_text(deep(record, "instance_id")) or issue
-    thinks = any(string(event, "action") == "think" for event in events)
-    return _build(record, builder, instance, ("llm_config", "model"), thinks)
+    return _build(record, builder, scalar_text(deep(record, "instance_id")) or issue)
 
 
 def _add_action(event: JsonObject, builder: TrajectoryBuilder, responses: set[str]) -> None:
@@ -182,7 +162,7 @@ def _add_turn(
 OPENHANDS = Format(
     "openhands-v0",
     "events with 'action' or 'observation' and 'args', 'extras' or 'content'",
-    lambda record: float(any(_is_event(event) for event in _events(record)[:3])),
+    lambda record: any(_is_event(event) for event in _events(record)[:3]),
     _read,
 )
 
@@ -195,17 +175,14 @@ _NOISE = (
 )
 
 
-def _detect_sdk(record: Any) -> float:
-    """1 when an early event has a kind of the SDK."""
-    kinds = [string(event, "kind") for event in _events(record)[:4]]
-    return float(
-        any(k.endswith("Event") or k.startswith("Condensation") or k == "UserRejectObservation" for k in kinds)
-    )
+def _detect_sdk(record: Any) -> bool:
+    """An early event has a kind of the SDK."""
+    kinds = (string(event, "kind") for event in _events(record)[:4])
+    return any(k.endswith("Event") or k.startswith("Condensation") or k == "UserRejectObservation" for k in kinds)
 
 
-def _read_sdk(record: Any, where: Where) -> Trajectory:
+def _read_sdk(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     """One row, session file or folder."""
-    builder = TrajectoryBuilder(OPENHANDS_SDK.name, where)
     events = _events(record)
     batches: dict[str, list[JsonObject]] = {}  # actions that came in one response, by its id, or by their own
     for event in need_objects(events, "event {}"):
@@ -213,9 +190,7 @@ def _read_sdk(record: Any, where: Where) -> Trajectory:
             batches.setdefault(_response_id(event), []).append(event)
     for event in events:
         _add_event(event, batches, builder)
-    thinks = any(string(event, "tool_name") == "think" for event in events)
-    instance = scalar_text(deep(record, "instance_id"))
-    return _build(record, builder, instance, ("llm", "model"), thinks)
+    return _build(record, builder, scalar_text(deep(record, "instance_id")))
 
 
 def _response_id(event: JsonObject) -> str:

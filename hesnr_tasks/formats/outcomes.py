@@ -7,7 +7,6 @@ whose evaluation failed or did not run is unknown, not unsolved.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,30 +53,10 @@ def resolved_of(value: Any) -> bool | None:
     return None if math.isnan(number) or number < 0 else number >= 1
 
 
-def row_outcome(record: Mapping[str, Any], *keys: str) -> tuple[bool | None, Any]:
-    """The outcome that a row stores.
-
-    Args:
-        record: the row.
-        keys: the first that is there counts (default: `resolved`, `reward`).
-
-    Returns:
-        Solved, not solved or unknown (`resolved_of`); and what was stored, for `meta`. Two None where no key is there.
-    """
-    for key in keys or ("resolved", "reward"):
-        if record.get(key) is not None:
-            return resolved_of(record[key]), outcome_meta(record[key])
-    return None, None
-
-
-def outcome_meta(value: Any) -> Any:
-    """`value` as something JSON can hold: NaN becomes text, long values are cut."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True, default=str)
-    return text[:200]
+def row_outcome(record: Mapping[str, Any], *keys: str) -> bool | None:
+    """The outcome under the first of `keys` (default: `resolved`, `reward`) that a row has, as `resolved_of`."""
+    stored = (record[key] for key in keys or ("resolved", "reward") if record.get(key) is not None)
+    return resolved_of(next(stored, None))
 
 
 # --- evaluation reports -----------------------------------------------------------------------------------------------

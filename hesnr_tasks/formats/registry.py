@@ -8,7 +8,16 @@ from typing import Any
 
 from hesnr_tasks.chat_messages import stored_schemas
 from hesnr_tasks.errors import DataError, SettingsError, nearest
-from hesnr_tasks.formats.base import DetectedFormat, Format, Where, as_list, collecting_losses, decoded, deep, string
+from hesnr_tasks.formats.base import (
+    Format,
+    TrajectoryBuilder,
+    Where,
+    as_list,
+    collecting_losses,
+    decoded,
+    deep,
+    string,
+)
 from hesnr_tasks.formats.chat import CHAT_TEXT, CHAT_TOOLS, CHAT_XML, COMPLETIONS, PLAIN
 from hesnr_tasks.formats.cli_agents import CLAUDE_CODE, CODEX
 from hesnr_tasks.formats.eval_logs import ATIF, INSPECT_AI
@@ -16,11 +25,10 @@ from hesnr_tasks.formats.openhands import OPENHANDS, OPENHANDS_SDK
 from hesnr_tasks.formats.swe_agent import MINI_SWE_AGENT, NEBIUS, R2E_GYM, SWE_AGENT
 from hesnr_tasks.trajectory import FORMAT, Trajectory
 
-_SURE = 0.5
 _PACKED = ("messages", "trajectory", "conversations", "messages_json", "history", "trajectory_steps", "replay_config")
 
 
-def _read_normalised(record: Any, where: Where) -> Trajectory:
+def _read_normalised(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     """The project's own file: one trajectory a line, every segment labelled."""
     if record.get("format") != FORMAT:
         raise DataError(
@@ -34,7 +42,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "hesnr",
         "'format' starts with hesnr-trajectory-",
-        lambda record: float(string(record, "format").startswith("hesnr-trajectory-")),
+        lambda record: string(record, "format").startswith("hesnr-trajectory-"),
         _read_normalised,
     ),
     ATIF,
@@ -55,21 +63,9 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-def choose(record: Any) -> tuple[Format, DetectedFormat] | None:
-    """The first format that is sure of the record, and the rule that matched; None for a record of no known format."""
-    for format in FORMATS:
-        confidence = format.detect(record)
-        if confidence >= _SURE:
-            return format, DetectedFormat(format.name, format.rule, confidence)
-    return None
-
-
-def choose_session(values: list[Any]) -> Format | None:
-    """The format whose unit is a whole file of lines, given the first of them; None if each line is a record."""
-    if not values or choose(values[0]):
-        return None
-    chosen = choose(values)
-    return chosen[0] if chosen and chosen[0].is_session else None
+def choose(record: Any) -> Format | None:
+    """The first format that is sure of the record; None for a record of no known format."""
+    return next((format for format in FORMATS if format.detect(record)), None)
 
 
 def format_of_name(name: str) -> Format:
@@ -104,11 +100,11 @@ def read_record(format: Format, record: Any, where: Where) -> Trajectory:
     """
     try:
         with collecting_losses() as losses:
-            trajectory = format.read(record, where)
+            trajectory = format.read(record, TrajectoryBuilder(format.name, where))
     except DataError:
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
-        raise DataError(f"this is {_shape(record)}, not a record of {format.name} ({format.rule})") from error
+        raise DataError(f"this is {shape_of(record)}, not a record of {format.name} ({format.rule})") from error
     if tools := _tools(record):
         trajectory = replace(trajectory, meta={**trajectory.meta, "tools": tools})
     if not losses.characters:
@@ -141,12 +137,8 @@ def warnings_of(trajectory: Trajectory) -> list[str]:
     return [text for text in as_list(warnings) or [warnings] if isinstance(text, str)]
 
 
-def unknown_format(record: Any) -> str:
-    """What a record of no known format looks like, and which formats are known."""
-    return f"no known format: {_shape(record)}. Supported: {', '.join(format.name for format in FORMATS)}"
-
-
-def _shape(record: Any) -> str:
+def shape_of(record: Any) -> str:
+    """What a record looks like, for messages."""
     listed = as_list(record)
     if isinstance(record, Mapping):
         return f"an object with the keys {', '.join(map(repr, list(record)[:12]))}" if record else "an empty object"

@@ -19,10 +19,8 @@ from hesnr_tasks.formats.base import (
     JsonObject,
     TrajectoryBuilder,
     Turn,
-    Where,
     as_list,
     deep,
-    is_generated,
     items,
     left_out,
     mapping,
@@ -58,24 +56,21 @@ _FORMS = {  # SWE-agent's parser → form of call
 EXIT = re.compile(r"exit(?:ing|ed)? due to ", re.IGNORECASE)
 
 
-def _detect_swe_agent(record: Any) -> float:
+def _detect_swe_agent(record: Any) -> bool:
     """Steps with action, observation and response; or attempts; or a history that only SWE-agent writes."""
     if not isinstance(record, Mapping):
-        return 0.0
-    step = deep(record, "trajectory", 0)
+        return False
+    step, first = deep(record, "trajectory", 0), deep(record, "history", 0)
     if isinstance(step, Mapping) and {"action", "observation", "response"} <= step.keys():
-        return 1.0
-    if deep(record, "attempts", 0, "trajectory") is not None:
-        return 1.0
-    first = deep(record, "history", 0)
+        return True
     if isinstance(first, Mapping) and "role" in first and ("message_type" in first or "agent" in first):
-        return 0.9
-    return 0.9 if "trajectory" in record and "exit_status" in mapping(record, "info") else 0.0
+        return True
+    attempted = deep(record, "attempts", 0, "trajectory") is not None
+    return attempted or ("trajectory" in record and "exit_status" in mapping(record, "info"))
 
 
-def _read_swe_agent(record: Any, where: Where) -> Trajectory:
+def _read_swe_agent(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     """One file; where there are several attempts, the one that was chosen."""
-    builder = TrajectoryBuilder(SWE_AGENT.name, where)
     run = record
     attempts = [item for item in items(record, "attempts") if isinstance(item, Mapping)]
     if attempts and not record.get("trajectory") and not record.get("history"):
@@ -92,13 +87,9 @@ def _read_swe_agent(record: Any, where: Where) -> Trajectory:
         environment if environment not in ("", "main", "swe_main") else None
     )
     return builder.build(
-        id=instance or where.identity,
-        instance_id=instance or where.stem,
+        id=instance or builder.where.identity,
+        instance_id=instance or builder.where.stem,
         fidelity=Fidelity.RENDERED if any(rendered) else Fidelity.EXACT,
-        format_version=scalar_text(deep(run, "info", "swe_agent_version")),
-        exit_status=scalar_text(deep(run, "info", "exit_status")),
-        model=scalar_text(deep(run, "replay_config", "agent", "model", "name")),
-        parser=form,
     )
 
 
@@ -128,7 +119,7 @@ def _call_form(run: JsonObject, history: Sequence[JsonObject]) -> str:
         form = "none"
     if form:
         return form
-    turns = [*(item for item in history if is_generated(item)), *_steps(run)]
+    turns = [*(item for item in history if role_of(item) == "assistant"), *_steps(run)]
     stored = [(string(turn, "action").strip(), string(turn, "response") or string(turn, "content")) for turn in turns]
     pairs = [(action, response) for action, response in stored if action and action in response]
     scores = {
@@ -181,7 +172,8 @@ def _split(content: str, action: str, form: str) -> tuple[Segment, ...]:
 
 def _outside_history(run: JsonObject, history: Sequence[JsonObject], builder: TrajectoryBuilder) -> list[JsonObject]:
     """The last steps that are not in the history; earlier ones are rejected outputs and only counted."""
-    stored = [builder.text(item.get("content")) for item in history if is_generated(item) and not item.get("is_demo")]
+    turns = (item for item in history if role_of(item) == "assistant" and not item.get("is_demo"))
+    stored = [builder.text(item.get("content")) for item in turns]
     late: list[JsonObject] = []
     matched = rejected = 0
     for step in _steps(run):
@@ -227,20 +219,17 @@ SWE_AGENT = Format(
 _FENCE = "mswea_bash_command"
 
 
-def _detect_mini(record: Any) -> float:
+def _detect_mini(record: Any) -> bool:
     """By the format's name, by the run's info, or by the command fence only this agent uses."""
     if not isinstance(record, Mapping):
-        return 0.9 * any(_FENCE in content for content in assistant_texts(first_messages(record)))
+        return any(_FENCE in content for content in assistant_texts(first_messages(record)))
     if string(record, "trajectory_format").startswith("mini-swe-agent"):
-        return 1.0
-    if as_list(record.get("messages")) is None:
-        return 0.0
-    info = mapping(record, "info")
-    return 0.9 * ("mini_version" in info or isinstance(deep(info, "config", "agent"), Mapping))
+        return True
+    info = mapping(record, "info") if as_list(record.get("messages")) is not None else {}
+    return "mini_version" in info or isinstance(deep(info, "config", "agent"), Mapping)
 
 
-def _read_mini(record: Any, where: Where) -> Trajectory:
-    builder = TrajectoryBuilder(MINI_SWE_AGENT.name, where)
+def _read_mini(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     row = row_of(record)
     messages = messages_of(row, "messages")
     # the form by the stored expression, which is looked at but never run: it is untrusted
@@ -251,12 +240,9 @@ def _read_mini(record: Any, where: Where) -> Trajectory:
     rendered = [_add_mini_message(message, form, builder) for message in messages]
     instance = scalar_text(row.get("instance_id"))
     return builder.build(
-        id=instance or where.identity,
-        instance_id=instance or where.stem,
+        id=instance or builder.where.identity,
+        instance_id=instance or builder.where.stem,
         fidelity=Fidelity.RENDERED if any(rendered) else Fidelity.EXACT,
-        format_version=scalar_text(deep(row, "info", "mini_version")) or scalar_text(row.get("trajectory_format")),
-        exit_status=scalar_text(deep(row, "info", "exit_status")),
-        model=scalar_text(deep(row, "info", "config", "model", "model_name")),
     )
 
 
@@ -294,16 +280,13 @@ MINI_SWE_AGENT = Format(
 # --- nebius/SWE-agent-trajectories: role `ai`, and the model's own text in `text` -------------------------------------
 
 
-def _detect_nebius(record: Any) -> float:
-    """1 when an early item has the role ai and a text."""
-    if not isinstance(record, Mapping):
-        return 0.0
+def _detect_nebius(record: Any) -> bool:
+    """An early item has the role ai and a text."""
     early = items(record, "trajectory")[:8]
-    return float(any(isinstance(i, Mapping) and i.get("role") == "ai" and "text" in i for i in early))
+    return any(isinstance(i, Mapping) and i.get("role") == "ai" and "text" in i for i in early)
 
 
-def _read_nebius(record: Any, where: Where) -> Trajectory:
-    builder = TrajectoryBuilder(NEBIUS.name, where)
+def _read_nebius(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     for item in messages_of(record, "trajectory"):
         role, content = role_of(item), string(item, "text")
         if role is None:
@@ -316,14 +299,10 @@ def _read_nebius(record: Any, where: Where) -> Trajectory:
             builder.not_generated(content)
         else:
             builder.generated(split_calls(content, "fence"))
-    resolved, stored = row_outcome(record, "target")
     return builder.build(
-        id=scalar_text(deep(record, "trajectory_id")),
+        id=record.get("trajectory_id"),
         instance_id=record.get("instance_id"),
-        resolved=resolved,
-        outcome=stored,
-        exit_status=scalar_text(record.get("exit_status")),
-        model=scalar_text(record.get("model_name")),
+        resolved=row_outcome(record, "target"),
     )
 
 
@@ -337,9 +316,8 @@ NEBIUS = Format("nebius-swe-agent", "'trajectory' rows of role ai with 'text'", 
 _NO_CALL = "<function=></function>"  # what R2E-Gym writes for a turn without a call, white space aside
 
 
-def _read_r2e(record: Any, where: Where) -> Trajectory:
+def _read_r2e(record: Any, builder: TrajectoryBuilder) -> Trajectory:
     """One rollout: the prompt as far as it can be filled in, then thought, action and observation of each step."""
-    builder = TrajectoryBuilder(R2E_GYM.name, where)
     arguments, problem = mapping(record, "agent_args"), string(record, "problem_statement")
     system, template = string(arguments, "system_prompt"), string(arguments, "instance_prompt")
     if arguments and not arguments.keys() & {"system_prompt", "instance_prompt"}:
@@ -360,22 +338,16 @@ def _read_r2e(record: Any, where: Where) -> Trajectory:
         # R2E-Gym builds the message this way (agent.py)
         builder.generated(split_calls(f"{thought}\n\n{action}" if action else thought, "function"))
         builder.observation("user", string(step, "observation"))
-    resolved, stored = row_outcome(record, "reward")
-    instance = scalar_text(deep(record, "ds", "instance_id")) or scalar_text(record.get("docker_image"))
     return builder.build(
-        id=instance,
-        instance_id=instance,
-        resolved=resolved,
+        instance_id=scalar_text(deep(record, "ds", "instance_id")) or record.get("docker_image"),
+        resolved=row_outcome(record, "reward"),
         fidelity=Fidelity.SYNTHETIC,
-        outcome=stored,
-        exit_status=scalar_text(record.get("exit_reason")),
-        model=scalar_text(deep(record, "agent_args", "llm_name")),
     )
 
 
 R2E_GYM = Format(
     "r2e-gym",
     "'trajectory_steps'",
-    lambda record: float(isinstance(record, Mapping) and isinstance(record.get("trajectory_steps"), list)),
+    lambda record: isinstance(record, Mapping) and isinstance(record.get("trajectory_steps"), list),
     _read_r2e,
 )

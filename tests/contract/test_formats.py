@@ -52,17 +52,15 @@ def seen(trajectory):
 
 @every_fixture
 def test_a_fixture_is_recognised_by_content_and_read_as_written_down(name, tmp_path):
-    source, report = FIXTURES / name, ReadReport()
-    trajectories = list(read_trajectories(str(source), report=report))
+    source = FIXTURES / name
+    trajectories = list(read_trajectories(str(source)))
     assert [seen(trajectory) for trajectory in trajectories] == EXPECTED[name]
     if source.is_file():  # under a name that says nothing
         (tmp_path / "data").write_bytes(source.read_bytes())
-        report = ReadReport()
-        list(read_trajectories(str(tmp_path / "data"), report=report))
-    (detected,) = report.formats.values()
-    assert detected.name == name.split("/")[0]
-    assert detected.confidence >= 0.5
-    assert detected.rule == format_of_name(detected.name).rule
+        again = [trajectory.source for trajectory in read_trajectories(str(tmp_path / "data"))]
+        assert again == [trajectory.source for trajectory in trajectories]
+    named = name.split("/")[0]
+    assert named == "hesnr" or {trajectory.source for trajectory in trajectories} == {named}
 
 
 @every_fixture
@@ -252,8 +250,8 @@ VALUES = st.recursive(
 @given(record=VALUES)
 def test_any_value_is_recognised_or_not_and_read_or_refused(record):
     record = unpacked(record)
-    assert all(0 <= format.detect(record) <= 1 for format in FORMATS)
+    assert all(format.detect(record) in (True, False) for format in FORMATS)
     chosen = choose(record)
-    for format in FORMATS if chosen is None else (chosen[0],):
+    for format in FORMATS if chosen is None else (chosen,):
         with contextlib.suppress(DataError):
             assert isinstance(read_record(format, record, Where("x.jsonl", 1)), Trajectory)

@@ -1,7 +1,6 @@
 """The malformed and odd inputs, one group per number: what is read, what is reported, and where."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -215,9 +214,6 @@ def test_19_outcomes_of_every_type_become_true_false_or_unknown():
     yes, no, unknown = True, False, None
     expected = [yes, no, yes, no, unknown, yes, no, no, yes, no, unknown, yes, no, unknown, yes, unknown]
     assert [t.resolved for t in kept] == [*expected, unknown, unknown]
-    assert [t.meta.get("outcome") for t in kept][4:12] == [-1, 1.0, 0.0, 0.5, "1.0", "0.0", "AgentTimeoutError", "C"]
-    assert kept[16].meta["outcome"] == "nan"
-    assert not any(isinstance(t.meta.get("outcome"), float) and math.isnan(t.meta["outcome"]) for t in kept)
 
 
 def test_20_unknown_roles_and_events_are_never_actions(own):

@@ -7,7 +7,7 @@ import pytest
 
 from hesnr_tasks.formats import ReadReport, load, read_trajectories
 from hesnr_tasks.formats.base import Where
-from hesnr_tasks.formats.registry import choose
+from hesnr_tasks.formats.registry import choose, read_record
 from hesnr_tasks.formats.swe_agent import SWE_AGENT
 from hesnr_tasks.trajectory import Fidelity, Kind
 
@@ -15,8 +15,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def _read(record):
-    format, _ = choose(record)
-    return [format.read(record, Where("rows.jsonl", 1))]
+    return [read_record(choose(record), record, Where("rows.jsonl", 1))]
 
 
 def test_one_run_has_the_same_actions_as_tool_calls_and_as_xml_text():
@@ -40,7 +39,6 @@ def test_parallel_calls_of_one_openhands_response_are_written_once():
     actions = [s.text for m in trajectory.messages for s in m.segments if s.kind is Kind.ACTION]
     assert len(actions) == 2
     assert actions[0].count("<function=") == 2
-    assert trajectory.meta["think_tool"] == "action"
 
 
 def test_a_folder_of_completion_logs_gives_the_last_log_of_each_run():
@@ -87,6 +85,10 @@ def test_rows_of_parquet_are_read_like_lines_and_arrays_like_lists(tmp_path):
 WHERE = Where("runs/owner__repo-1/owner__repo-1.traj")
 
 
+def read_swe_agent(record):
+    return read_record(SWE_AGENT, record, WHERE)
+
+
 def message(role, content, **more):
     return {"role": role, "content": content, "agent": "main", **more}
 
@@ -116,7 +118,7 @@ PROMPT = [message("system", "Use ```\nls\n``` fences"), message("user", "Fix it"
     ],
 )  # fmt: skip
 def test_a_text_parser_splits_the_response_and_keeps_every_character(parser, response, thought, action):
-    read = SWE_AGENT.read(run([*PROMPT, message("assistant", response)], parser=parser), WHERE)
+    read = read_swe_agent(run([*PROMPT, message("assistant", response)], parser=parser))
     segments = read.messages[-1].segments
     assert read.messages[-1].text == response
     assert "".join(s.text for s in segments if s.kind is Kind.THOUGHT) == thought
@@ -127,8 +129,7 @@ def test_a_text_parser_splits_the_response_and_keeps_every_character(parser, res
 
 def test_without_a_stored_parser_the_stored_actions_tell_which_it_was():
     text = "Example:\n```\nnot this\n```\n<command>\nls\n</command>"
-    read = SWE_AGENT.read(run([*PROMPT, message("assistant", text, action="ls")], [step(text, "ls")]), WHERE)
-    assert read.meta["parser"] == "command"
+    read = read_swe_agent(run([*PROMPT, message("assistant", text, action="ls")], [step(text, "ls")]))
     assert read.messages[-1].segments[-1].text == "\n<command>\nls\n</command>"
 
 
@@ -139,7 +140,7 @@ def test_demonstrations_and_prompts_are_context_even_from_the_assistant():
         message("user", "demo output", is_demo=True),
     ]
     history = [PROMPT[0], *demos, PROMPT[1], message("assistant", "Mine\n```\npwd\n```", action="pwd")]
-    read = SWE_AGENT.read(run(history, parser="thought_action"), WHERE)
+    read = read_swe_agent(run(history, parser="thought_action"))
     assert [{s.kind for s in m.segments} for m in read.messages[:-1]] == [{Kind.CONTEXT}] * 5
     assert read.messages[-1].generated
 
@@ -147,10 +148,9 @@ def test_demonstrations_and_prompts_are_context_even_from_the_assistant():
 def test_text_the_scaffold_wrote_for_the_agent_is_not_generated():
     history = [*PROMPT, message("assistant", "A\n```\nls\n```", action="ls"), message("user", "files")]
     history.append(message("assistant", "Exit due to cost limit", action="", thought="Exit due to cost limit"))
-    read = SWE_AGENT.read(run(history, parser="thought_action", exit_status="submitted (exit_cost)"), WHERE)
+    read = read_swe_agent(run(history, parser="thought_action", exit_status="submitted (exit_cost)"))
     assert not read.messages[-1].generated
     assert read.messages[-1].text == "Exit due to cost limit"
-    assert read.meta["exit_status"] == "submitted (exit_cost)"
     assert "scaffold wrote" in read.meta["warnings"][0]
 
 
@@ -158,7 +158,7 @@ def test_rejected_outputs_are_left_out_and_counted():
     good = "A\n```\nls\n```"
     history = [*PROMPT, message("assistant", good, action="ls"), message("user", "files")]
     steps = [step("no call", "", ""), step("again none", "", ""), step(good, "ls")]
-    read = SWE_AGENT.read(run(history, steps, parser="thought_action"), WHERE)
+    read = read_swe_agent(run(history, steps, parser="thought_action"))
     assert sum(m.generated for m in read.messages) == 1
     assert read.meta["warnings"] == [
         "an output that SWE-agent rejected or replaced is in no later prompt and is left out (2 times)"
@@ -168,7 +168,7 @@ def test_rejected_outputs_are_left_out_and_counted():
 def test_a_last_step_outside_the_history_is_read():
     history = [*PROMPT, message("assistant", "A\n```\nls\n```", action="ls"), message("user", "files")]
     steps = [step("A\n```\nls\n```", "ls"), step("Done\n```\nsubmit\n```", "submit", "diff --git a b")]
-    read = SWE_AGENT.read(run(history, steps, parser="thought_action"), WHERE)
+    read = read_swe_agent(run(history, steps, parser="thought_action"))
     assert [s.text for s in read.messages[-2].segments] == ["Done", "\n```\nsubmit\n```"]
     assert read.messages[-1].segments[0].kind is Kind.OBSERVATION
 
@@ -176,21 +176,21 @@ def test_a_last_step_outside_the_history_is_read():
 def test_steps_without_a_history_are_read_from_the_last_query():
     query = [*PROMPT, message("assistant", "A\n```\nls\n```", action="ls"), message("user", "files")]
     last = {**step("Done\n```\nsubmit\n```", "submit"), "query": query}
-    read = SWE_AGENT.read(run([], [step("A\n```\nls\n```", "ls"), last], parser="thought_action"), WHERE)
+    read = read_swe_agent(run([], [step("A\n```\nls\n```", "ls"), last], parser="thought_action"))
     assert [m.role for m in read.messages] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [m.generated for m in read.messages] == [False, False, True, False, True, False]
 
 
 def test_bare_steps_are_read_and_the_missing_prompt_is_reported():
-    read = SWE_AGENT.read(run([], [step("A\n```\nls\n```", "ls", "files")], parser="thought_action"), WHERE)
+    read = read_swe_agent(run([], [step("A\n```\nls\n```", "ls", "files")], parser="thought_action"))
     assert [m.text for m in read.messages] == ["A\n```\nls\n```", "files"]
     assert "the prompt is not stored" in read.meta["warnings"][0]
 
 
 def test_the_chosen_attempt_is_read():
     attempts = [run([*PROMPT, message("assistant", f"{i}\n```\nls\n```")], parser="thought_action") for i in range(3)]
-    chosen = SWE_AGENT.read({"attempts": attempts, "info": {"best_attempt_idx": 1}}, WHERE)
-    last = SWE_AGENT.read({"attempts": attempts}, WHERE)
+    chosen = read_swe_agent({"attempts": attempts, "info": {"best_attempt_idx": 1}})
+    last = read_swe_agent({"attempts": attempts})
     assert chosen.messages[-1].text.startswith("1")
     assert last.messages[-1].text.startswith("2")
     assert "3 attempts" in last.meta["warnings"][0]
@@ -199,7 +199,7 @@ def test_the_chosen_attempt_is_read():
 def test_a_function_call_is_rendered_and_reasoning_comes_first():
     calls = [{"function": {"name": "bash", "arguments": '{"command": "ls", "timeout": 5}'}, "id": "1"}]
     turn = message("assistant", "Look.", tool_calls=calls, thinking_blocks=[{"type": "thinking", "thinking": "Hm"}])
-    read = SWE_AGENT.read(run([*PROMPT, turn], parser="function_calling"), WHERE)
+    read = read_swe_agent(run([*PROMPT, turn], parser="function_calling"))
     thought, action = read.messages[-1].segments
     assert thought.text == "<think>\nHm\n</think>\n\nLook."
     assert action.text == (
@@ -211,10 +211,10 @@ def test_a_function_call_is_rendered_and_reasoning_comes_first():
 def test_the_instance_is_named_by_the_problem_then_the_environment_then_the_file():
     history = [*PROMPT, message("assistant", "A\n```\nls\n```")]
     record = run(history)
-    assert SWE_AGENT.read(record, WHERE).instance_id == "owner__repo-1"
+    assert read_swe_agent(record).instance_id == "owner__repo-1"
     record["environment"] = "swe_main"
-    assert SWE_AGENT.read(record, WHERE).instance_id == "owner__repo-1"
+    assert read_swe_agent(record).instance_id == "owner__repo-1"
     record["environment"] = "env__name"
-    assert SWE_AGENT.read(record, WHERE).instance_id == "env__name"
+    assert read_swe_agent(record).instance_id == "env__name"
     record["replay_config"] = '{"problem_statement": {"id": "as__json-text"}}'
-    assert SWE_AGENT.read(record, WHERE).instance_id == "as__json-text"
+    assert read_swe_agent(record).instance_id == "as__json-text"
