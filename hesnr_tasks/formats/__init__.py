@@ -165,8 +165,8 @@ class Reading:
         value = registry.unpacked(record.value)
         format = self._forced or registry.choose(value)
         if format is None:
-            known = ", ".join(format.name for format in registry.FORMATS)
-            text = f"no known format: {registry.shape_of(record.value)}. Supported: {known}"
+            supported = ", ".join(format.name for format in registry.FORMATS)
+            text = f"no known format: {registry.shape_of(record.value)}. Supported: {supported}"
             problem = Problem(record.where, "unknown format", text)
             if was_named or record.is_line:
                 self.problem(problem)
