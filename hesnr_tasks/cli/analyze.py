@@ -54,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--exploration", action="store_true", help="entropy at pivotal words, reflective and rare sentences of thoughts"
     )
-    add("--embed", metavar="MODULE:FUNCTION", help="texts to vectors, for rare sentences (default: TF-IDF)")
     add("--tool-entropy", action="store_true", help="entropy where actions are chosen")
     add("--decision-arguments", type=int, metavar="N", help="of --tool-entropy: words after the verb that decide too")
     add("--combine", metavar="HOW", help="of --tool-entropy: entropies of a step's words to one, max|mean|first|sum")
@@ -119,8 +118,6 @@ def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     check_resamples(args.resamples, args.seed)
     if args.bins < 1 or args.cases < 0:
         raise SettingsError("--bins must be at least 1 and --cases at least 0")
-    if args.embed and not args.exploration:
-        raise SettingsError("--embed is for the rare sentences of --exploration; add that")
     if args.output and not (args.exploration or args.tool_entropy):
         raise SettingsError("-o is where figures go, and only --exploration and --tool-entropy draw some here; add one")
     for name in _OF_TOOLS:
@@ -136,10 +133,9 @@ def _tables(frame: Frame, question: Question, args: argparse.Namespace) -> Itera
     exploration: Iterable[Table] = ()
     if args.exploration:
         from hesnr_tasks.exploration.entropy_profile import exploration as explore
-        from hesnr_tasks.exploration.text import embedder
 
         # before all others: it refuses unsuitable tokens with its own message
-        exploration = list(explore(frame, question, embed=embedder(args.embed) if args.embed else None))
+        exploration = list(explore(frame, question))
     yield results(frame, question)
     yield from exploration
     if args.tool_entropy:

@@ -17,7 +17,7 @@ from hesnr_tasks.analysis.tables import Table, interval, show, write_tables
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.cli.options import add_answers
 from hesnr_tasks.cli.passk import checkpoints
-from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.exploration.behaviours import (
     MEASURES,
     OUTCOMES,
@@ -31,7 +31,7 @@ from hesnr_tasks.exploration.behaviours import (
     read_corpus,
 )
 from hesnr_tasks.exploration.entropy_profile import FEWEST_CLUSTERS
-from hesnr_tasks.exploration.text import embedder, load_lexicon
+from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.passk import listed, powers
 from hesnr_tasks.passk.outcome_files import Query
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
@@ -54,8 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "[NAME=]FILE[,FILE…]; the others are compared with the first, paired by problem",
     )
     add("--reference", metavar="FILE", help="what the base model wrote: rare is what is unlike that")
-    add("--kinds", metavar="KIND+…", default="thought", help="of trajectories: what is read (default: thought)")
-    add("--embed", metavar="MODULE:FUNCTION", help="texts to vectors, for rare sentences (default: TF-IDF)")
     add_answers(parser, k="for Pass@K at matched length (default: powers of two, to 16)")
     add(
         "--trajectories",
@@ -82,15 +80,10 @@ def tables(args: argparse.Namespace) -> tuple[list[Table], list[str]]:
     """Read, measure and compare; `HesnrError` for files or settings that give no number."""
     check_resamples(args.resamples, args.seed)
     query = Query(args.metric, args.filter, args.task)
-    kinds, names = args.kinds.replace(",", "+").split("+"), [kind.value for kind in (Kind.THOUGHT, Kind.ACTION)]
-    for kind in kinds:
-        if kind not in names:
-            raise SettingsError(f"--kinds {kind!r}: a model writes {' and '.join(names)}.{nearest(kind, names)}")
-    kinds = [Kind(kind) for kind in kinds]
     named = checkpoints(args.files, compare=len(args.files) > 1)
     if args.trajectories and len(named) > 1:
         raise SettingsError("--trajectories writes the answers of one checkpoint, and several were given; name one")
-    corpora = [read_corpus(name, paths, query, kinds) for name, paths in named.items()]
+    corpora = [read_corpus(name, paths, query) for name, paths in named.items()]
     for corpus in corpora:
         measure(corpus)
     notes = [note for corpus in corpora for note in corpus.notes]
@@ -99,9 +92,9 @@ def tables(args: argparse.Namespace) -> tuple[list[Table], list[str]]:
         files = {path.resolve() for path in paths}
         # one of those compared: its sentences are no neighbours of their own
         same = [i for i, given in enumerate(named.values()) if {path.resolve() for path in given} == files]
-        reference = corpora[same[0]] if same else read_corpus(name, paths, query, kinds)
+        reference = corpora[same[0]] if same else read_corpus(name, paths, query)
         notes += [] if same else reference.notes
-        notes.append(rarity(corpora, reference, embedder(args.embed) if args.embed else None))
+        notes.append(rarity(corpora, reference))
     if args.trajectories:
         notes.append(_write_trajectories(corpora[0], args.trajectories))
     results = [_means(corpora, args, notes), *_right_and_wrong(corpora, args)]
@@ -182,13 +175,7 @@ def _matched(a: AnswerSet, b: AnswerSet, args: argparse.Namespace, suffix: str) 
                 f"--k {k}: k must be between 1 and {most}, the most answers of known outcome that both have to a "
                 "problem"
             )
-    rows = []
-    for at_k in matched_passk(a, b, ks, args.resamples, args.seed):
-        (raw, _, _), (matched, p, _) = at_k.raw, at_k.matched
-        row: dict[str, Any] = {"run": b.name, "k": at_k.k, "difference": raw, "interval": interval(raw)}
-        row |= {"matched": matched, "matched_interval": interval(matched), "p": p, "problems": at_k.problems}
-        row |= {"left_out": at_k.left_out, "used": at_k.used}
-        rows.append(row | {"words": at_k.words[0], "words_other": at_k.words[1]})
+    rows = [{"run": b.name} | row for row in matched_passk(a, b, ks, args.resamples, args.seed)]
     notes = (
         "difference: of Pass@k with all answers; matched: with as many answers of either in every bin of length, "
         "within problems (lengths in a bin differ by less than a quarter); both on the same problems",

@@ -60,12 +60,7 @@ class PatchCandidate:
 def collect(
     runs: Sequence[str], notes: Counter[str], test_files: str = PYTEST_FILES
 ) -> dict[str, list[PatchCandidate]]:
-    """The candidates of every instance, in the order of the runs.
-
-    Args:
-        runs: folders or files.
-        notes: takes in, counted, what could not be used.
-        test_files: regular expression of the paths that are tests.
+    """The candidates of every instance, in the order of the runs; `notes` counts what could not be used.
 
     Raises:
         DataError: a run is not there, or none of them holds a submission.
@@ -216,11 +211,7 @@ def _inside(path: str) -> str:
 
 
 def changed_files(patch: str) -> list[tuple[str, str]]:
-    """The parts of a git diff, or of a plain unified one, in order.
-
-    Returns:
-        Path after the change, text of the part, of each file.
-    """
+    """(path after the change, text) of each file of a git diff, or of a plain unified one, in order."""
     starts = [match.start() for match in re.finditer(r"^diff --git ", patch, re.M)]
     if not starts and patch.strip():  # a plain unified diff
         starts = [match.start() for match in re.finditer(r"^--- [^\n]*\n\+\+\+ ", patch, re.M)]
@@ -238,12 +229,7 @@ def _changed_path(part: str) -> str:
 
 
 def source_patch(patch: str, test_files: str = PYTEST_FILES) -> str:
-    """A patch without its changes to tests, as no patch may bring the tests it is measured by, and without caches.
-
-    Args:
-        patch: A git diff, or a plain unified one.
-        test_files: Regular expression of the paths that are tests; `conftest.py` always is.
-    """
+    """A patch without its changes to tests, as no patch may bring the tests it is measured by, and without caches."""
     tests = re.compile(test_files)
     kept = "".join(
         text
@@ -261,11 +247,7 @@ def patch_key(patch: str, test_files: str = PYTEST_FILES) -> str:
 
 
 def load_instances(path: str) -> dict[str, dict[str, Any]]:
-    """The rows of a SWE-bench file (JSON, JSON Lines or Parquet), by `instance_id`.
-
-    Raises:
-        DataError: The file cannot be read, or a row has no id.
-    """
+    """The rows of a SWE-bench file (JSON, JSON Lines or Parquet), by `instance_id`. Raises `DataError`."""
     rows: dict[str, dict[str, Any]] = {}
     for record in records(path):
         if not isinstance(record, Record):

@@ -76,9 +76,6 @@ class Estimator:
         Args:
             keys: canonical actions of the well-formed probes.
             logprobs: mean log-probability (nats a token) of each one's command; NaN where the server stated none.
-
-        Raises:
-            SearchError: the estimator is `logprob` and no probe has a log-probability.
         """
         if self.name == "votes":
             return vote_entropy(keys) if len(keys) >= 2 else math.nan
@@ -93,28 +90,13 @@ class Estimator:
 
 
 def vote_entropy(keys: Sequence[str]) -> float:
-    """Plug-in entropy, nats, of the shares that n draws give each action.
-
-    Args:
-        keys: The action of each draw (`canonical_key`).
-
-    Returns:
-        In [0, ln n]; 0 without draws.
-    """
+    """Plug-in entropy, nats in [0, ln n], of the shares that n draws give each action; 0 without draws."""
     n = len(keys)
     return max(0.0, -math.fsum(c / n * math.log(c / n) for c in Counter(keys).values())) if n else 0.0
 
 
 def command_logprob(choice: Mapping[str, Any], commands: Sequence[str]) -> float:
-    """Mean log-probability of the tokens that spell the commands of a choice.
-
-    Args:
-        choice: a choice of a chat completion, as a mapping.
-        commands: the commands it was parsed into, in order.
-
-    Returns:
-        Nats a token; NaN where the server stated no log-probabilities, or none for the tokens of the commands.
-    """
+    """Mean log-probability, nats a token, of the tokens of a choice that spell its commands; NaN: not stated."""
     tokens = [  # (bytes, log-probability)
         (bytes(e["bytes"]) if e.get("bytes") else str(e.get("token") or "").encode("utf-8", "surrogatepass"),
          e.get("logprob"))
@@ -180,13 +162,8 @@ class Calibration:
     estimates: tuple[float, ...]
 
     def rule(self, share: float) -> tuple[float, float]:
-        """Which steps a gate fires at, so that it fires at a given share of them.
-
-        Args:
-            share: Of the steps, in [0, 1].
-
-        Returns:
-            A threshold in nats, and a chance: above the threshold it fires always, at it with this chance.
+        """A threshold in nats, and a chance, that fire at a share of the steps: always above it, with this chance at
+        it.
         """
         values = sorted(self.estimates, reverse=True)
         threshold = values[min(len(values) - 1, max(0, math.ceil(share * len(values)) - 1))]
@@ -218,12 +195,7 @@ class Calibration:
 
 
 def calibrate(estimates: Sequence[float], identity: Mapping[str, Any], model: str) -> Calibration:
-    """A calibration from the estimates of runs.
-
-    Args:
-        estimates: Nats, one a step; those that are not finite are left out.
-        identity: Of the estimator that made them (`Estimator.identity`).
-        model: As litellm names it.
+    """A calibration from the estimates of runs, nats a step; those that are not finite are left out.
 
     Raises:
         DataError: Fewer than 20 are finite.
@@ -238,16 +210,10 @@ def calibrate(estimates: Sequence[float], identity: Mapping[str, Any], model: st
 
 
 def open_gate(spec: str, estimator: Estimator, calibration: Path | None = None) -> Gate:
-    """The gate of a setting.
-
-    Args:
-        spec: `model.gate`, such as threshold:0.3; see the module.
-        estimator: Whose estimates it will see.
-        calibration: Of quantile gates.
+    """The gate of a setting, such as threshold:0.3; see the module.
 
     Raises:
         SettingsError: It cannot be one, or is calibrated by another estimator.
-        DataError: The calibration cannot be read.
     """
     name, colon, text = spec.partition(":")
     if name not in GATES:

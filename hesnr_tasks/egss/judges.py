@@ -7,11 +7,10 @@ that cannot be used is asked for again.
 The judge of a step sees the whole trace (`judge_trace_limit` shortens its middle) and the candidates under letters in
 an order that a seed permutes; without a usable answer the votes decide, which is counted. Scores meet the votes:
 
-    posterior_i  ∝  votes_i ** vote_prior  ×  exp(judge_strength × score_i),   score = points / 15
+    posterior_i  ∝  votes_i  ×  exp(8 × score_i),   score = points / 15
 
-`vote_prior` 1 takes the shares of the draws as the policy's own probabilities, 0 throws them away. `judge_strength` is
-the log odds that a whole unit of score is worth; 8 suits scores of good and bad candidates that lie one standard
-deviation of 1/8 apart. EGSS's own combination is not public.
+The shares of the draws are taken as the policy's own probabilities; log odds of 8 for a whole unit of score suit scores
+of good and bad candidates that lie one standard deviation of 1/8 apart. EGSS's own combination is not public.
 
 A voter sees the task, the patches (under letters, too) and what the suite says of each. It gives 0 to 3 points in six
 dimensions; the sixth is a gate, 3 or 0, and 0 sinks the patch. Where the suite tested a patch the gate is the suite's:
@@ -42,6 +41,7 @@ from hesnr_tasks.errors import SearchError, SettingsError, printable
 Parsed = TypeVar("Parsed")
 Messages = list[dict[str, str]]
 _LONGEST = 50_000  # characters of an answer that are searched for JSON
+_STRENGTH = 8.0  # log odds that a whole unit of score is worth against the votes
 
 # --- asking -----------------------------------------------------------------------------------------------------------
 
@@ -94,11 +94,7 @@ def complete(
 ) -> tuple[Any, int]:
     """The reply of `call` in the strictest format that the server takes, and how many formats it refuses.
 
-    Args:
-        call: makes the request; `response_format` is its only argument.
-        schema: of the answer; None: no format is requested.
-        refused: how many formats it refused before.
-        note: is given the name of each format that is refused.
+    `refused`: how many it refused before; `note` is given the name of each that is refused.
     """
     errors = guarded_litellm().exceptions
     formats: list[dict[str, Any]] = [{}]
@@ -152,14 +148,7 @@ def ask(
 
 @dataclass(frozen=True)
 class Rubric:
-    """Dimensions in which candidates get 0 to 3 points; `gates` are 0 or 3 only.
-
-    Attributes:
-        noun: what a candidate is called.
-        role: what the model is to do, in a sentence or two.
-        dimensions: name -> the question.
-        gates: names among them.
-    """
+    """Dimensions (name -> question) in which candidates, each a `noun`, get 0 to 3 points; `gates` are 0 or 3 only."""
 
     noun: str
     role: str
@@ -225,13 +214,11 @@ class Rubric:
         generator: random.Random,
         ask: Callable[..., Any],
     ) -> list[dict[str, int]] | None:
-        """Points by dimension of each candidate, whom the model sees under letters in an order that a seed permutes.
+        """Points by dimension of each candidate, whom the model sees under letters in an order that `generator`
+        permutes.
 
-        Args:
-            head: material that all share.
-            candidates: sections of material, as (title, text), of each.
-            generator: permutes them.
-            ask: is given messages, how an answer is read (see `ask`) and its JSON schema.
+        `candidates`: sections of material, (title, text), of each, after the `head` that all share; `ask` is given
+        messages, how an answer is read and its JSON schema.
         """
         order = list(range(len(candidates)))
         generator.shuffle(order)
@@ -279,33 +266,10 @@ _STEP_RUBRIC = Rubric(
 )
 
 
-@dataclass(frozen=True)
-class ActionCandidate:
-    """Equal draws of a step, once: their canonical action, how many they are, and the text of the first."""
-
-    key: str
-    votes: int
-    thought: str
-    command: str
-
-
-def choose(
-    candidates: Sequence[ActionCandidate], scores: Sequence[float] | None, seed: object, strength: float, prior: float
-) -> tuple[int, bool]:
-    """The candidate with the greatest posterior; see the module.
-
-    Args:
-        candidates: Different actions, each with its votes.
-        scores: In [0, 1], one a candidate; None: the votes alone decide.
-        seed: Of ties.
-        strength: `judge_strength`, log odds a unit of score.
-        prior: `vote_prior`, power of the votes.
-
-    Returns:
-        Its index, and whether several have that posterior.
-    """
-    judged = scores if scores is not None else [0.0] * len(candidates)
-    logs = [prior * math.log(c.votes) + strength * s for c, s in zip(candidates, judged, strict=True)]
+def choose(votes: Sequence[int], scores: Sequence[float] | None, seed: object) -> tuple[int, bool]:
+    """The index of the candidate with the greatest posterior (see the module), and whether several have it."""
+    judged = scores if scores is not None else [0.0] * len(votes)
+    logs = [math.log(count) + _STRENGTH * score for count, score in zip(votes, judged, strict=True)]
     best = [i for i, value in enumerate(logs) if value >= max(logs) - 1e-9]
     return random.Random(f"tie {seed}").choice(best), len(best) > 1
 
@@ -314,23 +278,18 @@ def choose(
 class Judge:
     """A chat model that scores candidates.
 
-    Attributes:
-        request: what each call is made with beside messages and format: model and `judge_kwargs`.
-        complete: makes the call, retries passing faults and counts what it cost.
-        note: counts what should be visible: replies that could not be used, formats that were refused.
-        trace_limit: most characters of the trace that it sees; 0: all of it.
-        retries: how often an answer that cannot be used is asked for again.
+    `complete` makes a call (with `request`: model and `judge_kwargs`), retries passing faults and counts what it
+    cost; `note` counts what should be visible: replies that could not be used, formats that were refused.
     """
 
     request: Mapping[str, Any]
     complete: Callable[[Mapping[str, Any]], Any]
     note: Callable[[str], None]
-    trace_limit: int = 0
-    retries: int = 1
+    trace_limit: int = 0  # most characters of the trace that it sees; 0: all
     _refused: int = 0  # formats that the server refuses
 
     def __call__(
-        self, trace: str, candidates: Sequence[ActionCandidate], seed: object
+        self, trace: str, actions: Sequence[str], seed: object
     ) -> tuple[tuple[float, ...], list[dict[str, int]]] | None:
         """(score in [0, 1], points by dimension) of each candidate; None where no usable answer came."""
         if self.trace_limit and len(trace) > self.trace_limit:
@@ -339,12 +298,10 @@ class Judge:
 
         def ask_judge(messages: Messages, read: Callable[[str], Parsed], schema: Mapping[str, Any]) -> Parsed | None:
             form = None if "response_format" in self.request else schema
-            return ask(
-                functools.partial(self._answer, form), messages, read, self.retries, lambda n: self.note(f"judge_{n}")
-            )
+            return ask(functools.partial(self._answer, form), messages, read, 1, lambda n: self.note(f"judge_{n}"))
 
         # trace first: it only grows, so that a server's prefix cache has it
-        sections = [[("action", f"{c.thought}\n\n$ {c.command}".strip())] for c in candidates]
+        sections = [[("action", action)] for action in actions]
         points = _STEP_RUBRIC.points(_section("trace", trace), sections, random.Random(f"order {seed}"), ask_judge)
         return None if points is None else (tuple(map(_STEP_RUBRIC.score, points)), points)
 
@@ -371,12 +328,8 @@ class _NoAnswerError(Exception):
 
 @dataclass
 class ChatModel:
-    """A model by litellm; answers are kept in the journal, so that none is paid for twice.
-
-    Attributes:
-        name: as litellm names it.
-        kwargs: whatever litellm.completion takes: api_base, temperature, reasoning_effort, max_tokens …
-        spent: on all answers so far, those from the journal included.
+    """A model by litellm, with whatever litellm.completion takes; answers are kept in the journal: none is paid for
+    twice.
     """
 
     name: str
@@ -395,11 +348,7 @@ class ChatModel:
     ) -> Parsed | None:
         """What `read` makes of an answer; None, and a note, where no usable one came.
 
-        Args:
-            messages: of the chat.
-            read: as for `ask`.
-            schema: JSON schema of the answer.
-            seed: tells equal questions apart that are meant to be asked more than once.
+        `seed` tells equal questions apart that are meant to be asked more than once.
 
         Raises:
             SearchError: there is no server, or it refuses the key, or has no such model.
@@ -500,13 +449,8 @@ def vote(
 ) -> Ballot | None:
     """One voter's ballot; None where the model gave no usable answer.
 
-    Args:
-        model: that votes.
-        voter: its name in the record; also seeds order and ties, so that one model can vote several times.
-        task: what was to be done.
-        finalists: at least one.
-        seed: of the selection.
-        limit: most characters of the task and of each patch; the middle of longer ones is left out.
+    `voter`, its name in the record, also seeds order and ties, so that one model can vote several times; of texts
+    longer than `limit` characters the middle is left out.
     """
     rng = random.Random(f"{seed} {voter} {' '.join(sorted(f.key for f in finalists))}")
     sections = []
@@ -532,14 +476,7 @@ def write_tests(
 ) -> str | None:
     """The content of a new test file; None where the model gave none.
 
-    Args:
-        model: that writes.
-        path: of the file.
-        task: what was to be done.
-        patches: what was proposed.
-        tests: path -> content of the tests that exist.
-        problem: why the file that it wrote before did not run; empty in the first round.
-        limit: most characters of each piece.
+    `tests`: path -> content of those that exist; `problem`: why the file that it wrote before did not run.
     """
     material = [_section("task", _shorten(task, limit))]
     material += [_section(f"patch {number}", _shorten(patch, limit)) for number, patch in enumerate(patches, 1)]

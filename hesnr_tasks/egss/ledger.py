@@ -44,14 +44,9 @@ class Spent(NamedTuple):
 
 
 def spent_of(usage: Any, cost: float = 0.0) -> Spent:
-    """What one call used.
+    """What one call used, by the `usage` of a chat completion (an object or a mapping; reasoning tokens are output).
 
-    Args:
-        usage: Of a chat completion, an object or a mapping; reasoning tokens are output.
-        cost: Money, 0 where no price is known.
-
-    Returns:
-        Without tokens, and counted as `unstated`, where the server stated no usable counts.
+    Without tokens, and counted as `unstated`, where the server stated no usable counts.
     """
     stated = usage if isinstance(usage, Mapping) else usage.model_dump() if hasattr(usage, "model_dump") else {}
     details = stated.get("prompt_tokens_details")

@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hesnr_tasks.actions.classes import action_class
 from hesnr_tasks.egss.gates import Calibration, Estimator, GateInput, canonical, command_logprob, open_gate, uniform
-from hesnr_tasks.egss.judges import ActionCandidate, Judge, choose, guarded_litellm, no_server_message, nothing_listens
+from hesnr_tasks.egss.judges import Judge, choose, guarded_litellm, no_server_message, nothing_listens
 from hesnr_tasks.egss.ledger import Ledger, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
 
@@ -69,16 +69,8 @@ class EgssSettings(BaseModel):
     """Whatever litellm.completion takes: api_base, reasoning_effort, max_tokens, temperature …"""
     judge_trace_limit: int = 0
     """Most characters of the trace that the judge sees, its middle left out; 0: all of it."""
-    judge_retries: int = 1
-    """How often an answer that cannot be used is asked for again."""
-    judge_strength: float = 8.0
-    """Log odds that a whole unit of score is worth against the votes."""
-    vote_prior: float = 1.0
-    """Power of the votes in the choice; 0: they do not count."""
     seed: int = 1234
     """Of random gates, of ties and of the order in which a judge sees candidates; not sent to the server."""
-    keep_logprobs: bool = False
-    """Keep the log-probabilities of the chosen draw in the trajectory."""
 
 
 class GatedModelConfig(EgssSettings, LitellmModelConfig):
@@ -128,7 +120,7 @@ class _Gated(LitellmModel):
         request = {"model": own.judge_model or own.model_name, "drop_params": True}
         inherited = {} if own.judge_model else {k: own.model_kwargs[k] for k in _CONNECTION if k in own.model_kwargs}
         request |= inherited | own.judge_kwargs
-        self._judge = Judge(request, self._complete_judge, self._note, own.judge_trace_limit, own.judge_retries)
+        self._judge = Judge(request, self._complete_judge, self._note, own.judge_trace_limit)
 
     def _check(self) -> None:
         own = self.config
@@ -137,9 +129,8 @@ class _Gated(LitellmModel):
             raise SettingsError(f"model.draws is {own.draws}; it must be at least 2 and not below model.probes.")
         if own.judge not in ("llm", "votes"):
             raise SettingsError(f"model.judge is {own.judge!r}; it must be llm or votes.")
-        if min(own.judge_strength, own.vote_prior, own.judge_trace_limit, own.judge_retries) < 0:
-            names = "judge_strength, vote_prior, judge_trace_limit, judge_retries"
-            raise SettingsError(f"model.{names} cannot be negative.")
+        if own.judge_trace_limit < 0:
+            raise SettingsError("model.judge_trace_limit cannot be negative.")
         for name in ("n", "logprobs", "stream"):
             if name in own.model_kwargs:
                 raise SettingsError(f"model.model_kwargs.{name} is set by the gate {own.gate!r}; leave it out.")
@@ -209,20 +200,20 @@ class _Gated(LitellmModel):
         self, messages: list[ChatDict], draws: Sequence[_Draw], record: dict[str, Any], seed: tuple[Any, ...]
     ) -> _Draw:
         """The draw whose action votes and judge prefer; what they said goes into `record`."""
-        own, votes = self.config, Counter(draw.key for draw in draws)
+        votes = Counter(draw.key for draw in draws)
         firsts = [next(draw for draw in draws if draw.key == key) for key in votes]
         if len(firsts) == 1:
             return firsts[0]
-        candidates = [ActionCandidate(d.key, votes[d.key], _text(d.message), d.command) for d in firsts]
-        rows: list[dict[str, Any]] = [{"command": c.command, "votes": c.votes} for c in candidates]
+        rows: list[dict[str, Any]] = [{"command": draw.command, "votes": votes[draw.key]} for draw in firsts]
         scores = None
-        if own.judge == "llm":
+        if self.config.judge == "llm":
             trace = (f"[{m.get('role') or m.get('type') or '?'}]\n{get_content_string(m)}" for m in messages)
-            if judged := self._judge("\n\n".join(trace), candidates, seed):
+            actions = [f"{_text(draw.message)}\n\n$ {draw.command}".strip() for draw in firsts]
+            if judged := self._judge("\n\n".join(trace), actions, seed):
                 scores = judged[0]
                 for row, score, points in zip(rows, *judged, strict=True):
                     row |= {"score": score, "points": points}
-        index, tied = choose(candidates, scores, seed, own.judge_strength, own.vote_prior)
+        index, tied = choose(list(votes.values()), scores, seed)
         if tied:
             self._note("ties")
         record |= {"candidates": rows, "chosen": index, "tied": tied}
@@ -277,9 +268,7 @@ class _Gated(LitellmModel):
 
     def _draw(self, reply: Any, stored: dict[str, Any], index: int) -> _Draw:
         choice = stored["choices"][index]
-        logprobs = choice.get("logprobs") if self.config.keep_logprobs else None
-        alone = {k: v for k, v in choice.items() if k != "logprobs"} | ({"logprobs": logprobs} if logprobs else {})
-        stored = stored | {"choices": [alone]}
+        stored = stored | {"choices": [{k: v for k, v in choice.items() if k != "logprobs"}]}  # they are large
         try:
             actions = self._parse_actions(SimpleNamespace(choices=[reply.choices[index]]))
         except FormatError as error:

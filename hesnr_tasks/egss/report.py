@@ -58,15 +58,8 @@ class Curve(NamedTuple):
 def curves(records: Sequence[TaskCost], price: float = PRICE) -> tuple[dict[str, Curve], list[str]]:
     """The curve of each method on the tasks that all have, and the tasks left out because some lack them.
 
-    Args:
-        records: those of the same task, method and number of runs are averaged.
-        price: of a cached prompt token, in prompt tokens.
-
-    Raises:
-        DataError: no task is left.
+    Records of the same task, method and number of runs are averaged. Raises `DataError` where no task is left.
     """
-    if not 0 <= price <= 1:
-        raise SettingsError(f"--cached-price must lie in [0, 1], not {price}.")
     cells: dict[tuple[str, int], dict[str, list[TaskCost]]] = {}
     for record in records:
         cells.setdefault((record.method, record.runs), {}).setdefault(record.task, []).append(record)
@@ -92,23 +85,13 @@ def curves(records: Sequence[TaskCost], price: float = PRICE) -> tuple[dict[str,
 
 
 def mean_over_tasks(values: FloatArray, resamples: int, seed: int) -> Estimate:
-    """The mean over tasks, with its bootstrap standard error and 95 % interval of percentiles.
-
-    Args:
-        values: One a task, (T,).
-        resamples, seed: Of the bootstrap.
-    """
+    """The mean over tasks (T,), with its bootstrap standard error and 95 % interval of percentiles."""
     means = resample_counts(len(values), resamples, seed).astype(np.float64) @ values / len(values)
     return _estimate(float(values.mean()), means, len(values))
 
 
 def paired_ratio(a: FloatArray, b: FloatArray, resamples: int, seed: int) -> Estimate:
-    """mean(b) / mean(a) over the same tasks, with bootstrap standard error and 95 % interval of percentiles.
-
-    Args:
-        a, b: One a task, (T,).
-        resamples, seed: Of the bootstrap.
-    """
+    """mean(b) / mean(a) over the same tasks (T,), with bootstrap standard error and 95 % interval of percentiles."""
     counts = resample_counts(len(a), resamples, seed).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return _estimate(float(b.mean() / a.mean()), (counts @ b) / (counts @ a), len(a))
@@ -119,14 +102,8 @@ def at_equal_rate(
 ) -> list[Estimate]:
     """Costs of `method` over costs of `reference` at the resolve rate of `target` with `runs` runs, by currency.
 
-    Args:
-        method, reference, target: Curves on the same tasks.
-        runs: Of the target; `SettingsError` where it was not run so often.
-        resamples, seed: Of the bootstrap over tasks.
-
-    Returns:
-        Value, bootstrap standard error (NaN where infinite values occur) and 95 % interval of each currency; NaN where
-        the costs are not stated.
+    Value, bootstrap standard error (NaN where infinite values occur) and 95 % interval; NaN where costs are not
+    stated.
     """
     if runs not in target.runs:
         raise SettingsError(f"{target.method!r} was not run with {runs} runs; it was with {target.runs}.")
@@ -187,15 +164,8 @@ class InstanceRun(NamedTuple):
         return Spent.sum(self.spent.values())
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
 def read_run(folder: Path) -> list[InstanceRun]:
-    """Every trajectory in the folder that `mini-extra swebench -o` wrote, by path.
-
-    Raises:
-        DataError: There is none, or one is not as mini-swe-agent writes it.
-    """
+    """Every trajectory in the folder that `mini-extra swebench -o` wrote, by path. Raises `DataError`."""
     files = sorted(folder.glob("*/*.traj.json")) or sorted(folder.glob("*.traj.json"))
     if not files:
         raise DataError(
@@ -255,13 +225,7 @@ def _method(config: Mapping[str, Any]) -> str:
 def curve_table(
     methods: Mapping[str, Curve], resamples: int = RESAMPLES, seed: int = SEED, notes: Sequence[str] = ()
 ) -> Table:
-    """Every point of every curve: resolve rate and costs, mean over tasks.
-
-    Args:
-        methods: curves, by name.
-        resamples, seed: of the bootstrap over tasks.
-        notes: under the table.
-    """
+    """Every point of every curve: resolve rate and costs, mean over tasks."""
     rows: list[dict[str, Any]] = []
     for curve in methods.values():
         for i, runs in enumerate(curve.runs):
@@ -282,14 +246,7 @@ def curve_table(
 
 
 def savings_table(methods: Mapping[str, Curve], reference: str, runs: int, resamples: int, seed: int) -> Table:
-    """Costs of every other method over those of the reference, at the resolve rate that it reaches.
-
-    Args:
-        methods: Curves on the same tasks, by name.
-        reference: One of the names.
-        runs: How many runs of the reference set the rate.
-        resamples, seed: Of the bootstrap over tasks.
-    """
+    """Costs of every other method over those of the reference, at the resolve rate that it reaches with `runs` runs."""
     target = methods[reference]
     rows = [
         {"method": curve.method, **spans(at_equal_rate(curve, target, target, runs, resamples, seed))}
@@ -306,13 +263,7 @@ def savings_table(methods: Mapping[str, Curve], reference: str, runs: int, resam
 
 
 def paired_table(methods: Mapping[str, Curve], reference: str, resamples: int, seed: int) -> Table:
-    """What each method resolves more than the reference with as many runs, and the ratios of what they cost.
-
-    Args:
-        methods: Curves on the same tasks, by name.
-        reference: One of the names.
-        resamples, seed: Of the bootstrap over tasks.
-    """
+    """What each method resolves more than the reference with as many runs, and the ratios of what they cost."""
     base, rows = methods[reference], []
     for curve in methods.values():
         for runs in (n for n in curve.runs if n in base.runs and curve.method != reference):

@@ -29,23 +29,14 @@ _SHOWN = 12  # failed tests that a voter sees
 
 @dataclass(frozen=True)
 class SelectSettings:
-    """Of a selection.
-
-    Attributes:
-        method: one of `METHODS`.
-        votes: ballots of each voter.
-        top: patches that voters see.
-        limit: most characters of each piece that models see.
-        seed: of orders and ties.
-        augment_path: of the test file that a model writes.
-    """
+    """Of a selection."""
 
     method: str = "egss"
-    votes: int = 1
-    top: int = 3
-    limit: int = 40_000
-    seed: int = 1234
-    augment_path: str = "test_current_issue.py"
+    votes: int = 1  # ballots of each voter
+    top: int = 3  # patches that voters see
+    limit: int = 40_000  # most characters of each piece that models see
+    seed: int = 1234  # of orders and ties
+    augment_path: str = "test_current_issue.py"  # of the test file that a model writes
     runner: Runner = field(default_factory=Runner)
 
 
@@ -60,15 +51,9 @@ def select_instance(
     models: Sequence[ChatModel],
     writer: ChatModel | None,
 ) -> tuple[str, dict[str, Any]]:
-    """The patch chosen, and why.
+    """The patch chosen for one instance, and why.
 
-    Args:
-        candidates: of one instance, in the order of the runs.
-        instance: its row; `instance_id` and `problem_statement` are used here, the rest by the environment.
-        settings: of the selection.
-        tester: runs the tests; None: the method needs none.
-        models: the voters.
-        writer: writes missing tests; None: nobody does.
+    `tester` None: the method needs no suite; `writer` None: nobody writes missing tests.
     """
     task, test_files = str(instance.get("problem_statement") or ""), settings.runner.test_files
     key_of = {candidate.run: patch_key(candidate.patch, test_files) for candidate in candidates}
@@ -129,21 +114,15 @@ _Chosen = tuple[str, str, bool]  # patch key, what decided, whether by lot
 
 @dataclass
 class _PatchSelection:
-    """One instance's patches, and what chooses among them.
-
-    Attributes:
-        keys: patch key of each run that is left.
-        sources: patch key -> patch without tests.
-        cut_at_random: more patches of equal pass rate than voters see.
-    """
+    """One instance's patches, and what chooses among them."""
 
     instance_id: str
     settings: SelectSettings
     suite: Suite
-    keys: Sequence[str]
-    sources: Mapping[str, str]
+    keys: Sequence[str]  # patch key of each run that is left
+    sources: Mapping[str, str]  # patch key -> patch without tests
     task: str
-    cut_at_random: bool = False
+    cut_at_random: bool = False  # more patches of equal pass rate than voters see
 
     def _generator(self, purpose: str) -> random.Random:
         return random.Random(f"{self.settings.seed} {self.instance_id} {purpose}")

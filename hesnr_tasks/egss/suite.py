@@ -94,8 +94,7 @@ def sandbox_config(specs: Sequence[str], environment_class: str | None, variable
         variables: environment variables for what is run, `NAME=VALUE` or `NAME` (its value here).
 
     Raises:
-        SettingsError: a file is not there or not YAML, a variable is not set, or candidates would run in a folder of
-            the user's.
+        SettingsError: one cannot be used, or candidates would run in a folder of the user's.
     """
     os.environ.setdefault("MSWEA_SILENT_STARTUP", "1")
     try:
@@ -141,11 +140,7 @@ def sandbox_config(specs: Sequence[str], environment_class: str | None, variable
 
 
 class Sandbox:
-    """One fresh environment with an instance's repository, until it is closed.
-
-    Raises:
-        SandboxError: it did not start.
-    """
+    """One fresh environment with an instance's repository, until it is closed. `SandboxError`: it did not start."""
 
     def __init__(self, config: Mapping[str, Any], instance: Mapping[str, Any]) -> None:
         from minisweagent.run.benchmarks.swebench import get_sb_environment
@@ -174,11 +169,7 @@ class Sandbox:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, command: str, timeout: int = 60) -> CommandResult:
-        """Run a shell command inside, for at most `timeout` seconds.
-
-        Raises:
-            SandboxError: the environment is no longer there.
-        """
+        """Run a shell command inside, for at most `timeout` seconds. Raises `SandboxError`: the environment is gone."""
         from minisweagent.exceptions import Submitted
 
         # the environments stop waiting; only `timeout` inside also ends the command
@@ -257,21 +248,13 @@ _Outcomes = dict[str, dict[str, dict[str, str]]]
 
 @dataclass(frozen=True)
 class Runner:
-    """How tests are run.
+    """How tests are run."""
 
-    Attributes:
-        command: shell template with {file} and {junit}, the JUnit file it must write.
-        test_files: regular expression of paths that are tests.
-        timeout: seconds for one file.
-        repeats: how often a file that tells patches apart is run.
-        budget: most runs of a file for one instance.
-    """
-
-    command: str = PYTEST
-    test_files: str = PYTEST_FILES
-    timeout: int = 120
-    repeats: int = 3
-    budget: int = 300
+    command: str = PYTEST  # shell template with {file} and {junit}, the JUnit file it must write
+    test_files: str = PYTEST_FILES  # regular expression of paths that are tests
+    timeout: int = 120  # seconds for one file
+    repeats: int = 3  # how often a file that tells patches apart is run
+    budget: int = 300  # most runs of a file for one instance
 
 
 class TestFile(NamedTuple):
@@ -331,11 +314,8 @@ class PatchTester:
     def suite(
         self, candidates: Sequence[PatchCandidate], written: Callable[[Sequence[TestFile], str], TestFile | None] | None
     ) -> Suite:
-        """Gather, run and filter.
-
-        Args:
-            candidates: of this instance.
-            written: given the tests so far and what is wrong with its last file (empty at first), one file more.
+        """Gather, run and filter; `written` makes one file more from the tests so far and what is wrong with its last
+        one.
         """
         suite, budget, test_files = Suite(), self.runner.budget, self.runner.test_files
         owners = {c.run: patch_key(c.patch, test_files) for c in candidates}
@@ -511,14 +491,7 @@ def _added(text: str) -> str:
 
 
 def junit_outcomes(text: str | None) -> dict[str, str]:
-    """The outcomes in a JUnit file.
-
-    Args:
-        text: The file; None: there is none.
-
-    Returns:
-        Test → outcome; empty for a file that is missing, broken, declares entities or has no test.
-    """
+    """Test → outcome in a JUnit file; empty for one that is missing, broken, declares entities or has no test."""
     if text is None or "<!DOCTYPE" in text or "<!ENTITY" in text:
         return {}
     try:

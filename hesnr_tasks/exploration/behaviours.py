@@ -15,13 +15,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from hesnr_tasks.analysis.tables import interval
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.exploration.entropy_profile import FEWEST_CLUSTERS
-from hesnr_tasks.exploration.text import NEIGHBOURS, Embed, Lexicon, distances, load_lexicon, prose, sentences
+from hesnr_tasks.exploration.text import NEIGHBOURS, distances, load_lexicon, prose, sentences
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.passk import listed, pass_at_k
 from hesnr_tasks.passk.outcome_files import Query, log_files, read_log
@@ -70,14 +71,8 @@ class AnswerSet:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_corpus(name: str, paths: Sequence[Path], query: Query, kinds: Sequence[Kind]) -> AnswerSet:
-    """The answers of one checkpoint.
-
-    Args:
-        name: The checkpoint's, for tables and messages.
-        paths: lm-eval sample logs or their folders, or else trajectories.
-        query: How ambiguous logs are read.
-        kinds: Of trajectories: what is read.
+def read_corpus(name: str, paths: Sequence[Path], query: Query) -> AnswerSet:
+    """The answers of one checkpoint: of lm-eval sample logs or their folders, or else the thoughts of trajectories.
 
     Raises:
         DataError: With file and line, for what cannot be read, and where there is no answer.
@@ -102,7 +97,7 @@ def read_corpus(name: str, paths: Sequence[Path], query: Query, kinds: Sequence[
         for trajectory in read_trajectories([str(path) for path in paths], on_error="skip", report=report):
             problem = trajectory.instance_id or trajectory.id
             messages = [message for message in trajectory.messages if message.generated]
-            segments = [segment for message in messages for segment in message.segments if segment.kind in kinds]
+            segments = [segment for message in messages for segment in message.segments if segment.kind is Kind.THOUGHT]
             text = "\n\n".join(segment.text for segment in segments if segment.text.strip())
             corpus.labels[problem] = problem
             answers.append(Answer(problem, text, trajectory.resolved, turns=len(messages)))
@@ -122,14 +117,9 @@ def read_corpus(name: str, paths: Sequence[Path], query: Query, kinds: Sequence[
 # --- measures of one text ---------------------------------------------------------------------------------------------
 
 
-def measure(corpus: AnswerSet, lexicon: Lexicon | None = None) -> None:
-    """Fill in every measure but `rare`, for all answers.
-
-    Args:
-        corpus: Its answers' `values` are written.
-        lexicon: Of pivotal words and reflection; default: the shipped one.
-    """
-    lexicon = lexicon or load_lexicon()
+def measure(corpus: AnswerSet) -> None:
+    """Fill in every measure but `rare`, for all answers."""
+    lexicon = load_lexicon()
     by_problem: dict[str, list[tuple[Answer, set[tuple[str, ...]]]]] = defaultdict(list)
     for answer in corpus.answers:
         flat = prose(answer.text)
@@ -163,35 +153,26 @@ def _percent(part: int, whole: int) -> float:
     return 100 * part / whole if whole else math.nan
 
 
-def rarity(corpora: Sequence[AnswerSet], reference: AnswerSet, embed: Embed | None = None) -> str:
-    """Fill in `rare`: sentences unlike those of a reference, in per cent.
+def rarity(corpora: Sequence[AnswerSet], reference: AnswerSet) -> str:
+    """Fill in `rare`: sentences unlike those of a reference (whose own farthest tenth sets the limit), in per cent.
 
-    Args:
-        corpora: To measure; the reference may be among them.
-        reference: Its own farthest tenth sets the limit.
-        embed: Vectors of sentences (default: TF-IDF).
-
-    Returns:
-        A note on how it was measured.
-
-    Raises:
-        DataError: The reference has too few sentences.
+    Returns a note on how it was measured. Raises `DataError` where the reference has too few sentences.
     """
     base = [text for answer in reference.answers for text in _sentence_texts(answer)]
-    own = distances(base, embed=embed)
+    own = distances(base)
     if not len(own) or np.isnan(own).any():
         raise DataError(f"--reference {reference.name}: fewer than {NEIGHBOURS + 1} sentences of three words or more")
     limit = float(np.quantile(own, 0.9))
     for corpus in corpora:
         texts = [_sentence_texts(answer) for answer in corpus.answers]
         # the reference's own answers: a sentence is no neighbour of its own
-        apart = own if corpus is reference else distances(list(itertools.chain(*texts)), base, embed=embed)
+        apart = own if corpus is reference else distances(list(itertools.chain(*texts)), base)
         ends = list(itertools.accumulate(map(len, texts), initial=0))
         for answer, start, end in zip(corpus.answers, ends, ends[1:], strict=False):
             answer.values["rare"] = _percent(int((apart[start:end] > limit).sum()), end - start)
     return (
         f"rare: farther from its {NEIGHBOURS} nearest of {len(base)} sentences of {reference.name} "
-        f"({'embeddings' if embed else 'TF-IDF'}) than {limit:.3f}, as {np.mean(own > limit):.0%} of its own are"
+        f"(TF-IDF) than {limit:.3f}, as {np.mean(own > limit):.0%} of its own are"
     )
 
 
@@ -203,15 +184,8 @@ def _sentence_texts(answer: Answer) -> list[str]:
 
 
 def problem_means(corpus: AnswerSet, name: str, outcome: str = "all") -> dict[str, float]:
-    """The mean of a measure over the answers to each problem.
-
-    Args:
-        corpus: Measured.
-        name: Of the measure.
-        outcome: `all`, `right` or `wrong` answers.
-
-    Returns:
-        Problem → mean; problems without such answers are not there.
+    """Problem → mean of a measure over its answers (`outcome`: all, right or wrong); problems without such are not
+    there.
     """
     values: dict[str, list[float]] = defaultdict(list)
     for answer in corpus.answers:
@@ -222,15 +196,7 @@ def problem_means(corpus: AnswerSet, name: str, outcome: str = "all") -> dict[st
 
 
 def mean_of(means: Iterable[float], resamples: int, seed: int) -> Estimate:
-    """Mean over problems.
-
-    Args:
-        means: One a problem (`problem_means`).
-        resamples, seed: Of the bootstrap.
-
-    Returns:
-        The value alone for fewer than `FEWEST_CLUSTERS` problems, or where all are equal.
-    """
+    """Mean over problems; the value alone for fewer than `FEWEST_CLUSTERS` problems, or where all are equal."""
     values = np.array(sorted(means), dtype=np.float64)[:, None]
     if len(values) < FEWEST_CLUSTERS or np.ptp(values) == 0:
         return Estimate(math.fsum(values[:, 0]) / len(values) if len(values) else math.nan)
@@ -247,14 +213,9 @@ class PairedDifference(NamedTuple):
 
 
 def difference_of(a: Mapping[str, float], b: Mapping[str, float], resamples: int, seed: int) -> PairedDifference:
-    """The mean over problems of `b` less `a`, paired.
+    """The mean over the problems that both have of `b` less `a`, paired.
 
-    Args:
-        a, b: Problem → mean of a measure (`problem_means`); problems that only one has are left out.
-        resamples, seed: Of `stats.paired`.
-
-    Returns:
-        The value alone for fewer than `FEWEST_CLUSTERS` problems, or where all differ by the same amount.
+    The value alone for fewer than `FEWEST_CLUSTERS` problems, or where all differ by the same amount.
     """
     shared = sorted(a.keys() & b.keys())
     left, right = (np.array([side[problem] for problem in shared]) for side in (a, b))
@@ -269,15 +230,7 @@ def difference_of(a: Mapping[str, float], b: Mapping[str, float], resamples: int
 def compared(
     pairs: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]], resamples: int, seed: int
 ) -> Iterator[tuple[str, PairedDifference, float]]:
-    """Paired differences, with p-values that Holm's method corrects over all of them.
-
-    Args:
-        pairs: Name → the means of both sides by problem (`problem_means`).
-        resamples, seed: Of the bootstrap.
-
-    Yields:
-        Name, difference, corrected p-value.
-    """
+    """Name, paired difference, and its p-value corrected by Holm's method over all pairs of means by problem."""
     rows = {name: difference_of(a, b, resamples, seed) for name, (a, b) in pairs.items()}
     corrected = holm({name: difference.p for name, difference in rows.items()})
     yield from ((name, difference, corrected[name]) for name, difference in rows.items())
@@ -286,32 +239,15 @@ def compared(
 # --- Pass@K at matched length -----------------------------------------------------------------------------------------
 
 
-class MatchedPassAtK(NamedTuple):
-    """Pass@k of two checkpoints on the same problems, with all their answers and with answers of equal length."""
-
-    k: int
-    problems: int
-    left_out: int  # problems with fewer than k pairs of equal length
-    used: float  # share of the answers to `problems` that have a partner
-    words: tuple[float, float]  # mean length of the matched answers
-    raw: PairedDifference
-    matched: PairedDifference
-
-
 _Strata = dict[int, tuple[int, int, float]]  # bin of length → answers, wrong ones, words in all
 
 
-def matched_passk(a: AnswerSet, b: AnswerSet, ks: Sequence[int], resamples: int, seed: int) -> Iterator[MatchedPassAtK]:
+def matched_passk(a: AnswerSet, b: AnswerSet, ks: Sequence[int], resamples: int, seed: int) -> Iterator[dict[str, Any]]:
     """Is a better Pass@k more than longer answers?
 
     Within each problem and each bin of length (lengths in a bin differ by less than a quarter) as many answers of
     either are kept as the scarcer has. Which ones, would be a random choice; the mean over all choices is computed
-    exactly.
-
-    Args:
-        a, b: Measured; answers of unknown outcome are left out.
-        ks: The values of k.
-        resamples, seed: Of the bootstrap over problems.
+    exactly. Answers of unknown outcome are left out.
     """
     sides: list[dict[str, _Strata]] = []
     for corpus in (a, b):
@@ -336,21 +272,18 @@ def matched_passk(a: AnswerSet, b: AnswerSet, ks: Sequence[int], resamples: int,
         usable = [problem for problem in shared if sum(kept[problem].values()) >= k]
         raw = [{problem: _raw_pass(side[problem], k) for problem in usable} for side in sides]
         matched = [{problem: _matched_pass(side[problem], kept[problem], k) for problem in usable} for side in sides]
+        all_of = difference_of(raw[0], raw[1], resamples, seed).value
+        alike, p, _ = difference_of(matched[0], matched[1], resamples, seed)
         answers = sum(n for side in sides for problem in usable for n, _, _ in side[problem].values())
         pairs = sum(sum(kept[problem].values()) for problem in usable)
-        left_words, right_words = (
+        words, words_other = (
             sum(m * side[p][bin_][2] / side[p][bin_][0] for p in usable for bin_, m in kept[p].items()) / max(1, pairs)
             for side in sides
         )
-        yield MatchedPassAtK(
-            k,
-            len(usable),
-            len(shared) - len(usable),
-            2 * pairs / answers if answers else math.nan,
-            (left_words, right_words),
-            difference_of(raw[0], raw[1], resamples, seed),
-            difference_of(matched[0], matched[1], resamples, seed),
-        )
+        row: dict[str, Any] = {"k": k, "difference": all_of, "interval": interval(all_of), "matched": alike}
+        row |= {"matched_interval": interval(alike), "p": p, "problems": len(usable)}
+        row |= {"left_out": len(shared) - len(usable), "used": 2 * pairs / answers if answers else math.nan}
+        yield row | {"words": words, "words_other": words_other}
 
 
 def _raw_pass(strata: _Strata, k: int) -> float:

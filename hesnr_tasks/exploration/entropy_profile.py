@@ -31,7 +31,7 @@ from hesnr_tasks.analysis.frame import Frame, Selection, selection
 from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.analysis.tables import Question, Table, interval
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.exploration.text import Embed, Lexicon, distances, load_lexicon, prose, rare, sentences
+from hesnr_tasks.exploration.text import Lexicon, distances, load_lexicon, prose, rare, sentences
 from hesnr_tasks.scores import Entry, ScoreStore
 from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
@@ -69,11 +69,9 @@ def contrast(
     """Treated units against the others.
 
     Args:
-        values: Entropies in nats, (n,).
-        treated: Which units are compared with the others, (n,).
-        trajectory: The trajectory of each unit, (n,).
-        multiplicity: How often each trajectory counts, (T,).
-        cell: The cell of each unit, (n,); None: the plain difference of means.
+        values, treated, trajectory: entropy (nats), whether treated, and trajectory of each unit, (n,).
+        multiplicity: how often each trajectory counts, (T,).
+        cell: the cell of each unit, (n,); None: the plain difference of means.
     """
     n, trajectories = len(values), len(multiplicity)
     weight = multiplicity[trajectory] > 0
@@ -103,15 +101,9 @@ def contrast(
 
 
 def difference_bounds(lift: FloatArray, weight: FloatArray, low: FloatArray, high: FloatArray) -> tuple[float, float]:
-    """Between which values (nats) the matched difference lies.
+    """Least and greatest matched difference (nats), where each unit's entropy lies between `low` and `high`, (n,).
 
-    Args:
-        lift: Of `Contrast`, (n,).
-        weight: How often each unit counts, (n,).
-        low, high: Between which values each unit's entropy lies, nats, (n,).
-
-    Returns:
-        Least and greatest difference; NaN where nothing is compared.
+    `lift`: of `Contrast`; `weight`: how often each unit counts, both (n,). NaN where nothing is compared.
     """
     used = lift != 0
     a, down, up = (lift * weight)[used], low[used], high[used]
@@ -165,11 +157,9 @@ class Bounds(NamedTuple):
 
 
 def entropy_bounds(topk_logprobs: npt.NDArray[np.floating], vocabulary: int | None) -> Bounds:
-    """Bounds of the entropy over the whole vocabulary; see the module.
+    """Bounds of the entropy over the vocabulary, from descending log-probabilities (n, k), nats; see the module.
 
-    Args:
-        topk_logprobs: Nats, (n, k), descending.
-        vocabulary: Its size; None: unknown, and the upper bound is infinite.
+    `vocabulary`: its size; None: unknown, and the upper bound is infinite.
     """
     logs = np.asarray(topk_logprobs, dtype=np.float64)
     chances = np.exp(logs)
@@ -268,12 +258,10 @@ class Sentences(NamedTuple):
 
 
 def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Words, Sentences]:
-    """The words and sentences of all texts of the chosen kinds.
+    """The words and sentences of all texts of the chosen kinds, of a frame loaded with `COLUMNS`.
 
-    Args:
-        frame: One run, loaded with `COLUMNS`.
-        chosen: Kinds and filters; `SettingsError` where not all of its tokens were scored.
-        lexicon: Groups of pivotal words and kinds of reflective sentences.
+    Raises:
+        SettingsError: not all tokens of these kinds were scored.
     """
     counted = frame.counted(chosen.mask)
     vocabulary: dict[str, int] = {}
@@ -391,21 +379,15 @@ class _Comparison(NamedTuple):
         return self._replace(units=_Units(*columns), treated=self.treated[keep])
 
 
-def exploration(
-    frame: Frame, question: Question, *, embed: Embed | None = None, lexicon: Lexicon | None = None
-) -> Iterator[Table]:
+def exploration(frame: Frame, question: Question) -> Iterator[Table]:
     """Tables of differences: whole, by turn, by outcome, and bounds of the entropy over the vocabulary.
 
-    Args:
-        frame: One run, loaded with `COLUMNS`.
-        question: Token sets (their actions are left out), values of k, and the bootstrap's settings.
-        embed: Vectors of sentences for rarity (default: TF-IDF).
-        lexicon: Default: the shipped one.
+    Of a frame loaded with `COLUMNS`; the actions of the question's token sets are left out.
 
     Raises:
         SettingsError: Where no token set has prose, or prose was not scored.
     """
-    lexicon = lexicon or load_lexicon()
+    lexicon = load_lexicon()
     limits = frame_bounds(frame)
     rows: dict[str, list[dict[str, Any]]] = {"": [], "_by_turn": [], "_by_resolved": [], "_bounds": []}
     skipped = ""
@@ -427,17 +409,14 @@ def exploration(
         skipped = f"{words.unscored} words were beyond the context and {words.inside} begin inside a token"
         long = sentences_of.length >= _SHORTEST
         far = np.zeros(len(long), dtype=bool)
-        far[long] = rare(distances([sentences_of.texts[i] for i in np.flatnonzero(long)], embed=embed))
+        far[long] = rare(distances([sentences_of.texts[i] for i in np.flatnonzero(long)]))
         for k in question.ks:
             named = {"run": frame.name, "select": chosen.name, "k": k}
             comparisons = list(_comparisons(words, sentences_of, far, long, frame.entropy[k], limits, lexicon))
             for name, rows_of_table in _rows(frame, question, chosen, comparisons).items():
                 rows[name] += [named | row for row in rows_of_table]
     size = vocabulary_size(frame.store)
-    about = (
-        f"lexicon {lexicon.version}; rare: the tenth of sentences farthest from their 5 nearest "
-        f"({'embeddings' if embed else 'TF-IDF'})"
-    )
+    about = f"lexicon {lexicon.version}; rare: the tenth of sentences farthest from their 5 nearest (TF-IDF)"
     yield Table("exploration", "Where entropy is high", rows[""], (*_NOTES, about, f"{skipped}; they are left out"))
     yield Table("exploration_by_turn", "Where entropy is high, by turn", rows["_by_turn"], ())
     yield Table("exploration_by_resolved", "Where entropy is high, by outcome", rows["_by_resolved"], ())
@@ -569,15 +548,10 @@ def _estimates(
 # --- the figure -------------------------------------------------------------------------------------------------------
 
 
-class Series(NamedTuple):
-    """A series: its name, and an estimate at each of its places."""
-
-    name: str
-    places: tuple[str, ...]
-    values: tuple[Estimate, ...]
+Series = dict[str, dict[str, Estimate]]  # name → place → number
 
 
-def figure_data(tables: Sequence[Table]) -> tuple[str, list[Series], list[Series]]:
+def figure_data(tables: Sequence[Table]) -> tuple[str, Series, Series]:
     """The numbers of the figure (of the first token set and k), from the tables of all runs.
 
     Returns:
@@ -590,19 +564,15 @@ def figure_data(tables: Sequence[Table]) -> tuple[str, list[Series], list[Series
         for rows in [next(table.rows for table in tables if table.name == name)]
     )
     run = whole[-1]["run"]
-    last = [row for row in whole if row["run"] == run]
-    places = tuple(str(row["part"] if row["group"] == "all" else f"– {row['group']}") for row in last)
-    groups = [
-        Series(name, places, tuple(row[key] for row in last)) for name, key in (("raw", "difference"), ("matched",) * 2)
-    ]
-    several = whole[0]["run"] != run
-    rows, by = ([row for row in whole if row["group"] == "all"], "run") if several else (by_turn, "turn")
-    seen = {row[by] for row in rows}
-    names = tuple(dict.fromkeys(row[by] for row in rows) if several else (turn for turn in _TURNS if turn in seen))
-    course = []
+    last = {row["part"] if row["group"] == "all" else f"– {row['group']}": row for row in whole if row["run"] == run}
+    keys = {"raw": "difference", "matched": "matched"}
+    groups = {name: {place: row[key] for place, row in last.items()} for name, key in keys.items()}
+    rows, by = ([row for row in whole if row["group"] == "all"], "run") if whole[0]["run"] != run else (by_turn, "turn")
+    places = sorted(dict.fromkeys(row[by] for row in rows), key=_TURNS.index if by == "turn" else lambda name: 0)
+    course = {}
     for part in PARTS:
         values = {row[by]: row["matched"] for row in rows if row["part"] == part}
-        course.append(Series(part, names, tuple(values.get(name, Estimate(math.nan)) for name in names)))
+        course[part] = {place: values.get(place, Estimate(math.nan)) for place in places}
     return run, groups, course
 
 
@@ -612,19 +582,19 @@ def draw(tables: Sequence[Table], stem: Path) -> list[Path]:
 
     run, groups, course = figure_data(tables)
     picture, axes = figure(1, 2, width=4.2, height=3.6)
-    left, right = axes[0]
-    for i, line in enumerate(groups):
-        rows = [row + 0.14 * (2 * i - 1) for row in range(len(line.places))]
-        error_bars(left, i, line.name, rows, line.values, across=True)
+    (left, right), names, places = axes[0], list(groups["raw"]), list(course[PARTS[0]])
+    for i, (name, values) in enumerate(groups.items()):
+        error_bars(
+            left, i, name, [row + 0.14 * (2 * i - 1) for row in range(len(names))], [*values.values()], across=True
+        )
     left.axvline(0, color="black", linewidth=0.8)
-    left.set_yticks(range(len(groups[0].places)), groups[0].places)
-    left.set_ylim(len(groups[0].places) + 0.6, -0.6)  # room for the legend
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) + 0.6, -0.6)  # room for the legend
     left.set_xlabel("entropy less that of the others (nats)")
     left.set_title(label(run), fontsize=9)
     left.legend(loc="lower center", ncols=2)
-    for i, line in enumerate(course):
-        error_bars(right, i, line.name, [place + 0.08 * (i - 1) for place in range(len(line.places))], line.values)
-    places = course[0].places
+    for i, (name, values) in enumerate(course.items()):
+        error_bars(right, i, name, [place + 0.08 * (i - 1) for place in range(len(places))], [*values.values()])
     slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, places)) > 5 else {}
     right.axhline(0, color="black", linewidth=0.8)
     right.set_xticks(range(len(places)), [label(place) for place in places], **slanted)

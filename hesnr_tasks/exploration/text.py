@@ -5,18 +5,15 @@ Code is found first and never read as words. Offsets are characters of the text 
 
 from __future__ import annotations
 
-import importlib
+import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from hesnr_tasks.bounded_io import read_json
-from hesnr_tasks.errors import DataError, SettingsError
 
 CODE = "\ue000"  # stands for each character of code
 
@@ -150,7 +147,6 @@ def _words(flat: str, start: int, end: int) -> Iterator[Word]:
 
 # --- The shipped lexicon: which words are pivotal, and which sentences reflect ---
 
-_PATH = Path(__file__).with_name("lexicon.json")
 _NONE = "none"
 _JOINERS = ("and", "or", "but")
 _BETWEEN = re.compile(r"[ \t\n*_-]*")  # within a phrase: no comma, no code
@@ -220,54 +216,29 @@ def _fits(phrase: _Phrase, flat: str, words: Sequence[Word], start: int) -> bool
 
 
 @lru_cache
-def load_lexicon(path: Path = _PATH) -> Lexicon:
-    """A lexicon of pivotal words and reflective sentences.
-
-    Args:
-        path: A JSON file; default: the shipped one.
-
-    Raises:
-        DataError: It cannot be read, or is no lexicon.
-    """
-    try:
-        return Lexicon(read_json(path))
-    except DataError as error:
-        raise DataError(f"cannot read the lexicon: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
-        raise DataError(
-            f"{path} is no lexicon ({error}): it needs version, words and sentences, as the shipped {_PATH.name} has"
-        ) from None
+def load_lexicon() -> Lexicon:
+    """The shipped lexicon of pivotal words and reflective sentences."""
+    return Lexicon(json.loads(Path(__file__).with_name("lexicon.json").read_text(encoding="utf-8")))
 
 
-# --- How unlike others a sentence is: the mean cosine distance to its nearest neighbours, by TF-IDF or an embedding ---
+# --- How unlike others a sentence is: the mean cosine distance to its nearest neighbours, by TF-IDF ---
 
 FloatArray = npt.NDArray[np.float64]
-Embed = Callable[[list[str]], Any]  # n texts -> array (n, d)
 NEIGHBOURS = 5
 REFERENCES = 10_000
 _SHARE = 0.1
 
 
-def distances(
-    texts: Sequence[str],
-    reference: Sequence[str] | None = None,
-    *,
-    embed: Embed | None = None,
-    references: int = REFERENCES,
-    seed: int = 0,
-) -> FloatArray:
-    """Mean cosine distance of each text to its nearest neighbours.
+def distances(texts: Sequence[str], reference: Sequence[str] | None = None) -> FloatArray:
+    """Mean cosine distance of each text (words separated by spaces) to its `NEIGHBOURS` nearest neighbours by TF-IDF.
 
-    Args:
-        texts: Words separated by spaces.
-        reference: Among which neighbours are sought, and whose term frequencies weigh; None: among the other texts.
-        embed: Texts to vectors, in the place of TF-IDF of words and pairs of neighbouring words.
-        references: Of more than so many, so many are drawn by `seed`.
-        seed: Of the draw.
+    `reference`: among which neighbours are sought, and whose term frequencies weigh; None: among the other texts. Of
+    more than `REFERENCES` so many are drawn.
 
     Returns:
-        Shape (n,), mean over `NEIGHBOURS` neighbours, in [0, 1] for TF-IDF; NaN where there are too few.
+        Shape (n,), in [0, 1]; NaN where there are too few.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.neighbors import NearestNeighbors
 
     own = reference is None
@@ -275,9 +246,11 @@ def distances(
     if not len(texts) or len(corpus) < NEIGHBOURS + own:
         return np.full(len(texts), np.nan)
     rows = np.arange(len(corpus))
-    if len(corpus) > references:
-        rows = np.sort(np.random.default_rng(seed).permutation(len(corpus))[:references])
-    of_corpus, of_texts = _vectors(corpus, None if own else texts, embed)
+    if len(corpus) > REFERENCES:
+        rows = np.sort(np.random.default_rng(0).permutation(len(corpus))[:REFERENCES])
+    terms = TfidfVectorizer(lowercase=False, token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True)
+    of_corpus = terms.fit_transform(corpus)
+    of_texts = of_corpus if own else terms.transform(texts)
     search = NearestNeighbors(n_neighbors=NEIGHBOURS + own, metric="cosine", algorithm="brute").fit(of_corpus[rows])
     apart, nearest_rows = search.kneighbors(of_texts)
     if own:  # a text is no neighbour of its own; where equal texts crowd it out, all of these are at distance 0
@@ -294,49 +267,3 @@ def rare(apart: FloatArray) -> npt.NDArray[np.bool_]:
         return np.zeros(len(apart), dtype=bool)
     limit = np.sort(finite)[::-1][int(_SHARE * len(finite))]  # the first one beyond the share
     return np.nan_to_num(apart, nan=-np.inf) > limit
-
-
-def embedder(name: str) -> Embed:
-    """The function that turns texts into vectors.
-
-    Args:
-        name: `package.module:function`, which is imported. It takes a list of texts and gives an array, a row for each.
-
-    Raises:
-        SettingsError: There is no such function.
-    """
-    module, _, function = name.partition(":")
-    try:
-        embed = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(
-            f"--embed {name!r} cannot be used ({error}); it names a function as package.module:function, which takes "
-            "a list of texts and gives an array with a row for each"
-        ) from None
-    if not callable(embed):
-        raise SettingsError(f"--embed {name!r} is no function")
-    return cast(Embed, embed)
-
-
-def _vectors(corpus: Sequence[str], texts: Sequence[str] | None, embed: Embed | None) -> tuple[Any, Any]:
-    """Vectors of the corpus and of the texts (None: the corpus itself)."""
-    if embed is not None:
-        of_corpus = _embedded(corpus, embed)
-        return of_corpus, of_corpus if texts is None else _embedded(texts, embed)
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    terms = TfidfVectorizer(lowercase=False, token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True)
-    of_corpus = terms.fit_transform(corpus)
-    return of_corpus, of_corpus if texts is None else terms.transform(texts)
-
-
-def _embedded(texts: Sequence[str], embed: Embed) -> npt.NDArray[np.float64]:
-    distinct = list(dict.fromkeys(texts))
-    vectors = np.asarray(embed(distinct), dtype=np.float64)
-    if vectors.ndim != 2 or len(vectors) != len(distinct) or not np.isfinite(vectors).all():
-        raise SettingsError(
-            f"the function of --embed gave an array of shape {vectors.shape} (or one with NaN) for {len(distinct)} "
-            "texts; it must give one finite row a text"
-        )
-    places = {text: i for i, text in enumerate(distinct)}
-    return vectors[[places[text] for text in texts]]

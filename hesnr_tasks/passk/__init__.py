@@ -46,19 +46,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def pass_at_ks(n: npt.ArrayLike, c: npt.ArrayLike, ks: Sequence[int]) -> FloatArray:
-    """Pass@k of P problems for several k.
+    """Pass@k of P problems for several k, shape (P, len(ks)), in [0, 1]; n answers each, c of them right, shapes (P,).
 
-    A sum of positive terms: the j-th answer drawn without replacement is the first right one with probability
-    c / (n - j) · Π_{i<j} (1 - c / (n - i)). Nothing cancels, so small values keep their digits, and Pass@1 is c / n to
-    the last bit.
-
-    Args:
-        n: Answers to each problem, shape (P,).
-        c: Right answers among them, shape (P,).
-        ks: The values of k.
-
-    Returns:
-        Shape (P, len(ks)), in [0, 1].
+    A sum of positive terms: the j-th answer drawn without replacement is the first right one with probability c / (n
+    - j) · Π_{i<j} (1 - c / (n - i)). Nothing cancels, so small values keep their digits, and Pass@1 is c / n to the
+    last bit.
 
     Raises:
         SettingsError: Where c is not within 0 … n, or k not within 1 … n.
@@ -105,11 +97,7 @@ class AnswerCounts:
 
 
 def aligned(runs: Sequence[AnswerCounts], *, common: bool = False) -> tuple[list[AnswerCounts], list[str]]:
-    """The runs on the same problems in the same order, and notes on what was left out.
-
-    Args:
-        runs: At least one; the order of problems is the first one's.
-        common: Keep the problems that all runs have, where they differ.
+    """The runs on the same problems, in the first one's order, and notes on what was left out.
 
     Raises:
         DataError: For runs on different problems without `common`, or without a problem in common.
@@ -149,16 +137,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a share.
+    """Wilson's score interval (1927) of the share of `successes` among n.
 
-    Args:
-        successes: Of `n`; may be a sum of numbers in [0, 1] (which scipy's does not take): the interval is then
-            conservative, as no number in [0, 1] varies more than yes-or-no with its mean.
-        n: At least 1.
-        level: Of the interval.
-
-    Returns:
-        Both ends, in [0, 1].
+    `successes` may be a sum of numbers in [0, 1] (which scipy's does not take): the interval is then conservative,
+    as no number in [0, 1] varies more than yes-or-no with its mean.
     """
     z = NormalDist().inv_cdf((1 + level) / 2)
     share = successes / n
@@ -169,31 +151,17 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
 
 
 def newcombe(a: float, b: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the difference of two shares, unpaired, from Wilson's of both (Newcombe 1998, method 10).
-
-    Args:
-        a, b: Successes, or sums of numbers in [0, 1], of each side.
-        n: Of either.
-        level: Of the interval.
-
-    Returns:
-        Both ends of (b - a) / n, within [-1, 1].
-    """
+    """Interval of (b - a) / n, unpaired, from Wilson's of both shares (Newcombe 1998, method 10)."""
     (a_low, a_high), (b_low, b_high) = wilson(a, n, level), wilson(b, n, level)
     p, q = a / n, b / n
     return (q - p) - math.hypot(q - b_low, a_high - p), (q - p) + math.hypot(b_high - q, p - a_low)
 
 
 def sign_flip(differences: FloatArray, seed: int) -> float:
-    """Two-sided p-value of "each problem's difference is as likely to have either sign".
+    """Two-sided p-value of "each problem's difference (P,) is as likely to have either sign".
 
-    Args:
-        differences: Shape (P,).
-        seed: Of the random signs.
-
-    Returns:
-        Exact (every assignment of signs) up to 16 differing problems, and whenever all differ by the same amount
-        (McNemar's exact test); of 20 000 random assignments otherwise.
+    Exact (every assignment of signs) up to 16 differing problems, and whenever all differ by the same amount
+    (McNemar's exact test); of 20 000 random assignments otherwise.
     """
     from scipy.stats import binomtest, permutation_test
 
@@ -243,15 +211,7 @@ class PassAtK(NamedTuple):
 
 
 def curve(run: AnswerCounts, ks: Sequence[int], settings: IntervalSettings = _DEFAULT) -> list[PassAtK]:
-    """Pass@k of one checkpoint.
-
-    Args:
-        run: At least one problem.
-        ks: The values of k.
-        settings: The level of the interval.
-
-    Returns:
-        A point for each k; see the module for its interval.
+    """Pass@k of one checkpoint, a point for each k; see the module for its interval.
 
     Raises:
         SettingsError: For a k beyond a problem's number of answers, which it names.
@@ -309,13 +269,7 @@ class PassAtKDifference(NamedTuple):
 def differences(
     a: AnswerCounts, b: AnswerCounts, ks: Sequence[int], settings: IntervalSettings = _DEFAULT
 ) -> list[PassAtKDifference]:
-    """Pass@k of `b` less that of `a`, for every k.
-
-    Args:
-        a, b: On the same problems in the same order (`aligned`).
-        ks: The values of k, none beyond a problem's number of answers.
-        settings: Level of the interval, power of the detectable difference, seed of random signs.
-    """
+    """Pass@k of `b` less that of `a`, for every k, on the same problems in the same order (`aligned`)."""
     resamples, seed, level, power = settings
     ones, rows = np.ones(len(a.n)), []
     for k, p, q in zip(ks, pass_at_ks(a.n, a.c, ks).T, pass_at_ks(b.n, b.c, ks).T, strict=True):
@@ -336,13 +290,8 @@ def differences(
 
 
 def discordant(a: AnswerCounts, b: AnswerCounts) -> Iterator[dict[str, Any]]:
-    """The problems that one run solved at least once and the other never; those with most right answers first.
-
-    Args:
-        a, b: On the same problems in the same order (`aligned`).
-
-    Yields:
-        A row for a table: problem, which run solved it, right answers of either.
+    """The problems that one run solved at least once and the other never, as rows of a table; those with most right
+    answers first.
     """
     rows = []
     for i, label in enumerate(a.labels):

@@ -43,14 +43,12 @@ _DEFAULT = Query()
 def read(name: str, paths: Sequence[Path], query: Query = _DEFAULT) -> AnswerCounts:
     """All files of one checkpoint: the answers of several files to one problem are put together.
 
-    Args:
-        name: The checkpoint's, for tables and messages.
-        paths: Files; of a folder its sample logs, or else its evaluation reports.
-        query: How ambiguous files are read.
+    `paths` are files; of a folder its sample logs, or else its evaluation reports. A problem all of whose outcomes
+    are unknown is left out, and a note says so.
 
     Raises:
         DataError: With file and line, for what cannot be read, for files that hold the same answers, and where no
-            problem has a known outcome. A problem all of whose outcomes are unknown is left out, and a note says so.
+            problem has a known outcome.
     """
     n, c, labels, notes, logs = Counter[str](), Counter[str](), dict[str, str](), list[str](), list[_Log]()
 
@@ -197,10 +195,8 @@ def _is_log(value: Any) -> bool:
 
 
 def read_log(path: Path, query: Query = _DEFAULT) -> tuple[list[LoggedProblem], list[str]]:
-    """The problems of one sample log with all their answers, and notes on rows that were there twice.
-
-    Raises:
-        DataError: With file and line, where right answers cannot be counted, or answers are no text.
+    """The problems of one sample log with all their answers, and notes on rows that were there twice. Raises
+    `DataError`.
     """
     notes: list[str] = []
     return list(_logged(path, _records(str(path)), query, notes, text_only=True)), notes

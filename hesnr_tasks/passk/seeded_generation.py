@@ -46,17 +46,10 @@ def problem_id(prompt: str, occurrence: int) -> str:
 
 
 def seed_of(base: int, problem: str, repeat: int) -> int:
-    """The seed of one answer: consecutive from a hash of base seed and problem.
+    """The seed of one answer, from 0 below `SEED_LIMIT`: consecutive from a hash of base seed and `problem_id`.
 
-    It depends on neither the number of answers nor the other problems, so a run with more of either has the same ones.
-
-    Args:
-        base: The task's `seed`.
-        problem: `problem_id`.
-        repeat: Number of the answer, from 0.
-
-    Returns:
-        Not negative, below `SEED_LIMIT`.
+    It depends on neither the number of answers nor the other problems, so a run with more of either has the same
+    ones.
     """
     start = int.from_bytes(hashlib.sha256(f"{base}\n{problem}".encode()).digest()[:4], "big")
     return (start + repeat) % SEED_LIMIT
@@ -88,16 +81,7 @@ class SampleRequest:
 
 @exit_on_command_line
 def generate_samples(lm: Any, requests: Sequence[Any], **ignored: Any) -> list[str]:
-    """lm-eval's entry for our request type.
-
-    Args:
-        lm: The model.
-        requests: Each is there `repeats` times.
-        ignored: What lm-eval passes to every type.
-
-    Returns:
-        An answer a request, in their order.
-    """
+    """lm-eval's entry for our request type: an answer a request, each of which is there `repeats` times."""
     repeats: Counter[int] = Counter()
     tasks: dict[str, list[tuple[int, SampleRequest]]] = defaultdict(list)
     for i, request in enumerate(requests):
@@ -231,17 +215,11 @@ def _changed(name: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def answers_stem(setting: str | None, task: str, model: str, settings: Mapping[str, Any]) -> Path | None:
-    """Where answers are stored: folder and beginning of the name.
+    """Where answers are stored: folder and beginning of the name; None: nowhere.
 
-    Args:
-        setting: A folder, which has one file a task and refuses other settings; "none"; or None: next to lm-eval's
-            --output_path, where the name carries a hash of the settings, so that others begin another file.
-        task: Its name.
-        model: Its name or path.
-        settings: All that an answer depends on.
-
-    Returns:
-        None: nowhere.
+    `setting` is a folder, which has one file a task and refuses other settings; "none"; or None: next to lm-eval's
+    --output_path, where the name carries a hash of `settings`, all that an answer depends on, so that others begin
+    another file.
     """
     short, short_model = (re.sub(r"[^0-9A-Za-z._-]+", "-", name) for name in (task, model.rstrip("/").split("/")[-1]))
     if setting:
@@ -268,11 +246,7 @@ _REFUSED = ("num_beams", "num_return_sequences", "top_h", "penalty_alpha", "assi
 
 
 def sampling_arguments(kwargs: Mapping[str, Any], model: Any) -> dict[str, float]:
-    """Temperature, top_p and the like, but for values without effect.
-
-    Args:
-        kwargs: The task's `generation_kwargs`.
-        model: Its own `generation_config` sets what they leave open.
+    """Temperature, top_p and the like, but for values without effect; the model's own fill in what `kwargs` leave open.
 
     Raises:
         SettingsError: For ways of generating in which rows cannot have generators of their own.

@@ -139,11 +139,10 @@ class TestSteps:
         method = Method("", {"gate": "threshold:0.02", "estimator": "logprob"}, 1.0)
         assert simulate("pages", 1, method, "3", loopback=True) == simulate("pages", 1, method, "3")
 
-    def test_log_probabilities_are_not_kept_unless_asked_for(self, server):
-        for keep in (False, True):
-            agent = agent_for(model_for(gate="threshold:inf", estimator="logprob", keep_logprobs=keep), step_limit=2)
-            agent.run("Mend it.")
-            assert ("logprobs" in json.dumps(agent.serialize()["messages"])) == keep
+    def test_log_probabilities_are_not_kept(self, server):
+        agent = agent_for(model_for(gate="threshold:inf", estimator="logprob"), step_limit=2)
+        agent.run("Mend it.")
+        assert "logprobs" not in json.dumps(agent.serialize()["messages"])
 
     def test_mini_finds_the_class_by_its_name(self):
         settings = {"model_class": "hesnr_tasks.egss.GatedModel", "model_name": MODEL, "gate": "edit"}

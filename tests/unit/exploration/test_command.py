@@ -36,11 +36,6 @@ def flat(mean):
     return lambda word, place, level, rng: mean + level + rng.normal(0, 0.1)
 
 
-def letters(texts):
-    """An embedding for the test: how often each letter occurs."""
-    return [[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz "] for text in texts]
-
-
 @pytest.fixture(scope="module")
 def ladder(tmp_path_factory):
     """Two runs on the same texts."""
@@ -89,13 +84,14 @@ def test_the_figure_draws_the_numbers_of_the_tables(ladder, tmp_path, over):
     tables = [Table(name, name, [_numbers(row) for row in rows]) for name, rows in output["tables"].items()]
     (run, groups, courses), rows = figure_data(tables), {table.name: table.rows for table in tables}
     last = [row for row in rows["exploration"] if row["run"] == rows["exploration"][-1]["run"]]
-    assert [line.values for line in groups] == [tuple(r[n] for r in last) for n in ("difference", "matched")]
+    assert [[*line.values()] for line in groups.values()] == [[r[n] for r in last] for n in ("difference", "matched")]
     course = [
         r for r in rows["exploration" if over == "run" else "exploration_by_turn"] if r.get("group", "all") == "all"
     ]
     assert run == last[0]["run"]
-    assert courses[0].places == (("step100", "step200") if over == "run" else ("1", "2", "3-4", "5-8"))
-    assert courses[0].values == tuple(row["matched"] for row in course if row["part"] == "pivotal words")
+    words = courses["pivotal words"]
+    assert [*words] == (["step100", "step200"] if over == "run" else ["1", "2", "3-4", "5-8"])
+    assert [*words.values()] == [row["matched"] for row in course if row["part"] == "pivotal words"]
 
 
 def _numbers(row):
@@ -103,20 +99,11 @@ def _numbers(row):
     return {name: Estimate(*value.values()) if isinstance(value, dict) else value for name, value in row.items()}
 
 
-def test_embeddings_change_which_sentences_are_rare_and_nothing_else(ladder, tables):
-    usual = tables["exploration"][:11]
-    words = ["--exploration", "--format", "json", "--embed", f"{__name__}:letters"]
-    other = json.loads(ask(ladder / "step100", *words))["tables"]["exploration"]
-    assert usual[:-1] == [row | {"run": "step100"} for row in other[:-1]]
-    assert usual[-1]["entropy"] != other[-1]["entropy"]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--kinds", "action"], "--exploration reads sentences, and actions have none"),
         (["--kinds", "observation"], "not all tokens asked for were scored .* hesnr_swe_thought and hesnr_swe_unfilt"),
-        (["--embed", "nowhere_at_all:f"], "cannot be used"),
     ],
 )
 def test_what_cannot_be_explored_says_why(tmp_path, words, message):
@@ -134,12 +121,9 @@ def test_scores_of_actions_alone_are_refused_with_the_tasks_that_score_thoughts(
         ask(tmp_path / "run", "--exploration")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"), [(["-o", "x"], "-o is where figures go"), (["--embed", "a:b"], "add that")]
-)
-def test_options_without_what_they_are_for_are_refused(ladder, words, message):
-    with pytest.raises(SettingsError, match=message):
-        ask(ladder, *words)
+def test_a_place_for_figures_without_figures_is_refused(ladder):
+    with pytest.raises(SettingsError, match="-o is where figures go"):
+        ask(ladder, "-o", "x")
 
 
 def test_texts_without_a_sentence_give_empty_rows_and_no_error(tmp_path):

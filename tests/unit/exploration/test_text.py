@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.exploration.text import CODE, distances, embedder, load_lexicon, prose, rare, sentences
+from hesnr_tasks.exploration.text import CODE, distances, load_lexicon, prose, rare, sentences
 from hesnr_tasks.formats import load
 from hesnr_tasks.trajectory import Kind
 from tests.reference import exploration as reference
@@ -122,19 +119,6 @@ def test_sentences_that_reflect(text, want):
     assert lexicon.reflects(flat, sentence) == want
 
 
-def test_a_file_that_is_no_lexicon_says_so(tmp_path):
-    for name, content in (
-        ("a", "{"),
-        ("b", "{}"),
-        ("c", json.dumps({"version": 1, "words": {}, "sentences": {"x": ["("]}})),
-    ):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(DataError, match=f"{name} is (no lexicon|not valid JSON)"):
-            load_lexicon(tmp_path / name)
-    with pytest.raises(DataError, match="cannot read the lexicon"):
-        load_lexicon(tmp_path / "nowhere")
-
-
 def test_real_thoughts_have_pivots_reflection_and_no_code_among_their_words(shared):
     """Real runs of four agents: sentences are short, every group is met, and words have no path or name in them."""
     lexicon = load_lexicon()
@@ -185,12 +169,14 @@ def test_sentences_nobody_else_writes_are_rare_and_repeated_ones_are_not():
     assert 20 <= is_rare.sum() <= 40
 
 
-def test_a_sample_of_references_gives_nearly_the_same_ones():
+def test_a_sample_of_references_gives_nearly_the_same_ones(monkeypatch):
     texts = corpus(1500)
-    whole, some = rare(distances(texts)), rare(distances(texts, references=500))
+    whole = rare(distances(texts))
+    monkeypatch.setattr("hesnr_tasks.exploration.text.REFERENCES", 500)
+    some = rare(distances(texts))
     assert (whole & some)[::20].all()
     assert (whole & some).sum() > 0.7 * whole.sum()
-    assert (distances(texts, references=500) == distances(texts, references=500)).all()
+    assert (distances(texts) == distances(texts)).all()
 
 
 def test_too_few_sentences_have_no_neighbours():
@@ -198,23 +184,3 @@ def test_too_few_sentences_have_no_neighbours():
     assert not rare(distances(["a b c"] * 5)).any()
     assert not rare(distances(["a b c"] * 50)).any()
     assert not rare(np.zeros(0)).any()
-
-
-def test_a_function_can_take_the_place_of_words():
-    """Vectors of two numbers: the distances are those of angles."""
-    angles = np.linspace(0, 1, 30)
-    vectors = {f"t{i}": (np.cos(a), np.sin(a)) for i, a in enumerate(angles)}
-    apart = distances(list(vectors), embed=lambda texts: [vectors[text] for text in texts])
-    cosines = np.sort(np.cos(angles[:, None] - angles) - 2 * np.eye(30), axis=1)[:, -5:]
-    assert apart == pytest.approx(1 - cosines.mean(axis=1), abs=1e-6)
-    with pytest.raises(SettingsError, match="one finite row a text"):
-        distances(list(vectors), embed=lambda texts: np.full((len(texts), 2), np.nan))
-    with pytest.raises(SettingsError, match=r"shape \(3,\)"):
-        distances(list(vectors), embed=lambda texts: [1, 2, 3])
-
-
-def test_functions_are_named_by_module():
-    assert embedder("os.path:join") is __import__("os").path.join
-    for name in ("nowhere_at_all:f", "os.path:nothing", "os.path", ":f", "math:pi"):
-        with pytest.raises(SettingsError, match="--embed"):
-            embedder(name)
