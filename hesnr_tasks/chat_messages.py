@@ -33,26 +33,18 @@ def escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-class _Widths(dict[str, int]):
-    """The length of the escape of each character."""
-
-    def __init__(self, escape: Callable[[str], str]) -> None:
-        super().__init__()
-        self._escape = escape
-
-    def __missing__(self, character: str) -> int:
-        self[character] = len(self._escape(character))
-        return self[character]
-
-
-_of_escapes: dict[Callable[[str], str], _Widths] = {}
+@cache
+def _ascii_widths(escape: Callable[[str], str]) -> npt.NDArray[np.int64]:
+    return np.array([len(escape(chr(i))) for i in range(128)])
 
 
 def widths(text: str, escape: Callable[[str], str]) -> npt.NDArray[np.int64]:
     """The length of each character's escape; shape (len(text),)."""
-    if escape not in _of_escapes:
-        _of_escapes[escape] = _Widths(escape)
-    return np.fromiter(map(_of_escapes[escape].__getitem__, text), np.int64, len(text))
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    result = _ascii_widths(escape)[np.minimum(points, 127)]
+    for point in set(points[points > 127].tolist()):
+        result[points == point] = len(escape(chr(point)))
+    return result
 
 
 # --- messages with leaves ---------------------------------------------------------------------------------------------
@@ -232,6 +224,8 @@ class Conversation:
                 tags += [m.span() for m in _THINK_TAG.finditer(text, start, min(stop, end))]
             runs.append((start, stop, segment.kind, action))
             start = stop
+        if len(runs) == 1 and not tags and not text.isspace():  # most are so
+            return [self._leaf(text[:end], chat, where, LeafPart(end, *runs[0][2:]))] if end else []
         result: list[Any] = []
         for start, stop in [*tags, (end, end)]:
             piece = text[position:start]

@@ -74,23 +74,33 @@ class _TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         kind = type(obj)
-        if attribute in _SAFE.get(kind, ()):
-            return getattr(obj, attribute)
         if kind is dict and attribute not in _OF_DICT:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
-        if kind is _Namespace and attribute[:1] != "_":
-            try:
-                return getattr(obj, attribute)
-            except AttributeError:
-                pass
+        if kind is _Namespace and attribute in (values := object.__getattribute__(obj, _VALUES)):
+            return values[attribute]
+        if attribute in _SAFE.get(kind, ()):
+            return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
 
+_VALUES = "_Namespace__attrs"  # where Jinja's namespace holds them: reading them there is several times as fast
+
+
 class _Namespace(Namespace):
+    def __init__(*args: Any, **kwargs: Any) -> None:  # as Jinja's: any keyword is a name, `self` too
+        values = dict(*args[1:], **kwargs)
+        for name in values:
+            _refuse_private(name)
+        Namespace.__init__(args[0], values)
+
     def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace cannot hold {name!r}")
+        _refuse_private(name)
         super().__setitem__(name, value)
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
 
 
 _OF_DICT = frozenset(dir(dict))
@@ -275,21 +285,22 @@ class NativeTemplate:
         """The variants in which the template renders a short conversation, then those with calls as text."""
         probe = _probe_of_calls()
         conversation = conversations(probe, native_calls(probe), self._reasoning)
-        usable, lossy = list[tuple[bool, Variant]](), list[tuple[bool, Variant]]()
+        native, lossy, text, last = list[Variant](), list[Variant](), list[Variant](), list[Variant]()
         for variant in VARIANTS:
             try:
                 _, dropped = self._located(conversation(variant), variant, self._switches, probing=True)
             except DataError:
-                if variant.calls != "text":
-                    continue
-                dropped = 0
-            if variant.calls == "text" or not dropped or self.thoughts == "drop":
-                usable.append((variant.calls == "text", variant))
-            else:  # keeps less of the text beside calls than others may
-                lossy.append((False, variant))
-        # text beside calls is kept where a form with calls keeps it
-        native = [v for is_text, v in usable if not is_text] + [v for _, v in lossy]
-        return native + [v for is_text, v in usable if is_text]
+                if variant.calls == "text":  # a trajectory without tools may do with what the probe does not
+                    last.append(variant)
+                continue
+            if variant.calls == "text":
+                text.append(variant)
+            elif dropped and self.thoughts != "drop":  # keeps less of the text beside calls than others may
+                lossy.append(variant)
+            else:
+                native.append(variant)
+        roles = [v.roles for v in VARIANTS]
+        return [*native, *lossy, *sorted([*text, *last], key=lambda v: roles.index(v.roles))]
 
     def _borders(self, variant: Variant) -> _Borders:
         if variant not in self._known_borders:
@@ -436,14 +447,13 @@ def _skeleton(conversation: Conversation, skeleton: str) -> tuple[list[Leaf], li
     marks = [m[0] for m in MARK.finditer(skeleton)]
     leaves = [by_mark[mark] for mark in marks if mark in by_mark]
     counts = Counter(marks)
-    for leaf in conversation.leaves:
-        count = counts[str(leaf.mark)]
-        place = f"message {leaf.message + 1}, {leaf.where}"
+    for mark, leaf in by_mark.items():
+        if (count := counts[mark]) == 1:
+            continue
         if count > 1 and not leaf.is_name:
-            raise DataError(f"it repeats {place}")
-        is_thought = bool(leaf.parts) and all(part.kind is Kind.THOUGHT for part in leaf.parts)
-        if not count and not is_thought:
-            raise DataError(f"it drops {place}")
+            raise DataError(f"it repeats message {leaf.message + 1}, {leaf.where}")
+        if not count and not (leaf.parts and all(part.kind is Kind.THOUGHT for part in leaf.parts)):
+            raise DataError(f"it drops message {leaf.message + 1}, {leaf.where}")
     order = [leaf.message for leaf in leaves if not leaf.is_name]
     for before, after in itertools.pairwise(order):
         if before > after:
@@ -517,7 +527,7 @@ def _locate(text: str, gaps: list[str], leaves: list[Leaf]) -> list[tuple[int, _
     places: list[tuple[int, _LeafForm]] = []
     if not text.startswith(gaps[0]):
         raise DataError(f"its text before message {leaves[0].message + 1} depends on the content of messages")
-    stack = [(len(gaps[0]), _forms(leaves[0]))]
+    stack = [(len(gaps[0]), _forms(leaves[0]))]  # the place of a leaf, and the forms of it that are not tried
     while stack:
         position, forms = stack[-1]
         index = len(stack) - 1
@@ -564,6 +574,15 @@ class _Labels:
             self.position += length
 
     def leaf(self, leaf: Leaf, form: _LeafForm) -> None:
+        if len(leaf.parts) == 1 and (form.escape is None or leaf.parts[0].action < 0):  # most are so
+            part, start = leaf.parts[0], self.position
+            self.span(len(form.text), part.kind, leaf.turn, control=False)
+            if part.action >= 0:
+                origin = part.origin
+                is_run = isinstance(origin, int)
+                places = np.arange(origin + form.start, origin + form.end) if is_run else origin[form.start : form.end]
+                self.places[part.action].append((np.arange(start, self.position), places))
+            return
         ends = None if form.escape is None else np.cumsum(widths(leaf.value[form.start : form.end], form.escape))
         last = 0
         for part in leaf.parts:
@@ -596,9 +615,12 @@ class _Labels:
         if key not in self._split:
             self._split[key] = self._syntax(*key)
         end, start = self._split[key]
-        self.span(end, Kind.ACTION, turn, control=True)
-        self.span(start - end, Kind.SCAFFOLD, next_turn, control=True)
-        self.span(len(gap) - start, Kind.ACTION, next_turn, control=True)
+        if end:
+            self.span(end, Kind.ACTION, turn, control=True)
+        if start > end:
+            self.span(start - end, Kind.SCAFFOLD, next_turn, control=True)
+        if len(gap) > start:
+            self.span(len(gap) - start, Kind.ACTION, next_turn, control=True)
 
     def _syntax(self, gap: str, in_call: bool, plain: bool, same: bool, after_content: bool) -> tuple[int, int]:
         """Where the call before `gap` ends in it, and where the call after it starts."""
@@ -619,21 +641,24 @@ def _rendered(
     borders: _Borders,
 ) -> Rendered:
     labels = _Labels(borders, len(conversation.actions))
-    starts: dict[int, tuple[int, int]] = {}
+    names = set[int]()
     before: Leaf | None = None
     turn = 1
-    for gap, leaf, (position, form) in zip(gaps, leaves, places, strict=False):
-        repeated = leaf.is_name and id(leaf) in starts  # a tool's name in the header of its result
-        starts.setdefault(id(leaf), (position, position + len(form.text)))
+    for gap, leaf, (_, form) in zip(gaps, leaves, places, strict=False):
+        repeated = leaf.is_name and id(leaf) in names  # a tool's name in the header of its result
         labels.gap(gap, before, leaf if leaf.is_call and not repeated else None, turn, leaf.turn)
         if repeated:
             labels.span(len(form.text), Kind.SCAFFOLD, leaf.turn, control=False)
         else:
             labels.leaf(leaf, form)
+        if leaf.is_name:
+            names.add(id(leaf))
         before, turn = None if repeated else leaf, leaf.turn
     labels.gap(gaps[-1], before, None, turn, turn)
-    for box in conversation.containers:
-        _punctuation(labels, text, box, starts)
+    if conversation.containers:
+        extents = {id(leaf): (start, start + len(f.text)) for leaf, (start, f) in zip(leaves, places, strict=True)}
+        for box in conversation.containers:
+            _punctuation(labels, text, box, [extents[id(leaf)] for leaf in box.leaves])
     nothing = np.zeros(0, np.int64)
     sources = (
         ActionSource(action, *(np.concatenate(c) for c in zip(*pairs, strict=True)) if pairs else (nothing, nothing))
@@ -642,12 +667,11 @@ def _rendered(
     return Rendered(text, tuple(labels.spans), tuple(sources))
 
 
-def _punctuation(labels: _Labels, text: str, box: Container, starts: dict[int, tuple[int, int]]) -> None:
+def _punctuation(labels: _Labels, text: str, box: Container, places: list[tuple[int, int]]) -> None:
     """Give the brackets and commas of a list or an object their places in the action, spaces aside.
 
     Where a template writes them in its own way (other quotes), they are syntax.
     """
-    places = [starts[id(leaf)] for leaf in box.leaves]
     for number, (piece, origin) in enumerate(box.pieces):
         signs = [i for i, c in enumerate(piece) if not c.isspace()]
         if number == 0:

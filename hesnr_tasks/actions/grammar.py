@@ -726,7 +726,7 @@ def parse_action(text: str) -> list[Call]:
     return list(_parse(text))
 
 
-@lru_cache(maxsize=8)  # every filter asks for the calls of the same action
+@lru_cache(maxsize=256)  # every filter asks for the calls of an action, and render=native for all of a trajectory
 def _parse(text: str) -> tuple[Call, ...]:
     if not text.strip():
         return ()

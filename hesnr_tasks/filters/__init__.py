@@ -9,6 +9,7 @@ in `FILTERS`, which is stored with every score; so a new filter goes at the end:
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -146,8 +147,11 @@ def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
         actions = [(start, end) for start, end, kind, _ in rendered.blocks() if kind is Kind.ACTION]
         return codes + _bits(rendered.text, actions)
     codes[codes == kind_code(Kind.ACTION)] += 1 << list(FILTERS).index("xml")
-    for source in rendered.sources:
-        codes[source.text_index] = action_code(filter_bits(source.action))[source.action_index]
+    ends = list(itertools.accumulate(len(source.action) for source in rendered.sources))
+    starts = [0, *ends[:-1]]
+    every = _bits("".join(source.action for source in rendered.sources), list(zip(starts, ends, strict=True)))
+    for source, start in zip(rendered.sources, starts, strict=True):
+        codes[source.text_index] = action_code(every[start + source.action_index])
     return codes
 
 
