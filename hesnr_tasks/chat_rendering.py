@@ -578,9 +578,10 @@ class _Labels:
             part, start = leaf.parts[0], self.position
             self.span(len(form.text), part.kind, leaf.turn, control=False)
             if part.action >= 0:
-                origin = part.origin
-                is_run = isinstance(origin, int)
-                places = np.arange(origin + form.start, origin + form.end) if is_run else origin[form.start : form.end]
+                if isinstance(origin := part.origin, int):
+                    places = np.arange(origin + form.start, origin + form.end)
+                else:
+                    places = origin[form.start : form.end]
                 self.places[part.action].append((np.arange(start, self.position), places))
             return
         ends = None if form.escape is None else np.cumsum(widths(leaf.value[form.start : form.end], form.escape))
