@@ -18,10 +18,10 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.cases import case_table
 from hesnr_tasks.analysis.compare import Run
 from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, mass_near, population
-from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, load, selection
+from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, load, selection, token_sums
 from hesnr_tasks.analysis.tables import SWEEP, Table
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.metrics import Share, TrajectorySums, names_of, share_scored
+from hesnr_tasks.metrics import METRICS, Share, TrajectorySums, names_of, share_scored
 from hesnr_tasks.scores import ScoreStore, StoredRun
 from hesnr_tasks.trajectory import Kind
 
@@ -233,6 +233,12 @@ def summarize(
     scored = {s: tokens for s, tokens in wanted.items() if all(int(tokens.mask) & ~e.mask == 0 for e in frame.entries)}
     masks = {select: tokens.mask for select, tokens in scored.items()}
     sums: Any = grid_sums(frame, list(masks.values()), [k], [epsilon], names)[:, 0, 0] if masks else []
+    ordered = [metric for metric in names if "trajectory" in METRICS[metric].needs]
+    if ordered:  # they need all tokens that count in their order, one set at a time
+        for of_set, mask in zip(sums, masks.values(), strict=True):
+            own = token_sums(frame, frame.counted(mask), epsilon, k, ordered)
+            for column in own.names:
+                of_set.column(column)[:] = own.column(column)
     keys = tuple(entry.key for entry in frame.entries)
     ids = tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries)
     runs = {

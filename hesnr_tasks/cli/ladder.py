@@ -10,16 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, folders
+from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders
 from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.cli.options import add_selection
+from hesnr_tasks.cli.options import add_context, add_run_option, add_selection
 from hesnr_tasks.cli.report import report
-from hesnr_tasks.errors import HesnrError, SettingsError
-from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge, judge_pack
+from hesnr_tasks.ladder.names import read_ladder
+from hesnr_tasks.ladder.pack import Pack, only_pack, read_pack, write_pack
 from hesnr_tasks.ladder.run import JobResult, free_disk, jobs, missing_on_hub, run_jobs, run_jobs_on_ray
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream, read_ladder_file, write_ladder_file
-from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.metrics import METRICS, names_of
+from hesnr_tasks.report.data import read_summaries
+from hesnr_tasks.report.results import find_score_folders, read_results
 
 __all__ = ["add_arguments", "run", "score_and_report"]
 
@@ -57,10 +61,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_downstream(run_)
     run_.set_defaults(action=_run)
 
+    pack = commands.add_parser(
+        "pack", help="one small file of sums that makes report and verdict again, without texts or weights"
+    )
+    pack.add_argument("results", nargs="+", help="folders of lm-eval results with score files")
+    pack.add_argument("--ladder", type=Path, help="stages, families, downstream scores (default: what names tell)")
+    _add_downstream(pack)
+    add_context(pack)
+    add_run_option(pack)
+    pack.add_argument("-o", "--output", type=Path, required=True, help="the file to write, such as ladder.hesnr.zip")
+    pack.add_argument("--force", action="store_true", help="overwrite it if it exists")
+    pack.set_defaults(action=_pack)
+
     verdict = commands.add_parser(
         "verdict", help="which checkpoint to take, and whether HE-SNR predicts better than PPL"
     )
-    verdict.add_argument("sources", nargs="+", help="folders of score files, such as the output of `hesnr ladder run`")
+    verdict.add_argument(
+        "sources", nargs="+", help="folders of score files, such as the output of `hesnr ladder run`, or one pack"
+    )
     verdict.add_argument("--ladder", type=Path, help="stages, families, downstream scores (default: what names tell)")
     _add_downstream(verdict)
     verdict.add_argument("--proxy", default="he_snr", help="the metric to choose by (default: he_snr)")
@@ -199,21 +217,25 @@ def score_and_report(
 
 def _verdict(args: argparse.Namespace) -> int:
     check_resamples(args.resamples, args.seed)
-    k = 10 if args.k is None else args.k
+    pack = only_pack(args.sources)
+    first = pack.summaries[0] if pack and pack.summaries else None
+    k = args.k if args.k is not None else first.k if first else 10
+    epsilon = check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0]
+    if args.epsilon is None and first:
+        epsilon = first.epsilon
     settings = VerdictSettings(
         proxy=args.proxy, baseline=args.baseline, proxies=tuple(args.proxies),
         kinds=args.kinds, filters=args.filters, k=k,
-        epsilon=check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0],
-        context=args.context, run=args.run, resamples=args.resamples, seed=args.seed,
+        epsilon=epsilon, context=args.context, run=args.run, resamples=args.resamples, seed=args.seed,
     )  # fmt: skip
-    ladder: Ladder | None = None
-    remarks: list[str] = []
-    if args.ladder:
-        ladder, remarks = _read(args.ladder, args.downstream)
-    elif args.downstream:
-        named = Ladder(tuple(c for c in checkpoints_of(folders(args.sources), None) if c is not None))
-        ladder, remarks = add_downstream(named, args.downstream)
-    verdict = judge(args.sources, ladder, settings)
+    if pack is not None:
+        ladder, remarks = _read(args.ladder, []) if args.ladder else (pack.ladder, list(pack.notes))
+        ladder, more = add_downstream(ladder, args.downstream)
+        remarks += more
+        verdict = judge_pack(pack, ladder, settings)
+    else:
+        whole, remarks = _ladder_of(args.sources, args.ladder, args.downstream)
+        verdict = judge(args.sources, whole if args.ladder or args.downstream else None, settings)
     verdict = replace(verdict, notes=(*remarks, *verdict.notes))
     if args.format == "json":
         print(verdict.to_json())
@@ -224,6 +246,57 @@ def _verdict(args: argparse.Namespace) -> int:
     else:
         print(_text(verdict))
     return _exit_status(verdict, args.fail_under)
+
+
+def _ladder_of(sources: Sequence[str], path: Path | None, downstream: Sequence[Path]) -> tuple[Ladder, list[str]]:
+    """The ladder of a file, or what the names of score folders tell, with downstream scores."""
+    if path:
+        return _read(path, list(downstream))
+    named = Ladder(tuple(c for c in checkpoints_of(folders(sources), None) if c is not None))
+    return add_downstream(named, downstream)
+
+
+def _pack(args: argparse.Namespace) -> int:
+    if args.output.exists() and not args.force:
+        raise SettingsError(f"{args.output} exists; name another file, or overwrite it with --force")
+    results = read_results(args.results, optional=True)
+    by_result, notes = find_score_folders(results, args.results)
+    if not by_result:
+        raise DataError(
+            f"there are no score files in {', '.join(args.results)}, and a pack is made of them. Score with "
+            "--output_path, or name the folder that has them."
+        )
+    named = read_ladder({*(result.model for result in results), *by_result}, args.ladder, args.downstream)
+    paths = {c.name: by_result[c.name] for c in named.checkpoints if c.name in by_result}
+    paths |= _other_folders(args.results, paths)
+    ladder, remarks = _ladder_of(args.results, args.ladder, args.downstream)
+    checkpoints = dict(zip(paths, checkpoints_of(list(paths.values()), ladder), strict=True))
+    context, note = context_for(list(paths.values()), args.context, skip_damaged=True)
+    ours = [result for result in results if result.signature]
+    summaries, _, unread = read_summaries(
+        ours, paths, run=args.run, context=context or "own", metrics=names_of("all"), cases=False
+    )
+    pack = Pack(
+        ladder, named, {name: c.name for name, c in checkpoints.items() if c is not None}, tuple(summaries),
+        tuple(result.to_json() for result in results), tuple(dict.fromkeys([*notes, *remarks, *unread])), note,
+    )  # fmt: skip
+    digest = write_pack(args.output, pack)
+    read_pack(args.output)
+    trajectories = max(len(next(iter(summary.runs.values())).keys) if summary.runs else 0 for summary in summaries)
+    print(
+        f"wrote {args.output}: {len(summaries)} checkpoints, {trajectories} trajectories, "
+        f"{args.output.stat().st_size / 2**20:.1f} MiB, no texts\nsha256 {digest}\n"
+        f"read it with: hesnr report {args.output}; hesnr ladder verdict {args.output}"
+    )
+    _say([*notes, *remarks, *unread])
+    return 0
+
+
+def _other_folders(sources: Sequence[str], by_result: Mapping[str, Path]) -> dict[str, Path]:
+    """Score folders that belong to no result, which the verdict reads all the same."""
+    there = {path.resolve() for path in by_result.values()}
+    paths = [path for path in folders(sources) if path.resolve() not in there]
+    return {f"{path.name} ({i})" if path.name in by_result else path.name: path for i, path in enumerate(paths, 1)}
 
 
 def _text(verdict: Verdict) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hesnr_tasks.analysis.frame import check_resamples
+from hesnr_tasks.analysis.summary import CheckpointSummary
 from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.cli.options import add_context, add_run_option
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.ladder.names import read_ladder
+from hesnr_tasks.ladder.names import NamedLadder, read_ladder
+from hesnr_tasks.ladder.pack import Pack, only_pack
+from hesnr_tasks.ladder.schema import add_downstream
 from hesnr_tasks.report import tables
-from hesnr_tasks.report.results import find_score_folders, read_results, superseded_notes
+from hesnr_tasks.report.results import TaskResult, find_score_folders, read_results, superseded_notes
 from hesnr_tasks.stats import RESAMPLES, SEED
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ __all__ = ["add_arguments", "report", "run", "save_report"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr report`."""
     add = parser.add_argument
-    add("results", nargs="+", help="lm-eval result files, folders of them, or folders of score files")
+    add("results", nargs="+", help="lm-eval result files, folders of them, folders of score files, or one pack")
     add("-o", "--output", type=Path, metavar="OUT", help="write leaderboard, figures and report.html here")
     add(
         "--downstream", nargs="+", type=Path, metavar="FILE", default=[],
@@ -78,18 +81,11 @@ def report(
         sort: order of the leaderboard, "step" or "he_snr".
         options: `run`, `resamples`, `seed` and `context` of `build_report_data`.
     """
-    folders = [Path(source) for source in sources if Path(source).is_dir()]
-    has_scores = bool(scores) or any(next(folder.rglob("run.json"), None) for folder in folders)
-    results = read_results(sources, optional=has_scores)
-    notes = superseded_notes(results)
-    score_folders: dict[str, Path] = {}
-    if output or downstream or not results or importlib.util.find_spec("pyarrow"):
-        score_folders, unreadable = find_score_folders(results, sources, scores)
-        notes += unreadable
-    names = {*(result.model for result in results), *score_folders}
-    if not names:
-        raise DataError(f"no checkpoint is left to report on: {'; '.join(notes)}")
-    named = read_ladder(names, ladder, downstream)
+    pack = only_pack(sources)
+    if pack is None:
+        results, named, score_folders, notes = _read(sources, output, ladder, downstream, scores)
+    else:
+        results, named, score_folders, notes = _unpacked(pack, ladder, downstream, scores, options)
     leaderboard = tables.leaderboard_markdown(tables.boards(results, named.checkpoints, sort)) if results else ""
     if output is None and not named.ladder.benchmarks and not (results and score_folders):
         _print_notes([*notes, *named.notes])
@@ -113,6 +109,48 @@ def report(
         save_report(data, output, sort)
     else:
         _print_notes(data.notes + (data.verdict.remarks if data.verdict else []))
+
+
+_Sources = tuple[list[TaskResult], NamedLadder, dict[str, Path | CheckpointSummary], list[str]]
+
+
+def _read(
+    sources: Sequence[str], output: Path | None, ladder: Path | None, downstream: Sequence[Path], scores: Sequence[str]
+) -> _Sources:
+    folders = [Path(source) for source in sources if Path(source).is_dir()]
+    has_scores = bool(scores) or any(next(folder.rglob("run.json"), None) for folder in folders)
+    results = read_results(sources, optional=has_scores)
+    notes = superseded_notes(results)
+    score_folders: dict[str, Path] = {}
+    if output or downstream or not results or importlib.util.find_spec("pyarrow"):
+        score_folders, unreadable = find_score_folders(results, sources, scores)
+        notes += unreadable
+    names = {*(result.model for result in results), *score_folders}
+    if not names:
+        raise DataError(f"no checkpoint is left to report on: {'; '.join(notes)}")
+    return results, read_ladder(names, ladder, downstream), {**score_folders}, notes
+
+
+def _unpacked(
+    pack: Pack, ladder: Path | None, downstream: Sequence[Path], scores: Sequence[str], options: Mapping[str, Any]
+) -> _Sources:
+    """What `_read` gives, from a pack; another ladder file or further downstream scores may be named."""
+    for option, given in (("--scores", scores), ("--context", options["context"]), ("--run", options["run"])):
+        if given not in ([], (), None, "latest"):
+            raise SettingsError(f"{option} chooses among score files, and a pack has their sums only; leave it out")
+    results = [TaskResult.from_json(document) for document in pack.results]
+    named, notes = pack.named, [*pack.notes]
+    if ladder:
+        names = {*(result.model for result in results), *(checkpoint.name for checkpoint in named.checkpoints)}
+        named = read_ladder(names, ladder, downstream)
+    elif downstream:
+        whole, remarks = add_downstream(named.ladder, downstream)
+        by_name = {checkpoint.name: checkpoint for checkpoint in whole.checkpoints}
+        order = tuple(by_name[checkpoint.name] for checkpoint in named.checkpoints)
+        named = NamedLadder(order, whole, (*named.notes, *remarks))
+    notes += [*superseded_notes(results), *([pack.note_on_context] if pack.note_on_context else [])]
+    notes.append("from a pack, which holds no texts: the table of single decision tokens is left out")
+    return results, named, {summary.name: summary for summary in pack.summaries}, notes
 
 
 def save_report(data: ReportData, folder: Path, sort: str = "step") -> None:

@@ -5,26 +5,36 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.compare import Run, matched, read_run
+from hesnr_tasks.analysis.compare import Run, matched, only_selection, read_run
 from hesnr_tasks.analysis.frame import context_for, folders, run_names
 from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.ladder.names import parse_name
+from hesnr_tasks.ladder.pack import Pack
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
 from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import RESAMPLES, SEED, holm, paired, trajectories_needed
 
-__all__ = ["PROXIES", "Verdict", "VerdictSettings", "checkpoints_of", "comparable_groups", "judge", "judge_runs"]
+__all__ = [
+    "PROXIES",
+    "Verdict",
+    "VerdictSettings",
+    "checkpoints_of",
+    "comparable_groups",
+    "judge",
+    "judge_pack",
+    "judge_runs",
+]
 
 _FEW_TRAJECTORIES = 30
 _CUT = 0.01  # share of tokens beyond the context
@@ -169,7 +179,7 @@ def _remembered(path: Path) -> str:
     return ""
 
 
-def _known_checkpoint(ladder: Ladder, words: tuple[str, str, str, str]) -> Checkpoint | None:
+def _known_checkpoint(ladder: Ladder, words: tuple[str, ...]) -> Checkpoint | None:
     name, folder, model, revision = words
     names = [checkpoint.name for checkpoint in ladder.checkpoints]
     same = [
@@ -200,18 +210,82 @@ def judge(
     _check_proxies(settings)
     paths = folders(sources)
     context, note = context_for(paths, settings.context)
+    runs: list[tuple[str, Checkpoint, Run]] = []
     notes = [note] if note else []
-    runs: dict[str, tuple[Checkpoint, Run]] = {}
     for path, checkpoint in zip(paths, checkpoints_of(paths, ladder), strict=True):
         if checkpoint is None:
-            notes.append(f"{path.name} is no checkpoint of the ladder; left out (it has: {_listed(ladder)})")
-        elif checkpoint.name in runs:
-            notes.append(f"{checkpoint.name} has scores in two folders; those of {path} are left out")
+            notes.append(_not_in(ladder, path.name))
+            continue
+        run = read_run(
+            path, checkpoint.name, settings.kinds, settings.filters, settings.epsilon, settings.k, context,
+            settings.run, settings.names,
+        )  # fmt: skip
+        runs.append((str(path), checkpoint, run))
+    return _judge_named(runs, ladder, settings, notes)
+
+
+def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSettings()) -> Verdict:
+    """Say what the checkpoints of a pack show, as `judge` says it of the folders that were packed.
+
+    Args:
+        pack: whose sums are read.
+        ladder: that of the pack, or another one of its checkpoints.
+        settings: proxies, set of tokens, bootstrap.
+
+    Raises:
+        SettingsError: the pack has no sums for these settings.
+        HesnrError: as `judge`.
+    """
+    _check_proxies(settings)
+    if settings.run != "latest":
+        raise SettingsError("--run chooses among the runs of score folders; a pack holds one run of each checkpoint")
+    runs: list[tuple[str, Checkpoint, Run]] = []
+    notes = [pack.note_on_context] if pack.note_on_context else []
+    for summary in pack.summaries:
+        packed = {"k": summary.k, "epsilon": summary.epsilon, "context": summary.context or "own"}
+        for option, value in packed.items():
+            wanted: Any = getattr(settings, option)
+            same = math.isclose(wanted, summary.epsilon) if option == "epsilon" else wanted == value
+            if not (same or (option == "context" and wanted in (None, "common"))):
+                raise SettingsError(
+                    f"the pack holds the sums at {option} {value}, not {wanted}; other settings need the score files"
+                )
+        about = summary.signature["run"]
+        words = pack.names.get(summary.name, summary.name), summary.name, about.get("model"), about.get("revision")
+        checkpoint = _known_checkpoint(ladder, tuple(str(word or "") for word in words))
+        if checkpoint is None:
+            notes.append(_not_in(ladder, summary.name))
+            continue
+        select = only_selection(summary.signature["filters"], settings.kinds, settings.filters).name
+        if select not in summary.runs:
+            raise SettingsError(
+                f"the pack holds {', '.join(summary.runs)} of {summary.name}, not {select}; other sets of tokens need "
+                "the score files"
+            )
+        run = replace(summary.runs[select], name=checkpoint.name)
+        absent = [name for name in settings.names if METRICS[name].numerator not in run.sums.names]
+        if absent:
+            raise SettingsError(
+                f"the pack, of hesnr-tasks {pack.version}, has no sums of {', '.join(absent)}; leave them out, or have "
+                "it packed again"
+            )
+        runs.append((summary.name, checkpoint, run))
+    return _judge_named(runs, ladder, settings, notes)
+
+
+def _not_in(ladder: Ladder | None, name: str) -> str:
+    return f"{name} is no checkpoint of the ladder; left out (it has: {_listed(ladder)})"
+
+
+def _judge_named(
+    named: Sequence[tuple[str, Checkpoint, Run]], ladder: Ladder | None, settings: VerdictSettings, notes: list[str]
+) -> Verdict:
+    """The verdict on runs with their checkpoints and the names of where they are from."""
+    runs: dict[str, tuple[Checkpoint, Run]] = {}
+    for source, checkpoint, run in named:
+        if checkpoint.name in runs:
+            notes.append(f"{checkpoint.name} has scores in two folders; those of {source} are left out")
         else:
-            run = read_run(
-                path, checkpoint.name, settings.kinds, settings.filters, settings.epsilon, settings.k, context,
-                settings.run, settings.names,
-            )  # fmt: skip
             runs[checkpoint.name] = checkpoint, run
     if ladder is not None:
         missing = [c.name for c in ladder.checkpoints if c.name not in runs]

@@ -43,6 +43,8 @@ __all__ = [
     "Outcome",
     "add_downstream",
     "in_k",
+    "ladder_document",
+    "ladder_from",
     "match_name",
     "outcomes",
     "read_ladder_file",
@@ -231,6 +233,15 @@ def read_ladder_file(path: Path) -> Ladder:
         document = read_yaml(path)
     except DataError as error:
         raise SettingsError(f"cannot read the ladder: {error}") from None
+    return ladder_from(document, path)
+
+
+def ladder_from(document: Any, path: Path) -> Ladder:
+    """The ladder of a decoded ladder file; `path`: of the file, for messages and for what lies beside it.
+
+    Raises:
+        SettingsError: as `read_ladder_file`.
+    """
     document = _listed(document)
     if not isinstance(document, dict) or not isinstance(document.get("checkpoints"), list):
         raise SettingsError(
@@ -593,6 +604,11 @@ def write_ladder_file(ladder: Ladder) -> str:
     """The YAML text of a ladder; reading it gives the same ladder."""
     import yaml
 
+    return str(yaml.safe_dump(ladder_document(ladder), sort_keys=False, allow_unicode=True, width=120))
+
+
+def ladder_document(ladder: Ladder) -> dict[str, Any]:
+    """A ladder as plain values, as JSON and YAML hold them; `ladder_from` gives the same ladder."""
     document: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
         for name in _TOP
@@ -611,4 +627,4 @@ def write_ladder_file(ladder: Ladder) -> str:
                 for task, score in checkpoint.downstream.items()
             }
         document["checkpoints"].append(fields)
-    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))
+    return document

@@ -367,4 +367,5 @@ def predictions(
             plain.append(y[i] - y[own].mean())
         rmse, rmse_mean = (float(np.sqrt(np.mean(np.square(side)))) for side in (errors, plain))
         results.append(Prediction(proxy.name, len(chosen), rmse, rmse_mean))
-    return sorted(results, key=lambda row: (math.isnan(row.error), row.error))
+    # twelve digits: proxies that order checkpoints alike stay in their order, however sums were rounded
+    return sorted(results, key=lambda row: (math.isnan(row.error), float(f"{row.error:.12g}")))

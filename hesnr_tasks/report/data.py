@@ -33,6 +33,7 @@ __all__ = [
     "ReportData",
     "ReportFigure",
     "build_report_data",
+    "read_summaries",
 ]
 
 _FEWEST_FOR_INTERVAL = 4  # trajectories
@@ -157,7 +158,7 @@ class ReportFigure(NamedTuple):
 def build_report_data(
     results: Sequence[TaskResult],
     named: NamedLadder,
-    folders: Mapping[str, Path],
+    folders: Mapping[str, Path | CheckpointSummary],
     *,
     notes: Sequence[str] = (),
     run: str = "latest",
@@ -170,7 +171,7 @@ def build_report_data(
     Args:
         results: of lm-eval; their numbers stand in for checkpoints without score files.
         named: the checkpoints in the order of training, and the ladder with their downstream scores.
-        folders: checkpoint -> folder of score files.
+        folders: checkpoint -> folder of score files, or its summary from a pack.
         notes: to be shown with the report's own.
         run: which run in a folder, as `scores.choose_runs`.
         resamples: of the bootstrap.
@@ -179,24 +180,16 @@ def build_report_data(
     """
     ladder = named.checkpoints
     ours = [result for result in results if result.signature]
-    settings = Counter((result.signature["k"], result.signature["epsilon"]) for result in ours if result.signature)
-    k, epsilon = settings.most_common(1)[0][0] if settings else (10, EPSILON)
+    k, epsilon = _settings(ours)
     all_notes = [*notes, *named.notes]
-    limit, note = context_for([folders[c.name] for c in ladder if c.name in folders], context, skip_damaged=True)
-    all_notes += [note] if note else []
-    named_folders = [checkpoint.name for checkpoint in ladder if checkpoint.name in folders]
-
-    def work(name: str) -> CheckpointSummary | str:
-        try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
-            stored = stored_run(folders[name], run, [result for result in ours if result.model == name])
-            return summarize(folders[name], name, k, epsilon, limit, stored, cases=name == named_folders[-1])
-        except StoreError as error:
-            return f"{name}: its score files are not used: {error}"
-
-    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
-        read = list(pool.map(work, named_folders))
-    summaries = [item for item in read if isinstance(item, CheckpointSummary)]
-    all_notes += [item for item in read if isinstance(item, str)]
+    here = {c.name: folders[c.name] for c in ladder if c.name in folders}
+    packed = [item for item in here.values() if isinstance(item, CheckpointSummary)]
+    if packed:
+        summaries, limit = packed, packed[0].context
+    else:
+        paths = {name: item for name, item in here.items() if isinstance(item, Path)}
+        summaries, limit, reasons = read_summaries(ours, paths, run=run, context=context)
+        all_notes += reasons
     all_notes += [f"{s.name}: {s.about}" for s in summaries if not _ALL_SCORED.search(s.about)]
     summaries, reasons = _largest_comparable_group(summaries)
     all_notes += reasons
@@ -225,6 +218,52 @@ def build_report_data(
     )
     data.missing.extend(_missing(data))
     return replace(data, verdict=_verdict(data, named))
+
+
+def read_summaries(
+    ours: Sequence[TaskResult],
+    folders: Mapping[str, Path],
+    *,
+    run: str = "latest",
+    context: int | str | None = None,
+    metrics: Sequence[str] | None = None,
+    cases: bool = True,
+) -> tuple[list[CheckpointSummary], int | None, list[str]]:
+    """Read score files; of what cannot be read, the reason.
+
+    Args:
+        ours: results of our tasks: which run of a folder is theirs, and their k and threshold.
+        folders: checkpoint -> folder of score files.
+        run: as `build_report_data`.
+        context: as `build_report_data`.
+        metrics: those whose sums are kept (None: the core ones).
+        cases: the last one with single tokens.
+
+    Returns:
+        Summaries, the context they are restricted to, and notes.
+    """
+    k, epsilon = _settings(ours)
+    limit, note = context_for(list(folders.values()), context, skip_damaged=True)
+    last = list(folders)[-1:]
+
+    def work(name: str) -> CheckpointSummary | str:
+        try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
+            stored = stored_run(folders[name], run, [result for result in ours if result.model == name])
+            of_last = cases and [name] == last
+            return summarize(folders[name], name, k, epsilon, limit, stored, cases=of_last, metrics=metrics)
+        except StoreError as error:
+            return f"{name}: its score files are not used: {error}"
+
+    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
+        read = list(pool.map(work, folders))
+    summaries = [item for item in read if isinstance(item, CheckpointSummary)]
+    return summaries, limit, [*([note] if note else []), *(item for item in read if isinstance(item, str))]
+
+
+def _settings(ours: Sequence[TaskResult]) -> tuple[int, float]:
+    """k and threshold of most results."""
+    settings = Counter((result.signature["k"], result.signature["epsilon"]) for result in ours if result.signature)
+    return settings.most_common(1)[0][0] if settings else (10, EPSILON)
 
 
 def _judged(named: NamedLadder) -> dict[str, dict[str, Outcome]]:

@@ -48,6 +48,47 @@ class TaskResult(NamedTuple):
         signature = self.signature or {}
         return "-".join(["+".join(signature.get("kinds", ())), *signature.get("filters", ())])
 
+    def to_json(self) -> dict[str, Any]:
+        """What JSON can hold; of files their names. `from_json` makes the same result of it."""
+        values = {
+            name: [None if math.isnan(x) else str(x) if math.isinf(x) else x for x in estimate]
+            for name, estimate in self.values.items()
+        }
+        names = {"path": self.path.name, "scores": None, "superseded": [path.name for path in self.superseded]}
+        return {**self._asdict(), "values": values, **names}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> TaskResult:
+        """The result that `to_json` wrote.
+
+        Raises:
+            DataError: something is missing or of another type.
+        """
+        try:
+            signature = document["signature"]
+            if signature is not None:
+                _validate(signature, (_SIGNATURE,), "the signature")
+                if missing := _SIGNATURE_FIELDS - signature.keys():
+                    raise ValueError(f"the signature lacks {', '.join(sorted(missing))}")
+            values = {
+                str(name): Estimate(*(math.nan if x is None else float(x) for x in numbers))
+                for name, numbers in document["values"].items()
+            }
+            return cls(
+                model=str(document["model"]),
+                task=str(document["task"]),
+                values=values,
+                comparable=str(document["comparable"]),
+                date=float(document["date"]),
+                signature=signature,
+                higher_is_better={str(name): bool(value) for name, value in document["higher_is_better"].items()},
+                path=Path(str(document["path"])),
+                in_group=bool(document["in_group"]),
+                superseded=tuple(Path(str(name)) for name in document["superseded"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise DataError(f"this is no result of a task ({type(error).__name__}: {error})") from None
+
 
 def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> list[TaskResult]:
     """Read the newest result of each task of each model.
