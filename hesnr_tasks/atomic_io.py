@@ -21,7 +21,6 @@ import re
 import secrets
 import socket
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -57,31 +56,21 @@ def open_output(output: str | Path) -> Iterator[IO[bytes]]:
         raise _not_writable(output, getattr(error, "strerror", None) or str(error)) from error
     if mode is not None and (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
         with _settings_errors(output):
-            file = path.open("wb")
-        with file:
-            yield file
+            device = path.open("wb")
+        with device:
+            yield device
         return
     if mode is not None and not stat.S_ISREG(mode):
         raise _not_writable(output, "it is a folder" if stat.S_ISDIR(mode) else "it is no plain file")
-    with _settings_errors(output):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if mode is None:
-            umask = os.umask(0o077)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-        else:
+    with contextlib.ExitStack() as stack:
+        with _settings_errors(output):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary, file = stack.enter_context(_temporary_file(path.parent))
+        yield file
+        _finish(file)
+        if mode is not None:
             temporary.chmod(stat.S_IMODE(mode))
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_output(output: str | Path, content: str | bytes) -> None:
@@ -118,12 +107,16 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: it cannot be written; `path` is as it was.
     """
-    try:
-        with _temporary_file(path.parent, data) as temporary:
-            temporary.replace(path)
-    except FileNotFoundError:  # another process removed the temporary file: once more
-        with _temporary_file(path.parent, data) as temporary:
-            temporary.replace(path)
+    for again in (True, False):
+        try:
+            with _temporary_file(path.parent) as (temporary, file):
+                file.write(data)
+                _finish(file)
+                temporary.replace(path)
+            break
+        except FileNotFoundError:  # another process removed the temporary file: once more
+            if not again:
+                raise
     _sync_folder(path.parent)
 
 
@@ -136,7 +129,9 @@ def create_file(path: Path, data: bytes) -> bool:
     Raises:
         OSError: it cannot be written.
     """
-    with _temporary_file(path.parent, data) as temporary:
+    with _temporary_file(path.parent) as (temporary, file):
+        file.write(data)
+        _finish(file)
         try:
             os.link(temporary, path)  # unlike a rename, this fails if another writer was first
         except FileExistsError:
@@ -191,22 +186,22 @@ def _host() -> str:
 
 
 @contextlib.contextmanager
-def _temporary_file(folder: Path, data: bytes) -> Iterator[Path]:
-    """A file in `folder` that holds `data`, on the disk; deleted at the end of the block unless it was renamed."""
+def _temporary_file(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A new file in `folder`, open; deleted at the end of the block unless it was renamed."""
     path = folder / f".{_host()}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(handle, view) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        yield path
+        with path.open("xb") as file:
+            yield path, file
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _finish(file: IO[bytes]) -> None:
+    """Put what was written on the disk: a file must be whole, and on Windows closed, before it is renamed."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -105,35 +105,18 @@ class Growth:
 
 
 class _Decompressed(io.RawIOBase):
-    """A decompressed file that can be read again from its start, and whose growth is watched."""
+    """A decompressed file whose growth is watched."""
 
-    def __init__(self, file: IO[bytes], decoder: Any) -> None:
-        self._file, self._decoder = file, decoder
-        self._restart()
-
-    def _restart(self) -> None:
-        self._file.seek(0)
-        self._position = 0
-        self._source = self._decoder(self._file)
-        self._growth = Growth(os.fstat(self._file.fileno()).st_size)
+    def __init__(self, file: IO[bytes], decoder: Callable[[IO[bytes]], Any]) -> None:
+        self._file, self._source = file, decoder(file)
+        self._growth = Growth(os.fstat(file.fileno()).st_size)
 
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if (offset, whence) == (0, io.SEEK_SET):
-            self._restart()
-        elif (offset, whence) != (0, io.SEEK_CUR):
-            raise io.UnsupportedOperation("only back to the start")
-        return self._position
-
     def readinto(self, buffer: Any) -> int:
         data = self._source.read(len(buffer))
         self._growth.add(len(data))
-        self._position += len(data)
         buffer[: len(data)] = data
         return len(data)
 

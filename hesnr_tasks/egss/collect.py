@@ -24,7 +24,7 @@ from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.actions.tools import parameter_role
 from hesnr_tasks.analysis.frame import unique_names
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.formats import registry
+from hesnr_tasks.formats import choose, read_record, unpacked
 from hesnr_tasks.formats.base import Problem, ReadReport, deep, scalar_text, string
 from hesnr_tasks.formats.sources import Record, records, source_paths
 from hesnr_tasks.trajectory import Kind, Trajectory
@@ -102,10 +102,10 @@ def _of_run(
             if not isinstance(record, Record):
                 notes[f"{name}: {record.reason}"] += 1
                 continue
-            value, trajectory = registry.unpacked(record.value), None
-            chosen = registry.choose(value)
+            value, trajectory = unpacked(record.value), None
+            chosen = choose(value)
             try:
-                trajectory = registry.read_record(chosen, value, record.where) if chosen else None
+                trajectory = read_record(chosen, value, record.where) if chosen else None
             except DataError:
                 notes[f"{name}: a damaged record"] += 1
             if chosen is None:

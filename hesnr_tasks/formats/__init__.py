@@ -1,8 +1,8 @@
 """Trajectories of any agent: files, globs, folders, compressed files, hub ids; formats are recognised by content.
 
-A format is a `base.Format`: two functions of decoded JSON, `detect` and `read`. `registry.FORMATS` lists them in the
-order in which they are tried, `sources` finds and decodes records. A reading of many files either stops with every bad
-record named, or goes on without them.
+A format is a `base.Format`: two functions of decoded JSON, `detect` and `read`. `FORMATS` lists them in the order in
+which they are tried: the first that is sure wins; a new format is one line there. `sources` finds and decodes records.
+A reading of many files either stops with every bad record named, or goes on without them.
 """
 
 from __future__ import annotations
@@ -14,27 +14,154 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.formats import registry
-from hesnr_tasks.formats.base import Format, Problem, ReadReport, Where, as_list
+from hesnr_tasks.chat_messages import stored_schemas
+from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.formats.base import (
+    Format,
+    Problem,
+    TrajectoryBuilder,
+    Where,
+    as_list,
+    collecting_losses,
+    decoded,
+    deep,
+    string,
+)
+from hesnr_tasks.formats.base import ReadReport as ReadReport
+from hesnr_tasks.formats.chat import CHAT_TEXT, CHAT_TOOLS, CHAT_XML, COMPLETIONS, PLAIN
+from hesnr_tasks.formats.cli_agents import CLAUDE_CODE, CODEX
+from hesnr_tasks.formats.eval_logs import ATIF, INSPECT_AI
+from hesnr_tasks.formats.openhands import OPENHANDS, OPENHANDS_SDK
 from hesnr_tasks.formats.sources import Record, hub_rows, is_hub_id, records, source_paths
-from hesnr_tasks.trajectory import Trajectory
+from hesnr_tasks.formats.swe_agent import MINI_SWE_AGENT, NEBIUS, R2E_GYM, SWE_AGENT
+from hesnr_tasks.trajectory import FORMAT, Trajectory
 
-__all__ = [
-    "ReadReport",
-    "content_hash",
-    "load",
-    "no_trajectory_message",
-    "read_by_source",
-    "read_trajectories",
-    "seeded_subset",
-    "source_label",
-    "trajectory_identity",
-]
+# --- the formats ------------------------------------------------------------------------------------------------------
+
+_PACKED = ("messages", "trajectory", "conversations", "messages_json", "history", "trajectory_steps", "replay_config")
+
+
+def _read_normalised(record: Any, builder: TrajectoryBuilder) -> Trajectory:
+    """The project's own file: one trajectory a line, every segment labelled."""
+    if record.get("format") != FORMAT:
+        raise DataError(
+            f"'format' is {record.get('format')!r}, which this version cannot read (it reads {FORMAT!r}); "
+            f"update hesnr-tasks or convert the file again"
+        )
+    return Trajectory.from_json(record)
+
+
+FORMATS: tuple[Format, ...] = (
+    Format(
+        "hesnr",
+        "'format' starts with hesnr-trajectory-",
+        lambda record: string(record, "format").startswith("hesnr-trajectory-"),
+        _read_normalised,
+    ),
+    ATIF,
+    MINI_SWE_AGENT,
+    SWE_AGENT,
+    R2E_GYM,
+    OPENHANDS_SDK,
+    OPENHANDS,
+    INSPECT_AI,
+    CODEX,
+    CLAUDE_CODE,
+    NEBIUS,
+    COMPLETIONS,
+    CHAT_TOOLS,
+    CHAT_XML,
+    CHAT_TEXT,
+    PLAIN,
+)
+
+
+def choose(record: Any) -> Format | None:
+    """The first format that is sure of the record; None for a record of no known format."""
+    return next((format for format in FORMATS if format.detect(record)), None)
+
+
+def format_of_name(name: str) -> Format:
+    """The format of that name; `SettingsError` for an unknown one."""
+    by_name = {format.name: format for format in FORMATS}
+    if name not in by_name:
+        raise SettingsError(f"there is no format {name!r}.{nearest(name, by_name)} Known formats: {', '.join(by_name)}")
+    return by_name[name]
+
+
+def unpacked(record: Any) -> Any:
+    """A row whose list of messages is JSON text, with the list instead: decoded once, not by every format."""
+    if not isinstance(record, Mapping):
+        return record
+    changed = {key: decoded(record[key]) for key in _PACKED if isinstance(record.get(key), str)}
+    return {**record, **changed} if changed else record
+
+
+def read_record(format: Format, record: Any, where: Where) -> Trajectory:
+    """`format.read`, whatever the record.
+
+    Text in fields of a wrong type, which the reader could not use, is named in the trajectory's warnings and counted
+    under `left_out_characters`.
+
+    Args:
+        format: of the record.
+        record: decoded JSON.
+        where: for messages, and for an id where the record has none.
+
+    Raises:
+        DataError: the record has another shape.
+    """
+    try:
+        with collecting_losses() as losses:
+            trajectory = format.read(record, TrajectoryBuilder(format.name, where))
+    except DataError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+        raise DataError(f"this is {_shape(record)}, not a record of {format.name} ({format.rule})") from error
+    if tools := _tools(record):
+        trajectory = replace(trajectory, meta={**trajectory.meta, "tools": tools})
+    if not losses.characters:
+        return trajectory
+    remarks = [text if n == 1 else f"{text} ({n} times)" for text, n in losses.remarks.items()]
+    warnings = [*warnings_of(trajectory), *remarks]
+    return replace(trajectory, meta={**trajectory.meta, "warnings": warnings, "left_out_characters": losses.characters})
+
+
+_TOOLS_AT = (  # where formats keep the schemas of the agent's tools, in a record or in one of its first events
+    ("tools",), ("metadata", "tools"), ("kwargs", "tools"), ("request", "tools"), ("raw_completions", "tools"),
+    ("agent", "tool_definitions"), ("args", "tools"), ("payload", "dynamic_tools"),
+)  # fmt: skip
+
+
+def _tools(record: Any) -> list[dict[str, Any]]:
+    """The schemas of tools that a record carries, in OpenAI's form; those of a normalised record are in its meta."""
+    events = as_list(record) or as_list(deep(record, "history")) or as_list(deep(record, "events")) or []
+    for place in ([record] if isinstance(record, Mapping) else []) + events[:5]:
+        for path in _TOOLS_AT:
+            stored = as_list(decoded(deep(place, *path))) if isinstance(place, Mapping) else None
+            if schemas := stored_schemas([decoded(tool) for tool in stored or []]):
+                return [{"type": "function", "function": function} for function in schemas.values()]
+    return []
+
+
+def warnings_of(trajectory: Trajectory) -> list[str]:
+    """The warnings of reading a trajectory; files of others may hold anything there."""
+    warnings = trajectory.meta.get("warnings")
+    return [text for text in as_list(warnings) or [warnings] if isinstance(text, str)]
+
+
+def _shape(record: Any) -> str:
+    listed = as_list(record)
+    if isinstance(record, Mapping):
+        return f"an object with the keys {', '.join(map(repr, list(record)[:12]))}" if record else "an empty object"
+    return f"a list of {len(listed)} items" if listed is not None else f"a {type(record).__name__}"
+
+
+# --- a reading of many records ----------------------------------------------------------------------------------------
 
 _MAX_PROBLEMS = 20
 _TIMES = re.compile(r"(.*) \((\d{1,9}) times\)", re.DOTALL)
@@ -49,18 +176,17 @@ class Reading:
     def __init__(self, report: ReadReport, on_error: str, format: str | None) -> None:
         self.report = report
         self._skip = on_error == "skip"
-        self._forced = registry.format_of_name(format) if format else None
+        self._forced = format_of_name(format) if format else None
         self._problems: list[Problem] = []
         self._ids: set[str] = set()
         self._copies: Counter[str] = Counter()
         self._contents: set[bytes] = set()
 
-    def file(self, path: str, was_named: bool) -> Iterator[Trajectory]:
-        """The trajectories of one file; one in a folder that is of no known format is only counted."""
-        return self.rows(path, lambda: records(path), was_named)
+    def trajectories(self, path: str, source: Callable[[], Items], was_named: bool) -> Iterator[Trajectory]:
+        """The trajectories among the decoded records of a file, which `source` gives anew at each call.
 
-    def rows(self, path: str, source: Callable[[], Items], was_named: bool = True) -> Iterator[Trajectory]:
-        """The trajectories among decoded records, which `source` gives anew at each call."""
+        A record of no known format is only counted where the user did not name the file.
+        """
         for record in self._units(path, source):
             trajectory = self._read(record, was_named)
             if trajectory is not None and not self._problems:
@@ -71,13 +197,17 @@ class Reading:
         if problem.reason == "blank line":
             self.report.warn("a blank line is passed over", int(problem.text))
             return
-        self.report.read += 1
         if self._skip:
-            self.report.skip(problem)
+            self._skipped(problem)
             return
+        self.report.read += 1
         self._problems.append(problem)
         if len(self._problems) >= _MAX_PROBLEMS:
             self.close()
+
+    def _skipped(self, problem: Problem) -> None:
+        self.report.read += 1
+        self.report.skip(problem)
 
     def close(self) -> None:
         """Raise the problems of this reading as one `DataError`."""
@@ -99,12 +229,15 @@ class Reading:
         first = list(itertools.islice(items, _SNIFFED))
         lines = [r.value for r in first if isinstance(r, Record) and r.is_line]
         rest = itertools.chain(first, items)
-        if self._is_session(lines):
-            yield from self._session(path, rest)
-            return
-        ranked = (format for format in registry.FORMATS if format.prefix_rank and format.prefix_rank(lines[0]))
-        if lines and (format := next(ranked, None)):
-            yield from self._without_prefixes(rest, source, format)
+        format = self._forced
+        if lines and not (format.detect(lines[0]) if format else choose(lines[0])):
+            format = format or choose(lines)
+            if format and format.is_session:
+                yield from self._session(path, rest)
+                return
+        ranks = (format.prefix_rank for format in FORMATS if format.prefix_rank and lines)
+        if prefix_rank := next((rank for rank in ranks if rank(lines[0])), None):
+            yield from self._without_prefixes(rest, source(), prefix_rank)
             return
         for record in rest:
             yield from _expanded(record)
@@ -116,12 +249,6 @@ class Reading:
                     self.report.warn(f"the key {key!r} is in one object more than once; only the last value is read")
                     self.report.left_out += size
             yield record
-
-    def _is_session(self, lines: list[object]) -> bool:
-        if self._forced:
-            return bool(lines) and self._forced.is_session and not self._forced.detect(lines[0])
-        session = registry.choose(lines) if lines and not registry.choose(lines[0]) else None
-        return session is not None and session.is_session
 
     def _session(self, path: str, items: Items) -> Iterator[Record | Problem]:
         """All lines of a file as one record; a half-written last line is only warned about."""
@@ -139,20 +266,17 @@ class Reading:
         yield Record(values, Where(path), False)
 
     def _without_prefixes(
-        self, items: Items, source: Callable[[], Items], format: Format
+        self, items: Items, again: Items, prefix_rank: Callable[[Any], tuple[str, tuple[int, str]] | None]
     ) -> Iterator[Record | Problem]:
-        """The rows without those that a later row of the same run repeats; reads `source` twice."""
-        prefix_rank = format.prefix_rank or (lambda _: None)
+        """The rows without those that a later row of the same run repeats; `again` are all of them."""
         last: dict[str, tuple[int, str]] = {}
-        for record in source():
+        for record in again:
             if isinstance(record, Record) and (ranked := prefix_rank(record.value)):
                 last[ranked[0]] = max(last.get(ranked[0], (-1, "")), ranked[1])
         for record in items:
             ranked = prefix_rank(record.value) if isinstance(record, Record) else None
             if ranked and ranked[1] < last[ranked[0]]:
-                self.report.read += 1
-                text = "a later episode of the trial repeats this row"
-                self.report.skip(Problem(record.where, "earlier episode", text))
+                self._skipped(Problem(record.where, "earlier episode", "a later episode of the trial repeats this row"))
             else:
                 yield record
 
@@ -162,20 +286,16 @@ class Reading:
         if isinstance(record, Problem):
             self.problem(record)
             return None
-        value = registry.unpacked(record.value)
-        format = self._forced or registry.choose(value)
+        value = unpacked(record.value)
+        format = self._forced or choose(value)
         if format is None:
-            supported = ", ".join(format.name for format in registry.FORMATS)
-            text = f"no known format: {registry.shape_of(record.value)}. Supported: {supported}"
+            supported = ", ".join(format.name for format in FORMATS)
+            text = f"no known format: {_shape(record.value)}. Supported: {supported}"
             problem = Problem(record.where, "unknown format", text)
-            if was_named or record.is_line:
-                self.problem(problem)
-            else:
-                self.report.read += 1
-                self.report.skip(problem)
+            (self.problem if was_named or record.is_line else self._skipped)(problem)
             return None
         try:
-            trajectory = registry.read_record(format, value, record.where)
+            trajectory = read_record(format, value, record.where)
         except DataError as error:
             self.problem(Problem(record.where, "malformed record", str(error)))
             return None
@@ -184,26 +304,21 @@ class Reading:
         return self._counted(trajectory, record.where)
 
     def _counted(self, trajectory: Trajectory, where: Where) -> Trajectory | None:
-        self.report.read += 1
         if not any(message.generated for message in trajectory.messages):
             text = f"trajectory {trajectory.id!r} has no assistant turn: there is nothing to score"
-            self.report.skip(Problem(where, "no assistant turn", text))
+            self._skipped(Problem(where, "no assistant turn", text))
             return None
+        self.report.read += 1
         self.report.kept += 1
-        for warning in registry.warnings_of(trajectory):  # it may say itself how often it occurred
+        for warning in warnings_of(trajectory):  # it may say itself how often it occurred
             times = _TIMES.fullmatch(warning)
             self.report.warn(*((times[1], int(times[2])) if times else (warning, 1)))
         lost = trajectory.meta.get("left_out_characters")
         self.report.left_out += lost if type(lost) is int and lost > 0 else 0
-        content = content_hash(trajectory)
-        if content in self._contents:
-            self.report.duplicates += 1
+        content, name = content_hash(trajectory), trajectory.id
+        self.report.duplicates += content in self._contents
         self._contents.add(content)
-        return self._with_unique_id(trajectory)
-
-    def _with_unique_id(self, trajectory: Trajectory) -> Trajectory:
-        name = trajectory.id
-        if name in self._ids:
+        if name in self._ids:  # ids are made unique
             self._copies[name] += 1
             self.report.repeated_ids[name] = 1 + self._copies[name]
             while (renamed := f"{name}#{self._copies[name] + 1}") in self._ids:
@@ -229,9 +344,9 @@ def _expanded(record: Record | Problem) -> Iterator[Record | Problem]:
     if isinstance(record, Problem):
         yield record
         return
-    expansions = (format.expand(record.value) for format in registry.FORMATS if format.expand)
+    expansions = (format.expand(record.value) for format in FORMATS if format.expand)
     values = next((inside for inside in expansions if inside is not None), None)
-    if values is None and not record.is_line and not registry.choose(record.value):
+    if values is None and not record.is_line and not choose(record.value):
         values = iter(as_list(record.value) or [])
     empty = True
     for i, value in enumerate(values or [], 1):
@@ -263,7 +378,7 @@ def read_trajectories(
         config: the configuration of a hub data set.
         split: the split of a hub data set (default: all, by name).
         on_error: `fail` or `skip` bad records, counted in `report`.
-        format: a name of `registry.FORMATS`, instead of detection.
+        format: a name of `FORMATS`, instead of detection.
         report: takes in counts, warnings and the formats of files.
 
     Raises:
@@ -298,11 +413,8 @@ def _read(
             reading.problem(item)
             continue
         path, was_named = item
-        if is_hub_id(path):
-            trajectories = reading.rows(path, functools.partial(hub_rows, path, config, split))
-        else:
-            trajectories = reading.file(path, was_named)
-        yield from ((path, trajectory) for trajectory in trajectories)
+        rows = functools.partial(hub_rows, path, config, split) if is_hub_id(path) else functools.partial(records, path)
+        yield from ((path, trajectory) for trajectory in reading.trajectories(path, rows, was_named))
     reading.close()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import glob  # not Path.glob: patterns may be absolute
 import io
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hesnr_tasks.bounded_io import (
     COMPRESSED,
@@ -202,20 +203,19 @@ def records(path: str) -> Iterator[Record | Problem]:
             return
         with open_bounded(path) as file:
             start = file.read(4096)
-            file.seek(0)
-            if not start.strip():
-                yield Problem(where, "empty file", "the file is empty; convert or download it again")
-            elif start.startswith(b"version https://git-lfs"):
-                reason = "a Git LFS pointer lies here instead of the data; run `git lfs pull`"
-                yield Problem(where, "Git LFS pointer", reason)
-            elif start.startswith(b"PK"):
-                yield from _eval_samples(path)
-            elif start.startswith(b"PAR1"):
-                yield from _parquet(where)
-            elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
-                yield Problem(where, "not UTF-8", "the file is UTF-16; save it as UTF-8")
-            else:
-                yield from _json_or_lines(file, where)
+        if not start.strip():
+            yield Problem(where, "empty file", "the file is empty; convert or download it again")
+        elif start.startswith(b"version https://git-lfs"):
+            reason = "a Git LFS pointer lies here instead of the data; run `git lfs pull`"
+            yield Problem(where, "Git LFS pointer", reason)
+        elif start.startswith(b"PK"):
+            yield from _eval_samples(path)
+        elif start.startswith(b"PAR1"):
+            yield from _parquet(where)
+        elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
+            yield Problem(where, "not UTF-8", "the file is UTF-16; save it as UTF-8")
+        else:
+            yield from _json_or_lines(where)
     except TooLongError as error:
         yield Problem(where, "too large", str(error))
     except DataError as error:
@@ -242,25 +242,23 @@ def _event_folder(folder: Path) -> Record | Problem:
     return Record(events, Where(str(folder.parent)), False, duplicates)
 
 
-def _json_or_lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
+def _json_or_lines(where: Where) -> Iterator[Record | Problem]:
     """JSON Lines when the first line is a whole value and others follow (or the name says so), or when some line is."""
-    filled = (line for line in lines(file) if isinstance(line, TooLongError) or line.strip())
+    filled = (line for line in _lines_of(where.path) if isinstance(line, TooLongError) or line.strip())
     first = next(filled, b"")
     if isinstance(first, TooLongError):
         several = where.is_lines
     else:
         several = _decodes(first) and (where.is_lines or isinstance(next(filled, None), bytes))
-    file.seek(0)
     if not several:
-        whole = _decoded(read_rest(file), where, is_line=False)
-        file.seek(0)
-        sniffed = zip(range(_SNIFFED_LINES), lines(file), strict=False)
-        if isinstance(whole, Record) or not any(isinstance(x, bytes) and _decodes(x) for _, x in sniffed):
+        with open_bounded(where.path) as file:
+            whole = _decoded(read_rest(file), where, is_line=False)
+        sniffed = itertools.islice(_lines_of(where.path), _SNIFFED_LINES)
+        if isinstance(whole, Record) or not any(isinstance(x, bytes) and _decodes(x) for x in sniffed):
             yield whole
             return
-        file.seek(0)
     blank = 0
-    for number, line in enumerate(lines(file), 1):
+    for number, line in enumerate(_lines_of(where.path), 1):
         here = Where(where.path, number)
         if isinstance(line, TooLongError):
             yield Problem(here, "too large", str(line))
@@ -272,6 +270,11 @@ def _json_or_lines(file: IO[bytes], where: Where) -> Iterator[Record | Problem]:
             yield Problem(here, "invalid JSON", "not a JSON object (null)") if is_null else record
     if blank:
         yield Problem(where, "blank line", str(blank))
+
+
+def _lines_of(path: str) -> Iterator[bytes | TooLongError]:
+    with open_bounded(path) as file:
+        yield from lines(file)
 
 
 def _decodes(line: bytes) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.formats.registry import warnings_of
+from hesnr_tasks.formats import warnings_of
 from hesnr_tasks.rendering import Block
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.viewer.model import Totals, TrajectoryView

@@ -14,9 +14,17 @@ from hypothesis import strategies as st
 
 from hesnr_tasks.cli.convert import convert
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.formats import ReadReport, load, read_trajectories
+from hesnr_tasks.formats import (
+    FORMATS,
+    ReadReport,
+    choose,
+    format_of_name,
+    load,
+    read_record,
+    read_trajectories,
+    unpacked,
+)
 from hesnr_tasks.formats.base import Where
-from hesnr_tasks.formats.registry import FORMATS, choose, format_of_name, read_record, unpacked
 from hesnr_tasks.trajectory import Kind, Trajectory
 from tests import ROOT
 from tests.unit.formats import mutations

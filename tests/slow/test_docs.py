@@ -13,7 +13,7 @@ from lm_eval._cli.harness import HarnessCLI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hesnr_tasks import cli, demo
-from hesnr_tasks.formats.registry import FORMATS
+from hesnr_tasks.formats import FORMATS
 from hesnr_tasks.metrics import METRICS, unregister
 from hesnr_tasks.tasks.settings import TaskSettings
 from tests import ROOT

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hesnr_tasks.formats import ReadReport, load, read_trajectories
+from hesnr_tasks.formats import ReadReport, choose, load, read_record, read_trajectories
 from hesnr_tasks.formats.base import Where
-from hesnr_tasks.formats.registry import choose, read_record
 from hesnr_tasks.formats.swe_agent import SWE_AGENT
 from hesnr_tasks.trajectory import Fidelity, Kind
 
