@@ -205,7 +205,7 @@ def test_many_may_register_at_once_and_a_stray_file_does_not_matter(tmp_path):
 
     ours = {path.name for path in folder.rglob("*yaml") if path.is_file()} - {"stray.yaml"}
     assert ours == {path.name for path in tasks_path().rglob("*yaml")}
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob(".*.tmp"))
     undone = subprocess.run([sys.executable, "-c", REGISTER.format(str(tmp_path), "r.unregister()")], check=True)
     assert undone.returncode == 0
     assert sorted(path.name for path in folder.iterdir()) == ["gone.yaml", "pipe.yaml", "stray.yaml"]
