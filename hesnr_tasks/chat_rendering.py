@@ -44,7 +44,17 @@ from hesnr_tasks.chat_messages import (
     widths,
 )
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.rendering import ActionSource, Passed, Rendered, Span
+from hesnr_tasks.rendering import (
+    HAS_POWER,
+    USE_OTHER_RENDERING,
+    ActionSource,
+    Passed,
+    Rendered,
+    Span,
+    TemplateLimitError,
+    has_power,
+    run_template,
+)
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
 THOUGHTS = ("keep", "drop", "error")
@@ -63,7 +73,6 @@ DATE = datetime.datetime(2025, 1, 1)  # in the place of today's, which some temp
 _CONTROL = re.compile(r"<[|｜][^|｜<>]*[|｜]>")
 _NEAR = 100  # characters of punctuation between two elements of a list
 _MAX_STEPS = 100  # of the search, a leaf
-_USE_OTHER = "Use --metadata render=chatml or render=transcript."
 
 
 # --- running a template -----------------------------------------------------------------------------------------------
@@ -182,6 +191,7 @@ class NativeTemplate:
     calls: str = "stored"
 
     def __post_init__(self) -> None:
+        self._beyond_limits = ""
         clash = sorted({"messages", "tools", "documents", "add_generation_prompt", "chat_template"} & set(self.kwargs))
         if clash:
             raise SettingsError(
@@ -201,7 +211,7 @@ class NativeTemplate:
             DataError: the template cannot render it without changing, dropping or repeating what it holds.
         """
         if not getattr(self.tokenizer, "chat_template", None):
-            raise SettingsError(f"the tokenizer {self.name!r} has no chat template. {_USE_OTHER}")
+            raise SettingsError(f"the tokenizer {self.name!r} has no chat template. {USE_OTHER_RENDERING}")
         calls = native_calls(trajectory, self.calls)
         problems: list[str] = []
         conversation = conversations(trajectory, calls, self._reasoning)
@@ -225,7 +235,7 @@ class NativeTemplate:
         reason = problems[0] if problems else "it renders none of the forms of a short conversation"
         raise DataError(
             f"the chat template of {self.name!r} cannot render trajectory {trajectory.id!r} natively: {reason}. "
-            f"{_USE_OTHER}"
+            f"{USE_OTHER_RENDERING}"
         )
 
     def describe(self, passed: Collection[Passed]) -> dict[str, Any]:
@@ -348,20 +358,32 @@ class NativeTemplate:
 
         Raises:
             DataError: the template raises, which it may do with any exception.
+            SettingsError: it takes too long, writes too much or fills the memory.
         """
+        if self._beyond_limits:
+            raise SettingsError(self._beyond_limits)
+        try:
+            return str(run_template(lambda: self._text(messages, tools, kwargs)))
+        except TemplateLimitError as error:
+            self._beyond_limits = f"the chat template of {self.name!r} cannot be used: {error}.\n{USE_OTHER_RENDERING}"
+            raise SettingsError(self._beyond_limits) from error
+
+    def _text(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, kwargs: Any) -> str:
         try:
             named = self.tokenizer.chat_template
             if isinstance(named, Mapping):
                 named = named.get("tool_use" if tools and "tool_use" in named else "default")
             if not isinstance(named, str):
                 raise DataError("it has no template of the name 'default'")
+            if has_power(named):
+                raise TemplateLimitError(HAS_POWER)
             if self._is_customised:
                 return self._customised_text(named, messages, tools, kwargs)
             variables = {**getattr(self.tokenizer, "special_tokens_map", {}), **kwargs}
             return _compiled(named).render(
                 messages=messages, tools=tools, documents=None, add_generation_prompt=False, **variables
             )
-        except DataError:
+        except (DataError, MemoryError):
             raise
         except Exception as error:
             raise DataError(f"it raises {type(error).__name__}: {str(error)[:300]}") from error

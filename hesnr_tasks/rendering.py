@@ -14,11 +14,18 @@ text of the real messages: equal to the character, or an error.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
 
@@ -155,6 +162,114 @@ def _plain(trajectory: Trajectory, header: Callable[[str], str], end: str, *, co
         yield _Piece(end, Kind.SCAFFOLD, turn, control)
 
 
+# --- running a template -----------------------------------------------------------------------------------------------
+
+MAX_SECONDS = 60.0  # of one run of a template: real ones take milliseconds
+MAX_BYTES = 4 << 30  # of memory that one run may add
+MAX_CHARACTERS = 1 << 26  # that a template may write: some 16 million tokens
+USE_OTHER_RENDERING = "Use --metadata render=chatml or render=transcript."
+
+
+class TemplateLimitError(DataError):
+    """A template takes too long, writes too much or fills the memory; it is not tried again."""
+
+
+class _OutOfTime(BaseException):
+    """Raised by the watchdog in the thread that runs a template; no handler of templates or libraries catches it."""
+
+
+class _TemplateRunner:
+    """Runs templates, one at a time, within the limits above; a thread watches the time as long as there are runs."""
+
+    def __init__(self) -> None:
+        self._turn, self._lock = threading.Lock(), threading.Lock()
+        self._current: tuple[int, float] | None = None  # its thread, and when it has to be over
+        self._watcher: threading.Thread | None = None
+
+    def run(self, template: Callable[[], Any]) -> Any:
+        """What `template` returns.
+
+        Raises:
+            TemplateLimitError: it goes beyond a limit.
+        """
+        with self._turn, _limited_memory():
+            try:
+                try:
+                    self._current = threading.get_ident(), time.monotonic() + MAX_SECONDS
+                    if self._watcher is None or not self._watcher.is_alive():
+                        self._watcher = threading.Thread(target=self._watch, name="hesnr-templates", daemon=True)
+                        self._watcher.start()
+                    text = template()
+                finally:
+                    with self._lock:
+                        self._current = None
+                    for _ in range(2):  # an exception that is on its way arrives here at the latest
+                        pass
+            except _OutOfTime:
+                reason = f"it takes more than {MAX_SECONDS:.0f} seconds, and may loop for ever"
+                raise TemplateLimitError(reason) from None
+            except MemoryError:
+                raise TemplateLimitError(f"it needs more than {MAX_BYTES >> 30} GiB of memory") from None
+        if isinstance(text, str) and len(text) > MAX_CHARACTERS:
+            raise TemplateLimitError(f"it writes {len(text):,} characters")
+        return text
+
+    def _watch(self) -> None:
+        idle = 0
+        while idle < 10:
+            time.sleep(0.5)
+            with self._lock:
+                idle = 0 if self._current else idle + 1
+                if self._current and self._current[1] < time.monotonic():
+                    thread, exception = ctypes.c_ulong(self._current[0]), ctypes.py_object(_OutOfTime)
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, exception)
+
+
+run_template = _TemplateRunner().run
+
+
+@contextmanager
+def _limited_memory() -> Iterator[None]:
+    """Let allocations fail that would add more than `MAX_BYTES` to the process (on Linux)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in before if limit != resource.RLIM_INFINITY]
+    limit = min([pages * resource.getpagesize() + MAX_BYTES, *limits])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+_TEMPLATE_TOKENS = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+
+
+@lru_cache(maxsize=16)
+def has_power(source: str) -> bool:
+    """Whether a template computes a power: no limit ends one like `9 ** 9 ** 9`, which is a single step of Python."""
+    before = ""
+    try:
+        tokens = list(_TEMPLATE_TOKENS.lex(source)) if "**" in source else []
+    except jinja2.TemplateError:  # running it says why
+        return False
+    for _, kind, text in tokens:
+        if kind == "operator" and text == "**" and before not in ("(", ","):  # those pass arguments
+            return True
+        if kind != "whitespace":
+            before = text
+    return False
+
+
+HAS_POWER = "it computes a power (**), which may take for ever"
+
+
 # --- chat templates -------------------------------------------------------------------------------------------------
 
 _STRIPS: tuple[Callable[[str], str], ...] = (lambda s: s, str.strip, str.rstrip, str.lstrip)
@@ -167,6 +282,11 @@ def _templated(trajectory: Trajectory, template: ChatTemplate) -> Iterator[_Piec
         messages = adapt(list(trajectory.messages))
         try:
             return iter(_match(messages, template))
+        except TemplateLimitError as error:
+            raise SettingsError(
+                f"the model's chat template cannot render trajectory {trajectory.id!r}: {error}.\n"
+                f"{USE_OTHER_RENDERING[:-1]}, without --apply_chat_template."
+            ) from error
         except DataError as error:
             problems.append(str(error))
         except Exception as error:  # a Jinja template raises what it likes; the user sees the last problem
@@ -198,7 +318,8 @@ def _match(messages: list[Message], template: ChatTemplate) -> list[_Piece]:
 
 
 def _apply(template: ChatTemplate, messages: list[Message], contents: list[str]) -> str:
-    text = template([{"role": m.role, "content": c} for m, c in zip(messages, contents, strict=True)])
+    chat = [{"role": m.role, "content": c} for m, c in zip(messages, contents, strict=True)]
+    text = run_template(lambda: template(chat))
     if not isinstance(text, str) or type(text).__name__ == "JsonChatStr":
         raise DataError("this backend has no chat template of its own")
     return text

@@ -42,7 +42,7 @@ from hesnr_tasks.metrics import (
     names_of,
     needed_columns,
 )
-from hesnr_tasks.rendering import Passed, Rendered, label_mask
+from hesnr_tasks.rendering import HAS_POWER, USE_OTHER_RENDERING, Passed, Rendered, has_power, label_mask
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.scores.schema import OPTIONAL
@@ -201,6 +201,10 @@ class HesnrTask(Task):
             return None
         if self.settings.render != "transcript":
             raise SettingsError(f"--apply_chat_template and render={self.settings.render} exclude each other")
+        source = getattr(getattr(getattr(chat_template, "__self__", None), "tokenizer", None), "chat_template", None)
+        sources = source.values() if isinstance(source, Mapping) else [source]
+        if any(has_power(source) for source in sources if isinstance(source, str)):
+            raise SettingsError(f"the model's chat template cannot be used: {HAS_POWER}.\n{USE_OTHER_RENDERING}")
         self._rendering = "template"
         # without a generation prompt lm-eval strips the last message's end marker
         return partial(chat_template, add_generation_prompt=True)

@@ -1,8 +1,12 @@
 """`render=native`: every leaf keeps its label in real chat templates, and what cannot be proved is refused."""
 
 import json
+import time
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from resource import RLIMIT_AS, getrlimit
 
 import numpy as np
 import pytest
@@ -19,7 +23,15 @@ from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import load
-from hesnr_tasks.rendering import action_code, kind_code, label_mask, render
+from hesnr_tasks.rendering import (
+    TemplateLimitError,
+    action_code,
+    has_power,
+    kind_code,
+    label_mask,
+    render,
+    run_template,
+)
 from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
@@ -360,3 +372,71 @@ def test_the_check_of_labels_sees_a_wrong_one():
         if set(rendered.text[span.start : span.end]) & {"o", *SIGNS.values()}:
             spans = (*rendered.spans[:index], span._replace(kind=other), *rendered.spans[index + 1 :])
             assert chat_templates.wrong_labels(trajectory, replace(rendered, spans=spans))
+
+
+BODY = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+FOR_EVER = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+HOSTILE = {
+    "a loop": (FOR_EVER, "0 seconds"),
+    "a recursion": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+        "0 seconds",
+    ),
+    "a constant": ("{{ 'x' * 10 ** 11 }}", "power"),
+    "a long constant": ("{{ 'x' * 100000000000 }}", "4 GiB"),
+    "doubling": (
+        "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+        "0 seconds|4 GiB",
+    ),
+    "filters": ("{{ ('x' * 1000000)|replace('x', 'y' * 1000000) }}", "4 GiB"),
+    "a width": ("{{ '%100000000000d'|format(1) }}", "4 GiB"),
+    "powers": ("{{ 9 ** 9 ** 9 }}", "power"),
+    "much text": ("{% for i in range(700) %}{{ 'x' * 100000 }}{% endfor %}", "writes 70,000,"),
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+@pytest.mark.parametrize("rendering", ["native", "template"])
+def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
+    """On both paths: our sandbox, and the method of the tokenizer that --apply_chat_template runs."""
+    monkeypatch.setattr("hesnr_tasks.rendering.MAX_SECONDS", 0.3)
+    hostile, match = HOSTILE[attack]
+    model = tokenizer(hostile + BODY)
+    if rendering == "native":
+        template = NativeTemplate(model)
+    elif has_power(hostile):  # the task refuses it before
+        return
+    else:
+        template = partial(model.apply_chat_template, tokenize=False)
+    before = getrlimit(RLIMIT_AS)
+    for _ in range(2):
+        start = time.monotonic()
+        with pytest.raises(
+            SettingsError, match=f"(?s)chat template.*({match}).*\nUse .*render=chatml or render=transcript"
+        ):
+            render(RUNS["text"], rendering, template)
+        assert time.monotonic() - start < 40
+    assert getrlimit(RLIMIT_AS) == before
+    model.chat_template = BODY  # and the next one runs
+    assert render(RUNS["text"], "native", NativeTemplate(model)).text.startswith("[user]")
+
+
+def test_no_exception_comes_after_the_end(monkeypatch):
+    monkeypatch.setattr("hesnr_tasks.rendering.MAX_SECONDS", 0.5)
+    for pause in (0.0, 0.45, 0.5, 0.55):  # the watchdog looks about then
+        with suppress(TemplateLimitError):
+            assert run_template(lambda pause=pause: time.sleep(pause)) is None
+        time.sleep(0.3)
+
+
+@pytest.mark.parametrize(
+    ("source", "power"),
+    [
+        ("**Bold**, {{ f(**kwargs) }}{{ f(1, ** kwargs) }}", False),
+        ("{{ 2 ** x }}", True),
+        ("{% set a = (9)**9 %}", True),
+    ],
+)
+def test_powers_are_seen_in_the_source(source, power):
+    assert has_power(source) is power
+    assert not any(has_power(path.read_text()) for path in TEMPLATES)
