@@ -1,7 +1,7 @@
 """How long `hesnr report` takes with everything: verdict, all tables and figures, one page.
 
     python benchmarks/report.py                    # 4 checkpoints × 40 trajectories × 1,000 tokens, seconds to make
-    python benchmarks/report.py --full /tmp/full   # 20 × 500 × 5,000: 50 M scored tokens, 4 GB, an hour of a core to make
+    python benchmarks/report.py --full /tmp/full   # 20 × 500 × 5,000: 50 M scored tokens, 2 GB
     python benchmarks/report.py --profile          # also where the time goes
 
 The scores are made up with a fixed seed and written by the store that scoring uses. The command runs in a process of
@@ -56,7 +56,9 @@ def write_ladder(folder, checkpoints, trajectories, tokens, workers):
     work = partial(write_checkpoint, folder, trajectories, tokens, checkpoints)
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(work, range(checkpoints)))
-    scores = [f"{name},{20 + 1.5 * i - 4 * (i % 3 == 1):.1f},500" for i, name in enumerate(checkpoint_names(checkpoints))]
+    scores = [
+        f"{name},{20 + 1.5 * i - 4 * (i % 3 == 1):.1f},500" for i, name in enumerate(checkpoint_names(checkpoints))
+    ]
     (folder / "downstream.csv").write_text("\n".join(["checkpoint,swebench,swebench_n", *scores]) + "\n", "utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     print(f"{size / 1e6:,.0f} MB of score files, written in {time.perf_counter() - began:.0f} s", flush=True)
@@ -80,7 +82,9 @@ def profile(words):
     profiler = cProfile.Profile()
     profiler.runcall(main, words)
     text = io.StringIO()
-    pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("cumulative").print_stats("hesnr|report|figures|stats", 60)
+    pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("cumulative").print_stats(
+        "hesnr|report|figures|stats", 60
+    )
     pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("tottime").print_stats(25)
     print(text.getvalue())
 
@@ -88,7 +92,9 @@ def profile(words):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where the scores are kept (default: a new folder)")
-    parser.add_argument("--full", action="store_true", help="{} checkpoints × {} trajectories × {} tokens".format(*FULL))
+    parser.add_argument(
+        "--full", action="store_true", help="{} checkpoints × {} trajectories × {} tokens".format(*FULL)
+    )
     parser.add_argument("--size", type=int, nargs=3, metavar=("CHECKPOINTS", "TRAJECTORIES", "TOKENS"))
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that write score files")
     parser.add_argument("--make", action="store_true", help="only write the score files")

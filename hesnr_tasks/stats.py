@@ -190,9 +190,12 @@ def _replicates(
     """The metric in every resample, shape (resamples, c), from residuals, which keep more digits than the sums."""
     replicates = np.empty((resamples, residual.shape[1]))
     counts = resample_counts(len(residual), resamples, seed) if len(residual) else np.zeros((resamples, 0))
+    distinct: dict[bytes, int] = {}  # many metrics are over the same tokens
+    index = [distinct.setdefault(column.tobytes(), len(distinct)) for column in denominator.T]
+    totals = denominator[:, [index.index(i) for i in range(len(distinct))]]
     for start in range(0, resamples, _BLOCK):
         block = counts[start : start + _BLOCK].astype(np.float64)
-        replicates[start : start + _BLOCK] = ratio + (block @ residual) / (block @ denominator)
+        replicates[start : start + _BLOCK] = ratio + (block @ residual) / (block @ totals)[:, index]
     return np.where(exponentiated, np.exp(replicates), replicates) if exponentiated.any() else replicates
 
 
@@ -371,9 +374,14 @@ def correlations(x: FloatArray, y: FloatArray) -> dict[str, FloatArray]:
         Each of `CORRELATIONS`, shape (r,); NaN where x or y is constant or not finite. Decision accuracy is the share
         of pairs with different y that x orders alike; a tie in x counts half.
     """
-    x, y = np.broadcast_arrays(np.atleast_2d(np.asarray(x, dtype=float)), np.atleast_2d(np.asarray(y, dtype=float)))
-    block = max(1, _PAIRS // max(1, x.shape[1] ** 2))
-    blocks = [_correlations(x[start : start + block], y[start : start + block]) for start in range(0, len(x), block)]
+    sides = [np.atleast_2d(np.asarray(side, dtype=float)) for side in (x, y)]
+    rows, columns = np.broadcast_shapes(*(side.shape for side in sides))
+    sides = [np.broadcast_to(side, (len(side), columns)) for side in sides]
+    block = max(1, _PAIRS // max(1, columns**2))
+    blocks = [
+        _correlations(*(side[start : start + block] if len(side) > 1 else side for side in sides))
+        for start in range(0, rows, block)
+    ]
     return {name: np.concatenate([part[name] for part in blocks]) for name in CORRELATIONS}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.metrics import (
     EPSILON,
+    METRICS,
     TokenColumns,
     TrajectorySums,
     cell_sums,
@@ -33,11 +34,13 @@ from hesnr_tasks.stats import MOST_RESAMPLES
 from hesnr_tasks.trajectory import Kind
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 BoolArray = npt.NDArray[np.bool_]
 ALL, EVERY = "all", "every"
 _KINDS = tuple(kind.value for kind in Kind if kind is not Kind.SCAFFOLD)
 _ALL = (1 << 64) - 1
 _OPTIONAL = ("topk_logprobs", "n_bytes", "full_entropy", "expected_rank", "frequency", "turn")  # of `TokenColumns`
+_BATCH = 16  # trajectories that `scan` joins: few calls, and little memory
 _DERIVED = ("n_bytes", "frequency", "kinds", "trajectory")  # not columns of score files
 
 
@@ -103,19 +106,29 @@ class Frame:
             raise ValueError("these tokens were not loaded; load the frame with them")
         return (self.label & mask) != 0
 
-    def tokens(self, k: int, index: npt.NDArray[np.int64]) -> TokenColumns:
-        """The columns of some tokens, as metrics take them."""
+    def tokens(self, k: int, index: npt.NDArray[np.int64], metrics: Iterable[str] | None = None) -> TokenColumns:
+        """The columns of some tokens, as metrics take them; `metrics`: that will be computed (None: any)."""
         optional: dict[str, Any] = {name: self.extra[name][index] for name in _OPTIONAL if name in self.extra}
         optional |= {
             name: column_or_none(optional[name]) for name in ("full_entropy", "expected_rank") if name in optional
         }
+        if "kinds" in needed_columns(METRICS if metrics is None else metrics):
+            optional["kinds"] = kinds_of(self.label[index])
         return TokenColumns(
             logprob=self.logprob[index].astype(np.float64),
             rank=self.rank[index],
             entropy=self.entropy[k][index],
-            kinds=kinds_of(self.label[index]),
             **optional,
         )
+
+    def counting(self, mask: np.uint64) -> Frame:
+        """Only the tokens that count under `mask`, without further columns."""
+        kept = np.flatnonzero(self.counted(mask))
+        return replace(
+            self, loaded_mask=int(mask), bounds=np.searchsorted(kept, self.bounds), row=self.row[kept],
+            label=self.label[kept], logprob=self.logprob[kept], rank=self.rank[kept],
+            entropy={k: entropy[kept] for k, entropy in self.entropy.items()}, extra={},
+        )  # fmt: skip
 
     def trajectory(self) -> npt.NDArray[np.int32]:
         """The index of each token's trajectory, shape (n,)."""
@@ -167,79 +180,167 @@ def load(
         SettingsError: for a k beyond what was stored, or a run that does not exist.
         DataError: if there is no file.
     """
-    store = folder if isinstance(folder, ScoreStore) else ScoreStore.open(folder)
-    if store.run is None:
-        chosen = run if isinstance(run, StoredRun) else _only_run(choose_runs(store.folder, run), store.folder)
-        store = store.of_run(chosen)
-    if max(ks) > store.k:
-        raise SettingsError(
-            f"{store.folder} has the {store.k} most likely tokens of each position; k = {max(ks)} needs more. Score "
-            f'again with "k": {max(ks)} in --metadata.'
-        )
-    loaded_mask = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
-    needs = [
-        name
-        for name in needed_columns(names_of() if metrics is None else metrics)
-        if name not in ("kinds", "trajectory")
-    ]
-    outputs = list(dict.fromkeys(["label", "logprob", "rank", *extra, *needs]))
-    sources = ["char_start", "char_end", "text"] if "n_bytes" in needs else []
-    sources += ["token_id", "text_ids"] if "frequency" in needs else []
-    stored = dict.fromkeys(["position", "topk_logprobs", "labels_cut", *outputs, *sources])
+    reading = _Reading.of(folder, ks, masks, extra, name, context, run, metrics)
+    return reading.frame(list(reading.trajectories()))
 
-    occurrences, lock = np.zeros(0, dtype=np.int64), threading.Lock()  # of each token id in all texts
 
-    def work(entry: Entry, columns: dict[str, Array]) -> tuple[Entry, dict[str, Array]]:
+def scan(
+    folder: str | Path | ScoreStore,
+    work: Callable[[Frame], T],
+    ks: Sequence[int] = (10,),
+    threads: int | None = None,
+    **options: Any,
+) -> list[T]:
+    """`work(frame)` of a few trajectories at a time, in the order of their keys: only what it returns is kept.
+
+    Args:
+        folder: of score files; or a store.
+        work: called in this thread, while others read on.
+        ks: numbers of candidates to compute entropies for.
+        threads: that read (None: as many as there are cores, 8 at most).
+        options: as those of `load`, with its errors.
+    """
+    defaults: dict[str, Any] = {"masks": None, "extra": (), "name": "", "context": None, "run": "latest"}
+    reading = _Reading.of(folder, ks, **{**defaults, "metrics": None, **options})
+    parts = reading.trajectories(threads)
+    results = []
+    while batch := list(itertools.islice(parts, _BATCH)):
+        results.append(work(reading.frame(batch)))
+    if not results:
+        reading.frame([])  # says that there are no files
+    return results
+
+
+def joined(frames: Sequence[Frame]) -> Frame:
+    """One frame of the frames of a run, in their order, without `extra`."""
+
+    def column(name: str) -> Array:
+        return np.concatenate([getattr(frame, name) for frame in frames])
+
+    first = frames[0]
+    return replace(
+        first,
+        entries=tuple(entry for frame in frames for entry in frame.entries),
+        bounds=np.cumsum(np.concatenate([[0], *(np.diff(frame.bounds) for frame in frames)])).astype(np.int64),
+        row=column("row"), label=column("label"), logprob=column("logprob"), rank=column("rank"),
+        entropy={k: np.concatenate([frame.entropy[k] for frame in frames]) for k in first.entropy},
+        labels_cut=tuple(labels for frame in frames for labels in frame.labels_cut),
+        extra={},
+    )  # fmt: skip
+
+
+_Part = tuple[Entry, dict[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Which columns of which files are read, and how they become frames."""
+
+    store: ScoreStore
+    name: str
+    ks: tuple[int, ...]
+    loaded_mask: int
+    context: int | None
+    optional: tuple[str, ...]  # columns beside those that every frame has
+    occurrences: npt.NDArray[np.int64]  # of each token id in all texts; empty: not needed
+
+    @classmethod
+    def of(
+        cls,
+        folder: str | Path | ScoreStore,
+        ks: Sequence[int],
+        masks: Sequence[np.uint64] | None,
+        extra: Sequence[str],
+        name: str,
+        context: int | None,
+        run: str | StoredRun,
+        metrics: Iterable[str] | None,
+    ) -> _Reading:
+        store = folder if isinstance(folder, ScoreStore) else ScoreStore.open(folder)
+        if store.run is None:
+            chosen = run if isinstance(run, StoredRun) else _only_run(choose_runs(store.folder, run), store.folder)
+            store = store.of_run(chosen)
+        if max(ks) > store.k:
+            raise SettingsError(
+                f"{store.folder} has the {store.k} most likely tokens of each position; k = {max(ks)} needs more. "
+                f'Score again with "k": {max(ks)} in --metadata.'
+            )
+        needs = needed_columns(names_of() if metrics is None else metrics)
+        optional = tuple(dict.fromkeys([*extra, *(need for need in needs if need not in ("kinds", "trajectory"))]))
+        loaded_mask = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
+        name = name or store.folder.resolve().name
+        occurrences = _occurrences(store) if "frequency" in optional else np.zeros(0, dtype=np.int64)
+        return cls(store, name, tuple(ks), loaded_mask, context, optional, occurrences)
+
+    def trajectories(self, threads: int | None = None) -> Iterator[_Part]:
+        """Every trajectory's entry and columns, in the order of keys."""
+        wanted = ["label", "logprob", "rank", "position", "topk_logprobs", "labels_cut", *self.optional]
+        wanted += ["char_start", "char_end", "text"] if "n_bytes" in self.optional else []
+        wanted += ["token_id"] if "frequency" in self.optional else []
+        stored = [column for column in dict.fromkeys(wanted) if column not in _DERIVED]
+        return self.store.load_columns(stored, lambda entry, columns: (entry, self._selected(columns)), threads)
+
+    def _selected(self, columns: dict[str, Array]) -> dict[str, Array]:
+        """The columns of a frame, of the tokens that are wanted."""
         top = columns["topk_logprobs"]
         columns["rank"] = np.where(columns["rank"] == 0, -top.shape[1], columns["rank"])
         # a model that reads `context` ids scores positions 0 … context - 1, and these are in the order of the text
-        fits = len(columns["label"]) if context is None else int(np.searchsorted(columns["position"], context))
-        row = np.flatnonzero(columns["label"][:fits] & np.uint64(loaded_mask)).astype(np.int32)
-        if "n_bytes" in needs:
+        fits = len(columns["label"])
+        if self.context is not None:
+            fits = int(np.searchsorted(columns["position"], self.context))
+        row = np.flatnonzero(columns["label"][:fits] & np.uint64(self.loaded_mask)).astype(np.int32)
+        if "n_bytes" in self.optional:
             n_bytes = token_bytes(columns["text"], columns["char_start"], columns["char_end"])
             columns["n_bytes"] = n_bytes.astype(np.int32)
-        if "frequency" in needs:
-            columns["frequency"] = columns["token_id"]  # counted below, when all texts are known
-            counts = np.bincount(columns["text_ids"])
-            with lock:
-                occurrences.resize(max(len(occurrences), len(counts)), refcheck=False)
-                occurrences[: len(counts)] += counts
-        return entry, {
+        if "frequency" in self.optional:
+            columns["frequency"] = self.occurrences[columns["token_id"]].astype(np.float64)
+        rows: Any = row if len(row) < len(columns["label"]) else slice(None)  # all: no copies
+        return {
             "labels_cut": np.concatenate([columns["label"][fits:], columns["labels_cut"]]),
             "row": row,
-            **{column: columns[column][row] for column in outputs},
-            **{f"entropy{k}": entropy_of(top[row], k) for k in ks},
+            **{column: columns[column][rows] for column in ("label", "logprob", "rank", *self.optional)},
+            **{f"entropy{k}": entropy_of(top[rows], k) for k in self.ks},
         }
 
-    parts = list(store.load_columns([column for column in stored if column not in _DERIVED], work))
-    if not parts:
-        raise DataError(f"{store.folder} has no score files yet of {store.run}")
+    def frame(self, parts: list[_Part]) -> Frame:
+        """One frame of some trajectories, whose columns it takes."""
+        store, context = self.store, self.context
+        if not parts:
+            raise DataError(f"{store.folder} has no score files yet of {store.run}")
 
-    def concat_columns(column: str) -> Array:
-        return np.concatenate([columns.pop(column) for _, columns in parts])
+        def joined(column: str) -> Array:
+            arrays = [columns.pop(column) for _, columns in parts]
+            return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
-    optional = {column: concat_columns(column) for column in dict.fromkeys([*extra, *needs])}
-    if "frequency" in optional:
-        optional["frequency"] = occurrences[optional["frequency"]].astype(np.float64)
-    signature, limit = store.signature, store.signature["run"].get("max_length")
-    if context is not None and (limit is None or limit > context):
-        signature = {**signature, "run": {**signature["run"], "max_length": context}}
-    return Frame(
-        name=name or store.folder.resolve().name,
-        store=store,
-        entries=tuple(entry for entry, _ in parts),
-        loaded_mask=loaded_mask,
-        bounds=np.concatenate([[0], np.cumsum([len(columns["row"]) for _, columns in parts])]).astype(np.int64),
-        row=concat_columns("row"),
-        label=concat_columns("label"),
-        logprob=concat_columns("logprob"),
-        rank=concat_columns("rank"),
-        entropy={k: concat_columns(f"entropy{k}") for k in ks},
-        labels_cut=tuple(columns["labels_cut"] for _, columns in parts),
-        extra=optional,
-        signature=signature,
-        context=context,
-    )
+        bounds = np.cumsum([0, *(len(columns["row"]) for _, columns in parts)]).astype(np.int64)
+        signature, limit = store.signature, store.signature["run"].get("max_length")
+        if context is not None and (limit is None or limit > context):
+            signature = {**signature, "run": {**signature["run"], "max_length": context}}
+        return Frame(
+            name=self.name,
+            store=store,
+            entries=tuple(entry for entry, _ in parts),
+            loaded_mask=self.loaded_mask,
+            bounds=bounds,
+            row=joined("row"),
+            label=joined("label"),
+            logprob=joined("logprob"),
+            rank=joined("rank"),
+            entropy={k: joined(f"entropy{k}") for k in self.ks},
+            labels_cut=tuple(columns["labels_cut"] for _, columns in parts),
+            extra={column: joined(column) for column in self.optional},
+            signature=signature,
+            context=context,
+        )
+
+
+def _occurrences(store: ScoreStore) -> npt.NDArray[np.int64]:
+    """How often each token id occurs in the texts of a run."""
+    counts = list(store.load_columns(["text_ids"], lambda _, columns: np.bincount(columns["text_ids"])))
+    total = np.zeros(max(map(len, counts), default=0), dtype=np.int64)
+    for count in counts:
+        total[: len(count)] += count
+    return total
 
 
 def context_for(
@@ -258,20 +359,23 @@ def context_for(
     """
     if requested == "own":
         return None, ""
-    limits: dict[str, int] = {}  # of the runs that were truncated
-    widest = 0.0
+    stores: list[tuple[ScoreStore, float]] = []
     for path in paths:
         try:
             store = path if isinstance(path, ScoreStore) else ScoreStore.open(path)
             limit = store.signature["run"].get("max_length")
-            truncated = limit is not None and any(store.entry(key).cut for key in store)
+            stores.append((store, math.inf if limit is None else int(limit)))
         except StoreError:
-            if skip_damaged:
-                continue
-            raise
-        widest = max(widest, math.inf if limit is None else int(limit))
-        if truncated:
-            limits[store.folder.name] = int(limit)
+            if not skip_damaged:
+                raise
+    widest = max((limit for _, limit in stores), default=0.0)
+    limits: dict[str, int] = {}  # of the runs that were truncated
+    for store, own in stores:
+        if own >= (requested if isinstance(requested, int) else widest):
+            continue  # nothing below depends on whether it was truncated
+        with contextlib.suppress(StoreError) if skip_damaged else contextlib.nullcontext():
+            if any(store.entry(key).cut for key in store):
+                limits[store.folder.name] = int(own)
     smallest = min(limits, key=lambda name: limits[name], default="")
     if isinstance(requested, int):
         if smallest and limits[smallest] < requested:
@@ -280,7 +384,7 @@ def context_for(
                 f"scored. Ask for --context {limits[smallest]} or less, or score it again with a larger max_length."
             )
         return requested, f"context {requested:,}: as if no more than {requested:,} tokens of each text had been read"
-    if not smallest or widest <= limits[smallest]:  # nothing is truncated, or all are truncated alike
+    if not smallest:  # nothing is truncated, or all are truncated alike
         return None, ""
     limit = limits[smallest]
     return limit, f"context {limit:,}, the smallest that cut a run ({smallest}): only tokens that all could see count"
@@ -326,11 +430,13 @@ def grid_sums(
         counted = np.stack([frame.counted(mask) for mask in masks[start : start + 8]])
         pattern = np.packbits(counted, axis=0, bitorder="little")[0]  # one bit a mask
         index = np.flatnonzero(pattern)
-        patterns, group = np.unique(pattern[index], return_inverse=True)
-        cell = group * size + frame.trajectory()[index]
+        patterns = np.flatnonzero(np.bincount(pattern[index], minlength=256))
+        group = np.searchsorted(patterns, np.arange(256))[pattern[index]]  # a table: faster than sorting
+        cell = group * size + frame.trajectory()[index] if size > 1 else group
         for_ks = []
         for k in ks:
-            sums = cell_sums(frame.tokens(k, index), cell, len(patterns) * size, epsilons, k, metrics)
+            tokens = frame.tokens(k, index, names_of() if metrics is None else metrics)
+            sums = cell_sums(tokens, cell, len(patterns) * size, epsilons, k, metrics)
             cells = sums.values.reshape(len(epsilons), len(patterns), size, -1)
             for_ks.append([cells[:, (patterns >> bit & 1) == 1].sum(axis=1) for bit in range(len(counted))])
             names = sums.names
@@ -359,7 +465,7 @@ def group_sums(
     """
     size, index = len(frame.entries), np.flatnonzero(group >= 0)
     cell = group[index].astype(np.int64) * size + frame.trajectory()[index]
-    tokens = frame.tokens(k, index)
+    tokens = frame.tokens(k, index, names_of() if metrics is None else metrics)
     if groups == 1:  # all that count, in their order
         tokens = replace(tokens, trajectory=cell)
     sums = cell_sums(tokens, cell, groups * size, [epsilon], k, metrics)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.cases import case_table
 from hesnr_tasks.analysis.compare import Run
 from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, mass_near, population
-from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, load, selection, token_sums
+from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, joined, scan, selection, token_sums
 from hesnr_tasks.analysis.tables import SWEEP, Table
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.metrics import METRICS, Share, TrajectorySums, names_of, share_scored
@@ -210,6 +210,7 @@ def summarize(
     *,
     cases: bool = False,
     metrics: Sequence[str] | None = None,
+    threads: int | None = None,
 ) -> CheckpointSummary:
     """Read the score files of one checkpoint.
 
@@ -222,40 +223,62 @@ def summarize(
         run: as `frame.load`.
         cases: with single tokens and the texts around them.
         metrics: those whose sums are kept (None: the core ones).
+        threads: that read.
     """
     names = names_of() if metrics is None else tuple(metrics)
     filters = ScoreStore.open(folder).signature["filters"]
-    wanted = token_sets(filters)
-    frame = load(
-        folder, (k,), masks=[tokens.mask for tokens in wanted.values()], name=name, context=context, run=run,
-        metrics=names,
-    )  # fmt: skip
-    scored = {s: tokens for s, tokens in wanted.items() if all(int(tokens.mask) & ~e.mask == 0 for e in frame.entries)}
-    masks = {select: tokens.mask for select, tokens in scored.items()}
-    sums: Any = grid_sums(frame, list(masks.values()), [k], [epsilon], names)[:, 0, 0] if masks else []
-    ordered = [metric for metric in names if "trajectory" in METRICS[metric].needs]
-    if ordered:  # they need all tokens that count in their order, one set at a time
-        for of_set, mask in zip(sums, masks.values(), strict=True):
-            own = token_sums(frame, frame.counted(mask), epsilon, k, ordered)
-            for column in own.names:
-                of_set.column(column)[:] = own.column(column)
-    keys = tuple(entry.key for entry in frame.entries)
-    ids = tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries)
-    runs = {
-        select: Run(name, frame.signature, keys, ids, frame.multiplicity(mask), frame.n_truncated(mask), of_set)
-        for (select, mask), of_set in zip(masks.items(), sums, strict=True)
-    }
+    wanted = {select: tokens.mask for select, tokens in token_sets(filters).items()}
     filtered = ablation_sets(filters)[-1]
     epsilons = tuple(value for value in SWEEP if value < math.log(k))
+    ordered = [metric for metric in names if "trajectory" in METRICS[metric].needs]
+    reading: dict[str, Any] = {"name": name, "context": context, "run": run}
+
+    def work(frame: Frame) -> _Batch:
+        covered = int(np.bitwise_and.reduce(np.array([entry.mask for entry in frame.entries], dtype=np.uint64)))
+        masks = {select: mask for select, mask in wanted.items() if not int(mask) & ~covered}
+        chosen: Any = grid_sums(frame, list(masks.values()), [k], [epsilon], names)[:, 0, 0] if masks else []
+        if ordered:  # they need all tokens that count in their order, one set at a time
+            for of_set, mask in zip(chosen, masks.values(), strict=True):
+                own = token_sums(frame, frame.counted(mask), epsilon, k, ordered)
+                for column in own.names:
+                    of_set.column(column)[:] = own.column(column)
+        distributed = [mask for select, mask in masks.items() if select in (filtered, OBSERVATION)]
+        rest = frame.counting(np.bitwise_or.reduce(np.array([0, *distributed], dtype=np.uint64)))
+        sweep = grid_sums(rest, [masks[filtered]], [k], epsilons, _SWEPT)[0, 0] if filtered in masks else None
+        return _Batch(rest, dict(zip(masks, chosen, strict=True)), sweep)
+
+    parts = scan(folder, work, (k,), threads, masks=list(wanted.values()), metrics=names, **reading)
+    frame = joined([part.frame for part in parts])
+    scored = [select for select in wanted if all(select in part.sums for part in parts)]
+    keys = tuple(entry.key for entry in frame.entries)
+    ids = tuple(",".join(s.id for s in entry.sources) or entry.key[:12] for entry in frame.entries)
+    runs = {}
+    for select in scored:
+        sums = _stacked([part.sums[select] for part in parts])
+        mask = wanted[select]
+        runs[select] = Run(name, frame.signature, keys, ids, frame.multiplicity(mask), frame.n_truncated(mask), sums)
     sweep, table = TrajectorySums(np.empty((0, 0, 0)), ()), None
     if filtered in scored:
-        sweep = grid_sums(frame, [masks[filtered]], [k], epsilons, _SWEPT)[0, 0]
-        table = case_table(frame, scored[filtered], k, _CASES) if cases else None
-    distributions = _distributions(frame, {s: masks[s] for s in (filtered, OBSERVATION) if s in masks}, k)
+        sweep = _stacked([part.sweep for part in parts if part.sweep is not None])
+        table = case_table(frame, token_sets(filters)[filtered], k, _CASES) if cases else None
+    distributions = _distributions(frame, {s: wanted[s] for s in (filtered, OBSERVATION) if s in scored}, k)
     return CheckpointSummary(
         name, folder, frame.about, frame.signature, k, epsilon, context, runs, epsilons, sweep, tuple(distributions),
         table,
     )  # fmt: skip
+
+
+class _Batch(NamedTuple):
+    """A few trajectories."""
+
+    frame: Frame  # the tokens that distributions and cases are of
+    sums: Mapping[str, TrajectorySums]  # by set of tokens
+    sweep: TrajectorySums | None
+
+
+def _stacked(parts: Sequence[TrajectorySums]) -> TrajectorySums:
+    """Sums (…, T, statistics) of batches of trajectories as those of all."""
+    return TrajectorySums(np.concatenate([part.values for part in parts], axis=-2), parts[0].names)
 
 
 def _distributions(frame: Frame, masks: Mapping[str, np.uint64], k: int) -> Iterator[EntropyDistribution]:

@@ -318,9 +318,13 @@ def cell_sums(
 
     def total(terms: Any, over: str) -> FloatArray:
         """Shape (thresholds, cells); the same at every threshold for a sum over all tokens."""
-        weights = np.broadcast_to(np.asarray(terms, dtype=np.float64), len(subsets[over]))
+        weights = np.asarray(terms, dtype=np.float64)
         bins = cells if over == "tokens" else cells * len(thresholds)
-        sums = np.bincount(slot[over], weights, bins)
+        if weights.ndim:
+            sums = np.bincount(slot[over], weights, bins)
+        else:  # a number for all tokens; where there are none the sum is 0, even of NaN
+            counts = np.bincount(slot[over], minlength=bins)
+            sums = np.where(counts, counts * weights, 0.0)
         if over == "tokens":
             return np.broadcast_to(sums, (len(thresholds), cells))
         return sums.reshape(cells, len(thresholds))[:, ::-1].cumsum(axis=1)[:, ::-1].T
@@ -400,7 +404,7 @@ def topk_entropy(topk_logprobs: npt.NDArray[np.floating], k: int) -> FloatArray:
     weights = np.exp(logs)
     normaliser = weights.sum(axis=1)
     # H = ln Z - E[ln w]; a weight of 0 contributes 0 (0 ln 0 = 0)
-    expected = np.where(weights > 0, weights * np.where(weights > 0, logs, 0), 0).sum(axis=1) / normaliser
+    expected = np.multiply(weights, logs, out=np.zeros_like(logs), where=weights > 0).sum(axis=1) / normaliser
     return np.clip(np.log(normaliser) - expected, 0.0, math.log(k))
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from hesnr_tasks.analysis.compare import Run, matched
 from hesnr_tasks.analysis.frame import context_for
 from hesnr_tasks.analysis.summary import OBSERVATION, UNFILTERED, CheckpointSummary, ablation_sets, summarize
@@ -20,7 +22,7 @@ from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs
 from hesnr_tasks.ladder.names import NamedLadder, boundaries
 from hesnr_tasks.ladder.schema import Checkpoint, Outcome, outcomes
-from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, names_of
+from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, TrajectorySums, measure, names_of
 from hesnr_tasks.report.results import TaskResult, group_comparable, stored_run
 from hesnr_tasks.scores import StoreError
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate
@@ -38,7 +40,7 @@ __all__ = [
 
 _FEWEST_FOR_INTERVAL = 4  # trajectories
 _Z = 1.96
-_WORKERS = 4  # folders at a time; each takes about 200 bytes a token
+_WORKERS = 4  # folders at a time; each takes about 30 bytes a token of filtered actions
 _ALL_SCORED = re.compile(r"^run 1 of 1 .*: (\d+) of \1 trajectories$")  # not worth a note
 _RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks {} --output_path DIR"
 
@@ -246,15 +248,21 @@ def read_summaries(
     limit, note = context_for(list(folders.values()), context, skip_damaged=True)
     last = list(folders)[-1:]
 
+    cores = os.cpu_count() or 1
+    workers = max(1, min(_WORKERS, cores, len(folders)))
+    threads = max(1, cores // workers)  # of each folder: more than there are cores wait for each other
+
     def work(name: str) -> CheckpointSummary | str:
         try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
             stored = stored_run(folders[name], run, [result for result in ours if result.model == name])
             of_last = cases and [name] == last
-            return summarize(folders[name], name, k, epsilon, limit, stored, cases=of_last, metrics=metrics)
+            return summarize(
+                folders[name], name, k, epsilon, limit, stored, cases=of_last, metrics=metrics, threads=threads
+            )
         except StoreError as error:
             return f"{name}: its score files are not used: {error}"
 
-    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         read = list(pool.map(work, folders))
     summaries = [item for item in read if isinstance(item, CheckpointSummary)]
     return summaries, limit, [*([note] if note else []), *(item for item in read if isinstance(item, str))]
@@ -368,10 +376,17 @@ def _values(
     """Metrics from score files; where there are none, from comparable result files."""
     values: dict[str, dict[str, dict[str, Estimate]]] = {}
     for summary in summaries:
+        groups: dict[bytes, list[str]] = {}  # sets of tokens of the same trajectories are resampled together
         for select, run in summary.runs.items():
-            values.setdefault(select, {})[summary.name] = measure(
-                run.sums[None], run.multiplicity, names_of(), resamples=resamples, seed=seed, min_tokens=MIN_TOKENS
-            )[0]
+            groups.setdefault(run.multiplicity.tobytes(), []).append(select)
+        for selects in groups.values():
+            runs = [summary.runs[select] for select in selects]
+            sums = TrajectorySums(np.stack([run.sums.values for run in runs]), runs[0].sums.names)
+            rows = measure(
+                sums, runs[0].multiplicity, names_of(), resamples=resamples, seed=seed, min_tokens=MIN_TOKENS
+            )
+            for select, row in zip(selects, rows, strict=True):
+                values.setdefault(select, {})[summary.name] = row
     for result in results:
         few = (result.signature or {}).get("trajectories", 0) < _FEWEST_FOR_INTERVAL
         numbers = {}

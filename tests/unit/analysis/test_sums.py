@@ -6,7 +6,9 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
+from hesnr_tasks.analysis.cases import case_table
 from hesnr_tasks.analysis.frame import grid_sums, group_sums, load, selection, token_sums
+from hesnr_tasks.analysis.summary import summarize, token_sets
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import METRICS, TokenColumns, TrajectorySums, names_of
 from hesnr_tasks.scores import StoreError
@@ -155,3 +157,27 @@ def test_a_text_two_trajectories_have_counts_twice(tmp_path):
     store = parts.filled(tmp_path / "run", [1, 2])
     parts.put(store, 1, sources=[parts.Source("other attempt")])
     assert load(store.folder).multiplicity(parts.BOTH).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("context", [None, 90])
+def test_a_summary_of_batches_has_the_sums_of_the_whole_run(tmp_path, context):
+    """More trajectories than are read at a time, some truncated; all suites, and tokens weighed by their frequency."""
+    folder = made.run_of(tmp_path / "run", 37, 60, cut=(2, 20)).folder
+    names = names_of("all")
+    summary = summarize(folder, "run", 10, 1.1, context, cases=True, metrics=names)
+    sets = token_sets(parts.FILTERS)
+    masks = [tokens.mask for tokens in sets.values()]
+    whole = load(folder, (10,), masks=masks[:-1], context=context, metrics=names)
+    assert set(summary.runs) == set(sets) - {"observation"}
+    for select, run in summary.runs.items():
+        mask = sets[select].mask
+        expected = token_sums(whole, whole.counted(mask), 1.1, 10, names)
+        for name in expected.names:
+            np.testing.assert_allclose(run.sums.column(name), expected.column(name), rtol=1e-12, err_msg=name)
+        assert run.keys == tuple(entry.key for entry in whole.entries)
+        assert run.n_truncated.tolist() == whole.n_truncated(mask).tolist()
+    filtered = sets["action-xml-format-comments"]
+    sweep = grid_sums(whole, [filtered.mask], [10], summary.epsilons, ["he_snr"])[0, 0]
+    np.testing.assert_allclose(summary.sweep.column("he_snr"), sweep.column("he_snr"), rtol=1e-12)
+    cases = case_table(whole, filtered, 10, 2)
+    assert [{**row, "run": "run"} for row in cases.rows] == summary.cases.rows
