@@ -146,15 +146,18 @@ class Backend(ABC):
 
     full_vocabulary = False  # whether it has all logits, so that it can compute what `ScoringRequest` calls so
 
-    @property
-    @abstractmethod
-    def tokenizer(self) -> Any:
-        """The tokenizer, with the Hugging Face interface."""
+    def __init__(self, lm: Any) -> None:
+        self._lm = lm
 
     @property
-    @abstractmethod
+    def tokenizer(self) -> Any:
+        """The tokenizer that lm-eval loaded, with the Hugging Face interface."""
+        return self._lm.tokenizer
+
+    @property
     def bos(self) -> bool | None:
-        """Whether the user wants a BOS token (None: the tokenizer decides)."""
+        """Whether the user wants a BOS token, by `add_bos_token` of --model_args (None: the tokenizer decides)."""
+        return self._lm.add_bos_token
 
     @property
     @abstractmethod

@@ -576,7 +576,7 @@ class CompletionsBackend(Backend):
     )
 
     def __init__(self, lm: Any) -> None:
-        self._lm = lm
+        super().__init__(lm)
         self._server = Server(lm)
         self._served = self._server.models()
         self._card = self._served_card()
@@ -587,11 +587,6 @@ class CompletionsBackend(Backend):
     def _served_card(self) -> Mapping[str, Any]:
         """What the server says of the model that is asked of it."""
         return next((card for card in self._served if card.get("id") == self._lm.model), {})
-
-    @property
-    def tokenizer(self) -> Any:
-        """lm-eval's."""
-        return self._lm.tokenizer
 
     @property
     def bos(self) -> bool | None:

@@ -57,8 +57,10 @@ def _request(text: TokenSequence, k: int, vocabulary: int) -> dict[str, Any]:
 class SGLangBackend(Backend):
     """SequenceScores with the engine of an lm-eval `SGLangLM`, any parallel layout."""
 
+    bos = CompletionsBackend.bos
+
     def __init__(self, lm: Any) -> None:
-        self._lm = lm
+        super().__init__(lm)
         self._config = getattr(getattr(lm.model, "tokenizer_manager", None), "model_config", None)
         self._vocabulary = int(getattr(self._config, "vocab_size", 0) or vocabulary_bound(lm.tokenizer))
         if lm.model_args.get("lora_paths"):
@@ -66,16 +68,6 @@ class SGLangBackend(Backend):
                 "lora_paths in --model_args loads adapters that lm-eval's sglang never applies: the base would be "
                 "scored.\nMerge the adapter into the weights, or use --model hf with peft=FOLDER."
             )
-
-    @property
-    def tokenizer(self) -> Any:
-        """SGLang's."""
-        return self._lm.tokenizer
-
-    @property
-    def bos(self) -> bool | None:
-        """True where wanted. lm-eval's default here is False, unlike for hf, so False means "not said"."""
-        return True if self._lm.add_bos_token else None
 
     @property
     def max_length(self) -> int:

@@ -43,7 +43,7 @@ class VLLMBackend(Backend):
     """SequenceScores with the engine of an lm-eval `VLLM`."""
 
     def __init__(self, lm: Any) -> None:
-        self._lm = lm
+        super().__init__(lm)
         self._replicas = int(lm.data_parallel_size)
         self._engine = None if self._replicas > 1 else lm.model.llm_engine.vllm_config
         mode = self._setting("logprobs_mode", "raw_logprobs")
@@ -70,16 +70,6 @@ class VLLMBackend(Backend):
         if self._engine is None:
             return self._lm.model_args.get(name, default)
         return getattr(self._engine.model_config, name, default)
-
-    @property
-    def tokenizer(self) -> Any:
-        """lm-eval's."""
-        return self._lm.tokenizer
-
-    @property
-    def bos(self) -> bool | None:
-        """`add_bos_token` of --model_args."""
-        return self._lm.add_bos_token
 
     @property
     def max_length(self) -> int:

@@ -6,8 +6,6 @@ Started by torchrun, this file is the training script.
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,10 +17,19 @@ from transformers import LlamaForCausalLM, Trainer
 
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.integrations.evaluation import is_sharded
-from tests import ROOT
 from tests.slow.callback_main import SHARDED, llama
 from tests.slow.test_callback_ranks import LONG
-from tests.slow.training import RUNS, hesnr, losses, scoring, train, without_times, write
+from tests.slow.training import (
+    RUNS,
+    assert_trained_as_whole,
+    hesnr,
+    losses,
+    records,
+    scoring,
+    torchrun,
+    train,
+    write,
+)
 
 PLANS = importlib.util.find_spec("transformers.distributed") and importlib.util.find_spec(
     "transformers.distributed.tensor_parallel"
@@ -33,28 +40,14 @@ PLANS = importlib.util.find_spec("transformers.distributed") and importlib.util.
 def test_a_tensor_parallel_model_has_the_numbers_of_the_whole_one_and_trains_the_same(tmp_path, capsys):
     corpus = write(tmp_path / "six.jsonl", [*RUNS, LONG])
     llama().save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "tests.slow.test_callback_tp", corpus, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    done = torchrun("tests.slow.test_callback_tp", corpus, str(tmp_path), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr[-20_000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    first, second = records(tmp_path, done)
+    assert_trained_as_whole((first, second), tmp_path, llama, corpus, **SHARDED)
     assert first["split"] == [True, True]
-    assert [entry["step"] for entry in first["logged"]] == [0, 1, 2]
-    assert without_times(first["logged"]) == without_times(second["logged"])
-    assert first["losses"] == second["losses"]
-    assert without_times(first["losses"][0]) == without_times(first["losses"][1])
-    assert first["same"] is second["same"] is True
     assert done.stderr.count("read each time, by all of 2 processes") == 1
     for record in (first, second):
         assert "of the 600 vocabulary entries" in record["not_gathered"]
-    trained = llama()
-    trained.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    for weights, logged in ((llama(), first["logged"][0]), (trained, first["logged"][-1])):
-        alone = hesnr(train(weights, tmp_path, scoring(corpus, **SHARDED), steps=1))[0]
-        assert alone["hesnr/tokens"] == logged["hesnr/tokens"] > 500
-        for name in ("he_snr", "he_ppl", "ppl", "he_tokens"):
-            assert logged[f"hesnr/{name}"] == pytest.approx(alone[f"hesnr/{name}"], rel=1e-4), name
     assert first["logged"][0]["hesnr/ppl"] != pytest.approx(first["logged"][-1]["hesnr/ppl"], rel=1e-2)
 
 

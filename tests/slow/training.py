@@ -1,13 +1,18 @@
-"""Tiny trainings with a `HESNRCallback`; imported by the processes of torchrun as well, so it imports little."""
+"""Tiny trainings with a `HESNRCallback`, alone and in two processes, which import it too: it imports little."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, default_data_collator
 
 from hesnr_tasks.integrations import HESNRCallback
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
-from tests import tiny
+from tests import ROOT, tiny
 
 CALL = "\n\n<function=bash>\n<parameter=command>{}</parameter>\n</function>"
 
@@ -86,3 +91,35 @@ def losses(trainer):
 
 def without_times(entries):
     return [{k: v for k, v in entry.items() if "second" not in k and "runtime" not in k} for entry in entries]
+
+
+def torchrun(module, *arguments, timeout=300, **environment):
+    """How `main(*arguments)` of a module ends in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", module]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout
+    )
+
+
+def records(folder, done):
+    """What the two processes wrote down."""
+    assert Path(folder, "1.json").exists(), done.stderr[-20_000:]
+    return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def assert_trained_as_whole(written, folder, whole_model, corpus, **settings):
+    """Both processes logged the same, trained as without the callback, and have the numbers of the whole model."""
+    first, second = written
+    assert [entry["step"] for entry in first["logged"]] == [0, 1, 2]
+    assert without_times(first["logged"]) == without_times(second["logged"])
+    assert first["losses"] == second["losses"]
+    assert without_times(first["losses"][0]) == without_times(first["losses"][1])
+    assert first["same"] is second["same"] is True
+    trained = whole_model()
+    trained.load_state_dict(torch.load(Path(folder, "weights.pt"), weights_only=True))
+    for model, logged in ((whole_model(), first["logged"][0]), (trained, first["logged"][-1])):
+        whole = hesnr(train(model, folder, scoring(corpus, **settings), steps=1))[0]
+        assert whole["hesnr/tokens"] == logged["hesnr/tokens"] > 100
+        for name in ("he_snr", "he_ppl", "ppl", "he_tokens"):
+            assert logged[f"hesnr/{name}"] == pytest.approx(whole[f"hesnr/{name}"], rel=1e-4), name

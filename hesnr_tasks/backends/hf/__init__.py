@@ -36,20 +36,10 @@ class HuggingFaceBackend(Backend):
     full_vocabulary = True
 
     def __init__(self, lm: Any) -> None:
-        self._lm = lm
+        super().__init__(lm)
         precision, together = getattr(lm, "mixed_precision_dtype", None), getattr(lm, "together", None)
         self._model = CausalLM(lm.model, lm.device, precision, together)
         self._engine: Engine | None = None
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer that lm-eval loaded."""
-        return self._lm.tokenizer
-
-    @property
-    def bos(self) -> bool | None:
-        """`add_bos_token` of --model_args."""
-        return self._lm.add_bos_token
 
     @property
     def max_length(self) -> int:
