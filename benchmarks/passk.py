@@ -16,11 +16,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from hesnr_tasks.passk import AnswerCounts, IntervalSettings, curve, differences  # noqa: E402
+from hesnr_tasks.passk import AnswerCounts, curve, differences  # noqa: E402
 
 KS = [1, 4, 16]
 N = 16
-SETTINGS = IntervalSettings(resamples=1000)
 SHAPES = {"bimodal": (0.3, 0.7), "hard": (0.2, 1.5), "very hard": (0.1, 3.0), "even": (2.0, 3.0), "easy": (2.0, 0.3)}
 
 
@@ -34,7 +33,7 @@ def coverage(problems, shape, rounds, rng):
     truth = [1 - np.mean((1 - rng.beta(*shape, 2_000_000)) ** k) for k in KS]
     hits, width, methods = np.zeros(len(KS)), np.zeros(len(KS)), [Counter() for _ in KS]
     for _ in range(rounds):
-        for i, point in enumerate(curve(outcomes(rng.binomial(N, rng.beta(*shape, problems))), KS, SETTINGS)):
+        for i, point in enumerate(curve(outcomes(rng.binomial(N, rng.beta(*shape, problems))), KS)):
             hits[i] += point.low <= truth[i] <= point.high
             width[i] += point.high - point.low
             methods[i][point.method] += 1
@@ -47,7 +46,7 @@ def alarms(problems, shape, rounds, rng):
     for _ in range(rounds):
         chance = rng.beta(*shape, problems)
         a, b = (outcomes(rng.binomial(N, chance)) for _ in range(2))
-        rates += [[row.p < 0.05, row.p_mean < 0.05] for row in differences(a, b, KS, SETTINGS)]
+        rates += [[row.p < 0.05, row.p_mean < 0.05] for row in differences(a, b, KS, resamples=1000)]
     return rates / rounds
 
 
@@ -57,11 +56,11 @@ def power(problems, rounds, rng):
     errors = []
     for _ in range(50):
         a, b = (outcomes(rng.binomial(N, chance)) for _ in range(2))
-        errors.append(differences(a, b, [1], SETTINGS)[0].detectable)
+        errors.append(differences(a, b, [1], resamples=1000)[0].detectable)
     lift, detected = float(np.nanmean(errors)), 0
     for _ in range(rounds):
         a, b = outcomes(rng.binomial(N, chance)), outcomes(rng.binomial(N, chance + lift))
-        detected += differences(a, b, [1], SETTINGS)[0].p < 0.05
+        detected += differences(a, b, [1], resamples=1000)[0].p < 0.05
     return lift, detected / rounds
 
 

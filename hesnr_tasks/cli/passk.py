@@ -14,7 +14,6 @@ from hesnr_tasks.cli.options import add_answers
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.passk import (
     AnswerCounts,
-    IntervalSettings,
     PassAtK,
     PassAtKDifference,
     aligned,
@@ -34,7 +33,7 @@ _CURVE_NOTES = (
 _COMPARE_NOTES = (
     "p: of “both are as good at every problem”, two-sided, by flipping the signs of the differences (McNemar's "
     "exact test where all count 0 or 1); p mean: of “the means over all such problems are equal”, as the interval",
-    "detectable: smallest true difference found at 5 % with the power asked for; needed: problems to find the one seen",
+    "detectable: smallest true difference found at 5 % with 80 % power; needed: problems to find the one seen",
     "fewer than 6 problems that differ cannot give p < 0.05; no detectable difference is then named",
 )
 
@@ -61,8 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compare", action="store_true", help="each FILE is a checkpoint; paired differences to the first")
     add("--common", action="store_true", help="compare on the problems that all have, if they differ")
     add_answers(parser, k="default: powers of two, up to the number of answers")
-    add("--unknown", choices=("skip", "fail"), default="skip", help="answers without outcome (default: skip)")
-    add("--power", type=float, default=0.8, help="for the minimum detectable difference (default: 0.8)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     result = examine(args)
     tables = _tables(result)
     about: dict[str, Any] = {"hesnr_tasks": __version__, "files": args.files, "notes": list(result.notes)}
-    about |= {name: getattr(args, name) for name in ("resamples", "seed", "power")} | {"counts": {}}
+    about |= {name: getattr(args, name) for name in ("resamples", "seed")} | {"counts": {}}
     for counts in result.runs:
         rows = zip(counts.labels, counts.n.tolist(), counts.c.tolist(), strict=True)
         about["counts"][counts.name] = [{"problem": label, "n": n, "c": c} for label, n, c in rows]
@@ -78,11 +75,8 @@ def run(args: argparse.Namespace) -> int:
         write_tables(args.output, "passk", tables, about)
         _draw(result, args.output / "passk")
     for i, table in enumerate(tables):
-        if (
-            args.format == "text"
-            and table.name.startswith("discordant")
-            and (more := len(table.rows) - _MOST_SHOWN) > 0
-        ):
+        more = len(table.rows) - _MOST_SHOWN
+        if args.format == "text" and table.name.startswith("discordant") and more > 0:
             note = f"and {more} more: --format csv, or -o OUT"
             tables[i] = table._replace(rows=table.rows[:_MOST_SHOWN], notes=(*table.notes, note))
     print(show(tables, args.format, about))
@@ -92,18 +86,16 @@ def run(args: argparse.Namespace) -> int:
 def examine(args: argparse.Namespace) -> PassKResult:
     """Read and compute; `HesnrError` for files or settings that give no number."""
     check_resamples(args.resamples, args.seed)
-    if not 0.5 <= args.power < 1:
-        raise SettingsError("--power must be at least 0.5 and below 1")
-    query = Query(args.metric, args.filter, args.task, args.unknown == "fail")
+    query = Query(args.metric, args.filter, args.task)
     runs = [read(name, paths, query) for name, paths in checkpoints(args.files, compare=args.compare).items()]
     notes = [note for counts in runs for note in counts.notes]
     if args.compare:
         runs, left_out = aligned(runs, common=args.common)
         notes += left_out
     ks = sorted(set(args.k)) if args.k else powers(min(int(counts.n.min()) for counts in runs))
-    settings = IntervalSettings(args.resamples, args.seed, power=args.power)
-    curves = {counts.name: curve(counts, ks, settings) for counts in runs}
-    against = {counts.name: differences(runs[0], counts, ks, settings) for counts in runs[1:]}
+    curves = {counts.name: curve(counts, ks) for counts in runs}
+    bootstrap = {"resamples": args.resamples, "seed": args.seed}
+    against = {counts.name: differences(runs[0], counts, ks, **bootstrap) for counts in runs[1:]}
     for counts in runs:
         if not_averaged := [k for k in ks if (counts.n == k).any()]:
             notes.append(

@@ -35,6 +35,7 @@ _MOST_ENUMERATED = 16  # differing problems whose 2^16 sign assignments are enum
 _RANDOM_ASSIGNMENTS = 20_000
 _ROUNDING = 1e-12  # values closer than that are equal
 _LISTED = 3
+_QUANTILE = (1 + 0.95) / 2  # of 95 % intervals
 
 
 # --- the estimator ----------------------------------------------------------------------------------------------------
@@ -136,13 +137,13 @@ def listed(names: Sequence[str]) -> str:
 # --- intervals and tests for yes-or-no outcomes -----------------------------------------------------------------------
 
 
-def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float, n: int) -> tuple[float, float]:
     """Wilson's score interval (1927) of the share of `successes` among n.
 
     `successes` may be a sum of numbers in [0, 1] (which scipy's does not take): the interval is then conservative,
     as no number in [0, 1] varies more than yes-or-no with its mean.
     """
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf(_QUANTILE)
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(max(share * (1 - share) / n, 0) + z * z / (4 * n * n))
@@ -150,9 +151,9 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     return low, 1.0 if successes >= n else min(1.0, middle + half)
 
 
-def newcombe(a: float, b: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def newcombe(a: float, b: float, n: int) -> tuple[float, float]:
     """Interval of (b - a) / n, unpaired, from Wilson's of both shares (Newcombe 1998, method 10)."""
-    (a_low, a_high), (b_low, b_high) = wilson(a, n, level), wilson(b, n, level)
+    (a_low, a_high), (b_low, b_high) = wilson(a, n), wilson(b, n)
     p, q = a / n, b / n
     return (q - p) - math.hypot(q - b_low, a_high - p), (q - p) + math.hypot(b_high - q, p - a_low)
 
@@ -186,18 +187,6 @@ def sign_flip(differences: FloatArray, seed: int) -> float:
 # --- the curve over k, and two checkpoints on the same problems -------------------------------------------------------
 
 
-class IntervalSettings(NamedTuple):
-    """How intervals are computed; `resamples` bounds p-values of differences from below, `seed` is of random signs."""
-
-    resamples: int = RESAMPLES
-    seed: int = SEED
-    level: float = 0.95
-    power: float = 0.8
-
-
-_DEFAULT = IntervalSettings()
-
-
 class PassAtK(NamedTuple):
     """Pass@k of one checkpoint: mean over problems, its standard error (NaN: one problem), interval and its method."""
 
@@ -210,7 +199,7 @@ class PassAtK(NamedTuple):
     averaged: bool  # false: some problem has just k answers
 
 
-def curve(run: AnswerCounts, ks: Sequence[int], settings: IntervalSettings = _DEFAULT) -> list[PassAtK]:
+def curve(run: AnswerCounts, ks: Sequence[int]) -> list[PassAtK]:
     """Pass@k of one checkpoint, a point for each k; see the module for its interval.
 
     Raises:
@@ -229,21 +218,21 @@ def curve(run: AnswerCounts, ks: Sequence[int], settings: IntervalSettings = _DE
                 f"--k {k}: {run.name} has {run.n[i]} answers to {run.labels[i]!r}{more}; Pass@K cannot be known from "
                 f"fewer than k answers. Take more answers, or a k of at most {run.n.min()}."
             )
-    points, problems, level = [], len(run.n), settings.level
+    points, problems = [], len(run.n)
     for k, values in zip(ks, np.sort(pass_at_ks(run.n, run.c, ks), axis=0).T, strict=True):  # in any order the same
         total = math.fsum(values)
         mean, stderr = total / problems, float(values.std(ddof=1)) / math.sqrt(problems) if problems > 1 else math.nan
         stderr = 0.0 if stderr < _ROUNDING else stderr
         if problems == 1:
-            share = binomtest(int(run.c[0]), int(run.n[0])).proportion_ci(level, method="exact")
+            share = binomtest(int(run.c[0]), int(run.n[0])).proportion_ci(method="exact")
             low, high = (-math.expm1(k * math.log1p(-p)) if p < 1 else 1.0 for p in (share.low, share.high))
             method = "Clopper-Pearson"
         elif np.isin(values, (0.0, 1.0)).all():
-            (low, high), method = wilson(total, problems, level), "Wilson"
+            (low, high), method = wilson(total, problems), "Wilson"
         elif problems < _FEWEST_PROBLEMS or min(total, problems - total) < _FEWEST_PASSES or stderr == 0:
-            (low, high), method = wilson(total, problems, level), "Wilson (wide)"
+            (low, high), method = wilson(total, problems), "Wilson (wide)"
         else:
-            half = stderr * float(student.ppf((1 + level) / 2, problems - 1))
+            half = stderr * float(student.ppf(_QUANTILE, problems - 1))
             low, high, method = max(0.0, mean - half), min(1.0, mean + half), "Student's t"
         points.append(PassAtK(k, mean, stderr, low, high, method, bool((run.n > k).all())))
     return points
@@ -260,30 +249,29 @@ class PassAtKDifference(NamedTuple):
     method: str
     p: float  # two-sided, by flipping signs: both are as good at every problem
     p_mean: float  # two-sided, as the interval: the means over all such problems are equal
-    detectable: float  # smallest true difference detected at 5 % with the power asked for; NaN: too few problems differ
+    detectable: float  # smallest true difference detected at 5 % with 80 % power; NaN: too few problems differ
     needed: int | None  # problems that would detect the observed difference
     better: int  # problems at which b's estimate is higher
     worse: int
 
 
 def differences(
-    a: AnswerCounts, b: AnswerCounts, ks: Sequence[int], settings: IntervalSettings = _DEFAULT
+    a: AnswerCounts, b: AnswerCounts, ks: Sequence[int], *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> list[PassAtKDifference]:
     """Pass@k of `b` less that of `a`, for every k, on the same problems in the same order (`aligned`)."""
-    resamples, seed, level, power = settings
     ones, rows = np.ones(len(a.n)), []
     for k, p, q in zip(ks, pass_at_ks(a.n, a.c, ks).T, pass_at_ks(b.n, b.c, ks).T, strict=True):
         each = np.where(np.abs(q - p) > _ROUNDING, q - p, 0.0)
         mean, better, worse = math.fsum(each) / len(each), int((each > 0).sum()), int((each < 0).sum())
-        test = paired((p, ones), (q, ones), resamples=resamples, seed=seed, level=level)
+        test = paired((p, ones), (q, ones), resamples=resamples, seed=seed)
         enough = better + worse >= _FEWEST_DISCORDANT and np.ptp(each) >= _ROUNDING
         if enough and math.isfinite(test.ci_low + test.ci_high):
             low, high, method, p_mean = max(-1.0, test.ci_low), min(1.0, test.ci_high), "Student's t", test.p
         else:
-            low, high = newcombe(math.fsum(p), math.fsum(q), len(p), level)
+            low, high = newcombe(math.fsum(p), math.fsum(q), len(p))
             method, p_mean = "Newcombe (wide)", math.nan
-        detectable = minimum_detectable(test.stderr, power) if enough else math.nan
-        needed = trajectories_needed(mean, test.stderr, len(p), power) if enough else None
+        detectable = minimum_detectable(test.stderr) if enough else math.nan
+        needed = trajectories_needed(mean, test.stderr, len(p)) if enough else None
         tests = (sign_flip(each, seed), p_mean, detectable, needed)
         rows.append(PassAtKDifference(k, mean, test.stderr, low, high, method, *tests, better, worse))
     return rows

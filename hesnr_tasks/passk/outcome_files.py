@@ -34,7 +34,6 @@ class Query(NamedTuple):
     metric: str | None = None
     filter: str | None = None
     task: str | None = None
-    unknown_fails: bool = False
 
 
 _DEFAULT = Query()
@@ -60,7 +59,7 @@ def read(name: str, paths: Sequence[Path], query: Query = _DEFAULT) -> AnswerCou
     files = _files(paths, query.task)
     for path in files:
         if path.suffix.lower() in (".csv", ".tsv"):
-            for counts in _table(_csv_rows(str(path)), query.unknown_fails):
+            for counts in _table(_csv_rows(str(path))):
                 add(*counts)
             continue
         lines = _records(str(path))
@@ -78,13 +77,13 @@ def read(name: str, paths: Sequence[Path], query: Query = _DEFAULT) -> AnswerCou
             continue
         all_lines = list(lines)
         rows = list(_json_rows(all_lines))
-        if any(_first(row, _PROBLEM) and (_first(row, _OK) or _is_counts(row)) for _, row in rows):
-            for counts in _table(rows, query.unknown_fails):
+        if any(_first(row, _PROBLEM) and _first(row, _OK) for _, row in rows):
+            for counts in _table(rows):
                 add(*counts)
         else:
             verdicts = tried_outcomes(path, all_lines[0].value if len(all_lines) == 1 else None)
             for problem, verdict in verdicts.items():
-                add(problem, int(verdict is not None or query.unknown_fails), int(bool(verdict)))
+                add(problem, int(verdict is not None), int(bool(verdict)))
     _refuse_copies(logs)
     if logs and len(logs) < len(files):
         raise DataError(f"{name}: sample logs and other files together; their problems cannot be told to be the same")
@@ -109,12 +108,8 @@ def read(name: str, paths: Sequence[Path], query: Query = _DEFAULT) -> AnswerCou
 def log_files(paths: Sequence[Path], task: str | None) -> list[Path]:
     """lm-eval's sample logs among some files and below some folders.
 
-    Args:
-        paths: Files and folders.
-        task: Whose logs; None: of the only task there is.
-
     Raises:
-        DataError: A path is not there, or the logs are of other tasks, or of several.
+        DataError: A path is not there, or the logs are of other tasks than `task`, or without it of several.
     """
     return _files(paths, task, logs_only=True)
 
@@ -364,12 +359,10 @@ def _refuse_copies(logs: Sequence[_Log]) -> None:
             )
 
 
-# --- tables: CSV, JSON Lines or a JSON list; a row an answer, or a row a problem with counts n and c ------------------
+# --- tables: CSV, JSON Lines or a JSON list; a row an answer ----------------------------------------------------------
 
 _OK = ("ok", "passed", "correct", "resolved", "success", "result", "acc", "exact_match")
-_N, _C = ("n", "samples", "num_samples", "total"), ("c", "num_correct", "n_correct", "passes")
 _REPEAT = ("sample", "sample_id", "completion_id", "run", "seed")  # tell the answers to a problem apart
-_MOST = 100_000  # answers to a problem: a count above it is a mistake in the file
 _WORDS: Mapping[str, bool | None] = {
     **dict.fromkeys(("true", "pass", "passed", "resolved", "success", "correct", "yes", "ok", "1", "1.0"), True),
     **dict.fromkeys(
@@ -409,52 +402,23 @@ def _csv_rows(path: str) -> Iterator[_TableRow]:
         raise DataError(f"{path}:{reader.reader.line_num}: not readable as CSV ({error})") from None
 
 
-def _table(rows: Iterable[_TableRow], unknown_fails: bool) -> Iterator[tuple[str, int, int]]:
-    """Problem, answers of known outcome (0 or 1, or a count), right ones; `DataError` for a reward of 0.37, say."""
+def _table(rows: Iterable[_TableRow]) -> Iterator[tuple[str, int, int]]:
+    """Problem, whether the outcome is known, whether the answer is right; `DataError` for a reward of 0.37, say."""
     seen: dict[tuple[str, str], Where] = {}
-    counted: dict[str, Where] = {}
     for where, row in rows:
         key, ok = _first(row, _PROBLEM), _first(row, _OK)
         if key is None or row[key] in (None, ""):
             raise DataError(f"{where}: no problem is named; a row needs a column {', '.join(_PROBLEM)}")
-        problem, is_counts = str(row[key]), _is_counts(row)
-        if is_counts:
-            n, c = (_count(row, columns, problem, where) for columns in (_N, _C))
-            if c > n:
-                raise DataError(f"{where}: {problem!r} has {c} right answers of {n}")
-        elif ok is None:
+        if ok is None:
             raise DataError(f"{where}: nothing says whether the answer is right; a row needs a column {', '.join(_OK)}")
-        else:
-            word = str(row[ok]).strip().lower()
-            if word not in _WORDS:
-                text = repr(row[ok])[:80]
-                raise DataError(f"{where}: {ok} of {problem!r} is {text}, neither right (1, true) nor wrong (0, false)")
-            n, c = int(_WORDS[word] is not None or unknown_fails), int(bool(_WORDS[word]))
-        if problem in counted or (is_counts and (problem, "") in seen):
-            raise DataError(f"{where}: {problem!r} has counts already ({counted.get(problem, 'above')})")
-        if is_counts:
-            counted[problem] = where
-        repeat = next((f"{key} {row[key]}" for key in _REPEAT if row.get(key) not in (None, "")), "")
-        if repeat and (problem, repeat) in seen:
+        problem, word = str(row[key]), str(row[ok]).strip().lower()
+        if word not in _WORDS:
+            text = repr(row[ok])[:80]
+            raise DataError(f"{where}: {ok} of {problem!r} is {text}, neither right (1, true) nor wrong (0, false)")
+        repeat = next((f"{name} {row[name]}" for name in _REPEAT if row.get(name) not in (None, "")), "")
+        if repeat and seen.setdefault((problem, repeat), where) is not where:
             raise DataError(f"{where}: {problem!r}, {repeat}, is there already ({seen[problem, repeat]})")
-        seen[problem, repeat] = seen[problem, ""] = where
-        yield problem, n, c
-
-
-def _count(row: Mapping[str, Any], columns: Sequence[str], problem: str, where: Where) -> int:
-    value = row[str(_first(row, columns))]
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (0 <= number <= _MOST and number == int(number)):
-        text = repr(value)[:80]
-        raise DataError(f"{where}: answers and right ones of {problem!r} must be counts (up to {_MOST}), not {text}")
-    return int(number)
-
-
-def _is_counts(row: Mapping[str, Any]) -> bool:
-    return _first(row, _N) is not None and _first(row, _C) is not None
+        yield problem, int(_WORDS[word] is not None), int(bool(_WORDS[word]))
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:

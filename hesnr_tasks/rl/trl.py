@@ -85,13 +85,12 @@ class EntropyShapedGRPOMixin(_Trainer):
 
     - `alpha` (0.4) and `kappa` (2): see `hesnr_tasks.rl.advantage`; `alpha` = 0 trains as the stock trainer does,
       bit for bit;
-    - `alpha_decay_steps`: α falls linearly from `alpha` to 0 over so many optimizer steps (None: stays);
     - `pivotal`: which tokens of a completion are pivotal, for the logs (None: not logged), such as
       `hesnr_tasks.rl.advantage.LexiconPivotal(tokenizer)`.
 
     H is the entropy, in nats, at the trainer's temperature, that TRL computes anyway. Shaped are tokens of the model
     alone: completion mask times tool mask. The evaluation loss is shaped as well. Logged beside TRL's metrics, over
-    all processes: `shaping/alpha`; over tokens whose advantage is not 0, `shaping/capped` (share with α·H >= |A| / κ)
+    all processes, over tokens whose advantage is not 0, `shaping/capped` (share with α·H >= |A| / κ)
     and `shaping/relative_bonus` (mean ψ / |A|); with `pivotal`, `shaping/pivotal_entropy` and `shaping/other_entropy`
     (mean nats).
 
@@ -115,13 +114,10 @@ class EntropyShapedGRPOMixin(_Trainer):
         *args: Any,
         alpha: float = ALPHA_GRPO,
         kappa: float = KAPPA,
-        alpha_decay_steps: int | None = None,
         pivotal: Pivotal | None = None,
         **kwargs: Any,
     ) -> None:
         check_strength(alpha, kappa)
-        if alpha_decay_steps is not None and alpha_decay_steps < 1:
-            raise SettingsError(f"alpha_decay_steps is {alpha_decay_steps}; it must be at least 1, or None (constant)")
         if not isinstance(self, GRPOTrainer):
             raise SettingsError(
                 f"{type(self).__name__} is not a GRPOTrainer. The advantage is shaped token by token: RLOO weighs "
@@ -139,16 +135,9 @@ class EntropyShapedGRPOMixin(_Trainer):
                 raise SettingsError(f"loss_type is {argument.loss_type!r}; shaping supports {', '.join(LOSS_TYPES)}")
             if argument.use_liger_kernel:
                 raise SettingsError("use_liger_kernel is not supported with shaping: leave it False")
-        self.alpha, self.kappa, self.alpha_decay_steps = alpha, kappa, alpha_decay_steps
-        self.pivotal = pivotal
+        self.alpha, self.kappa, self.pivotal = alpha, kappa, pivotal
         self._shaping_batch: _Batch | None = None
         super().__init__(*args, **kwargs)
-
-    def current_alpha(self) -> float:
-        """α in the optimizer step that is under way."""
-        if self.alpha_decay_steps is None:
-            return self.alpha
-        return self.alpha * max(0.0, 1.0 - self.state.global_step / self.alpha_decay_steps)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         batch = self._shaping_batch = _Batch(inputs)
@@ -170,8 +159,7 @@ class EntropyShapedGRPOMixin(_Trainer):
 
     def _shape(self, batch: _Batch, entropies: Tensor) -> None:
         mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-        alpha = self.current_alpha()
-        shaped = batch.shape(entropies, mask, alpha, self.kappa)
+        shaped = batch.shape(entropies, mask, self.alpha, self.kappa)
         means = {"capped": (shaped.capped.float(), shaped.counted), "relative_bonus": (shaped.relative, shaped.counted)}
         if self.pivotal is not None:
             pivotal = torch.zeros_like(mask, dtype=torch.bool)
@@ -190,7 +178,6 @@ class EntropyShapedGRPOMixin(_Trainer):
         ]
         totals = self.accelerator.reduce(torch.stack(sums), reduction="sum").tolist()
         metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["shaping/alpha"].append(alpha)
         for name, (total, count) in zip(means, totals, strict=True):
             metrics[f"shaping/{name}"].append(total / count if count else float("nan"))  # TRL leaves NaN out of means
 

@@ -238,7 +238,6 @@ def test_logs_equal_a_loop_with_pivotal_tokens_apart():
     ]
     counted = [(0.3 * h, abs(a)) for h, a, _ in tokens if a]
     mean = {name: values[-1] for name, values in trainer._metrics["eval"].items()}
-    assert mean["shaping/alpha"] == 0.3
     assert mean["shaping/capped"] == pytest.approx(sum(w >= a / 3 for w, a in counted) / len(counted))
     assert mean["shaping/relative_bonus"] == pytest.approx(sum(min(w, a / 3) / a for w, a in counted) / len(counted))
     pivotal = [h for h, _, token in tokens if token % 2 == 0]
@@ -261,13 +260,6 @@ def test_groups_without_a_difference_are_left_alone_and_log_no_share():
     trainer.train()
     assert trainer.state.log_history[0]["shaping/capped"] is None
     assert trainer.state.log_history[0]["loss"] == 0
-
-
-def test_alpha_falls_linearly_to_zero():
-    trainer = tinytrl.trainer(EntropyShapedGRPOTrainer, steps=4, shaping={"alpha": 0.6, "alpha_decay_steps": 3})
-    trainer.train()
-    logged = [entry["shaping/alpha"] for entry in trainer.state.log_history if "shaping/alpha" in entry]
-    assert logged == pytest.approx([0.6, 0.4, 0.2, 0.0])
 
 
 class ReadsTooEarly(GRPOTrainer):
@@ -356,8 +348,8 @@ def test_the_mixin_must_stand_first():
         type("Wrong", (GRPOTrainer, EntropyShapedGRPOMixin), {})
 
 
-def test_kappa_and_decay_are_checked_before_a_model_is_loaded():
-    for wrong in ({"kappa": 1.0}, {"alpha": -1.0}, {"alpha_decay_steps": 0}):
+def test_kappa_and_alpha_are_checked_before_a_model_is_loaded():
+    for wrong in ({"kappa": 1.0}, {"alpha": -1.0}):
         with pytest.raises(SettingsError):
             EntropyShapedGRPOTrainer(model="never loaded", args=None, **wrong)
     with pytest.raises(SettingsError):

@@ -107,7 +107,6 @@ def test_other_problems_are_refused_unless_common(capsys, two, tmp_path):
         (["--k", "9"], "has 8 answers to 'p00'"),
         (["--k", "0"], "at least 1"),
         (["--compare"], "two checkpoints"),
-        (["--power", "0.2"], "--power"),
         (["a.csv,"], "names no file"),
         (["a=", "--compare"], "names no file"),
         (["-o", __file__], "no folder"),

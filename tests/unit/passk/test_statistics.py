@@ -18,7 +18,6 @@ from scipy import stats
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.passk import (
     AnswerCounts,
-    IntervalSettings,
     curve,
     differences,
     discordant,
@@ -243,7 +242,7 @@ def simulate(problems, n, shape, ks, rounds, seed):
     hits = np.zeros(len(ks))
     for _ in range(rounds):
         c = rng.binomial(n, rng.beta(*shape, problems))
-        points = curve(outcomes(n, c), ks, IntervalSettings(resamples=100))
+        points = curve(outcomes(n, c), ks)
         hits += [point.low <= value <= point.high for point, value in zip(points, truth)]
     return hits / rounds
 
@@ -261,7 +260,7 @@ def test_equal_checkpoints_are_told_apart_once_in_twenty():
     for _ in range(100):
         chance = rng.beta(0.8, 1, 16)
         a, b = (outcomes(8, rng.binomial(8, chance)) for _ in range(2))
-        (compared,) = differences(a, b, [2], IntervalSettings(resamples=100))
+        (compared,) = differences(a, b, [2], resamples=100)
         alarms += [compared.p < 0.05, compared.p_mean < 0.05]
     assert (alarms / 100 <= 0.1).all()
 
@@ -282,7 +281,6 @@ def test_the_detectable_difference_is_found_as_often_as_asked():
 # --- Estimates, intervals and comparisons equal those of the release before, to 1e-12 ---
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("statistics.json").read_text())
-PLAN = IntervalSettings(resamples=GOLDEN["resamples"])
 
 
 def same(values, golden):
@@ -298,7 +296,7 @@ def same(values, golden):
 @pytest.mark.parametrize("name", GOLDEN["cases"])
 def test_the_curve(name):
     case = GOLDEN["cases"][name]
-    for point, golden in zip(curve(outcomes(case["n"], case["a"], "a"), case["ks"], PLAN), case["curve"], strict=True):
+    for point, golden in zip(curve(outcomes(case["n"], case["a"], "a"), case["ks"]), case["curve"], strict=True):
         same(point, golden)
 
 
@@ -310,7 +308,9 @@ def test_the_comparison(name):
     """
     case = GOLDEN["cases"][name]
     a, b = outcomes(case["n"], case["a"], "a"), outcomes(case["n"], case["b"], "b")
-    for difference, golden in zip(differences(a, b, case["ks"], PLAN), case["differences"], strict=True):
+    for difference, golden in zip(
+        differences(a, b, case["ks"], resamples=GOLDEN["resamples"]), case["differences"], strict=True
+    ):
         p = golden[6]
         exact = difference.better + difference.worse <= 16
         assert difference.p == pytest.approx(p, abs=1e-12 if exact else 5 * (p * (1 - p) / 20_000) ** 0.5 + 1e-4)
