@@ -29,6 +29,7 @@ import math
 import random
 import re
 import socket
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,68 +83,70 @@ def no_server_message(model: str, address: object) -> str:
     )
 
 
-class ModelReply(NamedTuple):
-    """The text of a reply, and whether the limit of tokens truncated it."""
+@dataclass
+class Asker(ABC):
+    """A chat model whose answers are read, and asked for again (`retries` times) where they cannot be used."""
 
-    text: str
-    truncated: bool = False
+    retries: int = field(default=1, kw_only=True)
+    _refused: int = field(default=0, init=False)  # formats that the server refuses
 
+    def ask(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        read: Callable[[str], Parsed],
+        schema: Mapping[str, Any] | None,
+        seed: object,
+    ) -> Parsed | None:
+        """What `read` makes of an answer; None, and a note, where no usable one came.
 
-def complete(
-    call: Callable[..., Any], schema: Mapping[str, Any] | None, refused: int, note: Callable[[str], None]
-) -> tuple[Any, int]:
-    """The reply of `call` in the strictest format that the server takes, and how many formats it refuses.
+        Args:
+            messages: of the chat.
+            read: raises `ValueError` with what is wrong; the model then reads that, and is asked again.
+            schema: JSON schema of the answer; None: it is text.
+            seed: tells equal questions apart that are meant to be asked more than once.
 
-    `refused`: how many it refused before; `note` is given the name of each that is refused.
-    """
-    errors = guarded_litellm().exceptions
-    formats: list[dict[str, Any]] = [{}]
-    if schema is not None:
-        named = {"type": "json_schema", "json_schema": {"name": "points", "strict": True, "schema": schema}}
-        formats = [{"response_format": named}, {"response_format": {"type": "json_object"}}, {}]
-    for number in range(min(refused, len(formats) - 1), len(formats)):
-        try:
-            return call(**formats[number]), number
-        except (errors.ContextWindowExceededError, errors.ContentPolicyViolationError):
-            raise
-        except errors.BadRequestError:  # perhaps it has no such format
-            if number == len(formats) - 1:
+        Raises:
+            SearchError: there is no server, or it refuses the key, or has no such model.
+        """
+        chat = [dict(message) for message in messages]
+        for _ in range(self.retries + 1):
+            reply = self._reply(chat, schema, seed)
+            if reply is None:
+                return None
+            text, truncated = reply
+            try:
+                return read(re.sub(r"^.*?</think(?:ing)?>", "", text, flags=re.DOTALL))
+            except ValueError as error:
+                self._count("cut_off" if truncated else "unusable")
+                chat = [dict(message) for message in messages]
+                chat += [{"role": "assistant", "content": text[:4_000]}] if text.strip() else []
+                again = f"That answer cannot be used: {error}. Answer again, in the form asked for."
+                chat += [{"role": "user", "content": again}]
+        self._count("gave_up")
+        return None
+
+    def _formatted(self, call: Callable[..., Any], schema: Mapping[str, Any] | None) -> Any:
+        """The reply of `call`, which takes `response_format`, in the strictest format that the server takes."""
+        errors = guarded_litellm().exceptions
+        named = {"name": "points", "strict": True, "schema": schema}
+        formats: list[dict[str, Any]] = [{"type": "json_schema", "json_schema": named}, {"type": "json_object"}]
+        for form in formats[self._refused :] if schema is not None else ():
+            try:
+                return call(response_format=form)
+            except (errors.ContextWindowExceededError, errors.ContentPolicyViolationError):
                 raise
-            note(str(formats[number]["response_format"]["type"]))
-    raise AssertionError("the last format returns or raises")
+            except errors.BadRequestError:  # perhaps it has no such format
+                self._refused += 1
+                self._count(f"refuses_{form['type']}")
+        return call()
 
+    @abstractmethod
+    def _reply(self, chat: Messages, schema: Mapping[str, Any] | None, seed: object) -> tuple[str, bool] | None:
+        """The text of a reply and whether the limit of tokens truncated it; None: there is none and will be none."""
 
-def ask(
-    answer: Callable[[Messages], ModelReply | None],
-    messages: Sequence[Mapping[str, str]],
-    read: Callable[[str], Parsed],
-    retries: int,
-    note: Callable[[str], None],
-) -> Parsed | None:
-    """What `read` makes of an answer; None where no usable one came.
-
-    Args:
-        answer: sends messages; None: there is no answer and will be none.
-        messages: of the chat.
-        read: raises `ValueError` with what is wrong; the model then reads that, and is asked again.
-        retries: how often it is asked again.
-        note: is given `unusable` or `cut_off` for each answer, `gave_up` at the end.
-    """
-    chat = [dict(message) for message in messages]
-    for _ in range(retries + 1):
-        reply = answer(chat)
-        if reply is None:
-            return None
-        try:
-            return read(re.sub(r"^.*?</think(?:ing)?>", "", reply.text, flags=re.DOTALL))
-        except ValueError as error:
-            note("cut_off" if reply.truncated else "unusable")
-            chat = [dict(message) for message in messages]
-            chat += [{"role": "assistant", "content": reply.text[:4_000]}] if reply.text.strip() else []
-            again = f"That answer cannot be used: {error}. Answer again, in the form asked for."
-            chat += [{"role": "user", "content": again}]
-    note("gave_up")
-    return None
+    @abstractmethod
+    def _count(self, name: str) -> None:
+        """Note `unusable` or `cut_off` for an answer, `gave_up` at the end, `refuses_FORMAT` of a server."""
 
 
 @dataclass(frozen=True)
@@ -212,13 +215,13 @@ class Rubric:
         head: str,
         candidates: Sequence[Sequence[tuple[str, str]]],
         generator: random.Random,
-        ask: Callable[..., Any],
+        model: Asker,
+        seed: object,
     ) -> list[dict[str, int]] | None:
         """Points by dimension of each candidate, whom the model sees under letters in an order that `generator`
         permutes.
 
-        `candidates`: sections of material, (title, text), of each, after the `head` that all share; `ask` is given
-        messages, how an answer is read and its JSON schema.
+        `candidates`: sections of material, (title, text), of each, after the `head` that all share.
         """
         order = list(range(len(candidates)))
         generator.shuffle(order)
@@ -228,7 +231,7 @@ class Rubric:
             material += [_section(f"{title} {name}", text) for title, text in candidates[i]]
         material.append(f"Score the {self.noun}{'es' if self.noun.endswith('ch') else 's'} {', '.join(names)}.")
         messages = [{"role": "system", "content": self.rules()}, {"role": "user", "content": "\n\n".join(material)}]
-        rows = ask(messages, functools.partial(self.read, names=names), self.schema(names))
+        rows = model.ask(messages, functools.partial(self.read, names=names), self.schema(names), seed)
         return None if rows is None else [rows[names[order.index(i)]] for i in range(len(order))]
 
 
@@ -275,7 +278,7 @@ def choose(votes: Sequence[int], scores: Sequence[float] | None, seed: object) -
 
 
 @dataclass
-class Judge:
+class Judge(Asker):
     """A chat model that scores candidates.
 
     `complete` makes a call (with `request`: model and `judge_kwargs`), retries passing faults and counts what it
@@ -286,7 +289,6 @@ class Judge:
     complete: Callable[[Mapping[str, Any]], Any]
     note: Callable[[str], None]
     trace_limit: int = 0  # most characters of the trace that it sees; 0: all
-    _refused: int = 0  # formats that the server refuses
 
     def __call__(
         self, trace: str, actions: Sequence[str], seed: object
@@ -296,27 +298,25 @@ class Judge:
             self.note("judge_trace_shortened")
             trace = _shorten(trace, self.trace_limit)
 
-        def ask_judge(messages: Messages, read: Callable[[str], Parsed], schema: Mapping[str, Any]) -> Parsed | None:
-            form = None if "response_format" in self.request else schema
-            return ask(functools.partial(self._answer, form), messages, read, 1, lambda n: self.note(f"judge_{n}"))
-
         # trace first: it only grows, so that a server's prefix cache has it
         sections = [[("action", action)] for action in actions]
-        points = _STEP_RUBRIC.points(_section("trace", trace), sections, random.Random(f"order {seed}"), ask_judge)
+        points = _STEP_RUBRIC.points(_section("trace", trace), sections, random.Random(f"order {seed}"), self, seed)
         return None if points is None else (tuple(map(_STEP_RUBRIC.score, points)), points)
 
-    def _answer(self, schema: Mapping[str, Any] | None, chat: Messages) -> ModelReply | None:
-        def call(**form: Any) -> Any:
-            return self.complete({**form, **self.request, "messages": chat})
-
+    def _reply(self, chat: Messages, schema: Mapping[str, Any] | None, seed: object) -> tuple[str, bool] | None:
         try:
-            reply, self._refused = complete(call, schema, self._refused, lambda n: self.note(f"judge_refuses_{n}"))
+            reply = self._formatted(
+                lambda **form: self.complete({**form, **self.request, "messages": chat}),
+                None if "response_format" in self.request else schema,
+            )
         except guarded_litellm().exceptions.ContextWindowExceededError:
-            self.note("judge_context_exceeded")
+            self._count("context_exceeded")
             return None
-        if not reply.choices:
-            return ModelReply("")
-        return ModelReply(reply.choices[0].message.content or "", reply.choices[0].finish_reason == "length")
+        choice = reply.choices[0] if reply.choices else None
+        return (choice.message.content or "", choice.finish_reason == "length") if choice else ("", False)
+
+    def _count(self, name: str) -> None:
+        self.note(f"judge_{name}")
 
 
 # --- models whose answers are kept ------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ class _NoAnswerError(Exception):
 
 
 @dataclass
-class ChatModel:
+class ChatModel(Asker):
     """A model by litellm, with whatever litellm.completion takes; answers are kept in the journal: none is paid for
     twice.
     """
@@ -337,40 +337,26 @@ class ChatModel:
     notes: Counter[str]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
-    retries: int = 2
+    retries: int = field(default=2, kw_only=True)
 
-    def ask(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        read: Callable[[str], Parsed],
-        schema: Mapping[str, Any] | None,
-        seed: object,
-    ) -> Parsed | None:
-        """What `read` makes of an answer; None, and a note, where no usable one came.
-
-        `seed` tells equal questions apart that are meant to be asked more than once.
-
-        Raises:
-            SearchError: there is no server, or it refuses the key, or has no such model.
-        """
+    def _reply(self, chat: Messages, schema: Mapping[str, Any] | None, seed: object) -> tuple[str, bool] | None:
         shown = {k: v for k, v in self.kwargs.items() if k != "api_key"}
-        notes = {
-            "unusable": f"{self.name}: answers that could not be used",
-            "cut_off": f"{self.name}: answers cut off by the limit of tokens",
-            "gave_up": f"{self.name}: gave up after {self.retries + 1} answers",
+        key = fingerprint("reply", self.name, shown, chat, seed)
+        try:
+            reply = self.journal.once(key, functools.partial(self._complete, chat, schema))
+        except _NoAnswerError as error:
+            self.notes[f"{self.name}: no answer ({error})"] += 1
+            return None
+        self.spent = Spent.sum((self.spent, Spent(**reply["usage"])))
+        return reply["text"], reply["cut_off"]
+
+    def _count(self, name: str) -> None:
+        words = {
+            "unusable": "answers that could not be used",
+            "cut_off": "answers cut off by the limit of tokens",
+            "gave_up": f"gave up after {self.retries + 1} answers",
         }
-
-        def answer(chat: Messages) -> ModelReply | None:
-            key = fingerprint("reply", self.name, shown, chat, seed)
-            try:
-                reply = self.journal.once(key, functools.partial(self._complete, chat, schema))
-            except _NoAnswerError as error:
-                self.notes[f"{self.name}: no answer ({error})"] += 1
-                return None
-            self.spent = Spent.sum((self.spent, Spent(**reply["usage"])))
-            return ModelReply(reply["text"], reply["cut_off"])
-
-        return ask(answer, messages, read, self.retries, lambda name: self.notes.update([notes[name]]))
+        self.notes[f"{self.name}: {words.get(name, name.replace('_', ' '))}"] += 1
 
     def _complete(self, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any] | None) -> dict[str, Any]:
         import openai
@@ -379,7 +365,7 @@ class ChatModel:
         request = {"num_retries": 3, "timeout": 600, **self.kwargs, "model": self.name, "messages": list(messages)}
         call = functools.partial(litellm.completion, **request)
         try:
-            reply, _ = complete(call, None if "response_format" in self.kwargs else schema, 0, lambda kind: None)
+            reply = self._formatted(call, None if "response_format" in self.kwargs else schema)
         except (litellm.exceptions.AuthenticationError, litellm.exceptions.NotFoundError) as error:
             message = f"{self.name}: {printable(str(error))[:300]}"
             raise SearchError(f"{message}\nMend the model or its key, and start the same command again.") from error
@@ -458,8 +444,8 @@ def vote(
         sections.append([("patch", _shorten(finalist.patch, limit) or "(changes nothing)")])
         if finalist.evidence:
             sections[-1].append(("tests of patch", _shorten(finalist.evidence, limit)))
-    ask_voter = functools.partial(model.ask, seed=f"{seed} {voter}")
-    rows = _PATCH_RUBRIC.points(_section("task", _shorten(task, limit)), sections, rng, ask_voter)
+    head = _section("task", _shorten(task, limit))
+    rows = _PATCH_RUBRIC.points(head, sections, rng, model, f"{seed} {voter}")
     if rows is None:
         return None
     points = {finalist.key: row for finalist, row in zip(finalists, rows, strict=True)}

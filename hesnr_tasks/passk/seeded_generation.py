@@ -19,7 +19,7 @@ import logging
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from lm_eval.api.model import CacheHook
 from tqdm import tqdm
 
 from hesnr_tasks.atomic_io import Journal
-from hesnr_tasks.errors import DataError, ScoringError, SettingsError
+from hesnr_tasks.errors import ScoringError, SettingsError
 from hesnr_tasks.lm_eval_compat import attach_request_type, exit_on_command_line, running_evaluation
 from hesnr_tasks.scores.cache import scores_dir
 
@@ -118,7 +118,7 @@ def _sample_task(samples: Sequence[SampleRequest], lm: Any) -> list[str]:
     settings: dict[str, Any] = {"task": first.task, "version": first.version, "generation_kwargs": dict(first.kwargs)}
     settings |= {"seed": first.base_seed, "model": model}
     stem = answers_stem(first.folder, first.task, str(model.get("model", "model")), settings)
-    store = AnswerStore(stem, settings, int(getattr(lm, "rank", 0))) if stem else None
+    store = AnswerStore(stem, int(getattr(lm, "rank", 0))) if stem else None
     texts: dict[int, str] = {}
     with contextlib.closing(store) if store else contextlib.nullcontext():
         if store:
@@ -152,44 +152,27 @@ def _sample_task(samples: Sequence[SampleRequest], lm: Any) -> list[str]:
 # --- answers on disk --------------------------------------------------------------------------------------------------
 
 
-_ADVICE = 'remove the file, or name another folder with "answers"'
-
-
 class AnswerStore:
     """The answers of one task under one set of settings, in journals: a crash costs what was in flight.
 
     Each process writes a file of its own and reads all of them. An answer that the disk damaged is sampled again, and a
-    warning counts such. Answers of other settings are not mixed in (`SettingsError` names the setting).
+    warning counts such.
     """
 
-    def __init__(self, stem: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
+    def __init__(self, stem: Path, rank: int = 0) -> None:
         self._journal = Journal(stem.with_name(f"{stem.name}.{rank}.jsonl"))
-        self.path, self.damaged = self._journal.path, self._journal.damaged
+        self.path, damaged = self._journal.path, self._journal.damaged
         self._answers: dict[str, Any] = {}  # key → (seed, text)
-        settings = json.loads(json.dumps(settings, sort_keys=True))
         try:
-            if not self._journal.values:
-                self._journal.put({"settings": settings})
             for path in sorted(stem.parent.glob(f"{stem.name}.*.jsonl")):
-                if not path.name[len(stem.name) + 1 : -len(".jsonl")].isdecimal():  # of a task called `<stem>.more`
-                    continue
-                answers, damaged, _ = Journal.read(path)
-                stored = answers.pop("settings", None)
-                if answers and not stored:
-                    raise DataError(f"{path}: its settings are damaged; {_ADVICE}")
-                if changed := list(_changed("", stored, settings)) if stored else []:
-                    raise SettingsError(
-                        f"{path} holds answers sampled with other settings ({'; '.join(changed[:4])}); mixing them "
-                        'would give a number of neither. Name another folder with "answers", or run with the settings '
-                        "of the file."
-                    )
+                answers, lost, _ = Journal.read(path)
                 self._answers |= answers
-                self.damaged += damaged
+                damaged += lost
         except BaseException:
             self.close()
             raise
-        if self.damaged:
-            _log.warning("%s: %d kept answers are damaged (checksum) and are sampled again", stem, self.damaged)
+        if damaged:
+            _log.warning("%s: %d kept answers are damaged (checksum) and are sampled again", stem, damaged)
 
     def get(self, key: str) -> str | None:
         """The answer under `key`, or None."""
@@ -197,36 +180,26 @@ class AnswerStore:
 
     def put(self, answers: Sequence[tuple[str, int, str]]) -> None:
         """Store (key, seed, answer); when this returns they are on disk."""
-        rows = {key: (seed, text) for key, seed, text in answers}
-        self._journal.put(rows)
-        self._answers |= rows
+        self._journal.put({key: (seed, text) for key, seed, text in answers})
 
     def close(self) -> None:
         """Close the file."""
         self._journal.close()
 
 
-def _changed(name: str, old: Any, new: Any) -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _changed(f"{name}.{key}" if name else key, old.get(key), new.get(key))
-    elif old != new:
-        yield f"{name}: {old!r} there, {new!r} here"
-
-
 def answers_stem(setting: str | None, task: str, model: str, settings: Mapping[str, Any]) -> Path | None:
     """Where answers are stored: folder and beginning of the name; None: nowhere.
 
-    `setting` is a folder, which has one file a task and refuses other settings; "none"; or None: next to lm-eval's
-    --output_path, where the name carries a hash of `settings`, all that an answer depends on, so that others begin
-    another file.
+    `setting` is a folder, "none", or None: next to lm-eval's --output_path. The name carries a hash of `settings`, all
+    that an answer depends on, so that answers of others are never mixed in: they begin another file.
     """
-    short, short_model = (re.sub(r"[^0-9A-Za-z._-]+", "-", name) for name in (task, model.rstrip("/").split("/")[-1]))
-    if setting:
-        return None if setting == "none" else Path(setting) / short
     place = scores_dir(None, running_evaluation().output_path)
+    folder = Path(setting) if setting else place and place[0].parent / "answers"
+    if setting == "none" or not folder:
+        return None
+    short, short_model = (re.sub(r"[^0-9A-Za-z._-]+", "-", name) for name in (task, model.rstrip("/").split("/")[-1]))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return place and place[0].parent / "answers" / f"{short}-{short_model[:80]}-{digest}"
+    return folder / f"{short}-{short_model[:80]}-{digest}"
 
 
 # --- backends: (lm-eval's model, all samples, which are done, save) ---------------------------------------------------

@@ -77,7 +77,7 @@ def answers_of(result, name="even"):
 
 
 def rows_of(path):
-    return sorted(path.read_text().splitlines()[1:])  # but for the settings
+    return sorted(path.read_text().splitlines())
 
 
 def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, tmp_path):
@@ -120,7 +120,7 @@ def test_the_same_run_gives_the_same_answers_and_another_seed_others(model, task
 
 def test_going_on_after_a_stop_gives_the_undisturbed_answers(model, tasks, tmp_path):
     whole = evaluate(model, tasks(), passk={"answers": str(tmp_path)})
-    path = tmp_path / "even.0.jsonl"
+    (path,) = tmp_path.glob("even-*.0.jsonl")
     kept = rows_of(path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:8]) + lines[8][:20])  # as a kill leaves it
@@ -129,13 +129,14 @@ def test_going_on_after_a_stop_gives_the_undisturbed_answers(model, tasks, tmp_p
     assert rows_of(path) == kept
 
 
-def test_kept_answers_of_other_settings_or_weights_are_refused(model, tasks, tmp_path):
-    evaluate(model, tasks(), passk={"answers": str(tmp_path)}, limit=1)
-    with pytest.raises(SettingsError, match=r"generation_kwargs\.temperature: 0\.7 there, 1\.5 here"):
-        evaluate(model, tasks(), passk={"answers": str(tmp_path)}, limit=1, gen_kwargs="temperature=1.5")
+def test_kept_answers_of_other_settings_or_weights_are_not_mixed_in(model, tasks, tmp_path):
+    settings = {"passk": {"answers": str(tmp_path / "kept")}, "limit": 1}
+    first = answers_of(evaluate(model, tasks(), **settings))
     other = HFLM(tiny.llama(str(tmp_path / "other"), seed=4), device="cpu", dtype="float32", batch_size=8)
-    with pytest.raises(SettingsError, match=r"model\.weights"):
-        evaluate(other, tasks(), passk={"answers": str(tmp_path)}, limit=1)
+    assert answers_of(evaluate(model, tasks(), gen_kwargs="temperature=1.5", **settings)) != first
+    assert answers_of(evaluate(other, tasks(), **settings)) != first
+    assert answers_of(evaluate(model, tasks(), **settings)) == first
+    assert len(list((tmp_path / "kept").glob("*.jsonl"))) == 3
 
 
 GSM8K_ROWS = """
