@@ -388,8 +388,9 @@ def compare(
 def _check(metrics: Sequence[str], epsilon: float | str, k: int, resamples: int, seed: int) -> float:
     """The threshold in nats. Raises `SettingsError` for what cannot be."""
     for name in metrics:
-        if name not in METRICS:
-            raise SettingsError(f"there is no metric {name!r}; there are {', '.join(METRICS)}.{nearest(name, METRICS)}")
+        if name not in names_of("all"):
+            allowed = names_of("all")
+            raise SettingsError(f"there is no metric {name!r}; there are {', '.join(allowed)}.{nearest(name, allowed)}")
     check_resamples(resamples, seed)
     return check_epsilons([str(epsilon)], [k])[0]
 

@@ -21,6 +21,7 @@ from hesnr_tasks.analysis.frame import (
     selections,
 )
 from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
+from hesnr_tasks.analysis.pairs import named_folders, pair_table
 from hesnr_tasks.analysis.tables import (
     FORMATS,
     Question,
@@ -52,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sweep", action="store_true", help="20 thresholds from ln 2 to ln 5")
     add("--cases", nargs="?", type=int, const=5, default=0, metavar="N", help="N decision tokens near ln 2, ln 3, ln 4")
     add(
+        "--against", nargs="+", default=[], metavar="FOLDER",
+        help="scores of the same texts: a short-context pass (context benefit, LongPPL), another model (rBridge)",
+    )  # fmt: skip
+    add("--common", action="store_true", help="of --against: take the trajectories that both have, if they differ")
+    add(
         "--exploration", action="store_true", help="entropy at pivotal words, reflective and rare sentences of thoughts"
     )
     add("--tool-entropy", action="store_true", help="entropy where actions are chosen")
@@ -79,7 +85,8 @@ def analyze(args: argparse.Namespace) -> str:
     explored = (*explored, "topk_logprobs") if args.histogram else explored
     extra = tuple(dict.fromkeys([*(column for by in args.by for column in COLUMNS[by]), *explored]))
     kinds = args.kinds or (["thought"] if args.exploration else None)
-    context, note = context_for(paths, args.context)
+    beside = folders(args.against) if args.against else []
+    context, note = context_for([*paths, *beside], args.context)
     about: dict[str, Any] = {"hesnr_tasks": __version__, "resamples": args.resamples, "seed": args.seed, "runs": {}}
     tables: dict[str, Table] = {}
     notes: list[str] = []
@@ -95,6 +102,12 @@ def analyze(args: argparse.Namespace) -> str:
             if table.name != "histogram" or args.format != "text":  # people do not read histograms as numbers
                 rows = [*tables[table.name].rows, *table.rows] if table.name in tables else table.rows
                 tables[table.name] = tables.get(table.name, table)._replace(rows=rows)
+    if beside:
+        chosen = selections(ScoreStore.open(paths[0]).signature["filters"], kinds, args.filters)
+        question = Question(chosen, ks, epsilons, args.resamples, args.seed, args.min_tokens)
+        judged, others = (named_folders(side) for side in (paths, beside))
+        options: dict[str, Any] = {"context": context, "common": args.common, "run": args.run}
+        tables["pairs"] = pair_table(judged, others, question, **options)
     listed = list(tables.values())
     listed[0] = listed[0]._replace(notes=(*([note] if note else []), *listed[0].notes, *notes))
     about["context"] = context
@@ -118,6 +131,8 @@ def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     check_resamples(args.resamples, args.seed)
     if args.bins < 1 or args.cases < 0:
         raise SettingsError("--bins must be at least 1 and --cases at least 0")
+    if args.common and not args.against:
+        raise SettingsError("--common is for --against; add that")
     if args.output and not (args.exploration or args.tool_entropy):
         raise SettingsError("-o is where figures go, and only --exploration and --tool-entropy draw some here; add one")
     for name in _OF_TOOLS:

@@ -12,7 +12,7 @@ from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_
 from hesnr_tasks.analysis.tables import FORMATS, show
 from hesnr_tasks.cli.options import add_selection
 from hesnr_tasks.errors import SettingsError, nearest
-from hesnr_tasks.metrics import METRICS
+from hesnr_tasks.metrics import METRICS, names_of
 
 __all__ = ["add_arguments", "compare", "run"]
 
@@ -51,7 +51,7 @@ def compare(args: argparse.Namespace) -> str:
     check_resamples(args.resamples, args.seed)
     if not 0.5 <= args.power < 1:
         raise SettingsError("--power must be at least 0.5 and below 1")
-    ranked = [name for name, entry in METRICS.items() if entry.better]
+    ranked = [name for name in names_of("all") if METRICS[name].better]
     for name in args.metrics:
         if name not in ranked:
             raise SettingsError(f"--metrics {name!r} must be one of {', '.join(ranked)}.{nearest(name, ranked)}")

@@ -21,7 +21,7 @@ from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.pack import Pack
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
 from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions
-from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure
+from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, names_of
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import RESAMPLES, SEED, holm, paired, trajectories_needed
 
@@ -66,7 +66,7 @@ class VerdictSettings:
     @property
     def names(self) -> tuple[str, ...]:
         """All proxies, the chosen one and the baseline first."""
-        ranked = tuple(name for name, entry in METRICS.items() if entry.better and entry.denominator)
+        ranked = tuple(name for name in names_of("all") if METRICS[name].better and METRICS[name].denominator)
         chosen = ranked if "all" in self.proxies else self.proxies or PROXIES
         return tuple(dict.fromkeys((self.proxy, self.baseline, *chosen)))
 
@@ -351,8 +351,8 @@ def judge_runs(
 
 def _check_proxies(settings: VerdictSettings) -> None:
     for name in settings.names:
-        if name not in METRICS or METRICS[name].better is None:
-            allowed = [key for key, entry in METRICS.items() if entry.better]
+        allowed = [key for key in names_of("all") if METRICS[key].better]
+        if name not in allowed:
             raise SettingsError(f"proxy {name!r} must be one of {', '.join(allowed)}.{nearest(name, allowed)}")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.metrics.registry import TokenColumns, metric
+from hesnr_tasks.metrics.registry import LEAST_ENTROPY, TokenColumns, metric
 from hesnr_tasks.rendering import kind_code
 from hesnr_tasks.stats import Scale
 from hesnr_tasks.trajectory import Kind
@@ -118,12 +118,11 @@ _STATISTICS: dict[str, tuple[_TermsFunction, str, str, Scale, tuple[str, ...], s
     "confidence": (_confidence, "up", "DeepConf", Scale.POSITIVE, ("topk_logprobs",), "arXiv 2508.15260"),
     "relative_rank": (_relative_rank, "up", "relative rank", Scale.POSITIVE, ("topk_logprobs",), "arXiv 2602.01745"),
 }
-_LEAST_ENTROPY = 0.01  # nats: 1 / H is taken of no less, or a few certain tokens would be all that counts
 _WEIGHTS: dict[str, tuple[_TermsFunction, str, tuple[str, ...]]] = {
     "p": (lambda tokens: np.exp(tokens.logprob), "p", ()),
     "1mp": (lambda tokens: -np.expm1(tokens.logprob), "1 - p", ()),
     "h": (lambda tokens: tokens.entropy, "H", ()),
-    "ih": (lambda tokens: 1 / np.maximum(tokens.entropy, _LEAST_ENTROPY), "1 / max(H, 0.01)", ()),
+    "ih": (lambda tokens: 1 / np.maximum(tokens.entropy, LEAST_ENTROPY), "1 / max(H, 0.01)", ()),
     "f": (lambda tokens: tokens.frequency, "f, occurrences in the texts of the run", ("frequency",)),
     "if": (
         lambda tokens: 1 / np.asarray(tokens.frequency),

@@ -34,6 +34,7 @@ from hesnr_tasks.stats import (
 from hesnr_tasks.trajectory import Kind
 
 EPSILON = (math.log(3) + math.log(4)) / 2  # 1.2424533…: midpoint of ln 3 and ln 4, in nats
+LEAST_ENTROPY = 0.01  # nats: 1 / H is taken of no less, or a few certain tokens would be all that counts
 MIN_TOKENS = 30  # below that a mean is withheld: its relative error is some 20 % even for independent tokens
 
 FloatArray = npt.NDArray[np.float64]
@@ -55,6 +56,12 @@ class TokenColumns:
     kinds: npt.NDArray[np.uint8] | None = None  # (n,) what the token's characters are: bits of `kinds_of`
     turn: npt.NDArray[np.int32] | None = None  # (n,) of the trajectory
     trajectory: IntArray | None = None  # (n,) which one; only where these are all tokens that count, in their order
+    # of other scores of the same texts, see pairs.py
+    short_logprob: FloatArray | None = None  # (n,) ln p with the context of a short-context pass
+    hidden: FloatArray | None = None  # (n,) tokens at the beginning of the text that it hides, over its window
+    key: npt.NDArray[np.int8] | None = None  # (n,) of an evaluator: 1: key, 0: not, -1: its window hides nothing
+    teacher: FloatArray | None = None  # (n,) mean probability of the token's characters; NaN: not known of any
+    reference_decision: npt.NDArray[np.bool_] | None = None  # (n,) in the 𝓗 of a reference checkpoint
 
     @classmethod
     def of(
@@ -125,7 +132,7 @@ class Metric:
     needs: tuple[str, ...]  # optional columns of `TokenColumns`
     numerator: str
     denominator: str | None  # None for a total
-    suite: str = "core"  # "core": in every result; "proxies", "world": where they are asked for
+    suite: str = "core"  # "core": in every result; "proxies", "world", "pairs": where they are asked for
 
     @property
     def higher_is_better(self) -> bool | None:
@@ -174,7 +181,8 @@ def metric(
         average: "micro", "macro" or "total" (a plain sum, which has no error).
         needs: optional columns it reads; where they are missing the metric is NaN.
         own_denominator: the function returns (numerator, denominator); else the denominator is the number of tokens.
-        suite: "core" for every result and table; "proxies" for `hesnr_proxies`, `compare --metrics` and ladders only.
+        suite: "core" for every result and table; "proxies" for `hesnr_proxies`, `compare --metrics` and ladders only;
+            "pairs" for `analyze --against`.
 
     Raises:
         ValueError: for a name that is taken, or has other signs.
@@ -222,8 +230,13 @@ def describe_metrics() -> str:
 
 
 def names_of(suite: str = "core") -> tuple[str, ...]:
-    """The metrics of the core and of a suite, in the order of registration; "all": of every suite."""
-    return tuple(name for name, entry in METRICS.items() if suite == "all" or entry.suite in ("core", suite))
+    """The metrics of the core and of a suite, in the order of registration.
+
+    "all": of every suite that one folder of scores is enough for, which "pairs" is not.
+    """
+    if suite == "all":
+        return tuple(name for name, entry in METRICS.items() if entry.suite != "pairs")
+    return tuple(name for name, entry in METRICS.items() if entry.suite in ("core", suite))
 
 
 def unregister(name: str) -> None:

@@ -25,7 +25,6 @@ from hesnr_tasks.metrics import (
     evaluate,
     measure,
     metric,
-    names_of,
     token_bytes,
     topk_entropy,
     unregister,
@@ -61,6 +60,11 @@ def columns(logits, targets, sizes, k=10):
         kinds=np.where(sizes % 2 == 0, 2, 16).astype(np.uint8),
         turn=np.arange(len(targets), dtype=np.int32) // 3,
         trajectory=np.zeros(len(targets), dtype=np.int64),
+        short_logprob=logs[rows, targets] - 0.3 * (sizes - 4),
+        hidden=(targets % 7).astype(float),
+        key=(targets % 3 - 1).astype(np.int8),
+        teacher=np.where(targets % 11 == 0, np.nan, sizes / 10),
+        reference_decision=targets % 2 == 0,
     )
 
 
@@ -92,7 +96,7 @@ def items_of(data, name, epsilon=EPSILON):
 
 def items_of_all(data, epsilon=EPSILON):
     """What lm-eval gathers of each metric, from one pass over the tokens."""
-    sums = [TrajectorySums.of(columns(*trajectory), epsilon, metrics=names_of("all")) for trajectory in data]
+    sums = [TrajectorySums.of(columns(*trajectory), epsilon, metrics=tuple(METRICS)) for trajectory in data]
     return {name: [Item.of(f"{i:03d}", name, row) for i, row in enumerate(sums)] for name in METRICS}
 
 
@@ -107,6 +111,11 @@ def reference_tokens(data, k=10):
                 frequency=1 + int(target) % 5,
                 kind="observation" if size % 2 == 0 else "action",
                 turn=i // 3,
+                short_logprob=reference.token(row.tolist(), int(target), k)[0] - 0.3 * (int(size) - 4),
+                hidden=int(target) % 7,
+                key=int(target) % 3 - 1,
+                teacher=math.nan if target % 11 == 0 else int(size) / 10,
+                reference_decision=target % 2 == 0,
             )
             for i, (row, target, size) in enumerate(zip(*trajectory))
         ]
@@ -156,7 +165,7 @@ def test_without_tokens_a_ratio_is_nan_and_a_total_0(name):
 
 
 def test_over_fewer_tokens_than_the_floor_a_ratio_is_withheld(name):
-    data = [random_trajectory(np.random.default_rng(i), n=10) for i in range(4)]
+    data = [random_trajectory(np.random.default_rng(i), n=20) for i in range(4)]
     items = items_of(data, name, epsilon=0.5)
     tokens = sum(item.tokens for item in items)
     total = METRICS[name].denominator is None
@@ -169,7 +178,7 @@ def test_a_missing_column_makes_a_metric_nan_not_wrong(name):
     tokens = columns(*random_trajectory(np.random.default_rng(3), n=40))
     without = TokenColumns(tokens.logprob, tokens.rank, tokens.entropy)
     values = [
-        evaluate(METRICS[name], *(part.sum() for part in TrajectorySums.of(t, metrics=names_of("all")).parts(name)))
+        evaluate(METRICS[name], *(part.sum() for part in TrajectorySums.of(t, metrics=tuple(METRICS)).parts(name)))
         for t in (tokens, without)
     ]
     assert math.isnan(values[1]) == bool(METRICS[name].needs)
@@ -192,7 +201,7 @@ def test_many_settings_at_once_are_each_alone(name):
     tokens, cell = joined(data)
     epsilons = [1.9, 0.5, EPSILON]
     lines = measure(
-        cell_sums(tokens, cell, 6, epsilons, metrics=names_of("all")),
+        cell_sums(tokens, cell, 6, epsilons, metrics=tuple(METRICS)),
         np.array([1, 2, 1, 1, 0, 1]),
         [name],
         resamples=300,
@@ -216,7 +225,7 @@ def test_windows_end_where_a_trajectory_does(monkeypatch):
     monkeypatch.setattr(proxies, "_GROUP", 5)
     data = [random_trajectory(np.random.default_rng(i), n=n) for i, n in enumerate((29, 4, 0, 16))]
     tokens, cell = joined(data)
-    sums = cell_sums(tokens, cell, 4, metrics=names_of("all"))[0]
+    sums = cell_sums(tokens, cell, 4, metrics=tuple(METRICS))[0]
     expected = reference.of_trajectories(reference_tokens(data), recent=7, window=5)
     for name, value in expected.items():
         parts = (part.sum() for part in sums.parts(name))

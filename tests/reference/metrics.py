@@ -17,6 +17,11 @@ class Token(NamedTuple):
     frequency: int
     kind: str
     turn: int
+    short_logprob: float
+    hidden: float
+    key: int
+    teacher: float
+    reference_decision: bool
 
 
 def token(logits, target, k=10):
@@ -112,6 +117,32 @@ def of_trajectories(per_trajectory, recent=1000, window=2048):
     return values
 
 
+def pairs(per_trajectory, epsilon, k=10):
+    """The metrics that need other scores of the same texts."""
+    tokens = [t for ts in per_trajectory for t in ts]
+    key, beyond = [t for t in tokens if t.key == 1], [t for t in tokens if t.hidden > 0]
+    values = {"long_ppl": math.exp(_mean([-t.logprob for t in key])) if key else math.nan}
+    values["key_share"] = _mean([float(t.key == 1) for t in tokens if t.key != -1])
+    for name, low, high in (("", 0, math.inf), ("_near", 0, 1), ("_mid", 1, 4), ("_far", 4, math.inf)):
+        inside = [t for t in beyond if low < t.hidden <= high]
+        values[f"context_benefit{name}"] = _mean([-t.short_logprob - -t.logprob for t in inside])
+    values["context_benefit_share"] = _mean([float(-t.short_logprob - -t.logprob > 0) for t in beyond])
+    weighted = total = 0.0
+    for ts in per_trajectory:
+        present = [t for t in ts if not math.isnan(t.teacher)]
+        low, high = (f((t.teacher for t in present), default=0.0) for f in (min, max))
+        for t in present:
+            weight = (t.teacher - low) / (high - low) if high > low else 1.0
+            weighted, total = weighted - weight * t.logprob, total + weight
+    values["rbridge"] = weighted / total if total > 0 else math.nan
+    fixed = [t for t in tokens if t.reference_decision]
+    shared = [t for t in fixed if t.entropy > epsilon and t.rank <= k]
+    values["he_snr_fixed"] = _mean([math.exp(t.logprob) / max(t.entropy, 0.01) for t in fixed])
+    values["he_ppl_fixed"] = math.exp(_mean([-t.logprob for t in fixed])) if fixed else math.nan
+    values["he_snr_shared"] = _mean([math.exp(t.logprob) / t.entropy for t in shared])
+    return values
+
+
 def _quantile(numbers, q):
     ordered = sorted(numbers)
     place = q * (len(ordered) - 1)
@@ -156,7 +187,7 @@ def everything(per_trajectory, epsilon, k=10):
     values = metrics(tokens, epsilon, k)
     if all(len(t) > 4 for t in tokens):
         values |= proxies(tokens) | {"bpb_macro": macro_bits_per_byte(per_trajectory)}
-        values |= of_trajectories(per_trajectory)
+        values |= of_trajectories(per_trajectory) | pairs(per_trajectory, epsilon, k)
     return values
 
 
