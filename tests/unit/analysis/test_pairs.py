@@ -106,10 +106,10 @@ def test_medians_of_resamples_are_those_of_pooled_tokens(stores):
     per_text = []
     for key in whole:
 
-        class One(list):
+        class SingleText(list):
             read, text = whole.read, whole.text
 
-        own = One([key])
+        own = SingleText([key])
         per_text.append([t[0] for t in slow.context(own, short, CHOSEN.mask, WINDOW)])
     rng = np.random.default_rng(0)
     medians = [np.median(np.concatenate([per_text[i] for i in rng.integers(0, 5, 5)])) for _ in range(2000)]
