@@ -21,7 +21,7 @@ from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched
 from hesnr_tasks.analysis.frame import Frame, check_epsilons, check_resamples, context_for
 from hesnr_tasks.analysis.frame import load as load_frame
 from hesnr_tasks.backends import labelled_key, score_requests
-from hesnr_tasks.backends.base import ScoringRequest, TokenScores
+from hesnr_tasks.backends.base import Labelled, ScoringRequest, TokenScores
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import load as load_trajectories
@@ -140,10 +140,10 @@ class LabelledText:
         self, name: str, mask: np.uint64, k: int, overflow: str, *, full_vocabulary: bool, window: int | None
     ) -> ScoringRequest:
         """What a scoring backend is asked for."""
+        labelled = Labelled(self._rendered, self._codes)
         return ScoringRequest(
-            name, self._rendered, self._codes, mask, k, overflow, self.key, full_vocabulary=full_vocabulary,
-            window=window,
-        )  # fmt: skip
+            name, lambda: labelled, mask, k, overflow, self.key, full_vocabulary=full_vocabulary, window=window
+        )
 
 
 def label(
@@ -412,7 +412,7 @@ class _MemoryStore(ScoreStore):
             scores.key, "", sources, int(request.scored), self.k, len(scores.position), len(scores.labels_cut),
             scores.tokens_total,
         )  # fmt: skip
-        self._texts[scores.key] = scores, request.rendered, entry
+        self._texts[scores.key] = scores, request.read().rendered, entry
 
     def keys(self) -> list[str]:
         return sorted(self._texts)

@@ -8,7 +8,8 @@ Two kinds of callers:
   plain `OSError`, for the store to explain. A process that dies leaves at most a temporary file, which
   `remove_abandoned` deletes.
 
-A `Journal` is a file that grows: results one by one, none of which a kill loses.
+A `Journal` is a file that grows: results one by one, none of which a kill loses. A `ScratchFile` outlives nobody: it
+holds what one process does not want to hold in memory.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ import re
 import secrets
 import socket
 import stat
+import tempfile
 import threading
 import time
+import weakref
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from hesnr_tasks.bounded_io import TooLongError, lines, open_regular, parse_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
@@ -331,3 +338,77 @@ def _line(key: str, value: Any) -> bytes:
 
 def _checksum(key: str, value: Any) -> str:
     return hashlib.sha256(json.dumps([key, value], sort_keys=True).encode()).hexdigest()[:16]
+
+
+# --- scratch ----------------------------------------------------------------------------------------------------------
+
+_IN_MEMORY = 1 << 26  # bytes of a scratch file before it goes to disk
+
+
+class Place(NamedTuple):
+    """Where a record of a `ScratchFile` lies."""
+
+    start: int
+    size: int
+
+
+class ScratchFile:
+    """Records that one process writes once and reads again later, each alone: compressed, in a file without a name.
+
+    The file is in memory up to 64 MB, then in the folder for temporary files (`TMPDIR`); nothing is left of it when the
+    process ends, however it ends. Safe between threads.
+    """
+
+    def __init__(self) -> None:
+        self._file: Any = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
+        self._guard, self._size = threading.Lock(), 0
+        self._places: dict[bytes, Place] = {}
+        weakref.finalize(self, self._file.close)
+
+    def put(self, value: Any, *arrays: npt.NDArray[Any]) -> Place:
+        """Append a record; one that is there already is not written again.
+
+        Args:
+            value: what JSON can hold.
+            arrays: of numbers, with one or two axes.
+
+        Raises:
+            HesnrError: the disk takes none.
+        """
+        header = json.dumps([value, [[array.dtype.str, array.shape] for array in arrays]]).encode()
+        parts = [
+            len(header).to_bytes(8, "little"),
+            header,
+            *(np.ascontiguousarray(array).tobytes() for array in arrays),
+        ]
+        data = zlib.compress(b"".join(parts), 1)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        with self._guard:
+            if digest not in self._places:
+                try:
+                    self._file.seek(self._size)
+                    self._file.write(data)
+                    self._file.flush()
+                except OSError as error:
+                    raise HesnrError(
+                        f"cannot write into the folder for temporary files, {tempfile.gettempdir()} "
+                        f"({error.strerror}), after {self._size >> 20:,} MB.\n"
+                        "Make room there, or name another folder in the environment variable TMPDIR."
+                    ) from error
+                self._places[digest] = Place(self._size, len(data))
+                self._size += len(data)
+            return self._places[digest]
+
+    def get(self, place: Place) -> tuple[Any, list[npt.NDArray[Any]]]:
+        """The value and the arrays (read-only) of a record."""
+        with self._guard:
+            self._file.seek(place.start)
+            data = zlib.decompress(self._file.read(place.size))
+        offset = 8 + int.from_bytes(data[:8], "little")
+        value, described = json.loads(data[8:offset])
+        arrays = []
+        for dtype, shape in described:
+            array = np.frombuffer(data, np.dtype(dtype), int(np.prod(shape)), offset).reshape(shape)
+            arrays.append(array)
+            offset += array.nbytes
+        return value, arrays

@@ -213,6 +213,7 @@ class LoggedValue(float):
     and the input of the aggregation, gathered from all processes: for the first two it must be a number.
     """
 
+    __slots__ = ("payload",)
     payload: Any
 
     def __new__(cls, value: float, payload: Any) -> LoggedValue:

@@ -10,9 +10,8 @@ import hashlib
 import importlib
 import logging
 import sys
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from hesnr_tasks.alignment import Encoded, Encoder, token_labels, token_turns
+from hesnr_tasks.atomic_io import Place, ScratchFile
 from hesnr_tasks.backends.base import (
     Backend,
     ScoringRequest,
@@ -31,6 +31,7 @@ from hesnr_tasks.backends.base import (
 )
 from hesnr_tasks.backends.identity import tokenizer_of
 from hesnr_tasks.errors import ScoringError, printable
+from hesnr_tasks.rendering import Rendered
 
 __all__ = [
     "BACKENDS",
@@ -40,6 +41,7 @@ __all__ = [
     "backend_for",
     "check_tokenizer",
     "describe_run",
+    "iterate_scores",
     "labelled_key",
     "refuse_non_finite",
     "refuse_unscorable",
@@ -125,7 +127,7 @@ class RequestCache(Protocol):
     def get(self, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> TokenScores | None:
         """The scores of a request, if all it wants is there."""
 
-    def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
+    def put(self, scores: TokenScores, request: ScoringRequest, rendered: Rendered, ids: npt.NDArray[np.int32]) -> None:
         """Save the scores of a request."""
 
     def save_token_bytes(self, token_bytes: Callable[[], Sequence[bytes | None]]) -> None:
@@ -133,9 +135,10 @@ class RequestCache(Protocol):
 
 
 class TokenisedRequest(NamedTuple):
-    """A request, its tokens, and those of them that are scored."""
+    """A request, its text and tokens, and those of them that are scored."""
 
     request: ScoringRequest
+    rendered: Rendered
     encoded: Encoded
     labels: npt.NDArray[np.uint64]
     targets: npt.NDArray[np.int64]  # all positions to score
@@ -147,6 +150,16 @@ class TokenisedRequest(NamedTuple):
         """Of the request."""
         return self.request.key
 
+    @property
+    def lost(self) -> int:
+        """Characters that the tokenizer cannot represent."""
+        return self.encoded.lost
+
+    @property
+    def characters(self) -> int:
+        """Of the text."""
+        return len(self.rendered.text)
+
     def sequence(self, max_length: int) -> TokenSequence:
         """What the model reads: the tokens up to the last one that is scored."""
         targets, request = self.targets[: self.n_fitting].astype(np.int32), self.request
@@ -156,47 +169,65 @@ class TokenisedRequest(NamedTuple):
 
 
 def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: RequestCache | None = None) -> list[TokenScores]:
-    """Score every request, with one forward pass over each distinct text.
+    """`iterate_scores`, all of them, in the order of the requests."""
+    scores = {index: scores for index, scores, _ in iterate_scores(lm, requests, cache)}
+    return [scores[index] for index in range(len(requests))]
+
+
+def iterate_scores(
+    lm: Any, requests: Sequence[ScoringRequest], cache: RequestCache | None = None
+) -> Iterator[tuple[int, TokenScores, Rendered]]:
+    """Score every request, with one forward pass over each distinct text; memory holds a few texts at a time.
+
+    Every text is read and tokenised before the first is scored, so that what cannot be scored is an error at once.
 
     Args:
         lm: lm-eval's model.
         requests: of all tasks of a run.
         cache: what it has is not scored again; what it lacks is saved there as it finishes.
 
-    Returns:
-        The scores, in the order of the requests.
+    Yields:
+        The index of a request, its scores and its text, as texts finish: not in the order of the requests.
 
     Raises:
         ScoringError: the model, its tokenizer or the context does not allow the numbers.
     """
     backend, is_first = backend_for(lm), int(getattr(lm, "rank", 0) or 0) == 0
     encoder = Encoder(backend.tokenizer, backend.bos)
+    window = _window(requests, backend.max_length, len(encoder.prefix))
+    stored = _StoredTexts(backend.max_length, window, len(encoder.prefix))
     full_vocabulary = backend.full_vocabulary and any(request.full_vocabulary for request in requests)
-    merged = [replace(request, full_vocabulary=full_vocabulary) for request in _merged(requests)]
-    texts = [tokenise(request, encoder, backend.max_length) for request in merged]
+    groups: dict[str, list[int]] = {}  # requests of one text
+    for index, request in enumerate(requests):
+        groups.setdefault(request.key, []).append(index)
+    for indices in groups.values():
+        own = [requests[index] for index in indices]
+        merged = replace(_merged(own), full_vocabulary=full_vocabulary)
+        stored.put(tokenise(merged, encoder, backend.max_length), {int(request.mask) for request in own})
+    texts = stored.texts
     check_tokenizer(texts, backend)
     _check_context(requests, texts, backend.max_length)
-    window = _window(requests, backend.max_length, len(encoder.prefix))
     run = describe_run(backend, encoder) | ({} if window is None else {"window": window})
-    k = max((text.request.k for text in texts), default=0)
-    scores: dict[str, TokenScores] = {}
+    k, done = max((text.request.k for text in texts), default=0), set[str]()
     if cache is not None and texts:
         canary = backend.canary()
         run |= {"canary": canary} if canary else {}
         k = cache.open(run, k, texts[0].request.overflow, backend.gather, is_first)
         cache.save_token_bytes(encoder.token_bytes)
         for text in texts:
-            cached = cache.get(text.request, text.encoded.ids)
-            if cached is not None:
-                scores[text.key] = replace(cached, run=run)  # the model may have moved since
-        if scores and is_first:
-            _log.info("%d of %d trajectories were scored before and are not read again", len(scores), len(texts))
-    prefix = len(encoder.prefix)
-    for text, computed in _compute(backend, texts, k, set(scores), window, prefix, show_progress=is_first):
-        scores[text.key] = _token_scores(text, computed, run)
+            scores = cache.get(text.request, stored.tokens(text).ids)
+            if scores is not None:
+                done.add(text.key)
+                scores, rendered = replace(scores, run=run), text.request.read().rendered  # the model may have moved
+                yield from ((index, scores, rendered) for index in groups[text.key])
+        if done and is_first:
+            _log.info("%d of %d trajectories were scored before and are not read again", len(done), len(texts))
+    for text, computed in _compute(backend, stored, k, done, show_progress=is_first):
+        rendered, tokens = text.request.read().rendered, stored.tokens(text)
+        scores = _token_scores(text, tokens, computed, run)
         if cache is not None:
-            cache.put(scores[text.key], text.request, text.encoded.ids)
-    return [scores[request.key] for request in requests]
+            cache.put(scores, text.request, rendered, tokens.ids)
+        yield from ((index, scores, rendered) for index in groups[text.key])
 
 
 def _window(requests: Sequence[ScoringRequest], max_length: int, prefix: int) -> int | None:
@@ -231,22 +262,22 @@ def labelled_key(request_text: str, codes: npt.NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-def _merged(requests: Sequence[ScoringRequest]) -> list[ScoringRequest]:
-    """One request for each distinct text."""
-    merged: dict[str, ScoringRequest] = {}
+def _merged(requests: Sequence[ScoringRequest]) -> ScoringRequest:
+    """One request for all of one text."""
+    merged = requests[0]
     for request in requests:
-        other = merged.setdefault(request.key, request)
-        if other.overflow != request.overflow:
+        if merged.overflow != request.overflow:
             raise ScoringError("tasks of one run must share one overflow policy; give it once, in --metadata")
-        mask, extra_mask = other.mask | request.mask, other.extra_mask | request.extra_mask
-        merged[request.key] = replace(other, mask=mask, extra_mask=extra_mask, k=max(other.k, request.k))
-    return list(merged.values())
+        mask, extra_mask = merged.mask | request.mask, merged.extra_mask | request.extra_mask
+        merged = replace(merged, mask=mask, extra_mask=extra_mask, k=max(merged.k, request.k))
+    return merged
 
 
 def tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> TokenisedRequest:
     """The tokens of a request; `ScoringError` where `max_length` truncates it and its overflow is "error"."""
-    encoded = encoder.encode(request.rendered)
-    labels = token_labels(encoded, request.codes)
+    rendered, codes = request.read()
+    encoded = encoder.encode(rendered)
+    labels = token_labels(encoded, codes)
     targets = np.flatnonzero((labels & request.scored) != 0)
     targets = targets[targets > 0]  # nothing precedes the first token
     n_fitting = int(np.searchsorted(targets, max_length))
@@ -256,10 +287,10 @@ def tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> Toke
             f"trajectory {request.name!r} has {len(encoded.ids)} tokens, the model reads {max_length} (--model_args "
             "max_length=…); set overflow to 'right' to score the part that fits or 'skip' to leave it out"
         )
-    return TokenisedRequest(request, encoded, labels, targets, n_fitting, n_truncated)
+    return TokenisedRequest(request, rendered, encoded, labels, targets, n_fitting, n_truncated)
 
 
-def check_tokenizer(texts: Sequence[TokenisedRequest], backend: Backend) -> None:
+def check_tokenizer(texts: Sequence[TokenisedRequest] | Sequence[_StoredText], backend: Backend) -> None:
     """Refuse a tokenizer that cannot represent the texts; warn of few such characters, and of truncated texts."""
     if n_long := sum(text.n_truncated > 0 for text in texts):
         _log.warning(
@@ -267,11 +298,11 @@ def check_tokenizer(texts: Sequence[TokenisedRequest], backend: Backend) -> None
             "and each task tells the share of its tokens that was. Raise max_length in --model_args if the model can "
             "read more.", n_long, len(texts), backend.max_length,
         )  # fmt: skip
-    lossy = [text for text in texts if text.encoded.lost]
+    lossy = [text for text in texts if text.lost]
     if not lossy:
         return
-    lost, first = sum(text.encoded.lost for text in lossy), lossy[0].request.name
-    characters = sum(len(text.request.rendered.text) for text in texts)
+    lost, first = sum(text.lost for text in lossy), lossy[0].request.name
+    characters = sum(text.characters for text in texts)
     if lost > 0.05 * characters:
         raise ScoringError(
             f"the tokenizer {type(backend.tokenizer).__name__} cannot represent {lost} of {characters} "
@@ -284,19 +315,12 @@ def check_tokenizer(texts: Sequence[TokenisedRequest], backend: Backend) -> None
     )  # fmt: skip
 
 
-def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[TokenisedRequest], max_length: int) -> None:
+def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_StoredText], max_length: int) -> None:
     """Refuse a task of which the context leaves nothing, rather than print an empty table."""
-    by_key = {text.key: text for text in texts}
-
-    def is_lost(request: ScoringRequest) -> bool:
-        text = by_key[request.key]
-        counts = (text.labels[text.targets] & request.mask) != 0
-        truncated = counts[text.n_fitting :].any()
-        return bool(truncated and (request.overflow == "skip" or not counts[: text.n_fitting].any()))
-
+    lost = {text.key: text.lost_masks for text in texts}
     for mask in {int(request.mask) for request in requests}:
         own = [request for request in requests if request.mask == mask]
-        if all(map(is_lost, own)):
+        if all(mask in lost[request.key] for request in own):
             raise ScoringError(
                 f"every trajectory is longer than the model's context of {max_length} tokens, and "
                 f"{'overflow=skip leaves such out' if own[0].overflow == 'skip' else 'no token that counts fits'}. "
@@ -304,39 +328,127 @@ def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[Tokenised
             )
 
 
+# --- texts that wait --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredText:
+    """What memory holds of a tokenised text."""
+
+    request: ScoringRequest  # of all tasks together
+    place: Place  # of its `_Tokens`
+    tokens_total: int
+    lengths: tuple[int, ...]  # of its sequences: one, or as many as the short-context pass has chunks; none: no target
+    n_truncated: int
+    lost: int
+    characters: int
+    lost_masks: frozenset[int]  # of the requests of which the context leaves nothing
+
+    @property
+    def key(self) -> str:
+        return self.request.key
+
+
+class _Tokens(NamedTuple):
+    """The tokens of a text; and of those that are scored, what `TokenScores` has beside the scores."""
+
+    ids: npt.NDArray[np.int32]
+    position: npt.NDArray[np.int32]
+    label: npt.NDArray[np.uint64]
+    turn: npt.NDArray[np.int32]
+    char_start: npt.NDArray[np.int32]
+    char_end: npt.NDArray[np.int32]
+    labels_cut: npt.NDArray[np.uint64]
+
+
+class _StoredTexts(Sequence[TokenSequence]):
+    """Tokenised texts in a scratch file; as a sequence, what a backend scores, each read when it is asked for."""
+
+    def __init__(self, max_length: int, window: int | None, prefix: int) -> None:
+        self.texts: list[_StoredText] = []
+        self.owner: list[tuple[int, int]] = []  # of each sequence: the text, and which of its sequences it is
+        self._scratch = ScratchFile()
+        self._max_length, self._window, self._prefix = max_length, window, prefix
+
+    def put(self, text: TokenisedRequest, masks: Collection[int]) -> None:
+        """Store a text; `masks`: of the requests that it is for."""
+        fitting, beyond = np.split(text.targets, [text.n_fitting])
+
+        def is_lost(mask: int) -> bool:
+            truncated, fits = ((text.labels[part] & np.uint64(mask)).any() for part in (beyond, fitting))
+            return bool(truncated and (text.request.overflow == "skip" or not fits))
+
+        encoded, turns = text.encoded, token_turns(text.encoded, text.rendered)
+        spans = encoded.start[fitting], encoded.end[fitting]
+        columns = text.labels[fitting], turns[fitting], *spans, text.labels[beyond]
+        lengths = tuple(len(part.ids) for part in self._parts(text.sequence(self._max_length)))
+        self.owner += [(len(self.texts), part) for part in range(len(lengths))]
+        stored = _StoredText(
+            request=text.request,
+            place=self._scratch.put(None, *_Tokens(encoded.ids, fitting.astype(np.int32), *columns)),
+            tokens_total=len(encoded.ids),
+            lengths=lengths,
+            n_truncated=text.n_truncated,
+            lost=text.lost,
+            characters=text.characters,
+            lost_masks=frozenset(filter(is_lost, masks)),
+        )
+        self.texts.append(stored)
+
+    def tokens(self, text: _StoredText) -> _Tokens:
+        """The tokens of a text."""
+        return _Tokens(*self._scratch.get(text.place)[1])
+
+    def _parts(self, whole: TokenSequence) -> list[TokenSequence]:
+        """The sequences of a text."""
+        if not len(whole.targets):
+            return []
+        return [whole] if self._window is None else list(_chunks(whole, self._window, self._prefix))
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number, part = self.owner[index]
+        text = self.texts[number]
+        tokens, request = self.tokens(text), text.request
+        ids, length = tokens.ids[: int(tokens.position[-1]) + 1], min(text.tokens_total, self._max_length)
+        return self._parts(TokenSequence(request.name, ids, tokens.position, length, request.full_vocabulary))[part]
+
+    def put_scores(self, scores: SequenceScores) -> Place:
+        """Set scores of one part of a text aside."""
+        return self._scratch.put(None, *(column for column in scores if column is not None))
+
+    def scores(self, place: Place) -> SequenceScores:
+        """Scores that were set aside."""
+        return SequenceScores(*self._scratch.get(place)[1])
+
+
 def _compute(
-    backend: Backend,
-    texts: Sequence[TokenisedRequest],
-    k: int,
-    done: Collection[str],
-    window: int | None,
-    prefix: int,
-    *,
-    show_progress: bool,
-) -> Iterator[tuple[TokenisedRequest, SequenceScores]]:
+    backend: Backend, stored: _StoredTexts, k: int, done: Collection[str], *, show_progress: bool
+) -> Iterator[tuple[_StoredText, SequenceScores]]:
     """Scores of the texts that are not `done`, as they finish."""
-    todo = [text for text in texts if text.n_fitting]
-    sequences: list[TokenSequence] = []
-    owner: list[int] = []  # the text of each sequence
-    for number, text in enumerate(todo):
-        whole = text.sequence(backend.max_length)
-        chunks = [whole] if window is None else list(_chunks(whole, window, prefix))
-        sequences += chunks
-        owner += [number] * len(chunks)
-    skip = {index for index, number in enumerate(owner) if todo[number].key in done}
-    total = sum(len(sequence.ids) for index, sequence in enumerate(sequences) if index not in skip)
-    parts: dict[int, dict[int, SequenceScores]] = {}  # of texts whose chunks are not all scored yet
-    wanted = Counter(owner)
+    texts = stored.texts
+    skip = {index for index, (number, _) in enumerate(stored.owner) if texts[number].key in done}
+    total = sum(texts[number].lengths[part] for number, part in stored.owner if texts[number].key not in done)
+    aside: dict[int, dict[int, Place]] = {}  # of texts whose parts are not all scored yet
     with _progress_bar(total, show=show_progress) as bar:
-        for index, scores in backend.score(sequences, k, bar.update, skip):
-            bar.set_postfix_str(printable(sequences[index].name[:40]), refresh=False)
-            refuse_non_finite(sequences[index], scores)
-            of_text = parts.setdefault(owner[index], {})
-            of_text[index] = scores
-            if len(of_text) == wanted[owner[index]]:
-                del parts[owner[index]]
-                yield todo[owner[index]], SequenceScores.concat([of_text[i] for i in sorted(of_text)])
-    yield from ((text, SequenceScores.empty(k)) for text in texts if not text.n_fitting and text.key not in done)
+        for index, scores in backend.score(stored, k, bar.update, skip):
+            number, part = stored.owner[index]
+            text = texts[number]
+            bar.set_postfix_str(printable(text.request.name[:40]), refresh=False)
+            refuse_non_finite(stored[index], scores)
+            if len(text.lengths) > 1:
+                parts = aside.setdefault(number, {})
+                parts[part] = stored.put_scores(scores)
+                if len(parts) < len(text.lengths):
+                    continue
+                del aside[number]
+                scores = SequenceScores.concat([stored.scores(parts[i]) for i in sorted(parts)])
+            yield text, scores
+    yield from ((text, SequenceScores.empty(k)) for text in texts if not text.lengths and text.key not in done)
 
 
 def _chunks(sequence: TokenSequence, window: int, prefix: int) -> Iterator[TokenSequence]:
@@ -372,20 +484,11 @@ class _LogFile:
         """A log has no buffer here."""
 
 
-def _token_scores(text: TokenisedRequest, scores: SequenceScores, run: Mapping[str, Any]) -> TokenScores:
-    position, encoded = text.targets[: text.n_fitting], text.encoded
+def _token_scores(text: _StoredText, tokens: _Tokens, scores: SequenceScores, run: Mapping[str, Any]) -> TokenScores:
+    columns = tokens._asdict()
+    ids = columns.pop("ids")
     return TokenScores(
-        key=text.key,
-        position=position.astype(np.int32),
-        token_id=encoded.ids[position],
-        turn=token_turns(encoded, text.request.rendered)[position],
-        label=text.labels[position],
-        char_start=encoded.start[position],
-        char_end=encoded.end[position],
-        scores=scores,
-        tokens_total=len(encoded.ids),
-        labels_cut=text.labels[text.targets[text.n_fitting :]],
-        run=run,
+        key=text.key, token_id=ids[tokens.position], scores=scores, tokens_total=text.tokens_total, run=run, **columns
     )
 
 

@@ -15,6 +15,7 @@ from hesnr_tasks.rendering import Rendered
 __all__ = [
     "OVERFLOW",
     "Backend",
+    "Labelled",
     "ScoringRequest",
     "SequenceScores",
     "TokenScores",
@@ -28,13 +29,19 @@ OVERFLOW = ("right", "error", "skip")
 _NO_LABELS = np.uint64(0)
 
 
+class Labelled(NamedTuple):
+    """A rendered text, and the label code of each of its characters (rendering.py)."""
+
+    rendered: Rendered
+    codes: npt.NDArray[np.uint8]  # (characters,)
+
+
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
     """One text and the tokens of it that a task wants. Requests with equal keys are scored in one forward pass."""
 
     name: str  # trajectory id, for messages
-    rendered: Rendered
-    codes: npt.NDArray[np.uint8]  # (characters,) label codes, see rendering.py
+    read: Callable[[], Labelled]  # the text, which need not be in memory: there can be tens of thousands
     mask: np.uint64  # labels that the task wants (labels.label_mask)
     k: int
     overflow: str  # beyond the context: "right" (score what fits), "error", "skip" (the task leaves the text out)
@@ -184,7 +191,8 @@ class Backend(ABC):
 
         Args:
             sequences: all texts of the run, so that batches and shared prefixes, and with them the last bits of the
-                numbers, do not depend on what an earlier run finished.
+                numbers, do not depend on what an earlier run finished. Each access may read one from the disk: hold
+                few at a time.
             k: candidates per token.
             progress: called with numbers of tokens; they sum to the tokens of the sequences scored.
             skip: indices not to score.

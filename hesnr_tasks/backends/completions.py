@@ -618,7 +618,8 @@ class CompletionsBackend(Backend):
         self, sequences: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, SequenceScores]]:
         """See `Backend.score`; the longest first, several at a time."""
-        order = sorted(set(range(len(sequences))) - set(skip), key=lambda i: -len(sequences[i].ids))
+        lengths = {index: len(text.ids) for index, text in enumerate(sequences) if index not in skip}
+        order = sorted(lengths, key=lambda index: -lengths[index])
         if not order:
             return
         ids = sequences[order[-1]].ids[:_PROBE]
@@ -630,7 +631,7 @@ class CompletionsBackend(Backend):
                 order, lambda i: self._score_text(form, sequences[i], k), self._lm._concurrent
             ):
                 yield index, scores
-                progress(len(sequences[index].ids))
+                progress(lengths[index])
         finally:
             self._server.stop.set()
 

@@ -93,12 +93,13 @@ class SGLangBackend(Backend):
     ) -> Iterator[tuple[int, SequenceScores]]:
         """See `Backend.score`."""
         for batch in batches_of_tokens(sequences, skip, _BATCH_TOKENS):
-            requests = [_request(sequences[i], k, self._vocabulary) for i in batch]
+            texts = [sequences[index] for index in batch]
+            requests = [_request(text, k, self._vocabulary) for text in texts]
             columns = {name: [request[name] for request in requests] for name in requests[0]}
-            names = sequences[batch[0]].name + (f" and {len(batch) - 1} others" if len(batch) > 1 else "")
+            names = texts[0].name + (f" and {len(batch) - 1} others" if len(batch) > 1 else "")
             try:
                 answers = self._lm.model.generate(
-                    input_ids=[sequences[i].ids.tolist() for i in batch],
+                    input_ids=[text.ids.tolist() for text in texts],
                     sampling_params=[{"max_new_tokens": 1, "temperature": 0} for _ in batch],
                     **columns,
                 )
@@ -110,15 +111,15 @@ class SGLangBackend(Backend):
                 ) from error
             if not isinstance(answers, list) or len(answers) != len(batch):
                 raise ScoringError(f"SGLang did not answer each of the {len(batch)} texts of one call ({names})")
-            for index, answer in zip(batch, answers, strict=True):
+            for index, text, answer in zip(batch, texts, answers, strict=True):
                 try:
-                    scores = scores_of(sequences[index], answer, k, "SGLang", self._vocabulary, len(self.tokenizer) - 1)
+                    scores = scores_of(text, answer, k, "SGLang", self._vocabulary, len(self.tokenizer) - 1)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ScoringError(
-                        f"SGLang's answer for trajectory {sequences[index].name!r} cannot be used: {error}"
+                        f"SGLang's answer for trajectory {text.name!r} cannot be used: {error}"
                     ) from error
                 yield index, scores
-                progress(len(sequences[index].ids))
+                progress(len(text.ids))
 
 
 class SGLangServerBackend(CompletionsBackend):

@@ -107,9 +107,10 @@ class VLLMBackend(Backend):
         for batch in batches_of_tokens(
             sequences, skip, _BATCH_TOKENS_REPLICAS if self._replicas > 1 else _BATCH_TOKENS
         ):
-            for index, answer in zip(batch, self._generate([sequences[i] for i in batch], k), strict=True):
-                yield index, _scores(sequences[index], answer, k, vocabulary)
-                progress(len(sequences[index].ids))
+            texts = [sequences[index] for index in batch]
+            for index, text, answer in zip(batch, texts, self._generate(texts, k), strict=True):
+                yield index, _scores(text, answer, k, vocabulary)
+                progress(len(text.ids))
 
     def _generate(self, batch: Sequence[TokenSequence], k: int) -> list[Any]:
         batch_size, self._lm.batch_size = self._lm.batch_size, 1  # "auto" would draw vLLM's own progress bars

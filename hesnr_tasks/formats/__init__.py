@@ -429,7 +429,8 @@ def load(
     sample_seed: int = 0,
     on_error: str = "fail",
     report: ReadReport | None = None,
-) -> list[Trajectory]:
+    keep: Callable[[Trajectory], Any] = lambda trajectory: trajectory,
+) -> list[Any]:
     """The trajectories of `source` for a task; what was skipped or odd is logged as warnings.
 
     Args:
@@ -438,6 +439,7 @@ def load(
         limit: at most so many, the first.
         sample: of these, a `seeded_subset` of so many, without holding more than that in memory.
         report: filled with what was read; then nothing is logged.
+        keep: what is held and returned of each trajectory (default: all of it).
 
     Raises:
         DataError: nothing is left, or as in `read_trajectories`.
@@ -453,7 +455,10 @@ def load(
                 yield trajectory
 
     first = itertools.islice(counted(), limit)
-    loaded = list(first) if sample is None else seeded_subset(first, sample, sample_seed, key=trajectory_identity)
+    if sample is None:
+        loaded = [keep(trajectory) for trajectory in first]
+    else:
+        loaded = seeded_subset(first, sample, sample_seed, key=trajectory_identity, keep=keep)
     for line in [] if quiet else report.lines():
         _LOG.warning("%s: %s", source_label(source), line)
     if not loaded:
@@ -461,8 +466,10 @@ def load(
     return loaded
 
 
-def seeded_subset(items: Iterable[T], n: int, seed: int, *, key: Callable[[T], str]) -> list[T]:
-    """The `n` items of the lowest ranks, in the order of ranks; holds `n` items at a time.
+def seeded_subset(
+    items: Iterable[T], n: int, seed: int, *, key: Callable[[T], str], keep: Callable[[T], Any] = lambda item: item
+) -> list[Any]:
+    """The `n` items of the lowest ranks, in the order of ranks; holds `n` of them, or of what `keep` makes of them.
 
     A rank is a hash of the seed and the identity `key` gives, so neither the order of files nor new rows reshuffle the
     subset: a new item joins only if its rank is among the lowest, and a smaller subset is the beginning of a larger.
@@ -473,10 +480,15 @@ def seeded_subset(items: Iterable[T], n: int, seed: int, *, key: Callable[[T], s
     if n < 1:
         raise SettingsError(f"a sample must have at least 1 item, not {n}")
 
-    def rank(item: T) -> bytes:
-        return hashlib.sha256(f"{seed}\n{key(item)}".encode(errors="surrogatepass")).digest()
-
-    return heapq.nsmallest(n, items, key=rank)
+    lowest: list[tuple[int, int, Any]] = []  # a heap, the highest rank first; of equal ranks the earlier item stays
+    for number, item in enumerate(items):
+        digest = hashlib.sha256(f"{seed}\n{key(item)}".encode(errors="surrogatepass")).digest()
+        place = -int.from_bytes(digest, "big"), -number
+        if len(lowest) < n:
+            heapq.heappush(lowest, (*place, keep(item)))
+        elif place > lowest[0][:2]:
+            heapq.heapreplace(lowest, (*place, keep(item)))
+    return [kept for *_, kept in sorted(lowest, key=lambda entry: entry[:2], reverse=True)]
 
 
 def trajectory_identity(trajectory: Trajectory) -> str:

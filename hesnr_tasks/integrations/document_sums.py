@@ -26,7 +26,7 @@ from hesnr_tasks.backends import (
     refuse_non_finite,
     tokenise,
 )
-from hesnr_tasks.backends.base import Backend, ScoringRequest, SequenceScores
+from hesnr_tasks.backends.base import Backend, Labelled, ScoringRequest, SequenceScores
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport, read_by_source, trajectory_identity
@@ -179,7 +179,7 @@ class _Scorer:
     def rows(self, window: Sequence[Document], progress: Callable[[int], None]) -> list[dict[str, Any]]:
         """The documents of a window, scored, in order."""
         texts = [self._tokenised(document.trajectory) for document in window]
-        lost, characters = sum(t.encoded.lost for t in texts), sum(len(t.request.rendered.text) for t in texts)
+        lost, characters = sum(t.lost for t in texts), sum(t.characters for t in texts)
         if lost > 0.05 * characters:
             raise ScoringError(
                 f"the tokenizer {type(self._backend.tokenizer).__name__} cannot represent {lost} of {characters} "
@@ -195,15 +195,15 @@ class _Scorer:
     def _tokenised(self, trajectory: Trajectory) -> TokenisedRequest:
         settings = self._settings
         rendered = render(trajectory, settings.render, self._native)
-        codes = char_codes(rendered)
-        key = labelled_key(rendered.text, codes)[:32]
-        request = ScoringRequest(trajectory.id, rendered, codes, self._mask, settings.k, settings.overflow, key)
+        labelled = Labelled(rendered, char_codes(rendered))
+        key = labelled_key(rendered.text, labelled.codes)[:32]
+        request = ScoringRequest(trajectory.id, lambda: labelled, self._mask, settings.k, settings.overflow, key)
         text = tokenise(request, self._encoder, self._backend.max_length)
         return text._replace(n_fitting=0) if text.n_truncated and settings.overflow == "skip" else text
 
     def _row(self, document: Document, text: TokenisedRequest, scores: SequenceScores) -> dict[str, Any]:
         encoded, targets = text.encoded, text.targets[: text.n_fitting]
-        n_bytes = token_bytes(text.request.rendered.text, encoded.start[targets], encoded.end[targets])
+        n_bytes = token_bytes(text.rendered.text, encoded.start[targets], encoded.end[targets])
         columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, self._settings.k, n_bytes)
         sums = TrajectorySums.of(columns, self._settings.epsilon, self._settings.k, _METRICS)
 

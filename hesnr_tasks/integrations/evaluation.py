@@ -300,11 +300,11 @@ def prepare(settings: TaskSettings, backend: Backend) -> EvaluationTexts:
     mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
     native = native_template(backend.tokenizer, settings) if settings.render == "native" else None
     texts: list[TokenisedRequest] = []
-    for index, trajectory in enumerate(corpus.trajectories):
-        rendered, codes, key = corpus.labelled(index, settings.render, native)
-        request = ScoringRequest(trajectory.id, rendered, codes, mask, settings.k, settings.overflow, key)
+    for index, document in enumerate(corpus.documents):
+        stored = corpus.labelled(index, settings.render, native)
+        request = ScoringRequest(document.id, stored.read, mask, settings.k, settings.overflow, stored.key)
         texts.append(tokenise(request, encoder, backend.max_length))
-    if native and (dropped := native.dropped_text([p for text in texts if (p := text.request.rendered.passed)])):
+    if native and (dropped := native.dropped_text([p for text in texts if (p := text.rendered.passed)])):
         _log.warning("%s", dropped)
     check_tokenizer(texts, backend)
     skipped = [text for text in texts if text.n_truncated and settings.overflow == "skip"]
@@ -409,7 +409,7 @@ class Evaluator:
                 problem = problem or str(error)
                 continue
             encoded, targets = text.encoded, sequence.targets
-            n_bytes = token_bytes(text.request.rendered.text, encoded.start[targets], encoded.end[targets])
+            n_bytes = token_bytes(text.rendered.text, encoded.start[targets], encoded.end[targets])
             columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, k, n_bytes)
             sums[index] = TrajectorySums.of(columns, epsilon, k)
         if problem:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
+from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.scores import ScoreStore, Source, Text, Wanted, scoring_signature
 from hesnr_tasks.scores.runs import add_run
 from hesnr_tasks.scores.schema import OPTIONAL
@@ -94,10 +95,10 @@ class ScoreCache:
         wanted = scores.scores.take(scores.selected(request.scored)).padded()
         return None if any(np.isnan(getattr(wanted, name)).any() for name in OPTIONAL) else scores
 
-    def put(self, scores: TokenScores, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> None:
+    def put(self, scores: TokenScores, request: ScoringRequest, rendered: Rendered, ids: npt.NDArray[np.int32]) -> None:
         """Write the scores of a request; afterwards they are there whatever happens. `ids`: all ids of the text."""
         sources = self._sources[request.key]
-        self.store.write(scores, text=Text(request.rendered, ids), mask=request.scored, sources=sources)
+        self.store.write(scores, text=Text(rendered, ids), mask=request.scored, sources=sources)
 
     def save_token_bytes(self, token_bytes: Callable[[], Sequence[bytes | None]]) -> None:
         """Save the bytes of each token id, once."""

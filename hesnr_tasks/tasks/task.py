@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from lm_eval.api.task import Task
 
-from hesnr_tasks.backends import REQUEST_TYPE, refuse_unscorable, score_requests
+from hesnr_tasks.backends import REQUEST_TYPE, iterate_scores, refuse_unscorable
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import SettingsError
@@ -49,21 +50,42 @@ from hesnr_tasks.scores.schema import OPTIONAL
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, describe, native_template, signature
 
-__all__ = ["HesnrTask", "topk_loglikelihood"]
+__all__ = ["DocumentValues", "HesnrTask", "topk_loglikelihood"]
 
 _log = logging.getLogger("hesnr_tasks")
 
 
 @exit_on_command_line
-def topk_loglikelihood(lm: Any, requests: list[OpaqueInstance], **_: Any) -> list[TokenScores]:
-    """Answer lm-eval's requests of our type, in their order, from one forward pass per distinct text."""
+def topk_loglikelihood(lm: Any, requests: list[OpaqueInstance], **_: Any) -> list[DocumentValues]:
+    """Answer lm-eval's requests of our type, in their order, from one forward pass per distinct text.
+
+    lm-eval holds all answers of a run, so token scores become a document's values as soon as its text is scored.
+    """
     if getattr(getattr(lm, "cache_hook", None), "dbdict", None) is not None:
         _log.warning("--use_cache does not cover %s requests: they are computed again", REQUEST_TYPE)
     cache = ScoreCache.of([request.arguments[2] for request in requests], running_evaluation().output_path)
-    return score_requests(lm, [request.arguments[1] for request in requests], cache)
+    values: dict[int, DocumentValues] = {}
+    for index, scores, rendered in iterate_scores(lm, [request.arguments[1] for request in requests], cache):
+        values[index] = requests[index].arguments[3](scores, rendered)
+    return [values[index] for index in range(len(requests))]
 
 
 attach_request_type(REQUEST_TYPE, topk_loglikelihood)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentValues:
+    """One document's part in every metric of a task, in the order in which lm-eval wants them."""
+
+    values: Mapping[str, LoggedValue]
+    run: Mapping[str, Any]  # `TokenScores.run`
+    text: str  # what lm-eval writes into its sample log
+
+    def __str__(self) -> str:
+        """Short."""
+        return self.text
+
+    __repr__ = __str__
 
 
 class HesnrTask(Task):
@@ -93,7 +115,7 @@ class HesnrTask(Task):
         self._extra_mask = label_mask(kinds_kept, (), tuple(FILTERS))
         self._rendering = self.settings.render
         self._ids: dict[str, str] = {}  # of texts, by hash
-        self._texts: dict[str, Rendered] = {}  # by hash
+        self._data = self.settings.data()
         self._run: Mapping[str, Any] = {}
         self._native: NativeTemplate | None = None
         self._headline = self._share = ""  # of the closing line
@@ -122,7 +144,7 @@ class HesnrTask(Task):
         """One small document a trajectory; the text stays in the corpus, out of the sample log."""
         return [
             {"index": i, "id": t.id, "instance_id": t.instance_id, "resolved": t.resolved}
-            for i, t in enumerate(self.corpus.trajectories)
+            for i, t in enumerate(self.corpus.documents)
         ]
 
     def doc_to_text(self, doc: dict[str, Any]) -> str:
@@ -147,8 +169,8 @@ class HesnrTask(Task):
         kwargs.pop("rewrite_requests_cache", None)
         if samples is not None:
             samples.sort()  # in place: lm-eval numbers the documents by this very list
-            if samples and not 0 <= samples[0] <= samples[-1] < len(self.corpus.trajectories):
-                raise SettingsError(f"--samples names documents outside 0…{len(self.corpus.trajectories) - 1}")
+            if samples and not 0 <= samples[0] <= samples[-1] < len(self.corpus):
+                raise SettingsError(f"--samples names documents outside 0…{len(self.corpus) - 1}")
         if kwargs.get("system_instruction"):
             _log.warning("--system_instruction is ignored: a trajectory brings its own system prompt")
         self._refuse_idle_ranks(samples, kwargs.get("limit"), kwargs.get("world_size", 1))
@@ -169,30 +191,28 @@ class HesnrTask(Task):
             template: Any = self._native_template(chat_template)
         else:
             template = self._template(chat_template, wanted)
-        labelled = self.corpus.labelled(doc["index"], self._rendering, template)
-        self._ids[labelled.key], self._texts[labelled.key] = doc["id"], labelled.rendered
+        stored = self.corpus.labelled(doc["index"], self._rendering, template)
+        self._ids[stored.key] = doc["id"]
         request = ScoringRequest(
             name=doc["id"],
-            rendered=labelled.rendered,
-            codes=labelled.codes,
+            read=stored.read,
             mask=self._mask,
             k=self.settings.k,
             overflow=self.settings.overflow,
-            key=labelled.key,
+            key=stored.key,
             extra_mask=self._extra_mask,
             full_vocabulary=not {*OPTIONAL}.isdisjoint(needed_columns(self._names())),
             window=self.settings.window,
         )
         source = Source(doc["id"], doc["instance_id"], doc["resolved"])
         mask = int(request.scored)
-        wanted = Wanted(str(self.config.task), doc["index"], labelled.key, mask, source, self.settings.data())
-        text = labelled.rendered.text
+        wanted = Wanted(str(self.config.task), doc["index"], stored.key, mask, source, self._data)
         return new_instance(
             str(self.config.task),
             REQUEST_TYPE,
             doc,
-            arguments=(text, request, (self.settings.scores, self._rendering, wanted)),
-            logged=(labelled.key, len(text), int(self._mask), self.settings.k),
+            arguments=(stored.key, request, (self.settings.scores, self._rendering, wanted), self.measure),
+            logged=(stored.key, stored.characters, int(self._mask), self.settings.k),
             **kwargs,
         )
 
@@ -224,27 +244,39 @@ class HesnrTask(Task):
 
     # --- results ------------------------------------------------------------------------------------------------------
 
-    @exit_on_command_line
-    def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, LoggedValue]:
+    def measure(self, scores: TokenScores, rendered: Rendered) -> DocumentValues:
         """Every metric of one trajectory, carrying numerator and denominator, then the same for its standard error.
 
         A trajectory that overflow=skip leaves out is told from the others by its cut tokens: see `_included`.
         """
-        scores = results[0]
-        self._run = scores.run
         counted = scores.selected(self._mask)
-        columns = TokenColumns.of_scores(scores, counted, self.settings.k, self._texts[scores.key].text)
+        columns = TokenColumns.of_scores(scores, counted, self.settings.k, rendered.text)
         names = self._names()
         sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k, names)
-        cut, tokens = int(((scores.labels_cut & self._mask) != 0).sum()), float(counted.sum())
-        items = {name: Item.of(scores.key, name, sums, cut) for name in names}
-        items["scored"] = Item(scores.key, tokens, tokens + cut, cut, passed=self._texts[scores.key].passed)
+        share = self._share_scored(scores, rendered)
+        items = {name: Item.of(scores.key, name, sums, share.tokens_cut) for name in names}
         values = {name: LoggedValue(aggregate(METRICS[name], [items[name]]), items[name]) for name in names}
-        values["scored"] = LoggedValue(tokens / (tokens + cut) if tokens + cut else math.nan, items["scored"])
+        with_error = {name: items[name] for name in names if METRICS[name].denominator}
+        return self._document_values(scores, values, with_error, share)
+
+    def _share_scored(self, scores: TokenScores, rendered: Rendered) -> Item:
+        """Tokens that count and were scored, of all that count."""
+        cut, tokens = int(((scores.labels_cut & self._mask) != 0).sum()), float(scores.selected(self._mask).sum())
+        return Item(scores.key, tokens, tokens + cut, cut, passed=rendered.passed)
+
+    @staticmethod
+    def _document_values(
+        scores: TokenScores, values: Mapping[str, LoggedValue], with_error: Mapping[str, Any], share: Item
+    ) -> DocumentValues:
+        scored = share.numerator / share.denominator if share.denominator else math.nan
         # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
-        return values | {
-            f"{name}_stderr": LoggedValue(math.nan, items[name]) for name in names if METRICS[name].denominator
-        }
+        errors = {f"{name}_stderr": LoggedValue(math.nan, item) for name, item in with_error.items()}
+        return DocumentValues({**values, "scored": LoggedValue(scored, share), **errors}, scores.run, str(scores))
+
+    def process_results(self, doc: dict[str, Any], results: list[DocumentValues]) -> dict[str, LoggedValue]:
+        """What `measure` made of the document's scores."""
+        self._run = results[0].run
+        return dict(results[0].values)
 
     def aggregation(self) -> dict[str, Callable[[Iterable[LoggedValue]], Any]]:
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""

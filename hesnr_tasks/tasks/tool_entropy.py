@@ -6,7 +6,6 @@ named beside it; only what is made of the scores differs. What a step's entropy 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -17,9 +16,10 @@ from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, item_of
 from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.lm_eval_compat import LoggedValue
 from hesnr_tasks.metrics import Item, topk_entropy
+from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, effective_number
 from hesnr_tasks.tasks.settings import ToolEntropySettings
-from hesnr_tasks.tasks.task import HesnrTask
+from hesnr_tasks.tasks.task import DocumentValues, HesnrTask
 
 __all__ = ["ToolEntropyTask"]
 
@@ -34,24 +34,18 @@ class ToolEntropyTask(HesnrTask):
     settings: ToolEntropySettings
     settings_type = ToolEntropySettings
 
-    def process_results(self, doc: dict[str, Any], results: list[TokenScores]) -> dict[str, Any]:
+    def measure(self, scores: TokenScores, rendered: Rendered) -> DocumentValues:
         """The trajectory's part in every number, then the same for its standard error."""
-        scored = results[0]
-        self._run = scored.run
-        tokens_cut = int(((scored.labels_cut & self._mask) != 0).sum())
-        counted = scored.selected(self._mask)
-        rank, k, epsilon = scored.scores.rank[counted], self.settings.k, self.settings.epsilon
-        entropy = topk_entropy(scored.scores.topk_logprobs[counted], k)
+        counted, share = scores.selected(self._mask), self._share_scored(scores, rendered)
+        rank, k, epsilon = scores.scores.rank[counted], self.settings.k, self.settings.epsilon
+        entropy = topk_entropy(scores.scores.topk_logprobs[counted], k)
         decisive = (entropy > epsilon) & (rank >= 1) & (rank <= k)
-        steps = steps_of(self._texts[scored.key], self.settings.decision_arguments)
-        spans = (scored.char_start[counted], scored.char_end[counted])
+        steps = steps_of(rendered, self.settings.decision_arguments)
+        spans = (scores.char_start[counted], scores.char_end[counted])
         measured = measure(steps, *spans, entropy, decisive, self.settings.combine)
-        item = item_of(scored.key, measured, epsilon, tokens_cut)
-        tokens = float(counted.sum())
-        share = Item(scored.key, tokens, tokens + tokens_cut, tokens_cut, passed=self._texts[scored.key].passed)
+        item = item_of(scores.key, measured, epsilon, share.tokens_cut)
         values = {public: LoggedValue(number(name, [item]), item) for public, name in _PUBLIC.items()}
-        values["scored"] = LoggedValue(tokens / (tokens + tokens_cut) if tokens + tokens_cut else math.nan, share)
-        return values | {f"{public}_stderr": LoggedValue(math.nan, item) for public in _WITH_ERROR}
+        return self._document_values(scores, values, dict.fromkeys(_WITH_ERROR, item), share)
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Any]], Any]]:
         """Pooled over steps; errors from the cluster bootstrap over trajectories."""

@@ -90,16 +90,21 @@ class HuggingFaceBackend(Backend):
         size = self._model.vocabulary
         if k > size and sequences:
             raise ScoringError(f"top {k} asked for, but the model's vocabulary has {size} entries")
-        for text in sequences:
+        wanted, empty = list[int](), list[tuple[int, int]]()
+        for index, text in enumerate(sequences):
             if len(text.ids) and int(text.ids.max()) >= size:
                 raise ScoringError(
                     f"trajectory {text.name!r} has token id {int(text.ids.max())}, the model knows {size} ids. The "
                     "tokenizer does not belong to this model; name the right one with tokenizer=… in --model_args."
                 )
-        wanted = [index for index, text in enumerate(sequences) if len(text.targets)]
-        for index in sorted(set(range(len(sequences))) - {*wanted, *skip}):
-            progress(len(sequences[index].ids))
+            if len(text.targets):
+                wanted.append(index)
+            elif index not in skip:
+                empty.append((index, len(text.ids)))
+        for index, length in empty:
+            progress(length)
             yield index, SequenceScores.empty(k)
         skipped = {number for number, index in enumerate(wanted) if index in skip}
-        for number, scores in self.engine.score([sequences[index] for index in wanted], k, progress, skipped):
+        chosen = sequences if len(wanted) == len(sequences) else [sequences[index] for index in wanted]
+        for number, scores in self.engine.score(chosen, k, progress, skipped):
             yield wanted[number], scores

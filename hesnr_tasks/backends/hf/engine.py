@@ -73,37 +73,30 @@ class Engine:
         the sequences scored.
         """
         skipped = frozenset(skip)
-        parts: list[list[SequenceScores]] = [[] for _ in sequences]
-        todo: list[tuple[PrefixNode, Any]] = [(self._prefix_tree(sequences), None)]  # with the parent's cache
+        tree, lengths = self._prefix_tree(sequences)
+        todo: list[tuple[PrefixNode, Any, tuple[_SharedPrefix, ...]]] = [(tree, None, ())]  # with the parent's cache
         while todo:
-            node, cache = todo.pop()
-            everyone = list(node.everyone())
-            if skipped.issuperset(everyone):
+            node, cache, shared = todo.pop()
+            if skipped.issuperset(node.everyone()):
                 continue
             if node.stop > node.start:
-                texts = [sequences[index].within(node.start, node.stop) for index in everyone]
-                union = texts[0]._replace(targets=np.unique(np.concatenate([text.targets for text in texts])))
+                union = _union_of_targets(node, sequences)
                 (scores,), cache = self._forward([union], node.start, node.stop, k, cache, return_cache=True)
-                for index, text in zip(everyone, texts, strict=True):
-                    parts[index].append(scores.take(np.searchsorted(union.targets, text.targets)))
-            for batch in self._batches(node, sequences, after_prefix=cache is not None):
+                shared = (*shared, _SharedPrefix(node.start, node.stop, union.targets, scores))
+            for batch in self._batches(node, lengths, after_prefix=cache is not None):
                 if skipped.issuperset(batch):
                     continue
-                wanted = [index for index in batch if index not in skipped]
-                bar = MonotonicProgress(progress, sum(len(sequences[index].ids) for index in wanted))
-                stop = max(self.tokens_to_run(sequences[index]) for index in batch)
-                texts = [sequences[index].within(node.stop, stop) for index in batch]
-                rest, _ = self._forward(texts, node.stop, stop, k, cache, bar)
+                texts = [sequences[index] for index in batch]
+                wanted = [text for index, text in zip(batch, texts, strict=True) if index not in skipped]
+                bar = MonotonicProgress(progress, sum(len(text.ids) for text in wanted))
+                stop = max(lengths[index] for index in batch)
+                ends = [text.within(node.stop, stop) for text in texts]
+                rest, _ = self._forward(ends, node.stop, stop, k, cache, bar)
                 bar.finish()
-                for index, scores in zip(batch, rest, strict=True):
+                for index, text, scores in zip(batch, texts, rest, strict=True):
                     if index not in skipped:
-                        yield index, SequenceScores.concat([*parts[index], scores])
-                    parts[index] = []
-            todo += [(child, cache) for child in reversed(node.children)]
-
-    def tokens_to_run(self, sequence: TokenSequence) -> int:
-        """How many tokens of a sequence to feed: up to its last target, which is only predicted, or all."""
-        return sequence.full_length if self.mode.whole_texts else int(sequence.targets[-1])
+                        yield index, SequenceScores.concat([*(prefix.of(text) for prefix in shared), scores])
+            todo += [(child, cache, shared) for child in reversed(node.children)]
 
     def _forward(
         self,
@@ -140,25 +133,25 @@ class Engine:
 
     # --- what is computed together ------------------------------------------------------------------------------------
 
-    def _batches(
-        self, node: PrefixNode, sequences: Sequence[TokenSequence], *, after_prefix: bool
-    ) -> Sequence[list[int]]:
+    def _batches(self, node: PrefixNode, lengths: Sequence[int], *, after_prefix: bool) -> Sequence[list[int]]:
         if self._batch == 1 or (after_prefix and not self.mode.batch_after_prefix):
             return [[index] for index in node.members]
-        lengths = [self.tokens_to_run(sequences[index]) - node.stop for index in node.members]
-        return batch_by_length(node.members, lengths, self._batch, self.limits.batch_tokens())
+        rests = [lengths[index] - node.stop for index in node.members]
+        return batch_by_length(node.members, rests, self._batch, self.limits.batch_tokens())
 
-    def _prefix_tree(self, sequences: Sequence[TokenSequence]) -> PrefixNode:
-        """The prefix tree of the texts of all processes, restricted to those of this one."""
+    def _prefix_tree(self, sequences: Sequence[TokenSequence]) -> tuple[PrefixNode, list[int]]:
+        """The prefix tree of the texts of all processes, restricted to those of this one; tokens to run of each."""
         own = [prefix_hashes(text.ids, int(text.targets[-1]), text.full_length) for text in sequences]
         everyone = list(dict.fromkeys(self._gather(own)))
         self._check_length(max((text.full_length for text in everyone), default=0))
+        lengths = [text.full_length if self.mode.whole_texts else text.length for text in own]
         if not self.mode.share_prefixes:
-            return PrefixNode(0, 0, list(range(len(sequences))))
+            return PrefixNode(0, 0, list(range(len(own)))), lengths
         numbers: dict[PrefixHashes, list[int]] = {}
         for number, text in enumerate(own):
             numbers.setdefault(text, []).append(number)
-        return build_prefix_tree(everyone).restricted({i: numbers.get(text, []) for i, text in enumerate(everyone)})
+        tree = build_prefix_tree(everyone)
+        return tree.restricted({i: numbers.get(text, []) for i, text in enumerate(everyone)}), lengths
 
     def _check_length(self, longest: int) -> None:
         """Run texts whole from now on if those of `longest` tokens give other numbers than their beginnings do."""
@@ -172,6 +165,28 @@ class Engine:
                 "however much memory that takes", self.model.name, reason,
             )  # fmt: skip
             self._use(ForwardMode(self.mode.logits_strategy, whole_texts=True), 1)
+
+
+class _SharedPrefix(NamedTuple):
+    """What was predicted in tokens `start` to `stop`, which the texts below a node share, of the targets of any."""
+
+    start: int
+    stop: int
+    targets: npt.NDArray[np.int32]
+    scores: SequenceScores
+
+    def of(self, text: TokenSequence) -> SequenceScores:
+        """The part of one text."""
+        return self.scores.take(np.searchsorted(self.targets, text.within(self.start, self.stop).targets))
+
+
+def _union_of_targets(node: PrefixNode, sequences: Sequence[TokenSequence]) -> TokenSequence:
+    """The tokens that the texts below a node share, with the targets of all of them there."""
+    targets = np.zeros(0, np.int32)
+    for index in node.everyone():
+        text = sequences[index].within(node.start, node.stop)
+        targets = np.union1d(targets, text.targets)
+    return text._replace(targets=targets)
 
 
 class MonotonicProgress:
@@ -205,13 +220,20 @@ _MAX_STEPS = 256  # … up to so many of them
 _OVERHEAD = 0.1  # cost of continuing from a cache, as a share of the tokens run after it
 
 
+_DIGEST = 16  # bytes
+
+
 class PrefixHashes(NamedTuple):
     """What the prefix tree needs to know of a text: equal hashes mean equal tokens."""
 
-    length: int  # tokens to run
+    length: int  # tokens to run, up to the last target, which is only predicted
     digest: bytes  # hash of all of them
-    prefixes: tuple[bytes, ...]  # hashes of the first 256, 512, … tokens and the token after them
+    prefixes: bytes  # hashes of the first 256, 512, … tokens and the token after them, joined: there are many texts
     full_length: int = 0  # tokens of the full text
+
+    def prefix(self, step: int) -> bytes | None:
+        """The hash of the first 256 · (step + 1) tokens; None: the text is shorter."""
+        return self.prefixes[step * _DIGEST : (step + 1) * _DIGEST] or None
 
 
 def prefix_hashes(ids: npt.NDArray[np.int32], length: int, full_length: int = 0) -> PrefixHashes:
@@ -219,13 +241,13 @@ def prefix_hashes(ids: npt.NDArray[np.int32], length: int, full_length: int = 0)
 
     The token after a prefix is part of its hash, so that all that share a prefix also share what it predicts.
     """
-    digest, prefixes, done = hashlib.blake2b(digest_size=16), [], 0
+    digest, prefixes, done = hashlib.blake2b(digest_size=_DIGEST), [], 0
     for stop in range(_STEP, min(length, _MAX_STEPS * _STEP + 1), _STEP):
         digest.update(ids[done : stop + 1].tobytes())
         done = stop + 1
         prefixes.append(digest.copy().digest())
     digest.update(ids[done : length + 1].tobytes())
-    return PrefixHashes(length, digest.digest(), tuple(prefixes), full_length)
+    return PrefixHashes(length, digest.digest(), b"".join(prefixes), full_length)
 
 
 @dataclass
@@ -265,14 +287,13 @@ def _members_and_children(
     step = equal // _STEP
     alike: dict[bytes, list[int]] = {}
     for text in texts:  # by their next step; a text that ends before is alone
-        prefixes = hashes[text].prefixes
-        alike.setdefault(prefixes[step] if step < len(prefixes) else b"end %d" % text, []).append(text)
+        alike.setdefault(hashes[text].prefix(step) or b"end %d" % text, []).append(text)
     for group in alike.values():
         if len(group) == 1:
             members += group
             continue
-        chains, common = [hashes[text].prefixes for text in group], step + 1
-        while all(common < len(chain) and chain[common] == chains[0][common] for chain in chains):
+        first, common = hashes[group[0]], step + 1
+        while first.prefix(common) and all(hashes[text].prefix(common) == first.prefix(common) for text in group):
             common += 1
         stop = common * _STEP
         rest = sum(hashes[text].length - stop for text in group)

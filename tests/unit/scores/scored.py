@@ -24,7 +24,7 @@ def score_demo(folder, count=3, steps=25):
     corpus = Corpus(trajectories)
     labelled = [corpus.labelled(i, "transcript") for i in range(len(trajectories))]
     requests = [
-        ScoringRequest(t.id, text.rendered, text.codes, MASK, 10, "right", text.key)
+        ScoringRequest(t.id, text.read, MASK, 10, "right", text.key)
         for t, text in zip(trajectories, labelled, strict=True)
     ]
     results = score_requests(model, requests)
@@ -34,7 +34,7 @@ def score_demo(folder, count=3, steps=25):
     for trajectory, text, scores in zip(trajectories, labelled, results, strict=True):
         store.write(
             scores,
-            text=Text(text.rendered, encoder.encode(text.rendered).ids),
+            text=Text(text.read().rendered, encoder.encode(text.read().rendered).ids),
             mask=MASK,
             sources=[Source(trajectory.id, trajectory.instance_id, trajectory.resolved)],
         )

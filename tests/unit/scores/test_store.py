@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.backends.base import ScoringRequest, SequenceScores
+from hesnr_tasks.backends.base import Labelled, ScoringRequest, SequenceScores
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
 from hesnr_tasks.scores.cache import ScoreCache
@@ -48,15 +48,17 @@ def test_a_task_that_needs_the_full_vocabulary_is_not_served_from_scores_without
     cache = ScoreCache(tmp_path, named=True, render="transcript", wanted=[])
     cache.open(made.RUN, 10, "right", list, first=False)
     scores, text = made.scores_of(3), made.text_of(3)
-    plain = ScoringRequest("t", text.rendered, np.zeros(0, np.uint8), made.BOTH, 10, "right", scores.key)
+    plain = ScoringRequest(
+        "t", lambda: Labelled(text.rendered, np.zeros(0, np.uint8)), made.BOTH, 10, "right", scores.key
+    )
     needy = dataclasses.replace(plain, mask=made.ACTION, full_vocabulary=True)
-    cache.put(scores, plain, text.ids)
+    cache.put(scores, plain, text.rendered, text.ids)
     assert cache.get(plain, text.ids) is not None
     assert cache.get(needy, text.ids) is None
     action = made.scores_of(3, made.ACTION)
     column = np.linspace(1, 9, len(action.position), dtype=np.float32)
     whole = dataclasses.replace(action, scores=action.scores._replace(full_entropy=column, expected_rank=column))
-    cache.put(whole, needy, text.ids)  # of the actions alone: thoughts stay, without it
+    cache.put(whole, needy, text.rendered, text.ids)  # of the actions alone: thoughts stay, without it
     assert (cache.get(needy, text.ids).scores.expected_rank == column.max()).sum() == 1
     assert cache.get(plain, text.ids) is not None
     assert cache.get(dataclasses.replace(plain, full_vocabulary=True), text.ids) is None
