@@ -113,10 +113,9 @@ def _marks(text: str, start: int = 0) -> list[_Mark]:
 
 
 _NO_TAG = r"[^<]*(?:<(?!/?[\w:｜]{0,30}(?:function|parameter|invoke|tool_|TOOL))[^<]*)*"
-_VALUE = rf"""<parameter=([^<>\n="']*)>({_NO_TAG})</parameter>"""
-_PLAIN_VALUE = re.compile(_VALUE)
-_PLAIN_CALL = re.compile(
-    rf"""\s*(?P<opener><function=(?P<name>[^<>\n="']*)>)(?P<values>(?:\s{{0,199}}{_VALUE})*)\s{{0,199}}(?P<closer></function>)"""
+_PLAIN_OPENER = re.compile(r"""\s*(<function=([^<>\n="']*)>)""")
+_PLAIN_PART = re.compile(
+    rf"""\s{{0,199}}(?:(<parameter=([^<>\n="']*)>)({_NO_TAG})(</parameter>)|(?P<closer></function>))"""
 )
 
 
@@ -124,15 +123,18 @@ def _plain_functions(text: str) -> list[Call]:
     """The calls of a text that is calls without tags in their values, which are most; none for any other text."""
     calls: list[Call] = []
     position = 0
-    while call := _PLAIN_CALL.match(text, position):
-        tags, parameters = [call.span("opener")], []
-        for value in _PLAIN_VALUE.finditer(text, *call.span("values")):
-            start, end = value.span(2)
-            tags += [(value.start(), start), (end, value.end())]
-            parameters.append(Parameter(value[1].strip(), *_trim(text, start, end)))
-        tags.append(call.span("closer"))
-        position = call.end()
-        calls.append(Call(call["name"].strip(), tags[0][0], position, tuple(parameters), tuple(tags), form="function"))
+    while opener := _PLAIN_OPENER.match(text, position):
+        tags, parameters = [opener.span(1)], []
+        part = _PLAIN_PART.match(text, opener.end())
+        while part and not part["closer"]:
+            tags += (part.span(1), part.span(4))
+            parameters.append(Parameter(part[2].strip(), *_trim(text, *part.span(3))))
+            part = _PLAIN_PART.match(text, part.end())
+        if not part:
+            return []
+        tags.append(part.span("closer"))
+        position = part.end()
+        calls.append(Call(opener[2].strip(), tags[0][0], position, tuple(parameters), tuple(tags), form="function"))
     return [] if text[position:].strip() else calls
 
 

@@ -1,13 +1,20 @@
 """Files in folders that several processes write into: complete or absent, and nothing left behind."""
 
 import os
+import resource
+import signal
 import socket
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hesnr_tasks.atomic_io import create_file, locked, remove_abandoned, replace_file
+from hesnr_tasks import atomic_io
+from hesnr_tasks.atomic_io import ScratchFile, create_file, locked, remove_abandoned, replace_file
+from hesnr_tasks.errors import HesnrError
 
 
 def names(folder):
@@ -93,3 +100,50 @@ def test_a_lock_excludes_and_is_released(tmp_path):
         pass
     with pytest.raises(FileNotFoundError), locked(tmp_path / "no folder"):
         pass
+
+
+# --- scratch files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_memory", [1 << 26, 100])
+def test_a_scratch_file_gives_back_what_was_put_in_any_order_and_from_threads(in_memory, monkeypatch, tmp_path):
+    """In memory or on the disk, where nothing of it can be seen."""
+    monkeypatch.setattr(atomic_io, "_IN_MEMORY", in_memory)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    scratch, rng, records = ScratchFile(), np.random.default_rng(0), []
+    for i in range(60):
+        value = {"text": f"\u4e2d\ud800 {i}" * i, "n": [i, None, 0.1 * i]}
+        arrays = [
+            rng.integers(0, 99, (i, 5)).astype(np.int32), np.zeros(0, np.uint64), rng.random(i % 7).astype(np.float32)
+        ]  # fmt: skip
+        records.append((scratch.put(value, *arrays), value, arrays))
+
+    def same(record):
+        place, value, arrays = record
+        again, columns = scratch.get(place)
+        assert again == value
+        for column, array in zip(columns, arrays, strict=True):
+            assert column.dtype == array.dtype
+            assert np.array_equal(column, array)
+            assert column.shape == array.shape
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(same, rng.permutation(np.array(records, dtype=object)).tolist() * 3))
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_is_said_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(atomic_io, "_IN_MEMORY", 10)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    scratch = ScratchFile()
+    place = scratch.put("before")
+    limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(HesnrError, match=r"temporary files.*\n.*TMPDIR"):
+            scratch.put(np.random.default_rng(0).random(2000).tolist())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, action)
+    assert scratch.get(place) == ("before", [])

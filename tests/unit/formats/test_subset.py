@@ -1,8 +1,11 @@
 """The sample depends on what there is, not on its order, and hardly changes when rows are added."""
 
+import hashlib
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.formats import seeded_subset
@@ -77,6 +80,22 @@ def test_it_streams():
     names = [item.name for item in seeded_subset(items(), 10, 7, key=lambda item: item.name)]
     assert names == choose(map(str, range(1000)), 10, 7)
     assert most <= 13
+
+
+@given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 20), st.integers(0, 5))
+def test_the_subset_is_that_of_sorting_by_rank(items, n, seed):
+    """Of equal ranks the earlier item comes first."""
+    numbered = list(enumerate(items))
+    rank = {item: hashlib.sha256(f"{seed}\n{item}".encode()).hexdigest() for item in items}
+    expected = sorted(numbered, key=lambda entry: rank[entry[1]])[:n]
+    assert seeded_subset(numbered, n, seed, key=lambda entry: str(entry[1])) == expected
+
+
+def test_only_what_may_be_in_the_subset_is_put_aside():
+    """A sample of 10 of 1,000 records writes about 10 (1 + ln 100) = 56 of them to the disk."""
+    kept = []
+    seeded_subset(range(1000), 10, 7, key=str, keep=kept.append)
+    assert 10 <= len(kept) < 120
 
 
 def trajectory(text, name="x", kind=Kind.ACTION):
