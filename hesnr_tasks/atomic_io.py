@@ -360,7 +360,7 @@ class ScratchFile:
     """
 
     def __init__(self) -> None:
-        self._file: Any = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
+        self._file: Any = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
         self._guard, self._size = threading.Lock(), 0
         self._places: dict[bytes, Place] = {}
         weakref.finalize(self, self._file.close)
