@@ -89,13 +89,13 @@ def measure(path: str, scores: str, *, log_samples: bool) -> None:
         include_path=str(tasks_path()), include_defaults=False, metadata={"trajectories": path, "scores": scores}
     )
     memory, start, clock = peak(), time.process_time(), time.perf_counter()
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model=Instant(), tasks=list(TASKS), task_manager=manager, bootstrap_iters=0, log_samples=log_samples
     )
     values = {
         f"{task}/{name}": value
         for task in TASKS
-        for name, value in sorted(found["results"][task].items())
+        for name, value in sorted(results["results"][task].items())
         if isinstance(value, float)
     }
     took = {"seconds": time.process_time() - start, "clock": time.perf_counter() - clock, "mb": peak() - memory}

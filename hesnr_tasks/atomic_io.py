@@ -342,7 +342,7 @@ def _checksum(key: str, value: Any) -> str:
 
 # --- scratch ----------------------------------------------------------------------------------------------------------
 
-_IN_MEMORY = 1 << 26  # bytes of a scratch file before it goes to disk
+_IN_MEMORY = 1 << 24  # bytes of a scratch file before it goes to disk
 
 
 class Place(NamedTuple):
@@ -355,7 +355,7 @@ class Place(NamedTuple):
 class ScratchFile:
     """Records that one process writes once and reads again later, each alone: compressed, in a file without a name.
 
-    The file is in memory up to 64 MB, then in the folder for temporary files (`TMPDIR`); nothing is left of it when the
+    The file is in memory up to 16 MB, then in the folder for temporary files (`TMPDIR`); nothing is left of it when the
     process ends, however it ends. Safe between threads.
     """
 

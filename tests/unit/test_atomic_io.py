@@ -105,7 +105,7 @@ def test_a_lock_excludes_and_is_released(tmp_path):
 # --- scratch files ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("in_memory", [1 << 26, 100])
+@pytest.mark.parametrize("in_memory", [1 << 24, 100])
 def test_a_scratch_file_gives_back_what_was_put_in_any_order_and_from_threads(in_memory, monkeypatch, tmp_path):
     """In memory or on the disk, where nothing of it can be seen."""
     monkeypatch.setattr(atomic_io, "_IN_MEMORY", in_memory)
