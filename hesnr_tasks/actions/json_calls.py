@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hesnr_tasks.actions import Call, CharSpan, Parameter, View, json_decoded
-from hesnr_tasks.actions.tools import is_prose
+from hesnr_tasks.actions.tools import is_for
 
 
 @dataclass(slots=True)
@@ -129,35 +129,27 @@ _DEPTH = 6
 _LEVELS = 3  # strings of JSON in strings of JSON
 
 
-class _ParsedCall(NamedTuple):
-    """One call as it is read: its name, its values, and where its object ends."""
-
-    name: str
-    parameters: list[Parameter]
-    end: int
-
-
 class _TreeReader(NamedTuple):
-    """Reads calls from a tree of `view`, which lies in `level` JSON strings."""
+    """Reads calls, of which it says no beginning, from a tree of `view`, which lies in `level` JSON strings."""
 
     view: View
     level: int
 
-    def calls(self, node: _Node, depth: int = 0) -> Iterator[_ParsedCall]:
+    def calls(self, node: _Node, depth: int = 0) -> Iterator[Call]:
         end = self.view.offsets[node.end]
         if node.kind == "object":
             yield from self._object(node, depth)
         elif node.kind != "array":
-            yield _ParsedCall("", [self._parameter("", node)], end)
+            yield Call("", 0, end, (self._parameter("", node),))
         else:
             plain = [member for _, member in node.members if member.kind != "object" or depth >= _DEPTH]
             if plain:
-                yield _ParsedCall("", [self._parameter("", member) for member in plain], end)
+                yield Call("", 0, end, self._parameters(("", member) for member in plain))
             for _, member in node.members:
                 if member.kind == "object" and depth < _DEPTH:
                     yield from self._object(member, depth + 1)
 
-    def _object(self, node: _Node, depth: int) -> Iterator[_ParsedCall]:
+    def _object(self, node: _Node, depth: int) -> Iterator[Call]:
         end = self.view.offsets[node.end]
         list_key, listed = node.get(*_LISTS)
         inner_key, inner = node.get(*_INNER)
@@ -180,13 +172,13 @@ class _TreeReader(NamedTuple):
         arguments_key, arguments = node.get(*_ARGUMENTS)
         if name_key == "action" and not arguments and self._is_command(node):
             members = [("command" if key == "action" else key, member) for key, member in node.members]
-            yield _ParsedCall("", self._parameters(members), end)
+            yield Call("", 0, end, self._parameters(members))
         elif not name and not arguments and len(node.members) == 1 and node.members[0][1].kind == "object":
             key, only = node.members[0]
             if not key and depth < _DEPTH:  # a pair of braces too many
                 yield from self._object(only, depth + 1)
             else:
-                yield _ParsedCall(key, self._parameters(only.members), end)
+                yield Call(key, 0, end, self._parameters(only.members))
         else:
             uses = arguments.get("tool_uses")[1] if arguments and arguments.kind == "object" else None
             if uses and uses.kind == "array" and depth < _DEPTH:  # several calls as the arguments of one
@@ -196,9 +188,9 @@ class _TreeReader(NamedTuple):
             if arguments:
                 parameters += self.arguments(arguments_key, arguments)
             text = self.view.text[name.start : name.end] if name else ""
-            yield _ParsedCall(text, sorted(parameters, key=lambda p: p.value_start), end)
+            yield Call(text, 0, end, tuple(sorted(parameters, key=lambda p: p.value_start)))
 
-    def all(self, start: int, depth: int = 0) -> Iterator[_ParsedCall]:
+    def all(self, start: int, depth: int = 0) -> Iterator[Call]:
         """The calls of the value at `start`."""
         root, _ = _tree(self.view.text, start)
         return (reading for _, member in root.members for reading in self.calls(member, depth))
@@ -207,44 +199,42 @@ class _TreeReader(NamedTuple):
         """Whether `action` is what is to be run rather than the name of a tool: it has no arguments, or is no name."""
         action = next(self.view.text[member.start : member.end] for key, member in node.members if key == "action")
         alone = all(key in ("action", "thought", "analysis", "plan") for key, _ in node.members)
-        return not re.fullmatch(r"[\w.:/-]{1,100}", action) or (alone and not is_prose(action))
+        return not re.fullmatch(r"[\w.:/-]{1,100}", action) or (alone and not is_for("prose", action))
 
-    def _with_rest(self, node: _Node, used: str, calls: list[_ParsedCall]) -> Iterator[_ParsedCall]:
+    def _with_rest(self, node: _Node, used: str, calls: list[Call]) -> Iterator[Call]:
         """`calls`, and the other members of the object they are in as values of a call without a name."""
         rest, end = self._rest(node, used), self.view.offsets[node.end]
         first = calls[0].parameters[0].value_start if calls and calls[0].parameters else end
-        before = [p for p in rest if p.value_end <= first]
-        after = [p for p in rest if p.value_start >= max((c.end for c in calls), default=first)]
+        before = tuple(p for p in rest if p.value_end <= first)
+        after = tuple(p for p in rest if p.value_start >= max((c.end for c in calls), default=first))
         if before:
-            yield _ParsedCall("", before, before[-1].value_end)
+            yield Call("", 0, before[-1].value_end, before)
         yield from calls
         if after:
-            yield _ParsedCall("", after, end)
+            yield Call("", 0, end, after)
 
-    def _rest(self, node: _Node, *used: str) -> list[Parameter]:
-        return self._parameters([item for item in node.members if item[0] not in (*filter(None, used), *_BESIDE)])
+    def _rest(self, node: _Node, *used: str) -> tuple[Parameter, ...]:
+        return self._parameters(item for item in node.members if item[0] not in (*filter(None, used), *_BESIDE))
 
-    def arguments(self, key: str, node: _Node) -> list[Parameter]:
+    def arguments(self, key: str, node: _Node) -> tuple[Parameter, ...]:
         """The values of an object, a list, or a string that holds one of those, or plain text."""
         if node.kind == "object":
             return self._parameters(node.members)
-        if (
-            node.kind == "array"
-        ):  # objects hold their own, anything else has no name; words of one command stay together
+        if node.kind == "array":  # objects hold their own, the rest has no name; words of one command stay together
             if len(node.members) > 1 and {member.kind for _, member in node.members} == {"string"}:
-                return [self._parameter("", node)]
+                return (self._parameter("", node),)
             members = ((m.members if m.kind == "object" else [("", m)]) for _, m in node.members)
-            return self._parameters([item for items in members for item in items])
+            return self._parameters(item for items in members for item in items)
         if node.kind == "string":
             inner = json_decoded(self.view.cut(node.start, node.end))
             start = len(inner.text) - len(inner.text.lstrip())
             if inner.text.startswith(("{", "["), start) and self.level < _LEVELS:
                 root, _ = _tree(inner.text, start)
-                return _TreeReader(inner, self.level + 1).arguments(key, root.members[0][1]) if root.members else []
-        return [self._parameter(key if key == "input" else "", node)]
+                return _TreeReader(inner, self.level + 1).arguments(key, root.members[0][1]) if root.members else ()
+        return (self._parameter(key if key == "input" else "", node),)
 
-    def _parameters(self, members: Iterable[tuple[str, _Node]]) -> list[Parameter]:
-        return [self._parameter(key, member) for key, member in members]
+    def _parameters(self, members: Iterable[tuple[str, _Node]]) -> tuple[Parameter, ...]:
+        return tuple(self._parameter(key, member) for key, member in members)
 
     def _parameter(self, name: str, node: _Node) -> Parameter:
         offsets = self.view.offsets
@@ -301,12 +291,12 @@ def json_calls(text: str, start: int, end: int, value: int = -1, name: str = "")
     reader = _TreeReader(View(text, range(len(text) + 1)), 0)
     if name:
         parameters = reader.arguments("arguments", root.members[0][1] if root.members else root)
-        readings = [_ParsedCall(name, sorted(parameters, key=lambda p: p.value_start), after)]
+        readings = [Call(name, 0, after, tuple(sorted(parameters, key=lambda p: p.value_start)))]
     else:
         readings = [reading for _, node in root.members for reading in reader.calls(node)]
     calls: list[Call] = []
     limit = min(after, end)
-    for i, reading in enumerate(readings or [_ParsedCall("", [], after)], 1):
+    for i, reading in enumerate(readings or [Call("", 0, after, ())], 1):
         stop = max(start, min(reading.end, limit) if i < len(readings) else limit)
         in_order: list[Parameter] = []  # those that lie between `start` and `stop`, cut at `stop`
         position = start

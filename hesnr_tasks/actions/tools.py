@@ -75,9 +75,15 @@ _RUNNERS = {  # a tool with one of these words in its name runs programs of that
     "sql": names("sql"),
 }
 _SHELLS = names("run execute run_command execute_command exec_command exec command docker_exec container_exec")
-_EDITS = names("edit insert create write append replace multiedit")
-_FILES = names("view read open file list ls glob grep find search goto undo str")
-_SPEAKS = names("finish submit think task attempt ask message report done complete")
+_PURPOSES = {  # what a tool is for → words of its name; of `prose`, what the agent says or thinks, the first word
+    "patch": names("patch diff"),
+    "edit": names("edit insert create write append replace multiedit"),
+    "files": names(  # read or changed: a `command` beside its path is one of its own, such as `view`
+        "edit insert create write append replace multiedit view read open file list ls glob grep find search goto undo "
+        "str"
+    ),
+    "prose": names("finish submit think task attempt ask message report done complete"),
+}
 
 
 @lru_cache(maxsize=1024)
@@ -96,28 +102,11 @@ def tool_runs(name: str) -> str | None:
     return runs or ("shell" if "_".join(words) in _SHELLS or words[-1:] == ("exec",) else None)
 
 
-@lru_cache(maxsize=1024)
-def is_patch(name: str) -> bool:
-    """Whether a tool or a parameter is for patches."""
-    return bool({"patch", "diff"} & set(_words(name)))
-
-
-@lru_cache(maxsize=1024)
-def is_editor(name: str) -> bool:
-    """Whether a tool changes files."""
-    return bool(_EDITS & set(_words(name)))
-
-
-@lru_cache(maxsize=1024)
-def works_on_files(name: str) -> bool:
-    """Whether a tool reads or changes files: a `command` beside its path is one of its own, such as `view`."""
-    return bool((_EDITS | _FILES) & set(_words(name)))
-
-
-@lru_cache(maxsize=1024)
-def is_prose(name: str) -> bool:
-    """Whether a tool is for what the agent says or thinks."""
-    return _words(name)[:1] != () and _words(name)[0] in _SPEAKS
+@lru_cache(maxsize=4096)
+def is_for(purpose: str, name: str) -> bool:
+    """Whether a tool, or for `patch` a parameter, is for one of `_PURPOSES`, by the words of its name."""
+    words = _words(name)
+    return not _PURPOSES[purpose].isdisjoint(words[:1] if purpose == "prose" else words)
 
 
 @lru_cache(maxsize=1024)

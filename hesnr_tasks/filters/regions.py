@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hesnr_tasks.actions import Call, View, join, json_decoded, unescape
 from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.actions.shell_lexer import Command, HereDocument, ShellWord, lex_shell
-from hesnr_tasks.actions.tools import is_editor, is_patch, is_prose, names, parameter_role, tool_runs, works_on_files
+from hesnr_tasks.actions.tools import is_for, names, parameter_role, tool_runs
 from hesnr_tasks.filters.languages import LANGUAGES, PROSE, by_file, by_file_name, by_interpreter, by_look, by_tag
 
 
@@ -100,17 +100,17 @@ def _in_call(text: str, call: Call) -> Iterator[Region]:
 def _language(tool: str, form: str, name: str, has_path: bool) -> str | None:
     """The language of the values of parameter `name`, how it is to be told, or None if it is in none that is known."""
     runs = tool_runs(tool)
-    if is_patch(tool) or is_patch(name):
+    if is_for("patch", tool) or is_for("patch", name):
         return "patch"
-    if parameter_role(name, "prose") or (is_prose(tool) and parameter_role(name, "answer")):
+    if parameter_role(name, "prose") or (is_for("prose", tool) and parameter_role(name, "answer")):
         return "prose"
     if runs and (not name or parameter_role(name, "command", "code")):
         return runs
     if form == "fence":
         return by_tag(tool)
     if parameter_role(name, "content"):
-        return _BY_FILE if has_path else _BY_LOOK if is_editor(tool) else _BY_SIBLING
-    own = has_path and works_on_files(tool)
+        return _BY_FILE if has_path else _BY_LOOK if is_for("edit", tool) else _BY_SIBLING
+    own = has_path and is_for("files", tool)
     return "shell" if name in ("command", "cmd", "keystrokes", "bash_command") and not own else None
 
 
@@ -289,7 +289,7 @@ def _inline(command: Command) -> Iterator[tuple[ShellWord, str]]:
     words = command.words
     if not words or _base(words[0].text) in _TEXT_TOOLS:
         return
-    if is_editor(words[0].text):  # `str_replace_editor create a.py --file_text '…'`
+    if is_for("edit", words[0].text):  # `str_replace_editor create a.py --file_text '…'`
         path = next((word.text for word in words[1:3] if by_file_name(word.text)), None)
         for option, value in pairwise(words):
             is_content = option.text.startswith("--") and parameter_role(option.text[2:], "content")
