@@ -27,21 +27,6 @@ from hesnr_tasks.rendering import Block, ChatTemplate, NativeRenderer, Rendered,
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind, Trajectory
 
-__all__ = [
-    "RunSummary",
-    "ScoredRun",
-    "TokenDifference",
-    "TokenTable",
-    "TokenView",
-    "Totals",
-    "TrajectoryView",
-    "load_tokenizer",
-    "token_table",
-    "tokenize",
-    "totals",
-    "view_of",
-]
-
 _COUNTED = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))  # what the paper's metric counts
 _CANDIDATES = 10  # shown of each token
 
