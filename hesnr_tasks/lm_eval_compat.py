@@ -22,20 +22,6 @@ from lm_eval.utils import simple_parse_args_string
 
 from hesnr_tasks.errors import HesnrError
 
-__all__ = [
-    "OpaqueInstance",
-    "RunningEvaluation",
-    "attach_lm_eval_handlers",
-    "attach_request_type",
-    "exit_on_command_line",
-    "new_instance",
-    "only_included_tasks",
-    "print_at_exit",
-    "running_evaluation",
-    "task_config",
-    "unchanged_responses",
-]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -62,11 +48,17 @@ class RunningEvaluation:
         """Whether the entry `key: value` of a task's metadata is an argument of the model.
 
         A constructor with `**kwargs` takes any name, so where the arguments are known only they count; otherwise the
-        named parameters of the constructors of lm-eval's models do.
+        named parameters of the constructors of all of lm-eval's models that are imported do.
         """
-        if self.model_args is None:
-            return key in _constructor_parameters()
-        return key in self.model_args and str(self.model_args[key]) == str(value)
+        if self.model_args is not None:
+            return key in self.model_args and str(self.model_args[key]) == str(value)
+        classes, names = [LM], set[str]()
+        while classes:
+            cls = classes.pop()
+            classes += cls.__subclasses__()
+            parameters = inspect.signature(cls.__init__).parameters.values()
+            names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        return key in names - {"self", "seed"}  # a seed in the metadata is meant for the bootstrap
 
 
 def running_evaluation() -> RunningEvaluation:
@@ -85,9 +77,7 @@ def running_evaluation() -> RunningEvaluation:
     model_args = arguments.get("model_args")
     if isinstance(model_args, str):
         model_args = simple_parse_args_string(model_args)
-    if not isinstance(
-        arguments.get("model"), str
-    ):  # beside a model object, arguments are only copied into the metadata
+    if not isinstance(arguments.get("model"), str):  # its arguments are only copied into the metadata
         model_args = model_args or None
     output_path = getattr(arguments.get("evaluation_tracker"), "output_path", None)
     return RunningEvaluation(
@@ -108,22 +98,7 @@ def _frame(module: str, function: str | None = None) -> FrameType | None:
     return None
 
 
-def _constructor_parameters() -> frozenset[str]:
-    """Named parameters of the constructors of all of lm-eval's model classes that are imported."""
-    classes, names = [LM], set[str]()
-    while classes:
-        cls = classes.pop()
-        classes += cls.__subclasses__()
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return frozenset(names - {"self", "seed"})  # a seed in the metadata is meant for the bootstrap
-
-
 # --- the command's screen ---------------------------------------------------------------------------------------------
-
-
-class CommandError(SystemExit):
-    """Ends the `lm_eval` command with the message of the `HesnrError` that caused it and status 1."""
 
 
 def exit_on_command_line(function: _F) -> _F:
@@ -139,7 +114,7 @@ def exit_on_command_line(function: _F) -> _F:
         except HesnrError as error:
             if not running_evaluation().is_command:
                 raise
-            raise CommandError(f"\nhesnr-tasks: {error}") from error
+            raise SystemExit(f"\nhesnr-tasks: {error}") from error
 
     return with_exit  # type: ignore[return-value]
 

@@ -24,17 +24,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.trajectory import Kind, clean
-from hesnr_tasks.viewer.model import (
-    RunSummary,
-    TokenDifference,
-    TokenTable,
-    TokenView,
-    TrajectoryView,
-    token_table,
-    totals,
-)
-
-__all__ = ["render"]
+from hesnr_tasks.viewer.model import RunSummary, TokenTable, TokenView, TrajectoryView, token_table, totals
 
 _SCRIPTS = ("model.js", "tokens.js", "draw.js", "find.js", "controls.js", "main.js")  # in this order
 _DIFFERENCES = 20  # listed
@@ -75,13 +65,14 @@ def render(
         table = token_table(view, tokens[i], compare[i] if compare else None, offset, i) if tokens else None
         tables.append(table)
         texts[f"trajectory-{i}"] = _packed(view, table, offset)
+    differences = sorted((d for table in tables if table for d in table.differences), key=lambda d: -abs(d.b - d.a))
     index = {
         "version": __version__,
         "kinds": [kind.value for kind in Kind],
         "filters": list(FILTERS),
         "names": list(names if compare else names[:1]),
         "trajectories": [_summary(view, [run[i] for run in summaries]) for i, view in enumerate(views)],
-        "differences": _largest([d for table in tables if table for d in table.differences]),
+        "differences": [d._replace(text=d.text[:60])._asdict() for d in differences[:_DIFFERENCES]],
     }
     style = _asset("page.css")
     script = '"use strict";\n(() => {\n' + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
@@ -115,12 +106,6 @@ def _summary(view: TrajectoryView, runs: Sequence[RunSummary]) -> dict[str, Any]
         "kept": sum(turn.kept for turn in totals(view)),
         "runs": [run._asdict() for run in runs],
     }
-
-
-def _largest(differences: Sequence[TokenDifference]) -> list[dict[str, Any]]:
-    """The largest differences of all trajectories, largest first; ties in the order of the text."""
-    ranked = sorted(differences, key=lambda d: -abs(d.b - d.a))[:_DIFFERENCES]
-    return [d._replace(text=d.text[:60])._asdict() for d in ranked]
 
 
 def _packed(view: TrajectoryView, table: TokenTable | None, offset: npt.NDArray[np.int64]) -> str:
