@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 from hesnr_tasks.chat_messages import stored_schemas
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.formats.base import (
+    READING,
     Format,
     Problem,
     TrajectoryBuilder,
     Where,
     as_list,
-    collecting_losses,
     decoded,
     deep,
     string,
@@ -115,20 +115,18 @@ def read_record(format: Format, record: Any, where: Where) -> Trajectory:
     Raises:
         DataError: the record has another shape.
     """
+    builder = TrajectoryBuilder(format.name, where)
+    token = READING.set(builder)
     try:
-        with collecting_losses() as losses:
-            trajectory = format.read(record, TrajectoryBuilder(format.name, where))
+        trajectory = format.read(record, builder)
     except DataError:
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(f"this is {_shape(record)}, not a record of {format.name} ({format.rule})") from error
-    if tools := _tools(record):
-        trajectory = replace(trajectory, meta={**trajectory.meta, "tools": tools})
-    if not losses.characters:
-        return trajectory
-    remarks = [text if n == 1 else f"{text} ({n} times)" for text, n in losses.remarks.items()]
-    warnings = [*warnings_of(trajectory), *remarks]
-    return replace(trajectory, meta={**trajectory.meta, "warnings": warnings, "left_out_characters": losses.characters})
+    finally:
+        READING.reset(token)
+    tools = _tools(record)
+    return replace(trajectory, meta={**trajectory.meta, "tools": tools}) if tools else trajectory
 
 
 _TOOLS_AT = (  # where formats keep the schemas of the agent's tools, in a record or in one of its first events

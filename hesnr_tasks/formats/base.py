@@ -1,7 +1,7 @@
 """Getters for decoded JSON of unknown origin that never raise on a wrong type.
 
 A key that is absent, null or of another type gives the empty value of the requested type; text lost that way is counted
-(`left_out`) while a `collecting_losses` block runs. Fields a reader cannot do without are read with `need_*` and
+(`left_out`) by the builder that is `READING`. Fields a reader cannot do without are read with `need_*` and
 `messages_of`, which raise `DataError` naming the field.
 """
 
@@ -38,44 +38,22 @@ def as_list(value: Any) -> list[Any] | None:
     return None
 
 
-@dataclass
-class Losses:
-    """Text of a record that its reader could not use, because a field was of another type than it should be."""
-
-    remarks: Counter[str] = field(default_factory=Counter)
-    characters: int = 0
-    seen: dict[int, Any] = field(default_factory=dict)  # holds the values, so that their ids stay theirs
-    decoded: dict[int, tuple[str, Any]] = field(default_factory=dict)  # what text became, so that it stays one value
+READING: contextvars.ContextVar[TrajectoryBuilder | None] = contextvars.ContextVar("reading", default=None)
 
 
-_LOSSES: contextvars.ContextVar[Losses | None] = contextvars.ContextVar("losses", default=None)
-
-
-@contextlib.contextmanager
-def collecting_losses() -> Iterator[Losses]:
-    """The losses that `left_out` counts inside the block."""
-    losses = Losses()
-    token = _LOSSES.set(losses)
-    try:
-        yield losses
-    finally:
-        _LOSSES.reset(token)
-
-
-def left_out(value: Any, what: str, *, remark: bool = True) -> None:
-    """Count the text inside a value as not used, once however often it is looked at (see `collecting_losses`).
+def left_out(value: Any, what: str) -> None:
+    """Count the text inside a value as not used, once however often it is looked at, while a record is being read.
 
     Args:
         value: decoded JSON.
-        what: what is wrong with it, for the trajectory's warnings.
-        remark: False: count it only, as the caller has a warning of its own.
+        what: what is wrong with it, for the trajectory's warnings; empty: the caller warns.
     """
-    losses = _LOSSES.get()
-    size = text_size(value) if losses else 0
-    if losses and size and id(value) not in losses.seen:  # once, however often it is looked at
-        losses.seen[id(value)] = value
-        losses.characters += size
-        losses.remarks.update([f"{what}; its text is left out"] if remark else [])
+    builder = READING.get()
+    size = text_size(value) if builder else 0
+    if builder and size and id(value) not in builder.lost:
+        builder.lost[id(value)] = value
+        builder.left_out += size
+        builder.remarks.update([f"{what}; its text is left out"] if what else [])
 
 
 def _mistyped(value: Any, key: str, wanted: str) -> None:
@@ -154,9 +132,9 @@ def decoded(value: Any) -> Any:
     """Text that holds a JSON (or Python-literal) list or object becomes that; anything else stays as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
-    losses = _LOSSES.get()
-    if losses and id(value) in losses.decoded:
-        return losses.decoded[id(value)][1]
+    builder = READING.get()
+    if builder and id(value) in builder.decoded:
+        return builder.decoded[id(value)][1]
     duplicates = DuplicateKeys()
     try:
         value_inside = parse_json(value, duplicates)
@@ -166,11 +144,11 @@ def decoded(value: Any) -> Any:
             with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
                 literal = ast.literal_eval(value.strip())
                 value_inside = literal if isinstance(literal, (dict, list)) else value
-    if losses:
-        losses.decoded[id(value)] = (value, value_inside)
+    if builder:
+        builder.decoded[id(value)] = (value, value_inside)
         for key, size in duplicates.items():
-            losses.remarks[f"{key!r} is there more than once in an object stored as text; the last value is read"] += 1
-            losses.characters += size
+            builder.remarks[f"{key!r} is there more than once in an object stored as text; the last value is read"] += 1
+            builder.left_out += size
     return value_inside
 
 
@@ -361,7 +339,7 @@ def role_of(message: Mapping[str, Any]) -> str | None:
 
 
 class TrajectoryBuilder:
-    """Collects the messages of one trajectory, in order, in normal form.
+    """Collects the messages of one trajectory, in order, in normal form, and what of its record could not be used.
 
     Normal form: no empty segments, neighbours of one kind joined, no lone surrogates, an id.
     """
@@ -372,6 +350,10 @@ class TrajectoryBuilder:
         self.messages: list[Message] = []
         self.started = False  # whether the agent has written anything
         self._warnings: Counter[str] = Counter()
+        self.remarks: Counter[str] = Counter()  # on text in fields of another type than they should be
+        self.left_out = 0  # characters of such text
+        self.lost: dict[int, Any] = {}  # holds the values, so that their ids stay theirs
+        self.decoded: dict[int, tuple[str, Any]] = {}  # what text became, so that it stays one value
 
     def warn(self, text: str, count: int = 1) -> None:
         """Note something odd; the same text is counted, not repeated."""
@@ -430,7 +412,7 @@ class TrajectoryBuilder:
     def leave_out(self, value: Any, text: str) -> None:
         """Note that `value` is not read; the text inside is counted."""
         self.warn(text)
-        left_out(value, "", remark=False)
+        left_out(value, "")
 
     def text(self, content: Any) -> str:
         """Message content of any shape as text: null, string, parts; pictures become a place-holder."""
@@ -474,7 +456,10 @@ class TrajectoryBuilder:
             document_source: of a document: the corpus it is from.
         """
         instance = scalar_text(instance_id)
-        meta: dict[str, Any] = {"warnings": [_counted(text, n) for text, n in self._warnings.items()]}
+        warnings = [*self._warnings.items(), *self.remarks.items()]
+        meta: dict[str, Any] = {"warnings": [_counted(text, n) for text, n in warnings]}
+        if self.left_out:
+            meta["left_out_characters"] = self.left_out
         if document_source:
             meta["document_source"] = clean(document_source)
         if fidelity is Fidelity.RENDERED:
