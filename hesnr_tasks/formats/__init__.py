@@ -33,8 +33,7 @@ from hesnr_tasks.formats.base import (
 )
 from hesnr_tasks.formats.base import ReadReport as ReadReport
 from hesnr_tasks.formats.chat import CHAT_TEXT, CHAT_TOOLS, CHAT_XML, COMPLETIONS, PLAIN
-from hesnr_tasks.formats.cli_agents import CLAUDE_CODE, CODEX
-from hesnr_tasks.formats.eval_logs import ATIF, INSPECT_AI
+from hesnr_tasks.formats.logs import ATIF, CLAUDE_CODE, CODEX, INSPECT_AI
 from hesnr_tasks.formats.openhands import OPENHANDS, OPENHANDS_SDK
 from hesnr_tasks.formats.sources import Record, hub_rows, is_hub_id, records, source_paths
 from hesnr_tasks.formats.swe_agent import MINI_SWE_AGENT, NEBIUS, R2E_GYM, SWE_AGENT

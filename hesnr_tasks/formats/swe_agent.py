@@ -287,18 +287,12 @@ def _detect_nebius(record: Any) -> bool:
 
 
 def _read_nebius(record: Any, builder: TrajectoryBuilder) -> Trajectory:
+    def turn(message: JsonObject) -> Sequence[Segment] | None:
+        return None if EXIT.match(message["content"]) else split_calls(message["content"], "fence")
+
     for item in messages_of(record, "trajectory"):
-        role, content = role_of(item), string(item, "text")
-        if role is None:
-            left_out(item, "a message without a known role")
-        if role == "system":
-            builder.context(role, content or string(item, "system_prompt"))
-        elif role != "assistant":
-            builder.given(role or "user", content)
-        elif EXIT.match(content):
-            builder.not_generated(content)
-        else:
-            builder.generated(split_calls(content, "fence"))
+        text = string(item, "text") or (string(item, "system_prompt") if role_of(item) == "system" else "")
+        label_messages([{**item, "content": text}], builder, turn)
     return builder.build(
         id=record.get("trajectory_id"),
         instance_id=record.get("instance_id"),
