@@ -10,6 +10,7 @@ from pathlib import Path
 from hesnr_tasks import demo
 from hesnr_tasks.cli.ladder import score_and_report
 from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.ladder.run import LocalPool
 
 __all__ = ["add_arguments", "run"]
 
@@ -30,5 +31,6 @@ def run(args: argparse.Namespace) -> int:
     path, here = demo.miniature_file(), Path.cwd()
     short = path.relative_to(here) if path.is_relative_to(here) else path
     print(f"$ hesnr ladder run {short} -o {args.output}")
-    score_and_report(short, args.output, tasks=args.tasks, workers=min(2, os.cpu_count() or 1))
+    workers = min(2, os.cpu_count() or 1)
+    score_and_report(short, args.output, tasks=args.tasks, pool=lambda _: LocalPool(workers))
     return 0

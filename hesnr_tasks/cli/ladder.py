@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders
 from hesnr_tasks.analysis.tables import show
@@ -19,7 +21,20 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge, judge_pack
 from hesnr_tasks.ladder.names import read_ladder
 from hesnr_tasks.ladder.pack import Pack, only_pack, read_pack, write_pack
-from hesnr_tasks.ladder.run import JobResult, free_disk, jobs, missing_on_hub, run_jobs, run_jobs_on_ray
+from hesnr_tasks.ladder.run import (
+    SLURM_SETTINGS,
+    Job,
+    JobResult,
+    LocalPool,
+    Pool,
+    RayPool,
+    SlurmPool,
+    free_disk,
+    jobs,
+    missing_on_hub,
+    progress_of,
+    run_jobs,
+)
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream, read_ladder_file, write_ladder_file
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.report.data import read_summaries
@@ -50,10 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_.add_argument("-o", "--output", type=Path, required=True, help="folder of the results; the same goes on")
     run_.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these checkpoints")
     run_.add_argument("--tasks", help="tasks of lm_eval, ours and others, in place of the file's")
-    run_.add_argument(
+    where = run_.add_mutually_exclusive_group()
+    where.add_argument(
         "--ray", metavar="ADDRESS", help="on a Ray cluster: its address, 'auto', or 'local' for this machine"
     )
-    run_.add_argument("--workers", type=int, default=1, help="checkpoints at a time (default: 1)")
+    where.add_argument(
+        "--slurm", nargs="*", metavar="KEY=VALUE",
+        help=f"as Slurm jobs, with these settings beside the file's: {', '.join(SLURM_SETTINGS)}; time in minutes",
+    )  # fmt: skip
+    where.add_argument("--workers", type=int, default=1, help="processes at a time on this machine (default: 1)")
+    run_.add_argument(
+        "--shards", type=int, default=1, metavar="N",
+        help="cut the trajectories of each checkpoint into N parts, scored at a time (default: 1)",
+    )  # fmt: skip
     run_.add_argument(
         "--drop-downloads", action="store_true", help="remove each download from the hub cache when scored"
     )
@@ -158,13 +182,32 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.workers < 1:
-        raise SettingsError("--workers must be at least 1")
+    for name in ("workers", "shards"):
+        if not 1 <= getattr(args, name) <= 10_000:
+            raise SettingsError(f"--{name} must be at least 1, and not beyond 10,000")
+    if args.shards > 1 and args.drop_downloads:
+        raise SettingsError(
+            "--drop-downloads with --shards: of shards on other machines nobody knows which downloads were theirs. "
+            "Leave one of them out."
+        )
     score_and_report(
         args.ladder, args.output, downstream=args.downstream, tasks=args.tasks, only=args.only,
-        lm_eval_args=args.lm_eval_args.split(), ray=args.ray, workers=args.workers, drop_downloads=args.drop_downloads,
+        lm_eval_args=args.lm_eval_args.split(), drop_downloads=args.drop_downloads, shards=args.shards,
+        pool=lambda ladder: _pool(args, ladder),
     )  # fmt: skip
     return 0
+
+
+def _pool(args: argparse.Namespace, ladder: Ladder) -> Pool:
+    if args.ray:
+        return RayPool(args.ray, ladder.gpus)
+    if args.slurm is None:
+        return LocalPool(args.workers)
+    wrong = [word for word in args.slurm if "=" not in word]
+    if wrong:
+        raise SettingsError(f"--slurm {wrong[0]!r} must be KEY=VALUE, as partition=gpu time=240")
+    settings = {**ladder.slurm, **dict(word.split("=", 1) for word in args.slurm)}
+    return SlurmPool(args.output.absolute() / "slurm", settings, ladder.gpus)
 
 
 def score_and_report(
@@ -175,11 +218,19 @@ def score_and_report(
     tasks: str | None = None,
     only: Sequence[str] = (),
     lm_eval_args: Sequence[str] = (),
-    ray: str | None = None,
-    workers: int = 1,
+    pool: Callable[[Ladder], Pool] = lambda _: LocalPool(),
+    shards: int = 1,
     drop_downloads: bool = False,
 ) -> None:
     """Score every checkpoint of a ladder file with lm_eval, then print the verdict and write the report.
+
+    Args:
+        path: the ladder file.
+        output: folder of the results.
+        downstream, tasks, only, lm_eval_args: as the options.
+        pool: where a ladder's jobs run.
+        shards: as `jobs`.
+        drop_downloads: as `run_jobs`.
 
     Raises:
         HesnrError: a checkpoint could not be scored; the others are, and are in the report.
@@ -190,29 +241,134 @@ def score_and_report(
     _say(remarks)
     if tasks:
         ladder = replace(ladder, tasks=tuple(tasks.split(",")))
-    todo = jobs(ladder, output, only=only, extra=lm_eval_args)
-    print(f"{len(todo)} checkpoints, {free_disk(output) / 2**30:.0f} GiB free for results and downloads", flush=True)
-    start, done = time.monotonic(), 0
-
-    def progress(result: JobResult) -> None:
-        nonlocal done
-        done += 1
-        left = (time.monotonic() - start) / done * (len(todo) - done)
-        rest = f", about {left:.0f} s left" if done < len(todo) and result.state == "scored" else ""
-        print(f"[{done}/{len(todo)}] {result.name}: {result.state} in {result.seconds:.0f} s{rest}", flush=True)
-        if result.error:
-            print(f"  {result.error}", flush=True)
-
-    if ray:
-        results = run_jobs_on_ray(todo, progress, address=ray, gpus=ladder.gpus, drop_downloads=drop_downloads)
-    else:
-        results = run_jobs(todo, progress, workers=workers, drop_downloads=drop_downloads)
+    todo = jobs(ladder, output, only=only, extra=lm_eval_args, shards=shards)
+    workplace = pool(ladder)
+    parts = f" in {shards} shards each" if shards > 1 else ""
+    print(
+        f"{len(todo)} checkpoints{parts}, {free_disk(output) / 2**30:.0f} GiB free for results and downloads",
+        flush=True,
+    )
+    show_progress = _progress_view(todo)
+    try:
+        results = run_jobs(
+            todo, show_progress.report, pool=workplace, drop_downloads=drop_downloads, watch=show_progress.watch
+        )
+    finally:
+        show_progress.close()
     failed = [result.name for result in results if result.state == "failed"]
     if len(failed) < len(results):
         print()
         report([str(output / "runs")], output, ladder=path, downstream=downstream)
     if failed:
         raise HesnrError(f"not scored: {', '.join(failed)}. The same command tries them again and keeps the others.")
+
+
+# --- what is shown while it runs --------------------------------------------------------------------------------------
+
+
+class _Lines:
+    """A line for every checkpoint that ends: for logs, and terminals without rich."""
+
+    def __init__(self, todo: Sequence[Job]) -> None:
+        self._jobs = {job.name: job for job in todo}
+        self._start, self._started = time.monotonic(), time.time()
+        self._done = 0
+
+    def report(self, result: JobResult) -> None:
+        """A checkpoint ended."""
+        self._done += 1
+        total = len(self._jobs)
+        left = (time.monotonic() - self._start) / self._done * (total - self._done)
+        rest = f", about {left:.0f} s left" if self._done < total and result.state == "scored" else ""
+        value = f", {text}" if (text := _headline(self._jobs[result.name])) and result.state != "failed" else ""
+        print(
+            f"[{self._done}/{total}] {result.name}: {result.state} in {result.seconds:.0f} s{value}{rest}", flush=True
+        )
+        if result.error:
+            print(f"  {result.error}", flush=True)
+
+    def watch(self) -> None:
+        """Nothing between them."""
+
+    def close(self) -> None:
+        """Nothing to put away."""
+
+
+class _LiveTable(_Lines):
+    """All checkpoints on a terminal: state, share of tokens scored, time left, HE-SNR when finished."""
+
+    def __init__(self, todo: Sequence[Job], live: type[Any], table: type[Any]) -> None:
+        super().__init__(todo)
+        self._results: dict[str, tuple[JobResult, str]] = {}
+        self._table, self._next = table, 0.0
+        self._live = live(self._drawn(), auto_refresh=False)
+        self._live.start()
+
+    def report(self, result: JobResult) -> None:
+        """A checkpoint ended."""
+        self._results[result.name] = result, _headline(self._jobs[result.name])
+        self._live.update(self._drawn(), refresh=True)
+
+    def watch(self) -> None:
+        """Look at the logs of those that run, once a second."""
+        if time.monotonic() >= self._next:
+            self._live.update(self._drawn(), refresh=True)
+            self._next = time.monotonic() + 1
+
+    def close(self) -> None:
+        """The table stays on the terminal; below it why something failed."""
+        self._live.update(self._drawn(), refresh=True)
+        self._live.stop()
+        for result, _ in self._results.values():
+            if result.error:
+                print(f"{result.name}: {result.error}", flush=True)
+
+    def _drawn(self) -> Any:
+        from rich.text import Text
+
+        seconds, ended = time.monotonic() - self._start, len(self._results)
+        left = f", about {_clock(seconds / ended * (len(self._jobs) - ended))} left" if ended else ""
+        title = f"{ended} of {len(self._jobs)} checkpoints, {_clock(seconds)}{left}"
+        table = self._table(title=title, title_justify="left")
+        for heading, justify in (("checkpoint", "left"), ("state", "left"), ("done", "right"), ("left", "right")):
+            table.add_column(heading, justify=justify)
+        table.add_column("HE-SNR", justify="right")
+        for name, job in self._jobs.items():
+            if name in self._results:
+                result, value = self._results[name]
+                cells = (result.state, "" if result.state == "failed" else "100%", "", value)
+            else:
+                progress = progress_of(job, self._started)
+                share = "" if progress.share is None else f"{progress.share:.0%}"
+                cells = (progress.state, share, progress.left, "")
+            table.add_row(Text(name), *(Text(cell) for cell in cells))
+        return table
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def _headline(job: Job) -> str:
+    """HE-SNR of the first of our tasks in a job's newest result file; empty: there is none."""
+    try:
+        newest = max(job.folder.rglob("results_*.json"), key=lambda path: path.stat().st_mtime, default=None)
+        rows = read_results([newest]) if newest else []
+    except (HesnrError, OSError):
+        return ""
+    values = [row.values["he_snr"] for row in rows if row.signature and "he_snr" in row.values]
+    return f"HE-SNR {values[0].value:.4g} ± {values[0].stderr:.2g}" if values else ""
+
+
+def _progress_view(todo: Sequence[Job]) -> _Lines:
+    if sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            from rich.live import Live
+            from rich.table import Table
+
+            return _LiveTable(todo, Live, Table)
+    return _Lines(todo)
 
 
 def _verdict(args: argparse.Namespace) -> int:

@@ -424,6 +424,7 @@ def load(
     limit: int | None = None,
     sample: int | None = None,
     sample_seed: int = 0,
+    shard: str | None = None,
     on_error: str = "fail",
     report: ReadReport | None = None,
     keep: Callable[[Trajectory], Any] = lambda trajectory: trajectory,
@@ -435,6 +436,7 @@ def load(
         only_resolved: keep the runs that solved their task.
         limit: at most so many, the first.
         sample: of these, a `seeded_subset` of so many, without holding more than that in memory.
+        shard: of these, only each n-th: "2/4" takes the second of every four.
         report: filled with what was read; then nothing is logged.
         keep: what is held and returned of each trajectory (default: all of it).
 
@@ -452,10 +454,12 @@ def load(
                 yield trajectory
 
     first = itertools.islice(counted(), limit)
+    number, count = map(int, (shard or "1/1").split("/"))
     if sample is None:
-        loaded = [keep(trajectory) for trajectory in first]
+        loaded = [keep(trajectory) for trajectory in itertools.islice(first, number - 1, None, count)]
     else:
-        loaded = seeded_subset(first, sample, sample_seed, key=trajectory_identity, keep=keep)
+        chosen = seeded_subset(first, sample, sample_seed, key=trajectory_identity, keep=keep)
+        loaded = chosen[number - 1 :: count]
     for line in [] if quiet else report.lines():
         _LOG.warning("%s: %s", source_label(source), line)
     if not loaded:

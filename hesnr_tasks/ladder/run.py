@@ -3,10 +3,15 @@
 A checkpoint's results lie in OUTPUT/runs/NAME. `ladder.json` there remembers the command that made them: the same
 command is not run twice, another one is. A run that was stopped goes on at the trajectory where it was, since the
 score files of our tasks do.
+
+Checkpoints may also be cut into shards of their trajectories, for which Ray or Slurm have machines: each shard scores
+its own into the checkpoint's one folder of score files, and when all have ended the whole command runs, finds them
+there, and scores only what a shard that failed has left. Nothing else coordinates them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,17 +20,33 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder
 
-__all__ = ["Job", "JobResult", "free_disk", "jobs", "missing_on_hub", "run_command", "run_jobs", "run_jobs_on_ray"]
+__all__ = [
+    "SLURM_SETTINGS",
+    "Job",
+    "JobResult",
+    "LocalPool",
+    "Pool",
+    "Progress",
+    "RayPool",
+    "SlurmPool",
+    "free_disk",
+    "jobs",
+    "missing_on_hub",
+    "progress_of",
+    "run_command",
+    "run_job",
+    "run_jobs",
+]
 
 
 class Job(NamedTuple):
@@ -38,6 +59,13 @@ class Job(NamedTuple):
     revision: str
     cwd: str = "."  # what paths of the command are relative to
     inputs: tuple[str, ...] = ()  # the model and the trajectories, where they are files or folders
+    shards: tuple[tuple[str, ...], ...] = ()  # commands that score a part of the trajectories each; none: unsharded
+    shard: int | None = None  # which of them this is; None: the whole
+
+    @property
+    def log(self) -> Path:
+        """What the command prints."""
+        return self.folder / ("lm_eval.log" if self.shard is None else f"lm_eval-shard-{self.shard + 1}.log")
 
 
 class JobResult(NamedTuple):
@@ -49,7 +77,9 @@ class JobResult(NamedTuple):
     error: str = ""
 
 
-def jobs(ladder: Ladder, output: Path, *, only: Sequence[str] = (), extra: Sequence[str] = ()) -> list[Job]:
+def jobs(
+    ladder: Ladder, output: Path, *, only: Sequence[str] = (), extra: Sequence[str] = (), shards: int = 1
+) -> list[Job]:
     """The lm_eval command of every checkpoint of a ladder.
 
     An entry with `sft_of` and downstream scores but no `model` only judges another checkpoint: it is not scored.
@@ -59,6 +89,7 @@ def jobs(ladder: Ladder, output: Path, *, only: Sequence[str] = (), extra: Seque
         output: folder of the results.
         only: names of checkpoints; empty: all.
         extra: further arguments of lm_eval.
+        shards: parts that the trajectories of each checkpoint are cut into.
 
     Raises:
         SettingsError: a name that is not in the ladder, or a model or folder that lm_eval's arguments cannot hold.
@@ -69,13 +100,19 @@ def jobs(ladder: Ladder, output: Path, *, only: Sequence[str] = (), extra: Seque
         if name not in names:
             raise SettingsError(f"--only {name!r} is no checkpoint of the ladder; there are: {', '.join(names)}")
     scored = [c for c in ladder.checkpoints if c.model or not (c.sft_of and c.downstream)]
-    todo = [_job(ladder, checkpoint, output, extra) for checkpoint in scored]
+    words = {word.partition("=")[0] for word in (*ladder.lm_eval_args, *extra)}
+    if shards > 1 and words & {"--limit", "-L", "--samples"}:
+        raise SettingsError(
+            "--limit and --samples would choose from every shard anew; with --shards, put limit: N or sample: N into "
+            "the ladder file's metadata"
+        )
+    todo = [_job(ladder, checkpoint, output, extra, shards) for checkpoint in scored]
     if len({job.folder for job in todo}) < len(todo):
         raise SettingsError("two checkpoints of the ladder have names that differ only in signs; rename one")
     return [job for job in todo if not only or job.name in only]
 
 
-def _job(ladder: Ladder, checkpoint: Checkpoint, output: Path, extra: Sequence[str]) -> Job:
+def _job(ladder: Ladder, checkpoint: Checkpoint, output: Path, extra: Sequence[str], shards: int) -> Job:
     model = checkpoint.model or checkpoint.name
     arguments: dict[str, Any] = {("pretrained" if ladder.model != "local-completions" else "model"): model}
     arguments |= {
@@ -93,120 +130,331 @@ def _job(ladder: Ladder, checkpoint: Checkpoint, output: Path, extra: Sequence[s
     command = [sys.executable, "-m", "hesnr_tasks.cli", "eval", "--model", ladder.model]
     command += ["--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())]
     command += ["--tasks", ",".join(ladder.tasks)]
-    if metadata:
-        command += ["--metadata", json.dumps(metadata)]
+
+    def words(values: Mapping[str, Any]) -> tuple[str, ...]:
+        options = ["--metadata", json.dumps(values)] if values else []
+        return (*command, *options, *ladder.lm_eval_args, *extra)
+
     safe = re.sub(r"[^\w.@+-]", "_", checkpoint.name)
     return Job(
         checkpoint.name,
-        (*command, *ladder.lm_eval_args, *extra),
+        words(metadata),
         output / "runs" / safe,
         model,
         checkpoint.revision,
         str(Path.cwd()),
         tuple(str(path) for path in map(Path, (model, *ladder.trajectories)) if path.exists()),
+        tuple(words({**metadata, "shard": f"{i + 1}/{shards}"}) for i in range(shards)) if shards > 1 else (),
     )
+
+
+# --- where jobs run ---------------------------------------------------------------------------------------------------
+
+
+class Handle(Protocol):
+    """A job that was handed over; futures, and jobs of submitit, are such."""
+
+    def done(self) -> bool:
+        """Whether it ended."""
+
+    def result(self) -> Any:
+        """What it returned; raises what it raised."""
+
+    def cancel(self) -> Any:
+        """End it, if it has not begun or can be ended."""
+
+
+class Pool(Protocol):
+    """Processes or machines that run jobs."""
+
+    poll_seconds: float  # between two looks at what has ended
+
+    def submit(self, job: Job, drop_downloads: bool) -> Handle:
+        """Hand a job over."""
+
+    def close(self) -> None:
+        """Nothing more will be submitted, and everything has ended."""
+
+
+class LocalPool:
+    """Processes on this machine, some at a time, which share the CPU cores unless OMP_NUM_THREADS says otherwise."""
+
+    poll_seconds = 0.1
+
+    def __init__(self, workers: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(max(1, workers))
+        self._threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+
+    def submit(self, job: Job, drop_downloads: bool) -> Handle:
+        """Hand a job over."""
+        return self._pool.submit(run_job, job, drop_downloads, self._threads)
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._pool.shutdown()
+
+
+class RayPool:
+    """Tasks of a Ray cluster whose machines share the output folder; one whose worker dies is tried three times more.
+
+    Raises:
+        HesnrError: Ray is not installed, or there is no cluster at the address.
+    """
+
+    poll_seconds = 0.2
+
+    def __init__(self, address: str, gpus: float = 0.0) -> None:
+        """`address`: of the cluster, "auto", or "local" for one on this machine; `gpus`: that each task takes."""
+        try:
+            import ray
+        except ImportError:
+            raise HesnrError("--ray needs Ray: pip install 'hesnr-tasks[ray]'") from None
+        try:
+            ray.init(
+                address=None if address == "local" else address, include_dashboard=False, log_to_driver=False,
+                logging_level=logging.ERROR, ignore_reinit_error=True,
+            )  # fmt: skip
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise HesnrError(f"no Ray cluster at {address!r} ({error}); start one with: ray start --head") from None
+        self._ray = ray
+        self._task = ray.remote(max_retries=3, num_cpus=1, num_gpus=gpus)(run_job)
+
+    def submit(self, job: Job, drop_downloads: bool) -> Handle:
+        """Hand a job over."""
+        return _RayHandle(self._ray, self._task.remote(job, drop_downloads))
+
+    def close(self) -> None:
+        """The cluster is the user's."""
+
+
+class _RayHandle:
+    def __init__(self, ray: Any, ref: Any) -> None:
+        self._ray, self._ref = ray, ref
+
+    def done(self) -> bool:
+        return bool(self._ray.wait([self._ref], timeout=0)[0])
+
+    def result(self) -> Any:
+        return self._ray.get(self._ref)
+
+    def cancel(self) -> None:
+        self._ray.cancel(self._ref)
+
+
+SLURM_SETTINGS = ("partition", "time", "account", "qos", "constraint", "cpus", "mem_gb", "cluster")
+
+
+class SlurmPool:
+    """Slurm jobs, through submitit; the machines share the output folder.
+
+    Only what is in `SLURM_SETTINGS` can be set, each a single word: a ladder file of others cannot put commands into
+    the job's script. submitit writes the job, a command line and folders, into `folder`; the environment is passed on
+    by Slurm itself and is in no file.
+    """
+
+    poll_seconds = 2.0
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], gpus: float = 0.0) -> None:
+        """`folder`: of submitit's files; `settings`: of `SLURM_SETTINGS`, time in minutes; `gpus`: of each job.
+
+        Raises:
+            SettingsError: a setting that is none of these, or no single word.
+            HesnrError: submitit is not installed, or there is no Slurm here.
+        """
+        for name, value in settings.items():
+            if name not in SLURM_SETTINGS:
+                raise SettingsError(
+                    f"slurm: {name!r} must be one of {', '.join(SLURM_SETTINGS)}.{nearest(name, SLURM_SETTINGS)}"
+                )
+            if not re.fullmatch(r"[\w.,:@+&|*\[\]-]+", str(value)):
+                raise SettingsError(f"slurm: {name} {str(value)[:80]!r} is no single word, as in {name}=gpu")
+            if name in ("time", "cpus", "mem_gb") and not re.fullmatch(r"[1-9]\d{0,6}", str(value)):
+                unit = {"time": "minutes", "cpus": "cores", "mem_gb": "GB"}[name]
+                raise SettingsError(f"slurm: {name} {str(value)!r} must be a whole number of {unit}")
+        if gpus != int(gpus):
+            raise SettingsError(f"gpus {gpus:g}: a Slurm job takes whole GPUs")
+        try:
+            import submitit
+        except ImportError:
+            raise HesnrError("--slurm needs submitit: pip install 'hesnr-tasks[slurm]'") from None
+        words = {name: str(value) for name, value in settings.items()}
+        cluster = words.pop("cluster", "slurm")
+        try:
+            self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        except (RuntimeError, ValueError) as error:
+            raise HesnrError(
+                f"there is no Slurm here ({str(error).strip()}). Run this where sbatch is, or try it without: "
+                "--slurm cluster=local"
+            ) from None
+        given = {
+            "timeout_min": int(words.pop("time", 24 * 60)), "cpus_per_task": int(words.pop("cpus", 1)),
+            "gpus_per_node": int(gpus), "name": "hesnr",
+        }  # fmt: skip
+        given |= {"mem_gb": int(words.pop("mem_gb"))} if "mem_gb" in words else {}
+        self._executor.update_parameters(**given, **{f"slurm_{name}": value for name, value in words.items()})
+
+    def submit(self, job: Job, drop_downloads: bool) -> Handle:
+        """Hand a job over."""
+        handle: Handle = self._executor.submit(run_job, job, drop_downloads)
+        return handle
+
+    def close(self) -> None:
+        """Slurm has nothing to close."""
 
 
 def run_jobs(
     todo: Sequence[Job],
     report: Callable[[JobResult], None],
     *,
-    workers: int = 1,
+    pool: Pool | None = None,
     drop_downloads: bool = False,
+    watch: Callable[[], None] = lambda: None,
 ) -> list[JobResult]:
-    """Run the jobs, `workers` at a time; a job that fails does not stop the others.
-
-    Args:
-        todo: from `jobs`.
-        report: called with every result as it comes.
-        workers: processes at a time, which share the CPU cores unless OMP_NUM_THREADS says otherwise.
-        drop_downloads: remove from the hub cache what a job downloaded, as soon as it is scored.
-
-    Returns:
-        The results, in the order of the jobs.
-    """
-
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
-
-    def work(job: Job) -> JobResult:
-        result = _run_job(job, drop_downloads, threads)
-        report(result)
-        return result
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        return list(pool.map(work, todo))
-
-
-def run_jobs_on_ray(
-    todo: Sequence[Job],
-    report: Callable[[JobResult], None],
-    *,
-    address: str,
-    gpus: float = 0.0,
-    drop_downloads: bool = False,
-) -> list[JobResult]:
-    """Run the jobs as tasks of a Ray cluster whose machines share the output folder.
+    """Run the jobs, shards first; a job that fails does not stop the others.
 
     Args:
         todo: from `jobs`; their folders must be absolute.
         report: called with every result as it comes.
-        address: of the cluster, "auto", or "local" for one on this machine.
-        gpus: that each task takes.
-        drop_downloads: as in `run_jobs`.
+        pool: where they run (default: one after the other here).
+        drop_downloads: remove from the hub cache what a job downloaded, as soon as it is scored.
+        watch: called again and again while jobs run.
 
     Returns:
-        The results, in the order of the jobs. A task whose worker dies is tried again, up to three times.
-
-    Raises:
-        HesnrError: Ray is not installed, or there is no cluster at the address.
+        The results, in the order of the jobs.
     """
-    try:
-        import ray
-    except ImportError:
-        raise HesnrError("--ray needs Ray: pip install 'hesnr-tasks[ray]'") from None
-    try:
-        ray.init(
-            address=None if address == "local" else address, include_dashboard=False, log_to_driver=False,
-            logging_level=logging.ERROR, ignore_reinit_error=True,
-        )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise HesnrError(f"no Ray cluster at {address!r} ({error}); start one with: ray start --head") from None
-    task = ray.remote(max_retries=3, num_cpus=1, num_gpus=gpus)(_run_job)
-    pending = {task.remote(job, drop_downloads): job for job in todo}
+    pool = pool or LocalPool()
     results: dict[str, JobResult] = {}
-    while pending:
-        (ready, *_), _ = ray.wait(list(pending), num_returns=1)
-        job = pending.pop(ready)
-        try:
-            results[job.name] = ray.get(ready)
-        except ray.exceptions.RayError as error:
-            results[job.name] = JobResult(job.name, "failed", 0.0, f"its Ray task failed: {error}")
-        report(results[job.name])
+    pending: dict[int, tuple[Job, Handle]] = {}
+    shards_left: dict[str, int] = {}
+
+    def finish(result: JobResult) -> None:
+        results[result.name] = result
+        report(result)
+
+    def submit(job: Job) -> None:
+        handle = pool.submit(job, drop_downloads and job.shard is None)
+        pending[id(handle)] = job, handle
+
+    try:
+        for job in todo:
+            before = scored_before(job) if job.shards else None
+            if before is not None:
+                finish(before)
+                continue
+            shards_left[job.name] = len(job.shards)
+            for i, command in enumerate(job.shards):
+                submit(job._replace(command=command, shard=i, shards=()))
+            if not job.shards:
+                submit(job)
+        by_name = {job.name: job for job in todo}
+        while pending:
+            ended = [(key, *item) for key, item in pending.items() if item[1].done()]
+            for key, job, handle in ended:
+                del pending[key]
+                if job.shard is None:
+                    finish(_result_of(job, handle))
+                    continue
+                with contextlib.suppress(Exception):  # what a shard has left, the whole scores, and tells why it cannot
+                    handle.result()
+                shards_left[job.name] -= 1
+                if not shards_left[job.name]:
+                    submit(by_name[job.name])
+            watch()
+            if not ended:
+                time.sleep(pool.poll_seconds)
+    except BaseException:
+        for _, handle in pending.values():
+            handle.cancel()
+        raise
+    finally:
+        pool.close()
     return [results[job.name] for job in todo]
 
 
-def _run_job(job: Job, drop_downloads: bool, threads: int | None = None) -> JobResult:
-    memory = job.folder / "ladder.json"
-    identity = {"command": list(job.command[1:]), "inputs": _inputs(job)}
+def _result_of(job: Job, handle: Handle) -> JobResult:
     try:
-        stored = read_json(memory)
+        result: JobResult = handle.result()
+        return result
+    except Exception as error:  # of Ray and submitit: a worker or a machine that died, a job that was cancelled
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return JobResult(job.name, "failed", 0.0, f"its worker failed: {lines[0][:300]} (its log: {job.log})")
+
+
+class Progress(NamedTuple):
+    """How far a job is: "waiting" or "running", the share of its tokens that is scored, and the time left."""
+
+    state: str
+    share: float | None = None
+    left: str = ""
+
+
+_PROGRESS = re.compile(rb"scoring: +(\d+)% of [^\n]*?, ([\d:]+|\?) left")
+
+
+def progress_of(job: Job, since: float) -> Progress:
+    """How far a job is by what it printed; `since`: when it was handed over, seconds since the epoch."""
+    shares: list[tuple[float, str]] = []
+    running = False
+    for part in [job._replace(shard=i) for i in range(len(job.shards))] + [job]:
+        try:
+            if part.log.stat().st_mtime < since:
+                continue
+            running = True
+            with part.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+                lines = _PROGRESS.findall(file.read())
+        except OSError:
+            continue
+        if lines and (part.shard is not None or not job.shards):
+            shares.append((int(lines[-1][0]) / 100, lines[-1][1].decode()))
+    if not running:
+        return Progress("waiting")
+    if not shares:
+        return Progress("running")
+    share = sum(share for share, _ in shares) / (len(job.shards) or 1)
+    return Progress("running", share, max((left for _, left in shares), key=lambda left: (len(left), left)))
+
+
+def scored_before(job: Job) -> JobResult | None:
+    """The result of an earlier run of the same command on the same files; None: there is none."""
+    try:
+        stored = read_json(job.folder / "ladder.json")
     except DataError:
-        stored = None
+        return None
+    identity = {"command": list(job.command[1:]), "inputs": _inputs(job)}
     if isinstance(stored, dict) and {**stored, **identity} == stored and any(job.folder.rglob("results_*.json")):
         return JobResult(job.name, "scored before", float(stored.get("seconds") or 0))
+    return None
+
+
+def run_job(job: Job, drop_downloads: bool, threads: int | None = None) -> JobResult:
+    """Run one job to its end, unless its results are there.
+
+    Args:
+        job: from `jobs`.
+        drop_downloads: as in `run_jobs`.
+        threads: CPU threads of its process; None: as the environment says.
+    """
+    if job.shard is None and (before := scored_before(job)):
+        return before
     cached = set(_cached_revisions(job.model)) if drop_downloads else set()
     start = time.monotonic()
+    place = job.folder if job.shard is None else job.folder / f"shard-{job.shard + 1}.json"
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        words = [*job.command, "--output_path", str(job.folder)]
-        run_command(words, job.folder / "lm_eval.log", "lm_eval", job.cwd, threads)
+        run_command([*job.command, "--output_path", str(place)], job.log, "lm_eval", job.cwd, threads)
     except HesnrError as error:
         return JobResult(job.name, "failed", time.monotonic() - start, str(error))
     finally:
         if drop_downloads:
             _drop(job.model, set(_cached_revisions(job.model)) - cached)
     seconds = round(time.monotonic() - start, 1)
-    write_output(memory, json.dumps({"name": job.name, **identity, "seconds": seconds}, indent=1) + "\n")
+    if job.shard is not None:  # its score files are what it was for; its numbers are of a part
+        for results in job.folder.glob(f"shard-{job.shard + 1}_*.json"):
+            results.unlink(missing_ok=True)
+    else:
+        memory = {"name": job.name, "command": list(job.command[1:]), "inputs": _inputs(job), "seconds": seconds}
+        write_output(job.folder / "ladder.json", json.dumps(memory, indent=1) + "\n")
     return JobResult(job.name, "scored", seconds)
 
 

@@ -57,7 +57,7 @@ TUNED_WORDS = {  # words of a name that tell of fine-tuning
     "rl": ("rl", "rlhf", "dpo", "grpo", "ppo", "rlvr"),
 }
 _TUNED = tuple(TUNED_WORDS)
-_TOP = ("trajectories", "tasks", "model", "model_args", "metadata", "lm_eval_args", "checkpoints", "gpus")
+_TOP = ("trajectories", "tasks", "model", "model_args", "metadata", "lm_eval_args", "checkpoints", "gpus", "slurm")
 _FIELDS = (
     "name", "model", "revision", "tokenizer", "family", "stage", "step", "tokens", "context", "sft_of", "before",
     "trained_on", "label", "downstream",
@@ -152,6 +152,7 @@ class Ladder:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     lm_eval_args: tuple[str, ...] = ()
     gpus: float = 0.0
+    slurm: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Checkpoint:
         return next(checkpoint for checkpoint in self.checkpoints if checkpoint.name == name)
@@ -262,6 +263,7 @@ def ladder_from(document: Any, path: Path) -> Ladder:
         metadata=_mapping(document.get("metadata"), f"{path}: metadata"),
         lm_eval_args=_texts(document.get("lm_eval_args"), f"{path}: lm_eval_args"),
         gpus=_number(document.get("gpus") or 0, f"{path}: gpus"),
+        slurm=_mapping(document.get("slurm"), f"{path}: slurm"),
     )
 
 

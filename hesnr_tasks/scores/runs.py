@@ -247,6 +247,9 @@ def add_run(folder: Path, wanted: Iterable[Wanted], labels: str) -> None:
         labels: version of filters and labels.
     """
     documents: dict[str, dict[int, Wanted]] = {}
+    wanted = list(wanted)
+    if any("shard" in json.loads(document.data) for document in wanted[:1]):
+        return  # a part of a run: the whole one writes it down
     for document in wanted:
         documents.setdefault(document.task, {})[document.number] = document
     parts: dict[str, dict[str, Any]] = {}

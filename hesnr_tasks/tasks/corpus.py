@@ -107,7 +107,7 @@ _open: WeakValueDictionary[tuple[object, ...], Corpus] = WeakValueDictionary()
 
 def open_corpus(settings: TaskSettings) -> Corpus:
     """Read the trajectories `settings` name (shared by all tasks alive that name the same)."""
-    names = ("config", "split", "only_resolved", "limit", "sample", "sample_seed", "on_error")
+    names = ("config", "split", "only_resolved", "limit", "sample", "sample_seed", "shard", "on_error")
     options = {name: getattr(settings, name) for name in names}
     key = (settings.trajectories, *options.values())
     corpus = _open.get(key)

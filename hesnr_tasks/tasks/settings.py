@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -98,6 +99,13 @@ def _epsilon(name: str, value: Any) -> float:
     return float(_number(0, float)(name, parse_epsilon(value, name)))
 
 
+def _shard(name: str, value: Any) -> str:
+    parts = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", str(value))
+    if not parts or int(parts[1]) > int(parts[2]):
+        raise SettingsError(f"{name} must be such as 2/4, the second of four, not {value!r}")
+    return str(value)
+
+
 def _flag(name: str, value: Any) -> bool:
     values = {"true": True, "1": True, "false": False, "0": False}
     if str(value).lower() not in values:
@@ -160,6 +168,10 @@ class TaskSettings:
         "subsample sample_size n_samples",
     )  # fmt: skip
     sample_seed: int = _setting(SEED, _number(0), "seed of the sample", "sampling_seed")
+    shard: str | None = _setting(
+        None, _optional(_shard), "of what was read and sampled, only each n-th, as in 2/4; score files of shards meet",
+        "part partition",
+    )  # fmt: skip
     on_error: str = _setting(
         "fail", _one_of("fail", "skip"), "a record that cannot be read: list all and stop, or skip and count",
         "errors skip_errors ignore_errors strict",
@@ -267,7 +279,7 @@ class TaskSettings:
 
     def data(self) -> str:
         """The settings that choose the trajectories, where they are not the default, as JSON."""
-        names = ("trajectories", "config", "split", "only_resolved", "limit", "sample", "sample_seed")
+        names = ("trajectories", "config", "split", "only_resolved", "limit", "sample", "sample_seed", "shard")
         default = TaskSettings()
         return json.dumps({n: getattr(self, n) for n in names if getattr(self, n) != getattr(default, n)})
 

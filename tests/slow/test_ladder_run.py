@@ -3,19 +3,28 @@
 import json
 import os
 import sys
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hesnr_tasks import demo
-from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.ladder.run import Job, jobs, run_jobs, run_jobs_on_ray
+from hesnr_tasks.errors import HesnrError, SettingsError
+from hesnr_tasks.ladder.run import Job, LocalPool, Progress, RayPool, SlurmPool, jobs, progress_of, run_jobs
 from hesnr_tasks.ladder.schema import Checkpoint, DownstreamScore, Ladder, read_ladder_file
+from hesnr_tasks.report.results import read_results
 
 # stands for lm_eval: counts its runs, fails while a file says so, writes a result
 STAND_IN = """
 import json, os, pathlib, sys
 out = pathlib.Path(sys.argv[sys.argv.index("--output_path") + 1])
+if out.suffix == ".json":  # a shard
+    (out.parent / "shards").open("a").write(out.stem[-1])
+    if (out.parent / f"{out.stem}.fails").exists():
+        sys.exit(3)
+    out.with_name(f"{out.stem}_x.json").write_text("{}")
+    sys.exit(0)
 runs = out / "count"
 runs.write_text(str(int(runs.read_text()) + 1 if runs.exists() else 1))
 if (out.parent / f"{out.name}.fails").exists():
@@ -35,6 +44,10 @@ def stand_ins(folder, *names, words=()):
     return [Job(name, command, folder / "runs" / name, name, "") for name in names]
 
 
+def sharded(job, number):
+    return job._replace(shards=tuple((*job.command, "--shard", f"{i + 1}/{number}") for i in range(number)))
+
+
 def count(folder, name):
     return int((folder / "runs" / name / "count").read_text())
 
@@ -48,7 +61,7 @@ def test_each_is_run_once_and_a_failure_again(tmp_path):
     assert "no such luck" in results[1].error
     assert "lm_eval.log" in results[1].error
     (tmp_path / "runs" / "b.fails").unlink()
-    assert [r.state for r in run_jobs(todo, reports.append, workers=2)] == ["scored before", "scored"]
+    assert [r.state for r in run_jobs(todo, reports.append, pool=LocalPool(2))] == ["scored before", "scored"]
     assert [count(tmp_path, name) for name in "ab"] == [1, 2]
     changed = stand_ins(tmp_path, "a", "b", words=("--limit", "3"))
     assert [r.state for r in run_jobs(changed, reports.append)] == ["scored", "scored"]
@@ -85,6 +98,8 @@ def test_the_command_of_a_checkpoint(tmp_path):
         jobs(ladder, tmp_path, only=["x"])
     with pytest.raises(SettingsError, match="',' or '='"):
         jobs(Ladder((Checkpoint("a", model="org/m,b"),)), tmp_path)
+    with pytest.raises(SettingsError, match="put limit: N or sample: N into the ladder file"):
+        jobs(ladder, tmp_path, extra=["--limit=3"], shards=2)
     with pytest.raises(SettingsError, match="differ only in signs"):
         jobs(Ladder((Checkpoint("a b"), Checkpoint("a/b"))), tmp_path)
 
@@ -98,11 +113,112 @@ def test_on_ray_a_killed_worker_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "runs" / "b.kills").touch()
     (tmp_path / "runs" / "c.fails").touch()
     try:
-        results = run_jobs_on_ray(todo, lambda _: None, address="local")
+        results = run_jobs(todo, lambda _: None, pool=RayPool("local"))
     finally:
         ray.shutdown()
     assert [(r.name, r.state) for r in results] == [("a", "scored"), ("b", "scored"), ("c", "failed")]
     assert count(tmp_path, "b") == 2
+
+
+def check_shards(folder, pool):
+    """Three shards of each come before the whole, one that fails stops nothing, and what is done is not done again."""
+    todo = [sharded(job, 3) for job in stand_ins(folder, "a", "b")]
+    (folder / "runs" / "b").mkdir()
+    (folder / "runs" / "b" / "shard-2.fails").touch()
+    assert [(r.name, r.state) for r in run_jobs(todo, lambda _: None, pool=pool)] == [("a", "scored"), ("b", "scored")]
+    for name in "ab":
+        assert sorted((folder / "runs" / name / "shards").read_text()) == ["1", "2", "3"]
+        assert count(folder, name) == 1
+    assert not [*folder.rglob("shard-*_x.json")]  # numbers of a part are no results
+    return todo
+
+
+def test_shards_here(tmp_path):
+    todo = check_shards(tmp_path, LocalPool(2))
+    assert [r.state for r in run_jobs(todo, lambda _: None)] == ["scored before", "scored before"]
+    assert (tmp_path / "runs" / "a" / "shards").read_text().count("1") == 1
+
+
+def test_shards_on_ray(tmp_path):
+    ray = pytest.importorskip("ray")
+    try:
+        check_shards(tmp_path, RayPool("local"))
+    finally:
+        ray.shutdown()
+
+
+def test_shards_with_submitit_without_a_slurm(tmp_path):
+    pytest.importorskip("submitit")
+    settings = {"cluster": "local", "time": 5, "partition": "gpu", "cpus": 1}
+    check_shards(tmp_path, SlurmPool(tmp_path / "slurm", settings))
+    assert any((tmp_path / "slurm").iterdir())
+    with pytest.raises(HesnrError, match="there is no Slurm here"):
+        SlurmPool(tmp_path / "slurm", {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"setup": "rm -rf x"}, "'setup' must be one of partition, time"),
+        ({"partition": "gpu\n#SBATCH --wrap=x"}, "is no single word"),
+        ({"account": "a; b"}, "is no single word"),
+        ({"time": "1:00:00"}, "must be a whole number of minutes"),
+        ({"mem_gb": 0}, "must be a whole number of GB"),
+    ],
+)
+def test_settings_of_slurm_are_few_single_words(tmp_path, settings, message):
+    with pytest.raises(SettingsError, match=message):
+        SlurmPool(tmp_path, settings)
+
+
+def test_a_job_in_which_slurm_failed_is_a_failed_checkpoint(tmp_path):
+    class Lost:
+        poll_seconds = 0.0
+
+        def submit(self, job, drop_downloads):
+            future = Future()
+            future.set_exception(RuntimeError("Job (task=0) failed during processing with trace:\nmore"))
+            return future
+
+        def close(self):
+            pass
+
+    (result,) = run_jobs(stand_ins(tmp_path, "a"), lambda _: None, pool=Lost())
+    assert (result.state, "failed during processing" in result.error) == ("failed", True)
+
+
+def test_shards_of_real_runs_are_the_numbers_of_the_whole(tmp_path):
+    """Two processes a checkpoint at a time into one folder: the same results, of one run."""
+    ladder = read_ladder_file(demo.ladder_file())
+    ladder = replace(ladder, metadata={**ladder.metadata, "limit": 5, "resamples": 200}, tasks=("hesnr_swe",))
+    (name, _), *_ = demo.ladder_paths()
+    rows = []
+    for shards in (1, 3):
+        todo = jobs(ladder, tmp_path / str(shards), only=[name], shards=shards)
+        (result,) = run_jobs(todo, lambda _: None, pool=LocalPool(2))
+        assert result.state == "scored", result.error
+        (row,) = read_results([tmp_path / str(shards)])
+        rows.append((row.values, {**row.signature, "date": None}))
+        (folder,) = (tmp_path / str(shards)).rglob("run.json")
+        assert [path.name for path in (folder.parent / "runs").iterdir()] == ["000001.json"]
+        assert len([*folder.parent.glob("*.parquet")]) == 5
+    assert repr(rows[0]) == repr(rows[1])
+
+
+def test_how_far_a_job_is(tmp_path):
+    (job,) = stand_ins(tmp_path, "a")
+    assert progress_of(job, 0) == Progress("waiting")
+    job.folder.mkdir()
+    job.log.write_text("Loading\n")
+    assert progress_of(job, 0) == Progress("running")
+    assert progress_of(job, job.log.stat().st_mtime + 9) == Progress("waiting")  # of an earlier run
+    job.log.write_text(
+        "x scoring: 12% of 1.2M tokens, 09:59 left (5k)\nx scoring: 30% of 1.2M tokens, 02:03 left (5k)\n"
+    )
+    assert progress_of(job, 0) == Progress("running", 0.3, "02:03")
+    whole = sharded(job, 2)
+    whole._replace(shard=1).log.write_text("scoring: 40% of 9 tokens, 1:02:03 left (5k)\n")
+    assert progress_of(whole, 0) == Progress("running", 0.2, "1:02:03")
 
 
 def test_the_shipped_ladder_and_inputs_that_change(tmp_path, monkeypatch):

@@ -40,6 +40,17 @@ def test_a_json_list_of_rows_is_read_row_by_row(tmp_path):
     assert [t.id for t in load(str(tmp_path / "rows.json"))] == ["x", "y"]
 
 
+def test_shards_are_each_nth_of_what_is_left(tmp_path):
+    path = write(tmp_path / "a.jsonl", *(row(str(i)) for i in range(9)))
+    parts = [[t.id for t in load(path, limit=7, shard=f"{i}/3")] for i in (1, 2, 3)]
+    assert parts == [["0", "3", "6"], ["1", "4"], ["2", "5"]]
+    sampled = [t.id for t in load(path, sample=5, sample_seed=1)]
+    parts = [[t.id for t in load(path, sample=5, sample_seed=1, shard=f"{i}/2")] for i in (1, 2)]
+    assert parts == [sampled[::2], sampled[1::2]]
+    with pytest.raises(DataError):
+        load(path, limit=2, shard="3/3")
+
+
 def test_a_missing_file_suggests_near_names(tmp_path):
     write(tmp_path / "trajectories.jsonl", row())
     with pytest.raises(
