@@ -301,29 +301,29 @@ class _LiveTable(_Lines):
         super().__init__(todo)
         self._results: dict[str, tuple[JobResult, str]] = {}
         self._table, self._next = table, 0.0
-        self._live = live(self._drawn(), auto_refresh=False)
+        self._live = live(self._rows_table(), auto_refresh=False)
         self._live.start()
 
     def report(self, result: JobResult) -> None:
         """A checkpoint ended."""
         self._results[result.name] = result, _headline(self._jobs[result.name])
-        self._live.update(self._drawn(), refresh=True)
+        self._live.update(self._rows_table(), refresh=True)
 
     def watch(self) -> None:
         """Look at the logs of those that run, once a second."""
         if time.monotonic() >= self._next:
-            self._live.update(self._drawn(), refresh=True)
+            self._live.update(self._rows_table(), refresh=True)
             self._next = time.monotonic() + 1
 
     def close(self) -> None:
         """The table stays on the terminal; below it why something failed."""
-        self._live.update(self._drawn(), refresh=True)
+        self._live.update(self._rows_table(), refresh=True)
         self._live.stop()
         for result, _ in self._results.values():
             if result.error:
                 print(f"{result.name}: {result.error}", flush=True)
 
-    def _drawn(self) -> Any:
+    def _rows_table(self) -> Any:
         from rich.text import Text
 
         seconds, ended = time.monotonic() - self._start, len(self._results)
