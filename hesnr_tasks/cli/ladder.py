@@ -456,7 +456,7 @@ def _other_folders(sources: Sequence[str], by_result: Mapping[str, Path]) -> dic
 
 
 def _text(verdict: Verdict) -> str:
-    parts = ["\n".join(verdict.sentences), show([verdict.table], "text", {})]
+    parts = ["\n".join(verdict.sentences), show(verdict.tables, "text", {})]
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in verdict.remarks)]).rstrip()
 
 

@@ -14,13 +14,14 @@ import numpy as np
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.compare import Run, matched, only_selection, read_run
 from hesnr_tasks.analysis.frame import context_for, folders, run_names
+from hesnr_tasks.analysis.learned import LearnedRanker, learned_rankers, learned_table
 from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.pack import Pack
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
-from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions
+from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions, values
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, names_of
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import RESAMPLES, SEED, holm, paired, trajectories_needed
@@ -81,6 +82,7 @@ class Verdict:
         predictions: leave-one-out errors by downstream task.
         table: checkpoints with their proxies and downstream scores.
         notes: what makes it less than it looks, and what was left out.
+        learned: rankers of several proxies by downstream task, cross-validated.
     """
 
     choices: tuple[tuple[str, Choice], ...]
@@ -88,6 +90,12 @@ class Verdict:
     predictions: Mapping[str, Sequence[Prediction]]
     table: Table
     notes: tuple[str, ...] = field(default=())
+    learned: Mapping[str, Sequence[LearnedRanker]] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> list[Table]:
+        """The ladder, and what was learned from it."""
+        return [self.table, *([learned_table(self.learned)] if self.learned else [])]
 
     @property
     def sentences(self) -> list[str]:
@@ -129,6 +137,7 @@ class Verdict:
                 {name: _plain(getattr(c, name)) for name in c.__slots__} | {"sentence": c.sentence} for c in self.claims
             ],
             "predictions": {task: [_plain(row._asdict()) for row in rows] for task, rows in self.predictions.items()},
+            "learned": {task: [_plain(row._asdict()) for row in rows] for task, rows in self.learned.items()},
             "notes": list(self.notes),
         }  # fmt: skip
 
@@ -321,6 +330,7 @@ def judge_runs(
     choices: list[tuple[str, Choice]] = []
     claims: list[Claim] = []
     predicted: dict[str, list[Prediction]] = {}
+    learned: dict[str, list[LearnedRanker]] = {}
     rows: list[dict[str, Any]] = []
     for label, members in comparable_groups(ordered):
         aligned = _aligned([run for _, run in members], notes)
@@ -344,9 +354,13 @@ def judge_runs(
             )  # fmt: skip
             if rows_of_task and not math.isnan(rows_of_task[0].error):
                 predicted[task if label == _BASE else f"{task} ({label})"] = rows_of_task
+                if rankers := _learned(task, whole, kept, [proxies[name] for name in defined], notes):
+                    learned[task if label == _BASE else f"{task} ({label})"] = rankers
         rows += _rows(label, kept, aligned, choice, whole, settings, defined)
         notes += _warnings(label, kept, aligned, settings.proxy)
-    return Verdict(tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)))
+    return Verdict(
+        tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)), learned
+    )
 
 
 def _check_proxies(settings: VerdictSettings) -> None:
@@ -430,6 +444,20 @@ def _claims(
             own = {name: score for name, score in scores.items() if name in names and ladder[name].family == family}
             claims.append(claim(*pair, names, families, own, task, group=family))
     return claims
+
+
+def _learned(
+    task: str, ladder: Ladder, kept: Sequence[Checkpoint], proxies: Sequence[Proxy], notes: list[str]
+) -> list[LearnedRanker]:
+    scores = outcomes(ladder, task)
+    chosen = [i for i, checkpoint in enumerate(kept) if checkpoint.name in scores]
+    y = np.array([scores[kept[i].name].value for i in chosen])
+    x = np.stack([values(proxy)[chosen] for proxy in proxies], axis=1)
+    try:
+        return learned_rankers(x, [proxy.name for proxy in proxies], y, [kept[i].family for i in chosen])
+    except ImportError:
+        notes.append("no learned rankers: they need scikit-learn (pip install 'hesnr-tasks[report]')")
+        return []
 
 
 def _rows(
