@@ -43,6 +43,9 @@ _ALPHA = 0.05
 FloatArray = npt.NDArray[np.float64]
 
 
+_DIGITS, _LARGE = 8, 1e8  # decimals and values of `Estimate.text`; beyond, numbers have an exponent
+
+
 class Estimate(NamedTuple):
     """A value with its standard error and the ends of its 95 % interval; NaN: undefined or withheld."""
 
@@ -50,6 +53,33 @@ class Estimate(NamedTuple):
     stderr: float = math.nan
     ci_low: float = math.nan
     ci_high: float = math.nan
+
+    @property
+    def digits(self) -> int | None:
+        """Decimals that show the standard error to two significant digits; None: no error, or too many."""
+        if not 0 < self.stderr < math.inf or math.isnan(self.value) or abs(self.value) > _LARGE:
+            return None
+        digits = max(0, 1 - math.floor(math.log10(self.stderr)))
+        return digits if digits <= _DIGITS else None
+
+    @property
+    def text(self) -> str:
+        """A value with its standard error, to two significant digits of the error: how people see it everywhere."""
+        if math.isnan(self.value):
+            return "–"
+        if not 0 < self.stderr < math.inf:
+            return f"{self.value:.4g}"
+        if self.digits is None:
+            return f"{self.value:.4g} ± {self.stderr:.1e}"
+        return f"{self.value:.{self.digits}f} ± {self.stderr:.{self.digits}f}"
+
+    @property
+    def interval(self) -> str:
+        """[low, high] with the decimals of `text`; a dash where there is none."""
+        if math.isnan(self.ci_low):
+            return "–"
+        digits = 3 if self.digits is None else self.digits
+        return f"[{self.ci_low:.{digits}f}, {self.ci_high:.{digits}f}]"
 
 
 class Estimates(NamedTuple):

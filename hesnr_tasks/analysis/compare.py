@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.frame import Frame, Selection, load, selections, token_sums
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import DataError, SettingsError, printable
-from hesnr_tasks.metrics import METRICS, TrajectorySums, measure, names_of, share_scored
+from hesnr_tasks.metrics import METRICS, TrajectorySums, evaluate, measure, names_of, share_scored
 from hesnr_tasks.scores import ScoreStore, differences
 from hesnr_tasks.scores.schema import OPTIONAL
 from hesnr_tasks.stats import (
@@ -219,7 +219,11 @@ def _listed(names: Sequence[str]) -> str:
 # --- differences ------------------------------------------------------------------------------------------------------
 
 _LEVEL = 0.05
-_COLUMNS = ("difference", "low", "high", "p", "p_holm", "p_worse", "detectable", "needed", "unpaired", "correlation")
+_COLUMNS = (
+    "difference", "interval", "verdict", "low", "high", "p", "p_holm", "p_worse", "detectable", "needed", "unpaired",
+    "correlation",
+)  # fmt: skip
+_WIDE = ("metric", *_COLUMNS[3:], "diagnostics")
 
 
 class CompareConfig(NamedTuple):
@@ -259,11 +263,15 @@ def comparisons(
         rows: list[dict[str, Any]] = []
         for run in sorted(runs, key=lambda run: _ascending(values[run.name][name].value * (-1 if up else 1))):
             row = {"run": run.name, "metric": name, name: values[run.name][name], **dict.fromkeys(_COLUMNS)}
+            row["verdict"] = "reference"
             if run is not base:
                 change = against[run.name]
                 ratio = (change.stderr_unpaired / change.stderr) ** 2 if change.stderr > 0 else math.nan
+                moved = Estimate(change.value, change.stderr, change.ci_low, change.ci_high)
                 row |= {
-                    "difference": Estimate(change.value, change.stderr),
+                    "difference": moved,
+                    "interval": moved.interval,
+                    "verdict": _verdict(change.value, corrected[run.name], up=up),
                     "low": change.ci_low,
                     "high": change.ci_high,
                     "p": change.p,
@@ -279,22 +287,37 @@ def comparisons(
             rows.append({**row, "diagnostics": "; ".join(diagnostics(run, name))})
         better = "higher" if up else "lower"
         title = f"{name}: difference to {base.name}, {n} trajectories, paired ({better} is better)"
-        tables.append(Table(f"compare_{name}", title, rows, wide=("metric", "correlation")))
+        doubts = [f"{row['run']}: {row['diagnostics']}" for row in rows if row["diagnostics"]]
+        tables.append(Table(f"compare_{name}", title, rows, doubts, wide=_WIDE))
     return tables
 
 
+def best_run(runs: Sequence[Run], name: str) -> str:
+    """The name of the run with the best value of a metric; of the first where none has one."""
+
+    def badness(run: Run) -> float:
+        parts = (float(part.sum()) for part in run.sums.repeat(run.multiplicity).parts(name))
+        return _ascending(float(evaluate(METRICS[name], *parts)) * (-1 if METRICS[name].higher_is_better else 1))
+
+    return min(runs, key=badness).name
+
+
 def sentence(table: Table, name: str, reference: str) -> str:
-    """What a table of `comparisons` says, in words: who is better than the reference, who worse, who cannot be told."""
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    """What a table of `comparisons` says, in words: who is better than the reference, who worse, who undecided."""
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
     for row in table.rows:
         if row["run"] != reference:
-            change = row["difference"].value
-            better = (change > 0) == bool(METRICS[name].higher_is_better)
-            told_apart = row["p_holm"] is not None and row["p_holm"] <= _LEVEL
-            groups[("better" if better else "worse") if told_apart else "not told apart"].append(str(row["run"]))
-    parts = [f"{', '.join(runs)} {word}" for word, runs in groups.items() if runs]
+            groups[row["verdict"]].append(str(row["run"]))
+    parts = [f"{_listed(runs)} {word}" for word, runs in groups.items() if runs]
     title = METRICS[name].title.rstrip(" ↑↓")
-    return printable(f"{title}, against {reference}: {'; '.join(parts)} (paired, Holm, 5 %).")
+    best = f", which is best of {len(table.rows)}" if table.rows[0]["run"] == reference else ""
+    return printable(f"{title}, against {reference}{best}: {'; '.join(parts)} (paired, Holm, 5 %).")
+
+
+def _verdict(change: float, p_holm: float | None, *, up: bool) -> str:
+    if p_holm is None or not p_holm <= _LEVEL:
+        return "undecided"
+    return "better" if (change > 0) == up else "worse"
 
 
 def _ascending(value: float) -> float:

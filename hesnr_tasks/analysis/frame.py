@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -30,6 +30,7 @@ from hesnr_tasks.metrics import topk_entropy as entropy_of
 from hesnr_tasks.metrics.registry import column_or_none, kinds_of
 from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import Entry, ScoreStore, StoredRun, StoreError, choose_runs, mixed
+from hesnr_tasks.scores.runs import model_of, short_names
 from hesnr_tasks.stats import MOST_RESAMPLES
 from hesnr_tasks.trajectory import Kind
 
@@ -559,14 +560,18 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """Names of score folders: the shortest ends of their models' paths, with revisions, else of the folders' own."""
-    runs = [ScoreStore.open(folder).signature.get("run") or {} for folder in folders]
-    models = []
-    for folder, run in zip(folders, runs, strict=True):
-        parts = PurePath(str(run.get("model") or folder.name)).parts or (folder.name,)
-        revision = run.get("revision")
-        models.append(parts if revision in (None, "", "main") else (*parts[:-1], f"{parts[-1]}@{revision}"))
-    return _shortest_ends(models) or unique_names(folders)
+    """Names of the runs in score folders: the shortest ends of their models' paths, with revisions.
+
+    Runs of one model have the names of their folders.
+    """
+    models = [model_of(ScoreStore.open(folder).signature.get("run") or {}) for folder in folders]
+    short, own = short_names(models), unique_names(folders)
+    if len(short) == 1 < len(own):
+        return own
+    return [
+        short[model] if models.count(model) == 1 else f"{short[model]} ({name})"
+        for model, name in zip(models, own, strict=True)
+    ]
 
 
 def _shortest_ends(parts: Sequence[Sequence[str]]) -> list[str]:

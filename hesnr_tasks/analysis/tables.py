@@ -7,8 +7,12 @@ import io
 import itertools
 import json
 import math
+import re
+import shutil
+import sys
+import textwrap
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,14 +36,21 @@ from hesnr_tasks.errors import SettingsError, printable
 from hesnr_tasks.metrics import EPSILON, METRICS, Share, TrajectorySums, evaluate, measure, names_of, share_scored
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, Scale, effective_number, estimates
 
-FORMATS = ("text", "csv", "json")
+FORMATS = ("text", "markdown", "csv", "json")
 REPRODUCIBLE = 6  # significant digits that float32 scores give alike on any CPU
 _HEADINGS = {"epsilon": "ε", "tokens_cut": "cut", "effective": "n_eff", "p_holm": "p holm"}
 
 
 class Table(NamedTuple):
-    """Rows with the same columns. `wide`: columns that only CSV and JSON show; `below`: long ones, which text shows
-    under the row.
+    """Rows with the same columns, the essential ones first.
+
+    Attributes:
+        name: for file names and JSON.
+        title: for people.
+        rows: cells by column.
+        notes: for people.
+        wide: columns that people see only if they ask for all.
+        below: long ones, which text shows under the row.
     """
 
     name: str
@@ -55,14 +66,25 @@ class Table(NamedTuple):
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
-def show(tables: Sequence[Table], format: str, about: Mapping[str, Any], digits: int = 17) -> str:
-    """All tables as text, CSV (one block a table, numbers of `digits` digits) or JSON, which `about` goes into."""
+def show(
+    tables: Sequence[Table], format: str, about: Mapping[str, Any], digits: int = 17, *, wide: bool = False
+) -> str:
+    """All tables in one format.
+
+    Args:
+        tables: what to show.
+        format: one of `FORMATS`; CSV has one block a table. Text fits the terminal, or 100 columns where there is none.
+        about: what goes into JSON beside them.
+        digits: significant digits of numbers in CSV.
+        wide: text and Markdown show all columns, however many.
+    """
     if format == "json":
         content = {table.name: [_plain(row) for row in table.rows] for table in tables}
         return json.dumps({**about, "tables": content}, indent=1, ensure_ascii=False, allow_nan=False)
     if format == "csv":
         return "\n".join(_csv(table, digits, named=len(tables) > 1) for table in tables).rstrip("\n")
-    return "\n\n".join("\n".join(_text(table)) for table in tables)
+    lines = _markdown if format == "markdown" else _text
+    return "\n\n".join("\n".join(lines(table, wide)) for table in tables)
 
 
 def write_tables(folder: Path, name: str, tables: Sequence[Table], about: Mapping[str, Any]) -> None:
@@ -130,26 +152,177 @@ def _csv_cell(value: Any, digits: int) -> str:
     return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def _text(table: Table) -> Iterator[str]:
+_GAP, _NARROW = 2, 16  # columns between cells; a name is not shortened below the latter
+_NAMED = 6  # columns that are not shown
+_ESSENTIAL = ("verdict", "scored")  # columns that text shows whatever the width, beside the first and its value
+_NUMBER = re.compile(r"[–+−-]?(\d.*)?")
+
+
+class _Cells(NamedTuple):
+    """A table as people see it: texts, and which columns stand on the left."""
+
+    title: str
+    names: list[str]
+    lines: list[list[str]]  # the headings first
+    left: list[bool]
+    hidden: list[str]  # headings of columns that are not shown
+
+    def take(self, columns: Sequence[int]) -> _Cells:
+        """Only some of the columns."""
+        gone = [self.lines[0][i] for i in range(len(self.names)) if i not in columns]
+        return _Cells(
+            self.title,
+            [self.names[i] for i in columns],
+            [[line[i] for i in columns] for line in self.lines],
+            [self.left[i] for i in columns],
+            [*gone, *self.hidden],
+        )
+
+    @property
+    def widths(self) -> list[int]:
+        """Of the columns."""
+        return [max(_width(line[i]) for line in self.lines) for i in range(len(self.names))]
+
+    @property
+    def width(self) -> int:
+        """Of a line."""
+        return sum(self.widths) + _GAP * (len(self.names) - 1)
+
+
+def _cells(table: Table, *, wide: bool) -> _Cells:
     # a setting that is the same in all rows stands in the title
     first = table.rows[0] if len(table.rows) > 1 else {}
     settings = [name for name in ("select", "k", "epsilon") if name in first]
     shared = {name: first[name] for name in settings if all(row.get(name) == first[name] for row in table.rows)}
-    yield ", ".join([printable(table.title), *(f"{_heading(name)} = {_cell(value)}" for name, value in shared.items())])
-    columns = [name for name in table.columns if name not in {*table.wide, *table.below, *shared}]
-    lines = [[_heading(name) for name in columns]]
-    lines += [[_cell(row.get(name)) for name in columns] for row in table.rows]
-    widths = [max(_width(line[i]) for line in lines) for i in range(len(columns))]
-    text_column = [not any(isinstance(row.get(name), (int, float, Estimate)) for row in table.rows) for name in columns]
-    for line, row in zip(lines, [None, *table.rows], strict=True):
-        spaces = [" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
-        aligned = zip(line, spaces, text_column, strict=True)
-        yield "  ".join(cell + space if left else space + cell for cell, space, left in aligned).rstrip()
-        if row is None:
-            yield "  ".join("-" * width for width in widths)
-        else:
-            yield from (f"    {_heading(name)}: {_long(row[name])}" for name in table.below)
-    yield from (f"  {printable(note)}" for note in table.notes)
+    title = ", ".join(
+        [printable(table.title), *(f"{_heading(name)} = {_cell(value)}" for name, value in shared.items())]
+    )
+    names = [name for name in table.columns if name not in {*table.below, *shared}]
+    lines = [[_heading(name) for name in names]]
+    lines += [[_cell(row.get(name)) for name in names] for row in table.rows]
+    left = [not all(_NUMBER.fullmatch(line[i]) for line in lines[1:]) for i in range(len(names))]
+    cells = _Cells(title, names, lines, left, [])
+    if wide:
+        return cells
+    filled = [i for i in range(len(names)) if any(line[i] not in ("", "–") for line in lines[1:])]
+    shown = cells.take([i for i in filled if names[i] not in table.wide])
+    return shown._replace(hidden=[lines[0][i] for i in filled if names[i] in table.wide])
+
+
+def _fitted(cells: _Cells, width: int) -> _Cells:
+    """Without the last columns, and with shortened names, as far as `width` demands it."""
+    while cells.width > width:
+        removable = [i for i, name in enumerate(cells.names) if i > 1 and name not in _ESSENTIAL]
+        if not removable:
+            break
+        cells = cells.take([i for i in range(len(cells.names)) if i != removable[-1]])
+    room = cells.widths[0] - max(0, cells.width - width) if cells.names else 0
+    if cells.names and cells.left[0] and _NARROW <= room < cells.widths[0]:
+        short = [_shortened(line[0], room) for line in cells.lines]
+        if len(set(short)) == len({line[0] for line in cells.lines}):  # still told apart
+            lines = [[name, *line[1:]] for name, line in zip(short, cells.lines, strict=True)]
+            cells = cells._replace(lines=lines)
+    return cells
+
+
+def _shortened(text: str, width: int) -> str:
+    """Beginning and end of a text that is too long: names of checkpoints differ at the end."""
+    return text if len(text) <= width else f"{text[: width // 3]}…{text[len(text) - (width - width // 3 - 1) :]}"
+
+
+def _text(table: Table, wide: bool) -> Iterator[str]:
+    lines = _text_lines(_cells(table, wide=wide), table.notes, wide=wide)
+    if not table.below:
+        yield from lines
+        return
+    indent = "    "
+    below = [[line for name in table.below for line in _wrapped(f"{_heading(name)}: {_long(row[name])}", indent)]
+             for row in table.rows]  # fmt: skip
+    head = len(_wrapped(_cells(table, wide=wide).title)) + 2
+    for i, line in enumerate(lines):
+        yield line
+        if 0 <= i - head < len(below):
+            yield from below[i - head]
+
+
+def text_table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = (), wide: bool = False
+) -> str:
+    """A table of texts, as `show` has them."""
+    left = [not all(_NUMBER.fullmatch(row[i]) for row in rows) for i in range(len(headings))]
+    lines = [[printable(cell) for cell in line] for line in (headings, *rows)]
+    return "\n".join(_text_lines(_Cells(printable(title), list(headings), lines, left, []), notes, wide=wide))
+
+
+def _text_lines(cells: _Cells, notes: Sequence[str], *, wide: bool) -> Iterator[str]:
+    shown = cells if wide else _fitted(cells, _columns())
+    yield from _wrapped(shown.title)
+    widths = shown.widths
+    for i, line in enumerate(shown.lines):
+        spaces = [" " * (size - _width(cell)) for cell, size in zip(line, widths, strict=True)]
+        aligned = zip(line, spaces, shown.left, strict=True)
+        yield (" " * _GAP).join(cell + space if left else space + cell for cell, space, left in aligned).rstrip()
+        if i == 0:
+            yield (" " * _GAP).join("-" * size for size in widths)
+    for note in (*notes, *_not_shown(shown)):
+        yield from _wrapped(printable(note), "  ")
+
+
+def _not_shown(cells: _Cells) -> Iterator[str]:
+    if cells.hidden:
+        listed = ", ".join(cells.hidden[:_NAMED]) + ("" if len(cells.hidden) <= _NAMED else ", …")
+        yield f"{len(cells.hidden)} more columns with --wide: {listed}"
+
+
+def _columns() -> int:
+    """Of the terminal; 100 where there is none."""
+    return max(60, shutil.get_terminal_size((100, 24)).columns)
+
+
+def paragraphs(lines: Iterable[str]) -> str:
+    """Sentences as they are printed: on a terminal, wrapped to its width."""
+    whole = list(lines)
+    return "\n".join(_wrapped_all(whole) if sys.stdout.isatty() else whole)
+
+
+def _wrapped_all(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        yield from _wrapped(line) or [""]
+
+
+_DATE = re.compile(r"\(\d{4}-\d\d-\d\d \d\d:\d\d UTC: ")
+
+
+def notes_on_runs(abouts: Mapping[str, str]) -> list[str]:
+    """Which scores each run is of, one note for all runs of the same data."""
+    groups: dict[str, list[str]] = {}
+    for name, about in abouts.items():
+        groups.setdefault(_DATE.sub("(", about), []).append(name)
+    return [
+        f"{', '.join(names)}: {abouts[names[0]]}" if len(names) == 1 else
+        f"{f'all {len(names)} runs' if len(groups) == 1 else ', '.join(names)}: {about}"
+        for about, names in groups.items()
+    ]  # fmt: skip
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, _columns(), initial_indent=indent, subsequent_indent=indent, **options)
+
+
+def _markdown(table: Table, wide: bool) -> Iterator[str]:
+    cells = _cells(table, wide=wide)
+    yield from (f"**{escape_markdown(cells.title)}**", "")
+    marks = ["---" if left else "---:" for left in cells.left]
+    rows = [[escape_markdown(cell) for cell in line] for line in cells.lines]
+    yield from (f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:]))
+    notes = [*table.notes, *_not_shown(cells)]
+    yield from ["", *(f"- {escape_markdown(note)}" for note in notes)] if notes else []
+
+
+def escape_markdown(text: str) -> str:
+    """Names come from files: no markup, and no end of a table's cell."""
+    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", printable(text))
 
 
 def _heading(name: str) -> str:
@@ -171,7 +344,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Estimate):
-        return _cell(value.value) if math.isnan(value.stderr) else f"{_cell(value.value)} ± {_cell(value.stderr)}"
+        return _cell(value.value) if math.isnan(value.stderr) else value.text
     if isinstance(value, Share):
         return f"{value:.1%}{' (!)' * (value < 0.5)}"
     if isinstance(value, float):
@@ -271,7 +444,7 @@ def _effective(sums: TrajectorySums, multiplicity: npt.NDArray[np.int64]) -> dic
 def _line(line: Mapping[str, Estimate]) -> dict[str, Any]:
     """Metrics, with HE-SNR's interval as text beside it for people; counts as plain numbers."""
     snr = line["he_snr"]
-    ends = "N/A" if math.isnan(snr.ci_low) else f"[{snr.ci_low:.4f}, {snr.ci_high:.4f}]"
+    ends = "N/A" if math.isnan(snr.ci_low) else snr.interval
     counts: dict[str, Any] = {name: round(line[name].value) for name in ("he_tokens", "tokens") if name in line}
     return {"he_snr": snr, "interval": ends, **{n: x for n, x in line.items() if n != "he_snr"}, **counts}
 

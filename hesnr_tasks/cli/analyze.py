@@ -23,17 +23,17 @@ from hesnr_tasks.analysis.frame import (
 from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
 from hesnr_tasks.analysis.pairs import named_folders, pair_table
 from hesnr_tasks.analysis.tables import (
-    FORMATS,
     Question,
     Table,
     breakdown,
     histograms,
+    notes_on_runs,
     profiles,
     results,
     show,
     sweep,
 )
-from hesnr_tasks.cli.options import add_selection
+from hesnr_tasks.cli.options import add_format, add_selection
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.scores import ScoreStore, StoredRun, choose_runs
 
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--forks", type=int, metavar="N", help="of --tool-entropy: steps of greatest entropy to list (default: 10)")
     add("--quantile", type=float, nargs="+", metavar="Q", help="of --tool-entropy: more gate thresholds, at quantiles")
     add("-o", "--output", type=Path, metavar="FOLDER", help="where figures go (default: no figures)")
-    add("--format", choices=FORMATS, default="text", help="default: text")
+    add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,14 +89,14 @@ def analyze(args: argparse.Namespace) -> str:
     context, note = context_for([*paths, *beside], args.context)
     about: dict[str, Any] = {"hesnr_tasks": __version__, "resamples": args.resamples, "seed": args.seed, "runs": {}}
     tables: dict[str, Table] = {}
-    notes: list[str] = []
+    abouts: dict[str, str] = {}
     for name, path, stored in _named_runs(paths, args.run):  # one at a time: memory holds one run
         chosen = selections(ScoreStore.open(path).signature["filters"], kinds, args.filters)
         masks = [item.mask for item in chosen]
         frame = load(path, ks, masks=masks, extra=extra, name=name, context=context, run=stored)
         about["runs"][name] = {"folder": str(path), "trajectories": len(frame.entries), "read": frame.about}
         about["runs"][name] |= frame.signature
-        notes.append(f"{name}: {frame.about}")
+        abouts[name] = frame.about
         question = Question(chosen, ks, epsilons, args.resamples, args.seed, args.min_tokens)
         for table in _tables(frame, question, args):
             if table.name != "histogram" or args.format != "text":  # people do not read histograms as numbers
@@ -109,13 +109,13 @@ def analyze(args: argparse.Namespace) -> str:
         options: dict[str, Any] = {"context": context, "common": args.common, "run": args.run}
         tables["pairs"] = pair_table(judged, others, question, **options)
     listed = list(tables.values())
-    listed[0] = listed[0]._replace(notes=(*([note] if note else []), *listed[0].notes, *notes))
+    listed[0] = listed[0]._replace(notes=(*([note] if note else []), *listed[0].notes, *notes_on_runs(abouts)))
     about["context"] = context
     if args.exploration and args.output:
         from hesnr_tasks.exploration.entropy_profile import draw
 
         about["figures"] = [str(path) for path in draw(listed, args.output / "exploration")]
-    return show(listed, args.format, about)
+    return show(listed, args.format, about, wide=args.wide)
 
 
 def _named_runs(paths: Sequence[Path], requested: str) -> Iterator[tuple[str, Path, StoredRun]]:

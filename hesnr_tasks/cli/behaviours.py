@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         write_tables(args.output, "behaviours", results, about)
         _draw(results, args.output / "behaviours")
-    print(show(results, args.format, about))
+    print(show(results, args.format, about, wide=args.wide))
     return 0
 
 

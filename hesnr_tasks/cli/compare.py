@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.compare import CompareConfig, comparisons, matched, missing, read_run, sentence
+from hesnr_tasks.analysis.compare import CompareConfig, best_run, comparisons, matched, missing, read_run, sentence
 from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders, run_names
-from hesnr_tasks.analysis.tables import FORMATS, show
-from hesnr_tasks.cli.options import add_selection
+from hesnr_tasks.analysis.tables import notes_on_runs, paragraphs, show
+from hesnr_tasks.cli.options import add_format, add_selection
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import METRICS, names_of
 
@@ -18,8 +18,8 @@ __all__ = ["add_arguments", "compare", "run"]
 
 _DEFAULT = ("he_snr", "he_ppl", "ppl")
 _NOTES = (
-    "low, high: 95 % interval of the difference, – where a few trajectories outweigh all others; p: two-sided",
-    "p holm: corrected for the number of runs compared; scored: share of the tokens that would count, (!) below a half",
+    "interval: 95 % of the difference, – where a few trajectories outweigh all others; verdict: by the two-sided p at "
+    "5 %, corrected for the number of runs (p holm); scored: share of the tokens that would count, (!) below a half",
     "p worse: share of resamples in which the run is worse than the reference",
     "detectable: smallest true difference that a test at 5 % finds with the power asked for",
     "needed: trajectories to find the difference seen",
@@ -30,14 +30,18 @@ _NOTES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr compare`."""
     add = parser.add_argument
-    add("scores", nargs="+", help="two or more folders of score files; the first is the reference")
+    add("scores", nargs="+", help="two or more folders of score files, or a folder of such folders")
     add_selection(parser, several=False)
     add("--metrics", nargs="+", default=list(_DEFAULT), metavar="METRIC", help=f"default: {' '.join(_DEFAULT)}")
-    add("--reference", metavar="NAME", help="the run the others are compared with (default: the first)")
+    add(
+        "--reference",
+        metavar="NAME",
+        help="the run the others are compared with (default: the first that is named, else the best)",
+    )
     add("--common", action="store_true", help="compare on the trajectories that all runs have, if they differ")
     add("--across-renderings", action="store_true", help="pair by trajectory id: what another rendering moves")
     add("--power", type=float, default=0.8, help="for the minimum detectable difference (default: 0.8)")
-    add("--format", choices=FORMATS, default="text", help="default: text")
+    add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,17 +71,20 @@ def compare(args: argparse.Namespace) -> str:
         common=args.common,
         across_renderings=args.across_renderings,
     )
-    notes = [*([note] if note else []), *notes, *(f"{item.name}: {item.about}" for item in runs)]
+    notes = [*([note] if note else []), *notes, *notes_on_runs({item.name: item.about for item in runs})]
     names = [item.name for item in runs]
-    reference = names[0] if args.reference is None else args.reference
+    # of folders named one by one the first; of those found in a folder, whose order means nothing, the best
+    default = names[0] if len(args.scores) == len(paths) else best_run(runs, args.metrics[0])
+    reference = default if args.reference is None else args.reference
     if reference not in names:
         raise SettingsError(f"--reference {reference!r} is none of {json.dumps(names)}.{nearest(reference, names)}")
     config = CompareConfig(args.resamples, args.seed, args.power, args.min_tokens)
     tables = comparisons(runs, reference, args.metrics, config)
     notes += missing(runs, args.metrics)
-    tables[-1] = tables[-1]._replace(notes=(*_NOTES, *notes))
+    tables[-1] = tables[-1]._replace(notes=(*tables[-1].notes, *_NOTES[: None if args.wide else 1], *notes))
     about: dict[str, Any] = {"hesnr_tasks": __version__, "k": k, "epsilon": epsilon, "reference": reference}
     about |= {"resamples": args.resamples, "seed": args.seed, "power": args.power, "context": context, "notes": notes}
-    content = show(tables, args.format, about | {"runs": {item.name: dict(item.signature) for item in runs}})
+    about["runs"] = {item.name: dict(item.signature) for item in runs}
+    content = show(tables, args.format, about, wide=args.wide)
     sentences = [sentence(table, name, reference) for table, name in zip(tables, args.metrics, strict=True)]
-    return "\n".join([*sentences, "", content]) if args.format == "text" else content
+    return f"{paragraphs(sentences)}\n\n{content}" if args.format == "text" else content

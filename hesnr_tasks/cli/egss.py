@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_resamples
-from hesnr_tasks.analysis.tables import FORMATS, show
+from hesnr_tasks.analysis.tables import show
+from hesnr_tasks.cli.options import add_format
 from hesnr_tasks.egss import SWEBENCH_CONFIG
 from hesnr_tasks.egss.gates import calibrate
 from hesnr_tasks.egss.ledger import Spent
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cached-price", type=float, default=PRICE, help=f"of a cached prompt token (default: {PRICE})")
     add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap over tasks (default: {RESAMPLES})")
     add("--bootstrap-seed", type=int, default=SEED, help=f"default: {SEED}")
-    add("--format", choices=FORMATS, default="text", help="default: text")
+    add_format(report)
     report.set_defaults(egss=_report)
     calibration = commands.add_parser("calibrate", help="the estimates of finished runs, for quantile gates")
     calibration.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs with model.gate=threshold:inf")
@@ -103,7 +104,8 @@ def _report(args: argparse.Namespace) -> int:
                for n in args.at or methods[reference].runs if len(methods) > 1 and n in methods[name].runs]  # fmt: skip
     tables += [paired_table(methods, reference, *options), kinds_table(instances)]
     about = {"hesnr_tasks": __version__, "reference": reference, "cached_price": args.cached_price}
-    print(show([table for table in tables if table.rows], args.format, {**about, "resamples": args.resamples}))
+    filled, about = [table for table in tables if table.rows], {**about, "resamples": args.resamples}
+    print(show(filled, args.format, about, wide=args.wide))
     return 0
 
 

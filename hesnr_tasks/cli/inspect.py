@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hesnr_tasks.alignment import Encoder
+from hesnr_tasks.analysis.frame import run_names
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.formats import ReadReport, read_trajectories
@@ -126,7 +127,7 @@ def _write_page(path: Path, views: list[TrajectoryView], encoder: Encoder | None
     else:
         tokens = [[run.tokens(view) for view in views] for run in runs]
     first, second = [*tokens, None, None][:2]
-    names = [run.name for run in runs] + ["A", "B"][len(runs) :]
+    names = run_names([run.folder for run in runs]) + ["A", "B"][len(runs) :]
     text = page.render(views, first, second, names, [[run.summary(view) for view in views] for run in runs])
     write_output(path, text)
     print(f"{path}: {len(views)} trajectories, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")

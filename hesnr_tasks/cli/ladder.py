@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders
-from hesnr_tasks.analysis.tables import show
+from hesnr_tasks.analysis.tables import paragraphs, show
 from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.cli.options import add_context, add_run_option, add_selection
+from hesnr_tasks.cli.options import add_context, add_run_option, add_selection, add_wide
 from hesnr_tasks.cli.report import report
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge, judge_pack
@@ -113,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_selection(verdict, several=False)
     verdict.add_argument("--format", choices=("text", "json", "markdown", "latex"), default="text")
+    add_wide(verdict)
     verdict.add_argument(
         "--fail-under", metavar="NAME=VALUE",
         help="exit with status 3 if the best checkpoint has a worse value of this metric, e.g. he_snr=0.1",
@@ -400,7 +401,7 @@ def _verdict(args: argparse.Namespace) -> int:
     elif args.format == "markdown":
         print(_markdown(verdict))
     else:
-        print(_text(verdict))
+        print(_text(verdict, wide=args.wide))
     return _exit_status(verdict, args.fail_under)
 
 
@@ -455,8 +456,8 @@ def _other_folders(sources: Sequence[str], by_result: Mapping[str, Path]) -> dic
     return {f"{path.name} ({i})" if path.name in by_result else path.name: path for i, path in enumerate(paths, 1)}
 
 
-def _text(verdict: Verdict) -> str:
-    parts = ["\n".join(verdict.sentences), show(verdict.tables, "text", {})]
+def _text(verdict: Verdict, *, wide: bool) -> str:
+    parts = [paragraphs(verdict.sentences), show(verdict.tables, "text", {}, wide=wide)]
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in verdict.remarks)]).rstrip()
 
 

@@ -11,7 +11,7 @@ from hesnr_tasks.analysis.tables import FORMATS
 from hesnr_tasks.metrics import MIN_TOKENS
 from hesnr_tasks.stats import RESAMPLES, SEED
 
-__all__ = ["add_answers", "add_bootstrap", "add_context", "add_run_option", "add_selection"]
+__all__ = ["add_answers", "add_bootstrap", "add_context", "add_format", "add_run_option", "add_selection", "add_wide"]
 
 
 def add_selection(parser: argparse.ArgumentParser, *, several: bool) -> None:
@@ -48,8 +48,19 @@ def add_answers(parser: argparse.ArgumentParser, *, k: str) -> None:
     add("--filter", metavar="NAME", help="of an lm-eval log with several filters")
     add("--task", metavar="NAME", help="of a folder with logs of several tasks")
     add_bootstrap(parser)
-    add("--format", choices=FORMATS, default="text", help="default: text")
+    add_format(parser)
     add("-o", "--output", type=Path, metavar="OUT", help="folder for CSV, JSON and the figure (SVG, PNG)")
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """`--format` and `--wide`, for what `analysis.tables.show` prints."""
+    parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    add_wide(parser)
+
+
+def add_wide(parser: argparse.ArgumentParser) -> None:
+    """`--wide`."""
+    parser.add_argument("--wide", action="store_true", help="all columns, also where the terminal is too narrow")
 
 
 def add_context(parser: argparse.ArgumentParser) -> None:

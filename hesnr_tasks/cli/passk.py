@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         if args.format == "text" and table.name.startswith("discordant") and more > 0:
             note = f"and {more} more: --format csv, or -o OUT"
             tables[i] = table._replace(rows=table.rows[:_MOST_SHOWN], notes=(*table.notes, note))
-    print(show(tables, args.format, about))
+    print(show(tables, args.format, about, wide=args.wide))
     return 0
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hesnr_tasks.analysis.frame import check_resamples
 from hesnr_tasks.analysis.summary import CheckpointSummary
-from hesnr_tasks.analysis.tables import show
-from hesnr_tasks.cli.options import add_context, add_run_option
+from hesnr_tasks.analysis.tables import paragraphs, show
+from hesnr_tasks.cli.options import add_context, add_run_option, add_wide
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.ladder.names import NamedLadder, read_ladder
 from hesnr_tasks.ladder.pack import Pack, only_pack
@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_context(parser)
     add_run_option(parser)
     add("--sort", choices=("step", "he_snr"), default="step", help="order of the leaderboard (default: step)")
+    forms = ("text", "markdown")
+    add("--format", choices=forms, help="of the leaderboard (default: text on a terminal, markdown where it is piped)")
+    add_wide(parser)
     add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     add("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
 
@@ -55,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     check_resamples(args.resamples, args.seed)
     report(
         args.results, args.output, ladder=args.ladder, downstream=args.downstream, scores=args.scores, sort=args.sort,
-        run=args.run, resamples=args.resamples, seed=args.seed, context=args.context,
+        format=args.format, wide=args.wide, run=args.run, resamples=args.resamples, seed=args.seed,
+        context=args.context,
     )  # fmt: skip
     return 0
 
@@ -68,6 +72,8 @@ def report(
     downstream: Sequence[Path] = (),
     scores: Sequence[str] = (),
     sort: str = "step",
+    format: str | None = None,
+    wide: bool = False,
     **options: Any,
 ) -> None:
     """Print verdict and leaderboard of results and score files; write everything into `output`, if one is named.
@@ -79,6 +85,8 @@ def report(
         downstream: files of scores.
         scores: folders of score files that do not lie next to their results.
         sort: order of the leaderboard, "step" or "he_snr".
+        format: of the leaderboard, "text" or "markdown"; None: text on a terminal, Markdown elsewhere.
+        wide: all columns of the leaderboard and all sets of tokens, also where the terminal is too narrow.
         options: `run`, `resamples`, `seed` and `context` of `build_report_data`.
     """
     pack = only_pack(sources)
@@ -86,7 +94,9 @@ def report(
         results, named, score_folders, notes = _read(sources, output, ladder, downstream, scores)
     else:
         results, named, score_folders, notes = _unpacked(pack, ladder, downstream, scores, options)
-    leaderboard = tables.leaderboard_markdown(tables.boards(results, named.checkpoints, sort)) if results else ""
+    boards = tables.boards(results, named.checkpoints, sort) if results else []
+    as_text = (format or ("text" if sys.stdout.isatty() else "markdown")) == "text"
+    leaderboard = tables.leaderboard_text(boards, wide=wide) if as_text else tables.leaderboard_markdown(boards)
     if output is None and not named.ladder.benchmarks and not (results and score_folders):
         _print_notes([*notes, *named.notes])
         if not results:
@@ -99,12 +109,14 @@ def report(
     from hesnr_tasks.report.data import build_report_data
 
     data = build_report_data(results, named, score_folders, notes=notes, **options)
-    print("\n\n".join(filter(None, [*(["\n".join(data.verdict.sentences)] if data.verdict else []), leaderboard])))
+    print("\n\n".join(filter(None, [*([paragraphs(data.verdict.sentences)] if data.verdict else []), leaderboard])))
     if data.downstream:
         table = tables.agreements(data)
         ends = [name for row in table.rows[:1] for name in row if name.endswith(("_low", "_high"))]
-        table = table._replace(wide=ends, notes=[*table.notes, "with -o OUT: intervals in tables/correlations.csv"])
-        print("\n" + show([table], "text", {}))
+        rows = [row for row in table.rows if wide or row["select"] == data.filtered] or table.rows
+        notes = [*table.notes, "with -o OUT: intervals, and all sets of tokens, in tables/correlations.csv"]
+        table = table._replace(rows=rows, wide=ends, notes=notes)
+        print("\n" + show([table], "text", {}, wide=wide))
     if output:
         save_report(data, output, sort)
     else:

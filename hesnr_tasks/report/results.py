@@ -15,7 +15,7 @@ from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores import StoredRun, StoreError, choose_runs, differences
-from hesnr_tasks.scores.runs import read_run
+from hesnr_tasks.scores.runs import model_of, read_run, short_names
 from hesnr_tasks.stats import Estimate
 
 __all__ = ["TaskResult", "find_score_folders", "group_comparable", "read_results", "stored_run", "superseded_notes"]
@@ -112,7 +112,7 @@ def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> li
             f"no results of ours, nor of another task of lm-eval, in {', '.join(names)} ({len(paths)} result files). "
             "Make some with: lm_eval --tasks hesnr_swe … --output_path DIR"
         )
-    short = _short_names({result.model for result in newest.values()})
+    short = short_names({result.model for result in newest.values()})
     return [result._replace(model=short[result.model]) for result in newest.values()]
 
 
@@ -235,16 +235,6 @@ def _model_name(content: Mapping[str, Any]) -> str:
     return "@".join([str(name).rstrip("/"), *variants])
 
 
-def _short_names(names: Iterable[str]) -> dict[str, str]:
-    """The shortest ends of paths that are unique."""
-    parts = {name: re.split(r"[/\\]", name) for name in names}
-    for length in range(1, max(map(len, parts.values()), default=1)):
-        short = {name: "/".join(pieces[-length:]) for name, pieces in parts.items()}
-        if len(set(short.values())) == len(short):
-            return short
-    return {name: name for name in parts}
-
-
 def _our_metrics(task: str, values: Mapping[str, Any], signature: Mapping[str, Any]) -> dict[str, Estimate]:
     if missing := _SIGNATURE_FIELDS - signature.keys():
         raise ValueError(f"the signature of {task} lacks {', '.join(sorted(missing))}")
@@ -341,12 +331,11 @@ def find_score_folders(
         for model in models:
             by_model.setdefault(model, folder)
         if not models:
-            name = str(signature["run"].get("model") or "unknown").rstrip("/").split("/")[-1]
-            revision = signature["run"].get("revision")
-            without_result.append((name if revision in (None, "", "main") else f"{name}@{revision}", folder))
+            without_result.append((model_of(signature["run"]), folder))
     if named or not results:  # otherwise they may be those of an older run
-        for model, folder in without_result:
-            by_model.setdefault(model if model not in by_model else f"{model} ({folder.name})", folder)
+        short = short_names(model for model, _ in without_result)
+        for name, folder in ((short[model], folder) for model, folder in without_result):
+            by_model.setdefault(name if name not in by_model else f"{name} ({folder.name})", folder)
     return by_model, notes
 
 

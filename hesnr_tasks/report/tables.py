@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,9 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, show
+from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, escape_markdown, show, text_table
 from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.errors import printable
 from hesnr_tasks.ladder.schema import Checkpoint
 from hesnr_tasks.ladder.verdict import FEW, FEWEST
 from hesnr_tasks.metrics import METRICS, TrajectorySums, evaluate
@@ -41,6 +39,7 @@ __all__ = [
     "format_number",
     "leaderboard_csv",
     "leaderboard_markdown",
+    "leaderboard_text",
     "metric_title",
     "neighbours",
     "orient_higher_is_better",
@@ -65,7 +64,6 @@ _BOARD_TITLES = {"entropy": "H_top10", "he_tokens": "𝓗 tokens", "tokens": "to
 _CSV_ONLY = ("top2_acc", "top5_acc", "top10_acc")  # the boards have no room for them
 _HEADLINES = ("he_snr", "he_ppl", "ppl")  # of ours beside other benchmarks
 _BENCHMARK_METRICS = 3  # of one benchmark on a board; the CSV has all
-_DIGITS, _LARGE = 8, 1e8  # beyond that, numbers have an exponent
 _UNDEFINED = Estimate(math.nan)
 _SIGN = "signs of PPL and HE-PPL are turned (lower is better), so +1 always means: orders as the downstream score does"
 _BOTH = "95 % intervals: over checkpoints, and over trajectories; neither knows the downstream scores' own error"
@@ -84,20 +82,7 @@ def token_set_title(select: str) -> str:
 
 def format_number(number: Estimate) -> str:
     """A value with its standard error, to two significant digits of the error."""
-    value, error = number.value, number.stderr
-    if math.isnan(value):
-        return "–"
-    if not 0 < error < math.inf:
-        return f"{value:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    if digits > _DIGITS or abs(value) > _LARGE:
-        return f"{value:.4g} ± {error:.1e}"
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
-
-
-def escape_markdown(text: str) -> str:
-    """Names come from files: no markup, and no end of a table's cell."""
-    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", printable(text))
+    return number.text
 
 
 def csv_text(table: Table) -> str:
@@ -170,6 +155,13 @@ def leaderboard_markdown(tables: Sequence[Board]) -> str:
         cells = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in (board.headings, *board.rows)]
         texts.append("\n".join([*lines, cells[0], separator, *cells[1:]]))
     return "\n\n".join(texts)
+
+
+def leaderboard_text(tables: Sequence[Board], *, wide: bool = False) -> str:
+    """The boards as a terminal shows them."""
+    return "\n\n".join(
+        text_table(board.title, board.headings, board.rows, notes=[board.about], wide=wide) for board in tables
+    )
 
 
 def leaderboard_csv(results: Sequence[TaskResult], ladder: Sequence[Checkpoint]) -> str:

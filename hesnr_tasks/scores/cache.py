@@ -20,7 +20,7 @@ from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
 from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.scores import ScoreStore, Source, Text, Wanted, scoring_signature
-from hesnr_tasks.scores.runs import add_run
+from hesnr_tasks.scores.runs import add_run, checkpoint_name
 from hesnr_tasks.scores.schema import OPTIONAL
 
 __all__ = ["ScoreCache", "keeps_scores", "scores_dir"]
@@ -73,7 +73,7 @@ class ScoreCache:
             The number of candidates to score with: k, or more if the files have more.
         """
         signature = scoring_signature(run, render=self._render, overflow=overflow, k=k, filters=tuple(FILTERS))
-        folder = self._folder if self._named else self._folder / _run_name(signature)
+        folder = self._folder if self._named else _run_folder(self._folder, signature)
         self._store = ScoreStore.open(folder, signature)
         wanted = gather(self._wanted)
         if first:
@@ -129,17 +129,20 @@ def scores_dir(setting: str | None, output_path: Path | None) -> tuple[Path, boo
     return (output_path.parent if output_path.suffix == ".json" else output_path) / "scores", False
 
 
-def _run_name(signature: Mapping[str, Any]) -> str:
-    """A folder name people recognise, and a hash that keeps runs with different settings apart.
+def _run_folder(scores: Path, signature: Mapping[str, Any]) -> Path:
+    """The folder of a run: a name people recognise, and a hash that keeps runs with different settings apart.
 
     Neither k (a run with more candidates serves one with fewer) nor the place of a model with a weights hash counts,
-    nor what a server made of the canary: one that changed its weights must not be given a new folder in silence.
+    nor what a server made of the canary: one that changed its weights must not be given a new folder in silence. So a
+    folder with the hash is the run's, whatever its name.
     """
     run = dict(signature["run"])
-    model = str(run.pop("model", "model"))
+    model = run.pop("model", "model")
     run.pop("canary", None)
     if not run.get("weights"):
-        run["model"] = signature["run"].get("model")
+        run["model"] = model
     identity = {**signature, "k": None, "run": run}
-    short = re.sub(r"[^0-9A-Za-z._-]+", "-", model.rstrip("/").split("/")[-1])[:80]
-    return f"{short}-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    before = sorted(path.parent for path in scores.glob(f"*-{digest}/run.json"))
+    name = re.sub(r"[^0-9A-Za-z._-]+", "-", checkpoint_name(signature["run"])).strip("-")[-80:]
+    return before[0] if before else scores / f"{name}-{digest}"

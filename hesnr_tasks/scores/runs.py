@@ -29,12 +29,15 @@ __all__ = [
     "StoredRun",
     "Wanted",
     "add_run",
+    "checkpoint_name",
     "choose_runs",
     "differences",
+    "model_of",
     "open_run",
     "read_run",
     "run_folder",
     "scoring_signature",
+    "short_names",
 ]
 
 FORMAT = "hesnr-scores"
@@ -191,6 +194,38 @@ def run_folder(folder: Path) -> Path:
         listed = ", ".join(path.name for path in names[:5]) + (", …" if len(names) > 5 else "")
         raise StoreError(f"{len(names)} folders of scores begin with {folder} ({listed}). Write more of the name.")
     return names[0] if names else folder
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def model_of(run: Mapping[str, Any]) -> str:
+    """Path or hub name of the model of a run, with `@revision` and `@adapter`."""
+    variants = [str(run[name]) for name in _PLACES[1:] if run.get(name) not in (None, "", "main")]
+    return "@".join([str(run.get("model") or "model").rstrip("/\\"), *variants])
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """What each model is called beside the others: the shortest ends of their paths that differ."""
+    parts = {model: re.split(r"[/\\]", model) for model in models}
+    for length in range(1, max(map(len, parts.values()), default=1)):
+        short = {model: "/".join(pieces[-length:]) for model, pieces in parts.items()}
+        if len(set(short.values())) == len(short):
+            return short
+    return {model: model for model in parts}
+
+
+def checkpoint_name(run: Mapping[str, Any]) -> str:
+    """What a model is called where no other is known: the end of its path from the last part with a digit on.
+
+    Conversions end in a part that is the same for all: `out/step1000/hf` is called `step1000/hf`.
+    """
+    parts = re.split(r"[/\\]", model_of(run))
+    numbered = [i for i, part in enumerate(parts) if any(c.isdigit() for c in part)]
+    return "/".join(parts[numbered[-1] if numbered and len(parts) - numbered[-1] <= _DEEPEST else -1 :])
+
+
+_DEEPEST = 3  # parts: global_step_100/actor/huggingface
 
 
 def _inner(folder: Path) -> str:

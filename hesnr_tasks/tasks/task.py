@@ -46,7 +46,9 @@ from hesnr_tasks.metrics import (
 from hesnr_tasks.rendering import HAS_POWER, USE_OTHER_RENDERING, Passed, Rendered, has_power, label_mask
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
+from hesnr_tasks.scores.runs import checkpoint_name
 from hesnr_tasks.scores.schema import OPTIONAL
+from hesnr_tasks.stats import Estimate
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, describe, native_template, signature
 
@@ -118,7 +120,7 @@ class HesnrTask(Task):
         self._data = self.settings.data()
         self._run: Mapping[str, Any] = {}
         self._native: NativeTemplate | None = None
-        self._headline = self._share = ""  # of the closing line
+        self._headline, self._share = math.nan, ""  # of the closing line
         # what lm-eval's Task.__init__ would set; that wants a data set
         self._instances = None
         self.fewshot_rnd = None
@@ -303,7 +305,7 @@ class HesnrTask(Task):
         included = self._included(items)
         value = aggregate(METRICS[name], included, self.settings.min_tokens)
         if name == "he_snr":
-            self._headline = f"he_snr {value:.4f}" if value == value else "he_snr N/A"
+            self._headline = value
         if name in ("he_snr", "ppl") and value != value:
             high = f"𝓗 (H_top{self.settings.k} > {self.settings.epsilon:.4f}, target among the candidates)"
             tokens, which = (high, "he_snr and he_ppl") if name == "he_snr" else ("the set that counts", "all metrics")
@@ -365,8 +367,10 @@ class HesnrTask(Task):
         follow = (
             f"hesnr report {output}" if output else "the same with --output_path results/, then hesnr report results/"
         )
-        spread = error if isinstance(error, str) else f"{error:.4f}"
-        return f"{self.config.task}: {self._headline} ± {spread}, {self._share} of {where}. Next: {follow}"
+        number = Estimate(self._headline, math.nan if isinstance(error, str) else error)
+        value = number.text if self._headline == self._headline else "N/A"
+        name = f"{self.config.task} of {checkpoint_name(self._run)}"
+        return f"{name}: he_snr {value}, {self._share} of {where}. Next: {follow}"
 
     def _warn_last(self, scored: int, wanted: int, items: list[Item]) -> None:
         """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""

@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,15 +182,10 @@ class ScoredRun:
     """The score files in a folder, as tokens with a model's values. Raises `StoreError` where there are none."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
         self._store = ScoreStore.open(folder)
+        self.folder = self._store.folder
         self._vocabulary = self._store.token_bytes()
         self._mask = label_mask([Kind.ACTION], list(FILTERS), list(self._store.signature["filters"]))
-
-    @property
-    def name(self) -> str:
-        """The model's name on the page."""
-        return Path(self._folder).resolve().name
 
     @property
     def rendering(self) -> str:
@@ -199,7 +193,7 @@ class ScoredRun:
         rendering = str(self._store.signature["render"])
         if rendering not in ("transcript", "chatml", "native"):
             raise SettingsError(
-                f"the scores in {self._folder} were made with --apply_chat_template, which is not at hand here. Score "
+                f"the scores in {self.folder} were made with --apply_chat_template, which is not at hand here. Score "
                 "with render=native, transcript or chatml to look at tokens."
             )
         return rendering
@@ -240,7 +234,7 @@ class ScoredRun:
         key = labelled_key(view.text, view.codes)
         if key not in self._store:
             raise DataError(
-                f"{self._folder} has no scores of trajectory {view.trajectory.id!r} with this text. It was scored from "
+                f"{self.folder} has no scores of trajectory {view.trajectory.id!r} with this text. It was scored from "
                 "another file or by another version, or not at all; `--id` shows one of those that were."
             )
         return self._store.read(key)

@@ -1,6 +1,8 @@
 """The `hesnr` command, as a user types it."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 
@@ -179,6 +181,63 @@ def test_a_chat_model_may_do_other_tasks(monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["lm_eval", "--model", "local-chat-completions", "--tasks", "hesnr_passk_gsm8k"])
     assert _checked() == ({}, False)
+
+
+def on_terminal(*words, columns=100):
+    """What a command writes to a terminal of so many columns."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hesnr_tasks.cli", *map(str, words)],
+        stdout=theirs, stderr=subprocess.STDOUT, env=environment,
+    )  # fmt: skip
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # Linux ends a terminal so
+        while part := os.read(ours, 1 << 16):
+            written += part
+    os.close(ours)
+    assert process.wait() == 0, written.decode()
+    return written.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_tables_fit_the_terminal_and_have_no_pipes(tmp_path, columns):
+    for seed, name in enumerate(("a-checkpoint-with-a-rather-long-name-step1000", "step2", "step3")):
+        made.run_of(tmp_path / "scores" / name, 6, 60, seed=seed)
+    for words in (
+        ["compare", tmp_path / "scores"],
+        ["analyze", tmp_path / "scores", "--by", "turn", "--sweep", "--cases", 1],
+        ["ladder", "verdict", tmp_path / "scores"],
+    ):
+        lines = on_terminal(*words, *([] if words[0] == "ladder" else ["--resamples", 100]), columns=columns).split(
+            "\n"
+        )
+        assert max(map(len, lines)) <= columns, words
+        assert not [line for line in lines if line.startswith("|")]
+        assert "--wide" in "\n".join(lines)
+    widest = on_terminal("compare", tmp_path / "scores", "--resamples", 100, "--wide", columns=columns)
+    assert "detectable" in widest
+
+
+def test_the_leaderboard_is_text_on_a_terminal_and_markdown_where_it_is_piped(tmp_path):
+    results = tmp_path / "results_x.json"
+    results.write_text(json.dumps({
+        "results": {"gsm8k": {"acc,none": 0.5, "acc_stderr,none": 0.01}}, "configs": {"gsm8k": {}},
+        "config": {"model_args": {"pretrained": "step1"}},
+    }))  # fmt: skip
+    assert "|" not in on_terminal("report", results)
+    typed = [sys.executable, "-m", "hesnr_tasks.cli", "report", str(results)]
+    piped = subprocess.run(typed, capture_output=True, text=True, check=True).stdout
+    assert "| checkpoint |" in piped
+    assert "\x1b" not in piped
+    assert "| checkpoint |" in on_terminal("report", results, "--format", "markdown")
 
 
 def test_no_option_takes_the_place_of_the_command():

@@ -12,7 +12,7 @@ from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore
-from hesnr_tasks.scores.cache import scores_dir
+from hesnr_tasks.scores.cache import ScoreCache, scores_dir
 from hesnr_tasks.trajectory import Kind
 from tests import processes, tiny
 from tests.lm_eval_run import SMALL, call, evaluate, run, write
@@ -132,6 +132,21 @@ def test_the_default_place_is_next_to_the_output():
     assert scores_dir(None, Path("out")) == (Path("out/scores"), False)
     assert scores_dir(None, Path("out/r.json")) == (Path("out/scores"), False)
     assert scores_dir("here", Path("out")) == (Path("here"), True)
+
+
+def test_a_folder_is_the_runs_by_its_hash_whatever_its_name(tmp_path):
+    """Earlier versions called it by the last part of the model's path alone."""
+
+    def opened(name):
+        cache = ScoreCache(tmp_path, named=False, render="transcript", wanted=[])
+        cache.open({"model": name, "weights": "0" * 64}, 10, "right", lambda items: items, first=False)
+        return cache.store.folder
+
+    first = opened("out/step1000/hf")
+    assert first.name.startswith("step1000-hf-")
+    old = first.rename(tmp_path / first.name.replace("step1000-", ""))
+    assert opened("out/step1000/hf") == old
+    assert opened("elsewhere/step1000/hf") == old  # the weights are the same
 
 
 def test_a_killed_run_goes_on_where_it_stopped(checkpoint, tmp_path, read):

@@ -179,8 +179,21 @@ def test_one_run_is_not_enough(runs):
 
 def test_text_and_csv_have_every_run_and_the_legend_once(runs):
     printed = ask(runs / "a", runs / "b", runs / "c", "--resamples", 200)
-    assert printed.count("p worse: share of resamples") == 1
+    assert printed.count("verdict: by the two-sided p") == 1
     assert printed.count("paired (lower is better)") == 2
+    assert "p worse" not in printed
+    assert ask(runs / "a", runs / "b", "--resamples", 200, "--wide").count("p worse: share of resamples") == 1
     lines = ask(runs / "a", runs / "b", "--resamples", 200, "--metrics", "ppl", "--format", "csv").splitlines()
     assert lines[0].startswith("run,metric,ppl,ppl_stderr,ppl_low,ppl_high,difference,difference_stderr")
     assert len(lines) == 3
+
+
+def test_the_reference_is_the_first_that_is_named_else_the_best(runs):
+    assert "difference to a," in ask(runs / "a", runs / "c", "--resamples", 200)
+    printed = ask(runs, "--resamples", 200)
+    assert printed.startswith("HE-SNR, against c, which is best of 3: b, a worse (paired")
+    assert "difference to b," in ask(runs, "--resamples", 200, "--reference", "b")
+    rows = tables(runs, "--resamples", 200)["compare_he_snr"]
+    assert [row["verdict"] for row in rows] == ["reference", "worse", "worse"]
+    low = tables(runs, "--resamples", 200, "--metrics", "ppl")["compare_ppl"]
+    assert [low[0]["run"], low[0]["verdict"]] == ["c", "reference"]

@@ -11,7 +11,7 @@ from hesnr_tasks.cli import analyze as analysis
 from hesnr_tasks.cli import compare as comparison
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.scores import ScoreStore, Source, StoreError, Wanted, choose_runs
-from hesnr_tasks.scores.runs import add_run
+from hesnr_tasks.scores.runs import add_run, checkpoint_name, model_of, short_names
 from tests.unit.scores import made
 
 
@@ -123,3 +123,30 @@ def test_a_servers_canary_may_move_by_noise_alone(tmp_path, caplog):
     for changes in (np.full(50, 0.03), rng.normal(0, 0.2, 50), np.eye(50)[3] * 0.8):
         with pytest.raises(SettingsError, match=r"serves other weights.*name another folder"):
             opened(changes)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ({"model": "out/step1000/hf"}, "step1000/hf"),
+        ({"model": "/a/global_step_100/actor/huggingface/"}, "global_step_100/actor/huggingface"),
+        ({"model": "out2/step1000/checkpoint-5"}, "checkpoint-5"),
+        ({"model": "allenai/Olmo-3-7B", "revision": "stage1-step10"}, "Olmo-3-7B@stage1-step10"),
+        ({"model": "org/Model-8B", "revision": "main"}, "Model-8B"),
+        ({"model": "/data1/x/y/z/final"}, "final"),
+        ({"model": "C:\\runs\\step7\\hf"}, "step7/hf"),
+        ({}, "model"),
+    ],
+)
+def test_a_checkpoint_alone_is_called_by_the_end_that_says_which_it_is(run, name):
+    assert checkpoint_name(run) == name
+
+
+def test_checkpoints_are_called_by_the_ends_that_differ():
+    names = short_names(["out/step1/hf", "out/step2/hf", "org/m@lc"])
+    assert list(names.values()) == ["step1/hf", "step2/hf", "org/m@lc"]
+    revisions = [model_of({"model": "org/m", "revision": name}) for name in ("main", "step1", "step2")]
+    assert list(short_names(revisions).values()) == ["m", "m@step1", "m@step2"]
