@@ -181,7 +181,7 @@ def test_text_and_csv_have_every_run_and_the_legend_once(runs):
     printed = ask(runs / "a", runs / "b", runs / "c", "--resamples", 200)
     assert " ".join(printed.split()).count("verdict: by the two-sided p") == 1
     assert printed.count("paired (lower is better)") == 2
-    assert "p worse" not in printed
+    assert "p worse: share" not in printed
     assert ask(runs / "a", runs / "b", "--resamples", 200, "--wide").count("p worse: share of resamples") == 1
     lines = ask(runs / "a", runs / "b", "--resamples", 200, "--metrics", "ppl", "--format", "csv").splitlines()
     assert lines[0].startswith("run,metric,ppl,ppl_stderr,ppl_low,ppl_high,difference,difference_stderr")
