@@ -45,7 +45,6 @@ from hesnr_tasks.chat_messages import (
 )
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.rendering import (
-    HAS_POWER,
     USE_OTHER_RENDERING,
     ActionSource,
     Passed,
@@ -173,6 +172,27 @@ class _Borders(NamedTuple):
         return max(len(_common_prefix(gap, header)) for header in self.before)
 
 
+def _name(tokenizer: Any) -> str:
+    return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+
+
+def refuse_unusable(tokenizer: Any) -> None:
+    """Refuse a tokenizer without a chat template, and one whose template no limit could stop.
+
+    Raises:
+        SettingsError: it is one.
+    """
+    source = getattr(tokenizer, "chat_template", None)
+    if not source:
+        raise SettingsError(f"the tokenizer {_name(tokenizer)!r} has no chat template.\n{USE_OTHER_RENDERING}")
+    for named in source.values() if isinstance(source, Mapping) else [source]:
+        if isinstance(named, str) and has_power(named):
+            raise SettingsError(
+                f"the chat template of {_name(tokenizer)!r} computes a power (**), which may take for ever.\n"
+                f"{USE_OTHER_RENDERING}"
+            )
+
+
 @dataclass
 class NativeTemplate:
     """A model's chat template, as `render=native` uses it.
@@ -202,7 +222,7 @@ class NativeTemplate:
     @property
     def name(self) -> str:
         """Whose template it is."""
-        return str(getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__)
+        return _name(self.tokenizer)
 
     def render(self, trajectory: Trajectory) -> Rendered:
         """The trajectory in the template's format.
@@ -210,8 +230,6 @@ class NativeTemplate:
         Raises:
             DataError: the template cannot render it without changing, dropping or repeating what it holds.
         """
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise SettingsError(f"the tokenizer {self.name!r} has no chat template. {USE_OTHER_RENDERING}")
         calls = native_calls(trajectory, self.calls)
         problems: list[str] = []
         conversation = conversations(trajectory, calls, self._reasoning)
@@ -358,8 +376,9 @@ class NativeTemplate:
 
         Raises:
             DataError: the template raises, which it may do with any exception.
-            SettingsError: it takes too long, writes too much or fills the memory.
+            SettingsError: there is none, or it takes too long, writes too much or fills the memory.
         """
+        refuse_unusable(self.tokenizer)
         if self._beyond_limits:
             raise SettingsError(self._beyond_limits)
         try:
@@ -375,8 +394,6 @@ class NativeTemplate:
                 named = named.get("tool_use" if tools and "tool_use" in named else "default")
             if not isinstance(named, str):
                 raise DataError("it has no template of the name 'default'")
-            if has_power(named):
-                raise TemplateLimitError(HAS_POWER)
             if self._is_customised:
                 return self._customised_text(named, messages, tools, kwargs)
             variables = {**getattr(self.tokenizer, "special_tokens_map", {}), **kwargs}

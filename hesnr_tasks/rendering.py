@@ -267,9 +267,6 @@ def has_power(source: str) -> bool:
     return False
 
 
-HAS_POWER = "it computes a power (**), which may take for ever"
-
-
 # --- chat templates -------------------------------------------------------------------------------------------------
 
 _STRIPS: tuple[Callable[[str], str], ...] = (lambda s: s, str.strip, str.rstrip, str.lstrip)

@@ -200,15 +200,20 @@ def _template(
     """What the template does with messages in general, and with these trajectories."""
     passed = [text.passed for text in texts if text.passed]
     refused: list[str] = []
-    if settings.render != "native":  # what it would do
-        for trajectory in trajectories:
+    try:
+        behaviour = _behaviour(native)
+        for trajectory in trajectories if settings.render != "native" else ():  # what it would do
             try:
                 rendered = native.render(trajectory)
             except DataError as error:
                 refused.append(str(error))
             else:
                 passed += [rendered.passed] if rendered.passed else []
-    return {"behaviour": _behaviour(native), **native.describe(passed), "rendered": len(passed), "refused": refused}
+    except SettingsError as error:  # it loops, or fills the memory
+        if settings.render == "native":
+            raise
+        return {"unusable": str(error)}
+    return {"behaviour": behaviour, **native.describe(passed), "rendered": len(passed), "refused": refused}
 
 
 _CALL = {"id": "call00001", "type": "function", "function": {"name": "run_it", "arguments": {"command": "ls"}}}
@@ -421,8 +426,11 @@ def _text_lines(text: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterato
 
 
 def _template_lines(template: Mapping[str, Any], render: str) -> Iterator[str]:
-    tense = "renders" if render == "native" else "would render (render=native)"
     yield "\nChat template"
+    if "unusable" in template:
+        yield from _wrapped(f"not for render=native: {template['unusable']}", "  ")
+        return
+    tense = "renders" if render == "native" else "would render (render=native)"
     for name, verdict in template["behaviour"].items():
         yield from _wrapped(f"{name:22} {verdict}", "  ")
     field = template["reasoning"]

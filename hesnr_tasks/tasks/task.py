@@ -18,7 +18,7 @@ from lm_eval.api.task import Task
 
 from hesnr_tasks.backends import REQUEST_TYPE, iterate_scores, refuse_unscorable
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
-from hesnr_tasks.chat_rendering import NativeTemplate
+from hesnr_tasks.chat_rendering import NativeTemplate, refuse_unusable
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.lm_eval_compat import (
@@ -43,7 +43,7 @@ from hesnr_tasks.metrics import (
     names_of,
     needed_columns,
 )
-from hesnr_tasks.rendering import HAS_POWER, USE_OTHER_RENDERING, Passed, Rendered, has_power, label_mask
+from hesnr_tasks.rendering import Passed, Rendered, label_mask
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.scores.runs import checkpoint_name
@@ -223,10 +223,8 @@ class HesnrTask(Task):
             return None
         if self.settings.render != "transcript":
             raise SettingsError(f"--apply_chat_template and render={self.settings.render} exclude each other")
-        source = getattr(getattr(getattr(chat_template, "__self__", None), "tokenizer", None), "chat_template", None)
-        sources = source.values() if isinstance(source, Mapping) else [source]
-        if any(has_power(source) for source in sources if isinstance(source, str)):
-            raise SettingsError(f"the model's chat template cannot be used: {HAS_POWER}.\n{USE_OTHER_RENDERING}")
+        if (tokenizer := getattr(getattr(chat_template, "__self__", None), "tokenizer", None)) is not None:
+            refuse_unusable(tokenizer)
         self._rendering = "template"
         # without a generation prompt lm-eval strips the last message's end marker
         return partial(chat_template, add_generation_prompt=True)
