@@ -202,7 +202,7 @@ class Scores:
         """All scored tokens as arrays; read once."""
         key = (k, context, needed_columns())
         if key not in self._frames:
-            self._frames[key] = load_frame(self._store, (k,), context=context, run=self._run, metrics=METRICS)
+            self._frames[key] = load_frame(self._store, (k,), context=context, run=self._run, metrics=names_of("all"))
         return self._frames[key]
 
     @_in_words_of_python
