@@ -18,7 +18,7 @@ from hesnr_tasks.ladder.names import NamedLadder, read_ladder
 from hesnr_tasks.ladder.pack import Pack, only_pack
 from hesnr_tasks.ladder.schema import add_downstream
 from hesnr_tasks.report import tables
-from hesnr_tasks.report.results import TaskResult, find_score_folders, read_results, superseded_notes
+from hesnr_tasks.report.results import TaskResult, find_score_folders, read_results, remarks_on
 from hesnr_tasks.stats import RESAMPLES, SEED
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _read(
     folders = [Path(source) for source in sources if Path(source).is_dir()]
     has_scores = bool(scores) or any(next(folder.rglob("run.json"), None) for folder in folders)
     results = read_results(sources, optional=has_scores)
-    notes = superseded_notes(results)
+    notes = remarks_on(results)
     score_folders: dict[str, Path] = {}
     if output or downstream or not results or importlib.util.find_spec("pyarrow"):
         score_folders, unreadable = find_score_folders(results, sources, scores)
@@ -160,7 +160,7 @@ def _unpacked(
         by_name = {checkpoint.name: checkpoint for checkpoint in whole.checkpoints}
         order = tuple(by_name[checkpoint.name] for checkpoint in named.checkpoints)
         named = NamedLadder(order, whole, (*named.notes, *remarks))
-    notes += [*superseded_notes(results), *([pack.note_on_context] if pack.note_on_context else [])]
+    notes += [pack.note_on_context] if pack.note_on_context else []
     notes.append("from a pack, which holds no texts: the table of single decision tokens is left out")
     return results, named, {summary.name: summary for summary in pack.summaries}, notes
 

@@ -90,7 +90,10 @@ def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[Sav
         "report": {"hesnr_tasks": __version__, "k": data.k, "epsilon": data.epsilon}
         | {"resamples": data.resamples, "seed": data.seed},
         "score files": {summary.name: summary.signature for summary in data.summaries},
-        "results": {f"{r.model}: {r.task}": r.signature or json.loads(r.comparable) for r in data.results},
+        "results": [
+            {"checkpoint": r.model, "task": r.task, "settings": r.signature or json.loads(r.comparable)}
+            for r in data.results
+        ],
     }
     return _environment().get_template("page.html.j2").render(
         data=data,

@@ -18,7 +18,7 @@ from hesnr_tasks.scores import StoredRun, StoreError, choose_runs, differences
 from hesnr_tasks.scores.runs import model_of, read_run, short_names
 from hesnr_tasks.stats import Estimate
 
-__all__ = ["TaskResult", "find_score_folders", "group_comparable", "read_results", "stored_run", "superseded_notes"]
+__all__ = ["TaskResult", "find_score_folders", "group_comparable", "read_results", "remarks_on", "stored_run"]
 
 _FILE_NAME = re.compile(r"(results_.*|.*_\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d+)\.json")  # lm-eval's two patterns
 _SIGNATURE_FIELDS = {
@@ -40,7 +40,15 @@ class TaskResult(NamedTuple):
     path: Path
     scores: str | None = None  # folder of score files that the task was configured with
     in_group: bool = False  # a member of a group of tasks that is reported itself
-    superseded: tuple[Path, ...] = ()  # older files of this task and model that were made with other settings
+    remarks: tuple[str, ...] = ()  # on other results of this task and model
+
+    @property
+    def documents(self) -> int:
+        """How many trajectories or other documents it is of; 0: unknown."""
+        if self.signature:
+            return int(self.signature["trajectories"])
+        counts = json.loads(self.comparable)[1].get("n-samples") or []
+        return sum(int(count) for count in counts if isinstance(count, (int, float)))
 
     @property
     def select(self) -> str:
@@ -54,8 +62,7 @@ class TaskResult(NamedTuple):
             name: [None if math.isnan(x) else str(x) if math.isinf(x) else x for x in estimate]
             for name, estimate in self.values.items()
         }
-        names = {"path": self.path.name, "scores": None, "superseded": [path.name for path in self.superseded]}
-        return {**self._asdict(), "values": values, **names}
+        return {**self._asdict(), "values": values, "path": self.path.name, "scores": None, "remarks": []}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> TaskResult:
@@ -84,14 +91,13 @@ class TaskResult(NamedTuple):
                 higher_is_better={str(name): bool(value) for name, value in document["higher_is_better"].items()},
                 path=Path(str(document["path"])),
                 in_group=bool(document["in_group"]),
-                superseded=tuple(Path(str(name)) for name in document["superseded"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"this is no result of a task ({type(error).__name__}: {error})") from None
 
 
 def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> list[TaskResult]:
-    """Read the newest result of each task of each model.
+    """Read the newest result of each task of each model, and first an older one of more documents.
 
     Args:
         sources: result files, or folders that are searched for them.
@@ -102,39 +108,67 @@ def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> li
     """
     names = list(map(str, sources))
     paths = list(dict.fromkeys(path for name in names for path in _result_files(Path(name))))
-    newest: dict[tuple[str, str], TaskResult] = {}
+    candidates: dict[tuple[str, str], list[TaskResult]] = {}
     for path in paths:
         for result in _read_file(path):
-            key = (result.model, result.task)
-            newest[key] = _newer(newest[key], result) if key in newest else result
-    if not newest and not optional:
+            candidates.setdefault((result.model, result.task), []).append(result)
+    if not candidates and not optional:
         raise DataError(
             f"no results of ours, nor of another task of lm-eval, in {', '.join(names)} ({len(paths)} result files). "
             "Make some with: lm_eval --tasks hesnr_swe … --output_path DIR"
         )
-    short = short_names({result.model for result in newest.values()})
-    return [result._replace(model=short[result.model]) for result in newest.values()]
+    short = short_names({model for model, _ in candidates})
+    return [result._replace(model=short[result.model]) for group in candidates.values() for result in _shown(group)]
 
 
-def _newer(first: TaskResult, second: TaskResult) -> TaskResult:
-    old, new = (first, second) if first.date < second.date else (second, first)
-
-    def settings(result: TaskResult) -> tuple[str, object]:
-        return result.comparable, ((result.signature or {}).get("run") or {}).get("weights")
-
-    same = settings(old) == settings(new)
-    return new._replace(superseded=first.superseded if same else (*first.superseded, old.path))
-
-
-def superseded_notes(results: Iterable[TaskResult]) -> list[str]:
-    """A note for each older result with other settings that a newer one replaced."""
-    return [
-        f"{result.model}: {result.task} in {path} is not shown: it was made with other settings or weights than the "
-        f"newer {result.path}. To see both, report on their folders one by one."
-        for result in results
-        for path in result.superseded
-        if not result.in_group
+def _shown(results: Sequence[TaskResult]) -> list[TaskResult]:
+    """Of the results of one task of one model the newest; before it an older one that is of more documents."""
+    ordered = sorted(results, key=lambda result: result.date)
+    newest, largest = ordered[-1], max(ordered, key=lambda result: (result.documents, result.date))
+    if largest.documents <= newest.documents or "weights" in _changes(largest, newest):
+        largest = newest
+    remarks = [
+        f"{old.task} in {old.path} is not shown: the newer {newest.path} differs in {_listed_changes(old, newest)}. "
+        "To see both, report on their folders one by one."
+        for old in ordered
+        if old is not largest and old is not newest and _changes(old, newest)
     ]
+    if largest is newest:
+        return [newest._replace(remarks=tuple(remarks))]
+    both = (
+        f"{largest.task} has results of {largest.documents} and of {newest.documents} documents, both shown; figures "
+        f"and verdict take the larger ({largest.path}). The newer {newest.path} differs in "
+        f"{_listed_changes(largest, newest)}."
+    )
+    return [largest._replace(remarks=(both, *remarks)), newest]
+
+
+def _changes(old: TaskResult, new: TaskResult) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two results of one task differ; `weights` where both are known to be of other ones."""
+    sides = [json.loads(result.comparable)[1] for result in (old, new)]
+    weights = [((result.signature or {}).get("run") or {}).get("weights") for result in (old, new)]
+    if all(weights):
+        sides = [{**side, "weights": value} for side, value in zip(sides, weights, strict=True)]
+    names = dict.fromkeys([*sides[0], *sides[1]])
+    pairs = {name: (sides[0].get(name), sides[1].get(name)) for name in names}
+    return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
+
+
+def _listed_changes(old: TaskResult, new: TaskResult) -> str:
+    changes = _changes(old, new)
+    if "trajectories" in changes:
+        changes.pop("data", None)  # of course
+    return "; ".join(f"{name}: {_short(a)} → {_short(b)}" for name, (a, b) in changes.items())
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def remarks_on(results: Iterable[TaskResult]) -> list[str]:
+    """What is to be said of other results of the same tasks and models."""
+    return [f"{r.model}: {remark}" for r in results for remark in r.remarks if not r.in_group]
 
 
 def group_comparable(results: Sequence[TaskResult]) -> list[list[TaskResult]]:

@@ -260,6 +260,7 @@ class StoredRun(NamedTuple):
     data: str  # hash of the texts, as results have it in their signature
     about: Mapping[str, Any]  # settings that chose the data, and the version of the labels
     texts: Mapping[str, tuple[Source, ...]] | None  # by key: the trajectories that have the text
+    part: str = ""  # on a newer run that is a part of this one
 
     def __str__(self) -> str:
         """`run 2 of 3 (2026-01-31 12:00 UTC: hesnr_swe on my.jsonl, sample 50; data 3fa9c1d2e0)`."""
@@ -270,6 +271,7 @@ class StoredRun(NamedTuple):
         where = ", ".join([*(str(path) for path in paths[:3]), *(["…"] if len(paths) > 3 else []), *settings])
         return (
             f"run {self.number} of {self.runs} ({self.date}: {'+'.join(self.tasks)} on {where}; data {self.data[:10]})"
+            + (f", {self.part}" if self.part else "")
         )
 
 
@@ -315,6 +317,7 @@ def add_run(folder: Path, wanted: Iterable[Wanted], labels: str) -> None:
 def choose_runs(folder: Path, which: str = "latest") -> list[StoredRun]:
     """The run(s) that `which` names: `latest`, `all`, a number, or the hash of their data (as many digits as tell).
 
+    `latest` is the newest, or an earlier one that has all of its texts and more: a short trial hides nothing.
     More than one where the tasks of a run had different data. A folder of an older version has no list of runs: all
     of it is one. Raises `SettingsError` where `which` names none.
     """
@@ -323,7 +326,7 @@ def choose_runs(folder: Path, which: str = "latest") -> list[StoredRun]:
     if which == "all" or (which == "latest" and not numbers):
         return [everything]
     if which == "latest":
-        return _parts(folder, numbers[-1], numbers)
+        return _whole(folder, numbers)
     if which.isdigit() and int(which) in numbers:
         return _parts(folder, int(which), numbers)
     for number in reversed(numbers):
@@ -332,6 +335,27 @@ def choose_runs(folder: Path, which: str = "latest") -> list[StoredRun]:
             return parts[:1]
     there = "; ".join(str(run) for number in numbers[-5:] for run in _parts(folder, number, numbers))
     raise SettingsError(f"{folder} has no run {which!r}. It has {there or 'no list of runs'}. --all takes everything.")
+
+
+def _whole(folder: Path, numbers: Sequence[int]) -> list[StoredRun]:
+    """The newest run, or the largest earlier one that it is a part of."""
+    newest = _parts(folder, numbers[-1], numbers)
+    best = newest
+    for number in reversed(numbers[:-1]):
+        with contextlib.suppress(StoreError):  # a damaged one is asked for by its number only
+            earlier = _parts(folder, number, numbers)
+            labels = [run.about.get("labels") for run in (*best, *earlier)]
+            if len(best) == len(earlier) == 1 and len(set(map(str, labels))) == 1 and _holds(earlier[0], best[0]):
+                best = earlier
+    if best is newest:
+        return newest
+    few, many = (sum(map(len, (run.texts or {}).values())) for run in (newest[0], best[0]))
+    part = f"run {newest[0].number} had {few} of its {many} trajectories"
+    return [best[0]._replace(part=part)]
+
+
+def _holds(larger: StoredRun, smaller: StoredRun) -> bool:
+    return (larger.texts or {}).keys() > (smaller.texts or {}).keys()
 
 
 def mixed(folder: Path) -> str:

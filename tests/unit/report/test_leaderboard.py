@@ -49,6 +49,36 @@ def test_an_older_result_made_differently_is_named(tmp_path, capsys, difference)
     assert "results_2.0.json" not in printed.err
 
 
+def test_a_short_trial_does_not_take_the_place_of_the_whole_run(tmp_path, capsys):
+    few = {"trajectories": 3, "data": "fff"}
+    limited = {"effective": 3}
+    for name in ("a", "b"):
+        result(tmp_path, name, 0.9, date=1.0, trajectories=100)
+    saved = result(tmp_path, "a", 0.1, date=2.0, **few)
+    file = next((tmp_path / "a").glob("*2.0.json"))
+    file.write_text(json.dumps({**saved, "n-samples": {"hellaswag": limited}}))
+    rows = [row for row in read_results([tmp_path]) if row.model == "a"]
+    assert [(row.task, row.documents) for row in rows] == [
+        ("hesnr_swe", 100), ("hesnr_swe", 3), ("hellaswag", 100), ("hellaswag", 3)
+    ]  # fmt: skip
+    assert cli.main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "| a | 0.900 ± 0.010 | 3 |" in printed.out
+    assert "| a | 0.100 ± 0.010 | 3 |" in printed.out
+    assert "a: hesnr_swe has results of 100 and of 3 documents, both shown" in printed.err
+    assert "results_2.0.json differs in trajectories: 100 → 3." in printed.err
+    result(tmp_path, "a", 0.2, date=3.0, **few, run={"tokenizer": "t", "weights": "1"})
+    assert {row.date for row in read_results([tmp_path]) if row.task == "hesnr_swe" and row.model == "a"} == {1.0, 3.0}
+
+
+def test_a_trial_of_other_weights_is_the_newest(tmp_path):
+    for date, weights, n in ((1.0, "1", 100), (2.0, "2", 3)):
+        result(tmp_path, "a", 0.9, date=date, others={}, trajectories=n, run={"tokenizer": "t", "weights": weights})
+    (row,) = read_results([tmp_path])
+    assert row.documents == 3
+    assert "differs in trajectories: 100 → 3; weights: 1 → 2" in row.remarks[0]
+
+
 @pytest.mark.parametrize(
     "difference",
     [

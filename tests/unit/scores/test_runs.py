@@ -55,6 +55,21 @@ def test_a_text_counts_as_often_as_the_run_had_it(tmp_path):
     assert counts == [2, 4, 3]
 
 
+def test_a_part_of_a_run_does_not_take_its_place(tmp_path):
+    made.filled(tmp_path, [1, 2, 3])
+    add_run(tmp_path, wanted("a", [1, 2, 3]), "1")
+    add_run(tmp_path, wanted("a", [1]), "1")
+    rows, remarks = analyzed(tmp_path)
+    assert rows[0]["trajectories"] == 3
+    assert "run 1 of 2" in remarks[0]
+    assert "run 2 had 1 of its 3 trajectories" in remarks[0]
+    assert analyzed(tmp_path, "--run", "2")[0][0]["trajectories"] == 1
+    add_run(tmp_path, wanted("a", [2]), "2")  # labelled by another version: not the same texts, whatever their keys
+    assert analyzed(tmp_path)[0][0]["trajectories"] == 1
+    add_run(tmp_path, wanted("a", [3, 4]), "1")
+    assert choose_runs(tmp_path)[0].number == 4
+
+
 def test_a_run_that_did_not_finish_says_so(tmp_path):
     made.filled(tmp_path, [1, 2])
     add_run(tmp_path, wanted("a", [1, 2, 3, 4]), "1")
