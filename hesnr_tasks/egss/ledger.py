@@ -28,9 +28,7 @@ class Spent(NamedTuple):
     @classmethod
     def sum(cls, several: Iterable[Spent]) -> Spent:
         """All of them together."""
-        rows = list(several)
-        counts = {name: sum(getattr(row, name) for row in rows) for name in cls._fields if name != "cost"}
-        return cls(**counts, cost=math.fsum(row.cost for row in rows))
+        return cls(*map(sum, zip(*several, strict=True)))
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Spent:

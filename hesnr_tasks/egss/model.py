@@ -102,12 +102,18 @@ class _Gated(LitellmModel):
 
     _stock: type[LitellmModel]
     _stock_config: type[LitellmModelConfig]
+    _own_config: type[BaseModel]
 
-    def __init__(self, *, config_class: type[BaseModel], **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         try:
-            LitellmModel.__init__(self, config_class=config_class, **kwargs)
+            LitellmModel.__init__(self, config_class=self._own_config, **kwargs)
         except ValidationError as error:
-            raise SettingsError(_explain(error, config_class)) from None
+            lines = []
+            for problem in error.errors():
+                name, unknown = ".".join(map(str, problem["loc"])), problem["type"] == "extra_forbidden"
+                hint = f" is no setting.{nearest(name, self._own_config.model_fields)}" if unknown else ""
+                lines.append(f"model.{name}{hint or ': ' + problem['msg']}")
+            raise SettingsError("\n".join(lines)) from None
         own = self.config
         self._estimator = Estimator(own.estimator, own.probes)
         self._gate = open_gate(own.gate, self._estimator, own.calibration)
@@ -352,19 +358,14 @@ class _Gated(LitellmModel):
 class GatedModel(_Gated):
     """mini-swe-agent's litellm model (tool calls) behind a gate; settings: `GatedModelConfig`."""
 
-    _stock, _stock_config = LitellmModel, LitellmModelConfig
-
-    def __init__(self, *, config_class: type[BaseModel] = GatedModelConfig, **kwargs: Any) -> None:
-        super().__init__(config_class=config_class, **kwargs)
+    _stock, _stock_config, _own_config = LitellmModel, LitellmModelConfig, GatedModelConfig
 
 
 class GatedTextbasedModel(_Gated, LitellmTextbasedModel):
     """mini-swe-agent's text-based litellm model behind a gate; settings: `GatedTextbasedModelConfig`."""
 
     _stock, _stock_config = LitellmTextbasedModel, LitellmTextbasedModelConfig
-
-    def __init__(self, *, config_class: type[BaseModel] = GatedTextbasedModelConfig, **kwargs: Any) -> None:
-        super().__init__(config_class=config_class, **kwargs)
+    _own_config = GatedTextbasedModelConfig
 
 
 def _without_keys(value: Any) -> Any:
@@ -379,14 +380,3 @@ def _without_keys(value: Any) -> Any:
 def _text(message: ChatDict) -> str:
     content = message.get("content")
     return content if isinstance(content, str) else ""
-
-
-def _explain(error: ValidationError, config_class: type[BaseModel]) -> str:
-    lines = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"model.{name} is no setting.{nearest(name, config_class.model_fields)}")
-        else:
-            lines.append(f"model.{name}: {problem['msg']}")
-    return "\n".join(lines)

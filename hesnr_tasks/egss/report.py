@@ -86,8 +86,7 @@ def curves(records: Sequence[TaskCost], price: float = PRICE) -> tuple[dict[str,
 
 def mean_over_tasks(values: FloatArray, resamples: int, seed: int) -> Estimate:
     """The mean over tasks (T,), with its bootstrap standard error and 95 % interval of percentiles."""
-    means = resample_counts(len(values), resamples, seed).astype(np.float64) @ values / len(values)
-    return _estimate(float(values.mean()), means, len(values))
+    return paired_ratio(np.ones_like(values), values, resamples, seed)
 
 
 def paired_ratio(a: FloatArray, b: FloatArray, resamples: int, seed: int) -> Estimate:
