@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_resamples, unique_names
 from hesnr_tasks.analysis.tables import Table, interval, show, write_tables
 from hesnr_tasks.cli.options import add_answers
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.passk import (
-    AnswerCounts,
-    PassAtK,
-    PassAtKDifference,
-    aligned,
-    curve,
-    differences,
-    discordant,
-    powers,
-)
+from hesnr_tasks.passk import aligned, curve, differences, discordant, powers
 from hesnr_tasks.passk.outcome_files import Query, read
 from hesnr_tasks.stats import Estimate, holm
 
@@ -36,15 +27,6 @@ _COMPARE_NOTES = (
     "detectable: smallest true difference found at 5 % with 80 % power; needed: problems to find the one seen",
     "fewer than 6 problems that differ cannot give p < 0.05; no detectable difference is then named",
 )
-
-
-class PassKResult(NamedTuple):
-    """Everything that was computed."""
-
-    runs: Sequence[AnswerCounts]
-    curves: Mapping[str, Sequence[PassAtK]]
-    against: Mapping[str, Sequence[PassAtKDifference]]  # checkpoint → difference to the first, empty without --compare
-    notes: Sequence[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,27 +46,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables, and write them and the figure with -o."""
-    result = examine(args)
-    tables = _tables(result)
-    about: dict[str, Any] = {"hesnr_tasks": __version__, "files": args.files, "notes": list(result.notes)}
-    about |= {name: getattr(args, name) for name in ("resamples", "seed")} | {"counts": {}}
-    for counts in result.runs:
-        rows = zip(counts.labels, counts.n.tolist(), counts.c.tolist(), strict=True)
-        about["counts"][counts.name] = [{"problem": label, "n": n, "c": c} for label, n, c in rows]
+    results, about = tables(args)
     if args.output:
-        write_tables(args.output, "passk", tables, about)
-        _draw(result, args.output / "passk")
-    for i, table in enumerate(tables):
+        write_tables(args.output, "passk", results, about)
+        _draw(results, args.output / "passk")
+    for i, table in enumerate(results):
         more = len(table.rows) - _MOST_SHOWN
         if args.format == "text" and table.name.startswith("discordant") and more > 0:
             note = f"and {more} more: --format csv, or -o OUT"
-            tables[i] = table._replace(rows=table.rows[:_MOST_SHOWN], notes=(*table.notes, note))
-    print(show(tables, args.format, about, wide=args.wide))
+            results[i] = table._replace(rows=table.rows[:_MOST_SHOWN], notes=(*table.notes, note))
+    print(show(results, args.format, about, wide=args.wide))
     return 0
 
 
-def examine(args: argparse.Namespace) -> PassKResult:
-    """Read and compute; `HesnrError` for files or settings that give no number."""
+def tables(args: argparse.Namespace) -> tuple[list[Table], dict[str, Any]]:
+    """Read and compute: curves, differences, problems that one alone solves; and what JSON says about them.
+
+    Raises:
+        HesnrError: files or settings give no number.
+    """
     check_resamples(args.resamples, args.seed)
     query = Query(args.metric, args.filter, args.task)
     runs = [read(name, paths, query) for name, paths in checkpoints(args.files, compare=args.compare).items()]
@@ -93,10 +73,14 @@ def examine(args: argparse.Namespace) -> PassKResult:
         runs, left_out = aligned(runs, common=args.common)
         notes += left_out
     ks = sorted(set(args.k)) if args.k else powers(min(int(counts.n.min()) for counts in runs))
-    curves = {counts.name: curve(counts, ks) for counts in runs}
-    bootstrap = {"resamples": args.resamples, "seed": args.seed}
-    against = {counts.name: differences(runs[0], counts, ks, **bootstrap) for counts in runs[1:]}
+    rows: list[dict[str, Any]] = []
+    about: dict[str, Any] = {"hesnr_tasks": __version__, "files": args.files, "notes": notes}
+    about |= {"resamples": args.resamples, "seed": args.seed, "counts": {}}
     for counts in runs:
+        for point in curve(counts, ks):
+            value = Estimate(*point[1:5])
+            row: dict[str, Any] = {"run": counts.name, "k": point.k, "pass@k": value, "interval": interval(value, 4)}
+            rows.append(row | {"method": point.method, "averaged": point.averaged, "problems": len(counts.problems)})
         if not_averaged := [k for k in ks if (counts.n == k).any()]:
             notes.append(
                 f"warning: {counts.name} at k = {not_averaged[-1]} uses all answers of some problems: nothing is "
@@ -105,7 +89,29 @@ def examine(args: argparse.Namespace) -> PassKResult:
         least, most = counts.n.min(), counts.n.max()
         if least < most:
             notes.append(f"{counts.name}: problems have {least} to {most} answers; each counts by its own n")
-    return PassKResult(runs, curves, against, notes)
+        each = zip(counts.labels, counts.n.tolist(), counts.c.tolist(), strict=True)
+        about["counts"][counts.name] = [{"problem": label, "n": n, "c": c} for label, n, c in each]
+    first, *others = runs
+    results = [Table("passk", "Pass@k", rows, (*_CURVE_NOTES, *notes))]
+    bootstrap = {"resamples": args.resamples, "seed": args.seed}
+    against = {counts.name: differences(first, counts, ks, **bootstrap) for counts in others}
+    rows = []
+    for name, of_run in against.items():
+        for i, test in enumerate(of_run):
+            value = Estimate(*test[1:5])
+            row = {"run": name, "k": test.k, "difference": value, "interval": interval(value, 4)}
+            row |= {key: getattr(test, key) for key in ("method", "p", "p_mean", "detectable", "needed")}
+            if len(others) > 1:
+                row["p_holm"] = holm({other: tests[i].p for other, tests in against.items()})[name]
+            rows.append(row | {"better": test.better, "worse": test.worse})
+    if rows:
+        title = f"Difference to {first.name}, {len(first.problems)} problems, paired"
+        results.append(Table("difference", title, rows, _COMPARE_NOTES))
+    for counts in others:
+        rows = list(discordant(first, counts))
+        title = f"Problems solved by {first.name} or {counts.name} alone: {len(rows)}"
+        results.append(Table(f"discordant_{counts.name}" if len(others) > 1 else "discordant", title, rows))
+    return results, about
 
 
 def checkpoints(words: Sequence[str], *, compare: bool) -> dict[str, list[Path]]:
@@ -133,66 +139,28 @@ def checkpoints(words: Sequence[str], *, compare: bool) -> dict[str, list[Path]]
     return by_name
 
 
-def _estimate(row: PassAtK | PassAtKDifference, factor: int = 1) -> Estimate:
-    return Estimate(*(factor * number for number in row[1:5]))
+def _draw(results: Sequence[Table], stem: Path) -> None:
+    from matplotlib.ticker import PercentFormatter
 
-
-def _tables(result: PassKResult) -> list[Table]:
-    rows: list[dict[str, Any]] = []
-    for counts in result.runs:
-        for point in result.curves[counts.name]:
-            value = _estimate(point)
-            row: dict[str, Any] = {"run": counts.name, "k": point.k, "pass@k": value, "interval": interval(value, 4)}
-            rows.append(row | {"method": point.method, "averaged": point.averaged, "problems": len(counts.problems)})
-    tables = [Table("passk", "Pass@k", rows, (*_CURVE_NOTES, *result.notes))]
-    first, rows = result.runs[0], []
-    for name, of_run in result.against.items():
-        for i, test in enumerate(of_run):
-            value = _estimate(test)
-            row = {"run": name, "k": test.k, "difference": value, "interval": interval(value, 4)}
-            row |= {key: getattr(test, key) for key in ("method", "p", "p_mean", "detectable", "needed")}
-            if len(result.against) > 1:
-                row["p_holm"] = holm({other: tests[i].p for other, tests in result.against.items()})[name]
-            rows.append(row | {"better": test.better, "worse": test.worse})
-    if rows:
-        title = f"Difference to {first.name}, {len(first.problems)} problems, paired"
-        tables.append(Table("difference", title, rows, _COMPARE_NOTES))
-    for counts in result.runs[1:]:
-        rows = list(discordant(first, counts))
-        title = f"Problems solved by {first.name} or {counts.name} alone: {len(rows)}"
-        tables.append(Table(f"discordant_{counts.name}" if len(result.runs) > 2 else "discordant", title, rows))
-    return tables
-
-
-def figure_data(result: PassKResult) -> dict[str, dict[str, list[Estimate]]]:
-    """The numbers in the figure, in per cent: panel → checkpoint → an estimate for each k."""
-    panels: dict[str, Mapping[str, Sequence[Any]]] = {"curve": result.curves, "difference": result.against}
-    return {
-        panel: {name: [_estimate(row, 100) for row in rows] for name, rows in of_panel.items()}
-        for panel, of_panel in panels.items()
-        if of_panel
-    }
-
-
-def _draw(result: PassKResult, stem: Path) -> None:
     from hesnr_tasks.plotting import error_bars, figure, label, save
 
-    panels = figure_data(result)
+    panels = {"pass@k": results[0].rows} | {t.name: t.rows for t in results[1:] if t.name == "difference"}
     picture, axes = figure(1, len(panels), width=4.2, height=3.1)
-    order = {name: i for i, name in enumerate(result.curves)}
-    ks = [point.k for point in result.curves[result.runs[0].name]]
-    for panel, axis in zip(panels, axes[0], strict=True):
-        for name, numbers in panels[panel].items():
-            shift = 1.05 ** (order[name] - (len(order) - 1) / 2)  # error bars do not hide each other
-            error_bars(axis, order[name], label(name), [k * shift for k in ks], numbers)
+    names = list(dict.fromkeys(row["run"] for row in results[0].rows))
+    ks = sorted({row["k"] for row in results[0].rows})
+    for (column, rows), axis in zip(panels.items(), axes[0], strict=True):
+        for i, name in enumerate(names):
+            if own := [row for row in rows if row["run"] == name]:
+                shift = 1.05 ** (i - (len(names) - 1) / 2)  # error bars do not hide each other
+                error_bars(axis, i, label(name), [row["k"] * shift for row in own], [row[column] for row in own])
         axis.set_xscale("log", base=2)
         axis.set_xticks(ks, [str(k) for k in ks], minor=False)
         axis.minorticks_off()
         axis.set_xlabel("k")
-    axes[0, 0].set_ylabel("Pass@k (%)")
-    if len(result.curves) > 1:
+        axis.set_ylabel(f"difference to {label(names[0])}" if column == "difference" else "Pass@k")
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+    if len(names) > 1:
         axes[0, 0].legend(loc="best")
-    if result.against:
+    if "difference" in panels:
         axes[0, 1].axhline(0, color="#444444", linewidth=0.8)
-        axes[0, 1].set_ylabel(f"difference to {label(result.runs[0].name)} (points)")
     save(picture, stem)

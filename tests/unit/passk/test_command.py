@@ -81,19 +81,6 @@ def test_files_and_figure(capsys, two, tmp_path):
     assert json.loads((out / "passk.json").read_text())["tables"]["difference"][0]["k"] == 1
 
 
-def test_the_figure_draws_the_tables_numbers(two):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    result = command.examine(parser.parse_args([*map(str, two), "--compare", "--resamples", "300"]))
-    panels = command.figure_data(result)
-    assert list(panels) == ["curve", "difference"]
-    for name, points in result.curves.items():
-        assert [number.value for number in panels["curve"][name]] == [100 * point.value for point in points]
-        assert [point.k for point in points] == [1, 2, 4, 8]
-    lows = [number.ci_low for number in panels["difference"]["tuned.csv"]]
-    assert lows == [100 * row.low for row in result.against["tuned.csv"]]
-
-
 def test_other_problems_are_refused_unless_common(capsys, two, tmp_path):
     short = table(tmp_path / "short.csv", 5, problems=30)
     with pytest.raises(DataError, match=r"only base\.csv has p30, p31, p32 and 7 more"):
