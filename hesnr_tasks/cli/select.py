@@ -8,14 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.atomic_io import Journal, write_output
-from hesnr_tasks.egss.collect import PYTEST_FILES, collect, load_instances
+from hesnr_tasks.egss.collect import collect, load_instances
 from hesnr_tasks.egss.judges import ChatModel
-from hesnr_tasks.egss.select import METHODS, SelectSettings, select_instance
-from hesnr_tasks.egss.suite import PYTEST, PatchTester, Runner, sandbox_config
+from hesnr_tasks.egss.select import select_instance
+from hesnr_tasks.egss.suite import METHODS, PatchTester, SelectSettings, sandbox_config
 from hesnr_tasks.errors import SettingsError, nearest, printable
 
 
@@ -33,24 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--instances", metavar="FILE", help=rows)
     variable = "variable that tests may see; others that look like keys are hidden from them"
     add("--env", **many, metavar="NAME[=VALUE]", help=variable)
-    add("--method", default="egss", metavar="METHOD", help=f"{', '.join(METHODS)} (default: egss)")
     add("--selector", **many, metavar="MODEL", help="a voter, as litellm names it; several may be given")
     add("--augment", metavar="MODEL", help="model that writes missing tests (default: none)")
     add("--model-kwargs", default="{}", metavar="JSON", help="for litellm: api_base, temperature, max_tokens …")
-    add("--runner", default=PYTEST, metavar="COMMAND", help="runs {file} and writes JUnit to {junit} (default: pytest)")
-    add("--test-files", default=PYTEST_FILES, metavar="REGEX", help="paths that are tests (default: pytest's)")
-    written = "of the test file that --augment writes"
-    add("--augment-path", default="test_current_issue.py", metavar="PATH", help=written)
-    for name, default, purpose in (
-        ("votes", 1, "ballots of each voter"),
-        ("timeout", 120, "seconds for one test file"),
-        ("repeats", 3, "runs of a file that tells patches apart"),
-        ("budget", 300, "most runs of a test file an instance"),
-        ("top", 3, "patches that voters see"),
-        ("limit", 40_000, "most characters of each piece that models see"),
-        ("seed", 1234, "of orders and ties"),
-    ):
-        add(f"--{name}", type=int, default=default, metavar="N", help=f"{purpose} (default: {default})")
+    for item in fields(SelectSettings):
+        kind, flag = type(item.default), f"--{item.name.replace('_', '-')}"
+        metavar = "N" if kind is int else item.name.upper()
+        add(flag, type=kind, default=item.default, metavar=metavar, help=item.metadata["help"])
     add("--name", default="", help="model_name_or_path in PREDS.json (default: hesnr-select-METHOD)")
     add("-w", "--workers", type=int, default=1, metavar="N", help="instances at a time (default: 1)")
 
@@ -74,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             counted: Counter[str] = Counter()
             models = [ChatModel(name, journal, counted, kwargs) for name in args.selector]
             writer = ChatModel(args.augment, journal, counted, kwargs) if args.augment else None
-            tester = PatchTester(config, row, settings.runner, journal, counted) if needs_suite else None
+            tester = PatchTester(config, row, settings, journal, counted) if needs_suite else None
             patch, record = select_instance(candidates[instance_id], row, settings, tester, models, writer)
             return patch, record, counted
 
@@ -121,9 +111,7 @@ def _checked(args: argparse.Namespace) -> tuple[SelectSettings, dict[str, Any]]:
         raise SettingsError(f"--model-kwargs {args.model_kwargs!r} is no JSON: {error}") from None
     if not isinstance(kwargs, dict):
         raise SettingsError(f'--model-kwargs {args.model_kwargs!r} must be an object, such as {{"temperature": 0}}')
-    runner = Runner(args.runner, args.test_files, args.timeout, args.repeats, args.budget)
-    common = {"votes": args.votes, "top": args.top, "limit": args.limit, "seed": args.seed}
-    return SelectSettings(args.method, **common, augment_path=args.augment_path, runner=runner), kwargs
+    return SelectSettings(**{item.name: getattr(args, item.name) for item in fields(SelectSettings)}), kwargs
 
 
 def _summary(why: Mapping[str, Mapping[str, Any]], notes: Mapping[str, int], output: Path, why_path: Path) -> str:

@@ -16,31 +16,14 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hesnr_tasks.egss.collect import PatchCandidate, patch_key, source_patch
 from hesnr_tasks.egss.judges import Ballot, ChatModel, Finalist, vote, write_tests
-from hesnr_tasks.egss.suite import WRITTEN_BY_MODEL, PatchTester, Runner, Suite, TestFile
+from hesnr_tasks.egss.suite import WRITTEN_BY_MODEL, PatchTester, SelectSettings, Suite, TestFile
 
-METHODS = ("egss", "suite", "majority", "random", "best-of-n")
 _SHOWN = 12  # failed tests that a voter sees
-
-
-@dataclass(frozen=True)
-class SelectSettings:
-    """Of a selection."""
-
-    method: str = "egss"
-    votes: int = 1  # ballots of each voter
-    top: int = 3  # patches that voters see
-    limit: int = 40_000  # most characters of each piece that models see
-    seed: int = 1234  # of orders and ties
-    augment_path: str = "test_current_issue.py"  # of the test file that a model writes
-    runner: Runner = field(default_factory=Runner)
-
-
-# --- one instance -----------------------------------------------------------------------------------------------------
 
 
 def select_instance(
@@ -55,7 +38,7 @@ def select_instance(
 
     `tester` None: the method needs no suite; `writer` None: nobody writes missing tests.
     """
-    task, test_files = str(instance.get("problem_statement") or ""), settings.runner.test_files
+    task, test_files = str(instance.get("problem_statement") or ""), settings.test_files
     key_of = {candidate.run: patch_key(candidate.patch, test_files) for candidate in candidates}
     sources = {key_of[c.run]: source_patch(c.patch, test_files) for c in candidates}
     with_patch = [c for c in candidates if sources[key_of[c.run]]] or list(candidates)

@@ -246,15 +246,28 @@ _HUNG = "it takes longer than"
 _Outcomes = dict[str, dict[str, dict[str, str]]]
 
 
-@dataclass(frozen=True)
-class Runner:
-    """How tests are run."""
+METHODS = ("egss", "suite", "majority", "random", "best-of-n")
 
-    command: str = PYTEST  # shell template with {file} and {junit}, the JUnit file it must write
-    test_files: str = PYTEST_FILES  # regular expression of paths that are tests
-    timeout: int = 120  # seconds for one file
-    repeats: int = 3  # how often a file that tells patches apart is run
-    budget: int = 300  # most runs of a file for one instance
+
+def _option(default: Any, help: str, shown: str = "") -> Any:
+    return field(default=default, metadata={"help": f"{help} (default: {shown or default})"})
+
+
+@dataclass(frozen=True)
+class SelectSettings:
+    """Of a selection; each is an option of `hesnr select`."""
+
+    method: str = _option("egss", ", ".join(METHODS))
+    runner: str = _option(PYTEST, "shell command that runs {file} and writes JUnit to {junit}", "pytest")
+    test_files: str = _option(PYTEST_FILES, "regular expression of paths that are tests", "pytest's")
+    augment_path: str = _option("test_current_issue.py", "of the test file that --augment writes")
+    votes: int = _option(1, "ballots of each voter")
+    timeout: int = _option(120, "seconds for one test file")
+    repeats: int = _option(3, "runs of a file that tells patches apart")
+    budget: int = _option(300, "most runs of a test file an instance")
+    top: int = _option(3, "patches that voters see")
+    limit: int = _option(40_000, "most characters of each piece that models see")
+    seed: int = _option(1234, "of orders and ties")
 
 
 class TestFile(NamedTuple):
@@ -307,7 +320,7 @@ class PatchTester:
 
     config: Mapping[str, Any]
     instance: Mapping[str, Any]
-    runner: Runner
+    settings: SelectSettings
     journal: Journal
     notes: Counter[str]
 
@@ -317,7 +330,7 @@ class PatchTester:
         """Gather, run and filter; `written` makes one file more from the tests so far and what is wrong with its last
         one.
         """
-        suite, budget, test_files = Suite(), self.runner.budget, self.runner.test_files
+        suite, budget, test_files = Suite(), self.settings.budget, self.settings.test_files
         owners = {c.run: patch_key(c.patch, test_files) for c in candidates}
         patches = {owners[c.run]: source_patch(c.patch, test_files) for c in candidates}
         files = self._gather(candidates)
@@ -343,7 +356,7 @@ class PatchTester:
             if any(len({outcomes.get(name) == _PASSED for outcomes in by_patch}) > 1 for name in names):
                 telling.append(file)
         again = []
-        for repeat in range(1, self.runner.repeats):
+        for repeat in range(1, self.settings.repeats):
             if telling and suite.runs + len(telling) * len(first) > budget:
                 self.notes["repeats of tests left out: the budget of runs is spent"] += 1
                 break
@@ -377,7 +390,7 @@ class PatchTester:
 
     def _in_patch(self, candidate: PatchCandidate) -> dict[str, str]:
         """The test files of a patch, as they stand when it is applied."""
-        parts = {p: text for p, text in changed_files(candidate.patch) if re.search(self.runner.test_files, p)}
+        parts = {p: text for p, text in changed_files(candidate.patch) if re.search(self.settings.test_files, p)}
         new = {path: _added(text) for path, text in parts.items() if re.search(r"^--- /dev/null", text, re.M)}
         changed = [p for p in parts if p not in new and not re.search(r"^\+\+\+ /dev/null", parts[p], re.M)]
         if not changed:
@@ -417,7 +430,7 @@ class PatchTester:
                         sandbox.write(file.path, file.content)
                 return {"files": {file.path: self._outcomes(sandbox, file.path, repeat) for file in files}}
 
-        runner = (self.runner.command, self.runner.timeout)
+        runner = (self.settings.runner, self.settings.timeout)
         outcomes: _Outcomes = {}
         for key, patch in patches.items():
             journal_key = fingerprint("run", self.config, self.instance, *runner, patch, files, repeat)
@@ -441,11 +454,11 @@ class PatchTester:
         return outcomes
 
     def _outcomes(self, sandbox: Sandbox, path: str, repeat: int) -> dict[str, str]:
-        command = self.runner.command.replace("{junit}", _JUNIT).replace("{file}", shlex.quote(path))
-        settings = f"PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED={repeat}"
-        result = sandbox.run(f"rm -f {_JUNIT}; export {settings}; {command}", self.runner.timeout)
+        command = self.settings.runner.replace("{junit}", _JUNIT).replace("{file}", shlex.quote(path))
+        variables = f"PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED={repeat}"
+        result = sandbox.run(f"rm -f {_JUNIT}; export {variables}; {command}", self.settings.timeout)
         if result.timed_out:
-            return {"": f"{_HUNG} {self.runner.timeout} s"}
+            return {"": f"{_HUNG} {self.settings.timeout} s"}
         outcomes = junit_outcomes(sandbox.read(_JUNIT))
         if outcomes:
             return outcomes

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,14 @@ from hesnr_tasks.cli import main
 from hesnr_tasks.egss.collect import AgentTests, PatchCandidate, patch_key
 from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel
 from hesnr_tasks.egss.ledger import Spent
-from hesnr_tasks.egss.select import SelectSettings, select_instance
+from hesnr_tasks.egss.select import select_instance
 from hesnr_tasks.egss.suite import (
     PYTEST,
     PatchError,
     PatchTester,
-    Runner,
     Sandbox,
     SandboxError,
+    SelectSettings,
     junit_outcomes,
     sandbox_config,
     secret_variables,
@@ -210,10 +211,10 @@ def tester(data, tmp_path):
 
     def make(repeats=3, budget=300, timeout=60, config=None, journal=None):
         config = config or sandbox_config([COPY.format(data[0])], "local", [])
-        runner = Runner(QUICK, timeout=timeout, repeats=repeats, budget=budget)
+        settings = SelectSettings(runner=QUICK, timeout=timeout, repeats=repeats, budget=budget)
         keeper = journal or Journal(tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl")
         return PatchTester(
-            config, {"instance_id": "demo__clamp-1", "problem_statement": "Clamp."}, runner, keeper, Counter()
+            config, {"instance_id": "demo__clamp-1", "problem_statement": "Clamp."}, settings, keeper, Counter()
         )
 
     return make
@@ -253,11 +254,11 @@ def test_a_patch_that_does_not_apply_is_counted_and_not_chosen(tester):
     outside = runs.diff("../outside.py", "", "x = 1\n")
     it = tester()
     several = [candidate("a", None, patch=bad), candidate("b", None, patch=outside), candidate("c", runs.WRONG)]
-    patch, why = select_instance(several, it.instance, SelectSettings(runner=it.runner), it, [], None)
+    patch, why = select_instance(several, it.instance, it.settings, it, [], None)
     assert patch == runs.patch("clamp", runs.WRONG)
     assert [("problem" in c) for c in why["candidates"]] == [True, True, False]
     assert it.notes["patches that do not apply"] == 2
-    patch, _ = select_instance(several[:2], it.instance, SelectSettings(runner=it.runner), it, [], None)
+    patch, _ = select_instance(several[:2], it.instance, it.settings, it, [], None)
     assert patch in (bad, outside)  # nothing else is there
 
 
@@ -266,11 +267,11 @@ def test_an_empty_submission_is_chosen_only_where_nothing_else_is_there(tester, 
     good = {"test_good.py": HEAD + "assert clamp(0, 1, 3) == 1\n"}
     it = tester()
     several = [candidate("a", None, patch=""), candidate("b", runs.RIGHT, good), candidate("c", None, patch="\n")]
-    patch, why = select_instance(several, it.instance, SelectSettings(method, runner=it.runner), it, [], None)
+    patch, why = select_instance(several, it.instance, replace(it.settings, method=method), it, [], None)
     assert patch == runs.patch("clamp", runs.RIGHT)
     assert [c.get("problem") for c in why["candidates"]] == ["it changes nothing", None, "it changes nothing"]
     assert ["tests" in c for c in why["candidates"]] == [False, True, False]
-    patch, _ = select_instance(several[:1], it.instance, SelectSettings(method, runner=it.runner), it, [], None)
+    patch, _ = select_instance(several[:1], it.instance, replace(it.settings, method=method), it, [], None)
     assert patch == ""
 
 
@@ -280,7 +281,7 @@ def test_environments_that_die_or_do_not_start_are_counted_and_tried_again(teste
     broken = sandbox_config(["run.env_startup_command=exit 3"], "local", [])
     journal = Journal(tmp_path / "j.jsonl")
     it = tester(config=broken, journal=journal)
-    _, why = select_instance(several, it.instance, SelectSettings(runner=it.runner), it, [], None)
+    _, why = select_instance(several, it.instance, it.settings, it, [], None)
     assert it.notes["environments that failed"] == 4
     assert "the environment did not start" in why["candidates"][0]["problem"]
     assert (why["decided_by"], why["tie_broken_at_random"]) == ("suite", True)
