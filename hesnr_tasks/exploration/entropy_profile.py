@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,38 +228,28 @@ _NOTES = (
 # --- words and sentences with their tokens ----------------------------------------------------------------------------
 
 
-class Words(NamedTuple):
-    """n words whose first token was scored, each array (n,)."""
+class Units(NamedTuple):
+    """n words whose first token was scored, or n sentences all of whose words were; each array (n,) unless stated."""
 
     trajectory: IntArray
-    token: IntArray  # the frame's index of the first token
     turn: IntArray  # bin
-    cell: IntArray  # position in sentence and clause, frequency band, turn
-    group: IntArray  # index into the lexicon's groups, -1 for other words
-    unscored: int  # words beyond the context
-    inside: int  # words that begin inside a token, such as a bracket's
-
-
-class Sentences(NamedTuple):
-    """n sentences all of whose words were scored, each array (n,) where nothing else is said."""
-
-    trajectory: IntArray
+    cell: IntArray  # place, frequency of the word or words, turn; of sentences their length, too
     token: IntArray  # the frame's index of the first token of each word, (m,)
-    start: IntArray  # those of sentence i are token[start[i]:start[i + 1]], at least one; (n + 1,)
-    turn: IntArray
-    cell: IntArray  # place in the text, length, mean frequency of its words, turn
-    kinds: BoolArray  # (n, kinds of the lexicon)
-    length: IntArray  # words
-    texts: tuple[str, ...]  # words, and ` for each piece of code
+    start: IntArray  # those of unit i are token[start[i]:start[i + 1]], at least one; (n + 1,)
+    kinds: BoolArray  # (n, the lexicon's groups of words or kinds of sentences)
+    texts: tuple[str, ...] = ()  # of sentences: words, and ` for each piece of code
 
     def mean(self, values: FloatArray) -> FloatArray:
-        """Mean of `values`, one a token of the frame, over the first tokens of the words of each sentence, (n,)."""
-        total = np.add.reduceat(values[self.token], self.start[:-1]) if len(self.texts) else np.zeros(0)
+        """Mean of `values`, one a token of the frame, over the first tokens of the words of each unit, (n,)."""
+        total = np.add.reduceat(values[self.token], self.start[:-1]) if len(self.turn) else np.zeros(0)
         return np.asarray(total / np.diff(self.start), dtype=np.float64)
 
 
-def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Words, Sentences]:
-    """The words and sentences of all texts of the chosen kinds, of a frame loaded with `COLUMNS`.
+def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Units, Units, Counter[int]]:
+    """Words and sentences of all texts of the chosen kinds, of a frame loaded with `COLUMNS`, and what is left out.
+
+    Left out, and counted, are words beyond the context (-1), and those that begin inside a token (-2), such as a
+    bracket's.
 
     Raises:
         SettingsError: not all tokens of these kinds were scored.
@@ -270,7 +261,7 @@ def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Words, S
     kinds: list[list[bool]] = []
     texts: list[str] = []
     tokens, starts = list[int](), [0]
-    unscored = inside = 0
+    left_out = Counter[int]()
     for i, entry in enumerate(frame.entries):
         rendered = frame.store.text(entry.key).rendered
         index = np.flatnonzero(counted[frame.bounds[i] : frame.bounds[i + 1]]) + frame.bounds[i]
@@ -285,8 +276,7 @@ def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Words, S
                 local = first_tokens(np.array([block.start + word.start for word in words]))
                 ids = [vocabulary.setdefault(word.text, len(vocabulary)) for word in words]
                 groups = {hit.word: lexicon.groups.index(hit.group) for hit in lexicon.hits(flat, sentence)}
-                unscored += int((local == -1).sum())
-                inside += int((local == -2).sum())
+                left_out.update(local[local < 0].tolist())
                 scored = np.flatnonzero(local >= 0).tolist()
                 begun = index[local[scored]].tolist()
                 for j, first in zip(scored, begun, strict=True):
@@ -303,7 +293,8 @@ def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Words, S
     counts = np.maximum(np.bincount(word, minlength=len(vocabulary)), 1)
     band = (np.log2(counts) // 2).astype(np.int64)[word]  # within a band, counts differ by less than a factor of 4
     cell = _cells(_binned(_WORD_POSITIONS, position), _binned(_CLAUSE_POSITIONS, clause), band, turn)
-    all_words = Words(owner, token, turn, cell, group, unscored, inside)
+    pivotal = group[:, None] == np.arange(len(lexicon.groups))
+    all_words = Units(owner, turn, cell, token, np.arange(len(token) + 1), pivotal)
     owner, turn, position, length = np.array(sentence_rows, dtype=np.int64).reshape(-1, 4).T
     words_of = [[vocabulary[word] for word in text.split() if word != "`"] for text in texts]
     counts = np.bincount([word for row in words_of for word in row], minlength=len(vocabulary))
@@ -314,7 +305,7 @@ def collect(frame: Frame, chosen: Selection, lexicon: Lexicon) -> tuple[Words, S
     cell = _cells(position, length_bin, _binned(quartiles, frequency), (turn + 1) // 2)  # fewer than words: wider bins
     token, start = np.array(tokens, dtype=np.int64), np.array(starts, dtype=np.int64)
     kind = np.array(kinds, dtype=bool).reshape(-1, len(lexicon.kinds))
-    return all_words, Sentences(owner, token, start, turn, cell, kind, length, tuple(texts))
+    return all_words, Units(owner, turn, cell, token, start, kind, tuple(texts)), left_out
 
 
 def _first_tokens(text: str, start: IntArray, end: IntArray) -> Callable[[IntArray], IntArray]:
@@ -354,29 +345,23 @@ def _cells(*columns: npt.NDArray[Any]) -> IntArray:
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
-class _Units(NamedTuple):
-    """Words or sentences: what is compared; each (n,), entropies in nats."""
+class _Comparison(NamedTuple):
+    """Words or sentences, and which of them are compared with the others; each array (n,), entropies in nats."""
 
+    part: str
+    group: str
     trajectory: IntArray
     turn: IntArray
     cell: IntArray
     entropy: FloatArray
     low: FloatArray  # bounds of the entropy over the vocabulary
     high: FloatArray
-
-
-class _Comparison(NamedTuple):
-    """Units, and which of them are compared with the others."""
-
-    part: str
-    group: str
-    units: _Units
-    treated: BoolArray  # (n,)
+    treated: BoolArray
 
     def within(self, keep: BoolArray) -> _Comparison:
         """Of some units alone; `keep`: (n,)."""
-        columns: Any = (column[keep] for column in self.units)
-        return self._replace(units=_Units(*columns), treated=self.treated[keep])
+        columns: Any = (column[keep] for column in self[2:])
+        return _Comparison(self.part, self.group, *columns)
 
 
 def exploration(frame: Frame, question: Question) -> Iterator[Table]:
@@ -400,19 +385,19 @@ def exploration(frame: Frame, question: Question) -> Iterator[Table]:
         raise SettingsError("--exploration reads sentences, and actions have none; leave --kinds out, or name thought")
     for chosen in of_prose.values():
         try:
-            words, sentences_of = collect(frame, chosen, lexicon)
+            words, of_sentences, left_out = collect(frame, chosen, lexicon)
         except SettingsError as error:
             raise SettingsError(
                 f"--exploration reads what the agent thinks. {error} The tasks hesnr_swe_thought and "
                 "hesnr_swe_unfiltered score thoughts."
             ) from None
-        skipped = f"{words.unscored} words were beyond the context and {words.inside} begin inside a token"
-        long = sentences_of.length >= _SHORTEST
+        skipped = f"{left_out[-1]} words were beyond the context and {left_out[-2]} begin inside a token"
+        long = np.array([len(text.replace("`", "").split()) >= _SHORTEST for text in of_sentences.texts], dtype=bool)
         far = np.zeros(len(long), dtype=bool)
-        far[long] = rare(distances([sentences_of.texts[i] for i in np.flatnonzero(long)]))
+        far[long] = rare(distances([of_sentences.texts[i] for i in np.flatnonzero(long)]))
         for k in question.ks:
             named = {"run": frame.name, "select": chosen.name, "k": k}
-            comparisons = list(_comparisons(words, sentences_of, far, long, frame.entropy[k], limits, lexicon))
+            comparisons = list(_comparisons(words, of_sentences, far, long, (frame.entropy[k], *limits), lexicon))
             for name, rows_of_table in _rows(frame, question, chosen, comparisons).items():
                 rows[name] += [named | row for row in rows_of_table]
     size = vocabulary_size(frame.store)
@@ -430,26 +415,15 @@ def exploration(frame: Frame, question: Question) -> Iterator[Table]:
 
 
 def _comparisons(
-    words: Words,
-    of_sentences: Sentences,
-    far: BoolArray,
-    long: BoolArray,
-    entropy: FloatArray,
-    limits: Bounds,
-    lexicon: Lexicon,
+    words: Units, of_sentences: Units, far: BoolArray, long: BoolArray, columns: Sequence[FloatArray], lexicon: Lexicon
 ) -> Iterator[_Comparison]:
-    """`far`: sentences that are rare; `long`: those that can be, each (n,)."""
-    units = _Units(words.trajectory, words.turn, words.cell, *(values[words.token] for values in (entropy, *limits)))
-    plain, groups = words.group < 0, {name: words.group == i for i, name in enumerate(lexicon.groups)}
-    for group, treated in {"all": ~plain, **groups}.items():
-        yield _Comparison(PARTS[0], group, units, treated).within(treated | plain)
-    columns = (of_sentences.mean(values) for values in (entropy, *limits))
-    units = _Units(of_sentences.trajectory, of_sentences.turn, of_sentences.cell, *columns)
-    plain = np.asarray(~of_sentences.kinds.any(axis=1))
-    kinds = {name: of_sentences.kinds[:, i] for i, name in enumerate(lexicon.kinds)}
-    for group, treated in {"all": ~plain, **kinds}.items():
-        yield _Comparison(PARTS[1], group, units, treated).within(treated | plain)
-    yield _Comparison(PARTS[2], "all", units, far).within(long)
+    """`far`: sentences that are rare; `long`: those that can be, each (n,); `columns`: entropies and their bounds."""
+    for part, units, names in ((PARTS[0], words, lexicon.groups), (PARTS[1], of_sentences, lexicon.kinds)):
+        about: Any = (units.trajectory, units.turn, units.cell, *map(units.mean, columns))
+        plain = np.asarray(~units.kinds.any(axis=1))
+        for group, treated in zip(("all", *names), (~plain, *units.kinds.T), strict=True):
+            yield _Comparison(part, group, *about, treated).within(treated | plain)
+    yield _Comparison(PARTS[2], "all", *about, far).within(long)
 
 
 def _rows(
@@ -464,7 +438,7 @@ def _rows(
     for comparison in (comparison for comparison in comparisons if comparison.group == "all"):
         part = {"part": comparison.part}
         for i, turn in enumerate(_TURNS):
-            row, _ = _compared(comparison.within(comparison.units.turn == i), multiplicity, question)
+            row, _ = _compared(comparison.within(comparison.turn == i), multiplicity, question)
             rows["_by_turn"].append(part | {"turn": turn} | row)
         for i, outcome in enumerate(groups.names):
             row, _ = _compared(comparison, np.where(group == i, multiplicity, 0), question)
@@ -482,7 +456,7 @@ def _compared(
     comparison: _Comparison, multiplicity: IntArray, question: Question
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row of a comparison, and that of its bounds; `multiplicity`: of each trajectory, (T,)."""
-    part, group, units, treated = comparison
+    units, treated = comparison, comparison.treated
     common = (units.entropy, treated, units.trajectory, multiplicity)
     differences = (contrast(*common), contrast(*common, units.cell))
     raw, matched, p = _estimates(*differences, multiplicity, question)
@@ -494,8 +468,8 @@ def _compared(
         return value if math.isfinite(value) else math.nan
 
     row = {
-        "part": part,
-        "group": group,
+        "part": units.part,
+        "group": units.group,
         "n": int(weight[treated].sum()),
         "others": int(weight[~treated].sum()),
         "trajectories": int(multiplicity[np.unique(units.trajectory[treated])].sum()),
@@ -511,8 +485,8 @@ def _compared(
     ends = difference_bounds(differences[1].lift, weight, units.low, units.high)
     least, greatest = (end if math.isfinite(end) else math.nan for end in ends)
     bounds = {
-        "part": part,
-        "group": group,
+        "part": units.part,
+        "group": units.group,
         "topk": row["entropy"],
         "low": mean(units.low, treated),
         "high": mean(units.high, treated),

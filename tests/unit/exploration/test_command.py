@@ -230,7 +230,7 @@ def test_how_words_split_into_tokens_is_no_effect_of_sentences(tmp_path):
     planted.run_of(tmp_path / "run", lambda word, place, level, rng: noisy(0, level, rng), planted.split_sentences)
     frame = load(tmp_path / "run", extra=COLUMNS)
     chosen = selection(frame.filters, [Kind.THOUGHT], [])
-    _, collected = collect(frame, chosen, load_lexicon())
+    _, collected, _ = collect(frame, chosen, load_lexicon())
     begin = np.append(collected.token[collected.start[:-1]], len(frame.label))  # all text is sentences
     everything = np.array([frame.entropy[10][a:b].mean() for a, b in itertools.pairwise(begin)])
     copies, lines = frame.multiplicity(chosen.mask), rows(tmp_path / "run")

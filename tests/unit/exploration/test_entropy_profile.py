@@ -178,18 +178,18 @@ def first_token(frame, place):
 def test_each_pivotal_word_begins_with_its_first_token(tmp_path, name):
     """Spaces before it, pieces of characters, brackets, quotes: as a search character by character finds it."""
     frame = stored(tmp_path / "run", TOKENIZERS[name]())
-    words, _ = collect(frame, thoughts(frame), load_lexicon())
+    words, _, left_out = collect(frame, thoughts(frame), load_lexicon())
     pivots = ("because", "however", "but", "so-so", "Therefore", "verify", "Hmm", "Yet", "so I")
     want = {first_token(frame, TEXT.index(word)) for word in pivots}
-    assert {int(token) for token in words.token[words.group >= 0]} == want - {None}
-    assert len(words.token) + words.inside == WORDS
-    assert words.unscored == 0
+    assert {int(token) for token in words.token[words.kinds.any(axis=1)]} == want - {None}
+    assert len(words.token) + left_out[-2] == WORDS
+    assert left_out[-1] == 0
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_mean_of_a_sentence_is_over_the_first_tokens_of_its_words_without_code(tmp_path, name):
     frame = stored(tmp_path / "run", TOKENIZERS[name]())
-    _, collected = collect(frame, thoughts(frame), load_lexicon())
+    _, collected, _ = collect(frame, thoughts(frame), load_lexicon())
     start = TEXT.index("Let me")
     end = TEXT.index("Hmm,")
     code = [(TEXT.index("`x ="), TEXT.index(" in src")), (TEXT.index("src/a"), TEXT.index("src/a") + 10)]
@@ -206,9 +206,9 @@ def test_the_mean_of_a_sentence_is_over_the_first_tokens_of_its_words_without_co
 
 def test_words_beyond_the_context_are_counted_and_left_out(tmp_path):
     frame = stored(tmp_path / "run", tiny.byte_level(), keep=40)
-    words, sentences = collect(frame, thoughts(frame), load_lexicon())
-    assert words.unscored > 10
-    assert len(words.token) + words.unscored + words.inside == WORDS
+    words, sentences, left_out = collect(frame, thoughts(frame), load_lexicon())
+    assert left_out[-1] > 10
+    assert len(words.token) + left_out.total() == WORDS
     assert sentences.texts == ()  # no sentence has all its words
     assert sentences.mean(frame.entropy[10]).shape == (0,)
 
