@@ -348,8 +348,6 @@ def _cells(*columns: npt.NDArray[Any]) -> IntArray:
 class _Comparison(NamedTuple):
     """Words or sentences, and which of them are compared with the others; each array (n,), entropies in nats."""
 
-    part: str
-    group: str
     trajectory: IntArray
     turn: IntArray
     cell: IntArray
@@ -357,11 +355,13 @@ class _Comparison(NamedTuple):
     low: FloatArray  # bounds of the entropy over the vocabulary
     high: FloatArray
     treated: BoolArray
+    part: str
+    group: str = "all"
 
     def within(self, keep: BoolArray) -> _Comparison:
         """Of some units alone; `keep`: (n,)."""
-        columns: Any = (column[keep] for column in self[2:])
-        return _Comparison(self.part, self.group, *columns)
+        columns: Any = (column[keep] for column in self[:7])
+        return _Comparison(*columns, part=self.part, group=self.group)
 
 
 def exploration(frame: Frame, question: Question) -> Iterator[Table]:
@@ -422,8 +422,8 @@ def _comparisons(
         about: Any = (units.trajectory, units.turn, units.cell, *map(units.mean, columns))
         plain = np.asarray(~units.kinds.any(axis=1))
         for group, treated in zip(("all", *names), (~plain, *units.kinds.T), strict=True):
-            yield _Comparison(part, group, *about, treated).within(treated | plain)
-    yield _Comparison(PARTS[2], "all", *about, far).within(long)
+            yield _Comparison(*about, treated=treated, part=part, group=group).within(treated | plain)
+    yield _Comparison(*about, treated=far, part=PARTS[2]).within(long)
 
 
 def _rows(
