@@ -360,8 +360,7 @@ class _Comparison(NamedTuple):
 
     def within(self, keep: BoolArray) -> _Comparison:
         """Of some units alone; `keep`: (n,)."""
-        columns: Any = (column[keep] for column in self[:7])
-        return _Comparison(*columns, part=self.part, group=self.group)
+        return _Comparison._make([*(column[keep] for column in self[:7]), self.part, self.group])
 
 
 def exploration(frame: Frame, question: Question) -> Iterator[Table]:
@@ -419,11 +418,12 @@ def _comparisons(
 ) -> Iterator[_Comparison]:
     """`far`: sentences that are rare; `long`: those that can be, each (n,); `columns`: entropies and their bounds."""
     for part, units, names in ((PARTS[0], words, lexicon.groups), (PARTS[1], of_sentences, lexicon.kinds)):
-        about: Any = (units.trajectory, units.turn, units.cell, *map(units.mean, columns))
         plain = np.asarray(~units.kinds.any(axis=1))
+        entropy, low, high = map(units.mean, columns)
+        whole = _Comparison(units.trajectory, units.turn, units.cell, entropy, low, high, ~plain, part)
         for group, treated in zip(("all", *names), (~plain, *units.kinds.T), strict=True):
-            yield _Comparison(*about, treated=treated, part=part, group=group).within(treated | plain)
-    yield _Comparison(*about, treated=far, part=PARTS[2]).within(long)
+            yield whole._replace(group=group, treated=treated).within(treated | plain)
+    yield whole._replace(part=PARTS[2], treated=far).within(long)
 
 
 def _rows(
