@@ -37,7 +37,8 @@ LEVEL = 0.95
 FEWEST_FOR_ERROR = 2.0  # effective trajectories for a standard error
 _FEWEST_FOR_INTERVAL = 4.0  # effective trajectories for an interval
 _FEWEST_FREEDOM = 2.0  # with fewer degrees of freedom, a 95 % interval is wider than ± 4.3 standard errors
-_BLOCK = 1_000  # resamples at a time: bounds memory at 8 * _BLOCK * T bytes
+_BLOCK = 1_000  # resamples at a time, and fewer where those of T trajectories would take more than …
+_BLOCK_BYTES = 1 << 25  # … so many bytes
 _ALPHA = 0.05
 
 FloatArray = npt.NDArray[np.float64]
@@ -121,22 +122,31 @@ class Scale(Enum):
 
 
 @lru_cache(maxsize=2)
-def resample_counts(n: int, resamples: int = RESAMPLES, seed: int = SEED) -> npt.NDArray[np.uint16]:
-    """How often each of n trajectories occurs in each resample; shape (resamples, n), rows sum to n."""
+def resample_counts(n: int, resamples: int = RESAMPLES, seed: int = SEED) -> npt.NDArray[np.uint8]:
+    """How often each of n trajectories occurs in each resample; shape (resamples, n), rows sum to n.
+
+    No count comes near 255: it is binomial with mean 1.
+    """
     rng = np.random.default_rng(seed)
-    counts = np.empty((resamples, n), dtype=np.uint16)
-    for start in range(0, resamples, _BLOCK):
-        block = counts[start : start + _BLOCK]
+    counts = np.empty((resamples, n), dtype=np.uint8)
+    size = max(1, _block_size(n) // 4)  # a block takes several temporary arrays here; the draws do not depend on it
+    for start in range(0, resamples, size):
+        block = counts[start : start + size]
         picks = rng.integers(0, n, size=block.shape) + n * np.arange(len(block))[:, None]
         block[:] = np.bincount(picks.ravel(), minlength=block.size).reshape(block.shape)
     counts.setflags(write=False)
     return counts
 
 
+def _block_size(n: int) -> int:
+    """Resamples of n trajectories at a time, as float64."""
+    return max(1, min(_BLOCK, _BLOCK_BYTES // (8 * max(1, n))))
+
+
 def bootstrap_sums(sums: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> FloatArray:
     """Totals of `sums` (T, s) in every resample of the T trajectories; shape (resamples, s)."""
-    counts = resample_counts(len(sums), resamples, seed)
-    return np.concatenate([counts[i : i + _BLOCK].astype(np.float64) @ sums for i in range(0, resamples, _BLOCK)])
+    counts, size = resample_counts(len(sums), resamples, seed), _block_size(len(sums))
+    return np.concatenate([counts[i : i + size].astype(np.float64) @ sums for i in range(0, resamples, size)])
 
 
 def effective_number(weights: FloatArray) -> FloatArray:
@@ -223,9 +233,10 @@ def _replicates(
     distinct: dict[bytes, int] = {}  # many metrics are over the same tokens
     index = [distinct.setdefault(column.tobytes(), len(distinct)) for column in denominator.T]
     totals = denominator[:, [index.index(i) for i in range(len(distinct))]]
-    for start in range(0, resamples, _BLOCK):
-        block = counts[start : start + _BLOCK].astype(np.float64)
-        replicates[start : start + _BLOCK] = ratio + (block @ residual) / (block @ totals)[:, index]
+    size = _block_size(len(residual))
+    for start in range(0, resamples, size):
+        block = counts[start : start + size].astype(np.float64)
+        replicates[start : start + size] = ratio + (block @ residual) / (block @ totals)[:, index]
     return np.where(exponentiated, np.exp(replicates), replicates) if exponentiated.any() else replicates
 
 

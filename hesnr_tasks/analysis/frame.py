@@ -267,7 +267,7 @@ class _Reading:
                 f'Score again with "k": {max(ks)} in --metadata.'
             )
         needs = needed_columns(names_of() if metrics is None else metrics)
-        optional = tuple(dict.fromkeys([*extra, *(need for need in needs if need not in ("kinds", "trajectory"))]))
+        optional = tuple(dict.fromkeys([*extra, *(need for need in needs if need in _OPTIONAL)]))
         loaded_mask = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
         name = name or store.folder.resolve().name
         occurrences = _occurrences(store) if "frequency" in optional else np.zeros(0, dtype=np.int64)

@@ -162,6 +162,7 @@ _OF_SUMS: dict[str, Callable[[FloatArray], FloatArray]] = {  # of rows of `ToolE
     "unmeasured": lambda sums: sums[:, 6],
 }
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+_VALUES = 1 << 21  # of resamples at a time
 MEASURES = ("mean", *_QUANTILES, "skewness", "high", "he", "steps", "unmeasured")
 
 
@@ -209,15 +210,16 @@ def _resampled_quantiles(items: Sequence[ToolEntropyItem], share: float, resampl
     size = math.ceil(len(values) / 256)
     in_block = np.zeros((len(items), math.ceil(len(values) / size)))
     np.add.at(in_block, (owner, np.arange(len(values)) // size), 1)
-    up_to = np.cumsum(counts.astype(np.float64) @ in_block, axis=1)  # values of each resample up to each block's end
+    up_to = np.cumsum(bootstrap_sums(in_block, resamples, seed), axis=1)  # values of a resample up to each block's end
     wanted = _rank(up_to[:, -1], share)
     block_of = (up_to < wanted[:, None]).sum(axis=1)
     quantiles = np.full(resamples, np.nan)  # where the trajectories drawn have no step
     for block in np.unique(block_of[block_of < up_to.shape[1]]):
-        rows, here = np.flatnonzero(block_of == block), slice(block * size, (block + 1) * size)
-        before = up_to[rows, block - 1] if block else np.zeros(len(rows))
-        reached = before[:, None] + np.cumsum(counts[np.ix_(rows, owner[here])].astype(np.float64), axis=1)
-        quantiles[rows] = values[here][(reached < wanted[rows][:, None]).sum(axis=1)]
+        of_block, here = np.flatnonzero(block_of == block), slice(block * size, (block + 1) * size)
+        for rows in np.array_split(of_block, math.ceil(len(of_block) * size / _VALUES)):
+            before = up_to[rows, block - 1] if block else np.zeros(len(rows))
+            reached = before[:, None] + np.cumsum(counts[np.ix_(rows, owner[here])].astype(np.float64), axis=1)
+            quantiles[rows] = values[here][(reached < wanted[rows][:, None]).sum(axis=1)]
     return quantiles
 
 

@@ -1,6 +1,7 @@
 """The bootstrap, errors and intervals: against closed forms and slow loops, and by simulation of correlated tokens."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
+from hesnr_tasks import stats
 from hesnr_tasks.analysis.compare import Run, diagnostics
 from hesnr_tasks.metrics import TrajectorySums
 from hesnr_tasks.stats import (
@@ -43,6 +45,32 @@ def test_every_resample_has_as_many_trajectories_as_the_data():
 def test_resamples_are_seeded():
     assert (resample_counts(5, 50, 1) == resample_counts(5, 50, 1)).all()
     assert (resample_counts(5, 50, 1) != resample_counts(5, 50, 2)).any()
+
+
+@pytest.mark.parametrize("size", [1, 1000, 1 << 25])
+def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time(size, monkeypatch):
+    monkeypatch.setattr(stats, "_BLOCK_BYTES", size)
+    resample_counts.cache_clear()
+    picks = np.random.default_rng(3).integers(0, 37, size=(2500, 37))
+    expected = [np.bincount(row, minlength=37) for row in picks]
+    assert np.array_equal(resample_counts(37, 2500, 3), expected)
+    sums = np.random.default_rng(0).random((37, 2))
+    assert np.allclose(bootstrap_sums(sums, 2500, 3), expected @ sums, rtol=1e-12)
+    resample_counts.cache_clear()
+
+
+def test_memory_of_the_bootstrap_is_a_byte_a_resample_and_trajectory():
+    """And what a block of resamples takes, however many trajectories there are."""
+    trajectories, resamples = 30_000, 1000
+    numerator, denominator = np.random.default_rng(0).random((2, trajectories, 2))
+    estimates(numerator[:9], denominator[:9], resamples=resamples)  # imports scipy
+    tracemalloc.start()
+    try:
+        estimates(numerator, denominator, resamples=resamples)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < trajectories * resamples + 3 * stats._BLOCK_BYTES
 
 
 def test_the_error_of_a_mean_is_the_textbook_one():
