@@ -1,7 +1,7 @@
 """Build the documentation site from docs/, README.md and the other pages: `make docs`.
 
 The pages are written for code hosts, with links that lead through the repository. Here they are staged into one tree,
-links follow, and the references of commands and of the Python API are generated from the code.
+links follow, and the pages of metrics and the references of commands and of the Python API are generated from code.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import hesnr_tasks
 from hesnr_tasks.cli import _parser
+from hesnr_tasks.metrics import METRICS, page
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = ROOT / "build" / "docs"
@@ -35,9 +36,13 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 def main() -> int:
     pages = {**PAGES, **{f"docs/{path.name}": path.name for path in (ROOT / "docs").glob("*.md")}}
     shutil.rmtree(STAGE, ignore_errors=True)
-    for source, page in pages.items():
+    for source, target in pages.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        write(page, LINK.sub(lambda match, source=source: relink(match, source, pages), text))
+        write(target, LINK.sub(lambda match, source=source: relink(match, source, pages), text))
+    for name in METRICS:
+        write(f"metrics/{name}.md", page(name))
+    listed = (STAGE / "metrics.md").read_text(encoding="utf-8")
+    write("metrics.md", re.sub(r"^\| `(\w+)` \|", r"| [`\1`](metrics/\1.md) |", listed, flags=re.MULTILINE))
     write("reference/cli.md", cli_reference())
     write("reference/api.md", api_reference())
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # a notice of its authors, not about these pages
@@ -45,8 +50,8 @@ def main() -> int:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
-def write(page: str, text: str) -> None:
-    target = STAGE / page
+def write(path: str, text: str) -> None:
+    target = STAGE / path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """Metrics: one registry, one result model, the published definitions. Imports neither torch nor lm-eval."""
 
 from hesnr_tasks.metrics import pairs, paper, proxies  # noqa: F401  (they register their metrics)
+from hesnr_tasks.metrics.pages import page, worked_example
 from hesnr_tasks.metrics.registry import (
     EPSILON,
     METRICS,
@@ -44,9 +45,11 @@ __all__ = [
     "metric",
     "names_of",
     "needed_columns",
+    "page",
     "parse_epsilon",
     "share_scored",
     "token_bytes",
     "topk_entropy",
     "unregister",
+    "worked_example",
 ]

@@ -30,12 +30,12 @@ def _bits_per_byte(tokens: TokenColumns) -> Any:
 
 metric(
     "bpb", better="down", unit="bits/byte", title="BPB ↓", scale=Scale.POSITIVE, needs=("n_bytes",),
-    own_denominator=True, source="olmo-eval, BPBMetricByteAvg",
+    own_denominator=True, across_tokenizers=True, source="olmo-eval, BPBMetricByteAvg",
 )(_bits_per_byte)  # fmt: skip
 metric(
     "bpb_macro", better="down", unit="bits/byte", title="BPB, mean of trajectories ↓", scale=Scale.POSITIVE,
-    needs=("n_bytes",), own_denominator=True, average="macro", source="olmo-eval, BPBMetricInstanceAvg",
-    suite="proxies",
+    needs=("n_bytes",), own_denominator=True, average="macro", across_tokenizers=True,
+    source="olmo-eval, BPBMetricInstanceAvg", suite="proxies",
 )(_bits_per_byte)  # fmt: skip
 
 

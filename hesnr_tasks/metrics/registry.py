@@ -132,6 +132,7 @@ class Metric:
     needs: tuple[str, ...]  # optional columns of `TokenColumns`
     numerator: str
     denominator: str | None  # None for a total
+    across_tokenizers: bool = False  # whether values of different tokenizers compare
     suite: str = "core"  # "core": in every result; "proxies", "world", "pairs": where they are asked for
 
     @property
@@ -165,6 +166,7 @@ def metric(
     average: str = "micro",
     needs: Sequence[str] = (),
     own_denominator: bool = False,
+    across_tokenizers: bool = False,
     suite: str = "core",
 ) -> Callable[[Definition], Definition]:
     """Register a metric; everything that shows metrics has it from then on.
@@ -181,6 +183,7 @@ def metric(
         average: "micro", "macro" or "total" (a plain sum, which has no error).
         needs: optional columns it reads; where they are missing the metric is NaN.
         own_denominator: the function returns (numerator, denominator); else the denominator is the number of tokens.
+        across_tokenizers: values of checkpoints with different tokenizers compare.
         suite: "core" for every result and table; "proxies" for `hesnr_proxies`, `compare --metrics` and ladders only;
             "pairs" for `analyze --against`.
 
@@ -205,7 +208,7 @@ def metric(
         arrow = {"up": " ↑", "down": " ↓", None: ""}[better]
         METRICS[name] = Metric(
             name, definition, better, unit, source, title or name.replace("_", " ") + arrow, sets, scale, average,
-            tuple(needs), name, denominator, suite,
+            tuple(needs), name, denominator, across_tokenizers, suite,
         )  # fmt: skip
         if not counted:
             _COLUMNS[name] = (name, 0)
@@ -344,12 +347,12 @@ def cell_sums(
 
     terms: dict[tuple[str, str], Any] = {}
 
-    def terms_of(entry: Metric, part: int) -> Any:
+    def part_of(entry: Metric, part: int) -> Any:
         key = (entry.name, entry.over[part])
         if key not in terms:
             subset = subsets[entry.over[part]]
             missing = any(getattr(subset, name) is None for name in entry.needs)
-            terms[key] = (math.nan, math.nan) if missing else _terms(entry, subset)
+            terms[key] = (math.nan, math.nan) if missing else terms_of(entry, subset)
         return terms[key][part] if isinstance(terms[key], tuple) else terms[key]
 
     chosen = set(names_of() if metrics is None else metrics)
@@ -358,13 +361,13 @@ def cell_sums(
     for i, name in enumerate(names):
         owner, part = _COLUMNS[name]
         if owner:
-            values[..., i] = total(terms_of(METRICS[owner], part), METRICS[owner].over[part])
+            values[..., i] = total(part_of(METRICS[owner], part), METRICS[owner].over[part])
         else:
             values[..., i] = total(1.0, "tokens" if name == "tokens" else "decisions")
     return TrajectorySums(values[order], names)
 
 
-def _terms(entry: Metric, tokens: TokenColumns) -> Any:
+def terms_of(entry: Metric, tokens: TokenColumns) -> Any:
     """What a metric's function returns, checked: one number a token, or two such arrays."""
     try:
         terms = entry.definition(tokens)
