@@ -54,30 +54,31 @@ def open_output(output: str | Path) -> Iterator[IO[bytes]]:
     Raises:
         SettingsError: `output` cannot be written, or is a folder, a socket or a block device.
     """
-    try:
-        path = Path(os.path.realpath(output))
-        if path.is_symlink():
-            raise ValueError("it is a link that leads to itself")
-        mode = path.stat().st_mode if path.exists() else None
-    except (OSError, ValueError) as error:
-        raise _not_writable(output, getattr(error, "strerror", None) or str(error)) from error
-    if mode is not None and (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
-        with _settings_errors(output):
-            device = path.open("wb")
-        with device:
-            yield device
-        return
-    if mode is not None and not stat.S_ISREG(mode):
-        raise _not_writable(output, "it is a folder" if stat.S_ISDIR(mode) else "it is no plain file")
     with contextlib.ExitStack() as stack:
-        with _settings_errors(output):
+        try:
+            path = Path(os.path.realpath(output))
+            if path.is_symlink():
+                raise ValueError("it is a link that leads to itself")
+            mode = path.stat().st_mode if path.exists() else None
+            is_stream = mode is not None and (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode))
+            if mode is not None and not (is_stream or stat.S_ISREG(mode)):
+                raise ValueError("it is a folder" if stat.S_ISDIR(mode) else "it is no plain file")
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary, file = stack.enter_context(_temporary_file(path.parent))
+            if is_stream:
+                file: IO[bytes] = stack.enter_context(path.open("wb"))
+            else:
+                temporary, file = stack.enter_context(_temporary_file(path.parent))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise SettingsError(
+                f"{str(output)!r} cannot be written ({reason}); choose another place with -o"
+            ) from error
         yield file
-        _finish(file)
-        if mode is not None:
-            temporary.chmod(stat.S_IMODE(mode))
-        temporary.replace(path)
+        if not is_stream:
+            _finish(file)
+            if mode is not None:
+                temporary.chmod(stat.S_IMODE(mode))
+            temporary.replace(path)
 
 
 def write_output(output: str | Path, content: str | bytes) -> None:
@@ -88,18 +89,6 @@ def write_output(output: str | Path, content: str | bytes) -> None:
     """
     with open_output(output) as file:
         file.write(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
-
-
-@contextlib.contextmanager
-def _settings_errors(output: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _not_writable(output, error.strerror or str(error)) from error
-
-
-def _not_writable(output: str | Path, reason: str) -> SettingsError:
-    return SettingsError(f"{str(output)!r} cannot be written ({reason}); choose another place with -o")
 
 
 # --- folders with several writers -------------------------------------------------------------------------------------
