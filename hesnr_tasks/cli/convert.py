@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--outcomes", action="append", default=[], metavar="REPORT", help="evaluation report to join; may be repeated"
     )
-    parser.add_argument("--format", help="force a format instead of finding it by content")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
         outcomes=read_outcomes(args.outcomes) if args.outcomes else None,
         limit=args.limit,
         on_error=args.on_error,
-        format=args.format,
         force=args.force,
         deduplicate=args.deduplicate,
         report=report,
@@ -122,7 +120,6 @@ def convert(
     outcomes: Mapping[str, bool | None] | None = None,
     limit: int | None = None,
     on_error: str = "fail",
-    format: str | None = None,
     force: bool = False,
     deduplicate: bool = False,
     report: ReadReport | None = None,
@@ -138,7 +135,6 @@ def convert(
         outcomes: instance id → resolved; replaces what the files say.
         limit: stop after this many.
         on_error: `fail` or `skip`, for bad records.
-        format: name of the format, instead of detecting it.
         force: replace an existing file.
         deduplicate: of trajectories whose messages are the same, whatever their ids, write only the first.
         report: counts what is read and skipped.
@@ -153,7 +149,7 @@ def convert(
         raise SettingsError(f"{output!r} is there already; --force replaces it")
     report = report if report is not None else ReadReport()
     totals = ConversionTotals()
-    read = read_trajectories(source, config=config, split=split, on_error=on_error, format=format, report=report)
+    read = read_trajectories(source, config=config, split=split, on_error=on_error, report=report)
     chosen = _selected(read, outcomes, only_resolved, deduplicate, totals)
     selected = itertools.islice(chosen, limit and min(limit, sys.maxsize))
     with open_output(output) as raw, _compressed(raw, output) as file:

@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", metavar="FOLDER", help="colour tokens by a run's score files (with --html)")
     parser.add_argument("--compare", metavar="FOLDER", help="a second run's score files: show the difference")
     add_flags(parser, "config", "split", "on_error", "render", "thoughts", "template_kwargs", "calls")
-    parser.add_argument("--format", help="read the files as this format instead of detecting it")
     parser.add_argument("--full", action="store_true", help="in the terminal, every line of long texts")
 
 
@@ -84,7 +83,7 @@ def _selected(args: argparse.Namespace, report: ReadReport, notes: list[str]) ->
     """The trajectories to show, as they are read; a note is added where there are more than that."""
     shown, others = 0, []
     for trajectory in read_trajectories(
-        args.sources, config=args.config, split=args.split, on_error=args.on_error, format=args.format, report=report
+        args.sources, config=args.config, split=args.split, on_error=args.on_error, report=report
     ):
         if args.id not in (None, trajectory.id, trajectory.instance_id):
             others.append(trajectory.id)

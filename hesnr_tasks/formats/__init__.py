@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from hesnr_tasks.chat_messages import stored_schemas
-from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.formats.base import (
     READING,
     Format,
@@ -82,14 +82,6 @@ FORMATS: tuple[Format, ...] = (
 def choose(record: Any) -> Format | None:
     """The first format that is sure of the record; None for a record of no known format."""
     return next((format for format in FORMATS if format.detect(record)), None)
-
-
-def format_of_name(name: str) -> Format:
-    """The format of that name; `SettingsError` for an unknown one."""
-    by_name = {format.name: format for format in FORMATS}
-    if name not in by_name:
-        raise SettingsError(f"there is no format {name!r}.{nearest(name, by_name)} Known formats: {', '.join(by_name)}")
-    return by_name[name]
 
 
 def unpacked(record: Any) -> Any:
@@ -167,13 +159,12 @@ _SNIFFED = 16  # lines looked at to see whether a file is one session
 Items = Iterable["Record | Problem"]
 
 
-class Reading:
+class _Reading:
     """The state of one reading: its report, its problems so far, and the ids in use."""
 
-    def __init__(self, report: ReadReport, on_error: str, format: str | None) -> None:
+    def __init__(self, report: ReadReport, on_error: str) -> None:
         self.report = report
         self._skip = on_error == "skip"
-        self._forced = format_of_name(format) if format else None
         self._problems: list[Problem] = []
         self._ids: set[str] = set()
         self._copies: Counter[str] = Counter()
@@ -226,12 +217,10 @@ class Reading:
         first = list(itertools.islice(items, _SNIFFED))
         lines = [r.value for r in first if isinstance(r, Record) and r.is_line]
         rest = itertools.chain(first, items)
-        format = self._forced
-        if lines and not (format.detect(lines[0]) if format else choose(lines[0])):
-            format = format or choose(lines)
-            if format and format.is_session:
-                yield from self._session(path, rest)
-                return
+        session = choose(lines) if lines and not choose(lines[0]) else None
+        if session and session.is_session:
+            yield from self._session(path, rest)
+            return
         ranks = (format.prefix_rank for format in FORMATS if format.prefix_rank and lines)
         if prefix_rank := next((rank for rank in ranks if rank(lines[0])), None):
             yield from self._without_prefixes(rest, source(), prefix_rank)
@@ -284,7 +273,7 @@ class Reading:
             self.problem(record)
             return None
         value = unpacked(record.value)
-        format = self._forced or choose(value)
+        format = choose(value)
         if format is None:
             supported = ", ".join(format.name for format in FORMATS)
             text = f"no known format: {_shape(record.value)}. Supported: {supported}"
@@ -365,7 +354,6 @@ def read_trajectories(
     config: str | None = None,
     split: str | None = None,
     on_error: str = "fail",
-    format: str | None = None,
     report: ReadReport | None = None,
 ) -> Iterator[Trajectory]:
     """Every trajectory of `source`, in a fixed order (named order; sorted paths inside globs and folders), streaming.
@@ -375,14 +363,13 @@ def read_trajectories(
         config: the configuration of a hub data set.
         split: the split of a hub data set (default: all, by name).
         on_error: `fail` or `skip` bad records, counted in `report`.
-        format: a name of `FORMATS`, instead of detection.
-        report: takes in counts, warnings and the formats of files.
+        report: takes in counts and warnings.
 
     Raises:
         DataError: with `on_error="fail"`, once everything is read, listing the bad records (20 at most).
-        SettingsError: for an unknown `on_error` or `format`.
+        SettingsError: for an unknown `on_error`.
     """
-    read = read_by_source(source, config=config, split=split, on_error=on_error, format=format, report=report)
+    read = read_by_source(source, config=config, split=split, on_error=on_error, report=report)
     return (trajectory for _, trajectory in read)
 
 
@@ -392,19 +379,12 @@ def read_by_source(
     config: str | None = None,
     split: str | None = None,
     on_error: str = "fail",
-    format: str | None = None,
     report: ReadReport | None = None,
 ) -> Iterator[tuple[str, Trajectory]]:
     """`read_trajectories`, each with the path or hub id that it is from."""
     if on_error not in ("fail", "skip"):
         raise SettingsError(f"on_error is {on_error!r}; it must be fail or skip")
-    reading = Reading(report if report is not None else ReadReport(), on_error, format)
-    return _read(source, config, split, reading)
-
-
-def _read(
-    source: str | Sequence[str], config: str | None, split: str | None, reading: Reading
-) -> Iterator[tuple[str, Trajectory]]:
+    reading = _Reading(report if report is not None else ReadReport(), on_error)
     for item in source_paths(source, reading.report):
         if isinstance(item, Problem):
             reading.problem(item)

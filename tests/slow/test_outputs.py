@@ -150,7 +150,6 @@ def test_no_escape_sequence_reaches_the_terminal(tmp_path, capsys):
     for words in (
         ["convert", str(folder), "-o", str(folder / f"out{HOSTILE}"), "--on-error", "skip"],
         ["convert", str(folder), "-o", str(tmp_path / "out"), "--on-error", "fail"],
-        ["convert", str(file), "-o", str(tmp_path / "out"), "--format", HOSTILE],
         ["convert", HOSTILE, "-o", str(tmp_path / "out")],
         ["inspect", str(folder)],
         ["report", str(report)],

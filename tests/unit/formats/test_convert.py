@@ -78,10 +78,10 @@ def test_an_error_leaves_neither_the_file_nor_a_part_of_it(tmp_path):
     assert [(p.name, p.read_text()) for p in out.iterdir()] == [("old.jsonl", "old")]
 
 
-def test_limit_and_format_are_obeyed(tmp_path, capsys):
+def test_the_limit_is_obeyed(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", row("a"), row("b"), row("c"))
-    hesnr_convert(source, "-o", tmp_path / "out.jsonl", "--limit", 2, "--format", "chat-text")
-    assert [(t.id, t.source) for t in load(str(tmp_path / "out.jsonl"))] == [("a", "chat-text"), ("b", "chat-text")]
+    hesnr_convert(source, "-o", tmp_path / "out.jsonl", "--limit", 2)
+    assert [(t.id, t.source) for t in load(str(tmp_path / "out.jsonl"))] == [("a", "chat-xml"), ("b", "chat-xml")]
     with pytest.raises(SystemExit):
         hesnr_convert(source, "-o", tmp_path / "out.jsonl", "--limit", 0)
     assert "--limit: limit must be a number of at least 1" in capsys.readouterr().err
