@@ -1,11 +1,11 @@
 """What an action is: its class, a canonical key by which two draws of it are one, and the words that say what is done.
 
-The key of a shell command or a tool call has one of three resolutions:
+A shell command or a tool call is told from others at three resolutions:
 
-- `class`: one of `CLASSES`: submit, edit, test, run, install, vcs, search, read, think, other, none;
-- `file`: the class and what it is about: files, else directories, else the pattern looked for
+- `action_class`: one of `CLASSES`: submit, edit, test, run, install, vcs, search, read, think, other, none;
+- `canonical_key`: the class and what it is about: files, else directories, else the pattern looked for
   (`read:src/a.py`, `search:def f`, `test`, `vcs:diff`);
-- `whole`: the whole command in one spelling (white space, comments, needless quotes and the delimiters of
+- `canonical_command`: the whole command in one spelling (white space, comments, needless quotes and the delimiters of
   here-documents do not count).
 
 Commands are parsed, never executed. An action of several commands has the class of the one that matters most (the
@@ -45,46 +45,31 @@ from hesnr_tasks.actions.shell import (
     verb,
 )
 from hesnr_tasks.actions.tools import EDITORS, KINDS, PATTERNS, parameter_role, tool_runs
-from hesnr_tasks.errors import SettingsError, nearest
 
-RESOLUTIONS = ("class", "file", "whole")
 _ROOT = re.compile(r"^/(?:testbed|repo|workspace(?:/[\w.-]+__[\w.-]+)?|[\w.-]+__[\w.-]+)(?:/|$)")
 _NO_PATHS = ("vcs", "install")  # their targets are sub-commands and packages
 _LONGEST = 240  # characters of a key; longer ones are cut and end in a hash of the whole
 _DEPTH = 4  # scripts within scripts
 
 
-def canonical_key(command: str, resolution: str = "file") -> str:
-    """The key of one action; equal keys mean the same action at that resolution.
+def canonical_key(command: str) -> str:
+    """The class of an action and what it is about.
 
     Args:
         command: a shell command, or tool calls in any form `parse_action` knows.
-        resolution: one of `RESOLUTIONS`.
 
     Returns:
         The key, at most 240 characters and never empty; `none` for a text without an action.
-
-    Raises:
-        SettingsError: for an unknown resolution only.
     """
-    if resolution not in RESOLUTIONS:
-        raise SettingsError(
-            f"resolution is {resolution!r}; it must be one of {', '.join(RESOLUTIONS)}."
-            f"{nearest(str(resolution), RESOLUTIONS)}"
-        )
-    if resolution == "whole":
-        return _short(_whole(command) or "none")
     parts = action_parts(command)
-    if not parts:
-        return "none"
-    kind = min((part.kind for part in parts), key=CLASSES.index)  # the part that matters most
+    kind = min((part.kind for part in parts), key=CLASSES.index, default="none")  # the part that matters most
     targets = sorted({target for part in parts if part.kind == kind for target in part.targets})
-    return kind if resolution == "class" or not targets else _short(f"{kind}:{','.join(targets)}")
+    return _short(f"{kind}:{','.join(targets)}") if targets else kind
 
 
 def action_class(command: str) -> str:
-    """The class of an action, one of `CLASSES`: `canonical_key` at resolution `class`."""
-    return canonical_key(command, "class")
+    """The class of an action, one of `CLASSES`."""
+    return canonical_key(command).split(":")[0]
 
 
 def action_parts(command: str) -> list[ActionPart]:
@@ -156,7 +141,8 @@ def canonical_path(word: str, place: str = "") -> str:
     return posixpath.normpath(inside) if inside else "."
 
 
-def _whole(command: str) -> str:
+def canonical_command(command: str) -> str:
+    """An action in one spelling, at most 240 characters; `none` for a text without one."""
     pieces = []
     for call in parse_action(command):
         script = _shell_text(call, command)
@@ -170,7 +156,7 @@ def _whole(command: str) -> str:
         match = re.match(r"cd (\S+) (?:&&|;) ", text)  # to the directory that commands start in anyway
         at_root = match and canonical_path(match[1]) == "." and match[1] != "."
         pieces.append(text[match.end() :] if match and at_root else text)
-    return " ; ".join(pieces)
+    return _short(" ; ".join(pieces) or "none")
 
 
 def _short(key: str) -> str:

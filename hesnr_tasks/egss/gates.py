@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.actions.classes import canonical_key
 from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
 from hesnr_tasks.errors import DataError, SearchError, SettingsError, nearest
 
@@ -41,11 +40,6 @@ _ACTIONS = "canonical-1"  # version of what counts as the same action; part of w
 _FORMAT = "hesnr-egss-calibration-1"
 
 # --- estimators -------------------------------------------------------------------------------------------------------
-
-
-def canonical(command: str) -> str:
-    """One spelling of an action: white space, comments, needless quotes and a `cd` to the repository do not count."""
-    return canonical_key(command, "whole")
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from minisweagent.models.utils.content_string import get_content_string
 from minisweagent.models.utils.retry import retry
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hesnr_tasks.actions.classes import action_class
-from hesnr_tasks.egss.gates import Calibration, Estimator, GateInput, canonical, command_logprob, open_gate, uniform
+from hesnr_tasks.actions.classes import action_class, canonical_command
+from hesnr_tasks.egss.gates import Calibration, Estimator, GateInput, command_logprob, open_gate, uniform
 from hesnr_tasks.egss.judges import Judge, choose, guarded_litellm, no_server_message, nothing_listens
 from hesnr_tasks.egss.ledger import Ledger, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
@@ -281,7 +281,9 @@ class _Gated(LitellmModel):
             return _Draw(error.messages[0], stored, [], error=error)
         message = reply.choices[index].message.model_dump(mode="json")
         commands = [str(action["command"]) for action in actions]
-        return _Draw(message, stored, actions, canonical("\n".join(commands)), command_logprob(choice, commands))
+        return _Draw(
+            message, stored, actions, canonical_command("\n".join(commands)), command_logprob(choice, commands)
+        )
 
     def _check_repeats(self, draws: Sequence[_Draw]) -> None:
         """Warn of equal replies, to the letter, step after step: a fixed seed, temperature 0 or a cache of replies."""

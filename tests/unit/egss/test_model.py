@@ -19,9 +19,9 @@ from minisweagent.models.litellm_model import LitellmModel
 from benchmarks.egss.experiment import JUDGES, MODEL, Method, ScriptedEnvironment, answered_by, simulate
 from benchmarks.egss.server import Server
 from benchmarks.egss.world import build
-from hesnr_tasks.actions.classes import action_class
+from hesnr_tasks.actions.classes import action_class, canonical_command
 from hesnr_tasks.egss import GatedModel, GatedTextbasedModel
-from hesnr_tasks.egss.gates import canonical, command_logprob, vote_entropy
+from hesnr_tasks.egss.gates import command_logprob, vote_entropy
 from hesnr_tasks.egss.ledger import Spent, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError
 from hesnr_tasks.testing import Reply, fake_server
@@ -371,7 +371,9 @@ class TestEstimators:
         assert vote_entropy(keys) == pytest.approx(-sum(p * math.log(p) for p in shares), abs=1e-12)
 
     def test_a_change_to_the_repository_is_no_other_action(self):
-        assert canonical("cd /testbed && ls  -a # look") == canonical("ls -a") != canonical("ls")
+        assert (
+            canonical_command("cd /testbed && ls  -a # look") == canonical_command("ls -a") != canonical_command("ls")
+        )
 
     def test_the_scripted_server_states_what_its_policy_has(self, server):
         """The log-probabilities of a reply's tokens add up to that of the command among all the agent may send."""
