@@ -50,8 +50,8 @@ def _events(record: Any) -> list[Any]:
 
 def _build(record: Any, builder: TrajectoryBuilder, instance: str | None) -> Trajectory:
     """Finish a row: the outcome is that of its evaluation report; the resolver's `success` is a model's guess."""
-    stored = report_outcome(record, ("test_result", "report", "resolved"), ("report", "resolved"), ("resolved",))
-    return builder.build(instance_id=instance, resolved=resolved_of(stored), fidelity=Fidelity.RENDERED)
+    resolved = resolved_of(report_outcome(record))
+    return builder.build(instance_id=instance, resolved=resolved, fidelity=Fidelity.RENDERED)
 
 
 # --- V0 ---------------------------------------------------------------------------------------------------------------

@@ -133,18 +133,10 @@ def _instances(report: Mapping[str, Any], path: Path) -> Iterator[tuple[str, boo
             yield instance, resolved_of(report_outcome(value))
 
 
-def report_outcome(report: Mapping[str, Any], *paths: Sequence[str]) -> Any:
-    """What the report of one instance, or a row beside its run, stores as its outcome; None without any.
-
-    Args:
-        report: decoded JSON.
-        paths: where to look, first match wins (default: from the outside in).
-    """
-    for keys in paths or (("resolved",), ("report", "resolved"), ("test_result", "report", "resolved")):
-        value = deep(report, *keys)
-        if value is not None:
-            return value
-    return None
+def report_outcome(report: Any) -> Any:
+    """What the report of one instance, or a row with one, stores as its outcome; None without any."""
+    places = (("test_result", "report", "resolved"), ("report", "resolved"), ("resolved",))
+    return next((value for keys in places if (value := deep(report, *keys)) is not None), None)
 
 
 def reports_in(folder: Path) -> list[Path]:
