@@ -55,6 +55,7 @@ class Run:
     n_truncated: IntArray  # (T,): tokens beyond the context limit
     sums: TrajectorySums  # (T, statistics)
     about: str = ""  # which of the scores in the folder these are
+    unresolved: tuple[bool, ...] = ()  # whether each trajectory is known to have failed; (): nothing is known
 
     def take(self, index: Sequence[int]) -> Run:
         """Only some of the trajectories."""
@@ -62,7 +63,7 @@ class Run:
         rows = np.array(index, dtype=np.int64)
         return replace(
             self, keys=keys, ids=ids, multiplicity=self.multiplicity[rows], n_truncated=self.n_truncated[rows],
-            sums=self.sums[rows],
+            sums=self.sums[rows], unresolved=tuple(self.unresolved[i] for i in index) if self.unresolved else (),
         )  # fmt: skip
 
 
@@ -119,7 +120,13 @@ def run_of(frame: Frame, chosen: Selection, epsilon: float, k: int, metrics: Seq
         n_truncated=frame.n_truncated(mask),
         sums=token_sums(frame, frame.counted(mask), epsilon, k, names_of("all") if metrics is None else metrics),
         about=frame.about,
+        unresolved=unresolved(frame),
     )
+
+
+def unresolved(frame: Frame) -> tuple[bool, ...]:
+    """Of each trajectory whether every run that has its text is known to have failed."""
+    return tuple(bool(entry.sources) and {s.resolved for s in entry.sources} == {False} for entry in frame.entries)
 
 
 # --- which runs may be compared ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.cases import case_table
-from hesnr_tasks.analysis.compare import Run
+from hesnr_tasks.analysis.compare import Run, unresolved
 from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, mass_near, population
 from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, joined, scan, selection, token_sums
 from hesnr_tasks.analysis.tables import SWEEP, Table
@@ -107,6 +107,7 @@ class CheckpointSummary:
         document: dict[str, Any] = {
             "name": self.name, "about": self.about, "signature": self.signature, "k": self.k, "epsilon": self.epsilon,
             "context": self.context, "keys": keys, "sets": list(self.runs), "epsilons": self.epsilons,
+            "unresolved": [i for i, failed in enumerate(runs[0].unresolved if runs else ()) if failed],
             "statistics": runs[0].sums.names if runs else (), "swept": self.sweep.names,
             "distributions": [
                 {
@@ -162,9 +163,20 @@ class CheckpointSummary:
             signature, ids = dict(document["signature"]), tuple(key[:12] for key in keys)
             if not isinstance(signature["run"], dict) or not isinstance(signature["filters"], list):
                 raise ValueError("the signature has no run or no filters")
+            failures = {int(i) for i in document["unresolved"]}
+            failed = tuple(i in failures for i in range(len(keys)))
             columns = arrays["multiplicity"], arrays["n_truncated"], arrays["sums"]
             runs = {
-                select: Run(str(document["name"]), signature, keys, ids, counts, cut, TrajectorySums(sums, names))
+                select: Run(
+                    str(document["name"]),
+                    signature,
+                    keys,
+                    ids,
+                    counts,
+                    cut,
+                    TrajectorySums(sums, names),
+                    unresolved=failed,
+                )
                 for select, counts, cut, sums in zip(sets, *columns, strict=True)
             }
             curves = zip(shapes, *(arrays[name] for name in _CURVES), strict=True)
@@ -256,7 +268,8 @@ def summarize(
     for select in scored:
         sums = _stacked([part.sums[select] for part in parts])
         mask = wanted[select]
-        runs[select] = Run(name, frame.signature, keys, ids, frame.multiplicity(mask), frame.n_truncated(mask), sums)
+        counts = frame.multiplicity(mask), frame.n_truncated(mask)
+        runs[select] = Run(name, frame.signature, keys, ids, *counts, sums, unresolved=unresolved(frame))
     sweep, table = TrajectorySums(np.empty((0, 0, 0)), ()), None
     if filtered in scored:
         sweep = _stacked([part.sweep for part in parts if part.sweep is not None])

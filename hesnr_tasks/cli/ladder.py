@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_wide(verdict)
     verdict.add_argument(
         "--fail-under", metavar="NAME=VALUE",
-        help="exit with status 3 if the best checkpoint has a worse value of this metric, e.g. he_snr=0.1",
+        help="exit with status 3 if the best checkpoint (of any group) has a worse value, e.g. he_snr=0.1",
     )  # fmt: skip
     verdict.set_defaults(action=_verdict)
 
@@ -502,27 +503,29 @@ def _cells(
 
 
 def _escaped(text: str) -> str:
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(signs.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 def _exit_status(verdict: Verdict, wanted: str | None) -> int:
     if not wanted:
         return 0
     name, _, value = wanted.partition("=")
-    row = next(row for row in verdict.table.rows if row["verdict"] == "best")
+    best = [row for row in verdict.table.rows if row["verdict"] == "best"]
     try:
         bound = float(value)
-        reached = row[name].value
+        reached = [row[name].value for row in best]
+        higher = METRICS[name].higher_is_better
     except (ValueError, KeyError, AttributeError):
-        raise SettingsError(
-            f"--fail-under {wanted!r} must be a metric of the table and a number, as he_snr=0.1"
-        ) from None
-    passed = reached >= bound if METRICS[name].higher_is_better else reached <= bound
-    if not passed:
-        print(f"hesnr: {row['checkpoint']} has {name} {reached:.4g}, worse than {bound:g}", file=sys.stderr)
-    return 0 if passed else 3
+        bound, reached, higher = math.nan, [], None
+    if math.isnan(bound) or higher is None:
+        raise SettingsError(f"--fail-under {wanted!r} must be a metric of the table and a number, as he_snr=0.1")
+    failed = False
+    for row, actual in zip(best, reached, strict=True):
+        if not (actual >= bound if higher else actual <= bound):
+            failed = True
+            print(f"hesnr: {row['checkpoint']} has {name} {actual:.4g}, worse than {bound:g}", file=sys.stderr)
+    return 3 if failed else 0
 
 
 def _say(remarks: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +22,20 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.pack import Pack
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
-from hesnr_tasks.ladder.verdict import Choice, Claim, Paired, Prediction, Proxy, choose, claim, predictions, values
+from hesnr_tasks.ladder.verdict import (
+    FEWEST,
+    Choice,
+    Claim,
+    Paired,
+    Prediction,
+    Proxy,
+    choose,
+    claim,
+    predictions,
+    values,
+)
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, names_of
-from hesnr_tasks.scores import ScoreStore
+from hesnr_tasks.scores import ScoreStore, choose_runs, differences
 from hesnr_tasks.stats import RESAMPLES, SEED, holm, paired, trajectories_needed
 
 __all__ = [
@@ -225,10 +237,12 @@ def judge(
         if checkpoint is None:
             notes.append(_not_in(ladder, path.name))
             continue
-        run = read_run(
-            path, checkpoint.name, settings.kinds, settings.filters, settings.epsilon, settings.k, context,
-            settings.run, settings.names,
-        )  # fmt: skip
+        options = settings.kinds, settings.filters, settings.epsilon, settings.k, context
+        run = read_run(path, checkpoint.name, *options, settings.run, settings.names)
+        part = choose_runs(path, settings.run)[0].part
+        if part:  # on a trial after the whole run
+            trial = read_run(path, checkpoint.name, *options, part.split()[1], (settings.proxy,))
+            notes.append(f"{checkpoint.name}: {part}, which is taken ({_both(run, trial, settings.proxy)})")
         runs.append((str(path), checkpoint, run))
     return _judge_named(runs, ladder, settings, notes)
 
@@ -282,6 +296,15 @@ def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSe
     return _judge_named(runs, ladder, settings, notes)
 
 
+def _both(kept: Run, other: Run, proxy: str) -> str:
+    """What two runs of one checkpoint give, in words."""
+    words = []
+    for run in (kept, other):
+        number = measure(run.sums[None], run.multiplicity, (proxy,), resamples=200)[0][proxy]
+        words.append(f"{number.value:.4g} ± {number.stderr:.2g} of {int(run.multiplicity.sum())} trajectories")
+    return f"{METRICS[proxy].title.rstrip(' ↑↓')} {words[0]} against {words[1]}"
+
+
 def _not_in(ladder: Ladder | None, name: str) -> str:
     return f"{name} is no checkpoint of the ladder; left out (it has: {_listed(ladder)})"
 
@@ -291,11 +314,18 @@ def _judge_named(
 ) -> Verdict:
     """The verdict on runs with their checkpoints and the names of where they are from."""
     runs: dict[str, tuple[Checkpoint, Run]] = {}
-    for source, checkpoint, run in named:
+    ordered_by_size = sorted(named, key=lambda item: -int(item[2].multiplicity.sum()))
+    for source, checkpoint, run in ordered_by_size:
         if checkpoint.name in runs:
-            notes.append(f"{checkpoint.name} has scores in two folders; those of {source} are left out")
+            kept = runs[checkpoint.name][1]
+            changed = "; ".join(map(str, differences(kept.signature, run.signature))) or "the trajectories"
+            notes.append(
+                f"{checkpoint.name} has scores in two folders; those of {source} are left out, and they differ in: "
+                f"{changed} ({_both(kept, run, settings.proxy)})"
+            )
         else:
             runs[checkpoint.name] = checkpoint, run
+    runs = {checkpoint.name: runs[checkpoint.name] for _, checkpoint, _ in named}
     if ladder is not None:
         missing = [c.name for c in ladder.checkpoints if c.name not in runs]
         notes += [f"not scored: {', '.join(missing)}"] if missing else []
@@ -358,9 +388,56 @@ def judge_runs(
                     learned[task if label == _BASE else f"{task} ({label})"] = rankers
         rows += _rows(label, kept, aligned, choice, whole, settings, defined)
         notes += _warnings(label, kept, aligned, settings.proxy)
+    choices += _across_tokenizers(ordered, settings, notes)
+    notes += _unjudged(whole, [checkpoint for checkpoint, _ in ordered])
     return Verdict(
         tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)), learned
     )
+
+
+def _across_tokenizers(
+    ordered: Sequence[tuple[Checkpoint, Run]], settings: VerdictSettings, notes: list[str]
+) -> Iterable[tuple[str, Choice]]:
+    """The choice by bits per byte among checkpoints of several tokenizers, whose tokens cannot be compared."""
+    kinds: dict[tuple[str, str], list[Run]] = {}
+    for checkpoint, run in ordered:
+        kind = _TUNED if checkpoint.tuned else _BASE
+        kinds.setdefault((kind, str(run.signature.get("render"))), []).append(run)
+    for (kind, _), runs in kinds.items():
+        tokenizers = {str((run.signature.get("run") or {}).get("tokenizer")) for run in runs}
+        if len(tokenizers) < 2:
+            continue
+        notes.append(
+            f"{kind}: {len(tokenizers)} tokenizers, and metrics per token cannot be compared across them; "
+            f"each has a choice of its own, and {_BPB} (bits per byte) compares all"
+        )
+        defined = [run for run in runs if np.isfinite(run.sums.parts(_BPB)[0]).all()]
+        shared = set.intersection(*(set(run.keys) for run in defined)) if len(defined) > 1 else set()
+        if not shared:
+            notes.append(f"{kind}: no text is common to checkpoints of other tokenizers, so {_BPB} compares nothing")
+            continue
+        paired_runs = [run.take([i for i, key in enumerate(run.keys) if key in shared]) for run in defined]
+        counts = np.where(np.all([run.multiplicity > 0 for run in paired_runs], axis=0), paired_runs[0].multiplicity, 0)
+        aligned = [replace(run, multiplicity=counts) for run in paired_runs]
+        yield f"{kind}, across tokenizers", _choice(_proxy(_BPB, aligned), aligned, settings)
+
+
+def _unjudged(ladder: Ladder, scored: Sequence[Checkpoint]) -> Iterable[str]:
+    """Downstream scores that judge nothing that was scored, and scored checkpoints that some task does not judge."""
+    for task in ladder.benchmarks:
+        judged = outcomes(ladder, task)
+        own = [c for c in ladder.checkpoints if task in c.downstream]
+        kinds = {checkpoint.tuned for checkpoint in scored if checkpoint.name in judged}
+        if not kinds:
+            stages = ", ".join(dict.fromkeys(c.stage or ("sft" if c.tuned else "no stage") for c in own))
+            names = ", ".join(checkpoint.name for checkpoint in own[:4]) + (", …" if len(own) > 4 else "")
+            yield (
+                f"{task}: its scores are of {names} (stage: {stages}), and none of them judges a checkpoint that was "
+                "scored. Say what was fine-tuned from what with sft_of: NAME, or that it was measured after: sft"
+            )
+        without = [c.name for c in scored if c.name not in judged and c.tuned in kinds]
+        if without:
+            yield f"{task}: no score judges {', '.join(without)}; not counted there"
 
 
 def _check_proxies(settings: VerdictSettings) -> None:
@@ -370,6 +447,7 @@ def _check_proxies(settings: VerdictSettings) -> None:
             raise SettingsError(f"proxy {name!r} must be one of {', '.join(allowed)}.{nearest(name, allowed)}")
 
 
+_BPB = "bpb"
 _BASE = "base checkpoints"
 _TUNED = "fine-tuned checkpoints"
 
@@ -392,21 +470,49 @@ def comparable_groups(ordered: Sequence[tuple[Checkpoint, Run]]) -> list[tuple[s
 
 
 def _aligned(runs: list[Run], notes: list[str]) -> list[Run]:
-    """The runs on the trajectories that all of them have; a run that cannot be compared is left out, with a note."""
-    if len(runs) == 1:
-        return runs
-    kept = [runs[0]]
-    for run in runs[1:]:
-        try:
-            matched([kept[0], run], common=True)
-            kept.append(run)
-        except HesnrError as error:
-            notes.append(f"{run.name} is left out: {error}")
+    """The largest set of runs that may be compared, on the trajectories that all of them have; notes on the others."""
+    groups: list[list[Run]] = []
+    reasons: dict[str, str] = {}
+    for run in runs:
+        for group in groups:
+            reason = _why_not(group[0], run)
+            if not reason:
+                group.append(run)
+                break
+            reasons.setdefault(run.name, reason)
+        else:
+            groups.append([run])
+    kept = max(groups, key=len)
+    notes += [
+        f"{run.name} is left out: {reasons.get(run.name) or _why_not(kept[0], run)}"
+        for group in groups
+        if group is not kept
+        for run in group
+    ]
+    typical = sorted(len(run.keys) for run in kept)[len(kept) // 2]
+    whole = [run for run in kept if 2 * len(run.keys) >= typical]
+    if len(whole) > 1:
+        notes += [
+            f"{run.name} has {len(run.keys)} trajectories and most have {typical}: it is left out, since only what all "
+            "have can be compared. Score the rest of them: the same command goes on where it stopped"
+            for run in kept
+            if run not in whole
+        ]
+        kept = whole
     if len(kept) == 1:
         return kept
     aligned, remarks = matched(kept, common=True)
     notes += remarks
     return aligned
+
+
+def _why_not(first: Run, other: Run) -> str:
+    """Why two runs may not be compared; empty: they may."""
+    try:
+        matched([first, other], common=True)
+    except HesnrError as error:
+        return str(error)
+    return ""
 
 
 def _proxy(name: str, runs: Sequence[Run]) -> Proxy:
@@ -438,9 +544,10 @@ def _claims(
         return []
     pair = proxies[settings.proxy], proxies[settings.baseline]
     claims = [claim(*pair, names, families, scores, task)]
-    several = [family for family in dict.fromkeys(families) if families.count(family) >= 4]
-    if len(set(families)) > 1:
-        for family in several:
+    judged = Counter(c.family for c in kept if c.name in scores)
+    counted = [family for family in dict.fromkeys(families) if judged[family] > 1]
+    for family in counted if len(counted) > 1 else []:
+        if judged[family] >= FEWEST:
             own = {name: score for name, score in scores.items() if name in names and ladder[name].family == family}
             claims.append(claim(*pair, names, families, own, task, group=family))
     return claims
@@ -505,6 +612,14 @@ def _warnings(label: str, kept: Sequence[Checkpoint], runs: Sequence[Run], proxy
             yield f"{run.name}: fewer than {MIN_TOKENS} tokens for {proxy}; it has no value and is not chosen"
     if n < _FEW_TRAJECTORIES:
         yield f"{label}: few trajectories ({n}); intervals are wide and ties many"
+    failed = sum(
+        count for count, known in zip(runs[0].multiplicity.tolist(), runs[0].unresolved, strict=False) if known
+    )
+    if failed:
+        yield (
+            f"{label}: {failed} of the {n} trajectories are known not to have solved their task, and what they did "
+            "counts as if it were right; --metadata only_resolved=true leaves them out"
+        )
     for run in runs:
         cut, tokens = float(run.n_truncated @ run.multiplicity), float(run.sums.column("tokens") @ run.multiplicity)
         if cut > _CUT * (cut + tokens):

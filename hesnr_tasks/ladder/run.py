@@ -215,7 +215,10 @@ class RayPool:
                 logging_level=logging.ERROR, ignore_reinit_error=True,
             )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise HesnrError(f"no Ray cluster at {address!r} ({error}); start one with: ray start --head") from None
+            raise HesnrError(
+                f"no Ray cluster at {address!r} ({error}); start one with: ray start --head. One with token "
+                "authentication needs its token here too, as Ray's documentation says"
+            ) from None
         self._ray = ray
         self._task = ray.remote(max_retries=3, num_cpus=1, num_gpus=gpus)(run_job)
 

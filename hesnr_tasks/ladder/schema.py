@@ -202,16 +202,16 @@ def outcomes(ladder: Ladder, task: str) -> dict[str, Outcome]:
             )
         details = score.value, score.error(percent)
         interval = score.interval(percent)
-        if checkpoint.sft_of:
-            if checkpoint.sft_of in after and after[checkpoint.sft_of].value != score.value:
+        judged = [(checkpoint.sft_of, checkpoint.name)] if checkpoint.sft_of else []
+        judged += [(checkpoint.name, f"after {score.after}")] if score.after else []
+        for name, measured in judged:
+            other = after.setdefault(name, Outcome(name, *details, measured, interval))
+            if other.value != score.value:
                 raise DataError(
-                    f"{task}: {checkpoint.sft_of} has two scores after fine-tuning: that of "
-                    f"{after[checkpoint.sft_of].measured} and that of {checkpoint.name}. Keep one of them."
+                    f"{task}: {name} has two scores after fine-tuning: {other.value:g} ({other.measured}) and "
+                    f"{score.value:g} ({measured}). Keep one of them."
                 )
-            after[checkpoint.sft_of] = Outcome(checkpoint.sft_of, *details, checkpoint.name, interval)
-        if score.after:
-            after[checkpoint.name] = Outcome(checkpoint.name, *details, f"after {score.after}", interval)
-        else:
+        if not score.after:
             itself[checkpoint.name] = Outcome(checkpoint.name, *details, "itself", interval)
     base = {name: score for name, score in itself.items() if not ladder[name].tuned}
     tuned = {name: score for name, score in itself.items() if ladder[name].tuned}

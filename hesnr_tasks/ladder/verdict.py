@@ -14,6 +14,7 @@ are in these intervals already; resampling them on top of the checkpoints would 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -236,15 +237,22 @@ def claim(
     chosen = [i for i, name in enumerate(names) if name in scores]
     x = values(proxy), values(baseline)
     chosen = [i for i in chosen if np.isfinite(x[0][i]) and np.isfinite(x[1][i])]
+    sizes = Counter(families[i] for i in chosen)
+    alone = [i for i in chosen if sizes[families[i]] == 1 and len(sizes) > 1]  # centred by itself it says nothing
+    chosen = [i for i in chosen if i not in alone]
     y = np.array([scores[names[i]].value for i in chosen])
     errors = np.array([scores[names[i]].stderr for i in chosen])
     family = np.unique([families[i] for i in chosen], return_inverse=True)[1] if chosen else np.array([], dtype=int)
-    notes = []
+    notes = [
+        f"{task}: {names[i]} is the only checkpoint of family {families[i] or '(none)'} with a score; it is not counted"
+        for i in alone
+    ]
     if len(chosen) < FEWEST:
         none = Interval(math.nan)
         return Claim(
-            task, group, proxy.label, baseline.label, len(chosen), none, none, none, none, none, none, "undecided"
-        )
+            task, group, proxy.label, baseline.label, len(chosen), none, none, none, none, none, none, "undecided",
+            tuple(notes),
+        )  # fmt: skip
     if len(chosen) < FEW:
         notes.append(f"{task}: {len(chosen)} checkpoints; of fewer than {FEW}, a coefficient is weak evidence")
     if np.isnan(errors).any():

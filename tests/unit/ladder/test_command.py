@@ -79,8 +79,9 @@ def test_base_and_fine_tuned_and_families_are_told_apart(ladder_of_six, capsys):
         ("base checkpoints", "c0"), ("fine-tuned checkpoints", "c5"),
     ]  # fmt: skip
     claims = {(c["task"], c["group"]): c for c in verdict["claims"]}
-    assert claims["lcb", "pooled"]["checkpoints"] == 5
-    assert claims["lcb", "big"]["checkpoints"] == 4
+    assert claims["lcb", "pooled"]["checkpoints"] == 4
+    assert claims["lcb", "pooled"]["notes"][0].startswith("lcb: c4 is the only checkpoint of family small")
+    assert ("lcb", "big") not in claims  # the same four
     assert claims["swe", "pooled"]["checkpoints"] == 1
     assert claims["swe", "pooled"]["verdict"] == "undecided"
     assert any("trained on swe-smith" in note for note in verdict["notes"])
