@@ -10,6 +10,7 @@ from hesnr_tasks.cli import main
 from hesnr_tasks.ladder.evidence import comparable_groups
 from hesnr_tasks.ladder.schema import Checkpoint
 from tests.golden.commands import HERE
+from tests.unit.analysis import made
 
 pytest.importorskip("pyarrow")
 RUNS = HERE / "runs"
@@ -161,3 +162,103 @@ def test_a_checkpoint_with_too_few_tokens_is_not_chosen(capsys):
     code, _, err = run(capsys, "verdict", RUNS, "--epsilon", "2.29", *QUICK)  # hardly a token is above it
     assert code == 2
     assert "he_snr is defined for none of step1000-2k, step1004-8k" in err
+
+
+# --- what makes a verdict less than it looks --------------------------------------------------------------------------
+
+
+def verdict_of(capsys, folder, yaml, *words):
+    """The verdict on made-up score files under folder/NAME."""
+    (folder / "ladder.yaml").write_text("checkpoints:\n" + yaml)
+    code, out, err = run(
+        capsys, "verdict", folder, "--ladder", folder / "ladder.yaml", "--format", "json", *QUICK, *words
+    )
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_scores_that_judge_nothing_and_checkpoints_without_are_named(tmp_path, capsys):
+    for i in range(3):
+        made.run_of(tmp_path / f"c{i}", 6, 80, seed=i, model=f"org/c{i}")
+    yaml = "- {name: c0, stage: mid, downstream: {lcb: 10}}\n- {name: c1, stage: mid}\n- {name: c2, stage: mid}\n"
+    yaml += "- {name: x-sft, stage: sft, downstream: {swe: {value: 30, n: 500}}}\n"
+    notes = verdict_of(capsys, tmp_path, yaml)["notes"]
+    (other,) = (note for note in notes if note.startswith("swe:"))
+    assert "its scores are of x-sft (stage: sft), and none of them judges a checkpoint that was scored" in other
+    assert "sft_of" in other
+    assert "lcb: no score judges c1, c2; not counted there" in notes
+
+
+def test_tokenizers_are_compared_by_bits_per_byte_alone(tmp_path, capsys):
+    for i, tokenizer in enumerate("xxyy"):
+        made.run_of(tmp_path / f"c{i}", 6, 400, seed=i, quality=0.3 * i, model=f"org/c{i}", tokenizer=tokenizer)
+    verdict = verdict_of(capsys, tmp_path, "".join(f"- {{name: c{i}}}\n" for i in range(4)))
+    choices = {choice["group"]: choice for choice in verdict["choices"]}
+    assert list(choices) == [
+        "base checkpoints with the tokenizer of c0", "base checkpoints with the tokenizer of c2",
+        "base checkpoints, across tokenizers",
+    ]  # fmt: skip
+    across = choices["base checkpoints, across tokenizers"]
+    assert across["proxy"] == "BPB"
+    rows = {row["checkpoint"]: row["bpb"]["value"] for row in verdict["tables"]["ladder"]}
+    assert across["best"] == min(rows, key=rows.get)
+    assert {*across["p_holm"]} == {*rows} - {across["best"]}
+    assert any(
+        "2 tokenizers, and metrics per token cannot be compared across them" in note for note in verdict["notes"]
+    )
+
+
+def test_a_checkpoint_with_few_of_the_trajectories_does_not_take_them_from_all(tmp_path, capsys):
+    for i, count in enumerate((2, 9, 9, 8)):
+        made.run_of(tmp_path / f"c{i}", count, 80, seed=i, model=f"org/c{i}")
+    verdict = verdict_of(capsys, tmp_path, "".join(f"- {{name: c{i}}}\n" for i in range(4)))
+    assert verdict["choices"][0]["trajectories"] == 8
+    assert any(note.startswith("c0 has 2 trajectories and most have 9: it is left out") for note in verdict["notes"])
+    assert [row["checkpoint"] for row in verdict["tables"]["ladder"]] == ["c1", "c2", "c3"]
+
+
+def test_the_first_checkpoint_does_not_decide_which_ones_are_alike(tmp_path, capsys):
+    made.run_of(tmp_path / "c0", 6, 80, first_key=100, model="org/c0")
+    for i in (1, 2):
+        made.run_of(tmp_path / f"c{i}", 6, 80, seed=i, model=f"org/c{i}")
+    verdict = verdict_of(capsys, tmp_path, "".join(f"- {{name: c{i}}}\n" for i in range(3)))
+    assert [row["checkpoint"] for row in verdict["tables"]["ladder"]] == ["c1", "c2"]
+    assert any(note.startswith("c0 is left out: the runs have no text in common") for note in verdict["notes"])
+
+
+def test_runs_that_failed_are_counted(tmp_path, capsys):
+    made.run_of(tmp_path / "c0", 6, 80, model="org/c0")  # every third is known to have failed
+    (note,) = (n for n in verdict_of(capsys, tmp_path, "- {name: c0}\n")["notes"] if "not to have solved" in n)
+    assert note.startswith("base checkpoints: 2 of the 6 trajectories are known not to have solved their task")
+
+
+def test_two_folders_of_one_checkpoint_the_larger_is_taken_and_both_are_shown(tmp_path, capsys):
+    made.run_of(tmp_path / "a" / "c0", 3, 400, model="org/c0", dtype="torch.bfloat16")
+    made.run_of(tmp_path / "b" / "c0", 9, 400, model="org/c0")
+    verdict = verdict_of(capsys, tmp_path, "- {name: c0}\n")
+    assert verdict["choices"][0]["trajectories"] == 9
+    (note,) = (note for note in verdict["notes"] if "two folders" in note)
+    assert "those of " + str(tmp_path / "a" / "c0") in note
+    assert "dtype" in note
+    assert "of 9 trajectories against" in note
+
+
+def test_a_pipeline_fails_on_any_group_and_on_nonsense(tmp_path, capsys):
+    for i in range(2):
+        made.run_of(tmp_path / f"c{i}", 6, 400, seed=i, quality=0.9 * i, model=f"org/c{i}")
+    yaml = "- {name: c0, stage: mid}\n- {name: c1, stage: sft}\n"
+    rows = verdict_of(capsys, tmp_path, yaml)["tables"]["ladder"]
+    low, high = sorted(row["top1_acc"]["value"] for row in rows)
+    words = ["verdict", tmp_path, "--ladder", tmp_path / "ladder.yaml", *QUICK, "--fail-under"]
+    assert run(capsys, *words, f"top1_acc={low}")[0] == 0
+    code, _, err = run(capsys, *words, f"top1_acc={(low + high) / 2}")
+    assert (code, err.count("worse than")) == (3, 1)
+    for wrong in ("he_snr=nan", "he_snr", "tokens=5", "nothing=1"):
+        assert run(capsys, *words, wrong)[0] == 2
+
+
+def test_names_cannot_break_latex(tmp_path, capsys):
+    made.run_of(tmp_path / "c0", 6, 400, model="org/c0")
+    (tmp_path / "ladder.yaml").write_text("checkpoints:\n- {name: 'c0', family: 'a\\b_{c}~^#'}\n")
+    _, out, _ = run(capsys, "verdict", tmp_path, "--ladder", tmp_path / "ladder.yaml", "--format", "latex", *QUICK)
+    assert r"a\textbackslash{}b\_\{c\}\textasciitilde{}\textasciicircum{}\#" in out

@@ -6,7 +6,7 @@ import pytest
 
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.ladder.names import read_ladder
-from hesnr_tasks.ladder.schema import DownstreamScore, outcomes
+from hesnr_tasks.ladder.schema import Checkpoint, DownstreamScore, Ladder, outcomes
 
 NAMES = ["step100-32k", "step1000-32k", "runs/step2000"]
 
@@ -115,3 +115,13 @@ def test_wrong_reports_are_refused(tmp_path, resolved, total):
         scores([report(tmp_path, "step100-32k", resolved, total)])
     with pytest.raises(DataError, match="no such file"):
         scores([tmp_path / "none.csv"])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_scores_after_fine_tuning_are_refused_in_any_order(order):
+    pair = (
+        Checkpoint("base", downstream={"swe": DownstreamScore(30.0, 500, after="sft")}),
+        Checkpoint("tuned", sft_of="base", stage="sft", downstream={"swe": DownstreamScore(31.0, 500)}),
+    )
+    with pytest.raises(DataError, match="base has two scores after fine-tuning: 3"):
+        outcomes(Ladder(tuple(pair[i] for i in order)), "swe")

@@ -186,3 +186,16 @@ def test_leave_one_out_errors_equal_plain_fits():
     assert rows[0].error == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-9)
     plain = [y[i] - np.delete(y, i).mean() for i in range(10)]
     assert rows[0].error_of_mean == pytest.approx(np.sqrt(np.mean(np.square(plain))), rel=1e-12)
+
+
+def test_a_family_of_one_adds_no_point():
+    """Centred by itself it would be a point at the origin, which agrees with everything."""
+    rng = np.random.default_rng(5)
+    y = rng.normal(size=6)
+    good, bad = proxy("he_snr", y + rng.normal(0, 0.3, 6), rng), proxy("ppl", rng.normal(size=6), rng, better=False)
+    alone = claim(good, bad, NAMES[:6], ["m"] * 5 + ["n"], scores(y), "swe")
+    five = claim(good, bad, NAMES[:6], ["m"] * 6, scores(y[:5]), "swe")
+    assert alone.checkpoints == 5
+    assert alone.spearman == five.spearman
+    assert alone.decision_gain == five.decision_gain
+    assert alone.notes[0] == "swe: c5 is the only checkpoint of family n with a score; it is not counted"
