@@ -613,7 +613,9 @@ def _warnings(label: str, kept: Sequence[Checkpoint], runs: Sequence[Run], proxy
     if n < _FEW_TRAJECTORIES:
         yield f"{label}: few trajectories ({n}); intervals are wide and ties many"
     failed = sum(
-        count for count, known in zip(runs[0].multiplicity.tolist(), runs[0].unresolved, strict=False) if known
+        count
+        for count, unresolved in zip(runs[0].multiplicity.tolist(), runs[0].unresolved, strict=False)
+        if unresolved
     )
     if failed:
         yield (
