@@ -264,7 +264,8 @@ def comparisons(
     base = next(run for run in runs if run.name == reference)
     n, tables = int(base.multiplicity.sum()), []
     for name in names:
-        up = bool(METRICS[name].higher_is_better)
+        better = METRICS[name].better
+        up = better != "down"  # without a better direction: the highest first
         against = {run.name: difference(base, run, name, config) for run in runs if run is not base}
         corrected = holm({other: change.p for other, change in against.items()})
         rows: list[dict[str, Any]] = []
@@ -278,12 +279,12 @@ def comparisons(
                 row |= {
                     "difference": moved,
                     "interval": moved.interval,
-                    "verdict": _verdict(change.value, corrected[run.name], up=up),
+                    "verdict": _verdict(change.value, corrected[run.name], better),
                     "low": change.ci_low,
                     "high": change.ci_high,
                     "p": change.p,
                     "p_holm": corrected[run.name],
-                    "p_worse": change.p_below if up else 1 - change.p_below,
+                    "p_worse": None if better is None else change.p_below if up else 1 - change.p_below,
                     "detectable": minimum_detectable(change.stderr, power),
                     "needed": trajectories_needed(change.value, change.stderr, n, power),
                     "unpaired": round(n * ratio) if math.isfinite(ratio) else None,
@@ -292,8 +293,8 @@ def comparisons(
             tokens, truncated = (part @ run.multiplicity for part in (run.sums.column("tokens"), run.n_truncated))
             row["scored"] = share_scored(float(tokens), float(truncated))
             rows.append({**row, "diagnostics": "; ".join(diagnostics(run, name))})
-        better = "higher" if up else "lower"
-        title = f"{name}: difference to {base.name}, {n} trajectories, paired ({better} is better)"
+        direction = {"up": "higher is better", "down": "lower is better", None: "neither direction is better"}[better]
+        title = f"{name}: difference to {base.name}, {n} trajectories, paired ({direction})"
         doubts = [f"{row['run']}: {row['diagnostics']}" for row in rows if row["diagnostics"]]
         tables.append(Table(f"compare_{name}", title, rows, doubts, wide=_WIDE))
     return tables
@@ -304,27 +305,30 @@ def best_run(runs: Sequence[Run], name: str) -> str:
 
     def badness(run: Run) -> float:
         parts = (float(part.sum()) for part in run.sums.repeat(run.multiplicity).parts(name))
-        return _ascending(float(evaluate(METRICS[name], *parts)) * (-1 if METRICS[name].higher_is_better else 1))
+        return _ascending(float(evaluate(METRICS[name], *parts)) * (1 if METRICS[name].better == "down" else -1))
 
     return min(runs, key=badness).name
 
 
 def sentence(table: Table, name: str, reference: str) -> str:
     """What a table of `comparisons` says, in words: who is better than the reference, who worse, who undecided."""
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+    groups: dict[str, list[str]] = {word: [] for word in ("better", "worse", "higher", "lower", "undecided")}
     for row in table.rows:
         if row["run"] != reference:
             groups[row["verdict"]].append(str(row["run"]))
     parts = [f"{_listed(runs)} {word}" for word, runs in groups.items() if runs]
     title = METRICS[name].title.rstrip(" ↑↓")
-    best = f", which is best of {len(table.rows)}" if table.rows[0]["run"] == reference else ""
+    first = table.rows[0]["run"] == reference and METRICS[name].better
+    best = f", which is best of {len(table.rows)}" if first else ""
     return printable(f"{title}, against {reference}{best}: {'; '.join(parts)} (paired, Holm, 5 %).")
 
 
-def _verdict(change: float, p_holm: float | None, *, up: bool) -> str:
+def _verdict(change: float, p_holm: float | None, better: str | None) -> str:
     if p_holm is None or not p_holm <= _LEVEL:
         return "undecided"
-    return "better" if (change > 0) == up else "worse"
+    if better is None:
+        return "higher" if change > 0 else "lower"
+    return "better" if (change > 0) == (better == "up") else "worse"
 
 
 def _ascending(value: float) -> float:

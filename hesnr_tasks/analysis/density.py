@@ -90,27 +90,6 @@ def mass_near(entropy: FloatArray, continuations: int, window: float = 0.1) -> f
     return float(np.mean(np.abs(entropy - math.log(continuations)) <= window)) if len(entropy) else math.nan
 
 
-def state_order(topk_logprobs: npt.NDArray[np.floating], k: int, distance: float = 0.2) -> npt.NDArray[np.int64]:
-    """Between how many equally likely continuations each token hesitates; shape (n,), 0: between no such number.
-
-    A token is in a state of order j when its k candidates, renormalised, lie within total variation `distance` of the
-    uniform distribution on the j most likely (the nearest j). An entropy near ln j alone does not say so:
-    [0.75, 9 × 0.028] has H = 1.11, near ln 3.
-
-    Args:
-        topk_logprobs: shape (n, >= k), descending.
-        k: candidates.
-        distance: in [0, 1].
-    """
-    logs = np.asarray(topk_logprobs[:, :k], dtype=np.float64)
-    p = np.exp(logs - logs.max(axis=1, keepdims=True, initial=-np.inf)) if len(logs) else logs
-    p /= p.sum(axis=1, keepdims=True)
-    uniform = np.tril(np.ones((k, k))) / np.arange(1, k + 1)[:, None]
-    distances = np.stack([np.abs(p - row).sum(axis=1) / 2 for row in uniform], axis=1)
-    nearest = distances.argmin(axis=1)
-    return np.where(distances.min(axis=1, initial=np.inf) <= distance, nearest + 1, 0)
-
-
 def valley(curve: Density) -> Valley:
     """The lowest point between the density peaks nearest ln 3 and ln 4."""
     sides = []

@@ -55,7 +55,7 @@ def compare(args: argparse.Namespace) -> str:
     check_resamples(args.resamples, args.seed)
     if not 0.5 <= args.power < 1:
         raise SettingsError("--power must be at least 0.5 and below 1")
-    ranked = [name for name in names_of("all") if METRICS[name].better]
+    ranked = [name for name in names_of("all") if METRICS[name].denominator]
     for name in args.metrics:
         if name not in ranked:
             raise SettingsError(f"--metrics {name!r} must be one of {', '.join(ranked)}.{nearest(name, ranked)}")

@@ -296,6 +296,66 @@ def _exact_action(tokens: TokenColumns) -> Any:
     return exact, begins
 
 
+# --- compressed states ------------------------------------------------------------------------------------------------
+
+_NEAR = 0.1  # nats
+_CANDIDATES = 10
+
+
+def state_order(topk_logprobs: npt.NDArray[np.floating], k: int, distance: float = 0.2) -> npt.NDArray[np.int64]:
+    """Between how many equally likely continuations each token hesitates; shape (n,), 0: between no such number.
+
+    A token is in a state of order j when its k candidates, renormalised, lie within total variation `distance` of the
+    uniform distribution on the j most likely (the nearest j). An entropy near ln j alone does not say so:
+    [0.75, 9 × 0.028] has H = 1.11, near ln 3.
+
+    Args:
+        topk_logprobs: shape (n, >= k), descending.
+        k: candidates.
+        distance: in [0, 1].
+    """
+    logs = np.asarray(topk_logprobs[:, :k], dtype=np.float64)
+    p = np.exp(logs - logs.max(axis=1, keepdims=True, initial=-np.inf)) if len(logs) else logs
+    p /= p.sum(axis=1, keepdims=True)
+    uniform = np.tril(np.ones((k, k))) / np.arange(1, k + 1)[:, None]
+    distances = np.stack([np.abs(p - row).sum(axis=1) / 2 for row in uniform], axis=1)
+    nearest = distances.argmin(axis=1)
+    return np.where(distances.min(axis=1, initial=np.inf) <= distance, nearest + 1, 0)
+
+
+def _near(order: int) -> _TermsFunction:
+    def near(tokens: TokenColumns) -> Any:
+        return np.abs(tokens.entropy - math.log(order)) <= _NEAR
+
+    near.__doc__ = f"Share of tokens with H_topk within {_NEAR} nats of ln {order}."
+    return near
+
+
+def _in_state(order: int) -> _TermsFunction:
+    def in_state(tokens: TokenColumns) -> Any:
+        assert tokens.topk_logprobs is not None
+        return state_order(tokens.topk_logprobs, min(_CANDIDATES, tokens.topk_logprobs.shape[1])) == order
+
+    in_state.__doc__ = f"""Share of tokens that hesitate between {order} equally likely continuations.
+
+    The ten most likely candidates, renormalised, lie within total variation 0.2 of uniform on the first {order}, and no
+    nearer to uniform on another number. `near_ln{order}` also counts other shapes of the same entropy. Compare the
+    two checkpoints of a "shift to ln 3" with `hesnr compare A B --metrics near_ln3 state_3`.
+    """
+    return in_state
+
+
+for _order in (2, 3, 4):
+    metric(
+        f"near_ln{_order}", title=f"near ln {_order}", scale=Scale.SHARE, source="arXiv 2601.20255, Eq. 8",
+        suite="proxies",
+    )(_near(_order))  # fmt: skip
+    metric(
+        f"state_{_order}", title=f"{_order}-way states", scale=Scale.SHARE, needs=("topk_logprobs",),
+        source="after arXiv 2601.20255, Eq. 8", suite="proxies",
+    )(_in_state(_order))  # fmt: skip
+
+
 # --- a model of the world ---------------------------------------------------------------------------------------------
 
 for _name, _kind, _title in (

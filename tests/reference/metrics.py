@@ -81,6 +81,9 @@ def proxies(tokens):
     values["full_entropy"] = _mean([t.full_entropy for t in tokens])
     f = [(1 / math.log2(t.rank + 1), 1 / math.log2(t.expected_rank + 1)) for t in tokens]
     values["relative_rank_full"] = _mean([2 ** (a - b) for a, b in f])
+    for n in (2, 3, 4):
+        values[f"near_ln{n}"] = _mean([float(abs(t.entropy - math.log(n)) <= 0.1) for t in tokens])
+        values[f"state_{n}"] = _mean([float(_state(t.candidates) == n) for t in tokens])
     for name, kind in (("world_ppl", "observation"), ("action_ppl", "action")):
         own = [-t.logprob for t in tokens if t.kind == kind]
         values[name] = math.exp(_mean(own)) if own else math.nan
@@ -153,6 +156,15 @@ def _quantile(numbers, q):
 
 def _mean(numbers):
     return math.fsum(numbers) / len(numbers) if numbers else math.nan
+
+
+def _state(candidates, most=0.2):
+    """The number that the renormalised candidates are nearest uniform on; 0 beyond a total variation of 0.2."""
+    total = math.fsum(map(math.exp, candidates))
+    p, distances = [math.exp(x) / total for x in candidates], []
+    for n in range(1, len(p) + 1):
+        distances.append(math.fsum(abs(x - (1 / n if i < n else 0.0)) for i, x in enumerate(p)) / 2)
+    return 1 + distances.index(min(distances)) if min(distances) <= most else 0
 
 
 def _relative_rank(t):

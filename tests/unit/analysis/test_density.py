@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from hesnr_tasks.analysis.density import density, histogram, mass_near, population, state_order, valley
+from hesnr_tasks.analysis.density import density, histogram, mass_near, population, valley
+from hesnr_tasks.metrics.proxies import state_order
 from tests.reference import comparison as slow
 
 
