@@ -1,7 +1,6 @@
 """What each filter drops: syntax of the call, form, comments, wherever they stand in an action; and the labels."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION, char_codes, filter_bits
-from hesnr_tasks.formats import load
 from hesnr_tasks.rendering import Rendered, Span, action_code, kind_code, label_mask, render
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from tests.reference import filters as reference
@@ -397,29 +395,3 @@ def test_rules_end_with_their_action_also_where_another_follows_at_once(actions)
     thought = kind_code(Kind.THOUGHT)
     expected = [action_code(filter_bits(a)) if i % 3 else [thought] * len(a) for i, a in enumerate(actions, 1)]
     assert char_codes(Rendered("".join(actions), spans)).tolist() == np.concatenate(expected).tolist()
-
-
-def test_the_real_trajectories_are_labelled_and_something_is_kept(shared):
-    for name in (
-        "swesmith_xml_messages.jsonl",
-        "openhands_events_output.jsonl",
-        "mini_swe_agent_v1_messages.traj.json",
-    ):
-        for trajectory in load(str(shared / name)):
-            rendered = render(trajectory)
-            codes = char_codes(rendered)
-            assert codes.shape == (len(rendered.text),)
-            assert (codes == kind_code(Kind.ACTION)).any()
-
-
-def test_two_hundred_kilobytes_take_about_ten_times_as_long_as_twenty():
-    def seconds(text):
-        start = time.process_time()
-        filter_bits(text)
-        return time.process_time() - start
-
-    unit = 'def f(a):\n    """Doc # no."""\n    x = {"a": \'#fff\'}  # note\n    return f"{a!r:>10}" + str(x)\n\n'
-    wrapped = "<function=create>\n<parameter=path>a.py</parameter>\n<parameter=file_text>\n{}</parameter>\n</function>"
-    short, long = (wrapped.format(unit * (size // len(unit))) for size in (20_000, 200_000))
-    fast = min(seconds(short + " " * i) for i in range(3))
-    assert seconds(long) < 30 * max(fast, 0.002)
