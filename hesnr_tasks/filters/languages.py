@@ -1,6 +1,6 @@
 """The table of languages: which files, fences and programs are in each, and how its comments are lexed.
 
-To add a language, add a line to `_TABLE` and, if its comments are to be found, a grammar in `lexers/`.
+To add a language, add a line to `_TABLE` and, if its comments are to be found, a grammar in `grammars`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from hesnr_tasks.actions import CharSpan
-from hesnr_tasks.filters.lexers import Grammar, clike, scripts
+from hesnr_tasks.filters import grammars
+from hesnr_tasks.filters.lexer import Grammar
 
 
 class Language(NamedTuple):
@@ -28,61 +29,63 @@ class Language(NamedTuple):
 # where several patterns match a file name, the first line counts
 # fmt: off
 _TABLE = (
-    Language("dockerfile", scripts.dockerfile, "dockerfile containerfile", "docker",
+    Language("dockerfile", grammars.dockerfile, "dockerfile containerfile", "docker",
              files=r"(?i:(?:Docker|Container)file(?:[._-].*)?|.*\.dockerfile)"),
-    Language("make", scripts.make, "mk mak make", "makefile", r"g?make",
+    Language("make", grammars.make, "mk mak make", "makefile", r"g?make",
              files=r"(?i:(?:GNU|BSD)?makefile(?:[._-].*)?)"),
-    Language("cmake", scripts.cmake, "cmake", files=r"(?i:CMakeLists\.txt)"),
-    Language("requirements", scripts.requirements,
+    Language("cmake", grammars.cmake, "cmake", files=r"(?i:CMakeLists\.txt)"),
+    Language("requirements", grammars.requirements,
              files=r"(?i:.*(?:requirements|constraints).*\.(?:txt|in)|robots\.txt)|\.gitattributes|CODEOWNERS|\.mailmap"
                    r"|\.(?:git|docker|npm|eslint|prettier|hg|helm)ignore"),
-    Language("ruby", scripts.ruby, "rb rake gemspec ru podspec builder", "", r"j?ruby[\d.]*|irb", r"-\w*e",
+    Language("ruby", grammars.ruby, "rb rake gemspec ru podspec builder", "", r"j?ruby[\d.]*|irb", r"-\w*e",
              r"(?:Gem|Rake|Vagrant|Brew|Guard|Pod|Fast|Cap|Danger)file|config\.ru|\.irbrc|\.pryrc"),
-    Language("groovy", clike.groovy, "groovy gradle", files=r"Jenkinsfile(?:\..*)?"),
-    Language("python", scripts.python, "ipynb py pyi pyw pyx pxd pyt wsgi bzl star", "python3 py3 ipython tool_code",
+    Language("groovy", grammars.groovy, "groovy gradle", files=r"Jenkinsfile(?:\..*)?"),
+    Language("python", grammars.python, "ipynb py pyi pyw pyx pxd pyt wsgi bzl star", "python3 py3 ipython tool_code",
              r"(?:python|pypy|ipython)[\d.]*w?|uv-python", r"-\w*c",
              r"SCons(?:truct|cript)|BUILD(?:\.bazel)?|WORKSPACE(?:\.bazel)?|Snakefile|wscript|\.pythonrc"),
-    Language("toml", scripts.toml, "toml", files=r"Pipfile|poetry\.lock|Cargo\.lock|uv\.lock|pdm\.lock"),
-    Language("shell", scripts.shell, "sh bash zsh ksh bats command env envrc", "", r"(?:ba|z|k|da|a)?sh", r"-\w*c",
+    Language("toml", grammars.toml, "toml", files=r"Pipfile|poetry\.lock|Cargo\.lock|uv\.lock|pdm\.lock"),
+    Language("shell", grammars.shell, "sh bash zsh ksh bats command env envrc", "", r"(?:ba|z|k|da|a)?sh", r"-\w*c",
              r"\.(?:bash|zsh|k?sh)rc|\.(?:bash_)?profile|\.bash_aliases|\.zshenv|\.envrc|\.env(?:\..*)?|PKGBUILD"),
-    Language("yaml", scripts.yaml, "yaml yml", files=r"\.clang-(?:format|tidy)|\.(?:yamllint|prettierrc|rubocop\.yml)"),
-    Language("ini", scripts.ini, "ini cfg conf properties editorconfig", files=r"setup\.cfg|tox\.ini"
+    Language("yaml", grammars.yaml, "yaml yml",
+             files=r"\.clang-(?:format|tidy)|\.(?:yamllint|prettierrc|rubocop\.yml)"),
+    Language("ini", grammars.ini, "ini cfg conf properties editorconfig", files=r"setup\.cfg|tox\.ini"
              r"|\.(?:coveragerc|flake8|pylintrc|npmrc|gitconfig|gitmodules|pypirc|editorconfig)"),
     Language("text", None, "txt text adoc",
              files=r"(?i:README|CHANGELOG|CHANGES|CONTRIBUTING|NEWS|HISTORY|AUTHORS|LICENSE|COPYING)"),
-    Language("javascript", clike.javascript, "js jsx mjs cjs es6 json5 jsonc", "node javascriptreact",
+    Language("javascript", grammars.javascript, "js jsx mjs cjs es6 json5 jsonc", "node javascriptreact",
              r"node(?:js)?|deno|bun|qjs|d8", r"-e|-p|-pe|--eval|--print|eval"),
-    Language("typescript", clike.javascript, "ts tsx mts cts", "typescriptreact", r"ts-node|tsx",
+    Language("typescript", grammars.javascript, "ts tsx mts cts", "typescriptreact", r"ts-node|tsx",
              r"-e|-p|-pe|--eval|--print"),
-    Language("java", clike.java, "java"),
-    Language("go", clike.go, "go", "golang"),
-    Language("rust", clike.rust, "rs"),
-    Language("c", clike.c, "c h"),
-    Language("cpp", clike.cpp, "cc cpp cxx c++ hh hpp hxx h++ ipp inl tpp cu cuh ino m mm proto", "objective-c objc"),
-    Language("csharp", clike.csharp, "cs csx", "c#"),
-    Language("php", clike.php, "php phtml php5 php7 php8", "", r"php[\d.]*", r"-r"),
-    Language("kotlin", clike.kotlin, "kt kts"),
-    Language("swift", clike.swift, "swift"),
-    Language("scala", clike.kotlin, "scala sc sbt"),
-    Language("dart", clike.dart, "dart"),
-    Language("sql", scripts.sql, "sql ddl dml psql mysql", "postgresql plpgsql sqlite",
+    Language("java", grammars.java, "java"),
+    Language("go", grammars.go, "go", "golang"),
+    Language("rust", grammars.rust, "rs"),
+    Language("c", grammars.c, "c h"),
+    Language("cpp", grammars.cpp, "cc cpp cxx c++ hh hpp hxx h++ ipp inl tpp cu cuh ino m mm proto",
+             "objective-c objc"),
+    Language("csharp", grammars.csharp, "cs csx", "c#"),
+    Language("php", grammars.php, "php phtml php5 php7 php8", "", r"php[\d.]*", r"-r"),
+    Language("kotlin", grammars.kotlin, "kt kts"),
+    Language("swift", grammars.swift, "swift"),
+    Language("scala", grammars.kotlin, "scala sc sbt"),
+    Language("dart", grammars.dart, "dart"),
+    Language("sql", grammars.sql, "sql ddl dml psql mysql", "postgresql plpgsql sqlite",
              r"psql|mysql|mariadb|sqlite3?|duckdb", r"-c|-e|--command|--execute"),
-    Language("html", scripts.html,
+    Language("html", grammars.html,
              "html htm vue svelte erb jsp jinja j2 xhtml xml svg xsd xsl xslt rss atom plist csproj vbproj"),
-    Language("css", clike.css, "css"),
-    Language("scss", clike.scss, "scss sass less"),
-    Language("markdown", scripts.markdown, "md markdown mdx mkd mdown rmd qmd"),
+    Language("css", grammars.css, "css"),
+    Language("scss", grammars.scss, "scss sass less"),
+    Language("markdown", grammars.markdown, "md markdown mdx mkd mdown rmd qmd"),
     Language("rst", None, "rst rest"),
     Language("patch", None, "patch diff"),
-    Language("lua", scripts.lua, "lua", "", r"lua(?:jit)?[\d.]*", r"-e"),
-    Language("perl", scripts.perl, "pl pm", "", r"perl[\d.]*", r"-\w*[eE]"),
-    Language("r", scripts.r, "r", "", r"Rscript|R", r"-e"),
-    Language("julia", scripts.julia, "jl", "", r"julia", r"-e|-E"),
-    Language("elixir", scripts.elixir, "ex exs", "", r"elixir|iex", r"-e"),
-    Language("erlang", scripts.erlang, "erl hrl"),
-    Language("haskell", scripts.haskell, "hs"),
-    Language("powershell", scripts.powershell, "ps1 psm1", "", r"pwsh|powershell"),
-    Language("terraform", scripts.terraform, "tf tfvars hcl"),
+    Language("lua", grammars.lua, "lua", "", r"lua(?:jit)?[\d.]*", r"-e"),
+    Language("perl", grammars.perl, "pl pm", "", r"perl[\d.]*", r"-\w*[eE]"),
+    Language("r", grammars.r, "r", "", r"Rscript|R", r"-e"),
+    Language("julia", grammars.julia, "jl", "", r"julia", r"-e|-E"),
+    Language("elixir", grammars.elixir, "ex exs", "", r"elixir|iex", r"-e"),
+    Language("erlang", grammars.erlang, "erl hrl"),
+    Language("haskell", grammars.haskell, "hs"),
+    Language("powershell", grammars.powershell, "ps1 psm1", "", r"pwsh|powershell"),
+    Language("terraform", grammars.terraform, "tf tfvars hcl"),
     Language("console", None, "", "console pycon shell-session"),
     Language("prose"),
 )
