@@ -39,14 +39,6 @@ _CONTENTS = ("file_text", "content", "contents", "new_file")
 
 
 @dataclass(frozen=True)
-class AgentTests:
-    """Test files that an agent wrote (path in the repository -> content), and those of the repository that it ran."""
-
-    written: Mapping[str, str] = field(default_factory=dict)
-    ran: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class PatchCandidate:
     """One run's answer to one instance."""
 
@@ -54,7 +46,10 @@ class PatchCandidate:
     run: str
     patch: str
     task: str = ""  # the prompt; empty: only a prediction is there
-    tests: AgentTests = field(default_factory=AgentTests)
+    tests: Mapping[str, str] = field(
+        default_factory=dict
+    )  # files that the agent wrote: path in the repository -> content
+    ran: tuple[str, ...] = ()  # files of the repository's tests that it ran
 
 
 def collect(
@@ -123,8 +118,8 @@ def _of_run(
             if trajectory and not task:
                 prompts = (m.text for m in trajectory.messages if m.role == "user" and not m.generated)
                 task = next(prompts, "")
-            tests = _tests(trajectory, test_files) if trajectory else AgentTests()
-            yield PatchCandidate(instance, name, patch, task, tests), posixpath.relpath(str(record.where), run)
+            tests, ran = _tests(trajectory, test_files) if trajectory else ({}, ())
+            yield PatchCandidate(instance, name, patch, task, tests, ran), posixpath.relpath(str(record.where), run)
     for instance, patch in predicted.items():
         yield PatchCandidate(instance, name, patch), "predictions"
 
@@ -161,7 +156,7 @@ _HEREDOC = re.compile(r"^.*<<(?P<tabs>-?)\s*(?P<quote>['\"]?)(?P<end>\w+)(?P=quo
 _TARGET = re.compile(r"(?:>\s*|\btee\s+(?:--\s+)?)(?P<path>[^\s;|&<>]+)")
 
 
-def _tests(trajectory: Trajectory, test_files: re.Pattern[str]) -> AgentTests:
+def _tests(trajectory: Trajectory, test_files: re.Pattern[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Test files as the agent's own calls wrote them (the latest content), and test files it ran."""
     written: dict[str, str] = {}
     ran: dict[str, None] = {}
@@ -181,7 +176,7 @@ def _tests(trajectory: Trajectory, test_files: re.Pattern[str]) -> AgentTests:
         targets = (target for part in action_parts(action) if part.kind == "test" for target in part.targets)
         ran.update((path, None) for target in targets if (path := _inside(target)))
     tests = {path: text for path, text in written.items() if test_files.search(path)}
-    return AgentTests(tests, tuple(path for path in ran if test_files.search(path) and path not in tests))
+    return tests, tuple(path for path in ran if test_files.search(path) and path not in tests)
 
 
 def _heredocs(command: str) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ EGSS (arXiv 2602.05242, Eq. 1) is -sum P(a | s) ln P(a | s) over actions; where 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -214,21 +215,21 @@ def open_gate(spec: str, estimator: Estimator, calibration: Path | None = None) 
         raise SettingsError(f"model.gate is {spec!r}; it must be one of {', '.join(GATES)}.{nearest(name, GATES)}")
     if bool(colon) != (name in ("random", "threshold", "quantile")):
         raise SettingsError(f"model.gate is {spec!r}; write it {name if colon else f'{name}:NUMBER'}.")
-    if name in ("never", "always"):
-        return Gate(spec, "nothing", lambda step: name == "always")
-    if name == "edit":
-        return Gate(spec, "first", lambda step: step.action == "edit")
-    high = math.inf if name == "threshold" else 1.0
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= high:
-        raise SettingsError(f"model.gate is {spec!r}; {text!r} must be a number from 0 to {high:g}.")
-    if name == "random":
-        return Gate(spec, "nothing", lambda step: step.chance < value)
-    if name == "threshold":
-        return Gate(spec, "estimate", lambda step: step.estimate > value)
+    number, high = math.nan, math.inf if name == "threshold" else 1.0
+    if colon:
+        with contextlib.suppress(ValueError):
+            number = float(text)
+        if not 0 <= number <= high:
+            raise SettingsError(f"model.gate is {spec!r}; {text!r} must be a number from 0 to {high:g}.")
+    gates: dict[str, tuple[str, Callable[[GateInput], bool]]] = {
+        "never": ("nothing", lambda step: False),
+        "always": ("nothing", lambda step: True),
+        "random": ("nothing", lambda step: step.chance < number),
+        "edit": ("first", lambda step: step.action == "edit"),
+        "threshold": ("estimate", lambda step: step.estimate > number),
+    }
+    if name in gates:
+        return Gate(spec, *gates[name])
     if calibration is None:
         raise SettingsError(
             f"model.gate is {spec!r}, and nothing says which estimates those are.\n"
@@ -242,7 +243,7 @@ def open_gate(spec: str, estimator: Estimator, calibration: Path | None = None) 
             f"{calibration} was calibrated by another estimator: {theirs}, and this run has {ours}.\n"
             "Calibrate with the settings of the run, or run with those of the file."
         )
-    limit, chance = stored.rule(value)
+    limit, chance = stored.rule(number)
     return Gate(spec, "estimate", lambda s: s.estimate > limit or (s.estimate == limit and s.chance < chance))
 
 

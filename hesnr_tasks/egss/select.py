@@ -16,7 +16,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hesnr_tasks.egss.collect import PatchCandidate, patch_key, source_patch
@@ -55,20 +55,15 @@ def select_instance(
         suite = tester.suite(with_patch, written if writer else None)
     fit = [c for c in with_patch if key_of[c.run] not in suite.unfit] or with_patch
     selection = _PatchSelection(
-        str(instance["instance_id"]), settings, suite, [key_of[c.run] for c in fit], sources, task
+        str(instance["instance_id"]), settings, suite, [key_of[c.run] for c in fit], sources, task, models
     )
     controls = {
-        "random": selection.random([c.run for c in fit], key_of),
+        "random": (key_of[selection.generator("random").choice(sorted(c.run for c in fit))], "random", True),
         "majority": selection.best(Counter(selection.keys), "majority"),
         "suite": selection.by_suite(),
     }
-    ballots: list[Ballot] = []
-    if settings.method == "best-of-n":
-        (key, decided_by, tied), ballots = selection.best_of_n(models)
-    elif settings.method == "egss":
-        (key, decided_by, tied), ballots = selection.by_votes(models)
-    else:
-        key, decided_by, tied = controls[settings.method]
+    asked = {"best-of-n": selection.best_of_n, "egss": selection.by_votes}.get(settings.method)
+    key, decided_by, tied = asked() if asked else controls[settings.method]
     runs = [c.run for c in fit if key_of[c.run] == key]
     described = []
     for c in candidates:
@@ -86,7 +81,7 @@ def select_instance(
         "controls": {name: control[0] for name, control in controls.items()},
         "candidates": described,
         "suite": {"tests": suite.tests, "dropped": suite.dropped, "runs_of_files": suite.runs},
-        "ballots": [ballot._asdict() for ballot in ballots],
+        "ballots": [ballot._asdict() for ballot in selection.ballots],
         "spent": {m.name: m.spent._asdict() for m in [*models, *([writer] if writer else [])] if m.spent.calls},
     }
     return next(c.patch for c in fit if c.run == runs[0]), record
@@ -105,19 +100,18 @@ class _PatchSelection:
     keys: Sequence[str]  # patch key of each run that is left
     sources: Mapping[str, str]  # patch key -> patch without tests
     task: str
+    models: Sequence[ChatModel]
+    ballots: list[Ballot] = field(default_factory=list)
     cut_at_random: bool = False  # more patches of equal pass rate than voters see
 
-    def _generator(self, purpose: str) -> random.Random:
+    def generator(self, purpose: str) -> random.Random:
+        """Of random choices."""
         return random.Random(f"{self.settings.seed} {self.instance_id} {purpose}")
-
-    def random(self, runs: Sequence[str], key_of: Mapping[str, str]) -> _Chosen:
-        """Any run, each with the same chance."""
-        return key_of[self._generator("random").choice(sorted(runs))], "random", True
 
     def best(self, scores: Mapping[str, float], purpose: str) -> _Chosen:
         """The patch with the highest score; ties by seed."""
         best = sorted(key for key, score in scores.items() if score >= max(scores.values()) - 1e-12)
-        chosen = self._generator(purpose).choice(best)
+        chosen = self.generator(purpose).choice(best)
         return chosen, purpose if len(scores) > 1 else "only patch", len(best) > 1
 
     def by_suite(self) -> _Chosen:
@@ -126,24 +120,21 @@ class _PatchSelection:
 
     def _rate(self, key: str) -> float:
         counts = self.suite.counts(key)
-        return -1.0 if counts is None or math.isnan(counts.rate) else counts.rate
+        return counts.rate if counts else -1.0
 
-    def by_votes(self, models: Sequence[ChatModel]) -> tuple[_Chosen, list[Ballot]]:
+    def by_votes(self) -> _Chosen:
         """The best patches by the suite, then the votes; without a usable vote the suite decides."""
         keys = sorted(set(self.keys))
-        ranked = sorted(self._generator("cut").sample(keys, len(keys)), key=lambda key: -self._rate(key))
+        ranked = sorted(self.generator("cut").sample(keys, len(keys)), key=lambda key: -self._rate(key))
         finalists = ranked[: self.settings.top]
         if len(ranked) > len(finalists) and self._rate(finalists[-1]) == self._rate(ranked[len(finalists)]):
             self.cut_at_random = True
-        if len(finalists) == 1 or not models:
-            return self.by_suite(), []
         highest = max(map(self._rate, finalists))
-        ballots = self._ballots(models, [self._finalist(key, highest) for key in finalists])
-        if not ballots:
-            return self.by_suite(), []
+        if len(finalists) == 1 or not self._vote([self._finalist(key, highest) for key in finalists]):
+            return self.by_suite()
         votes = Counter(dict.fromkeys(finalists, 0))
-        votes.update(ballot.vote for ballot in ballots)
-        return self.best(votes, "votes"), ballots
+        votes.update(ballot.vote for ballot in self.ballots)
+        return self.best(votes, "votes")
 
     def _finalist(self, key: str, highest: float) -> Finalist:
         counts = self.suite.counts(key)
@@ -155,15 +146,18 @@ class _PatchSelection:
         lines += [f"and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
         return Finalist(key, self.sources[key], "\n".join(lines), counts.rate >= highest - 1e-12)
 
-    def _ballots(self, models: Sequence[ChatModel], finalists: Sequence[Finalist]) -> list[Ballot]:
+    def _vote(self, finalists: Sequence[Finalist]) -> list[Ballot]:
         seed, limit = (self.settings.seed, self.instance_id), self.settings.limit
-        voters = [(model, f"{model.name} #{n + 1}") for model in models for n in range(self.settings.votes)]
+        voters = [(model, f"{model.name} #{n + 1}") for model in self.models for n in range(self.settings.votes)]
         cast = [vote(model, voter, self.task, finalists, seed, limit) for model, voter in voters]
-        return [ballot for ballot in cast if ballot]
+        usable = [ballot for ballot in cast if ballot]
+        self.ballots += usable
+        return usable
 
-    def best_of_n(self, models: Sequence[ChatModel]) -> tuple[_Chosen, list[Ballot]]:
+    def best_of_n(self) -> _Chosen:
         """Each patch alone, by the mean of the voters' scores, without a suite."""
-        cast = {key: self._ballots(models, [Finalist(key, self.sources[key])]) for key in dict.fromkeys(self.keys)}
-        scores = {key: [ballot.scores[key] for ballot in ballots] for key, ballots in cast.items()}
-        means = {key: math.fsum(values) / len(values) if values else -1.0 for key, values in scores.items()}
-        return self.best(means, "best of N"), [ballot for ballots in cast.values() for ballot in ballots]
+        means = {}
+        for key in dict.fromkeys(self.keys):
+            scores = [ballot.scores[key] for ballot in self._vote([Finalist(key, self.sources[key])])]
+            means[key] = math.fsum(scores) / len(scores) if scores else -1.0
+        return self.best(means, "best of N")

@@ -20,7 +20,6 @@ import base64
 import binascii
 import copy
 import functools
-import math
 import os
 import posixpath
 import re
@@ -288,8 +287,8 @@ class Counts(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """passed / total; NaN for an empty suite."""
-        return self.passed / self.total if self.total else math.nan
+        """passed / total."""
+        return self.passed / self.total
 
 
 @dataclass
@@ -373,8 +372,8 @@ class PatchTester:
         """Every test file once; one path with several contents gets further names beside it."""
         authors: dict[tuple[str, str | None], list[str]] = {}
         for candidate in candidates:
-            files: dict[str, str | None] = {**candidate.tests.written, **self._in_patch(candidate)}
-            files |= {path: None for path in candidate.tests.ran if path not in files}
+            files: dict[str, str | None] = {**candidate.tests, **self._in_patch(candidate)}
+            files |= {path: None for path in candidate.ran if path not in files}
             for item in files.items():
                 authors.setdefault(item, []).append(candidate.run)
         gathered: dict[str, TestFile] = {}

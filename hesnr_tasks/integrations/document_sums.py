@@ -1,8 +1,8 @@
 """Every document of a corpus under one checkpoint, streaming: sums only, in Parquet parts that a kill cannot harm.
 
 Documents are read, tokenised and scored in windows, so that memory does not grow with the corpus (but for its ids,
-which must be unique). A part is named by what its window holds: a run that starts again scores only what has no part,
-and its numbers are those of a run that was never stopped.
+which must be unique). A part is named by model, settings and what its window holds: a run that starts again scores
+only what has no part, and its numbers are those of a run that was never stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hesnr_tasks.backends import (
     tokenise,
 )
 from hesnr_tasks.backends.base import Backend, Labelled, ScoringRequest, SequenceScores
-from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
+from hesnr_tasks.errors import DataError, HesnrError, ScoringError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport, read_by_source, trajectory_identity
 from hesnr_tasks.formats.base import uncompressed
@@ -57,18 +57,11 @@ def score_corpus(
     report: ReadReport,
     progress: Callable[[int, int], None] = lambda documents, tokens: None,
 ) -> Tables:
-    """Score a corpus into the parts of a table, or those of its windows that have none yet.
+    """Score a corpus into the parts of a table, or those of its windows that have none yet of this model and settings.
 
-    Args:
-        sources: files, globs, folders, hub ids: documents with `text`, or any trajectory format.
-        settings: as in `--metadata`; what counts of a document is what counts in lm_eval.
-        model: loads lm-eval's model.
-        folder: of the parts.
-        report: filled with what was read.
-        progress: called with numbers of documents and of tokens read by the model.
+    `progress` is called with numbers of documents and of tokens read by the model.
 
     Raises:
-        SettingsError: the folder holds parts that were made with other settings, or of another checkpoint.
         DataError: there is no document, or records cannot be read.
         ScoringError: a number cannot be computed.
     """
@@ -81,12 +74,11 @@ def score_corpus(
         with FileLock(folder / ".lock", timeout=0):
             remove_abandoned(folder)
             scorer = _Scorer(backend_for(model()), settings)
-            signature = scorer.signature()
-            _check_folder(folder, signature)
+            signature = json.dumps(scorer.signature())
             fields = [(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()]
-            schema, paths = pa.schema(fields, metadata={METADATA: json.dumps(signature).encode()}), []
+            schema, paths = pa.schema(fields, metadata={METADATA: signature.encode()}), []
             for number, window in enumerate(_windows(_documents(sources, settings, report))):
-                path = folder / f"{number:08d}-{_content(window)}.parquet"
+                path = folder / f"{number:08d}-{_content(signature, window)}.parquet"
                 if not path.exists():
                     rows, out = scorer.rows(window, lambda tokens: progress(0, tokens)), io.BytesIO()
                     pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
@@ -100,25 +92,6 @@ def score_corpus(
     if not paths:
         raise DataError(f"there is no document in {', '.join(sources)}")
     return Tables.open(paths)
-
-
-def _check_folder(folder: Path, signature: dict[str, Any]) -> None:
-    path = folder / "signature.json"
-    if not path.exists():
-        replace_file(path, json.dumps(signature, indent=1).encode())
-        return
-    try:
-        before = json.loads(path.read_bytes())
-    except ValueError:
-        before = {}
-    if before != json.loads(json.dumps(signature)):
-        pairs = [(name, before, signature) for name in signature if name != "run"]
-        pairs += [(name, before.get("run", {}), signature["run"]) for name in signature["run"]]
-        differing = [name for name, old, new in pairs if old.get(name) != json.loads(json.dumps(new[name]))]
-        raise SettingsError(
-            f"{folder} holds parts of a run with other choices ({', '.join(differing)}).\n"
-            "Delete it to start anew, repeat the earlier choices to go on, or name another output with -o."
-        )
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
@@ -149,9 +122,9 @@ def _windows(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield window
 
 
-def _content(window: Sequence[Document]) -> str:
+def _content(signature: str, window: Sequence[Document]) -> str:
     """Hash of what a part is made from."""
-    parts = [f"{item.row}\n{item.source}\n{item.trajectory.id}\n{item.identity}\n" for item in window]
+    parts = [signature, *(f"{item.row}\n{item.source}\n{item.trajectory.id}\n{item.identity}\n" for item in window)]
     return hashlib.sha256("".join(parts).encode(errors="surrogatepass")).hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("minisweagent")
 
 from hesnr_tasks.atomic_io import Journal
 from hesnr_tasks.cli import main
-from hesnr_tasks.egss.collect import AgentTests, PatchCandidate, patch_key
+from hesnr_tasks.egss.collect import PatchCandidate, patch_key
 from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel
 from hesnr_tasks.egss.ledger import Spent
 from hesnr_tasks.egss.select import select_instance
@@ -222,7 +222,7 @@ def tester(data, tmp_path):
 
 def candidate(run, solution, tests=None, patch=None):
     text = runs.patch("clamp", solution) if patch is None else patch
-    return PatchCandidate("demo__clamp-1", run, text, "Clamp.", AgentTests(tests or {}))
+    return PatchCandidate("demo__clamp-1", run, text, "Clamp.", tests or {})
 
 
 RIGHT, WRONG = patch_key(runs.patch("clamp", runs.RIGHT)), patch_key(runs.patch("clamp", runs.WRONG))

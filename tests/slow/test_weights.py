@@ -12,7 +12,6 @@ import torch
 import hesnr_tasks as hesnr
 from hesnr_tasks import cli
 from hesnr_tasks.backends import hf
-from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.integrations import document_sums
 from hesnr_tasks.integrations.evaluation import LiveModel
@@ -106,10 +105,9 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(corpus, tmp_path, monkeyp
     assert first
     assert second
     assert rows_of(tables) == rows_of(whole)
-    with pytest.raises(SettingsError, match=r"other choices \(epsilon\)"):
-        score(corpus, tmp_path / "a", epsilon=0.5)
-    with pytest.raises(SettingsError, match=r"other choices \(.*weights"):
-        score(corpus, tmp_path / "a", seed=1)
+    for number, other in enumerate(({"epsilon": 0.5}, {"seed": 1})):  # no part of other settings or weights is taken
+        again = rows_of(score(corpus, tmp_path / "a", **other))
+        assert again == rows_of(score(corpus, tmp_path / f"c{number}", **other)) != rows_of(whole)
 
 
 def test_the_command_and_what_datasets_and_torch_make_of_it(corpus, tmp_path, capsys):

@@ -22,7 +22,7 @@ def test_each_agents_own_submission_is_found_with_its_tests(tmp_path):
         assert [c.run for c in (first, second, third)] == ["first", "second", "third"]
         assert first.patch == runs.patch(name, runs.WRONG if number % 2 else runs.RIGHT)
         assert third.patch == runs.patch(name, runs.WRONG)
-        assert dict(first.tests.written) == {f"test_{name}.py": runs.TESTS[name]}
+        assert dict(first.tests) == {f"test_{name}.py": runs.TESTS[name]}
         assert first.task == second.task == third.task == runs.TASKS[name]
 
 
@@ -45,8 +45,8 @@ def test_what_agents_wrote_and_edited_and_ran(tmp_path):
     ]
     runs.mini(tmp_path / "r", "a", "T", "", commands)
     (only,) = collect([str(tmp_path / "r")], Counter())["a"]
-    assert dict(only.tests.written) == {"tests/test_a.py": "assert 1\n", "test_outside.py": "x = 1\n"}
-    assert only.tests.ran == ("tests/test_old.py",)
+    assert dict(only.tests) == {"tests/test_a.py": "assert 1\n", "test_outside.py": "x = 1\n"}
+    assert only.ran == ("tests/test_old.py",)
 
 
 def test_predictions_without_trajectories_and_damaged_neighbours_are_used_and_counted(tmp_path):
