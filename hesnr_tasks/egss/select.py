@@ -62,8 +62,8 @@ def select_instance(
         "majority": selection.best(Counter(selection.keys), "majority"),
         "suite": selection.by_suite(),
     }
-    asked = {"best-of-n": selection.best_of_n, "egss": selection.by_votes}.get(settings.method)
-    key, decided_by, tied = asked() if asked else controls[settings.method]
+    by_models = {"best-of-n": selection.best_of_n, "egss": selection.by_votes}.get(settings.method)
+    key, decided_by, tied = by_models() if by_models else controls[settings.method]
     runs = [c.run for c in fit if key_of[c.run] == key]
     described = []
     for c in candidates:
