@@ -102,7 +102,11 @@ def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[Sav
         agreement=list(_agreements(data, by_name["correlations"])),
         ablation=_ablation_grid(data, by_name["ablation"]),
         neighbours=[_neighbour_cells(row) for row in by_name["neighbours"].rows],
-        peaks=[[_cell(value) for value in row.values()] for row in by_name["entropy_peaks"].rows],
+        peaks=[
+            [tables.token_set_title(value) if name == "select" else _cell(value) for name, value in row.items()]
+            for row in by_name["entropy_peaks"].rows
+        ],
+        main=_main_group(data),
         tables=by_name,
         judged={name for scores in data.downstream.values() for name in scores},
         figures=figures,
@@ -149,9 +153,15 @@ def _verdict_table(verdict: Verdict) -> list[list[str]]:
     table = verdict.table
     columns = [name for name in table.columns if name not in table.wide]
     return [
-        [tables.metric_title(name) for name in columns],
+        [tables.metric_title(name.replace("_measured", " measured")) for name in columns],
         *([_cell(row[name]) for name in columns] for row in table.rows),
     ]
+
+
+def _main_group(data: ReportData) -> str:
+    """The task and the checkpoints that coefficients of the ablation are of."""
+    task, checkpoints = data.main_group(data.values.get(data.filtered, {}))
+    return f"{task} of {checkpoints[0].name} to {checkpoints[-1].name}" if checkpoints else ""
 
 
 def _agreements(data: ReportData, table: Table) -> Iterator[tuple[str, list[Any], list[Any]]]:
@@ -192,7 +202,12 @@ def _neighbour_cells(row: Mapping[str, Any]) -> list[str]:
     interval = "" if math.isnan(difference.ci_low) else f" [{difference.ci_low:.4g}, {difference.ci_high:.4g}]"
     gain = "–" if math.isnan(row["steps"]) else f"{row['steps']:+.1f}"
     names = [tables.token_set_title(row["select"]), tables.metric_title(row["metric"]), row["from"], row["to"]]
-    return [*names, _cell(difference) + interval, "≤ 1e-4" if row["p"] < 1e-4 else _cell(row["p"]), gain]
+    return [*names, _cell(difference) + interval, _p_value(row["p"]), gain]
+
+
+def _p_value(p: float) -> str:
+    """Resamples cannot tell a p below 1e-4 from 0, nor one of 0.0004 from 0.000 by three decimals."""
+    return "≤ 1e-4" if p <= 1e-4 else f"{p:.4f}" if p < 1e-3 else _cell(p)
 
 
 def _cell(value: Any) -> str:

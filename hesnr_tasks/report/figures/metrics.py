@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["accuracy", "downstream", "extension", "sft", "steps", "sweep", "sweep_agreement"]
 
 _TOPS = ("top1_acc", "top2_acc", "top5_acc", "top10_acc")
-_AXES = {"top1_acc": "Top-1 accuracy ↑", "he_tokens": "|H|, tokens", "downstream": "downstream score ↑"}
+_DECISIONS = "ℋ"  # 𝓗, which figures' fonts lack
+_AXES = {"top1_acc": "Top-1 accuracy ↑", "he_tokens": f"|{_DECISIONS}|, tokens", "downstream": "downstream score ↑"}
 _CROWDED = 8  # with more checkpoints, horizontal bars would hide the points
 _NUMBERED = 12  # with more points, they are not numbered
 _TICKS = 7  # more labels run into each other
@@ -42,35 +44,48 @@ def accuracy(data: ReportData) -> ReportFigure | None:
     crowded = " Those of PPL are in the CSV alone, to keep the points in sight." if len(rows) > _CROWDED else ""
     caption = (
         f"PPL against Top-1, 2, 5 and 10 accuracy of {len(rows)} checkpoints on {token_set_title(UNFILTERED)} tokens, "
-        f"{data.sample_size(UNFILTERED)}; checkpoints joined in the order of training, the last of each family ringed, "
-        "fine-tuned ones apart. "
+        f"{data.sample_size(UNFILTERED)}; checkpoints joined in the order of training, the last one ringed, fine-tuned "
+        f"ones apart{', a panel a family' * (len(_families(data.among(data.values[UNFILTERED]))) > 1)}. "
         f"{data.error_bars}{crowded}"
     )
     tables = (Table("fig01_ppl_accuracy", title, rows),)
     subtitle = _subtitle(data, UNFILTERED)
-    draw = partial(_draw_accuracy, rows, _lines(data.among(data.values[UNFILTERED])))
+    draw = partial(_draw_accuracy, rows, data.among(data.values[UNFILTERED]))
     return ReportFigure("fig01_ppl_accuracy", "Fig. 1", title, subtitle, caption, tables, draw)
 
 
-def _draw_accuracy(rows: _TableRows, lines: Sequence[range]) -> Figure:
-    canvas, ((axes,),) = figure(width=5.2, height=3.6)
-    ppl = [row["ppl"] for row in rows]
-    x = [number.value for number in ppl]
-    crowded = len(rows) > _CROWDED
+def _draw_accuracy(rows: _TableRows, ladder: Sequence[Checkpoint]) -> Figure:
+    families = _families(ladder)
+    canvas, (panels,) = figure(1, len(families), width=5.2 if len(families) == 1 else 3.6, height=3.6)
+    for panel, (family, positions) in zip(panels, families.items(), strict=True):
+        own = [rows[i] for i in positions]
+        for line in _lines([ladder[i] for i in positions]):
+            _accuracy_lines(panel, own[line.start : line.stop], crowded=len(rows) > _CROWDED, first=line.start == 0)
+        _accuracy_axes(panel, rows)
+        panel.set_title(label(family) if len(families) > 1 else "")
+    handles, names = panels[0].get_legend_handles_labels()
+    canvas.legend(handles, names, ncols=4, loc="outside lower center")
+    return canvas
+
+
+def _accuracy_lines(axes: Any, rows: _TableRows, *, crowded: bool, first: bool) -> None:
+    x = [row["ppl"].value for row in rows]
     for i, name in enumerate(_TOPS):
         numbers = [row[name] for row in rows]
-        for start, end in ((line.start, line.stop) for line in lines):
-            y = [number.value for number in numbers[start:end]]
-            bars = bar_lengths(numbers[start:end]), None if crowded else bar_lengths(ppl[start:end])
-            text = f"Top-{name[3:-4]}" if start == 0 else "_"
-            container = axes.errorbar(x[start:end], y, *bars, label=text, elinewidth=0.8, **series(i))
-            hover(
-                container.lines[0],
-                [f"{row['checkpoint']}: PPL {_with_interval(row['ppl'])}, Top-{name[3:-4]} {_with_interval(row[name])}"
-                 for row in rows[start:end]],
-            )  # fmt: skip
-            axes.plot(x[end - 1 : end], y[-1:], "o", markersize=11, markerfacecolor="none", color="#333333", mew=0.8)
-    positive = [value for value in x if value > 0]
+        bars = bar_lengths(numbers), None if crowded else bar_lengths([row["ppl"] for row in rows])
+        y, top = [number.value for number in numbers], f"Top-{name[3:-4]}"
+        container = axes.errorbar(x, y, *bars, label=top if first else "_", elinewidth=0.8, **series(i))
+        hover(
+            container.lines[0],
+            [f"{row['checkpoint']}: PPL {_with_interval(row['ppl'])}, {top} {_with_interval(row[name])}"
+             for row in rows],
+        )  # fmt: skip
+        axes.plot(x[-1:], y[-1:], "o", markersize=11, markerfacecolor="none", markeredgecolor="#333333", mew=0.8)
+
+
+def _accuracy_axes(axes: Any, rows: _TableRows) -> None:
+    ppl = [row["ppl"] for row in rows]
+    positive = [number.value for number in ppl if number.value > 0]
     log = bool(positive) and max(positive) > 4 * min(positive)
     if log:
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -82,8 +97,6 @@ def _draw_accuracy(rows: _TableRows, lines: Sequence[range]) -> Figure:
     limit_axis(axes, ppl, "x")
     limit_axis(axes, [row[name] for name in _TOPS for row in rows])
     axes.set(xlabel="PPL ↓" + " (log scale)" * log, ylabel="accuracy ↑")
-    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return canvas
 
 
 def steps(data: ReportData) -> ReportFigure | None:
@@ -99,11 +112,12 @@ def steps(data: ReportData) -> ReportFigure | None:
     scores = f" and the score on {task} (bars: Wilson's 95 % interval where n is known)" if task else ""
     kinds = {boundary.kind for boundary in boundaries(data.ladder)}
     step_0 = "The grey band is “step 0”, the last checkpoint before the context extension. " * ("context" in kinds)
+    apart = "A row of panels a family, on the same scales. " * (len(_families(ladder)) > 1)
     dotted = "Dotted lines part contexts (→ 128K: the extension to it) and stages. " * bool(kinds)
     caption = (
         f"PPL, Top-1 accuracy, HE-SNR{scores} of {len(rows)} checkpoints on {token_set_title(data.filtered)}, "
         f"{data.sample_size(data.filtered)}. Checkpoints are evenly spaced in the order of training, not to the scale "
-        f"of steps. {step_0}{dotted}{data.error_bars}"
+        f"of steps. {step_0}{dotted}{apart}{data.error_bars}"
     )
     draw = partial(_draw_steps, rows, ladder)
     tables = (Table("fig02_steps", title, rows),)
@@ -113,36 +127,57 @@ def steps(data: ReportData) -> ReportFigure | None:
 def _draw_steps(rows: _TableRows, ladder: Sequence[Checkpoint]) -> Figure:
     names = ["ppl", "top1_acc", "he_snr"]
     names += ["downstream"] if any(not math.isnan(row["downstream"].value) for row in rows) else []
-    canvas, axes = figure(1 + (len(names) > 3), 3 if len(names) == 3 else 2, width=3.3, height=2.8)
-    for i, (panel, name) in enumerate(zip(axes.flat, names, strict=True)):
-        for line in _lines(ladder):
-            _line(panel, rows, name, i, line)
-        limit_axis(panel, [row[name] for row in rows])
-        _checkpoint_axis(panel, [checkpoint.axis_label for checkpoint in ladder], boundaries(ladder))
-        panel.set(ylabel=_AXES.get(name, metric_title(name)), xlabel="training step, context")
+    families = _families(ladder)
+    if len(families) == 1:
+        canvas, axes = figure(1 + (len(names) > 3), 3 if len(names) == 3 else 2, width=3.3, height=2.8)
+    else:
+        canvas, axes = figure(len(families), len(names), width=2.7, height=2.5)
+    for row, (family, positions) in enumerate(families.items()):
+        own, checkpoints = [rows[i] for i in positions], [ladder[i] for i in positions]
+        for i, (panel, name) in enumerate(zip(axes.flat if len(families) == 1 else axes[row], names, strict=True)):
+            for line in _lines(checkpoints):
+                _line(panel, own, name, i, line)
+            limit_axis(panel, [row[name] for row in rows])
+            _checkpoint_axis(panel, [checkpoint.axis_label for checkpoint in checkpoints], boundaries(checkpoints))
+            panel.set(ylabel=_AXES.get(name, metric_title(name)), xlabel="training step, context")
+        if len(families) > 1:
+            _row_title(axes[row, 0], label(family))
     return canvas
 
 
 def extension(data: ReportData) -> ReportFigure | None:
     """Figure 7: |H| and HE-SNR through the context extension, steps counted from the checkpoint before it."""
-    ladder = data.among(data.values.get(data.filtered, {}))
-    first = next((boundary.position for boundary in boundaries(ladder) if boundary.kind == "context"), None)
-    if first is None:
+    extensions = list(_extensions(data.among(data.values.get(data.filtered, {}))))
+    if not extensions:
         return None
-    zero = ladder[first - 1]
-    stage = [c for c in ladder if c.family == zero.family and c.tuned == zero.tuned]
-    since = _steps_since(stage, zero)
-    rows = [row for row in _ladder_rows(data, data.filtered, ("he_tokens", "he_snr")) if row["checkpoint"] in since]
-    rows = [{**row, "since": since[row["checkpoint"]]} for row in rows]
-    title = "|H| and HE-SNR through the context extension"
+    by_name = {row["checkpoint"]: row for row in _ladder_rows(data, data.filtered, ("he_tokens", "he_snr"))}
+    parts: list[tuple[str, int, list[dict[str, Any]]]] = []
+    for first, stage in extensions:
+        zero, since = stage[first - 1], _steps_since(stage, stage[first - 1])
+        step_0 = {"step_0": zero.name} if len(extensions) > 1 else {}
+        rows = [{**by_name[name], "since": steps, **step_0} for name, steps in since.items()]
+        parts.append((zero.name, first, rows))
+    title = f"|{_DECISIONS}| and HE-SNR through the context extension{'s' * (len(parts) > 1)}"
+    checkpoints = len({row["checkpoint"] for _, _, rows in parts for row in rows})
+    zeros = ", ".join(zero for zero, _, _ in parts)
     caption = (
-        f"Size of the High-Entropy Decision Set H and HE-SNR of {len(rows)} checkpoints, "
-        f"{token_set_title(data.filtered)}, {data.sample_size(data.filtered)}. Step 0 (grey band) is {zero.name}, "
-        f"the last before the extension; evenly spaced. {data.error_bars} |H| is a count and has none."
+        f"Size of the high-entropy decision set {_DECISIONS} and HE-SNR of {checkpoints} checkpoints, "
+        f"{token_set_title(data.filtered)}, {data.sample_size(data.filtered)}. Step 0 (grey band) is the last "
+        f"checkpoint before {'each' if len(parts) > 1 else 'the'} extension: {zeros}; evenly spaced. {data.error_bars} "
+        f"|{_DECISIONS}| is a count and has none."
     )
-    draw = partial(_draw_extension, rows, [checkpoint.name for checkpoint in stage].index(ladder[first].name))
-    tables = (Table("fig07_extension", title, rows),)
+    draw = partial(_draw_extension, parts)
+    tables = (Table("fig07_extension", title, [row for _, _, rows in parts for row in rows]),)
     return ReportFigure("fig07_extension", "Fig. 7", title, _subtitle(data, data.filtered), caption, tables, draw)
+
+
+def _extensions(ladder: Sequence[Checkpoint]) -> Iterator[tuple[int, list[Checkpoint]]]:
+    """Of each extension of a context: checkpoints up to the next one and since the last, and which is its first."""
+    for family in dict.fromkeys(checkpoint.family for checkpoint in ladder):
+        run = [checkpoint for checkpoint in ladder if checkpoint.family == family and not checkpoint.tuned]
+        starts = [boundary.position for boundary in boundaries(run) if boundary.kind == "context"]
+        for before, start, after in zip([0, *starts], starts, [*starts[1:], len(run)], strict=False):
+            yield start - before, run[before:after]
 
 
 def _steps_since(ladder: Sequence[Checkpoint], zero: Checkpoint) -> dict[str, int | None]:
@@ -157,15 +192,17 @@ def _steps_since(ladder: Sequence[Checkpoint], zero: Checkpoint) -> dict[str, in
     return since
 
 
-def _draw_extension(rows: _TableRows, first: int) -> Figure:
-    canvas, (panels,) = figure(1, 2, width=3.6, height=2.9)
-    names = [label(row["checkpoint"]) if row["since"] is None else f"{row['since']:+d}" for row in rows]
-    for i, (panel, name) in enumerate(zip(panels, ("he_tokens", "he_snr"), strict=True)):
-        _line(panel, rows, name, i, range(len(rows)))
-        limit_axis(panel, [row[name] for row in rows])
-        ticks = ["0" if text == "+0" else text for text in names]
-        _checkpoint_axis(panel, ticks, [Boundary(first, "context", "extension")])
-        panel.set(ylabel=_AXES.get(name, metric_title(name)), xlabel="steps since step 0")
+def _draw_extension(parts: Sequence[tuple[str, int, _TableRows]]) -> Figure:
+    canvas, axes = figure(len(parts), 2, width=3.6, height=2.9 if len(parts) == 1 else 2.5)
+    every = [row for _, _, rows in parts for row in rows]
+    for panels, (zero, first, rows) in zip(axes, parts, strict=True):
+        names = [label(row["checkpoint"]) if row["since"] is None else f"{row['since']:+d}" for row in rows]
+        for i, (panel, name) in enumerate(zip(panels, ("he_tokens", "he_snr"), strict=True)):
+            _line(panel, rows, name, i, range(len(rows)))
+            limit_axis(panel, [row[name] for row in every])
+            ticks = ["0" if text == "+0" else text for text in names]
+            _checkpoint_axis(panel, ticks, [Boundary(first, "context", "extension")])
+            panel.set(ylabel=_AXES.get(name, metric_title(name)), xlabel=f"steps since {label(zero)}")
     return canvas
 
 
@@ -235,9 +272,12 @@ def downstream(data: ReportData) -> ReportFigure | None:
     statistics = [row for row in table.rows if row["task"] == task]
     names = [checkpoint.name for checkpoint in data.among([row["checkpoint"] for row in rows])]
     numbered = "Points are numbered in the order of training. " * (len(names) <= _NUMBERED)
+    families = {_family_of(row["group"]) for row in rows}
+    apart = "a row of panels a family, on the same scales; " * (len(families) > 1)
     caption = (
         f"PPL, HE-PPL and HE-SNR of {len(names)} checkpoints against their score on {task}; above "
-        f"{token_set_title(UNFILTERED)}, below {token_set_title(data.filtered)}; {data.sample_size(data.filtered)}. "
+        f"{token_set_title(UNFILTERED)}, below {token_set_title(data.filtered)}; {apart}"
+        f"{data.sample_size(data.filtered)}. "
         "Fine-tuned checkpoints are hollow; coefficients are of one group, never of several pooled. "
         f"{numbered}r, ρ, τ: Pearson, Spearman, Kendall (tau-b), the sign of PPL and HE-PPL turned, so +1 is perfect. "
         f"{data.error_bars} Vertical: Wilson's 95 % interval, where the number of tasks is known."
@@ -250,40 +290,68 @@ def downstream(data: ReportData) -> ReportFigure | None:
 
 def _draw_downstream(rows: _TableRows, statistics: _TableRows, names: Sequence[str]) -> Figure:
     """A checkpoint has the same number in every panel, whichever others are in it."""
-    selects = list(dict.fromkeys(row["select"] for row in rows))
+    selects = list(dict.fromkeys((row["select"], _family_of(row["group"])) for row in rows))
+    families = list(dict.fromkeys(family for _, family in selects))
     numbered = len(names) <= _NUMBERED
-    canvas, axes = figure(len(selects), len(AGREED), width=3.0, height=2.7)
-    for panel, (select, name) in zip(axes.flat, ((s, n) for s in selects for n in AGREED), strict=True):
-        shown = [row for row in rows if row["select"] == select]
+    handles: dict[str, Any] = {}
+    canvas, axes = figure(len(selects), len(AGREED), width=3.0, height=2.7 if len(families) == 1 else 2.3)
+    for panel, ((select, family), name) in zip(axes.flat, ((s, n) for s in selects for n in AGREED), strict=True):
+        of_select = [row for row in rows if row["select"] == select]
+        shown = [row for row in of_select if _family_of(row["group"]) == family]
         x, y = [row[name] for row in shown], [row["downstream"] for row in shown]
         values = [number.value for number in x], [number.value for number in y]
         bars = {"xerr": bar_lengths(x), "yerr": bar_lengths(y)}
         panel.errorbar(*values, **bars, fmt="none", ecolor="#999999", elinewidth=0.9, capsize=1.5)
-        limit_axis(panel, x, "x")
-        limit_axis(panel, y)
+        limit_axis(panel, [row[name] for row in of_select], "x")
+        limit_axis(panel, [row["downstream"] for row in of_select])
         for row, a, b in zip(shown, *values, strict=True):
             i = names.index(row["checkpoint"])
             (point,) = panel.plot(
                 [a], [b], MARKERS[i % len(MARKERS)] if numbered else "o", color=COLOURS[i % 7 if numbered else 0],
                 fillstyle="none" if row["group"].startswith("fine-tuned") else "full",
             )  # fmt: skip
+            handles[row["checkpoint"]] = point
             text = f"{row['checkpoint']}: {metric_title(name)[:-2]} {_with_interval(row[name])}"
             hover(point, [f"{text}, {row['task']} {_with_interval(row['downstream'])}"])
             if numbered:
                 panel.annotate(str(i + 1), (a, b), xytext=(4, 3), textcoords="offset points", fontsize=7)
         own = [r for r in statistics if (r["select"], r["metric"]) == (select, name)]
+        own = [r for r in own if _family_of(r["group"]) == family]
         signs = list(zip("rρτ", ("pearson", "spearman", "kendall"), strict=True))
         lines = ["   ".join(f"{sign} = {r[key]:+.2f}" for sign, key in signs) for r in own]
         if len(own) > 1:
-            lines = [f"{label(r['group'])}: {line}" for r, line in zip(own, lines, strict=True)]
-        panel.set_title("\n".join(lines), fontsize=8 if len(own) < 2 else 6)
+            lines = [f"{r['group'].partition(',')[0]}: {line}" for r, line in zip(own, lines, strict=True)]
+        panel.set_title("\n".join(lines), fontsize=8 if len(own) < 2 else 7)
         panel.set(xlabel=metric_title(name), ylabel=_AXES["downstream"] if name == AGREED[0] else "")
-    for panel, select in zip(axes[:, 0], selects, strict=True):
-        panel.annotate(
-            token_set_title(select), (-0.32, 0.5), xycoords="axes fraction", rotation=90, ha="center", va="center",
-            fontsize=8, weight="bold",
+    for panel, (select, family) in zip(axes[:, 0], selects, strict=True):
+        lines = [label(family), *(textwrap.wrap(token_set_title(select), 24) if family else [token_set_title(select)])]
+        _row_title(panel, "\n".join(filter(None, lines)))
+    if numbered:
+        numbers = [f"{i} {label(name)}" for i, name in enumerate(names, 1)]
+        canvas.legend(
+            [handles[name] for name in names], numbers, loc="outside lower center", ncols=4, fontsize=7,
+            columnspacing=1.2,
         )  # fmt: skip
     return canvas
+
+
+def _family_of(group: str) -> str:
+    """Of one of `ReportData.groups`; empty where there is one family only."""
+    return group.partition(", ")[2]
+
+
+def _row_title(panel: Any, text: str) -> None:
+    panel.annotate(
+        text, (-0.32, 0.5), xycoords="axes fraction", rotation=90, ha="center", va="center", fontsize=7.5, weight="bold"
+    )  # fmt: skip
+
+
+def _families(ladder: Sequence[Checkpoint]) -> dict[str, list[int]]:
+    """Positions of the checkpoints of each family."""
+    families: dict[str, list[int]] = {}
+    for i, checkpoint in enumerate(ladder):
+        families.setdefault(checkpoint.family or "no family", []).append(i)
+    return families
 
 
 def sweep(data: ReportData) -> ReportFigure | None:
@@ -337,10 +405,12 @@ def sweep_agreement(data: ReportData) -> ReportFigure | None:
     if not table.rows:
         return None
     n = table.rows[0]["checkpoints"]
-    title = "Agreement of HE-SNR with the downstream score over ε"
+    task, checkpoints = data.main_group({run.name: run for run in data.aligned(data.filtered)})
+    title = f"Agreement of HE-SNR with the score on {task} over ε"
     caption = (
-        f"Pearson r and Kendall τ of HE-SNR ({token_set_title(data.filtered)}) with the downstream score of {n} "
-        "checkpoints as ε goes from ln 2 to ln 5; dotted: the ε in use. Bands: 95 % interval over trajectories."
+        f"Pearson r and Kendall τ of HE-SNR ({token_set_title(data.filtered)}) with the score on {task} of {n} "
+        f"checkpoints ({checkpoints[0].name} to {checkpoints[-1].name}, the largest group that may be pooled) "
+        "as ε goes from ln 2 to ln 5; dotted: the ε in use. Bands: 95 % interval over trajectories."
     )
     subtitle = f"{n} checkpoints, {_subtitle(data, data.filtered)}"
     draw = partial(_draw_sweep_agreement, table.rows, data.epsilon)
