@@ -14,7 +14,7 @@ from typing import Any
 
 from hesnr_tasks.atomic_io import Journal, write_output
 from hesnr_tasks.egss.collect import collect, load_instances
-from hesnr_tasks.egss.judges import ChatModel
+from hesnr_tasks.egss.judges import ChatModel, check_model
 from hesnr_tasks.egss.select import select_instance
 from hesnr_tasks.egss.suite import METHODS, PatchTester, SelectSettings, sandbox_config
 from hesnr_tasks.errors import SettingsError, nearest, printable
@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Select, and print what was chosen by what; the same command goes on where it was stopped."""
     settings, kwargs = _checked(args)
+    journal_path = args.output.with_name(f"{args.output.stem}.work.jsonl")
+    if not journal_path.exists():  # else the answers may all be there
+        for name in filter(None, [*args.selector, args.augment]):
+            check_model(name, kwargs)
     notes: Counter[str] = Counter()
     candidates = collect(args.runs, notes, args.test_files)
     rows = load_instances(args.instances) if args.instances else {}
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     why_path = args.output.with_name(f"{args.output.stem}.why.json")
     predictions: dict[str, dict[str, str]] = {}
     why: dict[str, dict[str, Any]] = {}
-    with Journal(args.output.with_name(f"{args.output.stem}.work.jsonl")) as journal:
+    with Journal(journal_path) as journal:
 
         def work(instance_id: str) -> tuple[str, dict[str, Any], Counter[str]]:
             row = {"problem_statement": candidates[instance_id][0].task, **rows.get(instance_id, {})}

@@ -23,12 +23,14 @@ Equal posteriors and equal scores: by seed, and counted.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import json
 import math
 import random
 import re
 import socket
+import urllib.parse
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +83,40 @@ def no_server_message(model: str, address: object) -> str:
         f"{model}: no server answers at {where}.\n"
         "Start it, or correct api_base, and start the same command again; what was answered so far is kept."
     )
+
+
+def check_model(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Find out in a moment, without a question, whether a model can be asked at all.
+
+    Args:
+        name: as litellm names it.
+        kwargs: of litellm.completion.
+
+    Raises:
+        SettingsError: litellm knows no such provider, or the key that it needs is not set.
+        SearchError: nothing listens at `api_base`.
+    """
+    litellm = guarded_litellm()
+    address = kwargs.get("api_base") or kwargs.get("base_url")
+    try:
+        litellm.get_llm_provider(name, api_base=address)
+    except litellm.exceptions.BadRequestError:
+        raise SettingsError(
+            f"{name!r} names no provider that litellm knows.\n"
+            "Write it as PROVIDER/MODEL, such as openai/NAME with api_base for a server of one's own."
+        ) from None
+    if not address:
+        missing = litellm.validate_environment(name)["missing_keys"] if "api_key" not in kwargs else []
+        if missing:
+            raise SettingsError(f"{name}: {', '.join(missing)} is not set.\nSet it to the key of the provider.")
+        return
+    place = urllib.parse.urlsplit(str(address))
+    with contextlib.suppress(TimeoutError, ValueError):  # slow is not dead, and a strange address is litellm's to judge
+        port = place.port or (443 if place.scheme == "https" else 80)
+        try:
+            socket.create_connection((place.hostname or "", port), timeout=5).close()
+        except (ConnectionRefusedError, socket.gaierror) as error:
+            raise SearchError(no_server_message(name, address)) from error
 
 
 @dataclass

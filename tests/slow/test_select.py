@@ -404,6 +404,25 @@ def test_a_judge_without_a_server_stops_with_what_to_do(data, tmp_path, capsys):
     assert f"openai/j: no server answers at {address}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "why"),
+    [
+        ("openai/j", "http://127.0.0.1:9", "no server answers at http://127.0.0.1:9"),
+        ("nobody-j", "", "names no provider"),
+        ("anthropic/j", "", "ANTHROPIC_API_KEY is not set"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_refused_before_any_test_runs(
+    data, tmp_path, capsys, monkeypatch, name, base, why
+):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    folders = runs.three_runs(tmp_path, ["clamp"])
+    kwargs = ["--model-kwargs", json.dumps({"api_base": base} if base else {})]
+    assert main([*words((data[0], folders), tmp_path / "p.json"), "--selector", name, *kwargs]) == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "p.work.jsonl").exists()
+
+
 def test_the_gate_is_the_suites_whatever_a_voter_says(data, tmp_path):
     folders = runs.three_runs(tmp_path, ["clamp"])
     output = tmp_path / "p.json"
