@@ -30,7 +30,12 @@ def run(args: argparse.Namespace) -> int:
             raise HesnrError(f"the demo needs {needed}. Install it with: pip install 'hesnr-tasks[hf]'")
     path, here = demo.miniature_file(), Path.cwd()
     short = path.relative_to(here) if path.is_relative_to(here) else path
-    print(f"$ hesnr ladder run {short} -o {args.output}")
+    print(
+        "Twelve small models of two families each read 100 agent runs with lm_eval, two models at a time. Then: which one\n"
+        "HE-SNR chooses, and whether it tells what they solve after fine-tuning better than perplexity does.\n"
+        f"$ hesnr ladder run {short} -o {args.output}",
+        flush=True,
+    )
     workers = min(2, os.cpu_count() or 1)
     score_and_report(short, args.output, tasks=args.tasks, pool=lambda _: LocalPool(workers))
     return 0
