@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     path, here = demo.miniature_file(), Path.cwd()
     short = path.relative_to(here) if path.is_relative_to(here) else path
     print(
-        "Twelve small models of two families each read 100 agent runs with lm_eval, two models at a time. Then: which one\n"
+        "Twelve small models each read 100 agent runs with lm_eval, two models at a time. Then: which of them\n"
         "HE-SNR chooses, and whether it tells what they solve after fine-tuning better than perplexity does.\n"
         f"$ hesnr ladder run {short} -o {args.output}",
         flush=True,
