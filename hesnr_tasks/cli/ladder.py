@@ -282,7 +282,8 @@ class _Lines:
         total = len(self._jobs)
         left = (time.monotonic() - self._start) / self._done * (total - self._done)
         rest = f", about {left:.0f} s left" if self._done < total and result.state == "scored" else ""
-        value = f", {text}" if (text := _headline(self._jobs[result.name])) and result.state != "failed" else ""
+        text = "" if result.state == "failed" else _headline(self._jobs[result.name])
+        value = f", HE-SNR {text}" if text else ""
         print(
             f"[{self._done}/{total}] {result.name}: {result.state} in {result.seconds:.0f} s{value}{rest}", flush=True
         )
@@ -329,7 +330,8 @@ class _LiveTable(_Lines):
         from rich.text import Text
 
         seconds, ended = time.monotonic() - self._start, len(self._results)
-        left = f", about {_clock(seconds / ended * (len(self._jobs) - ended))} left" if ended else ""
+        rest = len(self._jobs) - ended
+        left = f", about {_clock(seconds / ended * rest)} left" if ended and rest else ""
         title = f"{ended} of {len(self._jobs)} checkpoints, {_clock(seconds)}{left}"
         table = self._table(title=title, title_justify="left")
         for heading, justify in (("checkpoint", "left"), ("state", "left"), ("done", "right"), ("left", "right")):
@@ -341,7 +343,8 @@ class _LiveTable(_Lines):
                 cells = (result.state, "" if result.state == "failed" else "100%", "", value)
             else:
                 progress = progress_of(job, self._started)
-                share = "" if progress.share is None else f"{progress.share:.0%}"
+                files = f"{progress.files} texts" if progress.files else ""
+                share = files if progress.share is None else f"{progress.share:.0%}"
                 cells = (progress.state, share, progress.left, "")
             table.add_row(Text(name), *(Text(cell) for cell in cells))
         return table
@@ -360,7 +363,7 @@ def _headline(job: Job) -> str:
     except (HesnrError, OSError):
         return ""
     values = [row.values["he_snr"] for row in rows if row.signature and "he_snr" in row.values]
-    return f"HE-SNR {values[0].value:.4g} ± {values[0].stderr:.2g}" if values else ""
+    return f"{values[0].value:.4g} ± {values[0].stderr:.2g}" if values else ""
 
 
 def _progress_view(todo: Sequence[Job]) -> _Lines:

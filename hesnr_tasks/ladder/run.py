@@ -384,11 +384,12 @@ def _result_of(job: Job, handle: Handle) -> JobResult:
 
 
 class Progress(NamedTuple):
-    """How far a job is: "waiting" or "running", the share of its tokens that is scored, and the time left."""
+    """How far a job is: "waiting" or "running", the share of its tokens that is scored, the time left, score files."""
 
     state: str
     share: float | None = None
     left: str = ""
+    files: int = 0
 
 
 _PROGRESS = re.compile(rb"scoring: +(\d+)% of [^\n]*?, ([\d:]+|\?) left")
@@ -412,10 +413,12 @@ def progress_of(job: Job, since: float) -> Progress:
             shares.append((int(lines[-1][0]) / 100, lines[-1][1].decode()))
     if not running:
         return Progress("waiting")
+    files = sum(1 for _ in job.folder.glob("scores/*/*.parquet"))
     if not shares:
-        return Progress("running")
+        return Progress("running", files=files)
     share = sum(share for share, _ in shares) / (len(job.shards) or 1)
-    return Progress("running", share, max((left for _, left in shares), key=lambda left: (len(left), left)))
+    left = max((left for _, left in shares), key=lambda left: (len(left), left))
+    return Progress("running", share, left, files)
 
 
 def scored_before(job: Job) -> JobResult | None:

@@ -1,13 +1,16 @@
 """`hesnr ladder` as people call it, on real score files and on made-up ones with downstream scores."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
 import pytest
 
+from hesnr_tasks.cli import ladder as command
 from hesnr_tasks.cli import main
 from hesnr_tasks.ladder.evidence import comparable_groups
+from hesnr_tasks.ladder.run import Job, JobResult
 from hesnr_tasks.ladder.schema import Checkpoint
 from tests.golden.commands import HERE
 from tests.unit.analysis import made
@@ -162,6 +165,29 @@ def test_a_checkpoint_with_too_few_tokens_is_not_chosen(capsys):
     code, _, err = run(capsys, "verdict", RUNS, "--epsilon", "2.29", *QUICK)  # hardly a token is above it
     assert code == 2
     assert "he_snr is defined for none of step1000-2k, step1004-8k" in err
+
+
+def test_a_live_table_shows_state_share_and_metric(tmp_path, capsys):
+    live, table = pytest.importorskip("rich.live").Live, pytest.importorskip("rich.table").Table
+    todo = [Job(f"c{i}", ("x",), tmp_path / f"c{i}", "m", "") for i in range(4)]
+    view = command._LiveTable(todo, live, table)
+    (tmp_path / "c0").mkdir()
+    shutil.copy(next(RUNS.rglob("results_*.json")), tmp_path / "c0")
+    view.report(JobResult("c0", "scored", 3.0))
+    view.report(JobResult("c1", "failed", 3.0, "no such luck"))
+    (tmp_path / "c2").mkdir()
+    todo[2].log.write_text("scoring: 30% of 1.2M tokens, 02:03 left (5k)\n")
+    capsys.readouterr()
+    view.close()
+    shown = capsys.readouterr().out
+    rows = {cells[1]: cells[2:-1] for line in shown.splitlines() if len(cells := re.split(r" *│ *", line)) > 3}
+    assert "2 of 4 checkpoints" in shown
+    assert rows["c0"][:3] == ["scored", "100%", ""]
+    assert "±" in rows["c0"][3]
+    assert rows["c1"] == ["failed", "", "", ""]
+    assert rows["c2"] == ["running", "30%", "02:03", ""]
+    assert rows["c3"] == ["waiting", "", "", ""]
+    assert "c1: no such luck" in shown
 
 
 # --- what makes a verdict less than it looks --------------------------------------------------------------------------
