@@ -81,12 +81,15 @@ class Frame:
     def about(self) -> str:
         """Which run these are the scores of, and how many of its trajectories have any."""
         run, scored = self.store.run, sum(max(1, len(entry.sources)) for entry in self.entries)
+        window = (self.signature.get("run") or {}).get("window")
+        short = f"short-context pass (window {window}); " if window else ""
         if run is None or run.texts is None:
             problem = mixed(self.store.folder)
-            return f"{run or 'everything in the folder'}: {scored} trajectories" + (f"; {problem}" if problem else "")
+            whole = f"{short}{run or 'everything in the folder'}: {scored} trajectories"
+            return whole + (f"; {problem}" if problem else "")
         wanted = sum(len(sources) for sources in run.texts.values())
         unfinished = "" if len(self.entries) == len(run.texts) else "; the run was not finished"
-        return f"{run}: {scored} of {wanted} trajectories{unfinished}"
+        return f"{short}{run}: {scored} of {wanted} trajectories{unfinished}"
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -552,6 +555,23 @@ def folders(words: Sequence[str]) -> list[Path]:
             raise DataError(f"{path}: no such folder")
         paths += [path] if (path / "run.json").exists() or not below else below
     return list(dict.fromkeys(paths))
+
+
+def whole_contexts(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The folders that are of no short-context pass (`window`), and a note on those that are.
+
+    Raises:
+        SettingsError: there are no others.
+    """
+    windows = {path: (ScoreStore.open(path).signature.get("run") or {}).get("window") for path in paths}
+    whole = [path for path in paths if windows[path] is None]
+    listed = ", ".join(f"{path.name} (window {window})" for path, window in windows.items() if window is not None)
+    if paths and not whole:
+        raise SettingsError(
+            f"these are scores of short-context passes alone: {listed}.\n"
+            "Name the whole-context scores; what a short context costs: hesnr analyze WHOLE --against SHORT."
+        )
+    return whole, [f"short-context passes are left out: {listed}"] if listed else []
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

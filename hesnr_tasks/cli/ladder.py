@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders
+from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders, whole_contexts
 from hesnr_tasks.analysis.tables import paragraphs, show
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.cli.options import add_context, add_run_option, add_selection, add_wide
@@ -139,7 +139,7 @@ def _read(path: Path, downstream: list[Path]) -> tuple[Ladder, list[str]]:
 
 
 def _init(args: argparse.Namespace) -> int:
-    paths = folders(args.results)
+    paths, _ = whole_contexts(folders(args.results))
     checkpoints: list[Checkpoint] = []
     for checkpoint in checkpoints_of(paths, None):
         if checkpoint is not None and all(checkpoint.name != other.name for other in checkpoints):
@@ -413,7 +413,7 @@ def _ladder_of(sources: Sequence[str], path: Path | None, downstream: Sequence[P
     """The ladder of a file, or what the names of score folders tell, with downstream scores."""
     if path:
         return _read(path, list(downstream))
-    named = Ladder(tuple(c for c in checkpoints_of(folders(sources), None) if c is not None))
+    named = Ladder(tuple(c for c in checkpoints_of(whole_contexts(folders(sources))[0], None) if c))
     return add_downstream(named, downstream)
 
 
@@ -456,7 +456,7 @@ def _pack(args: argparse.Namespace) -> int:
 def _other_folders(sources: Sequence[str], by_result: Mapping[str, Path]) -> dict[str, Path]:
     """Score folders that belong to no result, which the verdict reads all the same."""
     there = {path.resolve() for path in by_result.values()}
-    paths = [path for path in folders(sources) if path.resolve() not in there]
+    paths = [path for path in whole_contexts(folders(sources))[0] if path.resolve() not in there]
     return {f"{path.name} ({i})" if path.name in by_result else path.name: path for i, path in enumerate(paths, 1)}
 
 

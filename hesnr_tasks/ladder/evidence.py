@@ -14,7 +14,7 @@ import numpy as np
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.compare import Run, matched, only_selection, read_run
-from hesnr_tasks.analysis.frame import context_for, folders, run_names
+from hesnr_tasks.analysis.frame import context_for, folders, run_names, whole_contexts
 from hesnr_tasks.analysis.learned import LearnedRanker, learned_rankers, learned_table
 from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.bounded_io import read_json
@@ -229,10 +229,10 @@ def judge(
         HesnrError: nothing to compare, or a proxy that does not exist.
     """
     _check_proxies(settings)
-    paths = folders(sources)
+    paths, notes = whole_contexts(folders(sources))
     context, note = context_for(paths, settings.context)
     runs: list[tuple[str, Checkpoint, Run]] = []
-    notes = [note] if note else []
+    notes += [note] if note else []
     for path, checkpoint in zip(paths, checkpoints_of(paths, ladder), strict=True):
         if checkpoint is None:
             notes.append(_not_in(ladder, path.name))

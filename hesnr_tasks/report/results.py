@@ -109,16 +109,30 @@ def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> li
     names = list(map(str, sources))
     paths = list(dict.fromkeys(path for name in names for path in _result_files(Path(name))))
     candidates: dict[tuple[str, str], list[TaskResult]] = {}
+    short_context: list[str] = []
     for path in paths:
         for result in _read_file(path):
-            candidates.setdefault((result.model, result.task), []).append(result)
+            if window := (result.signature or {}).get("window"):  # never beside numbers of whole contexts
+                short_context.append(f"{result.task} in {path.name} (window={window})")
+            else:
+                candidates.setdefault((result.model, result.task), []).append(result)
+    if short_context and not candidates and not optional:
+        raise DataError(
+            f"these are results of short-context passes alone ({', '.join(short_context[:3])}).\n"
+            "What a short context costs: hesnr analyze WHOLE --against SHORT, on the folders of score files of both."
+        )
     if not candidates and not optional:
         raise DataError(
             f"no results of ours, nor of another task of lm-eval, in {', '.join(names)} ({len(paths)} result files). "
             "Make some with: lm_eval --tasks hesnr_swe … --output_path DIR"
         )
     short = short_names({model for model, _ in candidates})
-    return [result._replace(model=short[result.model]) for group in candidates.values() for result in _shown(group)]
+    results = [result._replace(model=short[result.model]) for group in candidates.values() for result in _shown(group)]
+    if short_context and results:
+        listed = ", ".join(short_context[:3]) + (", …" if len(short_context) > 3 else "")
+        remark = f"short-context passes are not shown: {listed}. hesnr analyze WHOLE --against SHORT reads their scores"
+        results[0] = results[0]._replace(remarks=(*results[0].remarks, remark))
+    return results
 
 
 def _shown(results: Sequence[TaskResult]) -> list[TaskResult]:
@@ -360,6 +374,8 @@ def find_score_folders(
             signature = read_run(folder)
         except StoreError as error:
             notes.append(str(error))
+            continue
+        if signature["run"].get("window"):
             continue
         models = [result.model for result in results if result.signature and _same_run(result.signature, signature)]
         for model in models:

@@ -269,6 +269,20 @@ def test_two_folders_of_one_checkpoint_the_larger_is_taken_and_both_are_shown(tm
     assert "of 9 trajectories against" in note
 
 
+def test_a_short_context_pass_never_stands_for_a_checkpoint(tmp_path, capsys):
+    for i, name in enumerate(("c0", "c1")):
+        made.run_of(tmp_path / "a" / name, 9, 400, seed=i, model=f"org/{name}", window=512)
+    code, _, err = run(capsys, "verdict", tmp_path / "a")
+    assert code == 2
+    assert len(err.strip().splitlines()) == 2
+    for i, name in enumerate(("c0", "c1")):
+        made.run_of(tmp_path / "b" / name, 9, 400, seed=i + 2, model=f"org/{name}")
+    yaml = "- {name: c0}\n- {name: c1}\n"
+    both = verdict_of(capsys, tmp_path, yaml)
+    assert "short-context passes are left out: c0 (window 512), c1 (window 512)" in both["notes"]
+    assert both["choices"] == verdict_of(capsys, tmp_path / "b", yaml)["choices"]
+
+
 def test_a_pipeline_fails_on_any_group_and_on_nonsense(tmp_path, capsys):
     for i in range(2):
         made.run_of(tmp_path / f"c{i}", 6, 400, seed=i, quality=0.9 * i, model=f"org/c{i}")

@@ -37,6 +37,17 @@ def test_the_newest_result_of_a_checkpoint_counts(tmp_path):
     assert [row.values["he_snr"][0] for row in read_results([str(tmp_path)])] == [0.9]
 
 
+def test_a_short_context_pass_is_on_no_leaderboard(tmp_path, capsys):
+    result(tmp_path, "a", 0.9, date=3.0, others={}, window=512)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2
+    result(tmp_path, "a", 0.1, date=2.0, others={})
+    assert cli.main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "| a | 0.100 ± 0.010 |" in printed.out
+    assert "short-context passes are not shown: hesnr_swe in results_3.0.json (window=512)" in printed.err
+
+
 @pytest.mark.parametrize("difference", [{"data": "y"}, {"run": {"tokenizer": "t", "weights": "2"}}])
 def test_an_older_result_made_differently_is_named(tmp_path, capsys, difference):
     run = {"tokenizer": "t", "weights": "1"}
