@@ -182,9 +182,6 @@ class _Reading:
 
     def problem(self, problem: Problem) -> None:
         """Count a record, or a place that may not be read, that is bad; raise all of them once there are too many."""
-        if problem.reason == "blank line":
-            self.report.warn("a blank line is passed over", int(problem.text))
-            return
         if self._skip:
             self._skipped(problem)
             return
@@ -238,18 +235,11 @@ class _Reading:
 
     def _session(self, path: str, items: Items) -> Iterator[Record | Problem]:
         """All lines of a file as one record; a half-written last line is only warned about."""
-        values, problems = [], []
-        for record in items:
-            if isinstance(record, Record):
-                values.append(record.value)
-            elif record.reason != "blank line":
-                problems.append((len(values), record))
-        for place, problem in problems:
-            if place == len(values) and problem is problems[-1][1]:
-                self.report.warn(f"a session's last line is cut off and is left out ({problem.where})")
-            else:
-                yield problem
-        yield Record(values, Where(path), False)
+        listed = list(items)
+        if isinstance(listed[-1], Problem):
+            self.report.warn(f"a session's last line is cut off and is left out ({listed.pop().where})")
+        yield from (record for record in listed if isinstance(record, Problem))
+        yield Record([record.value for record in listed if isinstance(record, Record)], Where(path), False)
 
     def _without_prefixes(
         self, items: Items, again: Items, prefix_rank: Callable[[Any], tuple[str, tuple[int, str]] | None]

@@ -15,7 +15,7 @@ from typing import Any
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats.base import Problem, ReadReport, as_list, deep, scalar_text
-from hesnr_tasks.formats.sources import Record, records, source_paths, walk
+from hesnr_tasks.formats.sources import records, source_paths, walk
 
 _TRUE = ("true", "resolved", "success", "c", "pass", "passed", "yes")
 _FALSE = ("false", "unresolved", "fail", "failed", "i", "no")
@@ -79,9 +79,9 @@ def read_outcomes(paths: Sequence[str]) -> dict[str, bool | None]:
     for path in _report_files(paths):
         judged: dict[str, bool | None] = {}
         for record in records(path):
-            if isinstance(record, Problem) and record.reason != "blank line":
+            if isinstance(record, Problem):
                 raise DataError(f"the evaluation report cannot be read: {record}")
-            if isinstance(record, Record) and isinstance(record.value, Mapping):
+            if isinstance(record.value, Mapping):
                 judged.update(_instances(record.value, Path(path)))
         if not judged:
             raise DataError(

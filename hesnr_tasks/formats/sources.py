@@ -257,19 +257,14 @@ def _json_or_lines(where: Where) -> Iterator[Record | Problem]:
         if isinstance(whole, Record) or not any(isinstance(x, bytes) and _decodes(x) for x in sniffed):
             yield whole
             return
-    blank = 0
     for number, line in enumerate(_lines_of(where.path), 1):
         here = Where(where.path, number)
         if isinstance(line, TooLongError):
             yield Problem(here, "too large", str(line))
-        elif not line.strip():
-            blank += 1
-        else:
+        elif line.strip():
             record = _decoded(line, here, is_line=True)
             is_null = isinstance(record, Record) and record.value is None
             yield Problem(here, "invalid JSON", "not a JSON object (null)") if is_null else record
-    if blank:
-        yield Problem(where, "blank line", str(blank))
 
 
 def _lines_of(path: str) -> Iterator[bytes | TooLongError]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from hesnr_tasks.bounded_io import read_json, read_text
 from hesnr_tasks.errors import DataError, nearest
-from hesnr_tasks.formats.base import Problem, Where, deep
+from hesnr_tasks.formats.base import Where, deep
 from hesnr_tasks.formats.outcomes import reports_in, tried_outcomes
 from hesnr_tasks.formats.sources import Record, records
 from hesnr_tasks.passk import AnswerCounts, listed, pass_at_k, pass_at_ks
@@ -149,7 +149,7 @@ def _records(path: str) -> Iterator[Record]:
     for record in records(path):
         if isinstance(record, Record):
             yield record
-        elif isinstance(record, Problem) and record.reason != "blank line":
+        else:
             raise DataError(str(record))
 
 
