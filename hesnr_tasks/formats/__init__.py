@@ -183,16 +183,12 @@ class _Reading:
     def problem(self, problem: Problem) -> None:
         """Count a record, or a place that may not be read, that is bad; raise all of them once there are too many."""
         if self._skip:
-            self._skipped(problem)
+            self.report.skip(problem)
             return
         self.report.read += 1
         self._problems.append(problem)
         if len(self._problems) >= _MAX_PROBLEMS:
             self.close()
-
-    def _skipped(self, problem: Problem) -> None:
-        self.report.read += 1
-        self.report.skip(problem)
 
     def close(self) -> None:
         """Raise the problems of this reading as one `DataError`."""
@@ -252,7 +248,9 @@ class _Reading:
         for record in items:
             ranked = prefix_rank(record.value) if isinstance(record, Record) else None
             if ranked and ranked[1] < last[ranked[0]]:
-                self._skipped(Problem(record.where, "earlier episode", "a later episode of the trial repeats this row"))
+                self.report.skip(
+                    Problem(record.where, "earlier episode", "a later episode of the trial repeats this row")
+                )
             else:
                 yield record
 
@@ -268,7 +266,7 @@ class _Reading:
             supported = ", ".join(format.name for format in FORMATS)
             text = f"no known format: {_shape(record.value)}. Supported: {supported}"
             problem = Problem(record.where, "unknown format", text)
-            (self.problem if was_named or record.is_line else self._skipped)(problem)
+            (self.problem if was_named or record.is_line else self.report.skip)(problem)
             return None
         try:
             trajectory = read_record(format, value, record.where)
@@ -282,7 +280,7 @@ class _Reading:
     def _counted(self, trajectory: Trajectory, where: Where) -> Trajectory | None:
         if not any(message.generated for message in trajectory.messages):
             text = f"trajectory {trajectory.id!r} has no assistant turn: there is nothing to score"
-            self._skipped(Problem(where, "no assistant turn", text))
+            self.report.skip(Problem(where, "no assistant turn", text))
             return None
         self.report.read += 1
         self.report.kept += 1

@@ -87,14 +87,6 @@ def items(record: Any, key: str) -> list[Any]:
     return listed or []
 
 
-def parts_of(content: Any, what: str) -> list[Any]:
-    """The parts of a content: a list as it is, text as one part; anything else is counted as left out."""
-    listed = [content] if isinstance(content, str) else as_list(content)
-    if listed is None:
-        left_out(content, f"{what} is {_type_name(content)}, neither text nor a list")
-    return listed or []
-
-
 def mappings(values: Any, what: str) -> list[Mapping[str, Any]]:
     """The objects of a list; text in what else it holds is counted as left out."""
     listed = as_list(values) or []
@@ -268,6 +260,7 @@ class ReadReport:
 
     def skip(self, problem: Problem) -> None:
         """Count a record that is not kept."""
+        self.read += 1
         skipped = self.skipped.setdefault(problem.reason, Skipped())
         skipped.count += 1
         if len(skipped.examples) < _EXAMPLES:

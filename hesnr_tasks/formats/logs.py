@@ -35,7 +35,6 @@ from hesnr_tasks.formats.base import (
     need_items,
     need_objects,
     openai_calls,
-    parts_of,
     scalar_text,
     string,
     turn_segments,
@@ -118,9 +117,11 @@ def _response_id(line: JsonObject) -> str:
 
 def _parts(line: JsonObject) -> list[Any]:
     message = mapping(line, "message")
-    if "content" not in message:
-        left_out(message, "a message has no content")
-    return parts_of(message.get("content"), "the content of a message")
+    content = message.get("content")
+    listed = [content] if isinstance(content, str) else as_list(content)
+    if listed is None:
+        left_out(content if "content" in message else message, "a message has no content that is text or a list")
+    return listed or []
 
 
 def _add_response(response: Sequence[JsonObject], builder: TrajectoryBuilder) -> None:
