@@ -5,7 +5,8 @@
     python benchmarks/report.py --profile          # also where the time goes
 
 The scores are made up with a fixed seed and written by the store that scoring uses. The command runs in a process of
-its own: first without its cache of sums, then with it; wall clock, CPU of the process and its children, peak memory.
+its own, twice: wall clock, CPU of the process and its children, peak memory. To compare two versions, run both on one
+folder in turns: on a busy machine only the ratio of their CPU time means anything.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def main():
             return
         out = Path(temporary) / "report"
         words = ["report", str(folder), "-o", str(out), "--downstream", str(folder / "downstream.csv")]
-        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(temporary) / "cache"), "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         print(f"{checkpoints} checkpoints × {trajectories} trajectories × {tokens:,} tokens")
         command = [sys.executable, "-m", "hesnr_tasks.cli", *words]
         measure("first", command, environment)

@@ -116,7 +116,8 @@ def report(
         rows = [row for row in table.rows if wide or row["select"] == data.filtered] or table.rows
         notes = [*table.notes, "with -o OUT: intervals, and all sets of tokens, in tables/correlations.csv"]
         table = table._replace(rows=rows, wide=ends, notes=notes)
-        print("\n" + show([table], "text", {}, wide=wide))
+        if rows:  # else the verdict says that there are too few
+            print("\n" + show([table], "text", {}, wide=wide))
     if output:
         save_report(data, output, sort)
     else:

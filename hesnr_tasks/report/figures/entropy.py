@@ -151,7 +151,7 @@ def _draw_histograms(bins: _TableRows, curves: _TableRows, names: Sequence[str],
                 ha="center", weight="bold",
             )  # fmt: skip
         panel.set_xlabel("entropy, nats" if name == names[-1] else "")
-        panel.set_ylabel("density" if population == next(iter(POPULATIONS)) else "")
+        panel.set_ylabel("density, 1/nat" if population == next(iter(POPULATIONS)) else "")
     return canvas
 
 
@@ -203,7 +203,7 @@ def _draw_densities(curves: _TableRows, names: Sequence[str], peaks: Sequence[in
             panel.plot(x, y, label=label(name), linewidth=1.3, **{**series(i), "marker": None})
             highest = max([highest, *(b for a, b in zip(x, y, strict=True) if a > _SPIKE)])
         _mark_logarithms(panel, peaks)
-        panel.set(xlim=(0, max(x)), ylim=(0, 1.15 * highest or None), xlabel="entropy, nats", ylabel="density")
+        panel.set(xlim=(0, max(x)), ylim=(0, 1.15 * highest or None), xlabel="entropy, nats", ylabel="density, 1/nat")
         panel.set_title(_TITLES[population], pad=14)
     handles, texts = panels[0].get_legend_handles_labels()
     canvas.legend(handles, texts, loc="outside lower center", ncols=4)

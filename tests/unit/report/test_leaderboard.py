@@ -165,6 +165,17 @@ def test_numbers_made_differently_have_columns_of_their_own_and_no_common_rank(t
     assert [line.split(" | ")[0] for line in first[2:]] == ["| step2", "| step1"]
 
 
+def test_metrics_of_a_task_of_its_own_are_numbers(tmp_path):
+    saved = result(tmp_path, "a", others={})
+    own = {"tool_entropy,none": 0.75, "tool_entropy_stderr,none": 0.02, "alias": "hesnr_tool_entropy"}
+    saved["results"] = {"hesnr_tool_entropy": own}
+    saved["configs"] = {"hesnr_tool_entropy": saved["configs"]["hesnr_swe"]}
+    next((tmp_path / "a").glob("*.json")).write_text(json.dumps(saved))
+    lines = board(tmp_path).splitlines()
+    assert lines[2] == "| checkpoint | tool\\_entropy | scored |".replace("\\_", "_")
+    assert lines[4].startswith("| a | 0.750 ± 0.020 |")
+
+
 def test_a_group_stands_for_its_tasks(tmp_path):
     others = {"mmlu": {"acc,none": 0.4}, "mmlu_law": {"acc,none": 0.3, "alias": " - law"}}
     saved = result(tmp_path, "a", others=others)
