@@ -131,9 +131,8 @@ def _right_and_wrong(corpora: Sequence[AnswerSet], args: argparse.Namespace) -> 
             name: (problem_means(corpus, name, "wrong"), problem_means(corpus, name, "right"))
             for name in _measures(corpora)
         }
-        for name, (value, p, problems), p_holm in compared(pairs, args.resamples, args.seed):
-            row: dict[str, Any] = {"run": corpus.name, "measure": name, "difference": value}
-            rows.append(row | {"interval": interval(value), "p": p, "p_holm": p_holm, "problems": problems})
+        for name, row in compared(pairs, args.resamples, args.seed):
+            rows.append({"run": corpus.name, "measure": name} | row)
     if any(row["problems"] for row in rows):
         note = "within problems that have both; p_holm: corrected for the number of measures"
         yield Table("right_less_wrong", "Right answers less wrong ones", rows, (note,))
@@ -154,10 +153,9 @@ def _comparison(a: AnswerSet, b: AnswerSet, args: argparse.Namespace, suffix: st
         for outcome, name in itertools.product(OUTCOMES, _measures((a, b)))
     }
     rows = []
-    for key, (value, p, n), p_holm in compared(pairs, args.resamples, args.seed):
+    for key, row in compared(pairs, args.resamples, args.seed):
         name, _, outcome = key.partition("|")
-        row: dict[str, Any] = {"run": b.name, "measure": name, "answers": outcome, "difference": value}
-        rows.append(row | {"interval": interval(value), "p": p, "p_holm": p_holm, "problems": n})
+        rows.append({"run": b.name, "measure": name, "answers": outcome} | row)
     notes.append(f"p_holm: corrected for all {len(rows)} comparisons of this table")
     yield Table(f"difference{suffix}", f"{b.name} less {a.name}, {len(shared)} problems, paired", rows, notes)
     yield from _matched(a, b, args, suffix)

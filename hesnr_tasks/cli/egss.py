@@ -38,10 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("runs", nargs="+", metavar="RUN", help="folder of mini-extra swebench; A+B+C: one answer chosen of three")
     add("--resolved", nargs="+", type=Path, metavar="FILE", help="evaluation reports, one a RUN in the same order")
     add("--reference", metavar="METHOD", help="what others are compared with (default: plain, else the first)")
-    add("--at", nargs="+", type=int, metavar="N", help="runs of the reference (default: as many as it has)")
     add("--cached-price", type=float, default=PRICE, help=f"of a cached prompt token (default: {PRICE})")
     add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap over tasks (default: {RESAMPLES})")
-    add("--bootstrap-seed", type=int, default=SEED, help=f"default: {SEED}")
     add_format(report)
     report.set_defaults(egss=_report)
     calibration = commands.add_parser("calibrate", help="the estimates of finished runs, for quantile gates")
@@ -81,7 +79,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    check_resamples(args.resamples, args.bootstrap_seed)
+    check_resamples(args.resamples, SEED)
     if not 0 <= args.cached_price <= 1:
         raise SettingsError(f"--cached-price is {args.cached_price:g}; it is a share of a prompt token's price: 0 to 1")
     records, instances, notes = _records(args.runs, args.resolved or [])
@@ -90,19 +88,16 @@ def _report(args: argparse.Namespace) -> int:
         hint = nearest(args.reference, methods)
         raise SettingsError(f"--reference {args.reference!r} is none of {', '.join(methods)}.{hint}")
     reference = args.reference or ("plain" if "plain" in methods else next(iter(methods)))
-    for n in args.at or ():
-        if n not in methods[reference].runs:
-            counts = ", ".join(map(str, methods[reference].runs))
-            raise SettingsError(f"--at {n}: {reference!r} was run with {counts} run(s).")
     if left_out:
         names = ", ".join(printable(task) for task in left_out[:5])
         notes.append(f"{len(left_out)} task(s) are not in every run with outcome and cost, and left out: {names}")
     controls = [name for name in methods if name.startswith(("gate random", "gate edit"))]
-    options = (args.resamples, args.bootstrap_seed)
-    tables = [curve_table(methods, *options, notes=notes)]
-    tables += [savings_table(methods, name, n, *options) for name in dict.fromkeys([reference, *controls])
-               for n in args.at or methods[reference].runs if len(methods) > 1 and n in methods[name].runs]  # fmt: skip
-    tables += [paired_table(methods, reference, *options), kinds_table(instances)]
+    tables = [curve_table(methods, args.resamples, notes)]
+    if len(methods) > 1:
+        for name in dict.fromkeys([reference, *controls]):
+            both = [n for n in methods[reference].runs if n in methods[name].runs]
+            tables += [savings_table(methods, name, n, args.resamples) for n in both]
+    tables += [paired_table(methods, reference, args.resamples), kinds_table(instances)]
     about = {"hesnr_tasks": __version__, "reference": reference, "cached_price": args.cached_price}
     filled, about = [table for table in tables if table.rows], {**about, "resamples": args.resamples}
     print(show(filled, args.format, about, wide=args.wide))

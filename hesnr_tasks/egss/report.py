@@ -25,7 +25,7 @@ from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.egss.gates import Estimator
 from hesnr_tasks.egss.ledger import KINDS, Ledger, Spent, spent_of
-from hesnr_tasks.errors import DataError, SettingsError, printable
+from hesnr_tasks.errors import DataError, printable
 from hesnr_tasks.formats.base import deep
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, resample_counts, standard_error
 
@@ -84,12 +84,12 @@ def curves(records: Sequence[TaskCost], price: float = PRICE) -> tuple[dict[str,
     return methods, sorted(every - set(tasks))
 
 
-def mean_over_tasks(values: FloatArray, resamples: int, seed: int) -> Estimate:
+def mean_over_tasks(values: FloatArray, resamples: int) -> Estimate:
     """The mean over tasks (T,), with its bootstrap standard error and 95 % interval of percentiles."""
-    return paired_ratio(np.ones_like(values), values, resamples, seed)
+    return paired_ratio(np.ones_like(values), values, resamples)
 
 
-def paired_ratio(a: FloatArray, b: FloatArray, resamples: int, seed: int) -> Estimate:
+def paired_ratio(a: FloatArray, b: FloatArray, resamples: int, seed: int = SEED) -> Estimate:
     """mean(b) / mean(a) over the same tasks (T,), with bootstrap standard error and 95 % interval of percentiles."""
     counts = resample_counts(len(a), resamples, seed).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -97,17 +97,15 @@ def paired_ratio(a: FloatArray, b: FloatArray, resamples: int, seed: int) -> Est
 
 
 def at_equal_rate(
-    method: Curve, reference: Curve, target: Curve, runs: int, resamples: int = RESAMPLES, seed: int = SEED
+    method: Curve, reference: Curve, target: Curve, runs: int, resamples: int = RESAMPLES
 ) -> list[Estimate]:
     """Costs of `method` over costs of `reference` at the resolve rate of `target` with `runs` runs, by currency.
 
     Value, bootstrap standard error (NaN where infinite values occur) and 95 % interval; NaN where costs are not
     stated.
     """
-    if runs not in target.runs:
-        raise SettingsError(f"{target.method!r} was not run with {runs} runs; it was with {target.runs}.")
     n = len(method.tasks)
-    weights = np.vstack([np.full(n, 1 / n), resample_counts(n, resamples, seed) / n])  # the first row: the value itself
+    weights = np.vstack([np.full(n, 1 / n), resample_counts(n, resamples, SEED) / n])  # the first row: the value itself
     rate = weights @ target.resolved[:, target.runs.index(runs)]
     ratios = []
     for currency in range(len(CURRENCIES)):
@@ -221,17 +219,15 @@ def _method(config: Mapping[str, Any]) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def curve_table(
-    methods: Mapping[str, Curve], resamples: int = RESAMPLES, seed: int = SEED, notes: Sequence[str] = ()
-) -> Table:
+def curve_table(methods: Mapping[str, Curve], resamples: int = RESAMPLES, notes: Sequence[str] = ()) -> Table:
     """Every point of every curve: resolve rate and costs, mean over tasks."""
     rows: list[dict[str, Any]] = []
     for curve in methods.values():
         for i, runs in enumerate(curve.runs):
             row: dict[str, Any] = {"method": curve.method, "runs": runs, "tasks": len(curve.tasks)}
-            row["resolved"] = mean_over_tasks(curve.resolved[:, i], resamples, seed)
+            row["resolved"] = mean_over_tasks(curve.resolved[:, i], resamples)
             for c, currency in enumerate(CURRENCIES):
-                mean = mean_over_tasks(curve.costs[:, i, c], resamples, seed)
+                mean = mean_over_tasks(curve.costs[:, i, c], resamples)
                 if currency != "money":  # whole tokens
                     mean = Estimate(*(float(round(part)) if math.isfinite(part) else part for part in mean))
                 row[currency] = mean
@@ -244,11 +240,11 @@ def curve_table(
     return Table("curves", "Cost curves", rows, (*about, *notes))
 
 
-def savings_table(methods: Mapping[str, Curve], reference: str, runs: int, resamples: int, seed: int) -> Table:
+def savings_table(methods: Mapping[str, Curve], reference: str, runs: int, resamples: int) -> Table:
     """Costs of every other method over those of the reference, at the resolve rate that it reaches with `runs` runs."""
     target = methods[reference]
     rows = [
-        {"method": curve.method, **spans(at_equal_rate(curve, target, target, runs, resamples, seed))}
+        {"method": curve.method, **spans(at_equal_rate(curve, target, target, runs, resamples))}
         for curve in methods.values()
         if curve.method != reference
     ]
@@ -261,15 +257,15 @@ def savings_table(methods: Mapping[str, Curve], reference: str, runs: int, resam
     return Table(f"savings_at_{runs}_of_{reference}", title, rows, notes)
 
 
-def paired_table(methods: Mapping[str, Curve], reference: str, resamples: int, seed: int) -> Table:
+def paired_table(methods: Mapping[str, Curve], reference: str, resamples: int) -> Table:
     """What each method resolves more than the reference with as many runs, and the ratios of what they cost."""
     base, rows = methods[reference], []
     for curve in methods.values():
         for runs in (n for n in curve.runs if n in base.runs and curve.method != reference):
             i, j = curve.runs.index(runs), base.runs.index(runs)
-            gain = mean_over_tasks(curve.resolved[:, i] - base.resolved[:, j], resamples, seed)
+            gain = mean_over_tasks(curve.resolved[:, i] - base.resolved[:, j], resamples)
             costs = zip(base.costs[:, j].T, curve.costs[:, i].T, strict=True)
-            ratios = spans([paired_ratio(before, after, resamples, seed) for before, after in costs])
+            ratios = spans([paired_ratio(before, after, resamples) for before, after in costs])
             rows.append({"method": curve.method, "runs": runs, "resolved_more": _span(gain, sign=True), **ratios})
     title = f"As many runs as {printable(reference)}: difference of resolve rates, ratio of costs"
     return Table("paired", title, rows, ("[95 % interval, tasks resampled]",))

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -204,16 +204,10 @@ def mean_of(means: Iterable[float], resamples: int, seed: int) -> Estimate:
     return Estimate(*(float(column[0]) for column in columns))
 
 
-class PairedDifference(NamedTuple):
-    """`b` less `a` over the problems both have. `p` is NaN where there is no interval."""
-
-    value: Estimate
-    p: float
-    problems: int
-
-
-def difference_of(a: Mapping[str, float], b: Mapping[str, float], resamples: int, seed: int) -> PairedDifference:
-    """The mean over the problems that both have of `b` less `a`, paired.
+def difference_of(
+    a: Mapping[str, float], b: Mapping[str, float], resamples: int, seed: int
+) -> tuple[Estimate, float, int]:
+    """The mean over the problems that both have of `b` less `a`, paired; its p-value; the number of problems.
 
     The value alone for fewer than `FEWEST_CLUSTERS` problems, or where all differ by the same amount.
     """
@@ -221,19 +215,21 @@ def difference_of(a: Mapping[str, float], b: Mapping[str, float], resamples: int
     left, right = (np.array([side[problem] for problem in shared]) for side in (a, b))
     if len(shared) < FEWEST_CLUSTERS or np.ptp(right - left) == 0:
         mean = math.fsum(right - left) / len(shared) if shared else math.nan
-        return PairedDifference(Estimate(mean), math.nan, len(shared))
+        return Estimate(mean), math.nan, len(shared)
     ones = np.ones(len(shared))
     test = paired((left, ones), (right, ones), resamples=resamples, seed=seed)
-    return PairedDifference(Estimate(test.value, test.stderr, test.ci_low, test.ci_high), test.p, len(shared))
+    return Estimate(test.value, test.stderr, test.ci_low, test.ci_high), test.p, len(shared)
 
 
 def compared(
     pairs: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]], resamples: int, seed: int
-) -> Iterator[tuple[str, PairedDifference, float]]:
-    """Name, paired difference, and its p-value corrected by Holm's method over all pairs of means by problem."""
-    rows = {name: difference_of(a, b, resamples, seed) for name, (a, b) in pairs.items()}
-    corrected = holm({name: difference.p for name, difference in rows.items()})
-    yield from ((name, difference, corrected[name]) for name, difference in rows.items())
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and row of a table of each pair of means by problem; p-values are corrected by Holm's method over all."""
+    tests = {name: difference_of(a, b, resamples, seed) for name, (a, b) in pairs.items()}
+    corrected = holm({name: p for name, (_, p, _) in tests.items()})
+    for name, (value, p, n) in tests.items():
+        row = {"difference": value, "interval": interval(value), "p": p, "p_holm": corrected[name], "problems": n}
+        yield name, row
 
 
 # --- Pass@K at matched length -----------------------------------------------------------------------------------------
@@ -272,7 +268,7 @@ def matched_passk(a: AnswerSet, b: AnswerSet, ks: Sequence[int], resamples: int,
         usable = [problem for problem in shared if sum(kept[problem].values()) >= k]
         raw = [{problem: _raw_pass(side[problem], k) for problem in usable} for side in sides]
         matched = [{problem: _matched_pass(side[problem], kept[problem], k) for problem in usable} for side in sides]
-        all_of = difference_of(raw[0], raw[1], resamples, seed).value
+        all_of, _, _ = difference_of(raw[0], raw[1], resamples, seed)
         alike, p, _ = difference_of(matched[0], matched[1], resamples, seed)
         answers = sum(n for side in sides for problem in usable for n, _, _ in side[problem].values())
         pairs = sum(sum(kept[problem].values()) for problem in usable)

@@ -110,6 +110,14 @@ def shape(
     return Shaped(shaped, bonus, relative, counted, counted & (uncapped >= limit))
 
 
+def version_of(package: str) -> str | None:
+    """The version of a package; None: it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def check_strength(alpha: float, kappa: float) -> None:
     """Raise `SettingsError` unless `alpha` is a finite number >= 0 and `kappa` > 1."""
     if not 0 <= alpha < math.inf:
@@ -197,10 +205,7 @@ class EntropyShapedPPOLoss:
     ) -> None:
         check_strength(alpha, kappa)
         if ppo_loss is None or pad is None:
-            try:
-                check_verl(version("verl"))
-            except PackageNotFoundError:
-                check_verl(None)
+            check_verl(version_of("verl"))
             ppo_loss = ppo_loss or import_module("verl.workers.utils.losses").ppo_loss
             pad = pad or import_module("verl.workers.utils.padding").no_padding_2_padding
         self.alpha, self.kappa = alpha, kappa

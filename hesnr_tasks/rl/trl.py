@@ -8,7 +8,6 @@ watched while it runs: training stops in the first step if the order is ever ano
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.rl.advantage import ALPHA_GRPO, KAPPA, Shaped, check_strength, shape
+from hesnr_tasks.rl.advantage import ALPHA_GRPO, KAPPA, Shaped, check_strength, shape, version_of
 
 LOSS_TYPES = ("bnpo", "cispo", "dapo", "dr_grpo", "grpo", "sapo", "vespo")
 OLDEST = "0.29.1"  # this version and 1.0, 1.8 and 1.16 were read: entropies first, then advantages
@@ -36,10 +35,7 @@ def check_version(installed: str | None) -> None:
         )
 
 
-try:
-    check_version(version("trl"))
-except PackageNotFoundError:
-    check_version(None)
+check_version(version_of("trl"))
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402  (a version that does not fit may fail to import)
 
 if TYPE_CHECKING:
@@ -188,6 +184,6 @@ class EntropyShapedGRPOTrainer(EntropyShapedGRPOMixin, GRPOTrainer):
 
 def _moved(what: str) -> SettingsError:
     return SettingsError(
-        f"TRL {version('trl')} (or a subclass between it and the mixin) {what}, so the advantages cannot be shaped. "
+        f"TRL {version_of('trl')} (or a subclass between it and the mixin) {what}, so the advantages cannot be shaped. "
         f"Install TRL {OLDEST} … 1.16, or train with the plain GRPOTrainer."
     )
