@@ -124,4 +124,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks.machine import watched
+
+    with watched():
+        main()

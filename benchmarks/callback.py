@@ -131,4 +131,7 @@ def show(args, plain, watched):
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks.machine import watched
+
+    with watched():
+        main()

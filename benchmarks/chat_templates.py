@@ -211,4 +211,7 @@ def main(source: str, *templates: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from benchmarks.machine import watched
+
+    with watched():
+        main(*sys.argv[1:])

@@ -38,7 +38,7 @@ from pygments.token import Comment, String
 from pygments.util import ClassNotFound
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [os.environ.get("HESNR_TREE", str(ROOT))]
+sys.path[:0] = [os.environ.get("HESNR_TREE", str(ROOT)), str(ROOT)]
 
 from hesnr_tasks.filters import char_codes  # noqa: E402
 from hesnr_tasks.filters.languages import by_file_name, comments_of  # noqa: E402
@@ -326,4 +326,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks.machine import watched
+
+    with watched():
+        main()

@@ -55,4 +55,7 @@ def run(plan: list[Path], seed: int) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from benchmarks.machine import watched
+
+    with watched():
+        raise SystemExit(main())

@@ -24,7 +24,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [os.environ.get("HESNR_TREE", str(ROOT))]
+sys.path[:0] = [os.environ.get("HESNR_TREE", str(ROOT)), str(ROOT)]
+
+from benchmarks.machine import busy, watched  # noqa: E402
 
 TASKS = ("hesnr_swe", "hesnr_swe_thought", "hesnr_tool_entropy")
 MOST_SECONDS = 3600  # of one run
@@ -107,12 +109,6 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def busy() -> float:
-    """Seconds that all processors of the machine worked so far, for anybody."""
-    times = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    return (sum(times) - times[3] - times[4]) / os.sysconf("SC_CLK_TCK")
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,4 +154,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with watched():
+        main()

@@ -83,4 +83,7 @@ def main(rounds):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    from benchmarks.machine import watched
+
+    with watched():
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)

@@ -9,8 +9,9 @@ model with random weights, in five ways:
 * `full`: all logits, log-softmax, then select.
 * `vllm`: our vLLM backend on vLLM's CPU build, where `make vllm` (or HESNR_VLLM_PYTHON) has made one.
 
-Every run is a process of its own, so that memory is its own; ways take turns, and the median is told. Then the time
-and memory of long texts, and of many texts that share a prefix.
+Every run is a process of its own, so that memory is its own; ways take turns, and the median is told, beside the
+largest share of the machine that other programs took. Then the time and memory of many texts that share a prefix, and
+of long texts. All of it takes ten minutes, or `--minutes`: repetitions and the longest texts come only if time is left.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import busy, own_time, watched
+
 TOKENS, WANTED, TURNS, K = 22_773, 5_303, 37, 10
 MODELS = {
     "small": {"vocab_size": 8_192, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4},
@@ -40,6 +43,7 @@ WAYS = ("bare", "ours", "lm-eval", "full", "vllm")
 LONG = (8, 16, 32, 64, 128)
 DISTURBED = 0.05  # share of the machine that other programs may take during a run
 TRIES = 6
+MINUTES, STARTED = 10.0, time.monotonic()
 LIMIT_GB = 16  # no run may take more, so that the machine stays usable
 
 
@@ -228,34 +232,32 @@ def prefixes(model, *, shared: bool):
 # --- the tables -----------------------------------------------------------------------------------------------------
 
 
+def time_left() -> float:
+    """Seconds until the time that `--minutes` allows is over."""
+    return STARTED + 60 * MINUTES - time.monotonic()
+
+
 def spawn(*arguments) -> dict:
-    """One run; what it printed last. A run that other programs disturbed is done again."""
+    """One run, with the share of the machine that others took; one they disturbed is done again, if time is left."""
+    result: dict = {}
     for _ in range(TRIES):
         wait_for_quiet()
         before, own = busy(), own_time()
         start = time.perf_counter()
-        result = once(*arguments)
+        run = once(*arguments)
         others = (busy() - before) - (own_time() - own)
-        if "failed" in result or others < DISTURBED * (time.perf_counter() - start) * os.cpu_count():
+        run["others"] = max(0.0, others) / (time.perf_counter() - start) / os.cpu_count()
+        if not result or "failed" in result or run["others"] < result["others"]:
+            result = run
+        if "failed" in run or run["others"] < DISTURBED or time_left() < 3 * (time.perf_counter() - start):
             return result
         print("disturbed,", end=" ", file=sys.stderr, flush=True)
     return result
 
 
-def busy() -> float:
-    """Seconds of processor time all programs have had."""
-    ticks = [int(tick) for tick in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
-    return (sum(ticks[:3]) + sum(ticks[5:7])) / os.sysconf("SC_CLK_TCK")
-
-
-def own_time() -> float:
-    """Seconds of processor time this program and its finished runs have had."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-
-
-def wait_for_quiet(longest=1200) -> None:
-    """Until other programs have taken less than 5 % of the machine for two seconds."""
-    for _ in range(longest // 2):
+def wait_for_quiet() -> None:
+    """Until other programs have taken less than 5 % of the machine for two seconds; a tenth of the time at most."""
+    for _ in range(int(min(3 * MINUTES, time_left() / 2) / 2)):
         before, own = busy(), own_time()
         time.sleep(2)
         if (busy() - before) - (own_time() - own) < DISTURBED * 2 * os.cpu_count():
@@ -287,7 +289,7 @@ def medians(runs: list[dict]) -> dict:
     """Of the runs of one way."""
     if any("failed" in run for run in runs):
         return runs[0]
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    return {key: (max if key == "others" else statistics.median)(run[key] for run in runs) for key in runs[0]}
 
 
 def interleaved(cases: list[tuple], repeats: int) -> dict[tuple, dict]:
@@ -296,7 +298,7 @@ def interleaved(cases: list[tuple], repeats: int) -> dict[tuple, dict]:
     for turn in range(repeats):
         for case, done in runs.items():
             slow = case[0] in ("lm-eval", "vllm") or any("failed" in run for run in done)
-            if turn == 0 or not slow:
+            if turn == 0 or not (slow or time_left() < 0):
                 done.append(spawn(*case))
                 print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -310,27 +312,34 @@ def row(*cells) -> str:
 
 def table_of_ways(names, repeats):
     """The ways on the same trajectory."""
-    yield row("model", "way", "seconds", "of bare", "peak memory over the model, MB")
-    yield row("---", "---", "---:", "---:", "---:")
+    yield row("model", "way", "seconds", "of bare", "peak memory over the model, MB", "others")
+    yield row("---", "---", "---:", "---:", "---:", "---:")
     for name in names:
         results = interleaved([(variant, name, TOKENS) for variant in WAYS], repeats)
         limit = results["bare", name, TOKENS]
         for (variant, _, _), run in results.items():
             if "failed" in run:
-                yield row(name, variant, "–", "–", run["failed"])
+                yield row(name, variant, "–", "–", run["failed"], "")
             else:
                 ratio = f"{run['seconds'] / limit['seconds']:.2f}"
-                yield row(name, variant, f"{run['seconds']:.2f}", ratio, f"{run['megabytes']:.0f}")
+                others = f"{run['others']:.0%}"
+                yield row(name, variant, f"{run['seconds']:.2f}", ratio, f"{run['megabytes']:.0f}", others)
 
 
 def table_of_lengths(name, repeats):
     """Ours on texts of up to 128 K tokens; the cache of 4 layers is 8 KB a token."""
     yield row("tokens", "seconds", "bare, seconds", "peak memory over the model, MB", "bare, MB")
     yield row("---:", "---:", "---:", "---:", "---:")
+    took = 0.0
     for thousand in LONG:
+        if time_left() < 5 * took:  # attention is quadratic
+            yield row(f"{thousand} K", *[f"not run within {MINUTES:g} minutes"] * 4)
+            continue
+        start = time.perf_counter()
         some = repeats if thousand < 32 else 1
         results = interleaved([(variant, name, thousand * 1024) for variant in ("ours", "bare")], some)
         run, limit = results.values()
+        took = time.perf_counter() - start
         yield row(
             f"{thousand} K", f"{run['seconds']:.1f}", f"{limit['seconds']:.1f}", f"{run['megabytes']:.0f}",
             f"{limit['megabytes']:.0f}",
@@ -355,14 +364,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=["ways", "lengths", "prefixes"])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--minutes", type=float, default=10, help="repeat and wait no longer; leave out longer texts")
     settings = parser.parse_args()
     if settings.child:
         child(settings.child[0], settings.child[1], int(settings.child[2]))
         return
+    global MINUTES
+    MINUTES = settings.minutes
     tables = {
         "ways": lambda: table_of_ways(settings.models, settings.repeats),
-        "lengths": lambda: table_of_lengths("small", settings.repeats),
         "prefixes": lambda: table_of_prefixes("small", settings.repeats),
+        "lengths": lambda: table_of_lengths("small", settings.repeats),
     }
     for name, table in tables.items():
         if settings.only in (None, name):
@@ -372,4 +384,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with watched():
+        main()
