@@ -239,30 +239,22 @@ def decision_words(action: str, arguments: int = 0) -> list[CharSpan]:
             stop = call.parameters[0].value_start if call.parameters and call.form == "function" else call.end
             start = action.find(call.name, call.start, stop)
             name = [(start, start + len(call.name))] if start >= 0 else []
-        verbs, acts = _verbs(call, action, arguments)
+        if _is_shell(call):
+            script = _script(call)
+            verbs, acts = _command_words(script.view(action), arguments) if script else ([], False)
+        else:  # the first words of its first parameters
+            views = [parameter.view(action) for parameter in call.parameters]
+            firsts = [(view, match) for view in views if (match := re.search(r"\S+", view.text))]
+            verbs = [(view.offsets[m.start()], view.offsets[m.end()]) for view, m in firsts[: arguments + 1]]
+            acts = True
         words = words or [*name, *verbs]
         if acts:
             return [*name, *verbs]
     return words
 
 
-def _verbs(call: Call, action: str, arguments: int) -> tuple[list[CharSpan], bool]:
-    """The first words of what a call is to do, and whether that is more than preparation."""
-    if _is_shell(call):
-        script = _script(call)
-        return _command_words(script.view(action), arguments) if script else ([], False)
-    spans: list[CharSpan] = []
-    for parameter in call.parameters:
-        view = parameter.view(action)
-        if match := re.search(r"\S+", view.text):
-            spans.append((view.offsets[match.start()], view.offsets[match.end()]))
-        if len(spans) > arguments:
-            break
-    return spans, True
-
-
 def _command_words(view: View, arguments: int) -> tuple[list[CharSpan], bool]:
-    """Of the first command that does something, else of the first command."""
+    """The words of the first command that does more than preparation, else of the first; and whether one does."""
     first: list[CharSpan] = []
     for simple in simple_commands(view.text):
         start = program(simple.words)

@@ -80,18 +80,16 @@ def view_of(
 class Totals:
     """Counts of a turn or of a whole trajectory. Tokens are None when no tokenizer was given."""
 
-    characters: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
+    characters: Counter[Kind] = field(default_factory=Counter)
     kept: int = 0  # action characters that no filter drops
-    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FILTERS, 0))  # a character may be in several
+    dropped: Counter[str] = field(default_factory=Counter)  # by filters, of which several may drop a character
     tokens: int | None = None
     counted: int | None = None  # tokens that cover a kept character
 
     def add(self, other: Totals) -> None:
         """Add the counts of `other` to these."""
-        for kind, count in other.characters.items():
-            self.characters[kind] += count
-        for name, count in other.dropped.items():
-            self.dropped[name] += count
+        self.characters += other.characters
+        self.dropped += other.dropped
         self.kept += other.kept
         if other.tokens is not None and other.counted is not None:
             self.tokens = (self.tokens or 0) + other.tokens

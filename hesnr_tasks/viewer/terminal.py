@@ -48,6 +48,7 @@ _FILTER_SGR = ("2;9;37", "2;9;35", "2;9;31", "2;9;34", "2;9;36")
 _BARS = dict(zip(Kind, "┊│╎┃ ", strict=True))
 _ASCII_BARS = dict(zip(Kind, ":|!# ", strict=True))
 _FOLDED = (Kind.CONTEXT, Kind.OBSERVATION)
+_COUNTED = (Kind.CONTEXT, Kind.OBSERVATION, Kind.THOUGHT, Kind.ACTION)
 _LONG, _HEAD, _TAIL = 60, 30, 10  # of more than 60 lines, the first 30 and the last 10
 _GUTTER = 14  # columns before the text
 
@@ -82,7 +83,7 @@ def total_lines(name: str, turns: Sequence[Totals], style: Style) -> Iterator[st
     for turn in turns:
         total.add(turn)
     yield _sgr(f"{name}: {_counts(total)}", "1", style)
-    dropped = ", ".join(f"{name} {count:,}" for name, count in total.dropped.items())
+    dropped = ", ".join(f"{name} {total.dropped[name]:,}" for name in FILTERS)
     yield f"dropped from actions: {dropped} (a character may be dropped by several)"
 
 
@@ -112,9 +113,7 @@ def _heading(view: TrajectoryView, style: Style) -> Iterator[str]:
 
 
 def _counts(turn: Totals) -> str:
-    parts = [
-        f"{kind.value} {count:,}" for kind, count in turn.characters.items() if count and kind is not Kind.SCAFFOLD
-    ]
+    parts = [f"{kind.value} {turn.characters[kind]:,}" for kind in _COUNTED if turn.characters[kind]]
     if action := turn.characters[Kind.ACTION]:
         parts.append(f"kept {turn.kept:,} of action ({100 * turn.kept / action:.0f} %)")
     if turn.tokens is not None:
