@@ -161,8 +161,12 @@ class CheckpointSummary:
             if len(set(keys)) < len(keys) or len(set(sets)) < len(sets):
                 raise ValueError("a trajectory or a set of tokens is there twice")
             signature, ids = dict(document["signature"]), tuple(key[:12] for key in keys)
-            if not isinstance(signature["run"], dict) or not isinstance(signature["filters"], list):
+            filters = signature["filters"]
+            if not isinstance(signature["run"], dict) or not all(isinstance(name, str) for name in [*filters]):
                 raise ValueError("the signature has no run or no filters")
+            needed = {column for name in names_of() for column in METRICS[name].columns}
+            if sets and not needed <= {*names}:
+                raise ValueError(f"there are no sums of {', '.join(sorted(needed - {*names}))}")
             failures = {int(i) for i in document["unresolved"]}
             failed = tuple(i in failures for i in range(len(keys)))
             columns = arrays["multiplicity"], arrays["n_truncated"], arrays["sums"]

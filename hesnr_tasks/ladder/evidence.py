@@ -286,7 +286,7 @@ def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSe
                 "the score files"
             )
         run = replace(summary.runs[select], name=checkpoint.name)
-        absent = [name for name in settings.names if METRICS[name].numerator not in run.sums.names]
+        absent = [name for name in settings.names if not METRICS[name].columns <= {*run.sums.names}]
         if absent:
             raise SettingsError(
                 f"the pack, of hesnr-tasks {pack.version}, has no sums of {', '.join(absent)}; leave them out, or have "

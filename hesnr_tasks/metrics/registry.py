@@ -141,6 +141,11 @@ class Metric:
         return None if self.better is None else self.better == "up"
 
     @property
+    def columns(self) -> set[str]:
+        """The columns of `TrajectorySums` that it needs, that of its number of tokens included."""
+        return {self.numerator, self.denominator or self.numerator, _COUNTS[self.over[1]]}
+
+    @property
     def exponentiate(self) -> bool:
         """Whether the value is exp of the ratio."""
         return self.scale is Scale.EXP
