@@ -93,10 +93,9 @@ def pair_table(
             part, remarks = _against(subject, other, others, question, context, run, common=common)
             rows += part
             notes += remarks
-    about = (
-        "low, high: 95 % interval, by cluster bootstrap over trajectories; over: tokens that the metric is over",
-        f"key tokens: loss falls by more than {ALPHA:g} nats with the text beyond the window, to less than {BETA:g}",
-    )
+    about = ["interval: 95 %, by cluster bootstrap over trajectories; over: tokens that the metric is over"]
+    if any(row["metric"] in _OF_KEYS for row in rows):
+        about.append(f"key tokens: all context lowers their loss by more than {ALPHA:g} nats, to less than {BETA:g}")
     return Table(
         "pairs", "Against other scores of the same texts", rows, (*about, *dict.fromkeys(notes)), wide=("window",)
     )
@@ -195,10 +194,8 @@ def _against(
         multiplicity = base.multiplicity(chosen.mask)[[i for i, _ in pairs]]
         multiplicity = multiplicity * beside.included(chosen.mask)[[j for _, j in pairs]]
         for name, estimate, count in _estimates(tokens, cell, multiplicity, names, k, epsilon, question):
-            row = {**about, "against": other.name, "as": role, "metric": name, "value": estimate}
-            rows.append(
-                {**row, "low": estimate.ci_low, "high": estimate.ci_high, "over": count, "window": other.window}
-            )
+            row = {**about, "against": other.name, "as": role, "window": other.window, "metric": name}
+            rows.append({**row, "value": estimate, "interval": estimate.interval, "over": count})
     return rows, notes
 
 

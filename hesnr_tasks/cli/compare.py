@@ -57,6 +57,8 @@ def compare(args: argparse.Namespace) -> str:
         raise SettingsError("--power must be at least 0.5 and below 1")
     ranked = [name for name in names_of("all") if METRICS[name].denominator]
     for name in args.metrics:
+        if name in METRICS and METRICS[name].suite == "pairs":
+            raise SettingsError(f"--metrics {name} needs other scores of the same texts: hesnr analyze A --against B")
         if name not in ranked:
             raise SettingsError(f"--metrics {name!r} must be one of {', '.join(ranked)}.{nearest(name, ranked)}")
     k = 10 if args.k is None else args.k

@@ -62,7 +62,10 @@ _BENEFIT: dict[str, Any] = {"needs": ("short_logprob", "hidden"), "own_denominat
 
 @metric("context_benefit", better="up", unit="nats", title="context benefit ↑", source=CONTEXT, **_BENEFIT)
 def _context_benefit(tokens: TokenColumns) -> Any:
-    """Mean loss with the window less loss with all context, of the tokens from which the window hides something."""
+    """Mean loss with the window less loss with all context, of the tokens from which the window hides something.
+
+    `hesnr analyze --against` shows the median beside it (`context_benefit_median`): a few tokens can make the mean.
+    """
     return _benefit(tokens)
 
 

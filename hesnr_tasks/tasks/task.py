@@ -365,10 +365,13 @@ class HesnrTask(Task):
         follow = (
             f"hesnr report {output}" if output else "the same with --output_path results/, then hesnr report results/"
         )
+        if self.settings.window is not None:  # which `hesnr report` leaves out
+            follow = "hesnr analyze WHOLE --against SHORT, the score files of all context and of this window"
         number = Estimate(self._headline, math.nan if isinstance(error, str) else error)
         value = number.text if self._headline == self._headline else "N/A"
         name = f"{self.config.task} of {checkpoint_name(self._run)}"
-        return f"{name}: he_snr {value}, {self._share} of {where}. Next: {follow}"
+        window = "" if self.settings.window is None else f" with a window of {self.settings.window}"
+        return f"{name}{window}: he_snr {value}, {self._share} of {where}. Next: {follow}"
 
     def _warn_last(self, scored: int, wanted: int, items: list[Item]) -> None:
         """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""
