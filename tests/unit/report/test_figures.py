@@ -95,6 +95,18 @@ def test_figure_7_counts_steps_from_the_last_checkpoint_before_the_extension(dat
     assert all(math.isnan(part) for part in rows[0]["he_tokens"][1:])  # a count has neither error nor interval
 
 
+def test_every_extension_of_every_family_has_its_own_step_0():
+    from hesnr_tasks.ladder.schema import Checkpoint
+
+    ladder = [
+        Checkpoint(f"{family}{step}", family=family, step=step, context=context)
+        for family, contexts in (("a", (2, 2, 8, 8, 32)), ("b", (2, 8)), ("c", (2, 2)))
+        for step, context in enumerate(contexts)
+    ]
+    parts = [(stage[first - 1].name, [c.name for c in stage]) for first, stage in metrics_figures._extensions(ladder)]
+    assert parts == [("a1", ["a0", "a1", "a2", "a3"]), ("a3", ["a2", "a3", "a4"]), ("b0", ["b0", "b1"])]
+
+
 def test_steps_that_begin_anew_are_counted_as_they_are():
     ladder = training_order(map(parse_name, ["step500-32k", "step2000-32k", "step10-128k", "step100-128k"]))
     assert list(metrics_figures._steps_since(ladder, ladder[1]).values()) == [-1500, 0, 10, 100]
