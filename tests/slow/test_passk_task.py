@@ -91,13 +91,14 @@ def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, 
     saved = json.loads(results.read_text())["results"]["even"]
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    (points,) = command.examine(parser.parse_args([str(out)])).curves.values()
-    assert [point.k for point in points] == [1, 2, 4]
-    for point in points:
-        assert point.value == pytest.approx(saved[f"pass@{point.k},none"], rel=1e-12)
-        assert point.stderr == pytest.approx(saved[f"pass@{point.k}_stderr,none"], rel=1e-12)
-        assert f"{point.value:.4f}" == printed[f"pass@{point.k}"]
-    assert 0 < points[0].value < points[2].value <= 1
+    (curve,), _ = command.tables(parser.parse_args([str(out)]))
+    points = {row["k"]: row["pass@k"] for row in curve.rows}
+    assert [*points] == [1, 2, 4]
+    for k, point in points.items():
+        assert point.value == pytest.approx(saved[f"pass@{k},none"], rel=1e-12)
+        assert point.stderr == pytest.approx(saved[f"pass@{k}_stderr,none"], rel=1e-12)
+        assert f"{point.value:.4f}" == printed[f"pass@{k}"]
+    assert 0 < points[1].value < points[4].value <= 1
     (kept,) = (out / "answers").glob("even-*.jsonl")
     assert len(rows_of(kept)) == 12 * 4
     (log,) = out.rglob("samples_even_*.jsonl")
