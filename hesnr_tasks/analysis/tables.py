@@ -271,7 +271,7 @@ def _text_lines(cells: _Cells, notes: Sequence[str], *, wide: bool) -> Iterator[
 def _not_shown(cells: _Cells) -> Iterator[str]:
     if cells.hidden:
         listed = ", ".join(cells.hidden[:_NAMED]) + ("" if len(cells.hidden) <= _NAMED else ", …")
-        yield f"{len(cells.hidden)} more columns with --wide: {listed}"
+        yield f"{len(cells.hidden)} more column{'s' * (len(cells.hidden) > 1)} with --wide: {listed}"
 
 
 def _columns() -> int:
@@ -344,7 +344,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Estimate):
-        return _cell(value.value) if math.isnan(value.stderr) else value.text
+        return value.text
     if isinstance(value, Share):
         return f"{value:.1%}{' (!)' * (value < 0.5)}"
     if isinstance(value, float):

@@ -206,26 +206,29 @@ def model_of(run: Mapping[str, Any]) -> str:
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
-    """What each model is called beside the others: the shortest ends of their paths that differ."""
+    """What each model is called beside the others: as alone where that differs, else the shortest ends that do."""
     parts = {model: re.split(r"[/\\]", model) for model in models}
+    candidates = [{model: _end(pieces) for model, pieces in parts.items()}]
     for length in range(1, max(map(len, parts.values()), default=1)):
-        short = {model: "/".join(pieces[-length:]) for model, pieces in parts.items()}
-        if len(set(short.values())) == len(short):
-            return short
-    return {model: model for model in parts}
+        candidates.append({model: "/".join(pieces[-length:]) for model, pieces in parts.items()})
+    return next((names for names in candidates if len(set(names.values())) == len(names)), {m: m for m in parts})
 
 
 def checkpoint_name(run: Mapping[str, Any]) -> str:
-    """What a model is called where no other is known: the end of its path from the last part with a digit on.
+    """What a model is called where no other is known: the end of its path, from the part with its step on.
 
     Conversions end in a part that is the same for all: `out/step1000/hf` is called `step1000/hf`.
     """
-    parts = re.split(r"[/\\]", model_of(run))
-    numbered = [i for i, part in enumerate(parts) if any(c.isdigit() for c in part)]
-    return "/".join(parts[numbered[-1] if numbered and len(parts) - numbered[-1] <= _DEEPEST else -1 :])
+    return _end(re.split(r"[/\\]", model_of(run)))
 
 
+_STEP = re.compile(r"(?i)(?:step|iter(?:ation)?|checkpoint|ckpt|epoch)s?[-_=]?\d|\d[-_]?steps?")
 _DEEPEST = 3  # parts: global_step_100/actor/huggingface
+
+
+def _end(parts: Sequence[str]) -> str:
+    depth = next((n for n in range(1, _DEEPEST + 1) if n <= len(parts) and _STEP.search(parts[-n])), 1)
+    return "/".join(parts[-depth:])
 
 
 def _inner(folder: Path) -> str:

@@ -162,6 +162,8 @@ def test_a_checkpoint_alone_is_called_by_the_end_that_says_which_it_is(run, name
 
 def test_checkpoints_are_called_by_the_ends_that_differ():
     names = short_names(["out/step1/hf", "out/step2/hf", "org/m@lc"])
-    assert list(names.values()) == ["step1/hf", "step2/hf", "org/m@lc"]
+    assert list(names.values()) == ["step1/hf", "step2/hf", "m@lc"]
+    assert list(short_names(["a/step1/hf", "b/step1/hf"]).values()) == ["a/step1/hf", "b/step1/hf"]
+    assert list(short_names(["a/x", "b/y"]).values()) == ["x", "y"]
     revisions = [model_of({"model": "org/m", "revision": name}) for name in ("main", "step1", "step2")]
     assert list(short_names(revisions).values()) == ["m", "m@step1", "m@step2"]
