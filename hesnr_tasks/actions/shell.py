@@ -310,12 +310,6 @@ def _patch(words: list[str], simple: Simple) -> ActionPart:
     return ActionPart("edit", tuple(files or named[:1]))
 
 
-def _edit_lines(words: list[str], simple: Simple) -> ActionPart:
-    """SWE-agent's `edit 3:5` works on the open file; other editors name theirs."""
-    files = (word for word in _operands("edit", words) if not re.fullmatch(r"\d+(:\d+)?", word))
-    return ActionPart("edit", tuple(files)[:1])
-
-
 def _python(words: list[str], simple: Simple) -> ActionPart:
     i = 0
     while i < len(words) and words[i].startswith("-") and words[i] not in ("-", "-c", "-m"):
@@ -394,12 +388,14 @@ def _editor_tool(words: list[str], simple: Simple) -> ActionPart:
     return ActionPart("read" if sub == "view" else "edit", (path,) if path else ())
 
 
-def _open(words: list[str], simple: Simple) -> ActionPart:
-    """SWE-agent's `open FILE LINE`."""
-    return ActionPart("read", tuple(word for word in _operands("open", words)[:1] if not word.isdigit()))
-
-
 Classifier = Callable[[list[str], Simple], ActionPart]
+
+
+def _lines_of_file(kind: str) -> Classifier:
+    """SWE-agent's `open FILE LINE` and, without a file for the one that is open, `goto LINE` and `edit 3:5`."""
+    return lambda words, simple: ActionPart(
+        kind, tuple(word for word in _operands("", words) if not re.fullmatch(r"\d+(:\d+)?", word))[:1]
+    )
 
 
 def _operands_of(kind: str, name: str, places: slice = slice(None)) -> Classifier:
@@ -434,11 +430,11 @@ _BY_ARGUMENTS: dict[str, Classifier] = {
     **dict.fromkeys(("node", "ruby", "bash", "sh", "zsh", "php"), _interpreter),
     **dict.fromkeys(("str_replace_editor", "file_editor", "str_replace_based_edit_tool"), _editor_tool),
     **dict.fromkeys(("echo", "printf"), lambda words, simple: ActionPart("other")),
-    **dict.fromkeys(("open", "goto"), _open),
+    **dict.fromkeys(("open", "goto"), _lines_of_file("read")),
     **dict.fromkeys(("pip", "apt-get", "apt", "poetry", "pipenv"), _subcommand(_PACKAGES, "install")),
     **dict.fromkeys(("npm", "yarn", "pnpm"), _subcommand({**_PACKAGES, **_BUILDS}, "run")),
-    "find": _find, "sed": _sed, "awk": _awk, "edit": _edit_lines, "python": _python, "git": _git, "ruff": _ruff,
-    "perl": _perl, "make": _make, "pytest": _operands_of("test", "pytest"),
+    "find": _find, "sed": _sed, "awk": _awk, "edit": _lines_of_file("edit"), "python": _python, "git": _git,
+    "ruff": _ruff, "perl": _perl, "make": _make, "pytest": _operands_of("test", "pytest"),
     "uv": _subcommand({**_PACKAGES, "pip": "install"}, "install"),
     "conda": _subcommand(_PACKAGES, "other"),
     "cargo": _subcommand({**_BUILDS, "add": "install", "nextest": "test"}, "run"),

@@ -53,7 +53,8 @@ def left_out(value: Any, what: str) -> None:
     if builder and size and id(value) not in builder.lost:
         builder.lost[id(value)] = value
         builder.left_out += size
-        builder.remarks.update([f"{what}; its text is left out"] if what else [])
+        if what:
+            builder.warn(f"{what}; its text is left out")
 
 
 def _mistyped(value: Any, key: str, wanted: str) -> None:
@@ -139,7 +140,7 @@ def decoded(value: Any) -> Any:
     if builder:
         builder.decoded[id(value)] = (value, value_inside)
         for key, size in duplicates.items():
-            builder.remarks[f"{key!r} is there more than once in an object stored as text; the last value is read"] += 1
+            builder.warn(f"{key!r} is there more than once in an object stored as text; the last value is read")
             builder.left_out += size
     return value_inside
 
@@ -343,8 +344,7 @@ class TrajectoryBuilder:
         self.messages: list[Message] = []
         self.started = False  # whether the agent has written anything
         self._warnings: Counter[str] = Counter()
-        self.remarks: Counter[str] = Counter()  # on text in fields of another type than they should be
-        self.left_out = 0  # characters of such text
+        self.left_out = 0  # characters of text in fields of another type than they should be
         self.lost: dict[int, Any] = {}  # holds the values, so that their ids stay theirs
         self.decoded: dict[int, tuple[str, Any]] = {}  # what text became, so that it stays one value
 
@@ -449,8 +449,7 @@ class TrajectoryBuilder:
             document_source: of a document: the corpus it is from.
         """
         instance = scalar_text(instance_id)
-        warnings = [*self._warnings.items(), *self.remarks.items()]
-        meta: dict[str, Any] = {"warnings": [_counted(text, n) for text, n in warnings]}
+        meta: dict[str, Any] = {"warnings": [_counted(text, n) for text, n in self._warnings.items()]}
         if self.left_out:
             meta["left_out_characters"] = self.left_out
         if document_source:
