@@ -553,6 +553,11 @@ def folders(words: Sequence[str]) -> list[Path]:
         below = sorted((run.parent for run in path.rglob("run.json")), key=lambda run: natural(str(run)))
         if not path.exists():
             raise DataError(f"{path}: no such folder")
+        if path.is_file():
+            raise DataError(
+                f"{path} is a file, not a folder of score files. A pack of a ladder is read by hesnr report and hesnr "
+                "ladder verdict."
+            )
         paths += [path] if (path / "run.json").exists() or not below else below
     return list(dict.fromkeys(paths))
 

@@ -21,7 +21,7 @@ from hesnr_tasks.cli.report import report
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge, judge_pack
 from hesnr_tasks.ladder.names import read_ladder
-from hesnr_tasks.ladder.pack import Pack, only_pack, read_pack, write_pack
+from hesnr_tasks.ladder.pack import Pack, is_pack, only_pack, read_pack, write_pack
 from hesnr_tasks.ladder.run import (
     SLURM_SETTINGS,
     Job,
@@ -420,6 +420,9 @@ def _ladder_of(sources: Sequence[str], path: Path | None, downstream: Sequence[P
 def _pack(args: argparse.Namespace) -> int:
     if args.output.exists() and not args.force:
         raise SettingsError(f"{args.output} exists; name another file, or overwrite it with --force")
+    packs = [name for name in args.results if is_pack(name)]
+    if packs:
+        raise SettingsError(f"{packs[0]} is a pack already; a pack is made of folders of lm-eval results")
     results = read_results(args.results, optional=True)
     by_result, notes = find_score_folders(results, args.results)
     if not by_result:

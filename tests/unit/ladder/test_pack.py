@@ -259,6 +259,9 @@ def test_a_file_cut_off_and_packs_beside_other_sources(packed, capsys, tmp_path)
         (["ladder", "verdict", whole, "--epsilon", "1"], "not 1.0"),
         (["ladder", "verdict", whole, "--kinds", "observation"], "not observation"),
         (["ladder", "verdict", whole, "--run", "1"], "a pack holds one run"),
+        (["ladder", "pack", whole, "-o", str(tmp_path / "x.zip")], "is a pack already"),
+        (["compare", whole, whole], "is a file, not a folder of score files"),
+        (["ladder", "init", whole], "A pack of a ladder is read by hesnr report"),
         (["report", whole, "--context", "100"], "--context chooses among score files"),
         (["ladder", "pack", str(tmp_path), "-o", str(tmp_path / "x.zip")], "there are no score files in"),
     ):
