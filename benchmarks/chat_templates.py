@@ -14,13 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+from transformers import AutoTokenizer
 
+from hesnr_tasks import demo
 from hesnr_tasks.actions.grammar import _parse, parse_action
+from hesnr_tasks.alignment import Encoder, token_labels
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import FILTERS, char_codes
@@ -30,6 +34,7 @@ from hesnr_tasks.rendering import Passed, Rendered, label_mask, render
 from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 
+_REASONING = ", with reasoning"  # of the ids of such versions
 SIGNS = {Kind.CONTEXT: "甲", Kind.OBSERVATION: "乙", Kind.THOUGHT: "丙", Kind.ACTION: "丁"}
 _KEPT = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))
 _PUNCTUATION = re.compile(r"""[\s"'\[\]{},:\\]""")  # of lists and objects, which a template may write in its own way
@@ -72,7 +77,7 @@ def with_reasoning(trajectory: Trajectory) -> Trajectory:
     reasoning = Segment(Kind.THOUGHT, f"<think>\n{SIGNS[Kind.THOUGHT]} what is next?\n</think>\n\n")
     messages = (Message(m.role, (reasoning, *m.segments)) if m.generated else m for m in trajectory.messages)
     joined = (replace(m, segments=_joined(m.segments)) for m in messages)
-    return replace(trajectory, id=f"{trajectory.id}, with reasoning", messages=tuple(joined))
+    return replace(trajectory, id=f"{trajectory.id}{_REASONING}", messages=tuple(joined))
 
 
 def _joined(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
@@ -130,6 +135,13 @@ def _kept(rendered: Rendered) -> str:
     return _PUNCTUATION.sub("", text)
 
 
+class Seconds(NamedTuple):
+    """Of the processor, for one trajectory, `native` over `chatml`."""
+
+    characters: float  # from messages to labels of characters
+    tokens: float  # and on to those of tokens, as they go to a model
+
+
 @dataclass
 class Tally:
     """Of one template."""
@@ -137,27 +149,29 @@ class Tally:
     rendered: int = 0
     refused: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)  # of the time from messages to labels, to chatml's
+    seconds: list[Seconds] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def tally(source: str, some: Sequence[Case]) -> Tally:
-    """Render the cases with a template and check the labels."""
+def tally(source: str, some: Sequence[Case], encoder: Encoder | None = None) -> Tally:
+    """Render the cases with a template and check the labels; with `encoder`, take the time of those with reasoning."""
     tokenizer = byte_tokenizer()
     tokenizer.bos_token, tokenizer.chat_template = "<s>", source
     templates = {calls: NativeTemplate(tokenizer, calls=calls) for calls in ("stored", "native")}
     result, passed = Tally(), list[Passed]()
-    for native in templates.values():
-        native.describe([])  # the probe, which is run once
     for trajectory, calls in some:
+        native = templates[calls]
         try:
-            templates[calls].render(trajectory)  # compiles, and measures what later trajectories need no more
-            rendered, seconds = _timed(lambda t=trajectory, c=calls: templates[c].render(t))
-            _, of_chatml = _timed(lambda t=trajectory: render(t, "chatml"))
+            rendered = native.render(trajectory)
         except DataError as error:
             result.refused.append(str(error))
             continue
-        result.ratios.append(seconds / of_chatml)
+        if encoder and calls == "stored" and trajectory.id.endswith(_REASONING):
+            ours, chatml = (
+                _seconds(rendering, encoder)
+                for rendering in (partial(native.render, trajectory), partial(render, trajectory, "chatml"))
+            )
+            result.seconds.append(Seconds(ours.characters / chatml.characters, ours.tokens / chatml.tokens))
         result.rendered += 1
         result.differing += [f"{trajectory.id} ({calls}): {reason}" for reason in wrong_labels(trajectory, rendered)]
         passed += [rendered.passed] if rendered.passed else []
@@ -165,17 +179,20 @@ def tally(source: str, some: Sequence[Case]) -> Tally:
     return result
 
 
-def _timed(rendering: Callable[[], Rendered]) -> tuple[Rendered, float]:
-    """What is rendered, and the seconds from messages to labels: the best of three, of a trajectory not seen before."""
-    seconds = []
+def _seconds(rendering: Callable[[], Rendered], encoder: Encoder) -> Seconds:
+    """The best of three, each as if the trajectory had not been seen before."""
+    every = []
     for _ in range(3):
         for of_last_actions in (_parse, regions):
             of_last_actions.cache_clear()
-        start = time.process_time()
+        times = [time.process_time()]
         rendered = rendering()
-        char_codes(rendered)
-        seconds.append(time.process_time() - start)
-    return rendered, min(seconds)
+        codes = char_codes(rendered)
+        times.append(time.process_time())
+        token_labels(encoder.encode(rendered), codes)
+        times.append(time.process_time())
+        every.append(Seconds(times[1] - times[0], times[2] - times[0]))
+    return Seconds(*map(min, zip(*every, strict=True)))
 
 
 def trl_templates() -> list[Path]:
@@ -188,10 +205,11 @@ def trl_templates() -> list[Path]:
 def main(source: str, *templates: str) -> None:
     """Print the table."""
     every, all_tallies = cases(source), list[Tally]()
+    encoder = Encoder(AutoTokenizer.from_pretrained(demo.ladder_paths()[0][1]))
     print("| template | rendered | labels that differ | reasoning goes to | switches set | dropped | passed as |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for path in [Path(name) for name in templates] or trl_templates():
-        counts = tally(path.read_text(), every)
+        counts = tally(path.read_text(), every, encoder)
         all_tallies.append(counts)
         about = counts.about
         switches = ", ".join(f"`{name}={value}`" for name, value in about["switches"].items())
@@ -201,13 +219,14 @@ def main(source: str, *templates: str) -> None:
         print(f"| {' | '.join([*cells, switches, dropped, forms])} |", flush=True)
         for line, count in Counter([*counts.refused, *counts.differing]).items():
             print(f"{path.stem}: {line} ({count})", file=sys.stderr)
-    ratios = sorted(ratio for t in all_tallies for ratio in t.ratios)
     print(
         f"\n{len(all_tallies)} templates, {len(every)} cases each: {sum(len(t.refused) for t in all_tallies)} refused, "
-        f"{sum(len(t.differing) for t in all_tallies)} with labels that differ; time from messages "
-        f"to labels {median(ratios):.1f} times chatml's "
-        f"(median; nine of ten below {ratios[int(0.9 * (len(ratios) - 1))]:.1f})"
+        f"{sum(len(t.differing) for t in all_tallies)} with labels that differ.\nTime over that of chatml, median and "
+        "what nine of ten stay below:"
     )
+    for name in Seconds._fields:
+        ratios = sorted(getattr(seconds, name) for t in all_tallies for seconds in t.seconds)
+        print(f"  from messages to labelled {name}: {median(ratios):.2f}, {ratios[int(0.9 * (len(ratios) - 1))]:.2f}")
 
 
 if __name__ == "__main__":

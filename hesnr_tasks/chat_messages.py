@@ -253,17 +253,7 @@ class Conversation:
         places = origin + np.arange(len(text)) if isinstance(origin, int) else origin
         leaves: list[Leaf] = []
 
-        def scalars(value: Any) -> Any:
-            if isinstance(value, dict) and value:
-                return {k: scalars(v) for k, v in value.items()}
-            if isinstance(value, list) and value:
-                return [scalars(v) for v in value]
-            if value == "" and isinstance(value, str):
-                return value
-            leaves.append(self._leaf(value, chat, where, is_call=True))
-            return leaves[-1]
-
-        result = scalars(value)
+        result = self._scalars(value, chat, where, leaves)
         position, pieces = 0, list[tuple[str, npt.NDArray[np.int64]]]()
         for piece, leaf in itertools.zip_longest(MARK.split(argument_json(_filled(result, "mark"))), leaves):
             pieces.append((piece, places[position : position + len(piece)]))
@@ -281,6 +271,17 @@ class Conversation:
         if isinstance(value, (dict, list)) and value and leaves:
             self.containers.append(Container(leaves, action, pieces))
         return result
+
+    def _scalars(self, value: Any, chat: _ChatMessage, where: str, leaves: list[Leaf]) -> Any:
+        """`value` with leaves in the place of its scalars, which are appended to `leaves`."""
+        if isinstance(value, dict) and value:
+            return {k: self._scalars(v, chat, where, leaves) for k, v in value.items()}
+        if isinstance(value, list) and value:
+            return [self._scalars(v, chat, where, leaves) for v in value]
+        if value == "" and isinstance(value, str):
+            return value
+        leaves.append(self._leaf(value, chat, where, is_call=True))
+        return leaves[-1]
 
     def chat(self, what: str, variant: Variant) -> list[dict[str, Any]]:
         """The messages as a template gets them, with each leaf's `value` or `mark`."""

@@ -443,6 +443,33 @@ class NativeTemplate:
         return _rendered(text, conversation, gaps, leaves, places, self._borders(variant)), dropped
 
 
+def refuse_date(tokenizer: Any, kwargs: Any) -> None:
+    """Refuse a template that prints today's date where nothing can fix it: numbers would change overnight.
+
+    Args:
+        tokenizer: of Transformers, with a chat template.
+        kwargs: arguments of the template, if any, which may set the date.
+
+    Raises:
+        SettingsError: it prints the date.
+    """
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return
+
+    native, chat = NativeTemplate(tokenizer), [{"role": "user", "content": "the task"}]
+    dates = (DATE, DATE + datetime.timedelta(days=400))
+    options = kwargs if isinstance(kwargs, Mapping) else {}
+    try:
+        texts = [native.text(chat, **{**options, "strftime_now": date.strftime}) for date in dates]
+    except DataError:  # what it raises is said where it renders a trajectory
+        return
+    if texts[0] != texts[1]:
+        raise SettingsError(
+            f"the chat template of {_name(tokenizer)!r} prints today's date: numbers would change overnight.\n"
+            "Use --metadata render=native, which prints a fixed date, or render=chatml, without --apply_chat_template."
+        )
+
+
 def _message(role: str, text: str, *calls: ToolCall) -> Message:
     kind = {"assistant": Kind.THOUGHT, "tool": Kind.OBSERVATION}.get(role, Kind.CONTEXT)
     action = "\n\n" + "\n".join(map(render_call, calls)) if calls else ""

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 
-ChatTemplate = Callable[[list[dict[str, str]]], Any]
+ChatTemplate = Callable[[list[dict[str, Any]]], Any]
 RENDERINGS = ("transcript", "chatml", "template", "native")
 
 
@@ -273,12 +273,16 @@ _STRIPS: tuple[Callable[[str], str], ...] = (lambda s: s, str.strip, str.rstrip,
 
 
 def _templated(trajectory: Trajectory, template: ChatTemplate) -> Iterator[_Piece]:
-    """Pieces of the template's text, tried with the roles as they are, then with those every template knows."""
+    """Pieces of the template's text, tried with the roles as they are, then with those every template knows.
+
+    Templates of models that see images take content as a list of parts.
+    """
     problems = []
-    for adapt in (lambda messages: messages, _tools_as_users, _only_users_and_assistants):
+    adapted = (lambda messages: messages, _tools_as_users, _only_users_and_assistants)
+    for as_parts, adapt in itertools.product((False, True), adapted):
         messages = adapt(list(trajectory.messages))
         try:
-            return iter(_match(messages, template))
+            return iter(_match(messages, template, as_parts=as_parts))
         except TemplateLimitError as error:
             raise SettingsError(
                 f"the model's chat template cannot render trajectory {trajectory.id!r}: {error}.\n"
@@ -288,19 +292,20 @@ def _templated(trajectory: Trajectory, template: ChatTemplate) -> Iterator[_Piec
             problems.append(str(error))
         except Exception as error:  # a Jinja template raises what it likes; the user sees the last problem
             problems.append(f"{type(error).__name__}: {error}")
+    reason = problems[len(adapted) - 1]
     raise DataError(
         f"the model's chat template cannot render trajectory {trajectory.id!r} without changing its text "
-        f"({problems[-1]}). Use --metadata render=native (reasoning and tool calls in the model's own format), or "
+        f"({reason}). Use --metadata render=native (reasoning and tool calls in the model's own format), or "
         "render=chatml or render=transcript, without --apply_chat_template."
     )
 
 
-def _match(messages: list[Message], template: ChatTemplate) -> list[_Piece]:
-    text = _apply(template, messages, [m.text for m in messages])
+def _match(messages: list[Message], template: ChatTemplate, *, as_parts: bool) -> list[_Piece]:
+    text = _apply(template, messages, [m.text for m in messages], as_parts)
     marks = [f"HESNR{i:06d}MARK" for i in range(len(messages))]
     if any(mark in text for mark in marks):
         raise DataError("the text contains one of our placeholders")
-    gaps, rest = [], _apply(template, messages, marks)
+    gaps, rest = [], _apply(template, messages, marks, as_parts)
     for mark, message in zip(marks, messages, strict=True):
         if rest.count(mark) != 1:
             raise DataError(f"it drops or repeats a message of role {message.role!r}")
@@ -314,8 +319,10 @@ def _match(messages: list[Message], template: ChatTemplate) -> list[_Piece]:
     raise DataError("it rewrites the content of messages, for instance by dropping earlier reasoning")
 
 
-def _apply(template: ChatTemplate, messages: list[Message], contents: list[str]) -> str:
-    chat = [{"role": m.role, "content": c} for m, c in zip(messages, contents, strict=True)]
+def _apply(template: ChatTemplate, messages: list[Message], contents: list[str], as_parts: bool) -> str:
+    chat: list[dict[str, Any]] = [{"role": m.role, "content": c} for m, c in zip(messages, contents, strict=True)]
+    if as_parts:
+        chat = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in chat]
     text = run_template(lambda: template(chat))
     if not isinstance(text, str) or type(text).__name__ == "JsonChatStr":
         raise DataError("this backend has no chat template of its own")

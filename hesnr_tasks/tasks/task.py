@@ -18,7 +18,7 @@ from lm_eval.api.task import Task
 
 from hesnr_tasks.backends import REQUEST_TYPE, iterate_scores, refuse_unscorable
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
-from hesnr_tasks.chat_rendering import NativeTemplate, refuse_unusable
+from hesnr_tasks.chat_rendering import NativeTemplate, refuse_date, refuse_unusable
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.lm_eval_compat import (
@@ -223,8 +223,10 @@ class HesnrTask(Task):
             return None
         if self.settings.render != "transcript":
             raise SettingsError(f"--apply_chat_template and render={self.settings.render} exclude each other")
-        if (tokenizer := getattr(getattr(chat_template, "__self__", None), "tokenizer", None)) is not None:
+        lm = getattr(chat_template, "__self__", None)
+        if self._rendering != "template" and (tokenizer := getattr(lm, "tokenizer", None)) is not None:
             refuse_unusable(tokenizer)
+            refuse_date(tokenizer, getattr(lm, "chat_template_args", None))
         self._rendering = "template"
         # without a generation prompt lm-eval strips the last message's end marker
         return partial(chat_template, add_generation_prompt=True)

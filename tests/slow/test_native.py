@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hesnr_tasks as hesnr
 from hesnr_tasks.actions import ToolCall, render_call
+from hesnr_tasks.chat_rendering import refuse_date
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.metrics import EPSILON, names_of
@@ -26,7 +27,7 @@ TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 # one of each family: the test of labels goes through all templates
 NAMES = ("qwen3", "llama3_1", "gptoss", "glm4moe", "gemma4_v5", "deepseekv3", "phi3", "qwen3_6", "nemotron_3_ultra")
 NAMES += ("lfm2_2_5", "muse_glimmer", "smolvlm", "diffusion_gemma", "deepseek_r1_distill")
-PLAIN_NAMES = ("qwen2_5", "llama3_2", "gemma3", "phi3_5", "cohere2", "lfm2_2_5", "nemotron_3_nano", "qwen3", "gptoss")
+PLAIN_NAMES = ("qwen2_5", "llama3_1", "gemma3", "phi3_5", "cohere2", "lfm2_2_5", "nemotron_3_nano", "qwen3", "smolvlm")
 PLAIN_NAMES += ("glm4moe", "deepseekv3", "gemma", "gemma4", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -118,6 +119,16 @@ def without_reasoning(trajectory):
 def kept_text(rendered):
     mask = int(label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS)))
     return "".join(c for c, code in zip(rendered.text, char_codes(rendered), strict=True) if mask >> int(code) & 1)
+
+
+def test_a_date_is_refused_where_it_cannot_be_fixed(checkpoint, tmp_path):
+    source = "{{ date or strftime_now('%d %b %Y') }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    folder, tokenizer = carrying(source, checkpoint, tmp_path / "dated")
+    metadata = {"trajectories": str(write(tmp_path / "runs.jsonl", RUNS[:1]))}
+    with pytest.raises(SettingsError, match=r"(?s)prints today's date.*render=native"):
+        evaluate(folder, ["hesnr_swe"], metadata, apply_chat_template=True)
+    refuse_date(tokenizer, {"date": "1 May"})  # as chat_template_args of --model_args
+    assert values(evaluate(folder, ["hesnr_swe"], {**metadata, "render": "native"}), "hesnr_swe")["ppl"] > 0
 
 
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
