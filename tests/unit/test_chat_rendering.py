@@ -399,8 +399,9 @@ HOSTILE = {
 @pytest.mark.parametrize("rendering", ["native", "template"])
 def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
     """On both paths: our sandbox, and the method of the tokenizer that --apply_chat_template runs."""
-    monkeypatch.setattr("hesnr_tasks.rendering.MAX_SECONDS", 0.3)
     hostile, match = HOSTILE[attack]
+    if "seconds" in match:  # the others end by themselves
+        monkeypatch.setattr("hesnr_tasks.rendering.MAX_SECONDS", 0.3)
     model = tokenizer(hostile + BODY)
     if rendering == "native":
         template = NativeTemplate(model)
@@ -415,7 +416,7 @@ def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
             SettingsError, match=f"(?s)chat template.*({match}).*\nUse .*render=chatml or render=transcript"
         ):
             render(RUNS["text"], rendering, template)
-        assert time.monotonic() - start < 40
+        assert time.monotonic() - start < 200
     assert getrlimit(RLIMIT_AS) == before
     model.chat_template = BODY  # and the next one runs
     assert render(RUNS["text"], "native", NativeTemplate(model)).text.startswith("[user]")
