@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import weakref
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -158,6 +160,37 @@ def test_shared_prefixes_are_read_once_and_give_the_same_numbers():
     assert sum(read) == total - shared
     for text, scores in zip(texts, results, strict=True):
         assert_right(model, text, scores)
+
+
+class FromDisk(Sequence):
+    """Texts of which each access makes a new one, as if read from a file; `most` were alive at a time."""
+
+    def __init__(self, texts):
+        self.texts, self.alive, self.reads, self.most = texts, weakref.WeakValueDictionary(), 0, 0
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        class Ids(np.ndarray):
+            pass
+
+        ids = self.texts[index].ids.copy().view(Ids)
+        self.reads += 1
+        self.alive[self.reads] = ids
+        self.most = max(self.most, len(self.alive))
+        return self.texts[index]._replace(ids=ids)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_texts_that_share_prefixes_are_not_in_memory_together(batch):
+    """Few at a time, or a batch of them, and the numbers are those of texts in memory, bit for bit."""
+    model, texts = llama(), [*tree(), *(text._replace(name="again") for text in tree())]
+    stored = FromDisk(texts)
+    results = dict(engine_for(model, batch).score(stored, K))
+    assert stored.most <= 2 * batch + 3  # the batch before, too, until the next is read
+    expected = scores_of(engine_for(model, batch), texts)
+    assert all(same(results[index], scores) for index, scores in enumerate(expected))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 0])
