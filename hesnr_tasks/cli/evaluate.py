@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,7 @@ def evaluate(words: Sequence[str]) -> int:
 
     if words and not any(word.split("=")[0] == "--include_path" for word in words):
         words = [*words, "--include_path", str(tasks_path())]
-    sys.argv = ["lm_eval", *words]  # `cli_evaluate` takes no arguments
+    sys.argv = ["lm_eval", *_metadata_as_json(words)]  # `cli_evaluate` takes no arguments
     try:
         with contextlib.ExitStack() as stack:
             tasks, complete = _checked()  # alive until the end: lm_eval's tasks share what these have read
@@ -53,6 +55,25 @@ def evaluate(words: Sequence[str]) -> int:
             raise exit.__cause__ from None
         raise
     return 0
+
+
+def _metadata_as_json(words: Sequence[str]) -> list[str]:
+    """`--metadata key=value …` as the one JSON object that every version of lm-eval reads."""
+    if "--metadata" not in words:
+        return list(words)
+    start = words.index("--metadata") + 1
+    end = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
+    pairs = [word.partition("=") for word in words[start:end]]
+    if not pairs or any(key[:1] in ("", "{") or not equals for key, equals, _ in pairs):
+        return list(words)
+    return [*words[:start], json.dumps({key: _literal(value) for key, _, value in pairs}), *words[end:]]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(json.dumps(ast.literal_eval(text)))
+    except (ValueError, SyntaxError, TypeError):
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _checked() -> tuple[Mapping[str, Any], bool]:
@@ -84,6 +105,10 @@ def _checked() -> tuple[Mapping[str, Any], bool]:
     if not ours or not isinstance(metadata, dict):
         return {}, False
     manager = TaskManager(include_path=given.get("include_path"), include_defaults=False, metadata=metadata)
+    if given.get("include_path") == str(tasks_path()):
+        for name in ours:
+            if name not in manager.all_tasks and not set("*?[/.") & set(name):
+                raise SettingsError(f"there is no task {name!r}.{nearest(name, manager.all_tasks)}")
     present = [name for name in ours if name in manager.all_tasks]  # lm_eval names those that are not there
     return manager.load(present)["tasks"], present == names and given.get("include_path") == str(tasks_path())
 

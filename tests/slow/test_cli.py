@@ -145,6 +145,7 @@ def test_a_model_that_cannot_be_scored_is_two_lines_before_anything_loads(
         (["hesnr_swe", "--metadata", "epsilon=9"], "must lie in [0, ln k)"),
         (["hesnr_swe_thought", "--metadata", "kinds=action"], "kinds cannot be set for this task"),
         (["hesnr_swe", "--output_path", "half.jsonl/out"], "half.jsonl is a file"),
+        (["hesnr_sew"], "there is no task 'hesnr_sew'. Did you mean 'hesnr_swe'?"),
     ],
 )
 def test_what_needs_no_weights_is_refused_before_they_load(hesnr, monkeypatch, tmp_path, words, why):
@@ -159,6 +160,16 @@ def test_what_needs_no_weights_is_refused_before_they_load(hesnr, monkeypatch, t
         refused = hesnr("eval", "--model", "hf", "--model_args", "pretrained=checkpoint", "--tasks", *words)
     assert refused.status == 2
     assert why in refused.stderr[refused.stderr.rindex("hesnr: ") :]
+
+
+def test_metadata_in_words_becomes_the_json_that_every_lm_eval_reads():
+    from hesnr_tasks.cli.evaluate import _metadata_as_json
+
+    words = ["--metadata", "trajectories=a=b/", "limit=3", "epsilon=ln3", "only_resolved=true", "--tasks", "hesnr_swe"]
+    values = {"trajectories": "a=b/", "limit": 3, "epsilon": "ln3", "only_resolved": True}
+    assert _metadata_as_json(words) == ["--metadata", json.dumps(values), "--tasks", "hesnr_swe"]
+    for unchanged in (["--metadata", '{"k": "a=b"}'], ["--tasks", "x"], ["--metadata"]):
+        assert _metadata_as_json(unchanged) == unchanged
 
 
 def test_lm_evals_own_tasks_are_indexed_only_where_one_is_named(monkeypatch):
