@@ -290,7 +290,7 @@ def tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> Toke
     return TokenisedRequest(request, rendered, encoded, labels, targets, n_fitting, n_truncated)
 
 
-def check_tokenizer(texts: Sequence[TokenisedRequest] | Sequence[_StoredText], backend: Backend) -> None:
+def check_tokenizer(texts: Sequence[TokenisedRequest] | Sequence[_TokenisedText], backend: Backend) -> None:
     """Refuse a tokenizer that cannot represent the texts; warn of few such characters, and of truncated texts."""
     if n_long := sum(text.n_truncated > 0 for text in texts):
         _log.warning(
@@ -315,7 +315,7 @@ def check_tokenizer(texts: Sequence[TokenisedRequest] | Sequence[_StoredText], b
     )  # fmt: skip
 
 
-def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_StoredText], max_length: int) -> None:
+def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_TokenisedText], max_length: int) -> None:
     """Refuse a task of which the context leaves nothing, rather than print an empty table."""
     lost = {text.key: text.lost_masks for text in texts}
     for mask in {int(request.mask) for request in requests}:
@@ -332,7 +332,7 @@ def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_StoredTe
 
 
 @dataclass(frozen=True, slots=True)
-class _StoredText:
+class _TokenisedText:
     """What memory holds of a tokenised text."""
 
     request: ScoringRequest  # of all tasks together
@@ -365,7 +365,7 @@ class _StoredTexts(Sequence[TokenSequence]):
     """Tokenised texts in a scratch file; as a sequence, what a backend scores, each read when it is asked for."""
 
     def __init__(self, max_length: int, window: int | None, prefix: int) -> None:
-        self.texts: list[_StoredText] = []
+        self.texts: list[_TokenisedText] = []
         self.owner: list[tuple[int, int]] = []  # of each sequence: the text, and which of its sequences it is
         self._scratch = ScratchFile()
         self._max_length, self._window, self._prefix = max_length, window, prefix
@@ -383,7 +383,7 @@ class _StoredTexts(Sequence[TokenSequence]):
         columns = text.labels[fitting], turns[fitting], *spans, text.labels[beyond]
         lengths = tuple(len(part.ids) for part in self._parts(text.sequence(self._max_length)))
         self.owner += [(len(self.texts), part) for part in range(len(lengths))]
-        stored = _StoredText(
+        stored = _TokenisedText(
             request=text.request,
             place=self._scratch.put(None, *_Tokens(encoded.ids, fitting.astype(np.int32), *columns)),
             tokens_total=len(encoded.ids),
@@ -395,7 +395,7 @@ class _StoredTexts(Sequence[TokenSequence]):
         )
         self.texts.append(stored)
 
-    def tokens(self, text: _StoredText) -> _Tokens:
+    def tokens(self, text: _TokenisedText) -> _Tokens:
         """The tokens of a text."""
         return _Tokens(*self._scratch.get(text.place)[1])
 
@@ -428,7 +428,7 @@ class _StoredTexts(Sequence[TokenSequence]):
 
 def _compute(
     backend: Backend, stored: _StoredTexts, k: int, done: Collection[str], *, show_progress: bool
-) -> Iterator[tuple[_StoredText, SequenceScores]]:
+) -> Iterator[tuple[_TokenisedText, SequenceScores]]:
     """Scores of the texts that are not `done`, as they finish."""
     texts = stored.texts
     skip = {index for index, (number, _) in enumerate(stored.owner) if texts[number].key in done}
@@ -484,7 +484,7 @@ class _LogFile:
         """A log has no buffer here."""
 
 
-def _token_scores(text: _StoredText, tokens: _Tokens, scores: SequenceScores, run: Mapping[str, Any]) -> TokenScores:
+def _token_scores(text: _TokenisedText, tokens: _Tokens, scores: SequenceScores, run: Mapping[str, Any]) -> TokenScores:
     columns = tokens._asdict()
     ids = columns.pop("ids")
     return TokenScores(

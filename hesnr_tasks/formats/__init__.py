@@ -159,7 +159,7 @@ _SNIFFED = 16  # lines looked at to see whether a file is one session
 Items = Iterable["Record | Problem"]
 
 
-class _Reading:
+class _RecordReader:
     """The state of one reading: its report, its problems so far, and the ids in use."""
 
     def __init__(self, report: ReadReport, on_error: str) -> None:
@@ -372,7 +372,7 @@ def read_by_source(
     """`read_trajectories`, each with the path or hub id that it is from."""
     if on_error not in ("fail", "skip"):
         raise SettingsError(f"on_error is {on_error!r}; it must be fail or skip")
-    reading = _Reading(report if report is not None else ReadReport(), on_error)
+    reading = _RecordReader(report if report is not None else ReadReport(), on_error)
     for item in source_paths(source, reading.report):
         if isinstance(item, Problem):
             reading.problem(item)

@@ -44,7 +44,7 @@ else:
     _Trainer = object
 
 
-class _Batch(dict[str, Any]):
+class _WatchedInputs(dict[str, Any]):
     """A shallow copy of a batch that sees to it that its advantages are read only after they were shaped."""
 
     shaped = False
@@ -132,11 +132,11 @@ class EntropyShapedGRPOMixin(_Trainer):
             if argument.use_liger_kernel:
                 raise SettingsError("use_liger_kernel is not supported with shaping: leave it False")
         self.alpha, self.kappa, self.pivotal = alpha, kappa, pivotal
-        self._shaping_batch: _Batch | None = None
+        self._shaping_batch: _WatchedInputs | None = None
         super().__init__(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        batch = self._shaping_batch = _Batch(inputs)
+        batch = self._shaping_batch = _WatchedInputs(inputs)
         try:
             loss = super()._compute_loss(model, batch)
         finally:
@@ -153,7 +153,7 @@ class EntropyShapedGRPOMixin(_Trainer):
             self._shape(self._shaping_batch, result[1].detach())
         return result
 
-    def _shape(self, batch: _Batch, entropies: Tensor) -> None:
+    def _shape(self, batch: _WatchedInputs, entropies: Tensor) -> None:
         mask = batch["completion_mask"] * batch.get("tool_mask", 1)
         shaped = batch.shape(entropies, mask, self.alpha, self.kappa)
         means = {"capped": (shaped.capped.float(), shaped.counted), "relative_bonus": (shaped.relative, shaped.counted)}

@@ -22,12 +22,12 @@ from hesnr_tasks.rendering import ActionSource, ChatTemplate, NativeRenderer, Pa
 from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Kind, Trajectory
 
-__all__ = ["Corpus", "Document", "StoredText", "open_corpus"]
+__all__ = ["Corpus", "StoredTrajectory", "StoredRendering", "open_corpus"]
 
 _KINDS = tuple(Kind)
 
 
-class Document(NamedTuple):
+class StoredTrajectory(NamedTuple):
     """What is kept of a trajectory."""
 
     id: str
@@ -36,7 +36,7 @@ class Document(NamedTuple):
     place: Place  # of all of it, in the scratch file
 
 
-class StoredText(NamedTuple):
+class StoredRendering(NamedTuple):
     """A labelled text in a scratch file."""
 
     key: str  # hash of the text and its labels
@@ -64,7 +64,7 @@ class Corpus:
     def __init__(self, trajectories: Iterable[Trajectory] = ()) -> None:
         self._scratch = ScratchFile()
         self.documents = [self._keep(trajectory) for trajectory in trajectories]
-        self._stored: dict[tuple[int, str], StoredText] = {}
+        self._stored: dict[tuple[int, str], StoredRendering] = {}
 
     @classmethod
     def load(cls, sources: tuple[str, ...], **options: Any) -> Corpus:
@@ -76,11 +76,13 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.documents)
 
-    def _keep(self, trajectory: Trajectory) -> Document:
+    def _keep(self, trajectory: Trajectory) -> StoredTrajectory:
         place = self._scratch.put(trajectory.to_json())
-        return Document(trajectory.id, trajectory.instance_id, trajectory.resolved, place)
+        return StoredTrajectory(trajectory.id, trajectory.instance_id, trajectory.resolved, place)
 
-    def labelled(self, index: int, rendering: str, template: ChatTemplate | NativeRenderer | None = None) -> StoredText:
+    def labelled(
+        self, index: int, rendering: str, template: ChatTemplate | NativeRenderer | None = None
+    ) -> StoredRendering:
         """Trajectory `index`, rendered and labelled; once, except for templates, which belong to one model."""
         stored = self._stored.get((index, rendering)) if template is None else None
         if stored is None:
@@ -90,7 +92,7 @@ class Corpus:
                 self._stored[index, rendering] = stored
         return stored
 
-    def _store(self, rendered: Rendered) -> StoredText:
+    def _store(self, rendered: Rendered) -> StoredRendering:
         codes, sources = char_codes(rendered), rendered.sources
         spans = [(s.start, s.end, _KINDS.index(s.kind), s.turn, s.control) for s in rendered.spans]
         place = self._scratch.put(
@@ -99,7 +101,7 @@ class Corpus:
             codes,
             *(index for source in sources or () for index in (source.text_index, source.action_index)),
         )
-        return StoredText(labelled_key(rendered.text, codes), len(rendered.text), self._scratch, place)
+        return StoredRendering(labelled_key(rendered.text, codes), len(rendered.text), self._scratch, place)
 
 
 _open: WeakValueDictionary[tuple[object, ...], Corpus] = WeakValueDictionary()
