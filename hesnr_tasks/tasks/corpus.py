@@ -22,7 +22,7 @@ from hesnr_tasks.rendering import ActionSource, ChatTemplate, NativeRenderer, Pa
 from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Kind, Trajectory
 
-__all__ = ["Corpus", "StoredTrajectory", "StoredRendering", "open_corpus"]
+__all__ = ["Corpus", "StoredRendering", "StoredTrajectory", "open_corpus"]
 
 _KINDS = tuple(Kind)
 
