@@ -5,8 +5,9 @@
     python benchmarks/report.py --profile          # also where the time goes
 
 The scores are made up with a fixed seed and written by the store that scoring uses. The command runs in a process of
-its own, twice: wall clock, CPU of the process and its children, peak memory. To compare two versions, run both on one
-folder in turns: on a busy machine only the ratio of their CPU time means anything.
+its own, twice, at first without what an earlier report kept: wall clock, CPU of the process and its children, peak
+memory. To compare two versions, run both on one folder in turns: on a busy machine only the ratio of their CPU time
+means anything.
 """
 
 import argparse
@@ -113,6 +114,8 @@ def main():
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         print(f"{checkpoints} checkpoints × {trajectories} trajectories × {tokens:,} tokens")
         command = [sys.executable, "-m", "hesnr_tasks.cli", *words]
+        for path in folder.glob("*/summary-*.cache"):
+            path.unlink()
         measure("first", command, environment)
         measure("again", command, environment)
         page = (out / "report.html").stat().st_size

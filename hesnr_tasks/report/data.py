@@ -16,7 +16,8 @@ import numpy as np
 
 from hesnr_tasks.analysis.compare import Run, matched
 from hesnr_tasks.analysis.frame import context_for
-from hesnr_tasks.analysis.summary import OBSERVATION, UNFILTERED, CheckpointSummary, ablation_sets, summarize
+from hesnr_tasks.analysis.summary import OBSERVATION, UNFILTERED, CheckpointSummary, ablation_sets
+from hesnr_tasks.analysis.summary_cache import cached_summary
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs
@@ -256,7 +257,7 @@ def read_summaries(
         try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
             stored = stored_run(folders[name], run, [result for result in ours if result.model == name])
             of_last = cases and [name] == last
-            return summarize(
+            return cached_summary(
                 folders[name], name, k, epsilon, limit, stored, cases=of_last, metrics=metrics, threads=threads
             )
         except StoreError as error:
