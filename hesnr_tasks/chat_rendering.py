@@ -13,6 +13,7 @@ trajectories, decides which forms a template has, and with which switches it kee
 
 from __future__ import annotations
 
+import bisect
 import datetime
 import itertools
 import json
@@ -47,6 +48,7 @@ from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.rendering import (
     USE_OTHER_RENDERING,
     ActionSource,
+    ChatTemplate,
     Passed,
     Rendered,
     Span,
@@ -69,6 +71,7 @@ SWITCHES: Mapping[str, Any] = {  # template arguments that keep the reasoning of
     "drop_thinking": False,
 }
 DATE = datetime.datetime(2025, 1, 1)  # in the place of today's, which some templates print: numbers must not change
+_OTHER_DATE = DATE + datetime.timedelta(days=400, hours=13, minutes=14, seconds=15, microseconds=16)
 _CONTROL = re.compile(r"<[|｜][^|｜<>]*[|｜]>")
 _NEAR = 100  # characters of punctuation between two elements of a list
 _MAX_STEPS = 100  # of the search, a leaf
@@ -123,6 +126,18 @@ def _raise(message: str) -> None:
     raise DataError(f"it raises {message[:300]!r}")
 
 
+class _RandomChoiceError(DataError):
+    """A template makes a random choice."""
+
+
+class _FreeDateError(DataError):
+    """A template prints today's date, and nothing can fix it."""
+
+
+def _refuse_random(*_: Any, **__: Any) -> None:
+    raise _RandomChoiceError("it makes random choices")
+
+
 def _json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
@@ -138,10 +153,10 @@ def _compiled(source: str) -> Template:
     """A template with what Transformers gives it; a fixed date, nothing random."""
     environment = _TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _json
-    environment.filters["random"] = lambda value: _raise("a random choice")
-    del environment.globals["lipsum"]
+    environment.filters["random"] = _refuse_random
     environment.globals.update(
         namespace=_Namespace,
+        lipsum=_refuse_random,
         raise_exception=_raise,
         strftime_now=DATE.strftime,
         generation=lambda caller: caller(),
@@ -405,6 +420,15 @@ class NativeTemplate:
         except Exception as error:
             raise DataError(f"it raises {type(error).__name__}: {str(error)[:300]}") from error
 
+    def prints_date(self, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]) -> bool:
+        """Whether what the template makes of messages depends on the date; within the limits of a run around it.
+
+        Raises:
+            DataError: the template raises.
+        """
+        dates = (date.strftime for date in (DATE, _OTHER_DATE))
+        return len({self._text(messages, None, {**kwargs, "strftime_now": date}) for date in dates}) > 1
+
     @cached_property
     def _is_customised(self) -> bool:
         """Whether the tokenizer's `apply_chat_template` may do more than run its template."""
@@ -413,7 +437,9 @@ class NativeTemplate:
 
     def _customised_text(self, source: str, messages: list[dict[str, Any]], tools: Any, kwargs: Any) -> str:
         if "strftime_now" in source:
-            raise DataError("it writes today's date, which a tokenizer with a method of its own does not let us fix")
+            raise _FreeDateError(
+                "it writes today's date, which a tokenizer with a method of its own does not let us fix"
+            )
         texts = [
             self.tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=False, chat_template=source, **kwargs
@@ -443,31 +469,40 @@ class NativeTemplate:
         return _rendered(text, conversation, gaps, leaves, places, self._borders(variant)), dropped
 
 
-def refuse_date(tokenizer: Any, kwargs: Any) -> None:
-    """Refuse a template that prints today's date where nothing can fix it: numbers would change overnight.
+def steady(template: ChatTemplate, tokenizer: Any, kwargs: Any) -> ChatTemplate:
+    """`template`, refused for the messages of which it would make another text tomorrow.
 
     Args:
+        template: makes a text of messages with the tokenizer's chat template, where nothing can fix the date.
         tokenizer: of Transformers, with a chat template.
         kwargs: arguments of the template, if any, which may set the date.
 
-    Raises:
-        SettingsError: it prints the date.
+    Returns:
+        What raises a `SettingsError` where the text holds today's date or a random choice.
     """
-    if "strftime_now" not in str(tokenizer.chat_template):
-        return
+    source = str(tokenizer.chat_template)
+    if not any(name in source for name in ("strftime_now", "random", "lipsum")):
+        return template
+    native, options = NativeTemplate(tokenizer), kwargs if isinstance(kwargs, Mapping) else {}
 
-    native, chat = NativeTemplate(tokenizer), [{"role": "user", "content": "the task"}]
-    dates = (DATE, DATE + datetime.timedelta(days=400))
-    options = kwargs if isinstance(kwargs, Mapping) else {}
-    try:
-        texts = [native.text(chat, **{**options, "strftime_now": date.strftime}) for date in dates]
-    except DataError:  # what it raises is said where it renders a trajectory
-        return
-    if texts[0] != texts[1]:
-        raise SettingsError(
-            f"the chat template of {_name(tokenizer)!r} prints today's date: numbers would change overnight.\n"
-            "Use --metadata render=native, which prints a fixed date, or render=chatml, without --apply_chat_template."
-        )
+    other = "Use --metadata render=chatml or render=transcript, without --apply_chat_template"
+    fixed = ", or set its date_string in chat_template_args of --model_args" if "date_string" in source else ""
+
+    def checked(chat: list[dict[str, Any]]) -> Any:
+        text = template(chat)
+        try:
+            dated = native.prints_date(chat, options)
+        except (_RandomChoiceError, _FreeDateError) as error:
+            reason = str(error).removeprefix("it ")
+            raise SettingsError(f"the chat template of {native.name!r} {reason}.\n{other}.") from error
+        if dated:
+            raise SettingsError(
+                f"the chat template of {native.name!r} prints today's date: numbers would change overnight.\n"
+                f"{other}{fixed}, or --metadata render=native, which prints a fixed date."
+            )
+        return text
+
+    return checked
 
 
 def _message(role: str, text: str, *calls: ToolCall) -> Message:
@@ -724,8 +759,9 @@ def _rendered(
     labels.gap(gaps[-1], before, None, turn, turn)
     if conversation.containers:
         extents = {id(leaf): (start, start + len(f.text)) for leaf, (start, f) in zip(leaves, places, strict=True)}
+        every = [(start, start + len(form.text)) for start, form in places]
         for box in conversation.containers:
-            _punctuation(labels, text, box, [extents[id(leaf)] for leaf in box.leaves])
+            _punctuation(labels, text, box, [extents[id(leaf)] for leaf in box.leaves], every)
     nothing = np.zeros(0, np.int64)
     sources = (
         ActionSource(action, *(np.concatenate(c) for c in zip(*pairs, strict=True)) if pairs else (nothing, nothing))
@@ -734,10 +770,19 @@ def _rendered(
     return Rendered(text, tuple(labels.spans), tuple(sources))
 
 
-def _punctuation(labels: _Labels, text: str, box: Container, places: list[tuple[int, int]]) -> None:
-    """Give the brackets and commas of a list or an object their places in the action, spaces aside.
+def _punctuation(
+    labels: _Labels, text: str, box: Container, places: list[tuple[int, int]], every: list[tuple[int, int]]
+) -> None:
+    """Give the keys, brackets and commas of a list or an object their places in the action, spaces aside.
 
-    Where a template writes them in its own way (other quotes), they are syntax.
+    Where a template writes brackets and commas in its own way (other quotes), they are syntax.
+
+    Args:
+        labels: get the places.
+        text: of the template.
+        box: the list or the object.
+        places: of its leaves.
+        every: places of all leaves, in the order of the text.
     """
     for number, (piece, origin) in enumerate(box.pieces):
         signs = [i for i, c in enumerate(piece) if not c.isspace()]
@@ -751,6 +796,47 @@ def _punctuation(labels: _Labels, text: str, box: Container, places: list[tuple[
             native = _signs(text, range(places[number - 1][1], places[number][0]), _NEAR)
         if [text[i] for i in native] == [piece[i] for i in signs]:
             labels.places[box.action].append((np.array(native, np.int64), origin[signs]))
+            continue
+        places_of_keys = _keys(piece, text, places, number, every)
+        labels.places[box.action] += [
+            (np.arange(n, n + len(k[1])), origin[slice(*k.span(1))]) for k, n in places_of_keys
+        ]
+
+
+_KEY = re.compile(r'"((?:[^"\\]|\\.)+)": ?')
+_MAX_GAPS = 20  # between a key and the value that it stands before in the action
+
+
+def _keys(
+    piece: str, text: str, places: list[tuple[int, int]], number: int, every: list[tuple[int, int]]
+) -> Iterator[tuple[re.Match[str], int]]:
+    """The keys in piece `number` of JSON, and where they stand in the text.
+
+    They are looked for before the leaf that follows the piece, wherever a template that sorts has put it, and before
+    the leaves of the same value that stand before that one; keys after the last leaf, behind it.
+    """
+    keys = list(_KEY.finditer(piece))
+    if not keys:
+        return
+    gaps = list[tuple[int, int]]()
+    if before := number < len(places):
+        keys.reverse()
+        inside, index = {*places}, bisect.bisect_left(every, places[number])
+        for i in range(index, max(index - _MAX_GAPS, -1), -1):
+            gaps.append((every[i - 1][1] if i else 0, every[i][0]))
+            if not i or every[i - 1] not in inside:
+                break
+    else:
+        index = bisect.bisect_right(every, places[-1])
+        gaps = [(places[-1][1], every[index][0] if index < len(every) else len(text))]
+    for key in keys:
+        word = re.compile(rf"(?<!\w){re.escape(key[1])}(?!\w)")
+        for i, (start, end) in enumerate(gaps):
+            if words := [start + m.start() for m in word.finditer(text[start:end])]:
+                place = words[-1 if before else 0]
+                yield key, place
+                gaps[i:] = [(start, place) if before else (place + len(key[1]), end), *gaps[i + 1 :]]
+                break
 
 
 def _signs(text: str, positions: range, count: int) -> list[int]:

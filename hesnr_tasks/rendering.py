@@ -288,6 +288,8 @@ def _templated(trajectory: Trajectory, template: ChatTemplate) -> Iterator[_Piec
                 f"the model's chat template cannot render trajectory {trajectory.id!r}: {error}.\n"
                 f"{USE_OTHER_RENDERING[:-1]}, without --apply_chat_template."
             ) from error
+        except SettingsError:
+            raise
         except DataError as error:
             problems.append(str(error))
         except Exception as error:  # a Jinja template raises what it likes; the user sees the last problem

@@ -18,7 +18,7 @@ from lm_eval.api.task import Task
 
 from hesnr_tasks.backends import REQUEST_TYPE, iterate_scores, refuse_unscorable
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
-from hesnr_tasks.chat_rendering import NativeTemplate, refuse_date, refuse_unusable
+from hesnr_tasks.chat_rendering import NativeTemplate, refuse_unusable, steady
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.lm_eval_compat import (
@@ -224,12 +224,13 @@ class HesnrTask(Task):
         if self.settings.render != "transcript":
             raise SettingsError(f"--apply_chat_template and render={self.settings.render} exclude each other")
         lm = getattr(chat_template, "__self__", None)
-        if self._rendering != "template" and (tokenizer := getattr(lm, "tokenizer", None)) is not None:
-            refuse_unusable(tokenizer)
-            refuse_date(tokenizer, getattr(lm, "chat_template_args", None))
         self._rendering = "template"
         # without a generation prompt lm-eval strips the last message's end marker
-        return partial(chat_template, add_generation_prompt=True)
+        template = partial(chat_template, add_generation_prompt=True)
+        if (tokenizer := getattr(lm, "tokenizer", None)) is None:
+            return template
+        refuse_unusable(tokenizer)
+        return steady(template, tokenizer, getattr(lm, "chat_template_args", None))
 
     def _native_template(self, chat_template: Callable[..., Any] | None) -> NativeTemplate:
         """The model's chat template with its tokenizer, which lm-eval gives tasks only with --apply_chat_template."""

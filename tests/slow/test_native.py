@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hesnr_tasks as hesnr
 from hesnr_tasks.actions import ToolCall, render_call
-from hesnr_tasks.chat_rendering import refuse_date
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.metrics import EPSILON, names_of
@@ -122,12 +121,15 @@ def kept_text(rendered):
 
 
 def test_a_date_is_refused_where_it_cannot_be_fixed(checkpoint, tmp_path):
-    source = "{{ date or strftime_now('%d %b %Y') }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-    folder, tokenizer = carrying(source, checkpoint, tmp_path / "dated")
+    source = (
+        "{{ date_string or strftime_now('%d %b %Y') }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    folder, _ = carrying(source, checkpoint, tmp_path / "dated")
     metadata = {"trajectories": str(write(tmp_path / "runs.jsonl", RUNS[:1]))}
-    with pytest.raises(SettingsError, match=r"(?s)prints today's date.*render=native"):
+    with pytest.raises(
+        SettingsError, match=r"(?s)prints today's date.*date_string in chat_template_args.*render=native"
+    ):
         evaluate(folder, ["hesnr_swe"], metadata, apply_chat_template=True)
-    refuse_date(tokenizer, {"date": "1 May"})  # as chat_template_args of --model_args
     assert values(evaluate(folder, ["hesnr_swe"], {**metadata, "render": "native"}), "hesnr_swe")["ppl"] > 0
 
 

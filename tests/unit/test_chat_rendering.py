@@ -19,7 +19,7 @@ from benchmarks.chat_templates import SIGNS
 from hesnr_tasks.actions import ToolCall, render_call
 from hesnr_tasks.actions.grammar import split_calls
 from hesnr_tasks.chat_messages import conversations, native_calls
-from hesnr_tasks.chat_rendering import NativeTemplate
+from hesnr_tasks.chat_rendering import NativeTemplate, steady
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import load
@@ -63,7 +63,15 @@ def run(*turns, reasoning=""):
     return Trajectory("run", tuple(messages), fidelity=Fidelity.RENDERED)
 
 
-EDIT = ("edit", {"path": "丁/a.py", "old_str": ' 丁 = "x"\n\t丁 # no\n', "view_range": [1, 20], "deep": {"k": ["丁"]}})
+EDIT = (
+    "edit",
+    {
+        "path": "丁/a.py",
+        "old_str": ' 丁 = "x"\n\t丁 # no\n',
+        "view_range": [1, 20],
+        "deep": {"k": ["丁"], "b": {"key_1": 1, "a": [], "z": "丁"}, "e": {}},
+    },
+)
 BASH = ("bash", {"command": "echo '丁' | sed 's/\\n/丁/' <|im_end|>"})
 SUBMIT = ("submit", {})
 
@@ -121,7 +129,7 @@ def test_every_template_keeps_every_label(path, name):
     trajectory = RUNS[name]
     rendered = NativeTemplate(tokenizer(path.read_text())).render(trajectory)
     check(trajectory, rendered)
-    extra = {"'", '"', "[", "]", "{", "}", ",", ":", "k"}  # a template may write lists and objects in its own way
+    extra = {"'", '"', "[", "]", "{", "}", ",", ":"}  # a template may write lists and objects in its own way
     same = [[c for c in kept_action(r) if c not in extra] for r in (rendered, render(trajectory, "chatml"))]
     assert same[0] == same[1]
 
@@ -193,8 +201,8 @@ PLAIN = "{% for m in messages %}<{{ m.role }}>{{ CONTENT }}{% endfor %}"
         ("m.content ~ m.content", "repeats message 1, content"),
         ("'x'", "drops message"),
         ("raise_exception('not today')", "not today"),
-        ("m.content ~ (range(1000) | random)", "a random choice"),
-        ("m.content ~ lipsum(1)", "UndefinedError"),
+        ("m.content ~ (range(1000) | random)", "makes random choices"),
+        ("m.content ~ lipsum(1)", "makes random choices"),
     ],
 )
 def test_what_cannot_be_proved_is_refused(content, match):
@@ -420,6 +428,48 @@ def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
     assert getrlimit(RLIMIT_AS) == before
     model.chat_template = BODY  # and the next one runs
     assert render(RUNS["text"], "native", NativeTemplate(model)).text.startswith("[user]")
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}"
+UNSTEADY = {
+    "a date": (DATED, "today's date.*render=native"),
+    "the hour": ("{{ strftime_now('%I') }}", "today's date"),
+    "the weekday": ("{{ strftime_now('%A') }}", "today's date"),
+    "a date after a system prompt": ("{% if messages[0].role == 'system' %}" + DATED + "{% endif %}", "today's date"),
+    "a date in long chats": ("{% if messages|length > 3 %}" + DATED + "{% endif %}", "today's date"),
+    "a date that can be set": (
+        "{{ date_string or strftime_now('%Y') }}",
+        "today's date.*set its date_string in.*native",
+    ),
+    "a random choice": ("{{ ['a', 'a']|random }}", "makes random choices.*render=chatml"),
+    "random words": ("{{ lipsum(1)[:0] }}", "makes random choices.*render=chatml"),
+}
+
+
+@pytest.mark.parametrize("name", UNSTEADY)
+def test_a_text_that_would_be_another_tomorrow_is_refused(name):
+    """Through the tokenizer's own method, where neither the date nor a choice can be fixed."""
+    source, match = UNSTEADY[name]
+    model = tokenizer(source + BODY)
+    apply = partial(model.apply_chat_template, tokenize=False)
+    with pytest.raises(SettingsError, match=f"(?s){match}"):
+        render(RUNS["calls"], "template", steady(apply, model, None))
+
+
+@pytest.mark.parametrize(
+    ("source", "kwargs"),
+    [
+        ("{{ date_string or strftime_now('%Y') }}", {"date_string": "1 May"}),  # as chat_template_args
+        ("{% if messages[0].role != 'system' %}" + DATED + "{% endif %}", None),
+        ("{# at random #}", None),
+        ("", None),
+    ],
+)
+def test_a_date_that_is_set_or_not_printed_is_not_refused(source, kwargs):
+    model = tokenizer(source + BODY)
+    apply = partial(model.apply_chat_template, tokenize=False, **(kwargs or {}))
+    want = render(RUNS["calls"], "template", apply)
+    assert render(RUNS["calls"], "template", steady(apply, model, kwargs)) == want
 
 
 def test_no_exception_comes_after_the_end(monkeypatch):
