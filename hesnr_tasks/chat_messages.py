@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -155,8 +155,8 @@ class Conversation:
         self.containers: list[Container] = []
         self.actions: list[str] = []
         self.messages: list[_ChatMessage] = []
-        self._schemas = trajectory.meta.get("tools")
-        self._types = _types(itertools.chain.from_iterable(calls))
+        self._schemas = stored_schemas(trajectory.meta.get("tools"))
+        self._types = _types(itertools.chain.from_iterable(calls), self._schemas)
         turn, called = 1, False
         for index, (message, native) in enumerate(zip(trajectory.messages, calls, strict=True)):
             chat = _ChatMessage(message.role, index, turn)
@@ -324,7 +324,7 @@ class Conversation:
         """The trajectory's schemas of its tools; those that are not stored are inferred from the calls, if any."""
         if not any(message.calls for message in self.messages):
             return None
-        tools = stored_schemas(self._schemas)
+        tools = dict(self._schemas)
         inferred: dict[str, dict[str, Any]] = {}
         for message in self.messages:
             for leaf, arguments in message.calls:
@@ -413,13 +413,20 @@ def _only_calls(text: str, calls: Sequence[Call]) -> bool:
     return bool(spans) and not "".join([*rest, text[position:]]).strip()
 
 
-def _types(calls: Iterable[NativeCall]) -> set[tuple[str, str]]:
-    """The parameters whose values are no strings: all of them are JSON of something else."""
+def _types(calls: Iterable[NativeCall], schemas: Mapping[str, dict[str, Any]]) -> set[tuple[str, str]]:
+    """The parameters whose values are no strings: all of them are JSON of something else, and no schema says string."""
     kinds: dict[tuple[str, str], bool] = {}
     for call in calls:
         for key, text, _ in call.arguments:
             kinds[call.name, key] = kinds.get((call.name, key), True) and _is_json(text)
-    return {key for key, is_json in kinds.items() if is_json}
+    return {key for key, is_json in kinds.items() if is_json and not _is_string(schemas.get(key[0]), key[1])}
+
+
+def _is_string(schema: dict[str, Any] | None, parameter: str) -> bool:
+    properties = schema["parameters"].get("properties") if schema else None
+    declared = properties.get(parameter) if isinstance(properties, dict) else None
+    kind = declared.get("type") if isinstance(declared, dict) else None
+    return kind == "string" or (isinstance(kind, list) and "string" in kind)
 
 
 def _is_json(text: str) -> bool:

@@ -304,6 +304,25 @@ def test_schemas_are_those_of_the_trajectory():
     assert "no name" not in text
 
 
+@pytest.mark.parametrize(
+    ("schema", "written"),
+    [
+        (None, '{"text": 42}'),
+        ({"type": "string"}, '{"text": "42"}'),
+        ({"type": ["string", "null"]}, '{"text": "42"}'),
+        ({"type": "integer"}, '{"text": 42}'),
+        ("string", '{"text": 42}'),
+    ],
+)
+def test_digits_are_text_where_a_schema_says_so(schema, written):
+    properties = {} if schema is None else {"text": schema}
+    tool = {"name": "answer", "parameters": {"type": "object", "properties": properties}}
+    trajectory = replace(run(("丙", ("answer", {"text": "42"}))), meta={"tools": [tool]})
+    rendered = NativeTemplate(tokenizer((TEMPLATES[0].parent / "qwen3.jinja").read_text())).render(trajectory)
+    assert written in rendered.text
+    assert kept_action(rendered) == kept_action(render(trajectory, "chatml")) == "42"
+
+
 @pytest.mark.parametrize("place", [("tools",), ("metadata", "tools"), ("agent", "tool_definitions")])
 def test_schemas_are_read_from_records(tmp_path, place):
     tools = [{"type": "function", "function": {"name": "bash", "description": "runs 5", "parameters": {}}}]
