@@ -278,7 +278,8 @@ class _Reading:
 
     def trajectories(self, threads: int | None = None) -> Iterator[_Part]:
         """Every trajectory's entry and columns, in the order of keys."""
-        wanted = ["label", "logprob", "rank", "position", "topk_logprobs", "labels_cut", *self.optional]
+        wanted = ["label", "logprob", "rank", "topk_logprobs", "labels_cut", *self.optional]
+        wanted += ["position"] if self.context is not None else []
         wanted += ["char_start", "char_end", "text"] if "n_bytes" in self.optional else []
         wanted += ["token_id"] if "frequency" in self.optional else []
         stored = [column for column in dict.fromkeys(wanted) if column not in _DERIVED]

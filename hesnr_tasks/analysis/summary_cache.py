@@ -38,7 +38,7 @@ from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores import StoredRun
 from hesnr_tasks.scores.runs import run_folder
 
-__all__ = ["cached_summary"]
+__all__ = ["all_built_in", "cached_summary", "uncached_bytes"]
 
 _BUILT_IN = dict(METRICS)  # what the package registers; a user's metric may be anything
 _PATTERN, _MOST = "summary-*.cache", 8  # settings that a folder keeps
@@ -62,8 +62,7 @@ def cached_summary(
 ) -> CheckpointSummary:
     """What `summarize` gives for the same arguments, from the disk where it was kept; kept where it was not."""
     names = names_of() if metrics is None else tuple(metrics)
-    own = all(METRICS[metric] is _BUILT_IN.get(metric) for metric in (*names, *names_of()))
-    before, code = (_state(folder), _code()) if own else (None, None)
+    before, code = (_state(folder), _code()) if all_built_in(names) else (None, None)
     if before is None or code is None:
         return summarize(folder, name, k, epsilon, context, run, cases=cases, metrics=metrics, threads=threads)
     settings = json.dumps([k, float(epsilon).hex(), context, run, names], sort_keys=True)
@@ -78,6 +77,22 @@ def cached_summary(
     if _state(folder) == before:  # else files came while others were read
         _write(folder, place, key, summary)
     return summary
+
+
+def all_built_in(metrics: Sequence[str]) -> bool:
+    """Whether some metrics, and the core ones, are those that this package registers."""
+    return all(METRICS[metric] is _BUILT_IN.get(metric) for metric in (*metrics, *names_of()))
+
+
+def uncached_bytes(folder: Path) -> int:
+    """About how much is to be read of a folder of score files: nothing where anything newer was kept."""
+    with contextlib.suppress(OSError, HesnrError):
+        folder = run_folder(folder)
+        files = [path.stat() for path in folder.glob("*.parquet")]
+        newest = max((status.st_ctime for status in files), default=0.0)
+        kept = (path.stat().st_ctime for parent in _folders(folder) for path in parent.glob(_PATTERN))
+        return 0 if max(kept, default=0.0) > newest else sum(status.st_size for status in files)
+    return 0
 
 
 def _folders(folder: Path) -> Iterator[Path]:

@@ -420,13 +420,29 @@ def topk_entropy(topk_logprobs: npt.NDArray[np.floating], k: int) -> FloatArray:
     Returns:
         Shape (n,).
     """
-    logs = np.asarray(topk_logprobs[:, :k], dtype=np.float64)
-    logs = logs - logs.max(axis=1, keepdims=True, initial=-np.inf) if len(logs) else logs
+    logs = np.empty((min(k, topk_logprobs.shape[1]), len(topk_logprobs)))
+    logs[...] = topk_logprobs[:, :k].T  # a row a candidate: operations on long rows take a third of the time
+    logs -= logs.max(axis=0)
     weights = np.exp(logs)
-    normaliser = weights.sum(axis=1)
+    normaliser = _sum_of_rows(weights)
     # H = ln Z - E[ln w]; a weight of 0 contributes 0 (0 ln 0 = 0)
-    expected = np.multiply(weights, logs, out=np.zeros_like(logs), where=weights > 0).sum(axis=1) / normaliser
-    return np.clip(np.log(normaliser) - expected, 0.0, math.log(k))
+    expected = (
+        np.multiply(weights, logs, out=np.zeros_like(logs), where=weights > 0) if 0 in weights else weights * logs
+    )
+    return np.clip(np.log(normaliser) - _sum_of_rows(expected) / normaliser, 0.0, math.log(k))
+
+
+def _sum_of_rows(rows: FloatArray) -> FloatArray:
+    """Sums along the first axis, in the order in which NumPy sums along the last axis of the transpose."""
+    if len(rows) < 8:
+        parts, rest = [np.zeros(rows.shape[1])], rows
+    else:
+        whole = len(rows) - len(rows) % 8
+        parts = [sum(rows[i + 8 : whole : 8], start=rows[i]) for i in range(8)]
+        rest = rows[whole:]
+    while len(parts) > 1:
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return sum(rest, start=parts[0])
 
 
 def token_bytes(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import multiprocessing
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +21,7 @@ import numpy as np
 from hesnr_tasks.analysis.compare import Run, matched
 from hesnr_tasks.analysis.frame import context_for
 from hesnr_tasks.analysis.summary import OBSERVATION, UNFILTERED, CheckpointSummary, ablation_sets
-from hesnr_tasks.analysis.summary_cache import cached_summary
+from hesnr_tasks.analysis.summary_cache import all_built_in, cached_summary, uncached_bytes
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs
@@ -41,6 +45,7 @@ __all__ = [
 
 _FEWEST_FOR_INTERVAL = 4  # trajectories
 _Z = 1.96
+_MANY = 200_000_000  # bytes of score files, from which on starting processes pays
 _WORKERS = 4  # folders at a time; each takes about 30 bytes a token of filtered actions
 _ALL_SCORED = re.compile(r"^run 1 of 1 .*: (\d+) of \1 trajectories$")  # not worth a note
 _RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks {} --output_path DIR"
@@ -248,25 +253,56 @@ def read_summaries(
     k, epsilon = _settings(ours)
     limit, note = context_for(list(folders.values()), context, skip_damaged=True)
     last = list(folders)[-1:]
-
-    cores = os.cpu_count() or 1
-    workers = max(1, min(_WORKERS, cores, len(folders)))
-    threads = max(1, cores // workers)  # of each folder: more than there are cores wait for each other
-
-    def work(name: str) -> CheckpointSummary | str:
-        try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
-            stored = stored_run(folders[name], run, [result for result in ours if result.model == name])
-            of_last = cases and [name] == last
-            return cached_summary(
-                folders[name], name, k, epsilon, limit, stored, cases=of_last, metrics=metrics, threads=threads
-            )
-        except StoreError as error:
-            return f"{name}: its score files are not used: {error}"
-
-    with ThreadPoolExecutor(workers) as pool:
-        read = list(pool.map(work, folders))
+    names = names_of() if metrics is None else tuple(metrics)
+    jobs = [
+        _Job(folder, name, k, epsilon, limit, run, tuple(r for r in ours if r.model == name), [name] == last and cases)
+        for name, folder in folders.items()
+    ]
+    read = _read_all(jobs, names)
     summaries = [item for item in read if isinstance(item, CheckpointSummary)]
     return summaries, limit, [*([note] if note else []), *(item for item in read if isinstance(item, str))]
+
+
+class _Job(NamedTuple):
+    """One folder of score files to be read."""
+
+    folder: Path
+    name: str
+    k: int
+    epsilon: float
+    context: int | None
+    run: str
+    results: tuple[TaskResult, ...]  # of this checkpoint
+    cases: bool
+
+
+def _read_all(jobs: Sequence[_Job], metrics: tuple[str, ...]) -> list[CheckpointSummary | str]:
+    """A summary of each folder, or why there is none; in processes where there is much to read.
+
+    Arrow and NumPy let other threads run for the smaller part of the time only. Metrics of users are known to this
+    process alone.
+    """
+    cores = os.cpu_count() or 1
+    workers = max(1, min(_WORKERS, cores, len(jobs)))
+    threads = max(1, cores // workers)  # of each folder: more than there are cores wait for each other
+    if workers > 1 and sum(map(uncached_bytes, {job.folder for job in jobs})) > _MANY and all_built_in(metrics):
+        # not "fork": Arrow and BLAS have threads. No semaphores, or no memory for another process: threads
+        spawn = multiprocessing.get_context("spawn")
+        with contextlib.suppress(OSError, ImportError, BrokenProcessPool), ProcessPoolExecutor(workers, spawn) as pool:
+            return list(pool.map(_read_folder, jobs, repeat(metrics), repeat(1)))
+    with ThreadPoolExecutor(workers) as readers:
+        return list(readers.map(_read_folder, jobs, repeat(metrics), repeat(threads)))
+
+
+def _read_folder(job: _Job, metrics: tuple[str, ...], threads: int) -> CheckpointSummary | str:
+    try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
+        stored = stored_run(job.folder, job.run, job.results)
+        return cached_summary(
+            job.folder, job.name, job.k, job.epsilon, job.context, stored, cases=job.cases, metrics=metrics,
+            threads=threads,
+        )  # fmt: skip
+    except StoreError as error:
+        return f"{job.name}: its score files are not used: {error}"
 
 
 def _settings(ours: Sequence[TaskResult]) -> tuple[int, float]:

@@ -59,7 +59,7 @@ def write_report(data: ReportData, folder: Path, sort: str = "step") -> int:
         if importlib.util.find_spec("matplotlib") is None:
             data.missing.append(Missing("figures", "matplotlib is not installed", "pip install 'hesnr-tasks[report]'"))
         else:
-            saved = list(write_figures(data, folder / "figures"))
+            saved = write_figures(data, folder / "figures")
         captions = [
             f"**{f.name}** – {f.title} (paper: {f.paper}). {tables.escape_markdown(f.caption)}\n" for f, *_ in saved
         ]

@@ -295,7 +295,8 @@ def _values(table: Any, name: str, entry: Entry) -> Array:
     shape = (entry.scored, entry.k) if name in _PER_CANDIDATE else (entry.scored,)
     if name in COLUMNS and not entry.scored:
         return np.zeros(shape, kind)
-    column = table.column(name).combine_chunks()
+    column = table.column(name)
+    column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if name == "text":
         return np.frombuffer(column[0].as_buffer(), np.uint8)
     if name in _PER_TEXT:

@@ -14,6 +14,9 @@ import sys
 import pytest
 
 from hesnr_tasks.cli import analyze
+from hesnr_tasks.metrics import metric, unregister
+from hesnr_tasks.report import data as report_data
+from hesnr_tasks.report import figures
 from hesnr_tasks.report.results import find_score_folders
 from hesnr_tasks.scores import ScoreStore, Source
 from tests.slow import browser
@@ -209,3 +212,52 @@ def test_intervals_do_not_depend_on_a_seed(real):
     ]
     highs = [entry["action-xml-format-comments"]["step5-2k"]["ppl"].ci_high for entry in values]
     assert highs[0] == highs[1] == highs[2]  # of a closed form: no seed is behind it
+
+
+def _no_pool(*_):
+    raise OSError("no semaphores here")
+
+
+def test_in_processes_in_threads_and_where_no_process_starts_the_files_are_the_same(tmp_path, monkeypatch):
+    for index, name in enumerate(("step1-2k", "step2-2k", "step3-8k")):
+        analysis_made.run_of(tmp_path / "scores" / name, 5, 80, seed=index, model=f"made/{name}")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    contents = {}
+    for where in ("processes", "threads", "no process starts"):
+        for path in tmp_path.glob("scores/*/summary-*.cache"):
+            path.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(report_data, "_MANY", 1e12 if where == "threads" else 0)
+            patch.setattr(figures, "_LONG", 99 if where == "threads" else 1)
+            if where == "processes":  # this process has neither
+                patch.delattr(report_data, "ThreadPoolExecutor")
+                patch.delattr(figures, "look")
+            if where == "no process starts":
+                patch.setattr(report_data, "ProcessPoolExecutor", _no_pool)
+                patch.setattr(figures, "ProcessPoolExecutor", _no_pool)
+            report(tmp_path / "scores", "-o", tmp_path / where, "--resamples", 200)
+        files = sorted(path for path in (tmp_path / where).rglob("*") if path.is_file())
+        contents[where] = {str(path.relative_to(tmp_path / where)): path.read_bytes() for path in files}
+    assert len(list(tmp_path.glob("scores/*/summary-*.cache"))) == 3
+    assert any(name.endswith(".png") for name in contents["threads"])
+    assert contents["processes"] == contents["threads"] == contents["no process starts"]
+
+
+def test_metrics_of_users_are_computed_in_the_process_that_has_them(tmp_path, monkeypatch):
+    folders = {}
+    for index, name in enumerate(("step1", "step2")):
+        analysis_made.run_of(tmp_path / name, 4, 60, seed=index, model=f"made/{name}")
+        folders[name] = tmp_path / name
+    monkeypatch.setattr(report_data, "_MANY", 0)
+
+    @metric("of_a_user")
+    def of_a_user(tokens):
+        return tokens.logprob
+
+    try:
+        summaries, _, notes = report_data.read_summaries([], folders)
+    finally:
+        unregister("of_a_user")
+    assert not notes
+    sums = summaries[0].runs["action"].sums
+    assert sums.column("of_a_user").tolist() == (-sums.column("ppl")).tolist()

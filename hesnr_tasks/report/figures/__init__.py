@@ -5,9 +5,15 @@ To add one, write such a function in a module of this package and give it a line
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from pickle import PicklingError
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -36,6 +42,12 @@ FIGURES: list[Callable[[ReportData], ReportFigure | None]] = [
 ]
 
 
+_LONG = 8  # checkpoints, from which on starting processes pays
+_WORKERS = 4
+# no semaphores, no memory for another process, a figure that cannot be sent to it: all are drawn here
+_NO_PROCESSES = (OSError, ImportError, BrokenProcessPool, PicklingError, AttributeError, TypeError)
+
+
 class SavedFigure(NamedTuple):
     """A figure as written: its SVG as markup for a page, its PNG, and its CSV files by name."""
 
@@ -52,18 +64,27 @@ def report_figures(data: ReportData) -> Iterator[ReportFigure]:
             yield figure
 
 
-def write_figures(data: ReportData, folder: Path) -> Iterator[SavedFigure]:
-    """Write each figure as .svg, .png and .csv into `folder`."""
-    for figure in report_figures(data):
-        with look():
-            canvas = figure.draw()
-            subtitle = textwrap.fill(figure.subtitle, int(13 * canvas.get_figwidth()))  # a line would be clipped
-            canvas.suptitle(f"{figure.title}\n{subtitle}", fontsize=9)
-        svg, png = save(canvas, folder / figure.name)
-        csvs = {f"{table.name}.csv": csv_text(table) for table in figure.tables}
-        for name, text in csvs.items():
-            write_output(folder / name, text)
-        titles = canvas.__dict__.get("hesnr_titles", [])
-        # matplotlib escapes its texts, and inline_svg the titles
-        markup = Markup(inline_svg(svg.read_text(encoding="utf-8"), titles, figure.name))
-        yield SavedFigure(figure, markup, png.read_bytes(), csvs)
+def write_figures(data: ReportData, folder: Path) -> list[SavedFigure]:
+    """Write each figure as .svg, .png and .csv into `folder`; those of a long ladder in several processes."""
+    workers = min(_WORKERS, os.cpu_count() or 1)
+    if workers > 1 and len(data.ladder) >= _LONG:
+        spawn = multiprocessing.get_context("spawn")
+        with contextlib.suppress(*_NO_PROCESSES), ProcessPoolExecutor(workers, spawn) as pool:
+            jobs = [(figure, pool.submit(_write_figure, figure, folder)) for figure in report_figures(data)]
+            return [SavedFigure(figure, *job.result()) for figure, job in jobs]
+    return [SavedFigure(figure, *_write_figure(figure, folder)) for figure in report_figures(data)]
+
+
+def _write_figure(figure: ReportFigure, folder: Path) -> tuple[Markup, bytes, dict[str, str]]:
+    """What a `SavedFigure` has beside the figure."""
+    with look():
+        canvas = figure.draw()
+        subtitle = textwrap.fill(figure.subtitle, int(13 * canvas.get_figwidth()))  # a line would be clipped
+        canvas.suptitle(f"{figure.title}\n{subtitle}", fontsize=9)
+    svg, png = save(canvas, folder / figure.name)
+    csvs = {f"{table.name}.csv": csv_text(table) for table in figure.tables}
+    for name, text in csvs.items():
+        write_output(folder / name, text)
+    titles = canvas.__dict__.get("hesnr_titles", [])
+    # matplotlib escapes its texts, and inline_svg the titles
+    return Markup(inline_svg(svg.read_text(encoding="utf-8"), titles, figure.name)), png.read_bytes(), csvs
