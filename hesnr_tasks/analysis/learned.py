@@ -23,6 +23,7 @@ __all__ = ["FEWEST", "FEWEST_BELIEVED", "RANKERS", "LearnedRanker", "learned_ran
 FEWEST = 5  # checkpoints to learn from at all
 FEWEST_BELIEVED = 8  # below, nothing learned can be believed
 _FEWEST_OF_FAMILY = 3  # to leave a family out
+_MOST_PAIRS = 100  # that are left out together; of longer ladders, as many at equal distances
 _PENALTIES = np.logspace(-2, 3, 11)
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,7 +39,7 @@ class LearnedRanker(NamedTuple):
     error: float  # root mean squared, in units of the score
     error_of_mean: float  # of guessing the mean of what was not left out (of the family, where it is known)
     nearer: int  # checkpoints whose prediction is nearer than that mean
-    ordered: float  # share of pairs with a checkpoint left out that are ordered as the score does; 0.5 is chance
+    ordered: float  # share of pairs, both left out, that are ordered as the score does; 0.5 is chance
     believable: bool  # false below `FEWEST_BELIEVED` checkpoints
     uses: tuple[str, ...]  # proxies that the ranker uses when fitted to all: one, three, or all of them
 
@@ -71,26 +72,47 @@ def learned_rankers(x: FloatArray, names: Sequence[str], y: FloatArray, families
 
 
 def _without_checkpoints(ranker: str, x: FloatArray, y: FloatArray, family: Any, names: Sequence[str]) -> LearnedRanker:
-    predicted, plain, right, pairs = np.zeros(len(y)), np.zeros(len(y)), 0.0, 0
+    predicted, plain = np.zeros(len(y)), np.zeros(len(y))
     for i in range(len(y)):
-        rest = np.arange(len(y)) != i
-        means = {
-            label: (x[rest & (family == label)].mean(axis=0), y[rest & (family == label)].mean())
-            for label in set(family)
-        }
-        level = np.array([means[label][1] for label in family])
-        centred = x - np.array([means[label][0] for label in family])
-        predict = _fit(ranker, centred[rest], (y - level)[rest])
-        scores = predict(centred)
-        predicted[i], plain[i] = level[i] + scores[i], level[i]
-        own = rest & (family == family[i])
-        part = _ordered(scores[i] - scores[own], y[i] - y[own])
-        right, pairs = right + part[0], pairs + part[1]
-    centred, level = x.copy(), y.copy()
+        plain[i] = y[(family == family[i]) & (np.arange(len(y)) != i)].mean()
+        predicted[i] = plain[i] + _blind(ranker, x, y, family, [i])[0]
+    right, pairs = _pairs_left_out(ranker, x, y, family)
+    rest = np.ones(len(y), dtype=bool)
+    used = _used(ranker, _centered(x, family, rest), _centered(y, family, rest), names)
+    return _row(ranker, "checkpoint", y, predicted, plain, right, pairs, used)
+
+
+def _blind(ranker: str, x: FloatArray, y: FloatArray, family: Any, out: Sequence[int]) -> FloatArray:
+    """Predictions for the checkpoints `out`, above the level of their family, fitted without them."""
+    rest = ~np.isin(np.arange(len(y)), out)
+    centred = _centered(x, family, rest)
+    return _fit(ranker, centred[rest], _centered(y, family, rest)[rest])(centred[out])
+
+
+def _centered(side: FloatArray, family: Any, rest: npt.NDArray[np.bool_]) -> FloatArray:
+    """Less the mean of each family's members in `rest`; of a family without any, less that of all its members."""
+    centred = side.copy()
     for label in set(family):
-        centred[family == label] -= x[family == label].mean(axis=0)
-        level[family == label] -= y[family == label].mean()
-    return _row(ranker, "checkpoint", y, predicted, plain, right, pairs, _used(ranker, centred, level, names))
+        own = family == label
+        centred[own] -= side[own & rest if (own & rest).any() else own].mean(axis=0)
+    return centred
+
+
+def _pairs_left_out(ranker: str, x: FloatArray, y: FloatArray, family: Any) -> tuple[float, int]:
+    """Pairs of a family that a fit without both orders rightly, and all.
+
+    Both are left out: a fit knows the score of a checkpoint that it has seen, and even the mean, beside such a score,
+    orders three pairs of four.
+    """
+    i, j = np.triu_indices(len(y), 1)
+    within = (family[i] == family[j]) & (y[i] != y[j])
+    i, j = i[within], j[within]
+    chosen = np.unique(np.linspace(0, len(i) - 1, min(len(i), _MOST_PAIRS)).astype(int)) if len(i) else []
+    right = 0.0
+    for first, second in zip(i[chosen], j[chosen], strict=True):
+        ahead = _blind(ranker, x, y, family, [first, second])
+        right += _ordered(ahead[:1] - ahead[1:], np.array([y[first] - y[second]]))[0]
+    return right, len(chosen)
 
 
 def _without_families(ranker: str, x: FloatArray, y: FloatArray, family: Any, names: Sequence[str]) -> LearnedRanker:
