@@ -107,7 +107,7 @@ def _pairs_left_out(ranker: str, x: FloatArray, y: FloatArray, family: Any) -> t
     i, j = np.triu_indices(len(y), 1)
     within = (family[i] == family[j]) & (y[i] != y[j])
     i, j = i[within], j[within]
-    chosen = np.unique(np.linspace(0, len(i) - 1, min(len(i), _MOST_PAIRS)).astype(int)) if len(i) else []
+    chosen = np.unique(np.linspace(0, max(len(i) - 1, 0), min(len(i), _MOST_PAIRS)).astype(int))
     right = 0.0
     for first, second in zip(i[chosen], j[chosen], strict=True):
         ahead = _blind(ranker, x, y, family, [first, second])
