@@ -28,6 +28,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ _FIELDS = (
 )  # fmt: skip
 _SCORE_FIELDS = ("value", "n", "stderr", "harness", "after")
 _LARGEST = 1e15
+_BREAKS = frozenset("\x85\u2028\u2029")
 _Z = 1.959963984540054  # of a 95 % interval
 
 
@@ -262,7 +264,7 @@ def ladder_from(document: Any, path: Path) -> Ladder:
         model_args=_mapping(document.get("model_args"), f"{path}: model_args"),
         metadata=_mapping(document.get("metadata"), f"{path}: metadata"),
         lm_eval_args=_texts(document.get("lm_eval_args"), f"{path}: lm_eval_args"),
-        gpus=_number(document.get("gpus") or 0, f"{path}: gpus"),
+        gpus=_number(document.get("gpus") or 0, f"{path}: gpus", least=0),
         slurm=_mapping(document.get("slurm"), f"{path}: slurm"),
     )
 
@@ -286,8 +288,13 @@ def _listed(document: Any) -> Any:
 
 
 def _checkpoint(entry: Any, position: int, path: Path) -> Checkpoint:
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), (str, int)):
+    if not isinstance(entry, dict) or entry.get("name") in (None, ""):
         raise SettingsError(f"{path}: checkpoint {position} of the list has no name")
+    for name in ("name", "model", "revision", "tokenizer", "family", "sft_of", "before", "label"):
+        if entry.get(name) is not None and type(entry[name]) not in (str, int):
+            raise SettingsError(
+                f"{path}: checkpoint {position} of the list: {name} {entry[name]!s} is no text; put it in quotes"
+            )
     where = f"{path}: {entry['name']}"
     _refuse_unknown(entry, _FIELDS, where)
     stage = str(entry.get("stage") or "")
@@ -302,8 +309,8 @@ def _checkpoint(entry: Any, position: int, path: Path) -> Checkpoint:
     return Checkpoint(
         name=str(entry["name"]),
         stage=stage or ("sft" if entry.get("sft_of") else ""),
-        step=None if entry.get("step") is None else _whole(entry["step"], f"{where}: step"),
-        tokens=None if entry.get("tokens") is None else _number(entry["tokens"], f"{where}: tokens"),
+        step=None if entry.get("step") is None else _whole(entry["step"], f"{where}: step", least=0),
+        tokens=None if entry.get("tokens") is None else _number(entry["tokens"], f"{where}: tokens", least=0),
         context=None if entry.get("context") is None else _context(entry["context"], where),
         trained_on=_texts(entry.get("trained_on"), f"{where}: trained_on"),
         downstream={
@@ -316,7 +323,10 @@ def _checkpoint(entry: Any, position: int, path: Path) -> Checkpoint:
 
 def _beside(path: Path, text: str) -> str:
     """A path that exists relative to the ladder file's folder; anything else as it is."""
-    return str(path.parent / text) if text and (path.parent / text).exists() else text
+    try:
+        return str(path.parent / text) if text and (path.parent / text).exists() else text
+    except (OSError, ValueError):  # no name of a file: too long, or with a zero character
+        return text
 
 
 def _score(score: Any, where: str) -> DownstreamScore:
@@ -330,8 +340,8 @@ def _score(score: Any, where: str) -> DownstreamScore:
         raise SettingsError(f"{where}: after {after!r} must be sft or rl, or be left out")
     return DownstreamScore(
         _number(score["value"], f"{where}: value"),
-        None if score.get("n") is None else _whole(score["n"], f"{where}: n"),
-        None if score.get("stderr") is None else _number(score["stderr"], f"{where}: stderr"),
+        None if score.get("n") is None else _whole(score["n"], f"{where}: n", least=1),
+        None if score.get("stderr") is None else _number(score["stderr"], f"{where}: stderr", least=0),
         str(score.get("harness") or ""),
         after,
     )
@@ -352,12 +362,11 @@ def _check_links(checkpoints: Sequence[Checkpoint], path: Path) -> None:
                     f"{path}: {checkpoint.name}: {link}: {parent!r} is no checkpoint of this file."
                     f"{nearest(parent, by_name)}"
                 )
-        path_up, current = [checkpoint.name], checkpoint
-        while parent := current.sft_of or current.before:
-            if parent in path_up:
-                raise SettingsError(f"{path}: a circle of sft_of or before: {' -> '.join([*path_up, parent])}")
-            path_up.append(parent)
-            current = by_name[parent]
+    parents = {name: {link for link in (c.sft_of, c.before) if link} for name, c in by_name.items()}
+    try:
+        TopologicalSorter(parents).prepare()
+    except CycleError as error:
+        raise SettingsError(f"{path}: a circle of sft_of or before: {' -> '.join(error.args[1][::-1])}") from None
 
 
 def _refuse_unknown(fields: Mapping[Any, Any], allowed: Sequence[str], where: str) -> None:
@@ -390,21 +399,23 @@ def _context(value: Any, where: str) -> int:
     size = re.fullmatch(r"(\d+)(k?)", str(value).lower())
     if not size:
         raise SettingsError(f"{where}: context {value!r} is no number of tokens such as 32768 or 32k")
-    return int(size[1]) * (1024 if size[2] else 1)
+    return _whole(int(size[1]) * (1024 if size[2] else 1), f"{where}: context", least=1)
 
 
-def _number(value: Any, where: str) -> float:
+def _number(value: Any, where: str, *, least: float = -math.inf) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) < _LARGEST:
         raise SettingsError(f"{where} must be a number, not {value!r}")
+    if number < least:
+        raise SettingsError(f"{where} must be at least {least:g}, not {value!r}")
     return number
 
 
-def _whole(value: Any, where: str) -> int:
-    number = _number(value, where)
+def _whole(value: Any, where: str, *, least: float = -math.inf) -> int:
+    number = _number(value, where, least=least)
     if not number.is_integer():
         raise SettingsError(f"{where} must be a whole number, not {value!r}")
     return int(number)
@@ -418,16 +429,18 @@ def add_downstream(ladder: Ladder, paths: Iterable[Path]) -> tuple[Ladder, list[
 
     A score of NAME-sft, where only NAME is in the ladder, judges NAME: it was measured after fine-tuning.
 
-    A CSV has a column `checkpoint` (or `model`) and any number of columns of scores; `NAME_n` and `NAME_stderr` (or
-    `n`, `stderr` beside a single score) belong to the score NAME. Files are matched to checkpoints by name, whatever
-    the case, the folder before it and the signs between words.
+    A table has a column of checkpoints (`checkpoint`, `model`, `name`, or the one with names of the ladder) and any
+    number of columns of scores, between commas, semicolons or tabs; `NAME_n` and `NAME_stderr` (or `n`, `stderr` beside
+    a single score) belong to the score NAME. Files are matched to checkpoints by name, whatever the case, the folder
+    before it and the signs between words. Of two different scores of a checkpoint and task neither counts.
 
     Returns:
-        The ladder with all scores, and remarks on scores that belong to no checkpoint.
+        The ladder with all scores, and remarks on scores that belong to no checkpoint, contradict each other, and on
+        columns without numbers.
 
     Raises:
-        DataError: files that cannot be read or belong to no checkpoint at all; two different scores of one checkpoint
-            and task; a task whose scores are shares in one file and per cent in another.
+        DataError: files that cannot be read or belong to no checkpoint at all; a task whose scores are shares in one
+            file and per cent in another.
     """
     scores = {checkpoint.name: dict(checkpoint.downstream) for checkpoint in ladder.checkpoints}
     units: dict[str, dict[bool, str]] = {}
@@ -435,10 +448,11 @@ def add_downstream(ladder: Ladder, paths: Iterable[Path]) -> tuple[Ladder, list[
         _check_unit(units, task, {c.name: c.downstream[task] for c in ladder.checkpoints if task in c.downstream})
     remarks: dict[str, None] = {}
     unmatched: list[str] = []
+    contradicted: set[tuple[str, str]] = set()
     matches = 0
     for path in _files(paths):
         by_task: dict[str, dict[str, DownstreamScore]] = {}
-        for name, task, score, where in _rows(path, list(scores)):
+        for name, task, score, where in _rows(path, list(scores), remarks):
             match = match_name(name, list(scores))
             if match is None and (match := _before_tuning(name, list(scores))):
                 score = replace(score, after="sft")
@@ -452,9 +466,9 @@ def add_downstream(ladder: Ladder, paths: Iterable[Path]) -> tuple[Ladder, list[
                 remarks[f"{where}: {task} of {match}: the score after fine-tuning judges it, not its own"] = None
                 scores[match][task] = score if score.after else scores[match][task]
             elif task in scores[match] and scores[match][task].value != score.value:
-                raise DataError(
-                    f"{where}: a second {task} of {match}: {scores[match][task].value:g} and {score.value:g}. Keep one."
-                )
+                two = f"{scores[match][task].value:g} and {score.value:g}"
+                remarks[f"{where}: a second {task} of {match}: {two}; neither counts. Keep one."] = None
+                contradicted.add((match, task))
             else:
                 scores[match].setdefault(task, score)
         for task, own in by_task.items():
@@ -464,6 +478,8 @@ def add_downstream(ladder: Ladder, paths: Iterable[Path]) -> tuple[Ladder, list[
             f"no downstream score belongs to one of the checkpoints {', '.join(scores)}; there are scores of "
             f"{', '.join(list(dict.fromkeys(unmatched))[:8])}. Name them as the checkpoints are named."
         )
+    for name, task in contradicted:
+        del scores[name][task]
     checkpoints = tuple(replace(c, downstream=scores[c.name]) for c in ladder.checkpoints)
     return replace(ladder, checkpoints=checkpoints), list(remarks)
 
@@ -514,9 +530,11 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         yield from sorted(path.rglob("*.json")) if path.is_dir() else [path]
 
 
-def _rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, str, DownstreamScore, str]]:
+def _rows(
+    path: Path, names: Sequence[str], remarks: dict[str, None]
+) -> Iterator[tuple[str, str, DownstreamScore, str]]:
     if path.suffix != ".json":
-        yield from _csv_rows(path)
+        yield from _csv_rows(path, names, remarks)
         return
     document = read_json(path)
     if isinstance(document, dict) and "resolved_instances" in document:
@@ -557,46 +575,107 @@ def _lm_eval_rows(document: Mapping[str, Any], path: Path) -> Iterator[tuple[str
                 break
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, str, DownstreamScore, str]]:
+_KEYS = ("checkpoint", "checkpoints", "model", "name")
+_ABSENT = ("", "-", "\u2013", "\u2014", "na", "n/a", "none", "null")
+
+
+def _csv_rows(
+    path: Path, names: Sequence[str], remarks: dict[str, None]
+) -> Iterator[tuple[str, str, DownstreamScore, str]]:
+    text = read_text(path)
+    first = text.partition("\n")[0]
+    sign = max(",;\t", key=first.count)
     try:
-        lines = list(csv.reader(read_text(path).splitlines()))
+        lines = [[cell.strip() for cell in line] for line in csv.reader(text.splitlines(), delimiter=sign)]
     except csv.Error as error:
         raise DataError(f"cannot read {path} ({error})") from None
-    heading = [word.strip() for word in lines[0]] if lines else []
+    heading = lines[0] if lines else []
     lower = [word.lower() for word in heading]
-    key = next((i for i, word in enumerate(lower) if word in ("checkpoint", "model", "name")), None)
-    ignored = {"step", "stage", "context", "label", "family", "revision", "tokens"}
+    twice = [word for i, word in enumerate(lower) if word and word in lower[:i]]
+    if twice:
+        raise DataError(f"{path}: two columns are called {twice[0]!r}; give them names of their own")
+    rows = [(number, line) for number, line in enumerate(lines[1:], 2) if any(line)]
+    key = _column_of_checkpoints(lower, rows, names)
+    ignored = {*_KEYS, "step", "stage", "context", "label", "family", "revision", "tokens", "n", "stderr"}
     columns = [
         i for i, word in enumerate(lower)
-        if i != key and word not in ignored and word not in ("n", "stderr") and not word.endswith(("_n", "_stderr"))
+        if i != key and word not in ignored
+        and not any(word.endswith(f"_{part}") and word.removesuffix(f"_{part}") in lower for part in ("n", "stderr"))
     ]  # fmt: skip
-    if key is None or not columns:
+    words = [i for i in columns if rows and not any(i < len(line) and _is_number(line[i], sign) for _, line in rows)]
+    if key is None or not columns or (words and len(words) == len(columns)):
+        if key is not None and words:
+            number, line = next(((n, row) for n, row in rows if len(row) > words[0]), rows[0])
+            raise DataError(
+                f"{path}:{number}: {heading[words[0]]} must be a number, not {''.join(line[words[0] : words[0] + 1])!r}"
+            )
         raise DataError(
             f"{path}: the first line must name a column `checkpoint` and at least one score, "
             "as in checkpoint,swe_verified,swe_verified_n"
         )
-    for number, line in enumerate(lines[1:], 2):
-        cells = [word.strip() for word in line]
-        if not any(cells):
-            continue
+    for i in words:
+        if any(i < len(line) and line[i].lower() not in _ABSENT for _, line in rows):
+            remarks[f"{path}: there is no number in the column {heading[i]!r}; left out"] = None
+    columns = [i for i in columns if i not in words]
+    scales = {i: _scale([line[i] for _, line in rows if i < len(line)], sign) for i in columns}
+    for number, line in rows:
         where = f"{path}:{number}"
-        if len(cells) > len(heading):
-            raise DataError(f"{where}: {len(cells)} cells under {len(heading)} columns; write 31.2, not 31,2")
-        row = dict(zip(lower, cells, strict=False))
+        if len(line) > len(heading):
+            raise DataError(f"{where}: {len(line)} cells under {len(heading)} columns; write 31.2, not 31,2")
+        row = dict(zip(lower, line, strict=False))
         for i in columns:
-            text = cells[i] if i < len(cells) else ""
-            if not text:
+            cell = line[i] if i < len(line) else ""
+            if cell.lower() in _ABSENT:
                 continue
-            extra = {
-                part: row.get(f"{lower[i]}_{part}") or (row.get(part) if len(columns) == 1 else None)
+            n, stderr = (
+                (row.get(f"{lower[i]}_{part}") or (row.get(part) if len(columns) == 1 else None)) or None
                 for part in ("n", "stderr")
-            }
+            )
             try:
-                n = None if not extra["n"] else _whole(extra["n"], f"{where}: n")
-                stderr = None if not extra["stderr"] else _number(extra["stderr"], f"{where}: stderr")
-                yield cells[key], heading[i], DownstreamScore(_number(text, f"{where}: {heading[i]}"), n, stderr), where
+                score = DownstreamScore(
+                    scales[i] * _number(_plain_number(cell, sign), f"{where}: {heading[i]}"),
+                    None if n is None else _whole(n, f"{where}: n", least=1),
+                    None
+                    if stderr is None
+                    else scales[i] * _number(_plain_number(stderr, sign), f"{where}: stderr", least=0),
+                )
             except SettingsError as error:
                 raise DataError(str(error)) from None
+            yield line[key], heading[i], score, where
+
+
+def _column_of_checkpoints(
+    heading: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]], names: Sequence[str]
+) -> int | None:
+    """The column with the most names of checkpoints; of equal ones, by what it is called. None: there is none."""
+
+    def rank(i: int) -> tuple[int, int]:
+        cells = [line[i] for _, line in rows[:50] if i < len(line)]
+        matches = sum(match_name(cell, names) is not None or _before_tuning(cell, names) is not None for cell in cells)
+        return matches, len(_KEYS) - _KEYS.index(heading[i]) if heading[i] in _KEYS else 0
+
+    best = max(range(len(heading)), key=rank, default=None)
+    return best if best is not None and any(rank(best)) else None
+
+
+def _plain_number(cell: str, sign: str) -> str:
+    """Without the sign of per cent; in a table between semicolons or tabs a comma may be the decimal point."""
+    cell = cell.removesuffix("%").strip()
+    return cell.replace(",", ".") if sign != "," and cell.count(",") == 1 and "." not in cell else cell
+
+
+def _scale(cells: Sequence[str], sign: str) -> float:
+    """0.01 for a column with signs of per cent and nothing above 1 %, which would be read as shares."""
+    values = [float(_plain_number(cell, sign)) for cell in cells if _is_number(cell, sign)]
+    return 0.01 if any(cell.endswith("%") for cell in cells) and max(values, default=0.0) <= 1 else 1.0
+
+
+def _is_number(cell: str, sign: str) -> bool:
+    try:
+        float(_plain_number(cell, sign))
+    except ValueError:
+        return False
+    return True
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -606,7 +685,14 @@ def write_ladder_file(ladder: Ladder) -> str:
     """The YAML text of a ladder; reading it gives the same ladder."""
     import yaml
 
-    return str(yaml.safe_dump(ladder_document(ladder), sort_keys=False, allow_unicode=True, width=120))
+    class Dumper(yaml.SafeDumper):
+        """Line breaks of Unicode (NEL and its like) as escapes: outside of double quotes YAML folds them."""
+
+        def represent_str(self, data: str) -> yaml.ScalarNode:
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if _BREAKS & set(data) else None)
+
+    Dumper.add_representer(str, Dumper.represent_str)
+    return str(yaml.dump(ladder_document(ladder), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def ladder_document(ladder: Ladder) -> dict[str, Any]:

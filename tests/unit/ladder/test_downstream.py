@@ -73,7 +73,9 @@ def test_reports_of_the_harness_belong_to_the_checkpoint_in_their_name(tmp_path)
         ("checkpoint,score\nstep100-32k,nan", "score must be a number"),
         ("score,checkpoint\n0.1,x", "no downstream score belongs"),
         ("checkpoint,score\nother,0.1", "no downstream score belongs"),
-        ("checkpoint,score\nstep100-32k,0.1\nstep100_32k,0.2", "second score of step100-32k"),
+        ("checkpoint,score,score\nstep100-32k,0.1,0.2", "two columns are called 'score'"),
+        ("checkpoint,score,n\nstep100-32k,0.1,0", "n must be at least 1"),
+        ("checkpoint,score,stderr\nstep100-32k,0.1,-1", "stderr must be at least 0"),
     ],
 )
 def test_wrong_tables_say_what_is_wrong(tmp_path, text, message):
@@ -105,8 +107,9 @@ def test_shares_and_per_cent_make_no_common_order(tmp_path):
         read_ladder(["a", "b"], ladder, [file])
     ladder.write_text("a: {downstream: 0.3}\n")
     assert len(outcomes(read_ladder(["a", "b"], ladder, [file]).ladder, "score")) == 2
-    with pytest.raises(DataError, match="second score of a"):
-        read_ladder(["a"], ladder, [table(tmp_path, "checkpoint,score\na,0.4\n")])
+    named = read_ladder(["a"], ladder, [table(tmp_path, "checkpoint,score\na,0.4\n")])
+    assert not outcomes(named.ladder, "score")
+    assert "second score of a: 0.3 and 0.4; neither counts" in " ".join(named.notes)
 
 
 @pytest.mark.parametrize(("resolved", "total"), [(5, 0), (6, 5), (-1, 5), ("1", 5), (None, 5)])

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import DataError, SettingsError
@@ -50,11 +50,45 @@ checkpoints = st.builds(
 
 
 @given(st.lists(checkpoints, max_size=4, unique_by=lambda c: c.name))
+@example([Checkpoint("a\x85b\u2028c", model="org/" + 400 * "x", label="a\u2029\x85")])
+@example([Checkpoint(".", model="."), Checkpoint("..", model="../"), Checkpoint("0700", revision="0700")])
 def test_any_ladder_survives_its_file(tmp_path_factory, some):
-    ladder = Ladder(tuple(some))
     path = tmp_path_factory.mktemp("ladder") / "ladder.yaml"
-    path.write_text(write_ladder_file(ladder), encoding="utf-8")
-    assert read_ladder_file(path) == ladder
+    path.write_text(write_ladder_file(Ladder(tuple(some))), encoding="utf-8")
+    # a model that lies beside the file, as the model "." does, is looked for there, whatever the working directory
+    beside = [
+        replace(c, model=str(path.parent / c.model)) if c.model.strip("./") == "" and c.model else c for c in some
+    ]
+    assert read_ladder_file(path) == Ladder(tuple(beside))
+
+
+def test_tables_may_have_any_columns_and_signs(tmp_path):
+    rows = {
+        "run,date,notes,SWE (%)": "lc-1000,2026-01-01,good,31.2%\nlc-2000,2026-01-02,,n/a\n",
+        "family;run;SWE (%)": "m3b;lc-1000;31,2\nm3b;lc-2000;-\n",
+        "model\tcheckpoint\tSWE (%)": "org/m\tlc-1000\t31.2\norg/m\tlc-2000\t\n",
+    }
+    for heading, lines in rows.items():
+        table = tmp_path / "scores.csv"
+        table.write_text(f"{heading}\n{lines}")
+        ladder, remarks = add_downstream(Ladder(tuple(BASES)), [table])
+        assert {c.name: dict(c.downstream) for c in ladder.checkpoints if c.downstream} == {
+            "lc-1000": {"SWE (%)": DownstreamScore(31.2)}
+        }
+        assert [remark.split("column ")[1] for remark in remarks] == (
+            ["'date'; left out", "'notes'; left out"] if "date" in heading else []
+        )
+    table.write_text("checkpoint,swe,swe_stderr\nlc-1000,0.4%,0.1%\n")
+    ladder, _ = add_downstream(Ladder(tuple(BASES)), [table])
+    assert ladder["lc-1000"].downstream["swe"] == DownstreamScore(0.004, None, 0.001)
+
+
+def test_of_two_scores_neither_counts_and_the_rest_goes_on(tmp_path):
+    table = tmp_path / "scores.csv"
+    table.write_text("checkpoint,swe\nlc-1000,1\nlc-1000,2\nlc-1000,1\nlc-2000,3\n")
+    ladder, remarks = add_downstream(Ladder(tuple(BASES)), [table])
+    assert {c.name for c in ladder.checkpoints if c.downstream} == {"lc-2000"}
+    assert remarks == [f"{table}:3: a second swe of lc-1000: 1 and 2; neither counts. Keep one."]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +103,14 @@ def test_any_ladder_survives_its_file(tmp_path_factory, some):
         ("checkpoints: [{name: a, context: 32kb}]", ["a: context", "32k"]),
         ("checkpoints: [{name: a, sft_of: b}]", ["a: sft_of", "'b'", "no checkpoint"]),
         ("checkpoints: [{name: a, before: b}, {name: b, before: a}]", ["circle", "a -> b -> a"]),
+        ("checkpoints: [{name: a, sft_of: b, before: c}, {name: b}, {name: c, before: a}]", ["circle", "a -> c -> a"]),
+        ("checkpoints: [{name: ''}]", ["no name"]),
+        ("checkpoints: [{name: yes}]", ["name True", "quotes"]),
+        ("checkpoints: [{name: a, revision: 2024-01-01}]", ["revision 2024-01-01", "quotes"]),
+        ("checkpoints: [{name: a, step: -5}]", ["a: step", "at least 0"]),
+        ("checkpoints: [{name: a, context: 0}]", ["a: context", "at least 1"]),
+        ("checkpoints: [{name: a, downstream: {swe: {value: 3, n: 0}}}]", ["swe: n", "at least 1"]),
+        ("checkpoints: [{name: a, downstream: {swe: {value: 3, stderr: -1}}}]", ["swe: stderr", "at least 0"]),
         ("checkpoints: [{name: a, downstream: {swe: {n: 3}}}]", ["a: downstream: swe", "no value"]),
         ("checkpoints: [{name: a, downstream: {swe: {value: x}}}]", ["a: downstream: swe: value", "number"]),
         ("checkpoints: [{name: a, downstream: {swe: {value: 1, after: tuesday}}}]", ["after", "tuesday"]),
@@ -126,7 +168,6 @@ def test_reports_and_lm_eval_results_are_scores_too(tmp_path):
         ("name\na\n", ["first line", "score"]),
         ("checkpoint,swe\nlc-1000,31,2\n", [":2", "31.2, not 31,2"]),
         ("checkpoint,swe\nlc-1000,high\n", [":2", "swe", "'high'"]),
-        ("checkpoint,swe\nlc-1000,1\nlc-1000,2\n", [":3", "second swe of lc-1000"]),
         ("checkpoint,swe,n\nlc-1000,1,2.5\n", [":2", "n"]),
     ],
 )
