@@ -120,8 +120,9 @@ class Verdict:
             if not math.isnan(best.error):
                 against = "no better than" if best.error >= best.error_of_mean else "against"
                 label = METRICS[best.proxy].title.rstrip(" ↑↓")
+                tried = sum(not math.isnan(row.error) for row in rows)
                 lines.append(
-                    f"{task}: {label} predicts a checkpoint left out best: error {best.error:.3g}, "
+                    f"{task}: of {tried} metrics, {label} predicts a checkpoint left out best: error {best.error:.3g}, "
                     f"{against} {best.error_of_mean:.3g} of guessing the mean ({best.checkpoints} checkpoints)."
                 )
         return lines

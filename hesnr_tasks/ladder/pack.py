@@ -35,7 +35,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.analysis.summary import CheckpointSummary
 from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.bounded_io import READ_ERRORS, Growth, open_regular, parse_json, read_rest
-from hesnr_tasks.errors import DataError, HesnrError
+from hesnr_tasks.errors import DataError, HesnrError, printable
 from hesnr_tasks.ladder.names import NamedLadder
 from hesnr_tasks.ladder.schema import Ladder, ladder_document, ladder_from
 
@@ -212,7 +212,7 @@ def read_pack(path: Path) -> Pack:
                 raise DataError(f"{path} has a member {strange[:80]!r}, which no pack has; ask for the pack again")
             members = {_MANIFEST: manifest_data, **{name: member(name) for name in infos if name != _MANIFEST}}
         _check_sums(path, members)
-        return _unpacked(path, manifest, members)
+        return _unpacked(path, members)
     except HesnrError:
         raise
     except _ERRORS as error:
@@ -246,9 +246,22 @@ def _check_sums(path: Path, members: Mapping[str, bytes]) -> None:
             )
 
 
-def _unpacked(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Pack:
-    ladder, named = (ladder_from(parse_json(members[f"{name}.json"]), path) for name in ("ladder", "named"))
-    results = parse_json(members["results.json"])
+def _printable(value: Any) -> Any:
+    """A JSON value whose texts are safe to print: they reach terminals as names and notes."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
+
+
+def _unpacked(path: Path, members: Mapping[str, bytes]) -> Pack:
+    def document_of(name: str) -> Any:
+        return _printable(parse_json(members[name]))
+
+    manifest = document_of(_MANIFEST)
+    ladder, named = (ladder_from(document_of(f"{name}.json"), path) for name in ("ladder", "named"))
+    results = document_of("results.json")
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
         raise ValueError("results.json is no list of results")
     folders = sorted({name.rpartition("/")[0] for name in members if "/" in name})
@@ -259,14 +272,16 @@ def _unpacked(path: Path, manifest: Mapping[str, Any], members: Mapping[str, byt
             for name, data in members.items()
             if name.startswith(f"{folder}/") and name.endswith(".npy")
         }
-        document = parse_json(members[f"{folder}/summary.json"])
+        document = document_of(f"{folder}/summary.json")
         summaries.append(CheckpointSummary.from_parts(document, arrays, path / folder))
     by_name = {checkpoint.name: checkpoint for checkpoint in named.checkpoints}
     there = {checkpoint.name for checkpoint in ladder.checkpoints}
     names = {str(key): str(name) for key, name in dict(manifest["names"]).items()}
-    if not {*names.values()} <= there or len({s.name for s in summaries}) < len(summaries):
+    order = tuple(by_name[name] for name in dict.fromkeys(manifest["order"]))
+    called = {*(summary.name for summary in summaries), *(result.get("model") for result in results)}
+    known = {*names.values()} <= there and called <= {checkpoint.name for checkpoint in order}
+    if not known or len({s.name for s in summaries}) < len(summaries):
         raise ValueError("its names are not those of its checkpoints")
-    order = tuple(by_name[name] for name in manifest["order"])
     texts = (tuple(map(str, manifest[key])) for key in ("notes_of_names", "notes"))
     return Pack(
         ladder, NamedLadder(order, named, next(texts)), names, tuple(summaries), tuple(results), next(texts),

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.bounded_io import read_json, read_text, read_yaml
-from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
 
 __all__ = [
     "STAGES",
@@ -252,6 +252,7 @@ def ladder_from(document: Any, path: Path) -> Ladder:
             "Write one with: hesnr ladder init RESULTS"
         )
     _refuse_unknown(document, _TOP, str(path))
+    _refuse_unprintable(document["checkpoints"], f"{path}: checkpoints")
     checkpoints = tuple(_checkpoint(entry, i, path) for i, entry in enumerate(document["checkpoints"], 1))
     _check_links(checkpoints, path)
     return Ladder(
@@ -267,6 +268,18 @@ def ladder_from(document: Any, path: Path) -> Ladder:
         gpus=_number(document.get("gpus") or 0, f"{path}: gpus", least=0),
         slurm=_mapping(document.get("slurm"), f"{path}: slurm"),
     )
+
+
+def _refuse_unprintable(value: Any, where: str) -> None:
+    """Names reach terminals, whom control and bidirectional characters command."""
+    if isinstance(value, str) and not value.isprintable():
+        shown, sign = printable(value)[:80], next(c for c in value if not c.isprintable())
+        raise SettingsError(f"{where} has U+{ord(sign):04X}, which cannot be printed: {shown!r}. Remove it")
+    parts = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else ()
+    for key, item in parts:
+        if isinstance(key, str):
+            _refuse_unprintable(key, f"{where}, a key")
+        _refuse_unprintable(item, f"{where}[{key}]")
 
 
 def _listed(document: Any) -> Any:

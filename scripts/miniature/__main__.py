@@ -148,7 +148,7 @@ def measure(recipe: train.Recipe) -> None:
 
 
 def ship(recipe: train.Recipe) -> None:
-    """Checkpoints, trajectories and ladder.yaml of hesnr_tasks/demo/miniature/."""
+    """Checkpoints, trajectories, ladder.yaml and downstream.json of hesnr_tasks/demo/miniature/."""
     SHIPPED.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(OUTPUT / "trajectories.jsonl", SHIPPED / "trajectories.jsonl")
     entries: list[dict[str, object]] = []
@@ -185,6 +185,20 @@ def ship(recipe: train.Recipe) -> None:
         ),
     ]
     (SHIPPED / "ladder.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (SHIPPED / "downstream.json").write_text(json.dumps(solved_tasks(recipe), indent=1) + "\n", encoding="utf-8")
+
+
+def solved_tasks(recipe: train.Recipe) -> dict[str, dict[str, str]]:
+    """Which held-out tasks were solved: fine-tuning seed -> rung -> a digit for each task, 1 where it was solved."""
+    seeds: dict[str, dict[str, str]] = {}
+    for folder in sorted(OUTPUT.glob("downstream*")):
+        runs = {name: folder / f"{name}.json" for name, *_ in rungs(recipe)}
+        seeds[folder.name.partition("-")[2] or "0"] = {
+            name: "".join("01"[run["solved"]] for run in json.loads(path.read_text(encoding="utf-8"))["runs"])
+            for name, path in runs.items()
+            if path.exists()
+        }
+    return seeds
 
 
 WORK = {

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from hesnr_tasks.demo import miniature_file
+from hesnr_tasks.ladder.schema import read_ladder_file
 from hesnr_tasks.rendering import render
 from hesnr_tasks.trajectory import Trajectory
 from scripts.miniature import __main__ as stages
 from scripts.miniature import agent, corpus, downstream, programs, sandbox, train
+from tests import ROOT
 
 TASKS = [programs.make_task(f"task-{i}", "act", random.Random(f"{i}")) for i in range(25)]
 
@@ -52,6 +54,14 @@ def test_memory_and_output_are_limited():
         "os.pipe()",
         "import subprocess; subprocess.run(['true'])",
         "os.fork()",
+        "os.close(0); os.open('/etc/hostname', 0)",  # one that is closed is not free for another
+        "os.close(0); import _socket; _socket.socket()",
+        "os.close(0); os.execv('/bin/sh', ['sh', '-c', 'echo survived'])",
+        "os.kill(os.getpid(), 0)",
+        "os.mkdir('folder')",
+        "os.symlink('/etc', 'link')",
+        "os.remove(sys.executable)",
+        "sys.settrace(print)",
     ],
 )
 def test_no_network_no_files_no_processes(code):
@@ -60,10 +70,10 @@ def test_no_network_no_files_no_processes(code):
 
 
 def test_no_shell_and_no_root():
-    status, printed = sandbox.run_code("print(os.getuid()); sys.stdout.flush(); print(os.system('echo shell'))")
-    assert (status, "shell" in printed) == (0, False)
-    assert printed.split()[0] != "0"
-    assert printed.split()[1] != "0"
+    status, printed = sandbox.run_code("print(os.getuid(), flush=True); os.system('echo shell')")
+    assert status != 0
+    assert printed.strip().isdecimal()
+    assert printed.strip() != "0"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +86,7 @@ def test_no_shell_and_no_root():
         "def f(a): return [1 for x in a]",
         "import os",
         "def f(a=print(1)): return a",
+        "def f(a, *, b=1 // 0): return a",
         "def f(a): return 'a'",
         "def f(a): return f(a)",
         "def f(a): return (" * 500,
@@ -159,6 +170,28 @@ def test_the_shipped_runs_are_made_again_to_the_byte():
     for task in tasks:
         for functions in task.files.values():
             assert {programs.bucket(f.parameters, f.expression) for f in functions} == {"score"}
+
+
+def test_every_score_is_the_share_of_the_tasks_that_are_listed_as_solved():
+    """The ladder file, and the table of counts in the experiment's README, against the outcome of every task."""
+    folder = miniature_file().parent
+    solved = json.loads((folder / "downstream.json").read_text(encoding="utf-8"))
+    ladder = read_ladder_file(folder / "ladder.yaml")
+    tasks = stages.held_out("act", stages.N_ACT, train.load_tokenizer(next((folder / "checkpoints").iterdir())))
+    text = (ROOT / "scripts" / "miniature" / "README.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| ((?:code|prose)-\S+) \| (.*)$", text, re.M))
+    assert (
+        list(table) == [checkpoint.name for checkpoint in ladder.checkpoints] == list(solved["0"]) == list(solved["1"])
+    )
+    for checkpoint in ladder.checkpoints:
+        first, second = (solved[seed][checkpoint.name] for seed in "01")
+        score = checkpoint.downstream["repaired"]
+        assert (score.n, score.value) == (len(first), round(first.count("1") / len(first), 4))
+        count, other, sizes, *_ = table[checkpoint.name].split(" | ")
+        assert (int(count.split()[0]), int(other)) == (first.count("1"), second.count("1"))
+        for size, shown in enumerate(re.findall(r"\d+", sizes), 1):
+            own = [ok == "1" for ok, task in zip(first, tasks, strict=True) if task.operators == size]
+            assert abs(100 * sum(own) / len(own) - int(shown)) <= 0.5
 
 
 # --- a small step of each stage ---------------------------------------------------------------------------------------

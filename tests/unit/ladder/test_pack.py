@@ -218,6 +218,12 @@ SUMS = "checkpoints/0000/sums.npy"
         (lambda path: {SUMS: array((1, 1, 1), rest=bytes(8))}, "is no summary of a checkpoint"),
         (lambda path: {"manifest.json": manifest(path, order=["x"])}, "KeyError: 'x'"),
         (lambda path: {"manifest.json": manifest(path, names={"a": "b"})}, "its names are not those"),
+        (lambda path: {"manifest.json": manifest(path, order=[])}, "its names are not those"),
+        (lambda path: {"manifest.json": manifest(path, order=[NAMES[0]] * 3)}, "its names are not those"),
+        (
+            lambda path: {"results.json": members(path)["results.json"].replace(f'"{NAMES[0]}"'.encode(), b'"<b>"')},
+            "its names are not those",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_no_pack_of_ours_is_refused_in_two_lines(packed, capsys, change, message):
@@ -228,6 +234,17 @@ def test_what_is_no_pack_of_ours_is_refused_in_two_lines(packed, capsys, change,
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) <= 2
+
+
+def test_a_pack_gives_no_commands_to_a_terminal(packed, capsys):
+    original = packed / "ladder.hesnr.zip"
+    changed = {"manifest.json": manifest(original, notes=["\x1b]0;x\x07"], note_on_context="\x1b[2J")}
+    path = rewritten(packed / "escape.zip", changed)
+    capsys.readouterr()
+    assert main(["ladder", "verdict", str(path), *QUICK]) == 0
+    shown = capsys.readouterr()
+    assert "[2J" in shown.out + shown.err
+    assert "\x1b" not in shown.out + shown.err
 
 
 def test_altered_numbers_are_refused(packed, capsys):

@@ -116,6 +116,8 @@ def test_of_two_scores_neither_counts_and_the_rest_goes_on(tmp_path):
         ("checkpoints: [{name: a, downstream: {swe: {value: 1, after: tuesday}}}]", ["after", "tuesday"]),
         ("checkpoints: [{name: a}]\ntasks: {a: b}", ["tasks", "list"]),
         ("checkpionts: [{name: a}]", ["list", "checkpoints"]),
+        ('checkpoints: [{name: "\\e[2Ja"}]', ["checkpoints[1][name] has U+001B", "' [2Ja'"]),
+        ('checkpoints: [{name: a, downstream: {"\\u202e": 1}}]', ["checkpoints[1][downstream], a key has U+202E"]),
     ],
 )
 def test_what_cannot_be_is_named(tmp_path, text, words):
