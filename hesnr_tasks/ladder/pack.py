@@ -279,8 +279,8 @@ def _unpacked(path: Path, members: Mapping[str, bytes]) -> Pack:
     names = {str(key): str(name) for key, name in dict(manifest["names"]).items()}
     order = tuple(by_name[name] for name in dict.fromkeys(manifest["order"]))
     called = {*(summary.name for summary in summaries), *(result.get("model") for result in results)}
-    known = {*names.values()} <= there and called <= {checkpoint.name for checkpoint in order}
-    if not known or len({s.name for s in summaries}) < len(summaries):
+    belong = {*names.values()} <= there and called <= {checkpoint.name for checkpoint in order}
+    if not belong or len({s.name for s in summaries}) < len(summaries):
         raise ValueError("its names are not those of its checkpoints")
     texts = (tuple(map(str, manifest[key])) for key in ("notes_of_names", "notes"))
     return Pack(

@@ -526,9 +526,17 @@ def missing_on_hub(ladder: Ladder) -> list[str]:
 
     Returns:
         A line for each model that cannot be listed and each revision that is no branch, tag or commit of its model.
+
+    Raises:
+        HesnrError: the hub does not answer, so nothing is known of what it has.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        from httpx import HTTPError  # of huggingface_hub from version 1 on; before, requests' are OSErrors
+    except ImportError:
+        HTTPError = OSError  # type: ignore[assignment,misc]
 
     api, missing = HfApi(endpoint=os.environ.get("HF_ENDPOINT")), list[str]()
     wanted: dict[str, list[Checkpoint]] = {}
@@ -539,8 +547,15 @@ def missing_on_hub(ladder: Ladder) -> list[str]:
     for model, checkpoints in wanted.items():
         try:
             refs = api.list_repo_refs(model)
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            missing.append(f"{model}: {str(error).strip().splitlines()[0][:200]}")
+        except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if not isinstance(error, HFValidationError) and status not in (401, 403, 404):
+                raise HesnrError(
+                    f"{api.endpoint} does not answer for {model}, so nothing more was checked ({reason}). "
+                    "The file itself is as above; try again with a network."
+                ) from None
+            missing.append(f"{model}: {reason}")
             continue
         revisions = {ref.name for ref in (*refs.branches, *refs.tags)}
         for name, revision in ((checkpoint.name, checkpoint.revision) for checkpoint in checkpoints):

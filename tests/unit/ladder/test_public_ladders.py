@@ -51,3 +51,18 @@ def test_the_hub_is_asked_for_every_model_and_revision(tmp_path, monkeypatch, ca
         )
         assert cli.main(["ladder", "check", str(ladder), "--online"]) == 0
         assert capsys.readouterr().out.endswith("the hub has every model and revision\n")
+
+
+def test_a_hub_that_does_not_answer_lacks_nothing(tmp_path, monkeypatch, capsys):
+    ladder = tmp_path / "ladder.yaml"
+    ladder.write_text(YAML)
+    with fake_server() as server:
+        server.routes["GET /api/models/org/model/refs"] = lambda fields: Reply(status=500, content={})
+        port = server.server_address[1]
+        for address in (f"http://127.0.0.1:{port}", "http://127.0.0.1:9"):
+            monkeypatch.setenv("HF_ENDPOINT", address)
+            assert cli.main(["ladder", "check", str(ladder), "--online"]) == 2
+            output = capsys.readouterr()
+            assert f"{address} does not answer for org/model, so nothing more was checked" in output.err
+            assert len(output.err.splitlines()) <= 2
+            assert "lacks" not in output.out
