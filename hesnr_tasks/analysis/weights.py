@@ -131,10 +131,15 @@ class Summary(NamedTuple):
     def lines(self, by: str) -> list[str]:
         """For people."""
         names = [name for name in ("tokens", *BY) if name in self.totals]
-        lines = [f"{'source':24} {'documents':>12} " + " ".join(f"{name:>14}" for name in (*names, "weight"))]
+        rows = [["source", "documents", *names, "weight"]]
         for i, source in enumerate(self.sources):
-            cells = [f"{self.totals[name][i]:14,.{0 if name == 'tokens' else 4}f}" for name in names]
-            lines.append(f"{source[:24]:24} {self.documents[i]:12,} {' '.join(cells)} {self.weight[i]:14.4f}")
+            cells = [f"{self.totals[name][i]:,.{0 if name == 'tokens' else 4}f}" for name in names]
+            rows.append([source[:24], f"{self.documents[i]:,}", *cells, f"{self.weight[i]:.4f}"])
+        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [
+            f"{row[0]:{first}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))
+            for row in rows
+        ]
         n = int(self.documents.sum())
         lines.append(f"{n:,} documents; the weights are worth {self.effective:,.0f} equally likely ones")
         if self.undefined:

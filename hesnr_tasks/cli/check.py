@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import textwrap
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from hesnr_tasks.alignment import Encoder, token_labels
 from hesnr_tasks.chat_messages import native_calls, stored_schemas
 from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.cli.doctor import installed_version
+from hesnr_tasks.cli.evaluate import refuse_paths
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport, load
@@ -34,6 +36,10 @@ _SETTINGS = (
     "template_kwargs", "calls", "kinds", "filters", "epsilon", "k", "overflow",
 )  # fmt: skip
 _WIDTH = 100
+_SHORT = (
+    "A run would give numbers, but over less than half of the tokens that count: the context is too short for these "
+    "trajectories (docs/reading.md)."
+)
 _EFFICIENCY = 0.4  # of peak arithmetic that a long prefill reaches
 _PEAK = {"A100": 312e12, "H100": 989e12}  # bfloat16, dense
 _PROBE_TOKENS = 2048
@@ -55,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what there is; status 1 where lm_eval could give no number."""
     chosen = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    for option in ("model", "tokenizer"):
+        name = "pretrained" if option == "model" else option  # only a model must have a configuration
+        refuse_paths({name: getattr(args, option)}, f"--{option} {{1}}")
     settings = TaskSettings.read({**chosen, "trajectories": args.sources})
     if args.max_length is not None and args.max_length < 2:
         raise SettingsError(f"--max-length is {args.max_length}; it must be a number of tokens, at least 2")
@@ -65,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(answer, indent=2, ensure_ascii=False, default=str))
     else:
         for line in _lines(answer):
-            print("\n".join(_wrapped(line, "  ")) if len(line) > _WIDTH else line)
+            print("\n".join(_wrapped(line, "  ")) if len(line) > _width() else line)
     return bool(answer["problems"])
 
 
@@ -379,12 +388,26 @@ def _lines(answer: Mapping[str, Any]) -> Iterator[str]:
     yield f"  {', '.join(f'{name} {version or chr(8212)}' for name, version in answer['versions'].items())}"
     for problem in answer["problems"]:
         yield from ["", *_wrapped(f"PROBLEM: {problem}", "  ")]
-    yield f"\n{len(answer['problems'])} problems" if answer["problems"] else "\nNothing stands in the way of a run."
+    if answer["problems"]:
+        yield f"\n{len(answer['problems'])} problems"
+    elif _share(answer["text"]) < 0.5:
+        yield from ["", *_wrapped(_SHORT, "")]
+    else:
+        yield "\nNothing stands in the way of a run."
+
+
+def _width() -> int:
+    return max(60, min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns))
+
+
+def _share(text: Mapping[str, Any]) -> float:
+    """Of the tokens that count, those within the context; 1 where no context is known."""
+    return text["kept_tokens"] / max(1, text["kept_tokens_total"]) if text.get("max_length") else 1.0
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(
-        text.strip(), _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
+        text.strip(), _width(), initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
     )
 
 
@@ -416,7 +439,7 @@ def _text_lines(text: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterato
         return
     yield f"  {'tokens of a text':22} median {text['median']:,}, longest {text['longest']:,}"
     if text["max_length"]:
-        share = text["kept_tokens"] / max(1, text["kept_tokens_total"])
+        share = _share(text)
         half = "LESS THAN HALF: " if share < 0.5 else ""
         yield f"  {'context':22} {text['max_length']:,} tokens; longer: {text['longer_than_context']} trajectories"
         yield (

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -58,7 +59,17 @@ def run(args: argparse.Namespace) -> int:
             group = check.group
             print(group)
         mark = {"ok": "ok", "missing": "MISSING", "note": "-"}[check.status]
-        print(f"  {mark:7} {check.name:14} {check.text}")
+        width = max(60, shutil.get_terminal_size((1 << 16, 24)).columns)  # a log keeps lines whole
+        print(
+            "\n".join(
+                textwrap.wrap(
+                    f"  {mark:7} {check.name:14} {check.text}",
+                    width,
+                    subsequent_indent=" " * 25,
+                    break_on_hyphens=False,
+                )
+            )
+        )
     if missing:
         print(f"\n{len(missing)} to mend before lm_eval can score: {', '.join(check.name for check in missing)}")
     else:

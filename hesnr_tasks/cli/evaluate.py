@@ -14,8 +14,9 @@ from typing import Any
 from hesnr_tasks.errors import HesnrError, SettingsError, nearest
 from hesnr_tasks.tasks.registration import check_lm_eval, tasks_path
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "refuse_paths"]
 
+_LOADING = ("hf", "hf-auto", "huggingface", "vllm", "sglang")  # engines that load a checkpoint into this process
 _CHECKPOINT = ("config.json", "adapter_config.json", "params.json", "*.gguf")
 
 
@@ -90,7 +91,13 @@ def _checked() -> tuple[Mapping[str, Any], bool]:
 
     if not sys.argv[1:]:
         return {}, False
-    given = vars(HarnessCLI().parse_args())
+    try:
+        given = _with_file(vars(HarnessCLI().parse_args()))
+    except ValueError as error:  # of lm_eval's reader of JSON
+        raise SettingsError(
+            f"lm_eval cannot read its arguments: {str(error).splitlines()[0] if str(error) else 'not JSON'}\n"
+            "Write settings as --metadata trajectories=my_runs/ limit=50, or as one JSON object in single quotes."
+        ) from None
     tasks, arguments = given.get("tasks") or "", given.get("model_args") or {}
     names = ",".join([tasks] if isinstance(tasks, str) else map(str, tasks)).replace(" ", ",").split(",")
     ours = [name for name in names if name.startswith("hesnr") and not name.startswith("hesnr_passk")]
@@ -99,7 +106,17 @@ def _checked() -> tuple[Mapping[str, Any], bool]:
         refuse_unscorable(str(given.get("model")))
         if isinstance(metadata, dict):
             TaskSettings.read(metadata)
-    _refuse_paths(arguments if isinstance(arguments, dict) else {})
+    engine = str(given.get("model") or "hf")
+    if (
+        ours
+        and engine in _LOADING
+        and (not arguments or (isinstance(arguments, dict) and not arguments.get("pretrained")))
+    ):
+        raise HesnrError(
+            f"--model {engine} needs a checkpoint, and --model_args names none.\n"
+            "Add --model_args pretrained=CHECKPOINT: a folder in Hugging Face format, or a model of the hub."
+        )
+    refuse_paths(arguments if isinstance(arguments, dict) else {}, "{}={} in --model_args")
     if given.get("output_path"):
         _refuse_output(Path(given["output_path"]))
     if not ours or not isinstance(metadata, dict):
@@ -113,8 +130,35 @@ def _checked() -> tuple[Mapping[str, Any], bool]:
     return manager.load(present)["tasks"], present == names and given.get("include_path") == str(tasks_path())
 
 
-def _refuse_paths(arguments: Mapping[str, Any]) -> None:
-    """Refuse folders in --model_args that are not there, or hold no checkpoint."""
+def _with_file(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments over those of the file that `--config` names, as lm_eval joins them."""
+    import yaml
+
+    if not given.get("config"):
+        return given
+    try:
+        content = yaml.safe_load(Path(given["config"]).read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise SettingsError(
+            f"--config {given['config']} is no YAML: {' '.join(str(error).split())[:200]}\n"
+            "Write lm_eval's arguments into it, such as: tasks: [hesnr_swe]"
+        ) from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {given['config']} holds no arguments, such as: tasks: [hesnr_swe]")
+    stated = {name: value for name, value in given.items() if value or value == 0}
+    return {**content, **stated}
+
+
+def refuse_paths(arguments: Mapping[str, Any], place: str) -> None:
+    """Refuse folders that are not there, or hold no checkpoint.
+
+    Args:
+        arguments: of a model, as in --model_args.
+        place: how a message calls an argument; its two fields are the name and the value.
+
+    Raises:
+        HesnrError: with the folders that may have been meant.
+    """
     for name in ("pretrained", "peft", "tokenizer", "model_path"):
         value = arguments.get(name)
         if not isinstance(value, str) or not value:
@@ -125,7 +169,7 @@ def _refuse_paths(arguments: Mapping[str, Any]) -> None:
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
             hint = " (~ is not expanded here)" if value[0] == "~" else nearest(path.name, siblings)
             raise HesnrError(
-                f"{name}={value} in --model_args: there is no such file or folder.{hint}\n"
+                f"{place.format(name, value)}: there is no such file or folder.{hint}\n"
                 "Name the folder of a checkpoint in Hugging Face format, or a model of the hub."
             )
         if name != "pretrained" or not path.is_dir() or "subfolder" in arguments:
@@ -134,7 +178,7 @@ def _refuse_paths(arguments: Mapping[str, Any]) -> None:
             inner = sorted(file.parent.name for file in path.glob("*/config.json"))[:5]
             below = f" Below it are {', '.join(inner)}." if inner else ""
             raise HesnrError(
-                f"{name}={value} in --model_args: the folder has no config.json.{below}\nName the folder of a "
+                f"{place.format(name, value)}: the folder has no config.json.{below}\nName the folder of a "
                 "checkpoint in Hugging Face format (docs/engines.md#checkpoints-of-other-frameworks)."
             )
 

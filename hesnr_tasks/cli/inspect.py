@@ -106,10 +106,11 @@ def _selected(args: argparse.Namespace, report: ReadReport, notes: list[str]) ->
 
 
 def _text(views: Iterator[TrajectoryView], encoder: Encoder | None, style: terminal.Style) -> Iterator[str]:
-    yield terminal.legend(style)
     everything: list[Totals] = []
     count = 0
     for view in views:
+        if not count:
+            yield terminal.legend(style)
         turns = tokenize(view, encoder)[1] if encoder else totals(view)
         yield ""
         yield from terminal.lines(view, turns, style)

@@ -363,7 +363,7 @@ def _headline(job: Job) -> str:
     except (HesnrError, OSError):
         return ""
     values = [row.values["he_snr"] for row in rows if row.signature and "he_snr" in row.values]
-    return f"{values[0].value:.4g} ± {values[0].stderr:.2g}" if values else ""
+    return values[0].text if values else ""
 
 
 def _progress_view(todo: Sequence[Job]) -> _Lines:
@@ -465,7 +465,7 @@ def _other_folders(sources: Sequence[str], by_result: Mapping[str, Path]) -> dic
 
 def _text(verdict: Verdict, *, wide: bool) -> str:
     parts = [paragraphs(verdict.sentences), show(verdict.tables, "text", {}, wide=wide)]
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in verdict.remarks)]).rstrip()
+    return "\n\n".join([*parts, paragraphs(f"- {note}" for note in verdict.remarks)]).rstrip()
 
 
 def _latex(verdict: Verdict) -> str:
@@ -498,7 +498,7 @@ def _cells(
             if key in (*verdict.table.wide, "checkpoint", "verdict", "group"):
                 continue
             if hasattr(value, "stderr"):
-                text = f"{value.value:.4g}{plus_minus}{value.stderr:.2g}"
+                text = value.text.replace(" ± ", plus_minus)
             elif isinstance(value, (int, float)):
                 text = escape(f"{value:g}")
             else:

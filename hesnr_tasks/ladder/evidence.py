@@ -243,7 +243,7 @@ def judge(
         part = choose_runs(path, settings.run)[0].part
         if part:  # on a trial after the whole run
             trial = read_run(path, checkpoint.name, *options, part.split()[1], (settings.proxy,))
-            notes.append(f"{checkpoint.name}: {part}, which is taken ({_both(run, trial, settings.proxy)})")
+            notes.append(f"{checkpoint.name}: {part}; the whole one is taken ({_both(run, trial, settings)})")
         runs.append((str(path), checkpoint, run))
     return _judge_named(runs, ladder, settings, notes)
 
@@ -297,13 +297,14 @@ def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSe
     return _judge_named(runs, ladder, settings, notes)
 
 
-def _both(kept: Run, other: Run, proxy: str) -> str:
+def _both(kept: Run, other: Run, settings: VerdictSettings) -> str:
     """What two runs of one checkpoint give, in words."""
     words = []
     for run in (kept, other):
-        number = measure(run.sums[None], run.multiplicity, (proxy,), resamples=200)[0][proxy]
-        words.append(f"{number.value:.4g} ± {number.stderr:.2g} of {int(run.multiplicity.sum())} trajectories")
-    return f"{METRICS[proxy].title.rstrip(' ↑↓')} {words[0]} against {words[1]}"
+        options = {"resamples": settings.resamples, "seed": settings.seed}
+        number = measure(run.sums[None], run.multiplicity, (settings.proxy,), **options)[0][settings.proxy]
+        words.append(f"{number.text} of {int(run.multiplicity.sum())} trajectories")
+    return f"{METRICS[settings.proxy].title.rstrip(' ↑↓')} {words[0]} against {words[1]}"
 
 
 def _not_in(ladder: Ladder | None, name: str) -> str:
@@ -322,7 +323,7 @@ def _judge_named(
             changed = "; ".join(map(str, differences(kept.signature, run.signature))) or "the trajectories"
             notes.append(
                 f"{checkpoint.name} has scores in two folders; those of {source} are left out, and they differ in: "
-                f"{changed} ({_both(kept, run, settings.proxy)})"
+                f"{changed} ({_both(kept, run, settings)})"
             )
         else:
             runs[checkpoint.name] = checkpoint, run

@@ -393,12 +393,18 @@ def _data_of(result: TaskResult) -> str | None:
 
 def _notes_on_other_data(ours: Sequence[TaskResult], summaries: Sequence[CheckpointSummary]) -> list[str]:
     by_name = {summary.name: summary for summary in summaries}
+    agreeing = {
+        (result.model, result.task)
+        for result in ours
+        if result.model in by_name and by_name[result.model].has_data(result.select, _data_of(result))
+    }
     return [
         f"{result.model}: the leaderboard's {result.task} is of {(result.signature or {})['trajectories']} "
         f"trajectories, the figures are of the {summary.n_trajectories(result.select)} in {summary.folder}"
         for result in ours
         for summary in [by_name.get(result.model)]
         if summary is not None
+        and (result.model, result.task) not in agreeing  # a trial beside the whole run: both are shown, and said
         and result.select in summary.runs
         and not summary.has_data(result.select, _data_of(result))
     ]

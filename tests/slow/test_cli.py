@@ -162,6 +162,31 @@ def test_what_needs_no_weights_is_refused_before_they_load(hesnr, monkeypatch, t
     assert why in refused.stderr[refused.stderr.rindex("hesnr: ") :]
 
 
+def test_arguments_without_sense_are_two_lines_not_a_traceback(hesnr, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hesnr"])
+    (tmp_path / "no.yaml").write_text("{{")
+    (tmp_path / "wrong.yaml").write_text(
+        "tasks: [hesnr_swe]\nmetadata: {trajectories: nope/}\nmodel_args: pretrained=c"
+    )
+    for words, why in (
+        (["--tasks", "hesnr_swe"], "--model_args names none"),
+        (["--config", "no.yaml"], "no.yaml is no YAML"),
+        (["--config", "wrong.yaml"], "'nope/'"),  # before the checkpoint, which does not exist
+        (["--tasks", "hesnr_swe", "--model_args", "pretrained=c", "--metadata", '{"k":'], "--metadata"),
+    ):
+        refused = None
+        with in_process(), contextlib.suppress(SystemExit):  # of argparse, in lm-eval 0.5, which prints its usage
+            refused = hesnr("eval", *words)
+        if refused is None:
+            assert words[-2] == "--metadata"
+            continue
+        assert refused.status == 2, words
+        message = refused.stderr[refused.stderr.rindex("hesnr: ") :]
+        assert why in message
+        assert len(message.splitlines()) <= 2
+
+
 def test_metadata_in_words_becomes_the_json_that_every_lm_eval_reads():
     from hesnr_tasks.cli.evaluate import _metadata_as_json
 

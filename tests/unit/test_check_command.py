@@ -121,7 +121,7 @@ def test_text_fits_a_terminal(capsys, tmp_path):
         (["/nowhere"], "no file or folder '/nowhere'"),
         ([RUNS, "--epsilon", "9"], "epsilon=9 must lie in"),
         ([RUNS, "--render", "native"], "render=native needs --model"),
-        ([RUNS, "--model", "/nowhere"], "the configuration of '/nowhere' cannot be read"),
+        ([RUNS, "--model", "/nowhere"], "--model /nowhere: there is no such file or folder"),
         ([RUNS, "--max-length", "1"], "--max-length is 1"),
         ([RUNS, "--probe"], "--probe needs --model"),
     ],
@@ -137,3 +137,23 @@ def test_eval_checks_settings_and_paths_first(capsys):
     assert "epsilon=9 must lie in" in capsys.readouterr().err
     assert main([*run, '{"trajectories": "/nowhere"}']) == 2
     assert "no file or folder" in capsys.readouterr().err
+
+
+def test_less_than_half_is_the_last_word(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["check", RUNS, "--model", str(MODEL), "--max-length", "600"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "LESS THAN HALF" in "\n".join(lines)
+    assert "less than half of the tokens that count" in "\n".join(lines[-2:])
+    assert max(map(len, lines)) <= 80
+    assert main(["check", RUNS, "--model", str(MODEL), "--max-length", "100000"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Nothing stands in the way of a run."
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"), [(["--model", "{}/step"], "Below it are hf."), (["--tokenizer", "{}/no/x"], "no such file")]
+)
+def test_a_checkpoint_that_is_not_there_is_named_as_by_eval(capsys, tmp_path, words, reason):
+    shutil.copytree(MODEL, tmp_path / "step" / "hf")
+    assert main(["check", RUNS, *(word.format(tmp_path) for word in words)]) == 2
+    assert reason in capsys.readouterr().err

@@ -12,6 +12,7 @@ from hesnr_tasks.cli import main
 from hesnr_tasks.ladder.evidence import comparable_groups
 from hesnr_tasks.ladder.run import Job, JobResult
 from hesnr_tasks.ladder.schema import Checkpoint
+from hesnr_tasks.stats import Estimate
 from tests.golden.commands import HERE
 from tests.unit.analysis import made
 
@@ -267,6 +268,8 @@ def test_two_folders_of_one_checkpoint_the_larger_is_taken_and_both_are_shown(tm
     assert "those of " + str(tmp_path / "a" / "c0") in note
     assert "dtype" in note
     assert "of 9 trajectories against" in note
+    value = verdict["tables"]["ladder"][0]["he_snr"]
+    assert f"{Estimate(value['value'], value['stderr']).text} of 9" in note  # as the table has it
 
 
 def test_a_short_context_pass_never_stands_for_a_checkpoint(tmp_path, capsys):

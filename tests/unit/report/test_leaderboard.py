@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.ladder.names import read_ladder
 from hesnr_tasks.metrics import metric, unregister
+from hesnr_tasks.report.data import _notes_on_other_data
 from hesnr_tasks.report.results import read_results
 from hesnr_tasks.report.tables import boards, format_number, leaderboard_csv, leaderboard_markdown
 from hesnr_tasks.stats import Estimate
@@ -80,6 +82,19 @@ def test_a_short_trial_does_not_take_the_place_of_the_whole_run(tmp_path, capsys
     assert "results_2.0.json differs in trajectories: 100 → 3." in printed.err
     result(tmp_path, "a", 0.2, date=3.0, **few, run={"tokenizer": "t", "weights": "1"})
     assert {row.date for row in read_results([tmp_path]) if row.task == "hesnr_swe" and row.model == "a"} == {1.0, 3.0}
+
+
+def test_a_trial_beside_the_whole_run_is_no_contradiction_of_the_figures():
+    summary = SimpleNamespace(
+        name="a", runs={"all": 1}, folder="scores/a", n_trajectories=lambda _: 100, has_data=lambda _, data: data == "d"
+    )
+    whole, trial = (
+        SimpleNamespace(model="a", task="hesnr_swe", select="all", signature={"data": data, "trajectories": n})
+        for data, n in (("d", 100), ("t", 3))
+    )
+    assert _notes_on_other_data([whole, trial], [summary]) == []
+    (note,) = _notes_on_other_data([trial], [summary])
+    assert note.startswith("a: the leaderboard's hesnr_swe is of 3 trajectories, the figures are of the 100 in")
 
 
 def test_a_trial_of_other_weights_is_the_newest(tmp_path):
