@@ -136,7 +136,7 @@ def test_eval_checks_settings_and_paths_first(capsys):
     assert main([*run, "epsilon=9"]) == 2
     assert "epsilon=9 must lie in" in capsys.readouterr().err
     assert main([*run, '{"trajectories": "/nowhere"}']) == 2
-    assert "no file or folder" in capsys.readouterr().err
+    assert "no such file or folder" in capsys.readouterr().err
 
 
 def test_less_than_half_is_the_last_word(capsys, monkeypatch):
