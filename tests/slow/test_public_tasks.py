@@ -224,20 +224,20 @@ def test_the_task_takes_resolved_runs_of_its_data_set(task, rows):
     assert (settings.split, settings.only_resolved) == (split, True)
     assert (settings.sample, settings.sample_seed) == (500, 1234)
     assert (settings.kinds, settings.filters) == (TaskSettings().kinds, TaskSettings().filters)
-    assert [t.resolved for t in loaded.corpus.trajectories] == [True, True]
+    assert [document.resolved for document in loaded.corpus.documents] == [True, True]
     text = (tasks_path() / f"{task}.yaml").read_text()
     assert f"\n  trajectories: {data_set}\n" in text
 
 
 @pytest.mark.parametrize("task", ["hesnr_nebius_sweagent"])
 def test_a_smaller_sample_can_be_asked_for_and_stays_put(task, rows, tmp_path):
-    sampled = task_of(task, trajectories=rows, sample=1).corpus.trajectories
+    sampled = task_of(task, trajectories=rows, sample=1).corpus
     table = pq.read_table(rows)
     turned = tmp_path / "turned.parquet"
     pq.write_table(table.take(list(range(len(table)))[::-1]), turned)
-    sampled_of_turned = task_of(task, trajectories=str(turned), sample=1).corpus.trajectories
-    assert [m.text for m in sampled[0].messages] == [m.text for m in sampled_of_turned[0].messages]
+    sampled_of_turned = task_of(task, trajectories=str(turned), sample=1).corpus
     assert len(sampled) == len(sampled_of_turned) == 1
+    assert sampled.labelled(0, "transcript").key == sampled_of_turned.labelled(0, "transcript").key
 
 
 def test_every_public_task_is_tested():
