@@ -314,7 +314,11 @@ def add_run(folder: Path, wanted: Iterable[Wanted], labels: str) -> None:
             number += 1
     except OSError as error:
         raise write_error(error, folder / _RUNS) from error
-    _log.info("run %d of %s; hesnr analyze takes the newest, or an earlier one that has all of its texts, unless --run says", number, folder)
+    _log.info(
+        "run %d of %s; unless --run names one, analyze takes the newest or an earlier one with all its texts",
+        number,
+        folder,
+    )
 
 
 def choose_runs(folder: Path, which: str = "latest") -> list[StoredRun]:

@@ -95,7 +95,9 @@ def test_runs_of_different_contexts_are_compared_where_both_could_see(tmp_path):
         store.write(cut, text=whole.text(key), mask=made.WANTED, sources=whole.entry(key).sources)
     both = (tmp_path / "short", tmp_path / "long")
     printed = ask(compare, *both, "--resamples", 200)
-    assert "context 90, the smallest that cut a run (short): only tokens that all could see count" in " ".join(printed.split())
+    assert "context 90, the smallest that cut a run (short): only tokens that all could see count" in " ".join(
+        printed.split()
+    )
     rows = results(*both)
     assert len({row["tokens"] for row in rows}) == 1
     assert [row["he_snr"]["value"] for row in rows] == [rows[0]["he_snr"]["value"]] * 2
