@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -182,9 +183,17 @@ class _TemplateRunner:
     """Runs templates, one at a time, within the limits above; a thread watches the time as long as there are runs."""
 
     def __init__(self) -> None:
+        self._limit_before: tuple[int, int] | None = None  # of memory, while a template runs
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        """No template runs; a process that another thread forks meanwhile has neither the lock nor the limit."""
         self._turn, self._lock = threading.Lock(), threading.Lock()
         self._current: tuple[int, float] | None = None  # its thread, and when it has to be over
         self._watcher: threading.Thread | None = None
+        self._restore_memory()
 
     def run(self, template: Callable[[], Any]) -> Any:
         """What `template` returns.
@@ -192,7 +201,7 @@ class _TemplateRunner:
         Raises:
             TemplateLimitError: it goes beyond a limit.
         """
-        with self._turn, _limited_memory():
+        with self._turn, self._limited_memory():
             try:
                 try:
                     self._current = threading.get_ident(), time.monotonic() + MAX_SECONDS
@@ -206,6 +215,8 @@ class _TemplateRunner:
                     for _ in range(2):  # an exception that is on its way arrives here at the latest
                         pass
             except _OutOfTime:
+                with self._lock:  # it may have come just before that was done
+                    self._current = None
                 reason = f"it takes more than {MAX_SECONDS:.0f} seconds, and may loop for ever"
                 raise TemplateLimitError(reason) from None
             except MemoryError:
@@ -224,29 +235,34 @@ class _TemplateRunner:
                     thread, exception = ctypes.c_ulong(self._current[0]), ctypes.py_object(_OutOfTime)
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, exception)
 
+    @contextmanager
+    def _limited_memory(self) -> Iterator[None]:
+        """Let allocations fail that would add more than `MAX_BYTES` to the process (on Linux)."""
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+        except OSError:
+            yield
+            return
+        import resource
+
+        self._limit_before = before = resource.getrlimit(resource.RLIMIT_AS)
+        try:
+            limits = [limit for limit in before if limit != resource.RLIM_INFINITY]
+            limit = min([pages * resource.getpagesize() + MAX_BYTES, *limits])
+            resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+            yield
+        finally:
+            self._restore_memory()
+
+    def _restore_memory(self) -> None:
+        if self._limit_before is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_AS, self._limit_before)
+            self._limit_before = None
+
 
 run_template = _TemplateRunner().run
-
-
-@contextmanager
-def _limited_memory() -> Iterator[None]:
-    """Let allocations fail that would add more than `MAX_BYTES` to the process (on Linux)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        yield
-        return
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    limits = [limit for limit in before if limit != resource.RLIM_INFINITY]
-    limit = min([pages * resource.getpagesize() + MAX_BYTES, *limits])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
 
 _TEMPLATE_TOKENS = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
 

@@ -1,9 +1,13 @@
 """`render=native` through lm_eval, on tiny models that carry several templates, against the float64 reference."""
 
+import os
 import shutil
+import signal
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from resource import RLIMIT_AS, getrlimit
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from hesnr_tasks.actions import ToolCall, render_call
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.metrics import EPSILON, names_of
-from hesnr_tasks.rendering import label_mask, render
+from hesnr_tasks.rendering import label_mask, render, run_template
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 from tests import tiny
 from tests.lm_eval_run import evaluate, values, write
@@ -156,3 +160,29 @@ def test_a_template_that_cannot_be_used_is_named_with_what_to_use(checkpoint, tm
     for metadata, options in (({"render": "native"}, {}), ({}, {"apply_chat_template": True})):
         with pytest.raises((SettingsError, DataError), match=f"(?s)({match}).*[Uu]se .*render=chatml"):
             evaluate(folder, ["hesnr_swe"], {"trajectories": runs, **metadata}, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_process_forked_while_a_template_runs_is_free():
+    """It has neither the limit of memory nor the lock, and the process that forked it has its own limit back."""
+    before, statuses = getrlimit(RLIMIT_AS), []
+
+    def fork():
+        running.wait()
+        if child := os.fork():
+            statuses.append(os.waitpid(child, 0)[1])
+        else:
+            signal.alarm(20)
+            os._exit(getrlimit(RLIMIT_AS) != before or run_template(lambda: "text") != "text")
+
+    running, thread = threading.Event(), threading.Thread(target=fork)
+    thread.start()
+
+    def template():
+        running.set()
+        thread.join()
+        return getrlimit(RLIMIT_AS)
+
+    assert run_template(template) != before
+    assert statuses == [0]
+    assert getrlimit(RLIMIT_AS) == before
