@@ -148,7 +148,7 @@ def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
         return codes + _bits(rendered.text, actions)
     codes[codes == kind_code(Kind.ACTION)] += 1 << list(FILTERS).index("xml")
     ends = list(itertools.accumulate(len(source.action) for source in rendered.sources))
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][:-1]
     every = _bits("".join(source.action for source in rendered.sources), list(zip(starts, ends, strict=True)))
     for source, start in zip(rendered.sources, starts, strict=True):
         codes[source.text_index] = action_code(every[start + source.action_index])

@@ -12,7 +12,7 @@ _OF_LIBRARIES = {"uname", "lsb_release"}  # platform and distro ask them about t
 
 
 def _note(event, arguments):
-    if event in _STARTS and str(arguments[0]) not in _OF_LIBRARIES:
+    if event in _STARTS and not (arguments and str(arguments[0]) in _OF_LIBRARIES):  # a fork has none
         STARTED.append(f"{event}{arguments[:2]}"[:500])
 
 

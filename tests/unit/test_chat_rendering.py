@@ -150,6 +150,16 @@ def test_any_value_in_any_template(path, command, text, number):
     assert kept_action(rendered) == kept_action(render(trajectory, "chatml"))
 
 
+@pytest.mark.parametrize("text", ["丙 done", " \n"])
+def test_a_run_without_actions_has_labels(text):
+    trajectory = Trajectory(
+        "idle", (message_of("user", Kind.CONTEXT, "甲"), message_of("assistant", Kind.THOUGHT, text))
+    )
+    rendered = NativeTemplate(tokenizer((TEMPLATES[0].parent / "qwen3.jinja").read_text())).render(trajectory)
+    check(trajectory, rendered)
+    assert kept_action(rendered) == ""
+
+
 def test_call_syntax_is_dropped_by_the_filter_xml_alone():
     rendered = NativeTemplate(tokenizer((TEMPLATES[0].parent / "qwen3.jinja").read_text())).render(RUNS["calls"])
     codes = char_codes(rendered)
