@@ -194,6 +194,28 @@ def test_every_score_is_the_share_of_the_tasks_that_are_listed_as_solved():
             assert abs(100 * sum(own) / len(own) - int(shown)) <= 0.5
 
 
+@pytest.mark.parametrize("page", ["README.md", "results/README.md", "scripts/miniature/README.md"])
+def test_tables_in_documents_are_those_of_the_results(page):
+    """Values and errors of HE-SNR, HE-PPL and PPL, the claims' coefficients, against results/verdict.json."""
+    verdict = json.loads((ROOT / "results" / "verdict.json").read_text(encoding="utf-8"))
+    measured = {row["checkpoint"]: row for row in verdict["tables"]["ladder"]}
+    text = (ROOT / page).read_text(encoding="utf-8")
+    header = re.search(r"^\| base checkpoint \|.*$", text, re.M)[0].split(" | ")
+    rows = [line.split(" | ") for line in re.findall(r"^\| ((?:code|prose)-\d.*)$", text, re.M)]
+    assert len(rows) in (6, 12)
+    for name, *cells in rows:
+        for title, metric in (("HE-SNR ↑", "he_snr"), ("HE-PPL ↓", "he_ppl"), ("PPL ↓", "ppl")):
+            value, error = re.findall(r"[\d.]+", cells[[title.strip("| ") for title in header].index(title) - 1])
+            shown, digits = measured[name][metric], len(value.partition(".")[2])
+            assert (f"{shown['value']:.{digits}f}", f"{shown['stderr']:.{digits}f}") == (value, error)
+    pooled = next(claim for claim in verdict["claims"] if claim["group"] == "pooled")
+    gain = pooled["spearman_gain"]
+    plain = " ".join(text.replace("−", "-").split())
+    assert f"[{gain['low']:+.2f}, {gain['high']:+.2f}]" in plain
+    for key in ("spearman", "spearman_baseline"):
+        assert f"{pooled[key]['value']:+.2f}" in plain
+
+
 # --- a small step of each stage ---------------------------------------------------------------------------------------
 
 TINY = train.Recipe(
