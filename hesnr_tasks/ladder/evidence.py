@@ -590,8 +590,11 @@ def _rows(
         row |= {name: values[name] for name in defined}
         for task, of_task in scores.items():
             outcome = of_task.get(checkpoint.name)
-            row[task] = None if outcome is None else outcome.value
-            row[f"{task}_measured"] = None if outcome is None else outcome.measured
+            column = task
+            while column in row or f"{column}_measured" in row or column in METRICS:  # a task called ppl is no metric
+                column += " (score)"
+            row[column] = None if outcome is None else outcome.value
+            row[f"{column}_measured"] = None if outcome is None else outcome.measured
         yield row
 
 

@@ -131,6 +131,20 @@ def test_latex_marks_ties(ladder_of_six, capsys):
     assert r"c2$^\dagger$" in out  # the same scores
 
 
+def test_a_downstream_task_may_be_called_as_a_column_of_the_table(ladder_of_six, tmp_path, capsys):
+    table = tmp_path / "scores.csv"
+    lines = [f"c{i},{i},{i},9" for i in range(6)]
+    table.write_text("\n".join(["checkpoint,verdict,ppl,he_snr (score)", *lines]))
+    words = ["verdict", ladder_of_six, "--downstream", table, "--format", "markdown", *QUICK]
+    status, out, _ = run(capsys, *words)
+    plain = run(capsys, *words[:2], *words[4:])[1]
+    heading, row = (next(x for x in out.splitlines() if x.startswith(start)) for start in ("| checkpoint", "| **c0**"))
+    assert status == 0
+    assert heading.endswith("| verdict (score) | ppl (score) | he_snr (score) |")
+    assert row.endswith("| 0 | 0 | 9 |")
+    assert row.removesuffix("0 | 0 | 9 |").rstrip() in plain  # the metric is the metric
+
+
 def test_markdown_is_a_table_of_pipes_with_ties_marked(ladder_of_six, capsys):
     _, out, _ = run(capsys, "verdict", ladder_of_six, "--format", "markdown", *QUICK)
     lines = [line for line in out.splitlines() if line.startswith("|")]
