@@ -427,7 +427,9 @@ def _across_tokenizers(
 def _unjudged(ladder: Ladder, scored: Sequence[Checkpoint]) -> Iterable[str]:
     """Downstream scores that judge nothing that was scored, and scored checkpoints that some task does not judge."""
     for task in ladder.benchmarks:
-        judged = outcomes(ladder, task)
+        contradictions: list[str] = []
+        judged = outcomes(ladder, task, contradictions)
+        yield from contradictions
         own = [c for c in ladder.checkpoints if task in c.downstream]
         kinds = {checkpoint.tuned for checkpoint in scored if checkpoint.name in judged}
         if not kinds:

@@ -65,7 +65,6 @@ _FIELDS = (
 )  # fmt: skip
 _SCORE_FIELDS = ("value", "n", "stderr", "harness", "after")
 _LARGEST = 1e15
-_BREAKS = frozenset("\x85\u2028\u2029")
 _Z = 1.959963984540054  # of a 95 % interval
 
 
@@ -181,17 +180,20 @@ def in_k(context: int) -> str:
     return f"{context // 1024}K" if context % 1024 == 0 else str(context)
 
 
-def outcomes(ladder: Ladder, task: str) -> dict[str, Outcome]:
+def outcomes(ladder: Ladder, task: str, remarks: list[str] | None = None) -> dict[str, Outcome]:
     """The score that judges each checkpoint on one downstream task (the paper's protocol).
 
     A base checkpoint is judged by the checkpoint that is `sft_of` it, or by its own score with `after: sft`, and only
     where no base checkpoint of the ladder has such a score by its own. A fine-tuned one is judged by its own.
 
+    A base checkpoint with two different scores after fine-tuning has none; `remarks`, if given, say which.
+
     Raises:
-        DataError: a base checkpoint with two scores after fine-tuning, or a score with n that is no share.
+        DataError: a score with n that is no share.
     """
     percent = any(c.downstream[task].value > 1 for c in ladder.checkpoints if task in c.downstream)
     after: dict[str, Outcome] = {}
+    contradicted: dict[str, str] = {}
     itself: dict[str, Outcome] = {}
     for checkpoint in ladder.checkpoints:
         score = checkpoint.downstream.get(task)
@@ -209,15 +211,19 @@ def outcomes(ladder: Ladder, task: str) -> dict[str, Outcome]:
         for name, measured in judged:
             other = after.setdefault(name, Outcome(name, *details, measured, interval))
             if other.value != score.value:
-                raise DataError(
+                contradicted[name] = (
                     f"{task}: {name} has two scores after fine-tuning: {other.value:g} ({other.measured}) and "
-                    f"{score.value:g} ({measured}). Keep one of them."
+                    f"{score.value:g} ({measured}); neither counts. Keep one of them"
                 )
         if not score.after:
             itself[checkpoint.name] = Outcome(checkpoint.name, *details, "itself", interval)
     base = {name: score for name, score in itself.items() if not ladder[name].tuned}
     tuned = {name: score for name, score in itself.items() if ladder[name].tuned}
-    return {**(after or base), **tuned}
+    for name, remark in contradicted.items():
+        del after[name]
+        if remarks is not None:
+            remarks.append(remark)
+    return {**(after if after or contradicted else base), **tuned}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -698,14 +704,7 @@ def write_ladder_file(ladder: Ladder) -> str:
     """The YAML text of a ladder; reading it gives the same ladder."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
-        """Line breaks of Unicode (NEL and its like) as escapes: outside of double quotes YAML folds them."""
-
-        def represent_str(self, data: str) -> yaml.ScalarNode:
-            return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if _BREAKS & set(data) else None)
-
-    Dumper.add_representer(str, Dumper.represent_str)
-    return str(yaml.dump(ladder_document(ladder), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.safe_dump(ladder_document(ladder), sort_keys=False, allow_unicode=True, width=120))
 
 
 def ladder_document(ladder: Ladder) -> dict[str, Any]:

@@ -121,10 +121,13 @@ def test_wrong_reports_are_refused(tmp_path, resolved, total):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_scores_after_fine_tuning_are_refused_in_any_order(order):
+def test_of_two_scores_after_fine_tuning_neither_counts_in_any_order(order):
     pair = (
         Checkpoint("base", downstream={"swe": DownstreamScore(30.0, 500, after="sft")}),
         Checkpoint("tuned", sft_of="base", stage="sft", downstream={"swe": DownstreamScore(31.0, 500)}),
     )
-    with pytest.raises(DataError, match="base has two scores after fine-tuning: 3"):
-        outcomes(Ladder(tuple(pair[i] for i in order)), "swe")
+    remarks: list[str] = []
+    judged = outcomes(Ladder(tuple(pair[i] for i in order)), "swe", remarks)
+    assert list(judged) == ["tuned"]
+    assert len(remarks) == 1
+    assert remarks[0].startswith("swe: base has two scores after fine-tuning: 3")
