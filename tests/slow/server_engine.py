@@ -81,8 +81,9 @@ def main(model, folder):
     vllm._sampling = flat
     for run, results in runs.items():
         for index, scores in results.items():
+            columns = {field: value for field, value in scores._asdict().items() if value is not None}
             name = passages[len(passages) - 1 - index if run == "again" else index].name
-            arrays |= {f"{run}/{name}/{field}": value for field, value in scores._asdict().items()}
+            arrays |= {f"{run}/{name}/{field}": value for field, value in columns.items()}
     np.savez(folder / "scores.npz", **arrays)
     reported["skipping"] = sorted(index for index, _ in backend.score(passages, 10, lambda _: None, skip={0}))
     reported["k"] = error_of(lambda: score_all(backend, passages, k=25))
