@@ -198,6 +198,7 @@ def test_metadata_in_words_becomes_the_json_that_every_lm_eval_reads():
 
 
 def test_lm_evals_own_tasks_are_indexed_only_where_one_is_named(monkeypatch):
+    from hesnr_tasks import demo
     from hesnr_tasks.cli.evaluate import _checked
 
     ours = ["--include_path", str(tasks_path())]
@@ -208,7 +209,8 @@ def test_lm_evals_own_tasks_are_indexed_only_where_one_is_named(monkeypatch):
         ("hesnr_swe", ["--include_path", "elsewhere"], False),  # whose tasks may be built on lm-eval's
         ("hesnr_passk_gsm8k", ours, False),  # is built on lm-eval's
     ):
-        monkeypatch.setattr(sys, "argv", ["lm_eval", "--model", "hf", "--tasks", tasks, *words])
+        model = ["--model", "hf", "--model_args", f"pretrained={demo.ladder_paths()[0][1]}"]
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *model, "--tasks", tasks, *words])
         assert _checked()[1] is complete, tasks
 
 
