@@ -30,7 +30,7 @@ from hesnr_tasks.metrics import topk_entropy as entropy_of
 from hesnr_tasks.metrics.registry import column_or_none, kinds_of
 from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import Entry, ScoreStore, StoredRun, StoreError, choose_runs, mixed
-from hesnr_tasks.scores.runs import model_of, short_names
+from hesnr_tasks.scores.runs import model_of, short_names, window_of
 from hesnr_tasks.stats import MOST_RESAMPLES
 from hesnr_tasks.trajectory import Kind
 
@@ -81,7 +81,7 @@ class Frame:
     def about(self) -> str:
         """Which run these are the scores of, and how many of its trajectories have any."""
         run, scored = self.store.run, sum(max(1, len(entry.sources)) for entry in self.entries)
-        window = (self.signature.get("run") or {}).get("window")
+        window = window_of(self.signature)
         short = f"short-context pass (window {window}); " if window else ""
         if run is None or run.texts is None:
             problem = mixed(self.store.folder)
@@ -569,7 +569,7 @@ def whole_contexts(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     Raises:
         SettingsError: there are no others.
     """
-    windows = {path: (ScoreStore.open(path).signature.get("run") or {}).get("window") for path in paths}
+    windows = {path: window_of(ScoreStore.open(path).signature) for path in paths}
     whole = [path for path in paths if windows[path] is None]
     listed = ", ".join(f"{path.name} (window {window})" for path, window in windows.items() if window is not None)
     if paths and not whole:

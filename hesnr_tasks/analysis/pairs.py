@@ -22,6 +22,7 @@ from hesnr_tasks.backends.base import hidden_tokens
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS, TokenColumns, cell_sums
 from hesnr_tasks.scores import ScoreStore, differences
+from hesnr_tasks.scores.runs import window_of
 from hesnr_tasks.stats import Estimate, estimates, resample_counts, standard_error
 
 __all__ = ["ALPHA", "BETA", "key_tokens", "mean_over_characters", "named_folders", "pair_table"]
@@ -47,7 +48,7 @@ class _Folder(NamedTuple):
 
     @property
     def window(self) -> int | None:
-        return (self.signature.get("run") or {}).get("window")
+        return window_of(self.signature)
 
     def changed_from(self, other: _Folder) -> set[str]:
         return {change.name for change in differences(other.signature, self.signature)}
@@ -103,7 +104,7 @@ def pair_table(
 
 def named_folders(paths: Sequence[Path]) -> list[tuple[str, Path]]:
     """The folders with names for tables: the model's, and the window of a short-context pass."""
-    windows = [(ScoreStore.open(path).signature.get("run") or {}).get("window") for path in paths]
+    windows = [window_of(ScoreStore.open(path).signature) for path in paths]
     names: dict[Path, str] = {}
     for window in dict.fromkeys(windows):
         of_window = [path for path, own in zip(paths, windows, strict=True) if own == window]
@@ -181,14 +182,14 @@ def _against(
                 decisions = [_decisions(text, _Side(beside, j, chosen.mask), k, epsilon) for text, j in sides]
                 columns["reference_decision"] = np.concatenate(decisions)
         elif role == "short context":
-            window = int(other.window or 0)
-            parts = [_short(text, _Side(beside, j, chosen.mask), window) for text, j in sides]
-            columns["short_logprob"] = np.concatenate([short for short, _ in parts])
-            columns["hidden"] = np.concatenate([hidden for _, hidden in parts]) / window
+            shorts = [(text, _Side(beside, j, chosen.mask)) for text, j in sides]
+            columns["short_logprob"] = np.concatenate([short.like(text).logprob for text, short in shorts])
+            hidden = np.concatenate([short.hidden(text.position) for text, short in shorts])
+            columns["hidden"] = hidden / int(other.window or 0)
             logprob = np.concatenate([text.logprob for text, _ in sides])
             columns["key"] = key_tokens(logprob, columns["short_logprob"], columns["hidden"])
         else:
-            keys = [_keys(text, evaluator, _Side(beside, j), int(other.window or 0)) for text, j in sides]
+            keys = [_keys(text, evaluator, _Side(beside, j)) for text, j in sides]
             columns["key"] = np.concatenate(keys)
         tokens = replace(base.tokens(k, index), **columns)
         multiplicity = base.multiplicity(chosen.mask)[[i for i, _ in pairs]]
@@ -231,6 +232,11 @@ class _Side:
         self.logprob: FloatArray = frame.logprob[self.index].astype(np.float64)
         self.start, self.end = (frame.extra[name][self.index].astype(np.int64) for name in ("char_start", "char_end"))
 
+    def hidden(self, position: IntArray) -> FloatArray:
+        """How many tokens before each position this short-context pass hides from the model, (n,)."""
+        prefix = len((self.frame.signature.get("run") or {}).get("bos") or ())
+        return hidden_tokens(position, int(window_of(self.frame.signature) or 0), prefix).astype(np.float64)
+
     def like(self, other: _Side) -> _Side:
         """Itself, if these are the tokens of `other`; `DataError` if not."""
         if np.array_equal(self.position, other.position):
@@ -244,13 +250,6 @@ class _Side:
         )
 
 
-def _short(whole: _Side, short: _Side, window: int) -> tuple[FloatArray, FloatArray]:
-    """ln p with the short context, and how many tokens it hides, of the tokens of `whole`."""
-    prefix = len((short.frame.signature.get("run") or {}).get("bos") or ())
-    hidden = hidden_tokens(whole.position, window, prefix).astype(np.float64)
-    return short.like(whole).logprob, hidden
-
-
 def key_tokens(whole: FloatArray, short: FloatArray, hidden: FloatArray) -> npt.NDArray[np.int8]:
     """Which tokens are key tokens of LongPPL: 1, else 0; -1 where the short context hides nothing.
 
@@ -262,7 +261,7 @@ def key_tokens(whole: FloatArray, short: FloatArray, hidden: FloatArray) -> npt.
     return np.where(hidden > 0, key, -1).astype(np.int8)
 
 
-def _keys(text: _Side, evaluator: Frame, short: _Side, window: int) -> npt.NDArray[np.int8]:
+def _keys(text: _Side, evaluator: Frame, short: _Side) -> npt.NDArray[np.int8]:
     """Key tokens of another model's: a token is key where all its characters are those of key tokens."""
     key = short.frame.entries[short.place].key
     place = next((i for i, entry in enumerate(evaluator.entries) if entry.key == key), None)
@@ -273,9 +272,7 @@ def _keys(text: _Side, evaluator: Frame, short: _Side, window: int) -> npt.NDArr
         )
     whole = _Side(evaluator, place)
     both, i, j = np.intersect1d(whole.position, short.position, return_indices=True)
-    prefix = len((short.frame.signature.get("run") or {}).get("bos") or ())
-    hidden = hidden_tokens(both, window, prefix).astype(np.float64)
-    state = key_tokens(whole.logprob[i], short.logprob[j], hidden)
+    state = key_tokens(whole.logprob[i], short.logprob[j], short.hidden(both))
     size = max(int(text.end.max(initial=0)), int(whole.end.max(initial=0)))
     least = np.full(size, 2, dtype=np.int64)  # 2: no token
     owner, characters = _characters(whole.start[i], whole.end[i])

@@ -255,7 +255,9 @@ def read_summaries(
     last = list(folders)[-1:]
     names = names_of() if metrics is None else tuple(metrics)
     jobs = [
-        _Job(folder, name, k, epsilon, limit, run, tuple(r for r in ours if r.model == name), [name] == last and cases)
+        _ReadRequest(
+            folder, name, k, epsilon, limit, run, tuple(r for r in ours if r.model == name), [name] == last and cases
+        )
         for name, folder in folders.items()
     ]
     read = _read_all(jobs, names)
@@ -263,7 +265,7 @@ def read_summaries(
     return summaries, limit, [*([note] if note else []), *(item for item in read if isinstance(item, str))]
 
 
-class _Job(NamedTuple):
+class _ReadRequest(NamedTuple):
     """One folder of score files to be read."""
 
     folder: Path
@@ -276,7 +278,7 @@ class _Job(NamedTuple):
     cases: bool
 
 
-def _read_all(jobs: Sequence[_Job], metrics: tuple[str, ...]) -> list[CheckpointSummary | str]:
+def _read_all(jobs: Sequence[_ReadRequest], metrics: tuple[str, ...]) -> list[CheckpointSummary | str]:
     """A summary of each folder, or why there is none; in processes where there is much to read.
 
     Arrow and NumPy let other threads run for the smaller part of the time only. Metrics of users are known to this
@@ -294,7 +296,7 @@ def _read_all(jobs: Sequence[_Job], metrics: tuple[str, ...]) -> list[Checkpoint
         return list(readers.map(_read_folder, jobs, repeat(metrics), repeat(threads)))
 
 
-def _read_folder(job: _Job, metrics: tuple[str, ...], threads: int) -> CheckpointSummary | str:
+def _read_folder(job: _ReadRequest, metrics: tuple[str, ...], threads: int) -> CheckpointSummary | str:
     try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
         stored = stored_run(job.folder, job.run, job.results)
         return cached_summary(

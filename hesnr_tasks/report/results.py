@@ -15,7 +15,7 @@ from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores import StoredRun, StoreError, choose_runs, differences
-from hesnr_tasks.scores.runs import model_of, read_run, short_names
+from hesnr_tasks.scores.runs import model_of, read_run, short_names, window_of
 from hesnr_tasks.stats import Estimate
 
 __all__ = ["TaskResult", "find_score_folders", "group_comparable", "read_results", "remarks_on", "stored_run"]
@@ -375,7 +375,7 @@ def find_score_folders(
         except StoreError as error:
             notes.append(str(error))
             continue
-        if signature["run"].get("window"):
+        if window_of(signature) is not None:
             continue
         models = [result.model for result in results if result.signature and _same_run(result.signature, signature)]
         for model in models:

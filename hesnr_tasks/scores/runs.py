@@ -38,6 +38,7 @@ __all__ = [
     "run_folder",
     "scoring_signature",
     "short_names",
+    "window_of",
 ]
 
 FORMAT = "hesnr-scores"
@@ -203,6 +204,11 @@ def model_of(run: Mapping[str, Any]) -> str:
     """Path or hub name of the model of a run, with `@revision` and `@adapter`."""
     variants = [str(run[name]) for name in _PLACES[1:] if run.get(name) not in (None, "", "main")]
     return "@".join([str(run.get("model") or "model").rstrip("/\\"), *variants])
+
+
+def window_of(signature: Mapping[str, Any]) -> int | None:
+    """The window of a short-context pass in tokens; None: the model saw all context."""
+    return (signature.get("run") or {}).get("window")
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
