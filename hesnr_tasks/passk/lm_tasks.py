@@ -13,6 +13,7 @@ import copy
 import importlib.util
 import json
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -358,8 +359,10 @@ def _yaml_of(base: str, source: Any) -> Path:
     roots += [Path(spec.origin).parent / "tasks"] if spec and spec.origin else []
     pattern = re.compile(rb"^task:[ \t]*[\"']?" + re.escape(base.encode()) + rb"[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
     names = set()
-    likely_first = (sorted(root.rglob("*.yaml"), key=lambda path: (path.stem != base, path)) for root in roots)
-    for path in (path for paths in likely_first for path in paths):
+    # unlike `rglob`, `walk` lets folders come and go meanwhile, as when tasks are registered
+    trees = ((Path(folder, name) for folder, _, files in os.walk(root) for name in files) for root in roots)
+    likely_first = (sorted(tree, key=lambda path: (path.stem != base, path)) for tree in trees)
+    for path in (path for paths in likely_first for path in paths if path.suffix == ".yaml"):
         with contextlib.suppress(DataError):  # no file of a task
             text = read_bytes(path)
             if pattern.search(text):

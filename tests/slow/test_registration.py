@@ -3,7 +3,9 @@
 import importlib.metadata
 import importlib.util
 import json
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,39 +15,50 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from hesnr_tasks import cli
+from hesnr_tasks.tasks import registration
 from hesnr_tasks.tasks.registration import register, tasks_path, unregister
 from tests import tiny
 
 
-def tree():
-    """Every file of the installed lm-eval, with its content's size and time."""
-    root = Path(lm_eval.__file__).parent
-    return {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in root.rglob("*yaml")}
+@pytest.fixture
+def lm_eval_copy(tmp_path, monkeypatch):
+    """The folder of tasks of an lm-eval of our own: beside us other tests walk through the installed one."""
+    package = tmp_path / "site" / "lm_eval"
+    shutil.copytree(Path(lm_eval.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(registration, "_lm_eval_tasks", lambda: package / "tasks")
+    return package / "tasks"
+
+
+def tree(tasks):
+    """Every task file, with its content's size and time."""
+    return {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in tasks.rglob("*yaml")}
 
 
 @pytest.fixture
-def registered():
-    before = tree()
-    register()
-    yield before
-    unregister()
+def registered(lm_eval_copy):
+    before = tree(lm_eval_copy)
+    assert lm_eval_copy in register().parents
+    return before
 
 
-def test_register_is_idempotent_and_undone_without_a_trace(registered):
-    once = {p: s for p, (s, _) in tree().items()}
+def test_register_is_idempotent_and_undone_without_a_trace(registered, lm_eval_copy):
+    once = {p: s for p, (s, _) in tree(lm_eval_copy).items()}
     register()
-    assert {p: s for p, (s, _) in tree().items()} == once
+    assert {p: s for p, (s, _) in tree(lm_eval_copy).items()} == once
     unregister()
-    assert tree() == registered
+    assert tree(lm_eval_copy) == registered
     assert unregister() is None
 
 
-def test_plain_lm_eval_then_finds_our_tasks_and_ends_with_what_must_not_be_overlooked(registered, tmp_path):
+def test_plain_lm_eval_then_finds_our_tasks_and_ends_with_what_must_not_be_overlooked(
+    registered, lm_eval_copy, tmp_path
+):
     model = tiny.llama(str(tmp_path / "model"))
     words = ["--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--tasks", "hesnr_swe", "--limit", 2]
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(lm_eval_copy.parent.parent)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "|hesnr_swe|" in done.stdout
@@ -66,23 +79,19 @@ def test_every_task_is_registered_and_may_include_a_template(registered):
 def test_a_file_someone_else_put_there_stays(registered):
     other = register() / "mine.yaml"
     other.write_text("task: mine\n")
-    try:
-        unregister()
-        assert other.exists()
-    finally:
-        other.unlink()
-        other.parent.rmdir()
+    unregister()
+    assert [path.name for path in other.parent.iterdir()] == ["mine.yaml"]
 
 
-def test_an_lm_eval_that_cannot_load_the_tasks_is_named_before_anything_is_written(monkeypatch, capsys):
+def test_an_lm_eval_that_cannot_load_the_tasks_is_named_before_anything_is_written(monkeypatch, capsys, lm_eval_copy):
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.4.11")
-    before = tree()
+    before = tree(lm_eval_copy)
     assert cli.main(["register"]) == 2
     assert capsys.readouterr().err == (
         "hesnr: lm-eval 0.4.11 cannot load these tasks: they need 0.4.12 or later (tested up to 0.5.0.dev1).\n"
         "Update it: pip install -U 'lm-eval>=0.4.12'\n"
     )
-    assert tree() == before
+    assert tree(lm_eval_copy) == before
     with pytest.raises(SystemExit, match=r"lm-eval 0\.4\.11 cannot load these tasks"):  # what 0.4.11 itself would run
         runpy.run_path(str(tasks_path() / "hesnr_tasks.tasks.task.py"))
 
