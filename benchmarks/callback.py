@@ -32,7 +32,7 @@ from transformers.trainer_callback import TrainerCallback
 from hesnr_tasks import demo
 from hesnr_tasks.formats import load
 from hesnr_tasks.integrations import HESNRCallback
-from hesnr_tasks.rendering import render
+from hesnr_tasks.trajectory.rendering import render
 
 _LENGTH, _BATCH = 512, 8
 

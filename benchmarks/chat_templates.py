@@ -24,15 +24,15 @@ from transformers import AutoTokenizer
 
 from hesnr_tasks import demo
 from hesnr_tasks.actions.grammar import _parse, parse_action
-from hesnr_tasks.alignment import Encoder, token_labels
-from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.filters.regions import regions
 from hesnr_tasks.formats import load
-from hesnr_tasks.rendering import Passed, Rendered, label_mask, render
 from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+from hesnr_tasks.trajectory.alignment import Encoder, token_labels
+from hesnr_tasks.trajectory.chat_rendering import NativeTemplate
+from hesnr_tasks.trajectory.rendering import Passed, Rendered, label_mask, render
 
 _REASONING = ", with reasoning"  # of the ids of such versions
 SIGNS = {Kind.CONTEXT: "甲", Kind.OBSERVATION: "乙", Kind.THOUGHT: "丙", Kind.ACTION: "丁"}

@@ -18,7 +18,7 @@ from hesnr_tasks.backends import backend_for
 from hesnr_tasks.backends.base import TokenSequence
 from hesnr_tasks.formats import load
 from hesnr_tasks.metrics import EPSILON, topk_entropy
-from hesnr_tasks.rendering import render
+from hesnr_tasks.trajectory.rendering import render
 
 K = 10
 

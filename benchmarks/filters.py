@@ -43,8 +43,8 @@ sys.path[:0] = [os.environ.get("HESNR_TREE", str(ROOT)), str(ROOT)]
 from hesnr_tasks.filters import char_codes  # noqa: E402
 from hesnr_tasks.filters.languages import by_file_name, comments_of  # noqa: E402
 from hesnr_tasks.formats import load, read_trajectories  # noqa: E402
-from hesnr_tasks.rendering import render  # noqa: E402
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory  # noqa: E402
+from hesnr_tasks.trajectory.rendering import render  # noqa: E402
 from tests.unit.filters.marked import FRAGMENTS, fragments  # noqa: E402
 
 LANGUAGES = sorted(path.stem for path in FRAGMENTS.glob("*.txt"))

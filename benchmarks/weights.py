@@ -23,9 +23,9 @@ from hesnr_tasks.backends import hf
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.integrations import document_sums
 from hesnr_tasks.integrations.evaluation import LiveModel
-from hesnr_tasks.rendering import render
 from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.testing import byte_tokenizer
+from hesnr_tasks.trajectory.rendering import render
 
 
 def build(width: int, layers: int) -> LlamaForCausalLM:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks import rendering
-from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, missing, only_selection, run_of
 from hesnr_tasks.analysis.frame import Frame, check_epsilons, check_resamples, context_for
 from hesnr_tasks.analysis.frame import load as load_frame
@@ -26,11 +24,12 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import load as load_trajectories
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, names_of, needed_columns
-from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
 from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, refuse_unknown
-from hesnr_tasks.trajectory import Trajectory
+from hesnr_tasks.trajectory import Trajectory, rendering
+from hesnr_tasks.trajectory.alignment import Encoder
+from hesnr_tasks.trajectory.rendering import Rendered, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

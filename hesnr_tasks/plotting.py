@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import HesnrError, printable
+from hesnr_tasks.files.atomic import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,8 +29,8 @@ import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
-from hesnr_tasks.rendering import render  # noqa: E402
 from hesnr_tasks.trajectory import Trajectory  # noqa: E402
+from hesnr_tasks.trajectory.rendering import render  # noqa: E402
 
 LADDER = HERE.parent / "hesnr_tasks" / "demo" / "ladder"
 

@@ -146,7 +146,7 @@ def tiktoken_style():
     """Raw-bytes BPE without offsets; ranks learned here."""
     ranks = {bytes([b]): b for b in range(256)}
     fast = byte_level()
-    from hesnr_tasks.alignment import _ALPHABET
+    from hesnr_tasks.trajectory.alignment import _ALPHABET
 
     for token, _ in sorted(fast.get_vocab().items(), key=lambda pair: pair[1]):
         if token not in SPECIALS:

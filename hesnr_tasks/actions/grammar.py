@@ -1,7 +1,7 @@
 """The grammar of calls in text: where in a message the calls are, and what each says, in every form models write.
 
-`split_calls` labels a whole message, `find_calls` and `parse_action` give calls with their parameters as character
-spans. A form of call is one line of `CALL_FORMS`: how it is found in a message, and how an action is parsed.
+`find_calls` and `parse_action` give calls with their parameters as character spans. A form of call is one line of
+`CALL_FORMS`: how it is found in a message, and how an action is parsed.
 
 ============  ==========================================================================================
 form          the action is
@@ -21,11 +21,10 @@ whole         all of it: one shell command
 none          nothing
 ============  ==========================================================================================
 
-Whatever the form, characters outside of all calls are thought, and white space next to a call belongs to it (a
-delimiter is part of the action), so the segments always concatenate to the text. A value is a span of the text and how
-often JSON has escaped it: `Parameter.view` gives its characters, each with its place. Text in a call that is in no
-parameter is a parameter without a name. One newline at each end of a value between tags belongs to the syntax. Nothing
-here raises, whatever the text, and time is linear in its length: texts are untrusted.
+A value is a span of the text and how often JSON has escaped it: `Parameter.view` gives its characters, each with its
+place. Text in a call that is in no parameter is a parameter without a name. One newline at each end of a value between
+tags belongs to the syntax. Nothing here raises, whatever the text, and time is linear in its length: texts are
+untrusted.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ from typing import NamedTuple
 from hesnr_tasks.actions import Call, CharSpan, Parameter
 from hesnr_tasks.actions.json_calls import between, call_json_end, json_calls, json_end, whole_json
 from hesnr_tasks.actions.tools import table, tool_runs
-from hesnr_tasks.trajectory import Kind, Segment
 
 Spans = Iterable[CharSpan]
 
@@ -660,45 +658,6 @@ GUESSED = ("function", "tool_call", "mswea", "json", "keystrokes", "execute", "c
 
 
 # --- the door ---------------------------------------------------------------------------------------------------------
-
-
-def split_calls(text: str, form: str) -> tuple[Segment, ...]:
-    """The segments of one assistant text with calls of `form`: thought and action, concatenating to `text`.
-
-    Args:
-        text: what the model wrote.
-        form: a key of `CALL_FORMS`.
-    """
-    return label_calls(text, CALL_FORMS[form].find(text))
-
-
-def label_calls(text: str, calls: Spans) -> tuple[Segment, ...]:
-    """Thought and action of `text`, which the segments concatenate to.
-
-    Args:
-        text: what the model wrote.
-        calls: character spans of the calls, ordered, not overlapping; the white space around them is of the action.
-    """
-    runs: list[tuple[Kind, int]] = []  # kind and end; neighbours of one kind are one run
-
-    def extend(kind: Kind, end: int) -> None:
-        if end != (runs[-1][1] if runs else 0):
-            if runs and runs[-1][0] is kind:
-                runs.pop()
-            runs.append((kind, end))
-
-    position = 0
-    for start, end in calls:
-        extend(Kind.THOUGHT, position + len(text[position:start].rstrip()))
-        space = _SPACE.match(text, end)
-        position = space.end() if space else end
-        extend(Kind.ACTION, position)
-    extend(Kind.THOUGHT, len(text))
-    starts = [0, *(end for _, end in runs)]
-    return tuple(Segment(kind, text[start:end]) for start, (kind, end) in zip(starts, runs, strict=False))
-
-
-_SPACE = re.compile(r"\s*")
 
 
 def guess_form(texts: Iterable[str], forms: Sequence[str] = GUESSED) -> str:

@@ -28,11 +28,11 @@ from hesnr_tasks.metrics import (
 )
 from hesnr_tasks.metrics import topk_entropy as entropy_of
 from hesnr_tasks.metrics.registry import column_or_none, kinds_of
-from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import Entry, ScoreStore, StoredRun, StoreError, choose_runs, mixed
 from hesnr_tasks.scores.runs import model_of, short_names, window_of
 from hesnr_tasks.stats import MOST_RESAMPLES
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import label_mask
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")

@@ -31,9 +31,9 @@ import numpy.typing as npt
 import hesnr_tasks
 from hesnr_tasks.analysis.summary import CheckpointSummary, summarize
 from hesnr_tasks.analysis.tables import Table
-from hesnr_tasks.atomic_io import replace_file
-from hesnr_tasks.bounded_io import READ_ERRORS, open_regular, parse_json, read_rest
 from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.files.atomic import replace_file
+from hesnr_tasks.files.bounded import READ_ERRORS, open_regular, parse_json, read_rest
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores import StoredRun
 from hesnr_tasks.scores.runs import run_folder

@@ -33,9 +33,9 @@ from hesnr_tasks.analysis.frame import Frame, Selection, check_epsilons, folders
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import EPSILON
-from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, bootstrap_sums, estimates, resample_counts, standard_error
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import Rendered
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.atomic_io import open_output
-from hesnr_tasks.bounded_io import READ_ERRORS, check_parquet
 from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
+from hesnr_tasks.files.atomic import open_output
+from hesnr_tasks.files.bounded import READ_ERRORS, check_parquet
 from hesnr_tasks.metrics import MIN_TOKENS
 
 FloatArray = npt.NDArray[np.float64]

@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from hesnr_tasks.alignment import Encoded, Encoder, token_labels, token_turns
-from hesnr_tasks.atomic_io import Place, ScratchFile
 from hesnr_tasks.backends.base import (
     Backend,
     ScoringRequest,
@@ -31,7 +29,9 @@ from hesnr_tasks.backends.base import (
 )
 from hesnr_tasks.backends.identity import tokenizer_of
 from hesnr_tasks.errors import ScoringError, printable
-from hesnr_tasks.rendering import Rendered
+from hesnr_tasks.files.atomic import Place, ScratchFile
+from hesnr_tasks.trajectory.alignment import Encoded, Encoder, token_labels, token_turns
+from hesnr_tasks.trajectory.rendering import Rendered
 
 __all__ = [
     "BACKENDS",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.rendering import Rendered
+from hesnr_tasks.trajectory.rendering import Rendered
 
 __all__ = [
     "OVERFLOW",

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.atomic_io import replace_file
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.files.atomic import replace_file
 
 if TYPE_CHECKING:
     import torch

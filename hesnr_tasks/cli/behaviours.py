@@ -14,7 +14,6 @@ from typing import Any
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_resamples
 from hesnr_tasks.analysis.tables import Table, interval, show, write_tables
-from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.cli.options import add_answers
 from hesnr_tasks.cli.passk import checkpoints
 from hesnr_tasks.errors import DataError, SettingsError
@@ -32,6 +31,7 @@ from hesnr_tasks.exploration.behaviours import (
 )
 from hesnr_tasks.exploration.entropy_profile import FEWEST_CLUSTERS
 from hesnr_tasks.exploration.text import load_lexicon
+from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.passk import listed, powers
 from hesnr_tasks.passk.outcome_files import Query
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 
 from hesnr_tasks import __version__
-from hesnr_tasks.alignment import Encoder, token_labels
-from hesnr_tasks.chat_messages import native_calls, stored_schemas
-from hesnr_tasks.chat_rendering import NativeTemplate
 from hesnr_tasks.cli.doctor import installed_version
 from hesnr_tasks.cli.evaluate import refuse_paths
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport, load
-from hesnr_tasks.rendering import Rendered, label_mask, render
 from hesnr_tasks.tasks.settings import TaskSettings, add_flags, native_template
 from hesnr_tasks.trajectory import Kind, Trajectory
+from hesnr_tasks.trajectory.alignment import Encoder, token_labels
+from hesnr_tasks.trajectory.chat_messages import native_calls, stored_schemas
+from hesnr_tasks.trajectory.chat_rendering import NativeTemplate
+from hesnr_tasks.trajectory.rendering import Rendered, label_mask, render
 from hesnr_tasks.viewer.model import load_tokenizer
 
 _SETTINGS = (

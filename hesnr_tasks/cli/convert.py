@@ -17,8 +17,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from hesnr_tasks.atomic_io import open_output
 from hesnr_tasks.errors import DataError, SettingsError, printable
+from hesnr_tasks.files.atomic import open_output
 from hesnr_tasks.formats import ReadReport, content_hash, no_trajectory_message, read_trajectories, source_label
 from hesnr_tasks.formats.outcomes import read_outcomes
 from hesnr_tasks.tasks.settings import add_flags

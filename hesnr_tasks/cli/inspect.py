@@ -8,14 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.frame import run_names
-from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.formats import ReadReport, read_trajectories
-from hesnr_tasks.rendering import Passed
 from hesnr_tasks.tasks.settings import TaskSettings, add_flags, native_template
 from hesnr_tasks.trajectory import Trajectory
+from hesnr_tasks.trajectory.alignment import Encoder
+from hesnr_tasks.trajectory.rendering import Passed
 from hesnr_tasks.viewer import page, terminal
 from hesnr_tasks.viewer.model import ScoredRun, Totals, TrajectoryView, load_tokenizer, tokenize, totals, view_of
 

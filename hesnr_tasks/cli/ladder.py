@@ -15,10 +15,10 @@ from typing import Any
 
 from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders, whole_contexts
 from hesnr_tasks.analysis.tables import paragraphs, show
-from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.cli.options import add_context, add_run_option, add_selection, add_wide
 from hesnr_tasks.cli.report import report
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge, judge_pack
 from hesnr_tasks.ladder.names import read_ladder
 from hesnr_tasks.ladder.pack import Pack, is_pack, only_pack, read_pack, write_pack

@@ -12,12 +12,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hesnr_tasks.atomic_io import Journal, write_output
 from hesnr_tasks.egss.collect import collect, load_instances
 from hesnr_tasks.egss.judges import ChatModel, check_model
 from hesnr_tasks.egss.select import select_instance
 from hesnr_tasks.egss.suite import METHODS, PatchTester, SelectSettings, sandbox_config
 from hesnr_tasks.errors import SettingsError, nearest, printable
+from hesnr_tasks.files.atomic import Journal, write_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, printable
+from hesnr_tasks.files.atomic import write_output
+from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.tasks.registration import tasks_path
 
 _LONGEST = 7 * 24 * 3600  # seconds

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
 from hesnr_tasks.errors import DataError, SearchError, SettingsError, nearest
+from hesnr_tasks.files.bounded import open_regular, parse_json, read_rest
 
 ESTIMATORS = ("votes", "logprob")
 GATES = ("never", "always", "random", "edit", "threshold", "quantile")

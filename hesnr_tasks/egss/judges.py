@@ -37,9 +37,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from hesnr_tasks.atomic_io import Journal
 from hesnr_tasks.egss.ledger import Spent, fingerprint, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, printable
+from hesnr_tasks.files.atomic import Journal
 
 Parsed = TypeVar("Parsed")
 Messages = list[dict[str, str]]

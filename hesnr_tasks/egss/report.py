@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.tables import Table
-from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.egss.gates import Estimator
 from hesnr_tasks.egss.ledger import KINDS, Ledger, Spent, spent_of
 from hesnr_tasks.errors import DataError, printable
+from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.formats.base import deep
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, resample_counts, standard_error
 

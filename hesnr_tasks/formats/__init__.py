@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from hesnr_tasks.chat_messages import stored_schemas
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.formats.base import (
     READING,
@@ -38,6 +37,7 @@ from hesnr_tasks.formats.openhands import OPENHANDS, OPENHANDS_SDK
 from hesnr_tasks.formats.sources import Record, hub_rows, is_hub_id, records, source_paths
 from hesnr_tasks.formats.swe_agent import MINI_SWE_AGENT, NEBIUS, R2E_GYM, SWE_AGENT
 from hesnr_tasks.trajectory import FORMAT, Trajectory
+from hesnr_tasks.trajectory.chat_messages import stored_schemas
 
 # --- the formats ------------------------------------------------------------------------------------------------------
 

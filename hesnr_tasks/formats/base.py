@@ -11,15 +11,17 @@ import ast
 import contextlib
 import contextvars
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from hesnr_tasks.actions import RENDERING, ToolCall, argument_json, render_call
-from hesnr_tasks.bounded_io import COMPRESSED, DuplicateKeys, parse_json, text_size
+from hesnr_tasks.actions import RENDERING, CharSpan, ToolCall, argument_json, render_call
+from hesnr_tasks.actions.grammar import CALL_FORMS
 from hesnr_tasks.errors import DataError, printable
+from hesnr_tasks.files.bounded import COMPRESSED, DuplicateKeys, parse_json, text_size
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory, clean
 
 JsonObject = Mapping[str, Any]
@@ -485,6 +487,45 @@ def turn_segments(content: str, calls: Iterable[ToolCall], reasoning: str = "") 
     stripped = thought.rstrip()
     action = Segment(Kind.ACTION, f"{thought[len(stripped) :]}\n\n{rendered}")
     return (Segment(Kind.THOUGHT, stripped), action) if stripped else (action,)
+
+
+def split_calls(text: str, form: str) -> tuple[Segment, ...]:
+    """The segments of one assistant text with calls of `form`: thought and action, concatenating to `text`.
+
+    Args:
+        text: what the model wrote.
+        form: a key of `CALL_FORMS`.
+    """
+    return label_calls(text, CALL_FORMS[form].find(text))
+
+
+def label_calls(text: str, calls: Iterable[CharSpan]) -> tuple[Segment, ...]:
+    """Thought and action of `text`, which the segments concatenate to.
+
+    Args:
+        text: what the model wrote.
+        calls: character spans of the calls, ordered, not overlapping; the white space around them is of the action.
+    """
+    runs: list[tuple[Kind, int]] = []  # kind and end; neighbours of one kind are one run
+
+    def extend(kind: Kind, end: int) -> None:
+        if end != (runs[-1][1] if runs else 0):
+            if runs and runs[-1][0] is kind:
+                runs.pop()
+            runs.append((kind, end))
+
+    position = 0
+    for start, end in calls:
+        extend(Kind.THOUGHT, position + len(text[position:start].rstrip()))
+        space = _SPACE.match(text, end)
+        position = space.end() if space else end
+        extend(Kind.ACTION, position)
+    extend(Kind.THOUGHT, len(text))
+    starts = [0, *(end for _, end in runs)]
+    return tuple(Segment(kind, text[start:end]) for start, (kind, end) in zip(starts, runs, strict=False))
+
+
+_SPACE = re.compile(r"\s*")
 
 
 def with_reasoning(content: str, reasoning: str) -> str:

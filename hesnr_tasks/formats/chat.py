@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from hesnr_tasks.actions import ToolCall
-from hesnr_tasks.actions.grammar import guess_form, split_calls
+from hesnr_tasks.actions.grammar import guess_form
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats.base import (
     Format,
@@ -27,6 +27,7 @@ from hesnr_tasks.formats.base import (
     openai_calls,
     role_of,
     scalar_text,
+    split_calls,
     string,
     turn_segments,
     unwrapped,

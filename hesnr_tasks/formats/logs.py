@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.actions import ToolCall
-from hesnr_tasks.actions.grammar import guess_form, split_calls
-from hesnr_tasks.bounded_io import read_json, read_text
+from hesnr_tasks.actions.grammar import guess_form
 from hesnr_tasks.errors import DataError
+from hesnr_tasks.files.bounded import read_json, read_text
 from hesnr_tasks.formats.base import (
     Format,
     JsonObject,
@@ -36,6 +36,7 @@ from hesnr_tasks.formats.base import (
     need_objects,
     openai_calls,
     scalar_text,
+    split_calls,
     string,
     turn_segments,
     with_reasoning,

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError
+from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.formats.base import Problem, ReadReport, as_list, deep, scalar_text
 from hesnr_tasks.formats.sources import records, source_paths, walk
 

@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.bounded_io import (
+from hesnr_tasks.errors import DataError, nearest
+from hesnr_tasks.files.bounded import (
     COMPRESSED,
     READ_ERRORS,
     DuplicateKeys,
@@ -37,7 +38,6 @@ from hesnr_tasks.bounded_io import (
     record_limit,
     zstandard_reader,
 )
-from hesnr_tasks.errors import DataError, nearest
 from hesnr_tasks.formats.base import Problem, ReadReport, Where, uncompressed
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".traj", ".parquet", ".eval")

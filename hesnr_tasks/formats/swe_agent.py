@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hesnr_tasks.actions import ToolCall
-from hesnr_tasks.actions.grammar import guess_form, label_calls, split_calls
+from hesnr_tasks.actions.grammar import guess_form
 from hesnr_tasks.formats.base import (
     Format,
     JsonObject,
@@ -22,6 +22,7 @@ from hesnr_tasks.formats.base import (
     as_list,
     deep,
     items,
+    label_calls,
     left_out,
     mapping,
     messages_of,
@@ -30,6 +31,7 @@ from hesnr_tasks.formats.base import (
     openai_calls,
     role_of,
     scalar_text,
+    split_calls,
     string,
     turn_segments,
     with_reasoning,

@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.weights import COLUMNS, METADATA, Tables
-from hesnr_tasks.atomic_io import remove_abandoned, replace_file
 from hesnr_tasks.backends import (
     TokenisedRequest,
     backend_for,
@@ -28,13 +26,15 @@ from hesnr_tasks.backends import (
 )
 from hesnr_tasks.backends.base import Backend, Labelled, ScoringRequest, SequenceScores
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError
+from hesnr_tasks.files.atomic import remove_abandoned, replace_file
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport, read_by_source, trajectory_identity
 from hesnr_tasks.formats.base import uncompressed
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums, token_bytes
-from hesnr_tasks.rendering import label_mask, render
 from hesnr_tasks.tasks.settings import TaskSettings, choices, native_template
 from hesnr_tasks.trajectory import Trajectory
+from hesnr_tasks.trajectory.alignment import Encoder
+from hesnr_tasks.trajectory.rendering import label_mask, render
 
 MOST_DOCUMENTS, MOST_CHARACTERS = 512, 1 << 22  # of a window: what a kill can cost, and what is held
 _METRICS = ("he_snr", "ppl", "density", "he_tokens", "tokens")

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.backends import TokenisedRequest, check_tokenizer, hf, refuse_non_finite, tokenise
 from hesnr_tasks.backends.base import Backend, ScoringRequest, SequenceScores, TokenSequence
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
@@ -34,10 +33,11 @@ from hesnr_tasks.metrics import (
     names_of,
     token_bytes,
 )
-from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, signature
+from hesnr_tasks.trajectory.alignment import Encoder
+from hesnr_tasks.trajectory.rendering import label_mask
 
 _log = logging.getLogger("hesnr_tasks")
 _MISSING = object()

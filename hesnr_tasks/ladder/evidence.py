@@ -17,8 +17,8 @@ from hesnr_tasks.analysis.compare import Run, matched, only_selection, read_run
 from hesnr_tasks.analysis.frame import context_for, folders, run_names, whole_contexts
 from hesnr_tasks.analysis.learned import LearnedRanker, learned_rankers, learned_table
 from hesnr_tasks.analysis.tables import Table, show
-from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
+from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.pack import Pack
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes

@@ -33,9 +33,9 @@ import numpy.typing as npt
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.summary import CheckpointSummary
-from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.bounded_io import READ_ERRORS, Growth, open_regular, parse_json, read_rest
 from hesnr_tasks.errors import DataError, HesnrError, printable
+from hesnr_tasks.files.atomic import write_output
+from hesnr_tasks.files.bounded import READ_ERRORS, Growth, open_regular, parse_json, read_rest
 from hesnr_tasks.ladder.names import NamedLadder
 from hesnr_tasks.ladder.schema import Ladder, ladder_document, ladder_from
 

@@ -25,9 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
+from hesnr_tasks.files.atomic import write_output
+from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder
 
 __all__ = [

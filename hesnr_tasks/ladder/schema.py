@@ -32,8 +32,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from hesnr_tasks.bounded_io import read_json, read_text, read_yaml
 from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
+from hesnr_tasks.files.bounded import read_json, read_text, read_yaml
 
 __all__ = [
     "STAGES",

@@ -27,9 +27,9 @@ from hesnr_tasks.metrics.registry import (
     terms_of,
     topk_entropy,
 )
-from hesnr_tasks.rendering import kind_code
 from hesnr_tasks.stats import Scale
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import kind_code
 
 __all__ = ["EXAMPLE", "page", "worked_example"]
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.metrics.registry import LEAST_ENTROPY, TokenColumns, metric
-from hesnr_tasks.rendering import kind_code
 from hesnr_tasks.stats import Scale
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import kind_code
 
 FORECASTING = "arXiv 2605.18607"
 _TermsFunction = Callable[[TokenColumns], Any]

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.rendering import kind_code
 from hesnr_tasks.stats import (
     FEWEST_FOR_ERROR,
     RESAMPLES,
@@ -32,6 +31,7 @@ from hesnr_tasks.stats import (
     estimates,
 )
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import kind_code
 
 EPSILON = (math.log(3) + math.log(4)) / 2  # 1.2424533…: midpoint of ln 3 and ln 4, in nats
 LEAST_ENTROPY = 0.01  # nats: 1 / H is taken of no less, or a few certain tokens would be all that counts

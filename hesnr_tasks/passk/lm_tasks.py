@@ -26,8 +26,8 @@ from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import TaskConfig
 
-from hesnr_tasks.bounded_io import read_bytes
 from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.files.bounded import read_bytes
 from hesnr_tasks.lm_eval_compat import exit_on_command_line
 from hesnr_tasks.passk import pass_at_ks, powers
 from hesnr_tasks.passk.seeded_generation import REQUEST_TYPE, SEED_LIMIT, SampleRequest, problem_id, seed_of

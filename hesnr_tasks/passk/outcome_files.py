@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hesnr_tasks.bounded_io import read_json, read_text
 from hesnr_tasks.errors import DataError, nearest
+from hesnr_tasks.files.bounded import read_json, read_text
 from hesnr_tasks.formats.base import Where, deep
 from hesnr_tasks.formats.outcomes import reports_in, tried_outcomes
 from hesnr_tasks.formats.sources import Record, records

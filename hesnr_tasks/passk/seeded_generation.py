@@ -29,8 +29,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from tqdm import tqdm
 
-from hesnr_tasks.atomic_io import Journal
 from hesnr_tasks.errors import ScoringError, SettingsError
+from hesnr_tasks.files.atomic import Journal
 from hesnr_tasks.lm_eval_compat import attach_request_type, exit_on_command_line, running_evaluation
 from hesnr_tasks.scores.cache import scores_dir
 

@@ -22,8 +22,8 @@ from markupsafe import Markup, escape
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.summary import UNFILTERED
 from hesnr_tasks.analysis.tables import Table
-from hesnr_tasks.atomic_io import write_output
 from hesnr_tasks.errors import HesnrError, printable
+from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.ladder.evidence import Verdict
 from hesnr_tasks.report import tables
 from hesnr_tasks.report.data import Missing, ReportData

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hesnr_tasks.analysis.frame import folders
-from hesnr_tasks.bounded_io import read_json
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores import StoredRun, StoreError, choose_runs, differences
 from hesnr_tasks.scores.runs import model_of, read_run, short_names, window_of

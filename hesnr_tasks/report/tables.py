@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, escape_markdown, show, text_table
-from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.ladder.schema import Checkpoint
 from hesnr_tasks.ladder.verdict import FEW, FEWEST
 from hesnr_tasks.metrics import METRICS, TrajectorySums, evaluate

@@ -137,8 +137,8 @@ class LexiconPivotal:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        from hesnr_tasks.alignment import Encoder
         from hesnr_tasks.exploration.text import load_lexicon
+        from hesnr_tasks.trajectory.alignment import Encoder
 
         self._token_bytes, self._lexicon = Encoder(tokenizer).token_bytes(), load_lexicon()
 

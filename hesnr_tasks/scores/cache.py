@@ -18,10 +18,10 @@ import numpy.typing as npt
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
-from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.scores import ScoreStore, Source, Text, Wanted, scoring_signature
 from hesnr_tasks.scores.runs import add_run, checkpoint_name
 from hesnr_tasks.scores.schema import OPTIONAL
+from hesnr_tasks.trajectory.rendering import Rendered
 
 __all__ = ["ScoreCache", "keeps_scores", "scores_dir"]
 

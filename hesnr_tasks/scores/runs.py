@@ -17,9 +17,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.atomic_io import create_file
-from hesnr_tasks.bounded_io import open_regular, parse_json, read_rest
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.files.atomic import create_file
+from hesnr_tasks.files.bounded import open_regular, parse_json, read_rest
 from hesnr_tasks.scores.schema import Source, StoreError, write_error
 
 __all__ = [

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.backends.base import TokenScores
-from hesnr_tasks.bounded_io import check_parquet, open_regular
 from hesnr_tasks.errors import DataError, HesnrError
-from hesnr_tasks.rendering import Rendered, Span
+from hesnr_tasks.files.bounded import check_parquet, open_regular
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import Rendered, Span
 
 __all__ = [
     "COLUMNS",

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.atomic_io import create_file, locked, remove_abandoned, replace_file
 from hesnr_tasks.backends.base import SequenceScores, TokenScores
+from hesnr_tasks.files.atomic import create_file, locked, remove_abandoned, replace_file
 from hesnr_tasks.scores.runs import StoredRun, open_run, read_run, run_folder
 from hesnr_tasks.scores.schema import (
     COLUMNS,

@@ -13,14 +13,14 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from hesnr_tasks import demo
-from hesnr_tasks.atomic_io import Place, ScratchFile
 from hesnr_tasks.backends import labelled_key
 from hesnr_tasks.backends.base import Labelled
+from hesnr_tasks.files.atomic import Place, ScratchFile
 from hesnr_tasks.filters import char_codes
 from hesnr_tasks.formats import load
-from hesnr_tasks.rendering import ActionSource, ChatTemplate, NativeRenderer, Passed, Rendered, Span, render
 from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Kind, Trajectory
+from hesnr_tasks.trajectory.rendering import ActionSource, ChatTemplate, NativeRenderer, Passed, Rendered, Span, render
 
 __all__ = ["Corpus", "StoredRendering", "StoredTrajectory", "open_corpus"]
 

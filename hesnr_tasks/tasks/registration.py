@@ -7,9 +7,9 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
-from hesnr_tasks.atomic_io import write_output
-from hesnr_tasks.bounded_io import open_regular
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.files.atomic import write_output
+from hesnr_tasks.files.bounded import open_regular
 
 __all__ = ["OLDEST_LM_EVAL", "check_lm_eval", "register", "registered_files", "tasks_path", "unregister"]
 

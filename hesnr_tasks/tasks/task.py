@@ -18,7 +18,6 @@ from lm_eval.api.task import Task
 
 from hesnr_tasks.backends import REQUEST_TYPE, iterate_scores, refuse_unscorable
 from hesnr_tasks.backends.base import ScoringRequest, TokenScores
-from hesnr_tasks.chat_rendering import NativeTemplate, refuse_unusable, steady
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.lm_eval_compat import (
@@ -43,7 +42,6 @@ from hesnr_tasks.metrics import (
     names_of,
     needed_columns,
 )
-from hesnr_tasks.rendering import Passed, Rendered, label_mask
 from hesnr_tasks.scores import Source, Wanted
 from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
 from hesnr_tasks.scores.runs import checkpoint_name
@@ -51,6 +49,8 @@ from hesnr_tasks.scores.schema import OPTIONAL
 from hesnr_tasks.stats import Estimate
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, describe, native_template, signature
+from hesnr_tasks.trajectory.chat_rendering import NativeTemplate, refuse_unusable, steady
+from hesnr_tasks.trajectory.rendering import Passed, Rendered, label_mask
 
 __all__ = ["DocumentValues", "HesnrTask", "topk_loglikelihood"]
 

@@ -16,10 +16,10 @@ from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, item_of
 from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.lm_eval_compat import LoggedValue
 from hesnr_tasks.metrics import Item, topk_entropy
-from hesnr_tasks.rendering import Rendered
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, effective_number
 from hesnr_tasks.tasks.settings import ToolEntropySettings
 from hesnr_tasks.tasks.task import DocumentValues, HesnrTask
+from hesnr_tasks.trajectory.rendering import Rendered
 
 __all__ = ["ToolEntropyTask"]
 

@@ -16,15 +16,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.backends import labelled_key
 from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.metrics import EPSILON, METRICS, TokenColumns, TrajectorySums, evaluate, topk_entropy
-from hesnr_tasks.rendering import Block, ChatTemplate, NativeRenderer, Rendered, kind_code, label_mask, render
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind, Trajectory
+from hesnr_tasks.trajectory.alignment import Encoder, token_labels, token_turns
+from hesnr_tasks.trajectory.rendering import (
+    Block,
+    ChatTemplate,
+    NativeRenderer,
+    Rendered,
+    kind_code,
+    label_mask,
+    render,
+)
 
 _COUNTED = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))  # what the paper's metric counts
 _CANDIDATES = 10  # shown of each token
@@ -63,7 +71,7 @@ class TrajectoryView:
 def view_of(
     trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | NativeRenderer | None = None
 ) -> TrajectoryView:
-    """Render and label `trajectory`; errors are those of `hesnr_tasks.rendering.render`."""
+    """Render and label `trajectory`; errors are those of `hesnr_tasks.trajectory.rendering.render`."""
     rendered = render(trajectory, rendering, template)
     codes = char_codes(rendered)
     action = kind_code(Kind.ACTION)

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats import warnings_of
-from hesnr_tasks.rendering import Block
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import Block
 from hesnr_tasks.viewer.model import Totals, TrajectoryView
 
 __all__ = ["Style", "legend", "lines", "printable", "style_of", "total_lines", "write"]

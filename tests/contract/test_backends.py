@@ -20,9 +20,9 @@ from hesnr_tasks.backends import BACKENDS, backend_for, score_requests  # noqa: 
 from hesnr_tasks.backends.base import Backend, Labelled, ScoringRequest, TokenSequence  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.filters import FILTERS, char_codes  # noqa: E402
-from hesnr_tasks.rendering import label_mask, render  # noqa: E402
 from hesnr_tasks.testing import byte_tokenizer, fake_server, save_checkpoint, tiny_model, trajectory  # noqa: E402
 from hesnr_tasks.trajectory import Kind  # noqa: E402
+from hesnr_tasks.trajectory.rendering import label_mask, render  # noqa: E402
 from tests.reference.scoring import assert_scores, score_slowly  # noqa: E402
 
 K = 5

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.actions.grammar import CALL_FORMS, GUESSED, find_calls, guess_form, parse_action, split_calls
+from hesnr_tasks.actions.grammar import CALL_FORMS, GUESSED, find_calls, guess_form, parse_action
 from hesnr_tasks.filters import FILTERS, filter_bits
+from hesnr_tasks.formats.base import split_calls
 from hesnr_tasks.trajectory import Kind
 
 COMMAND = "grep -n 'x' a.py | head"

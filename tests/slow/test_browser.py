@@ -299,7 +299,7 @@ def joined(pieces):
 
 
 def test_token_borders_are_the_tokenizers(show):
-    from hesnr_tasks.alignment import Encoder
+    from hesnr_tasks.trajectory.alignment import Encoder
     from tests import tiny
 
     trajectory = examples.small()

@@ -10,9 +10,9 @@ import pytest
 from hesnr_tasks.analysis.frame import context_for, load
 from hesnr_tasks.cli import analyze, compare
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import label_mask
 from tests import tiny
 from tests.lm_eval_run import SMALL, evaluate, values, write
 from tests.unit.analysis import made

@@ -12,8 +12,8 @@ import torch
 
 from hesnr_tasks.demo import miniature_file
 from hesnr_tasks.ladder.schema import read_ladder_file
-from hesnr_tasks.rendering import render
 from hesnr_tasks.trajectory import Trajectory
+from hesnr_tasks.trajectory.rendering import render
 from scripts.miniature import __main__ as stages
 from scripts.miniature import agent, corpus, downstream, programs, sandbox, train
 from tests import ROOT

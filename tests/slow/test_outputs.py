@@ -16,8 +16,8 @@ import pytest
 
 from hesnr_tasks import cli
 from hesnr_tasks.analysis.tables import Table, show
-from hesnr_tasks.atomic_io import open_output, write_output
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.files.atomic import open_output, write_output
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202eabc\u2066\x7f\r"
 

@@ -10,10 +10,10 @@ from lm_eval.loggers import EvaluationTracker
 from hesnr_tasks.backends import hf
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.scores.cache import ScoreCache, scores_dir
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import label_mask
 from tests import processes, tiny
 from tests.lm_eval_run import SMALL, call, evaluate, run, write
 

@@ -17,7 +17,6 @@ import pytest
 
 pytest.importorskip("minisweagent")
 
-from hesnr_tasks.atomic_io import Journal
 from hesnr_tasks.cli import main
 from hesnr_tasks.egss.collect import PatchCandidate, patch_key
 from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel
@@ -35,6 +34,7 @@ from hesnr_tasks.egss.suite import (
     secret_variables,
 )
 from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.files.atomic import Journal
 from hesnr_tasks.testing import Reply, fake_server
 from tests.unit.egss import runs
 

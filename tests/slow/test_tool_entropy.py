@@ -17,9 +17,9 @@ from hesnr_tasks.analysis.tool_entropy import MEASURES
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import EPSILON
-from hesnr_tasks.rendering import render
 from hesnr_tasks.tasks.settings import ToolEntropySettings
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import render
 from tests import tiny
 from tests.lm_eval_run import SMALL, call, evaluate, write
 from tests.lm_eval_run import run as trajectory_of

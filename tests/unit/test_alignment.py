@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hesnr_tasks.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.rendering import Rendered, Span, render
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+from hesnr_tasks.trajectory.alignment import Encoder, token_labels, token_turns
+from hesnr_tasks.trajectory.rendering import Rendered, Span, render
 from tests import tiny
 
 TEXTS = [

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hesnr_tasks import atomic_io
-from hesnr_tasks.atomic_io import ScratchFile, create_file, locked, remove_abandoned, replace_file
 from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.files import atomic
+from hesnr_tasks.files.atomic import ScratchFile, create_file, locked, remove_abandoned, replace_file
 
 
 def names(folder):
@@ -108,7 +108,7 @@ def test_a_lock_excludes_and_is_released(tmp_path):
 @pytest.mark.parametrize("in_memory", [1 << 24, 100])
 def test_a_scratch_file_gives_back_what_was_put_in_any_order_and_from_threads(in_memory, monkeypatch, tmp_path):
     """In memory or on the disk, where nothing of it can be seen."""
-    monkeypatch.setattr(atomic_io, "_IN_MEMORY", in_memory)
+    monkeypatch.setattr(atomic, "_IN_MEMORY", in_memory)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     scratch, rng, records = ScratchFile(), np.random.default_rng(0), []
     for i in range(60):
@@ -134,7 +134,7 @@ def test_a_scratch_file_gives_back_what_was_put_in_any_order_and_from_threads(in
 
 
 def test_a_full_disk_is_said_with_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(atomic_io, "_IN_MEMORY", 10)
+    monkeypatch.setattr(atomic, "_IN_MEMORY", 10)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     scratch = ScratchFile()
     place = scratch.put("before")

@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from benchmarks import chat_templates
 from benchmarks.chat_templates import SIGNS
 from hesnr_tasks.actions import ToolCall, render_call
-from hesnr_tasks.actions.grammar import split_calls
-from hesnr_tasks.chat_messages import conversations, native_calls
-from hesnr_tasks.chat_rendering import NativeTemplate, steady
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import load
-from hesnr_tasks.rendering import (
+from hesnr_tasks.formats.base import split_calls
+from hesnr_tasks.testing import byte_tokenizer
+from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
+from hesnr_tasks.trajectory.chat_messages import conversations, native_calls
+from hesnr_tasks.trajectory.chat_rendering import NativeTemplate, steady
+from hesnr_tasks.trajectory.rendering import (
     TemplateLimitError,
     action_code,
     has_power,
@@ -32,8 +34,6 @@ from hesnr_tasks.rendering import (
     render,
     run_template,
 )
-from hesnr_tasks.testing import byte_tokenizer
-from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 KEPT = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))
@@ -438,7 +438,7 @@ def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
     """On both paths: our sandbox, and the method of the tokenizer that --apply_chat_template runs."""
     hostile, match = HOSTILE[attack]
     if "seconds" in match:  # the others end by themselves
-        monkeypatch.setattr("hesnr_tasks.rendering.MAX_SECONDS", 0.3)
+        monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_SECONDS", 0.3)
     model = tokenizer(hostile + BODY)
     if rendering == "native":
         template = NativeTemplate(model)
@@ -502,7 +502,7 @@ def test_a_date_that_is_set_or_not_printed_is_not_refused(source, kwargs):
 
 
 def test_no_exception_comes_after_the_end(monkeypatch):
-    monkeypatch.setattr("hesnr_tasks.rendering.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_SECONDS", 0.5)
     for pause in (0.0, 0.45, 0.5, 0.55):  # the watchdog looks about then
         with suppress(TemplateLimitError):
             assert run_template(lambda pause=pause: time.sleep(pause)) is None

@@ -9,9 +9,9 @@ import trl
 
 import hesnr_tasks as hesnr
 from hesnr_tasks import demo
-from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.cli import main
 from hesnr_tasks.testing import byte_tokenizer
+from hesnr_tasks.trajectory.alignment import Encoder
 
 RUNS = str(demo.trajectories_path())
 MODEL = demo.ladder_paths()[-1][1]

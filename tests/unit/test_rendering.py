@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.rendering import render
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+from hesnr_tasks.trajectory.rendering import render
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

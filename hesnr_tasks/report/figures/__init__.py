@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from hesnr_tasks.atomic_io import write_output
+from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.plotting import inline_svg, look, save
 from hesnr_tasks.report.data import ReportData, ReportFigure
 from hesnr_tasks.report.figures import entropy, metrics

@@ -8,9 +8,9 @@ import pytest
 from hesnr_tasks.cli import compare
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import EPSILON, TokenColumns, TrajectorySums
-from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import label_mask
 from tests.reference import comparison as slow
 from tests.unit.analysis import made
 from tests.unit.scores import made as parts

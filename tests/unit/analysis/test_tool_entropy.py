@@ -18,9 +18,9 @@ from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, number, quantile, stderr_of, steps_of
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.stats import resample_counts
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import Rendered, Span
 from tests.unit.analysis import made
 
 # --- decision words ---------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 
 from hesnr_tasks.backends.base import SequenceScores, TokenScores
-from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import Rendered, Span
 from tests.unit.scores import made as parts
 
 PIVOTAL = ("because", "but", "therefore", "however", "so", "although")

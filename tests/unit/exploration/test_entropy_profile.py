@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.backends.base import SequenceScores, TokenScores
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect, contrast, difference_bounds, entropy_bounds
 from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.metrics import topk_entropy
-from hesnr_tasks.rendering import Rendered, Span
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.stats import estimates
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.alignment import Encoder
+from hesnr_tasks.trajectory.rendering import Rendered, Span
 from tests import tiny
 from tests.reference import exploration as reference
 from tests.unit.exploration import demo_scores

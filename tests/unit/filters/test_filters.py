@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION, char_codes, filter_bits
-from hesnr_tasks.rendering import Rendered, Span, action_code, kind_code, label_mask, render
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+from hesnr_tasks.trajectory.rendering import Rendered, Span, action_code, kind_code, label_mask, render
 from tests.reference import filters as reference
 from tests.unit.filters.corpus import PINNED, entry, labels, lines
 from tests.unit.filters.marked import check, positions

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hesnr_tasks import bounded_io
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.files import bounded
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.formats.outcomes import read_outcomes
 
@@ -235,7 +235,7 @@ NAMES = ("fifo.jsonl", "socket.jsonl", "device.jsonl", "gone.jsonl", "itself.jso
 def test_a_special_file_is_refused_at_once(name, special):
     with pytest.raises(DataError, match=name):
         list(read_trajectories(str(special / name)))
-    for reader in (bounded_io.read_json, bounded_io.read_text, bounded_io.read_yaml, lambda p: read_outcomes([str(p)])):
+    for reader in (bounded.read_json, bounded.read_text, bounded.read_yaml, lambda p: read_outcomes([str(p)])):
         with pytest.raises(DataError, match=name):
             reader(special / name)
 
@@ -326,12 +326,12 @@ def test_yaml_that_is_a_trap_is_refused(name, tmp_path):
     file = tmp_path / "labels.yaml"
     file.write_bytes(YAML[name].encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=r"labels\.yaml"):
-        bounded_io.read_yaml(file)
+        bounded.read_yaml(file)
 
 
 def test_yaml_with_few_aliases_is_read(tmp_path):
     file = tmp_path / "labels.yaml"
     file.write_text("base: &base {stage: sft}\nstep1: {<<: *base, step: 1}\nstep2: {<<: *base, step: 2}\n")
-    assert bounded_io.read_yaml(file)["step2"] == {"stage": "sft", "step": 2}
+    assert bounded.read_yaml(file)["step2"] == {"stage": "sft", "step": 2}
     file.write_text("")
-    assert bounded_io.read_yaml(file) is None
+    assert bounded.read_yaml(file) is None

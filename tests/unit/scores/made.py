@@ -3,9 +3,9 @@
 import numpy as np
 
 from hesnr_tasks.backends.base import SequenceScores, TokenScores
-from hesnr_tasks.rendering import Rendered, Span, label_mask
 from hesnr_tasks.scores import ScoreStore, Source, Text, scoring_signature
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.rendering import Rendered, Span, label_mask
 
 FILTERS = ("xml", "format", "comments")
 ACTION = label_mask([Kind.ACTION], [], FILTERS)

@@ -3,15 +3,15 @@
 from lm_eval.models.huggingface import HFLM
 
 from hesnr_tasks import demo
-from hesnr_tasks.alignment import Encoder
 from hesnr_tasks.backends import score_requests
 from hesnr_tasks.backends.base import ScoringRequest
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats import load
-from hesnr_tasks.rendering import label_mask
 from hesnr_tasks.scores import ScoreStore, Source, Text, scoring_signature
 from hesnr_tasks.tasks.corpus import Corpus
 from hesnr_tasks.trajectory import Kind
+from hesnr_tasks.trajectory.alignment import Encoder
+from hesnr_tasks.trajectory.rendering import label_mask
 from tests import tiny
 
 MASK = label_mask([Kind.ACTION, Kind.THOUGHT], [], list(FILTERS))

@@ -8,16 +8,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hesnr_tasks.atomic_io import ScratchFile  # noqa: E402
 from hesnr_tasks.backends import hf, iterate_scores, labelled_key  # noqa: E402
 from hesnr_tasks.backends.base import Labelled, ScoringRequest  # noqa: E402
+from hesnr_tasks.files.atomic import ScratchFile  # noqa: E402
 from hesnr_tasks.filters import FILTERS, char_codes  # noqa: E402
 from hesnr_tasks.formats import read_trajectories  # noqa: E402
 from hesnr_tasks.integrations.evaluation import LiveModel  # noqa: E402
-from hesnr_tasks.rendering import ActionSource, Passed, Rendered, Span, label_mask, render  # noqa: E402
 from hesnr_tasks.tasks.corpus import Corpus  # noqa: E402
 from hesnr_tasks.testing import byte_tokenizer, tiny_model, trajectory  # noqa: E402
 from hesnr_tasks.trajectory import Kind  # noqa: E402
+from hesnr_tasks.trajectory.rendering import ActionSource, Passed, Rendered, Span, label_mask, render  # noqa: E402
 from tests import ROOT, SHARED  # noqa: E402
 
 FIXTURES = ROOT / "tests" / "unit" / "formats" / "fixtures"

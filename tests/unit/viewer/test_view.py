@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
-from hesnr_tasks.rendering import label_mask, render
 from hesnr_tasks.trajectory import Kind, Trajectory
+from hesnr_tasks.trajectory.alignment import Encoder, token_labels, token_turns
+from hesnr_tasks.trajectory.rendering import label_mask, render
 from hesnr_tasks.viewer.model import TokenView, load_tokenizer, token_table, tokenize, totals, view_of
 from tests import tiny
 from tests.unit.viewer import examples

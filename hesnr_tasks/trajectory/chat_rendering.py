@@ -32,7 +32,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from hesnr_tasks.actions import ToolCall, argument_json, render_call
-from hesnr_tasks.chat_messages import (
+from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
+from hesnr_tasks.trajectory.chat_messages import (
     MARK,
     VARIANTS,
     Container,
@@ -44,8 +46,7 @@ from hesnr_tasks.chat_messages import (
     native_calls,
     widths,
 )
-from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.rendering import (
+from hesnr_tasks.trajectory.rendering import (
     USE_OTHER_RENDERING,
     ActionSource,
     ChatTemplate,
@@ -56,7 +57,6 @@ from hesnr_tasks.rendering import (
     has_power,
     run_template,
 )
-from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 
 THOUGHTS = ("keep", "drop", "error")
 CALLS = ("stored", "native")

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.rendering import Rendered
+from hesnr_tasks.trajectory.rendering import Rendered
 
 IntArray = npt.NDArray[np.int32]
 

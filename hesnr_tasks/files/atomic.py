@@ -34,8 +34,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.bounded_io import TooLongError, lines, open_regular, parse_json
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.files.bounded import TooLongError, lines, open_regular, parse_json
 
 try:
     import fcntl

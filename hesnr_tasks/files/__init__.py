@@ -1,0 +1,1 @@
+"""Files of others, read within bounds (`bounded`), and files of users, written whole or not at all (`atomic`)."""
