@@ -17,7 +17,16 @@ from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.trajectory.alignment import Encoder
 from hesnr_tasks.trajectory.rendering import Passed
 from hesnr_tasks.viewer import page, terminal
-from hesnr_tasks.viewer.model import ScoredRun, Totals, TrajectoryView, load_tokenizer, tokenize, totals, view_of
+from hesnr_tasks.viewer.model import (
+    CANDIDATES,
+    ScoredRun,
+    Totals,
+    TrajectoryView,
+    load_tokenizer,
+    tokenize,
+    totals,
+    view_of,
+)
 
 __all__ = ["add_arguments", "run"]
 
@@ -131,6 +140,11 @@ def _write_page(path: Path, views: list[TrajectoryView], encoder: Encoder | None
     text = page.render(views, first, second, names, [[run.summary(view) for view in views] for run in runs])
     write_output(path, text)
     print(f"{path}: {len(views)} trajectories, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    if (kept := page.candidates_kept(first, second)) < CANDIDATES:
+        print(
+            f"Outside actions, tokens show their {kept} most likely candidates instead of {CANDIDATES}, to keep the "
+            "page small. All are shown for fewer trajectories (--limit, --id)."
+        )
 
 
 def _positive(text: str) -> int:

@@ -36,7 +36,7 @@ from hesnr_tasks.formats.logs import ATIF, CLAUDE_CODE, CODEX, INSPECT_AI
 from hesnr_tasks.formats.openhands import OPENHANDS, OPENHANDS_SDK
 from hesnr_tasks.formats.sources import Record, hub_rows, is_hub_id, records, source_paths
 from hesnr_tasks.formats.swe_agent import MINI_SWE_AGENT, NEBIUS, R2E_GYM, SWE_AGENT
-from hesnr_tasks.trajectory import FORMAT, Trajectory
+from hesnr_tasks.trajectory import FORMAT, Trajectory, clean
 from hesnr_tasks.trajectory.chat_messages import stored_schemas
 
 # --- the formats ------------------------------------------------------------------------------------------------------
@@ -110,14 +110,34 @@ def read_record(format: Format, record: Any, where: Where) -> Trajectory:
     token = READING.set(builder)
     try:
         trajectory = format.read(record, builder)
+        stated, tools = _origin(record), _tools(record)
     except DataError:
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(f"this is {_shape(record)}, not a record of {format.name} ({format.rule})") from error
     finally:
         READING.reset(token)
-    tools = _tools(record)
-    return replace(trajectory, meta={**trajectory.meta, "tools": tools}) if tools else trajectory
+    return replace(trajectory, meta={**stated, **trajectory.meta, **({"tools": tools} if tools else {})})
+
+
+_ORIGIN_AT = {  # where formats keep which model wrote a run and how the run ended, in a record or in its first events
+    "model": (
+        ("model",), ("model_name",), ("agent", "model_name"), ("info", "config", "model", "model_name"),
+        ("replay_config", "agent", "model", "name"), ("metadata", "llm_config", "model"), ("inspect_eval", "model"),
+        ("metadata", "llm", "model"), ("agent", "llm", "model"), ("message", "model"), ("payload", "model"),
+    ),
+    "exit_status": (("exit_status",), ("info", "exit_status"), ("exit_reason",)),
+}  # fmt: skip
+
+
+def _origin(record: Any) -> dict[str, Any]:
+    """What a record says of its `model` and its `exit_status`, for people: nothing here reads it."""
+    stated = {}
+    for name, paths in _ORIGIN_AT.items():
+        values = (deep(place, *path) for place in _places(record) for path in paths)
+        if text := next((clean(value) for value in values if isinstance(value, str) and 0 < len(value) <= 200), None):
+            stated[name] = text
+    return stated
 
 
 _TOOLS_AT = (  # where formats keep the schemas of the agent's tools, in a record or in one of its first events
@@ -128,13 +148,18 @@ _TOOLS_AT = (  # where formats keep the schemas of the agent's tools, in a recor
 
 def _tools(record: Any) -> list[dict[str, Any]]:
     """The schemas of tools that a record carries, in OpenAI's form; those of a normalised record are in its meta."""
-    events = as_list(record) or as_list(deep(record, "history")) or as_list(deep(record, "events")) or []
-    for place in ([record] if isinstance(record, Mapping) else []) + events[:5]:
+    for place in _places(record):
         for path in _TOOLS_AT:
-            stored = as_list(decoded(deep(place, *path))) if isinstance(place, Mapping) else None
+            stored = as_list(decoded(deep(place, *path)))
             if schemas := stored_schemas([decoded(tool) for tool in stored or []]):
                 return [{"type": "function", "function": function} for function in schemas.values()]
     return []
+
+
+def _places(record: Any) -> list[Mapping[str, Any]]:
+    """The objects that say something of a whole run: a record, and its first events."""
+    events = as_list(record) or as_list(deep(record, "history")) or as_list(deep(record, "events")) or []
+    return [place for place in [record, *events[:5]] if isinstance(place, Mapping)]
 
 
 def warnings_of(trajectory: Trajectory) -> list[str]:

@@ -35,7 +35,7 @@ from hesnr_tasks.trajectory.rendering import (
 )
 
 _COUNTED = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))  # what the paper's metric counts
-_CANDIDATES = 10  # shown of each token
+CANDIDATES = 10  # shown of each token
 
 
 class FilterHit(NamedTuple):
@@ -190,7 +190,8 @@ class ScoredRun:
     def __init__(self, folder: str) -> None:
         self._store = ScoreStore.open(folder)
         self.folder = self._store.folder
-        self._vocabulary = self._store.token_bytes()
+        vocabulary = self._store.token_bytes() or ()
+        self._texts = [f"⟨{i}⟩" if t is None else t.decode(errors="replace") for i, t in enumerate(vocabulary)]
         self._mask = label_mask([Kind.ACTION], list(FILTERS), list(self._store.signature["filters"]))
 
     @property
@@ -208,10 +209,10 @@ class ScoredRun:
         """The scored tokens of a trajectory; 𝓗 is that of the paper's metric (filtered actions)."""
         tokens = self._read(view)
         scores = tokens.scores
-        entropy = topk_entropy(scores.topk_logprobs, _CANDIDATES)
-        high = (entropy > EPSILON) & (scores.rank >= 1) & (scores.rank <= _CANDIDATES) & tokens.selected(self._mask)
-        ids = scores.topk_ids[:, :_CANDIDATES].tolist()
-        probabilities = np.exp(scores.topk_logprobs[:, :_CANDIDATES].astype(np.float64)).tolist()
+        entropy = topk_entropy(scores.topk_logprobs, CANDIDATES)
+        high = (entropy > EPSILON) & (scores.rank >= 1) & (scores.rank <= CANDIDATES) & tokens.selected(self._mask)
+        ids = scores.topk_ids[:, :CANDIDATES].tolist()
+        probabilities = np.exp(scores.topk_logprobs[:, :CANDIDATES].astype(np.float64)).tolist()
         return [
             TokenView(
                 int(tokens.char_start[i]),
@@ -228,8 +229,8 @@ class ScoredRun:
         """The metrics of a trajectory."""
         tokens = self._read(view)
         counted = tokens.selected(self._mask)
-        columns = TokenColumns.of_scores(tokens, counted, _CANDIDATES, view.text)
-        sums = TrajectorySums.of(columns, EPSILON, _CANDIDATES, ("he_snr",))
+        columns = TokenColumns.of_scores(tokens, counted, CANDIDATES, view.text)
+        sums = TrajectorySums.of(columns, EPSILON, CANDIDATES, ("he_snr",))
         value = evaluate(METRICS["he_snr"], *(float(part[0]) for part in sums.parts("he_snr")))
         cut = int(((tokens.labels_cut & self._mask) != 0).sum())
         scored = len(columns) / (len(columns) + cut) if len(columns) + cut else None
@@ -246,8 +247,7 @@ class ScoredRun:
         return self._store.read(key)
 
     def _text(self, token: int) -> str:
-        text = self._vocabulary[token] if self._vocabulary and token < len(self._vocabulary) else None
-        return f"⟨{token}⟩" if text is None else text.decode(errors="replace")
+        return self._texts[token] if token < len(self._texts) else f"⟨{token}⟩"
 
 
 # --- tokens as columns ------------------------------------------------------------------------------------------------
@@ -287,6 +287,7 @@ def token_table(
     compare: Sequence[TokenView] | None,
     offset: npt.NDArray[np.int64],
     trajectory: int = 0,
+    candidates: int = CANDIDATES,
 ) -> TokenTable:
     """The tokens as columns, and those that count whose surprisals are known of both models, as differences.
 
@@ -297,6 +298,7 @@ def token_table(
             none.
         offset: of each character, and of the end, in UTF-16 units; shape (characters + 1,).
         trajectory: its number, for the differences.
+        candidates: kept of each token outside actions, the most likely first.
 
     Raises:
         DataError: tokens do not fit the text.
@@ -314,6 +316,14 @@ def token_table(
     start, end = (np.array([getattr(t, side) for t in tokens], dtype=np.int64) for side in ("start", "end"))
     others = dict(_keyed(compare or ()))
     matched = [others.get(key) for key, _ in _keyed(tokens)] if compare is not None else []
+    if candidates < CANDIDATES:
+        actions = np.concatenate([[0], np.cumsum(view.codes >= kind_code(Kind.ACTION))])
+
+        def shortened(token: TokenView) -> TokenView:
+            inside = actions[token.end] > actions[token.start]
+            return token if inside else token._replace(top=token.top[:candidates])
+
+        tokens, matched = list(map(shortened, tokens)), [token and shortened(token) for token in matched]
     sets: dict[str, Sequence[TokenView | None]] = {"a": tokens, "b": matched}
     strings: Counter[str] = Counter(text for own in sets.values() for t in own if t for text, _ in t.top)
     index = {text: i for i, (text, _) in enumerate(strings.most_common())}  # frequent ones small: they compress

@@ -24,10 +24,11 @@ from hesnr_tasks import __version__
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.trajectory import Kind, clean
-from hesnr_tasks.viewer.model import RunSummary, TokenTable, TokenView, TrajectoryView, token_table, totals
+from hesnr_tasks.viewer.model import CANDIDATES, RunSummary, TokenTable, TokenView, TrajectoryView, token_table, totals
 
 _SCRIPTS = ("model.js", "tokens.js", "draw.js", "find.js", "controls.js", "main.js")  # in this order
 _DIFFERENCES = 20  # listed
+_MOST_CANDIDATES = 1_000_000  # outside actions; each takes 2.4 bytes of the page
 Tokens = Sequence[Sequence[TokenView]]
 
 
@@ -57,12 +58,13 @@ def render(
     for values in (tokens, compare):
         if values is not None and len(values) != len(views):
             raise DataError(f"there are {len(views)} trajectories but tokens of {len(values)}")
+    kept = candidates_kept(tokens, compare)
     tables: list[TokenTable | None] = []
     texts = {}
     for i, view in enumerate(views):
         points = np.frombuffer(view.text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
         offset = np.concatenate([[0], np.cumsum(1 + (points > 0xFFFF))]).astype(np.int64)
-        table = token_table(view, tokens[i], compare[i] if compare else None, offset, i) if tokens else None
+        table = token_table(view, tokens[i], compare[i] if compare else None, offset, i, kept) if tokens else None
         tables.append(table)
         texts[f"trajectory-{i}"] = _packed(view, table, offset)
     differences = sorted((d for table in tables if table for d in table.differences), key=lambda d: -abs(d.b - d.a))
@@ -71,6 +73,7 @@ def render(
         "kinds": [kind.value for kind in Kind],
         "filters": list(FILTERS),
         "names": list(names if compare else names[:1]),
+        "candidates": kept,
         "trajectories": [_summary(view, [run[i] for run in summaries]) for i, view in enumerate(views)],
         "differences": [d._replace(text=d.text[:60])._asdict() for d in differences[:_DIFFERENCES]],
     }
@@ -90,6 +93,12 @@ def render(
         index=index,
         texts=texts,
     )
+
+
+def candidates_kept(*runs: Tokens | None) -> int:
+    """How many candidates a page holds of each token outside actions: all, or fewer so that it stays small."""
+    tokens = sum(bool(token.top) for run in runs for of_text in run or () for token in of_text)
+    return min(CANDIDATES, _MOST_CANDIDATES // max(1, tokens))
 
 
 def _summary(view: TrajectoryView, runs: Sequence[RunSummary]) -> dict[str, Any]:

@@ -87,6 +87,22 @@ def test_relative_links_lead_to_files_and_headings(page):
     assert dead == []
 
 
+def test_the_text_for_the_package_index_has_no_relative_link():
+    pytest.importorskip("hatchling")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    published = {"GITHUB_REPOSITORY": "org/repo", "GITHUB_REF_NAME": "v1"}
+    shown = module.absolute(readme, published)
+    targets = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", shown)
+    assert all(target.startswith("https://") for _, target in targets)
+    (picture,) = (target for mark, target in targets if mark)
+    assert (ROOT / picture.removeprefix("https://github.com/org/repo/raw/v1/")).is_file()
+    assert "![" not in module.absolute(readme, {})
+    assert len(module.absolute(readme, {}).splitlines()) == len(readme.splitlines()) - 2
+
+
 def test_modules_and_files_that_are_named_exist():
     missing = []
     for page in [*PAGES, *YAML]:

@@ -154,6 +154,9 @@ function oneModel(tokens, set, i, own, name) {
   box.append(make("p", "", `H_top10 ${nats(known(set.entropy, i))}`, set.decision[i] ? make("b", "inset", " ∈ 𝓗") : ""));
   const top = topOf(tokens, set, i);
   if (top.length) box.append(topTable(top, own));
+  if (!tokens.covers[i] && set.top.length && INDEX.candidates < 10) {
+    box.append(make("p", "counts", `outside actions: ${INDEX.candidates} of 10 candidates, to keep the page small`));
+  }
   return box;
 }
 

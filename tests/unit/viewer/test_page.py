@@ -172,3 +172,28 @@ def test_a_page_with_two_models_is_small_and_lists_their_largest_differences():
     sizes = [abs(d["b"] - d["a"]) for d in index["differences"]]
     assert sizes == sorted(sizes, reverse=True)
     assert all(runs[0][d["token"]].surprisal == d["a"] for d in index["differences"])
+
+
+def test_a_page_of_many_tokens_keeps_all_candidates_of_actions_and_fewer_of_others(monkeypatch):
+    view = view_of(examples.small())
+    place = view.text.index("Fix")
+    top = [(f"t{k}", 0.1) for k in range(10)]
+    tokens = [TokenView(place, place + 3, 2.3, 2.3, top=top)]
+    tokens += [t._replace(top=top) for t in examples.tiny_tokens(view.text, sure=False)]
+
+    def held(most):
+        monkeypatch.setattr(page, "_MOST_CANDIDATES", most)
+        parsed = Parsed(page.render([view], [tokens], [tokens]))
+        shown = data(parsed, "trajectory-0")
+        names = ("a.top", "a.share", "b.top", "b.share")
+        return data(parsed, "index")["candidates"], [shown["columns"][n].reshape(10, -1).T for n in names]
+
+    kept, whole = held(1_000_000)
+    assert kept == 10
+    assert all((rows > 0).all() for rows in whole)
+    kept, fewer = held(2 * len(tokens) * 3)
+    assert kept == 3
+    for before, now in zip(whole, fewer):
+        assert (now[1:] == before[1:]).all()
+        assert (now[0] > 0).tolist() == [True] * 3 + [False] * 7
+    assert held(0)[0] == 0
