@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [os.environ.get("HESNR_TREE", str(ROOT)), str(ROOT)]
 
 from hesnr_tasks.filters import char_codes  # noqa: E402
-from hesnr_tasks.filters.languages import by_file_name, comments_of  # noqa: E402
+from hesnr_tasks.filters.regions import by_file_name, comments_of  # noqa: E402
 from hesnr_tasks.formats import load, read_trajectories  # noqa: E402
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory  # noqa: E402
 from hesnr_tasks.trajectory.rendering import render  # noqa: E402

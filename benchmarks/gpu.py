@@ -265,7 +265,7 @@ class Bench:
     def accelerate(self) -> dict:
         """The lm_eval command by itself and under `accelerate launch` with one process."""
         from hesnr_tasks import demo
-        from hesnr_tasks.tasks.registration import tasks_path
+        from hesnr_tasks.tasks import tasks_path
 
         rows = {}
         launch = [

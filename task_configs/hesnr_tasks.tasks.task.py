@@ -1,6 +1,6 @@
 """What lm-eval 0.4.11 and earlier run in place of the module of this name: they look only beside the YAML file."""
 
-from hesnr_tasks.tasks.registration import check_lm_eval
+from hesnr_tasks.tasks import check_lm_eval
 
 try:
     check_lm_eval()

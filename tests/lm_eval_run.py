@@ -15,7 +15,7 @@ import lm_eval.utils
 from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.metrics import names_of
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from hesnr_tasks.testing import trajectory as run
 
 

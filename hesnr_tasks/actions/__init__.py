@@ -1,7 +1,7 @@
 """The calls in a model's text: what a call is, and the one form in which stored calls are written as text.
 
-`grammar` reads calls, in every form models write them; `tools` is the table of tools and programs, `shell_lexer`
-and `shell` read shell commands, `classes` says what an action does.
+`grammar` reads calls, in every form models write them; `tools` is the table of tools and programs, `shell` reads shell
+commands, `classes` says what an action does.
 
 The canonical form of a stored call is the one SWE-smith's fine-tuning rows have, so that a run stored both ways gives
 the same characters::

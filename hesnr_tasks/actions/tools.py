@@ -96,7 +96,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def tool_runs(name: str) -> str | None:
-    """The language of the programs a tool runs (a name of `filters/languages.py`), or None."""
+    """The language of the programs a tool runs (a name of `filters/regions.py`), or None."""
     words = _words(name)
     runs = next((language for language, runners in _RUNNERS.items() if runners & set(words)), None)
     return runs or ("shell" if "_".join(words) in _SHELLS or words[-1:] == ("exec",) else None)

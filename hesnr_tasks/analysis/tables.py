@@ -33,7 +33,7 @@ from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.errors import SettingsError, printable
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.metrics import EPSILON, METRICS, Share, TrajectorySums, evaluate, measure, names_of, share_scored
-from hesnr_tasks.metrics.proxies import state_order
+from hesnr_tasks.metrics.definitions import state_order
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, Scale, effective_number, estimates
 
 FORMATS = ("text", "markdown", "csv", "json")

@@ -248,7 +248,7 @@ def _free_memory(devices: int) -> int | None:
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        from hesnr_tasks.backends.hf.memory import free_bytes
+        from hesnr_tasks.backends.hf.forward import free_bytes
 
         return free_bytes(torch.device("cpu"))
     try:

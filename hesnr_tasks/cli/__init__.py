@@ -98,14 +98,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tasks(args: argparse.Namespace) -> int:
-    from hesnr_tasks.tasks.registration import tasks_path
+    from hesnr_tasks.tasks import tasks_path
 
     print(tasks_path())
     return 0
 
 
 def _register(args: argparse.Namespace) -> int:
-    from hesnr_tasks.tasks.registration import register, unregister
+    from hesnr_tasks.tasks import register, unregister
 
     if args.undo:
         folder = unregister()

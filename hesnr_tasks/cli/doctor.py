@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from hesnr_tasks import __version__
 from hesnr_tasks.errors import HesnrError
-from hesnr_tasks.tasks.registration import check_lm_eval, registered_files, tasks_path
+from hesnr_tasks.tasks import check_lm_eval, registered_files, tasks_path
 
 __all__ = ["Check", "add_arguments", "checks", "run"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.errors import HesnrError, SettingsError, nearest
-from hesnr_tasks.tasks.registration import check_lm_eval, tasks_path
+from hesnr_tasks.tasks import check_lm_eval, tasks_path
 
 __all__ = ["evaluate", "refuse_paths"]
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, printable
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.files.bounded import read_json
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 
 _LONGEST = 7 * 24 * 3600  # seconds
 _INTERVAL = 30  # seconds between looks at the folder

@@ -106,7 +106,7 @@ def _scored(args: argparse.Namespace, settings: TaskSettings, checkpoint: str, f
 
 def _loaded(checkpoint: str, model_args: str, device: str | None) -> Any:
     """lm-eval's model."""
-    from hesnr_tasks.tasks.registration import check_lm_eval
+    from hesnr_tasks.tasks import check_lm_eval
 
     check_lm_eval()
     import torch

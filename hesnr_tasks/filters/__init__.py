@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.actions import CharSpan, View
 from hesnr_tasks.actions.grammar import parse_action
-from hesnr_tasks.filters.languages import PROSE, comments_of
-from hesnr_tasks.filters.regions import regions
+from hesnr_tasks.filters.regions import PROSE, comments_of, regions
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import Rendered, action_code, kind_code
 

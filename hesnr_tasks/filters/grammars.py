@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from hesnr_tasks.actions import CharSpan
-from hesnr_tasks.actions.shell_lexer import EXACT, LOOSE, LineIndex, lex_shell
+from hesnr_tasks.actions.shell import EXACT, LOOSE, LineIndex, lex_shell
 from hesnr_tasks.filters.lexer import (
     BLOCK,
     CHARACTER,

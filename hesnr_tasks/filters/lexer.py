@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hesnr_tasks.actions import CharSpan
-from hesnr_tasks.actions.shell_lexer import LOOSE, LineIndex
+from hesnr_tasks.actions.shell import LOOSE, LineIndex
 
 Grammar = Callable[[str], list[CharSpan]]  # from the text of a file or fragment to the spans of its comments
 

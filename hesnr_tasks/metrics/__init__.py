@@ -1,6 +1,6 @@
 """Metrics: one registry, one result model, the published definitions. Imports neither torch nor lm-eval."""
 
-from hesnr_tasks.metrics import pairs, paper, proxies  # noqa: F401  (they register their metrics)
+from hesnr_tasks.metrics import definitions  # noqa: F401  (registers the metrics)
 from hesnr_tasks.metrics.pages import page, worked_example
 from hesnr_tasks.metrics.registry import (
     EPSILON,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
-from hesnr_tasks.filters.languages import LANGUAGES, by_file_name, by_interpreter, by_tag, comments_of
+from hesnr_tasks.filters.regions import LANGUAGES, by_file_name, by_interpreter, by_tag, comments_of
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from hesnr_tasks.trajectory.rendering import MAX_FILTERS, label_mask, render
 from tests.unit.filters.corpus import texts

@@ -219,10 +219,10 @@ def test_many_settings_at_once_are_each_alone(name):
 
 def test_windows_end_where_a_trajectory_does(monkeypatch):
     """Trajectories longer than the windows, which are made short for it."""
-    from hesnr_tasks.metrics import proxies
+    from hesnr_tasks.metrics import definitions
 
-    monkeypatch.setattr(proxies, "RECENT", 7)
-    monkeypatch.setattr(proxies, "_GROUP", 5)
+    monkeypatch.setattr(definitions, "RECENT", 7)
+    monkeypatch.setattr(definitions, "_GROUP", 5)
     data = [random_trajectory(np.random.default_rng(i), n=n) for i, n in enumerate((29, 4, 0, 16))]
     tokens, cell = joined(data)
     sums = cell_sums(tokens, cell, 4, metrics=tuple(METRICS))[0]

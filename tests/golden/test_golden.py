@@ -68,7 +68,7 @@ def test_tasks_give_the_numbers_they_gave():
     from lm_eval.tasks import TaskManager
 
     from hesnr_tasks import demo
-    from hesnr_tasks.tasks.registration import tasks_path
+    from hesnr_tasks.tasks import tasks_path
 
     (path,) = (HERE / "runs" / "step1000-2k").glob("*/results_*.json")
     want = json.loads(path.read_text(encoding="utf-8"))["results"]

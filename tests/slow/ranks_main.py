@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 
 TASKS = ["hesnr_swe", "hesnr_swe_thought"]
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from hesnr_tasks import cli
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.metrics import names_of
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from hesnr_tasks.testing import fake_server
 from tests import tiny
 from tests.lm_eval_run import SMALL, lm_eval_command, values, write

@@ -9,7 +9,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from hesnr_tasks.testing import fake_server
 from tests.lm_eval_run import SMALL, write
 from tests.server_model import load, save_model

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from hesnr_tasks import cli
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from tests import tiny
 from tests.lm_eval_run import CommandResult, in_process
 from tests.unit.analysis import made

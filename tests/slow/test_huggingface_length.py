@@ -122,7 +122,7 @@ def test_the_boundary_matters_here(kind):
 def test_the_probe_sees_it_without_the_configuration(kind, monkeypatch, caplog):
     """Texts up to the boundary are still shared and read in chunks; the first that crosses it changes the way."""
     model = build(*KINDS[kind])
-    monkeypatch.setattr("hesnr_tasks.backends.hf.check.length_dependence", lambda model: "")
+    monkeypatch.setattr("hesnr_tasks.backends.hf.engine.length_dependence", lambda model: "")
     engine = engine_for(model)
     short, long = passage(BOUNDARY - 20, 1), passage(BOUNDARY + 400, 2)
     dict(engine.score([short[0]], K))
@@ -137,7 +137,7 @@ def test_the_probe_sees_it_without_the_configuration(kind, monkeypatch, caplog):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_in_lower_precision_are_recognised_too(dtype, monkeypatch):
-    monkeypatch.setattr("hesnr_tasks.backends.hf.check.length_dependence", lambda model: "")
+    monkeypatch.setattr("hesnr_tasks.backends.hf.engine.length_dependence", lambda model: "")
     engine = engine_for(build(*KINDS["longrope"], dtype))
     dict(engine.score([passage(BOUNDARY + 400, 2)[0]], K))
     assert engine.mode.whole_texts

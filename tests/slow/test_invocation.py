@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
 from hesnr_tasks.errors import ScoringError, SettingsError
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from tests import tiny
 from tests.lm_eval_run import SMALL, evaluate, lm_eval_command, values, write
 

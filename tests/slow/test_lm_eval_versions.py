@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hesnr_tasks.report.results import read_results
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from tests import ROOT, tiny
 from tests.lm_eval_run import SMALL, lm_eval_command, write
 

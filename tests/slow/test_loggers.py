@@ -13,7 +13,7 @@ import pytest
 
 from hesnr_tasks.integrations import HESNRCallback
 from hesnr_tasks.metrics import names_of
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from tests import tiny
 from tests.lm_eval_run import SMALL, lm_eval_command, write
 from tests.slow.training import RUNS, gpt2, hesnr, train

@@ -200,7 +200,7 @@ def test_many_may_register_at_once_and_a_stray_file_does_not_matter(tmp_path):
         for _ in range(4)
     ]
     assert [process.communicate(timeout=120)[1] for process in running] == [b""] * 4
-    from hesnr_tasks.tasks.registration import tasks_path
+    from hesnr_tasks.tasks import tasks_path
 
     ours = {path.name for path in folder.rglob("*yaml") if path.is_file()} - {"stray.yaml"}
     assert ours == {path.name for path in tasks_path().rglob("*yaml")}

@@ -12,7 +12,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.passk import pass_at_k
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from hesnr_tasks.testing import fake_server
 from tests import processes
 

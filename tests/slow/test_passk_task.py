@@ -18,7 +18,7 @@ from hesnr_tasks.cli import passk as command
 from hesnr_tasks.errors import ScoringError, SettingsError
 from hesnr_tasks.passk.lm_tasks import PassKSettings
 from hesnr_tasks.passk.seeded_generation import SeededSampler, sampling_arguments
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from tests import tiny
 from tests.lm_eval_run import lm_eval_command
 

@@ -12,7 +12,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.formats import load
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Fidelity, Kind
 

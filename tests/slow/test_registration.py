@@ -15,8 +15,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from hesnr_tasks import cli
-from hesnr_tasks.tasks import registration
-from hesnr_tasks.tasks.registration import register, tasks_path, unregister
+from hesnr_tasks.tasks import register, registration, tasks_path, unregister
 from tests import tiny
 
 

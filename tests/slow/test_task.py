@@ -18,7 +18,7 @@ from hesnr_tasks import formats
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.metrics import EPSILON, names_of
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from hesnr_tasks.trajectory.rendering import label_mask, render
 from tests import tiny

@@ -14,7 +14,7 @@ import json, lm_eval, torch.utils.collect_env
 from lm_eval.tasks import TaskManager
 import hesnr_tasks
 from hesnr_tasks import demo
-from hesnr_tasks.tasks.registration import tasks_path
+from hesnr_tasks.tasks import tasks_path
 
 torch.utils.collect_env.get_pretty_env_info = lambda: ""  # takes seconds
 result = lm_eval.simple_evaluate(

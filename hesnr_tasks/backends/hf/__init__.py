@@ -9,8 +9,7 @@ import torch
 import transformers
 
 from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
-from hesnr_tasks.backends.hf.check import TEXT
-from hesnr_tasks.backends.hf.engine import Engine
+from hesnr_tasks.backends.hf.engine import TEXT, Engine
 from hesnr_tasks.backends.hf.model import CausalLM
 from hesnr_tasks.backends.identity import weights_of
 from hesnr_tasks.errors import ScoringError

@@ -16,8 +16,11 @@ transformers = pytest.importorskip("transformers")
 from hesnr_tasks.backends import backend_for, hf, refuse_non_finite  # noqa: E402
 from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
 from hesnr_tasks.backends.hf.engine import Engine, prefix_hashes  # noqa: E402
-from hesnr_tasks.backends.hf.forward import ForwardMode  # noqa: E402
-from hesnr_tasks.backends.hf.memory import AllocationTracker, is_out_of_memory  # noqa: E402
+from hesnr_tasks.backends.hf.forward import (  # noqa: E402
+    AllocationTracker,
+    ForwardMode,
+    is_out_of_memory,
+)
 from hesnr_tasks.backends.hf.model import CausalLM  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums  # noqa: E402

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.filters.languages import by_file_name, comments_of
-from hesnr_tasks.filters.regions import regions
+from hesnr_tasks.filters.regions import by_file_name, comments_of, regions
 from hesnr_tasks.formats import load
 from hesnr_tasks.trajectory import Kind
 from tests.reference import filters as reference

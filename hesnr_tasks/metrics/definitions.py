@@ -1,8 +1,15 @@
-"""Further published statistics of teacher-forced tokens that predict downstream performance.
+"""The metrics: of the paper, further published proxies, and those of several score folders of the same texts.
 
-Most are of Patel et al., "Forecasting Downstream Performance of LLMs With Proxy Metrics" (arXiv 2605.18607), known from
-secondary texts: the exact form of wrong confidence, the clipping of weights and the corpus of token frequencies are not
-verified. Here entropy as a weight is that of the top k, and frequencies are those of the texts that were scored.
+The paper is Wang et al., "HE-SNR", arXiv 2601.20255. M: the tokens that count. 𝓗, the decisions: tokens of M with
+H_topk > ε and the target among the k candidates.
+
+Most proxies are of Patel et al., "Forecasting Downstream Performance of LLMs With Proxy Metrics" (arXiv 2605.18607),
+known from secondary texts: the exact form of wrong confidence, the clipping of weights and the corpus of token
+frequencies are not verified. Here entropy as a weight is that of the top k, and frequencies are those of the texts that
+were scored.
+
+`hesnr_tasks.analysis.pairs` fills the columns that metrics of several folders need from those of `hesnr analyze
+--against`; one folder alone never has them.
 """
 
 from __future__ import annotations
@@ -18,6 +25,69 @@ from hesnr_tasks.metrics.registry import LEAST_ENTROPY, TokenColumns, metric
 from hesnr_tasks.stats import Scale
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import kind_code
+
+__all__ = []
+
+_PAPER = "arXiv 2601.20255"
+
+
+@metric("he_snr", better="up", source=_PAPER, title="HE-SNR ↑", over="decisions", scale=Scale.POSITIVE, unit="1/nat")
+def _he_snr(tokens: TokenColumns) -> Any:
+    """Mean of p(x_t) / H_topk, p over the full vocabulary."""
+    return np.exp(tokens.logprob) / tokens.entropy
+
+
+@metric("he_ppl", better="down", source=_PAPER, title="HE-PPL ↓", over="decisions", scale=Scale.EXP)
+def _he_ppl(tokens: TokenColumns) -> Any:
+    """Perplexity of the decisions."""
+    return -tokens.logprob
+
+
+@metric("ppl", better="down", source=_PAPER, title="PPL ↓", scale=Scale.EXP)
+def _ppl(tokens: TokenColumns) -> Any:
+    """Perplexity."""
+    return -tokens.logprob
+
+
+@metric("he_tokens", unit="tokens", source=_PAPER, title="|𝓗|", over="decisions", average="total")
+def _he_tokens(tokens: TokenColumns) -> Any:
+    """The number of decisions."""
+    return 1.0
+
+
+@metric("tokens", unit="tokens", source=_PAPER, title="|M|", average="total")
+def _tokens(tokens: TokenColumns) -> Any:
+    """The number of tokens that count."""
+    return 1.0
+
+
+def _top(j: int) -> Callable[[TokenColumns], Any]:
+    def accuracy(tokens: TokenColumns) -> Any:
+        # undefined where it is unknown of one token: rank -m is beyond the m most likely
+        hit = (tokens.rank >= 1) & (tokens.rank <= j)
+        return np.where((tokens.rank < 0) & (-tokens.rank < j), np.nan, hit)
+
+    accuracy.__doc__ = f"Share of tokens with rank at most {j}."
+    return accuracy
+
+
+for _j in (1, 2, 5, 10):
+    metric(f"top{_j}_acc", better="up", source=_PAPER, title=f"Top-{_j} ↑", scale=Scale.SHARE)(_top(_j))
+
+
+@metric("entropy", unit="nats", source=_PAPER, title="entropy", scale=Scale.POSITIVE)
+def _entropy(tokens: TokenColumns) -> Any:
+    """Mean of H_topk."""
+    return tokens.entropy
+
+
+@metric("density", source=_PAPER, title="|𝓗|/|M|", over=("decisions", "tokens"), scale=Scale.SHARE)
+def _density(tokens: TokenColumns) -> Any:
+    """Share of tokens that are decisions."""
+    return 1.0
+
+
+# --- statistics of teacher-forced tokens that predict downstream performance ------------------------------------------
 
 FORECASTING = "arXiv 2605.18607"
 _TermsFunction = Callable[[TokenColumns], Any]
@@ -49,15 +119,6 @@ def _loss(tokens: TokenColumns) -> Any:
     return -tokens.logprob
 
 
-def _top(j: int) -> _TermsFunction:
-    def hit(tokens: TokenColumns) -> Any:
-        unknown = (tokens.rank < 0) & (-tokens.rank < j)
-        return np.where(unknown, np.nan, (tokens.rank >= 1) & (tokens.rank <= j))
-
-    hit.__doc__ = f"Share of tokens with rank at most {j}."
-    return hit
-
-
 def _rank(tokens: TokenColumns) -> Any:
     """Rank of the target, 1 = most likely."""
     return _exact_rank(tokens)
@@ -84,7 +145,7 @@ def _wrong_confidence(tokens: TokenColumns) -> Any:
     return np.where(tokens.rank == 1, 0.0, _best(tokens))
 
 
-def _entropy(tokens: TokenColumns) -> Any:
+def _entropy_term(tokens: TokenColumns) -> Any:
     """H_topk."""
     return tokens.entropy
 
@@ -114,7 +175,7 @@ _STATISTICS: dict[str, tuple[_TermsFunction, str, str, Scale, tuple[str, ...], s
     "reciprocal_rank": (_reciprocal_rank, "up", "1/rank", Scale.SHARE, (), FORECASTING),
     "margin": (_margin, "down", "margin", Scale.SHARE, ("topk_logprobs",), FORECASTING),
     "wrong_confidence": (_wrong_confidence, "down", "wrong confidence", Scale.SHARE, ("topk_logprobs",), FORECASTING),
-    "uncertainty": (_entropy, "down", "H_topk", Scale.POSITIVE, (), FORECASTING),
+    "uncertainty": (_entropy_term, "down", "H_topk", Scale.POSITIVE, (), FORECASTING),
     "confidence": (_confidence, "up", "DeepConf", Scale.POSITIVE, ("topk_logprobs",), "arXiv 2508.15260"),
     "relative_rank": (_relative_rank, "up", "relative rank", Scale.POSITIVE, ("topk_logprobs",), "arXiv 2602.01745"),
 }
@@ -373,3 +434,150 @@ for _name, _kind, _title in (
         _name, better="down", title=f"{_title} ↓", scale=Scale.EXP, needs=("kinds",), own_denominator=True,
         source="after Marin, issue 4963", suite="world",
     )(_of_kind)  # fmt: skip
+
+
+# --- several score folders of the same texts --------------------------------------------------------------------------
+
+LONGPPL = "arXiv 2410.23771; PKU-ML/LongPPL"
+CONTEXT = "EssentialAI LongPPL-eai, context ladder"
+_FIXED = "after arXiv 2601.20255"
+_ONE_WINDOW, _FOUR_WINDOWS = 1.0, 4.0  # windows of context that the short pass hides
+
+
+# --- a short context beside the whole one -----------------------------------------------------------------------------
+
+
+@metric(
+    "long_ppl", better="down", title="LongPPL ↓", scale=Scale.EXP, needs=("key",), own_denominator=True,
+    source=LONGPPL, suite="pairs",
+)  # fmt: skip
+def _long_ppl(tokens: TokenColumns) -> Any:
+    """Perplexity of the key tokens: those whose loss the text beyond the window lowers by more than 2 nats, below 2.
+
+    Which tokens are key is decided by an evaluator that read the texts twice (whole, and with `window`): another model,
+    or the model itself. Characters carry it to other tokenizers: a token is key if all of its own are key tokens'.
+    """
+    assert tokens.key is not None
+    chosen = tokens.key == 1
+    return np.where(chosen, -tokens.logprob, 0.0), chosen
+
+
+@metric(
+    "key_share", title="key tokens", scale=Scale.SHARE, needs=("key",), own_denominator=True, source=CONTEXT,
+    suite="pairs",
+)  # fmt: skip
+def _key_share(tokens: TokenColumns) -> Any:
+    """Share of key tokens (of `long_ppl`) among those from which the window hides something."""
+    assert tokens.key is not None
+    return tokens.key == 1, tokens.key >= 0
+
+
+def _benefit(tokens: TokenColumns, low: float = 0.0, high: float = np.inf) -> tuple[Any, Any]:
+    """Loss with the window less loss with all context, of tokens from which it hides more than `low` windows."""
+    assert tokens.short_logprob is not None
+    assert tokens.hidden is not None
+    chosen = (tokens.hidden > low) & (tokens.hidden <= high)
+    return np.where(chosen, tokens.logprob - tokens.short_logprob, 0.0), chosen
+
+
+_BENEFIT: dict[str, Any] = {"needs": ("short_logprob", "hidden"), "own_denominator": True, "suite": "pairs"}
+
+
+@metric("context_benefit", better="up", unit="nats", title="context benefit ↑", source=CONTEXT, **_BENEFIT)
+def _context_benefit(tokens: TokenColumns) -> Any:
+    """Mean loss with the window less loss with all context, of the tokens from which the window hides something.
+
+    `hesnr analyze --against` shows the median beside it (`context_benefit_median`): a few tokens can make the mean.
+    """
+    return _benefit(tokens)
+
+
+@metric(
+    "context_benefit_share", better="up", title="share with benefit ↑", scale=Scale.SHARE, source=CONTEXT, **_BENEFIT
+)
+def _context_benefit_share(tokens: TokenColumns) -> Any:
+    """Share of the tokens from which the window hides something whose loss is lower with all context."""
+    benefit, chosen = _benefit(tokens)
+    return chosen & (benefit > 0), chosen
+
+
+for _name, _low, _high, _where in (
+    ("near", 0.0, _ONE_WINDOW, "at most one window"),
+    ("mid", _ONE_WINDOW, _FOUR_WINDOWS, "more than one and at most four windows"),
+    ("far", _FOUR_WINDOWS, np.inf, "more than four windows"),
+):
+
+    def _at_distance(tokens: TokenColumns, low: float = _low, high: float = _high) -> Any:
+        return _benefit(tokens, low, high)
+
+    _at_distance.__doc__ = f"Context benefit of the tokens from which {_where} of text is hidden."
+    metric(
+        f"context_benefit_{_name}", better="up", unit="nats", title=f"context benefit, {_name} ↑",
+        source=CONTEXT, **_BENEFIT,
+    )(_at_distance)  # fmt: skip
+
+
+# --- another model beside it ------------------------------------------------------------------------------------------
+
+
+@metric(
+    "rbridge", better="down", unit="nats", title="rBridge ↓", scale=Scale.POSITIVE, needs=("teacher", "trajectory"),
+    own_denominator=True, source="arXiv 2509.21013", suite="pairs",
+)  # fmt: skip
+def _rbridge(tokens: TokenColumns) -> Any:
+    """Cross-entropy with a teacher's probabilities as weights, scaled to 0 … 1 within each trajectory.
+
+    The weight of a token is the mean over its characters of the teacher's probability of the token that covers the
+    character (their mean where several do), so tokenizers may differ; then minimum and maximum of the trajectory become
+    0 and 1. Where all are equal, all weights are 1; a token of which the teacher has no character weighs nothing.
+    """
+    assert tokens.teacher is not None
+    assert tokens.trajectory is not None
+    weights = np.zeros(len(tokens))
+    starts = np.flatnonzero(np.diff(tokens.trajectory, prepend=-1))
+    for part in np.split(np.arange(len(tokens)), starts[1:]) if len(starts) else []:
+        weights[part] = _scaled(tokens.teacher[part])
+    return -weights * tokens.logprob, weights
+
+
+def _scaled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """From 0 to 1; 0 for NaN, 1 where all are equal."""
+    present = ~np.isnan(values)
+    low, high = (float(f(values[present])) if present.any() else 0.0 for f in (np.min, np.max))
+    scaled = (values - low) / (high - low) if high > low else np.ones(len(values))
+    return np.where(present, scaled, 0.0)
+
+
+@metric(
+    "he_snr_fixed", better="up", unit="1/nat", title="HE-SNR, fixed 𝓗 ↑", scale=Scale.POSITIVE,
+    needs=("reference_decision",), own_denominator=True, source=_FIXED, suite="pairs",
+)  # fmt: skip
+def _he_snr_fixed(tokens: TokenColumns) -> Any:
+    """Mean of p(x_t) / max(H_topk, 0.01) over the decisions of a reference checkpoint.
+
+    The paper's 𝓗 is chosen by the checkpoint that is judged; this one is the same for all. A checkpoint that is sure
+    of such a token has H near 0, so the value has no upper bound near 1 / ε, and few tokens can make most of it.
+    """
+    assert tokens.reference_decision is not None
+    terms = np.exp(tokens.logprob) / np.maximum(tokens.entropy, LEAST_ENTROPY)
+    return np.where(tokens.reference_decision, terms, 0.0), tokens.reference_decision
+
+
+@metric(
+    "he_ppl_fixed", better="down", title="HE-PPL, fixed 𝓗 ↓", scale=Scale.EXP, needs=("reference_decision",),
+    own_denominator=True, source=_FIXED, suite="pairs",
+)  # fmt: skip
+def _he_ppl_fixed(tokens: TokenColumns) -> Any:
+    """Perplexity of the decisions of a reference checkpoint."""
+    assert tokens.reference_decision is not None
+    return np.where(tokens.reference_decision, -tokens.logprob, 0.0), tokens.reference_decision
+
+
+@metric(
+    "he_snr_shared", better="up", unit="1/nat", title="HE-SNR, shared 𝓗 ↑", scale=Scale.POSITIVE, over="decisions",
+    needs=("reference_decision",), own_denominator=True, source=_FIXED, suite="pairs",
+)  # fmt: skip
+def _he_snr_shared(tokens: TokenColumns) -> Any:
+    """Mean of p(x_t) / H_topk over the tokens that are decisions of this checkpoint and of a reference checkpoint."""
+    assert tokens.reference_decision is not None
+    return np.where(tokens.reference_decision, np.exp(tokens.logprob) / tokens.entropy, 0.0), tokens.reference_decision
