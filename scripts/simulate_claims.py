@@ -2,58 +2,69 @@
 
 Usage: python scripts/simulate_claims.py [LADDERS]. A checkpoint has an ability, a downstream score (500 instances,
 30 ± 8 %) and two proxies: the ability with an error of its own, measured on 60 trajectories. The error sets the
-correlation of proxy and ability. Written as a Markdown table of shares in per cent:
-supported / refuted (intervals that hold the true difference of rank correlations).
+correlation of proxy and ability. Fine-tuning may move the score of each checkpoint, half of the proxies' errors may be
+the same in both, and a ladder may be one training run, whose abilities rise with the step.
+Written as a Markdown table of shares in per cent: supported / refuted (intervals that hold the true difference of rank
+correlations).
 """
 
 import sys
 
 import numpy as np
 
-from hesnr_tasks.ladder.schema import DownstreamScore, Outcome
+from hesnr_tasks.ladder.downstream import Outcome
+from hesnr_tasks.ladder.schema import DownstreamScore
 from hesnr_tasks.ladder.verdict import Proxy, claim
 
-SIZES = (5, 8, 10, 20)
+SIZES = (6, 8, 10, 20)
 TRAJECTORIES = 60
-CASES = {  # correlation of each proxy with the ability
-    "equal (0.8, 0.8)": (0.8, 0.8),
-    "equal (0.95, 0.95)": (0.95, 0.95),
-    "0.95 against 0.5": (0.95, 0.5),
-    "0.95 against 0": (0.95, 0.0),
-    "0.98 against −0.9": (0.98, -0.9),
+CASES = {  # correlation of each proxy with the ability, and what else there is
+    "equal (0.8, 0.8)": ((0.8, 0.8), {}),
+    "equal (0.95, 0.95)": ((0.95, 0.95), {}),
+    "equal (0.95, 0.95), half of their errors shared": ((0.95, 0.95), {"shared": 0.5}),
+    "equal (0.95, 0.95), one training run": ((0.95, 0.95), {"rising": True}),
+    "equal (0.95, 0.95), fine-tuning moves scores by ± 3 %": ((0.95, 0.95), {"tuning": 0.03}),
+    "0.95 against 0.5": ((0.95, 0.5), {}),
+    "0.95 against 0.5, fine-tuning moves scores by ± 3 %": ((0.95, 0.5), {"tuning": 0.03}),
+    "0.95 against 0": ((0.95, 0.0), {}),
+    "0.98 against −0.9": ((0.98, -0.9), {}),
 }
 
 
-def proxy(name, ability, correlation, rng):
-    """Sums of a metric whose values correlate with the ability; errors of trajectories are shared by checkpoints."""
-    n = len(ability)
-    level = correlation * ability + np.sqrt(1 - correlation**2) * rng.normal(size=n)
+def proxy(name, level, rng):
+    """Sums of a metric with these values and the errors of trajectories, which are partly shared by checkpoints."""
+    n = len(level)
     weights = np.broadcast_to(rng.integers(20, 200, TRAJECTORIES).astype(float), (n, TRAJECTORIES))
     noise = rng.normal(0, 1, TRAJECTORIES) + rng.normal(0, 0.5, (n, TRAJECTORIES))
     return Proxy(name, weights * (level[:, None] + noise), weights, False, True)
 
 
-def ladder(correlations, n, seed):
+def ladder(correlations, n, seed, *, shared=0.0, rising=False, tuning=0.0):
     rng = np.random.default_rng(seed)
-    ability = rng.normal(size=n)
+    ability = np.linspace(-1.6, 1.6, n) + 0.3 * rng.normal(size=n) if rising else rng.normal(size=n)
     names = [f"c{i}" for i in range(n)]
-    resolved = rng.binomial(500, np.clip(0.30 + 0.08 * ability, 0.01, 0.99)) / 500
+    rate = 0.30 + 0.08 * ability + tuning * rng.normal(size=n)
+    resolved = rng.binomial(500, np.clip(rate, 0.01, 0.99)) / 500
     outcomes = {
         name: Outcome(name, value, DownstreamScore(value, 500).error(percent=False), "itself")
         for name, value in zip(names, resolved.tolist(), strict=True)
     }
-    pair = [proxy(name, ability, r, rng) for name, r in zip(("a", "b"), correlations, strict=True)]
+    both = rng.normal(size=n)
+    pair = []
+    for name, correlation in zip(("a", "b"), correlations, strict=True):
+        error = np.sqrt(shared) * both + np.sqrt(1 - shared) * rng.normal(size=n)
+        pair.append(proxy(name, correlation * ability + np.sqrt(1 - correlation**2) * error, rng))
     return claim(*pair, names, [""] * n, outcomes, "swe")
 
 
 def main(ladders):
     print("| truth: correlation with ability | " + " | ".join(f"{n} checkpoints" for n in SIZES) + " |")
     print("| --- |" + " ---: |" * len(SIZES))
-    for title, correlations in CASES.items():
-        truth = np.mean([ladder(correlations, 400, 10**6 + seed).spearman_gain.value for seed in range(40)])
+    for title, (correlations, others) in CASES.items():
+        truth = np.mean([ladder(correlations, 400, 10**6 + seed, **others).spearman_gain.value for seed in range(40)])
         cells = []
         for n in SIZES:
-            claims = [ladder(correlations, n, seed) for seed in range(ladders)]
+            claims = [ladder(correlations, n, seed, **others) for seed in range(ladders)]
             verdicts = [statement.verdict for statement in claims]
             shares = [100 * verdicts.count(word) / ladders for word in ("supported", "refuted")]
             covered = [s.spearman_gain.low <= truth <= s.spearman_gain.high for s in claims]

@@ -19,6 +19,7 @@ from hesnr_tasks.cli.options import add_context, add_run_option, add_selection, 
 from hesnr_tasks.cli.report import report
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.files.atomic import write_output
+from hesnr_tasks.ladder.downstream import add_downstream
 from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge, judge_pack
 from hesnr_tasks.ladder.names import read_ladder
 from hesnr_tasks.ladder.pack import Pack, is_pack, only_pack, read_pack, write_pack
@@ -36,7 +37,7 @@ from hesnr_tasks.ladder.run import (
     progress_of,
     run_jobs,
 )
-from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream, read_ladder_file, write_ladder_file
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder, read_ladder_file, write_ladder_file
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.report.data import read_summaries
 from hesnr_tasks.report.results import find_score_folders, read_results

@@ -14,9 +14,9 @@ from hesnr_tasks.analysis.summary import CheckpointSummary
 from hesnr_tasks.analysis.tables import paragraphs, show
 from hesnr_tasks.cli.options import add_context, add_run_option, add_wide
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.ladder.downstream import add_downstream
 from hesnr_tasks.ladder.names import NamedLadder, read_ladder
 from hesnr_tasks.ladder.pack import Pack, only_pack
-from hesnr_tasks.ladder.schema import add_downstream
 from hesnr_tasks.report import tables
 from hesnr_tasks.report.results import TaskResult, find_score_folders, read_results, remarks_on
 from hesnr_tasks.stats import RESAMPLES, SEED

@@ -15,6 +15,7 @@ import io
 import json
 import lzma
 import os
+import re
 import stat
 import zlib
 from collections import Counter
@@ -292,6 +293,9 @@ def _deeper_than(value: Any, depth: int) -> bool:
 def read_yaml(path: str | Path) -> Any:
     """A whole YAML file of plain values.
 
+    Names and revisions look like numbers of YAML 1.1, where 0700 is 448, 1_000 is 1000, `no` is false and 2024-01-01 a
+    date. Here only what everybody reads alike is a number or a truth value; all else is text as written.
+
     Raises:
         DataError: as `read_text`; or it is not YAML, or unfolds into too many values.
         HesnrError: PyYAML is not installed.
@@ -304,6 +308,7 @@ def read_yaml(path: str | Path) -> Any:
     if len(text) > 64 * MAX_YAML_NODES:
         raise DataError(f"{path}: a YAML file of {len(text):,} characters is larger than any that is meant here")
     loader = yaml.SafeLoader(text)
+    loader.yaml_implicit_resolvers = _plain_scalars()
     try:
         node = loader.get_single_node()
         if node is None:
@@ -317,6 +322,25 @@ def read_yaml(path: str | Path) -> Any:
         raise DataError(f"{path} is not valid YAML ({_reason(error)})") from error
     finally:
         loader.dispose()
+
+
+_PLAIN_SCALARS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"-?(?:0|[1-9][0-9]*)", list("-0123456789")),
+    "float": (r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+              list("-+.0123456789")),
+    "merge": (r"<<", ["<"]),
+}  # fmt: skip
+
+
+def _plain_scalars() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """What an unquoted word of a YAML file can be besides text, by its first character, as PyYAML wants it."""
+    resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    for kind, (pattern, firsts) in _PLAIN_SCALARS.items():
+        for first in firsts:
+            resolvers.setdefault(first, []).append((f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$")))
+    return resolvers
 
 
 def _unfolded(node: Any, sizes: dict[int, int]) -> int:

@@ -18,10 +18,10 @@ from hesnr_tasks.analysis.frame import context_for, folders, run_names, whole_co
 from hesnr_tasks.analysis.learned import LearnedRanker, learned_rankers, learned_table
 from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
-from hesnr_tasks.files.bounded import read_json
+from hesnr_tasks.ladder.downstream import checkpoint_of_run, outcomes, remembered_name
 from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.pack import Pack
-from hesnr_tasks.ladder.schema import Checkpoint, Ladder, match_name, outcomes
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder
 from hesnr_tasks.ladder.verdict import (
     FEWEST,
     Choice,
@@ -176,10 +176,10 @@ def checkpoints_of(paths: Sequence[Path], ladder: Ladder | None) -> list[Checkpo
     signatures = [ScoreStore.open(path).signature.get("run") or {} for path in paths]
     checkpoints = []
     for path, name, run in zip(paths, run_names(paths), signatures, strict=True):
-        name = _remembered(path) or name
+        name = remembered_name(path) or name
         model, revision = str(run.get("model") or ""), str(run.get("revision") or "")
         if ladder is not None:
-            checkpoints.append(_known_checkpoint(ladder, (name, path.name, model, revision)))
+            checkpoints.append(checkpoint_of_run(ladder, name, path.name, model, revision))
             continue
         parsed = parse_name(name)
         context = parsed.context or run.get("max_length")
@@ -187,33 +187,6 @@ def checkpoints_of(paths: Sequence[Path], ladder: Ladder | None) -> list[Checkpo
         revision = "" if revision == "main" else revision
         checkpoints.append(Checkpoint(name, model, revision, step=parsed.step, context=context, stage=stage))
     return checkpoints
-
-
-def _remembered(path: Path) -> str:
-    """The name that `hesnr ladder run` scored a folder under; empty: none."""
-    for parent in path.resolve().parents[:3]:
-        try:
-            memory = read_json(parent / "ladder.json") if (parent / "ladder.json").is_file() else None
-        except DataError:
-            memory = None
-        if isinstance(memory, dict) and isinstance(memory.get("name"), str):
-            return memory["name"]
-    return ""
-
-
-def _known_checkpoint(ladder: Ladder, words: tuple[str, ...]) -> Checkpoint | None:
-    name, folder, model, revision = words
-    names = [checkpoint.name for checkpoint in ladder.checkpoints]
-    same = [
-        checkpoint for checkpoint in ladder.checkpoints
-        if (checkpoint.model or checkpoint.name) == model and (checkpoint.revision or "main") == (revision or "main")
-    ]  # fmt: skip
-    if match := match_name(name, names):
-        return ladder[match]
-    if len(same) == 1:
-        return same[0]
-    matches = (match_name(word, names) for word in (folder, model, revision) if word)
-    return next((ladder[match] for match in matches if match), None)
 
 
 def judge(
@@ -276,7 +249,7 @@ def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSe
                 )
         about = summary.signature["run"]
         words = pack.names.get(summary.name, summary.name), summary.name, about.get("model"), about.get("revision")
-        checkpoint = _known_checkpoint(ladder, tuple(str(word or "") for word in words))
+        checkpoint = checkpoint_of_run(ladder, *(str(word or "") for word in words))
         if checkpoint is None:
             notes.append(_not_in(ladder, summary.name))
             continue
@@ -329,6 +302,7 @@ def _judge_named(
             runs[checkpoint.name] = checkpoint, run
     runs = {checkpoint.name: runs[checkpoint.name] for _, checkpoint, _ in named}
     if ladder is not None:
+        notes += ladder.remarks
         missing = [c.name for c in ladder.checkpoints if c.name not in runs]
         notes += [f"not scored: {', '.join(missing)}"] if missing else []
     if not runs:

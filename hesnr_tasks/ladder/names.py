@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 from hesnr_tasks.analysis.frame import natural
 from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.ladder.downstream import add_downstream, match_name
 from hesnr_tasks.ladder.schema import (
     STAGES,
     TUNED_WORDS,
     Checkpoint,
     Ladder,
-    add_downstream,
     in_k,
-    match_name,
     read_ladder_file,
 )
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.ladder.schema import Outcome
+from hesnr_tasks.ladder.downstream import Outcome
 from hesnr_tasks.stats import correlations
 
 __all__ = ["Choice", "Claim", "Prediction", "Proxy", "choose", "claim", "predictions", "values"]
@@ -32,7 +32,6 @@ FloatArray = npt.NDArray[np.float64]
 FEWEST = 4  # checkpoints for a coefficient
 FEW = 8  # checkpoints below which a coefficient is believed by nobody
 ALPHA = 0.05
-_EXACT = 0.9999  # Fisher's z of 1 is infinite
 
 
 class Proxy(NamedTuple):
@@ -262,10 +261,12 @@ def claim(
     ours, theirs = (_agreement(side[chosen], y, family) for side in x)
     between = _agreement(x[0][chosen], x[1][chosen], family)
     freedom = len(chosen) - int(family.max())
-    rank = _compared(ours[0], theirs[0], between[0], freedom, lambda r: (1 + r * r / 2) / max(freedom - 3, 1))
+    most = 1 - 6 / (freedom * (freedom**2 - 1)), 1 - 2 / (freedom * (freedom - 1))
+    rank = _compared(ours[0], theirs[0], between[0], freedom, most[0], lambda r: (1 + r * r / 2) / max(freedom - 3, 1))
     # Kendall's coefficient is twice the decision accuracy less one
-    taus = [2 * side[1] - 1 for side in (ours, theirs, between)]
-    pairs = _compared(taus[0], taus[1], taus[2], freedom, lambda _: 0.437 / (freedom - 4) if freedom > 4 else 0.0)
+    ours_tau, theirs_tau, between_tau = (2 * side[1] - 1 for side in (ours, theirs, between))
+    variance = 0.437 / (freedom - 4) if freedom > 4 else 0.0
+    pairs = _compared(ours_tau, theirs_tau, between_tau, freedom, most[1], lambda _: variance)
     decision = [Interval(*((end + shift) / 2 for end in item)) for item, shift in zip(pairs, (1, 1, 0), strict=True)]
     gains = rank[2], decision[2]
     return Claim(
@@ -275,7 +276,7 @@ def claim(
 
 
 def _compared(
-    ours: float, theirs: float, between: float, n: int, variance: Callable[[float], float]
+    ours: float, theirs: float, between: float, n: int, most: float, variance: Callable[[float], float]
 ) -> tuple[Interval, Interval, Interval]:
     """Two coefficients with one of their variables in common, and their difference (Zou 2007).
 
@@ -283,6 +284,8 @@ def _compared(
         ours, theirs: coefficients of two proxies with the score.
         between: of the proxies with each other.
         n: checkpoints, less one for each family beyond the first.
+        most: what a coefficient of 1 counts as: half way to the next one that so many checkpoints can have. Of few, an
+            order without a fault happens by chance, and Fisher's z of 1 would make it certain.
         variance: of Fisher's z of a coefficient; not positive where n is too small.
     """
     from scipy.stats import t as student  # here: every sub-command imports this module, and scipy is slow to load
@@ -291,17 +294,19 @@ def _compared(
     if n < 4 or not min(variance(ours), variance(theirs)) > 0 or not math.isfinite(ours + theirs + between):
         return points
     quantile = float(student.ppf(0.975, n - 3))
-    (a, la, ua), (b, lb, ub) = (
-        Interval(r, *(math.tanh(math.atanh(min(max(r, -_EXACT), _EXACT)) + sign * quantile * math.sqrt(variance(r)))
-        for sign in (-1, 1))) for r in (ours, theirs)
-    )  # fmt: skip
+
+    def interval(r: float) -> Interval:
+        z, half = math.atanh(min(max(r, -most), most)), quantile * math.sqrt(variance(r))
+        return Interval(r, min(math.tanh(z - half), r), max(math.tanh(z + half), r))
+
+    (a, la, ua), (b, lb, ub) = interval(ours), interval(theirs)
     spread = (1 - a * a) * (1 - b * b)
     product = (between - a * b / 2) * (1 - a * a - b * b - between * between) + between**3
     shared = min(max(product / spread, -1.0), 1.0) if spread > 1e-12 else 0.0
     low = (a - la) ** 2 + (ub - b) ** 2 - 2 * shared * (a - la) * (ub - b)
     high = (ua - a) ** 2 + (b - lb) ** 2 - 2 * shared * (ua - a) * (b - lb)
     difference = Interval(a - b, a - b - math.sqrt(max(low, 0.0)), a - b + math.sqrt(max(high, 0.0)))
-    return Interval(a, min(la, a), max(ua, a)), Interval(b, min(lb, b), max(ub, b)), difference
+    return interval(ours), interval(theirs), difference
 
 
 def _verdict(gains: Sequence[Interval]) -> str:

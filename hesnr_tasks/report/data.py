@@ -24,9 +24,10 @@ from hesnr_tasks.analysis.summary import OBSERVATION, UNFILTERED, CheckpointSumm
 from hesnr_tasks.analysis.summary_cache import all_built_in, cached_summary, uncached_bytes
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.ladder.downstream import Outcome, outcomes
 from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs
 from hesnr_tasks.ladder.names import NamedLadder, boundaries
-from hesnr_tasks.ladder.schema import Checkpoint, Outcome, outcomes
+from hesnr_tasks.ladder.schema import Checkpoint
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, TrajectorySums, measure, names_of
 from hesnr_tasks.report.results import TaskResult, group_comparable, stored_run
 from hesnr_tasks.scores import StoreError

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hesnr_tasks.demo import ladder_paths, miniature_file, trajectories_path
-from hesnr_tasks.ladder.schema import outcomes, read_ladder_file
+from hesnr_tasks.ladder.downstream import outcomes
+from hesnr_tasks.ladder.schema import read_ladder_file
 from hesnr_tasks.trajectory import FORMAT, Kind, Trajectory
 from hesnr_tasks.trajectory.rendering import render
 from tests import ROOT

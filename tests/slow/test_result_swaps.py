@@ -7,7 +7,8 @@ import pytest
 
 from hesnr_tasks import cli
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.ladder.schema import Checkpoint, Ladder, add_downstream
+from hesnr_tasks.ladder.downstream import add_downstream
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder
 from hesnr_tasks.metrics import names_of
 from hesnr_tasks.report.results import read_results
 from tests.slow import type_swaps

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from hesnr_tasks.errors import DataError
+from hesnr_tasks.ladder.downstream import add_downstream, outcomes
 from hesnr_tasks.ladder.names import read_ladder
-from hesnr_tasks.ladder.schema import Checkpoint, DownstreamScore, Ladder, outcomes
+from hesnr_tasks.ladder.schema import Checkpoint, DownstreamScore, Ladder
 
 NAMES = ["step100-32k", "step1000-32k", "runs/step2000"]
 
@@ -85,9 +86,11 @@ def test_wrong_tables_say_what_is_wrong(tmp_path, text, message):
 
 @pytest.mark.parametrize("value", ["250", "-0.1"])
 def test_a_score_with_n_is_a_share(tmp_path, value):
-    _, named = scores([table(tmp_path, f"checkpoint,swe,n\nstep100-32k,{value},500")])
-    with pytest.raises(DataError, match=r"swe of step100-32k: .* is no share"):
-        outcomes(named.ladder, "swe")
+    _, named = scores([table(tmp_path, f"checkpoint,swe,n\nstep100-32k,{value},500\nstep1000-32k,0.5,500")])
+    remarks: list[str] = []
+    assert list(outcomes(named.ladder, "swe", remarks)) == ["step1000-32k"]
+    assert "swe of step100-32k: " in remarks[0]
+    assert "is no share" in remarks[0]
 
 
 def test_names_outside_ascii_are_names(tmp_path):
@@ -118,6 +121,95 @@ def test_wrong_reports_are_refused(tmp_path, resolved, total):
         scores([report(tmp_path, "step100-32k", resolved, total)])
     with pytest.raises(DataError, match="no such file"):
         scores([tmp_path / "none.csv"])
+
+
+LADDER = Ladder(
+    (
+        Checkpoint("lc-1", model="org/m", revision="s1"),
+        Checkpoint("lc-2", model="org/m", revision="s2"),
+        Checkpoint("lc-2-dpo", stage="rl"),
+    )
+)
+
+
+def judged_by(files, ladder=LADDER):
+    ladder, remarks = add_downstream(ladder, files)
+    return {
+        c.name: {task: (score.value, score.after) for task, score in c.downstream.items()}
+        for c in ladder.checkpoints if c.downstream
+    }, remarks  # fmt: skip
+
+
+def test_reports_are_called_model_and_run(tmp_path):
+    """The harness writes MODEL.RUN.json with `/` as `__`; runs are often called by a date."""
+    assert judged_by([report(tmp_path, "org__lc-1.20260101")])[0] == {"lc-1": {"swe_bench": (0.1, "")}}
+    assert judged_by([report(tmp_path, "org__lc-1-sft.run1")])[0] == {"lc-1": {"swe_bench": (0.1, "sft")}}
+    assert judged_by([report(tmp_path, "org__lc-2-dpo.run1")])[0] == {"lc-2-dpo": {"swe_bench": (0.1, "")}}
+    assert judged_by([report(tmp_path, "lc-1-against-lc-2")][:0])[0] == {}
+    with pytest.raises(DataError, match="no downstream score belongs"):
+        judged_by([report(tmp_path, "lc-1-against-lc-2")])
+    (folder := tmp_path / "eval" / "lc-2").mkdir(parents=True)
+    report(folder, "output.report")
+    assert judged_by([tmp_path / "eval"])[0] == {"lc-2": {"swe_bench": (0.1, "")}}
+
+
+def test_what_weakens_a_report_is_said(tmp_path):
+    others = {"submitted_instances": 480, "error_instances": 3, "infra_failure_instances": 2, "schema_version": 2}
+    files = [report(tmp_path, "lc-1.run", **others), report(tmp_path, "lc-2.run", total=300)]
+    remarks = " ".join(judged_by(files)[1])
+    assert "480 of 500 instances were submitted; the others count as not resolved" in remarks
+    assert "5 of 500 instances could not be evaluated; they count as not resolved" in remarks
+    assert "reports of 300 and 500 instances are of different sets" in remarks
+
+
+def test_a_folder_may_hold_other_files(tmp_path):
+    single = tmp_path / "logs" / "report.json"
+    single.parent.mkdir()
+    single.write_text('{"django__django-1": {"resolved": true, "patch_exists": true}}')
+    (tmp_path / "preds.json").write_text('{"django__django-1": {"model_patch": "x"}}')
+    (tmp_path / "cut.json").write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        judged_by([tmp_path])
+    report(tmp_path, "lc-1.run")
+    found, remarks = judged_by([tmp_path])
+    assert found == {"lc-1": {"swe_bench": (0.1, "")}}
+    assert len(remarks) == 2
+    assert "cut.json" in remarks[0]
+    assert "a report of single instances" in remarks[1]
+    with pytest.raises(DataError, match="the report of the whole run"):
+        judged_by([single])
+
+
+def test_lm_eval_results_belong_to_model_and_revision(tmp_path):
+    document = {
+        "model_name": "org/m",
+        "config": {"model_args": {"pretrained": "org/m", "revision": "s2"}},
+        "results": {
+            "mmlu": {"alias": "mmlu", "acc,none": 0.4, "acc_stderr,none": 0.01},
+            "mmlu_law": {"alias": " - law", "acc,none": 0.2, "acc_stderr,none": 0.02},
+            "wikitext": {"word_perplexity,none": 12.0, "word_perplexity_stderr,none": "N/A"},
+            "hellaswag": {"acc,none": 0.5, "acc_stderr,none": "N/A", "acc_norm,none": 0.6},
+            "bleu": {"bleu,none": 25.0, "bleu_stderr,none": 0.5},
+        },
+        "group_subtasks": {"mmlu": ["mmlu_law"]},
+        "higher_is_better": {"wikitext": {"word_perplexity": False}, "hellaswag": {"acc": True}},
+        "n-samples": {"hellaswag": {"original": 1000, "effective": 20}, "bleu": {"original": 9, "effective": 9}},
+    }
+    file = tmp_path / "results_2026-01-01.json"
+    file.write_text(json.dumps(document))
+    ladder, remarks = add_downstream(LADDER, [file])
+    assert [c.name for c in ladder.checkpoints if c.downstream] == ["lc-2"]
+    assert ladder["lc-2"].downstream == {
+        "mmlu": DownstreamScore(0.4, None, 0.01, "lm-eval acc"),
+        "hellaswag": DownstreamScore(0.5, 20, None, "lm-eval acc"),
+        "bleu": DownstreamScore(25.0, None, 0.5, "lm-eval bleu"),
+    }
+    assert "wikitext has only metrics that are better when lower" in remarks[0]
+    assert "hellaswag of lc-2: only 20 of 1000 instances" in remarks[1]
+    document["config"] = {"model_args": "pretrained=org/m,revision=s9"}
+    file.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="there are scores of org/m@s9"):
+        add_downstream(LADDER, [file])
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

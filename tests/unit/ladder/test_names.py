@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.ladder.downstream import outcomes
 from hesnr_tasks.ladder.names import boundaries, families, parse_name, read_ladder, training_order
-from hesnr_tasks.ladder.schema import DownstreamScore, outcomes
+from hesnr_tasks.ladder.schema import DownstreamScore
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_yaml_file_says_what_names_do_not(tmp_path):
         ("step100: {step: 1.5}", "step must be a whole number"),
         ("step100: {downstream: .nan}", "downstream: score: value must be a number"),
         ("step100: {downstream: 0.1, n: many}", "downstream: score: n must be a number"),
-        ("step100: {step: 2024-13-45}", "cannot read"),
+        ("step100: {step: 2024-13-45}", "step must be a number"),
         ("- step100", "list `checkpoints:`"),
         ("step100: 5", "list `checkpoints:`"),
         ("a: [", "cannot read"),

@@ -8,13 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.ladder.downstream import add_downstream, outcomes
 from hesnr_tasks.ladder.schema import (
     STAGES,
     Checkpoint,
     DownstreamScore,
     Ladder,
-    add_downstream,
-    outcomes,
     read_ladder_file,
     write_ladder_file,
 )
@@ -102,11 +101,15 @@ def test_of_two_scores_neither_counts_and_the_rest_goes_on(tmp_path):
         ("checkpoints: [{name: a, step: many}]", ["a: step", "'many'"]),
         ("checkpoints: [{name: a, context: 32kb}]", ["a: context", "32k"]),
         ("checkpoints: [{name: a, sft_of: b}]", ["a: sft_of", "'b'", "no checkpoint"]),
-        ("checkpoints: [{name: a, before: b}, {name: b, before: a}]", ["circle", "a -> b -> a"]),
-        ("checkpoints: [{name: a, sft_of: b, before: c}, {name: b}, {name: c, before: a}]", ["circle", "a -> c -> a"]),
         ("checkpoints: [{name: ''}]", ["no name"]),
-        ("checkpoints: [{name: yes}]", ["name True", "quotes"]),
-        ("checkpoints: [{name: a, revision: 2024-01-01}]", ["revision 2024-01-01", "quotes"]),
+        ("checkpoints: [{name: true}]", ["name True", "quotes"]),
+        ("checkpoints: [{name: a, revision: 1.10}]", ["revision 1.1", "quotes"]),
+        ("checkpoints: [{name: a, step: 0x10}]", ["a: step", "'0x10'"]),
+        ("checkpoints: [{name: a, trained_on: [1.10]}]", ["trained_on", "quotes"]),
+        (
+            "checkpoints: [{name: a}]\nmodel_args: {trust_remote_code: no}",
+            ["model_args: trust_remote_code 'no'", "false"],
+        ),
         ("checkpoints: [{name: a, step: -5}]", ["a: step", "at least 0"]),
         ("checkpoints: [{name: a, context: 0}]", ["a: context", "at least 1"]),
         ("checkpoints: [{name: a, downstream: {swe: {value: 3, n: 0}}}]", ["swe: n", "at least 1"]),
@@ -126,6 +129,34 @@ def test_what_cannot_be_is_named(tmp_path, text, words):
     assert "ladder.yaml" in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("links", "circle", "left"),
+    [
+        ([("b", ""), ("a", ""), ("a", "")], "a -> b -> a", [("", ""), ("", ""), ("a", "")]),
+        ([("b", "c"), ("", ""), ("", "a")], "a -> c -> a", [("b", ""), ("", ""), ("", "")]),
+    ],
+)
+def test_a_circle_is_said_and_the_rest_goes_on(tmp_path, links, circle, left):
+    entries = "".join(
+        f"- {{name: {n}, sft_of: '{s}', before: '{b}'}}\n" for n, (s, b) in zip("abc", links, strict=True)
+    )
+    ladder = read_ladder_file(written(tmp_path, f"checkpoints:\n{entries}"))
+    assert [(c.sft_of, c.before) for c in ladder.checkpoints] == left
+    (remark,) = add_downstream(ladder, [])[1]
+    assert remark.endswith(f"a circle of sft_of or before: {circle}; these links do not count")
+
+
+def test_names_and_steps_are_what_is_written(tmp_path):
+    words = ["0700", "1e3", "on", "no", "1_000", "0x10", "2024-01-01", "12:30", "1234567", "12e4567", "~a"]
+    entries = "".join(f"- {{name: {word}, revision: {word}, label: {word}}}\n" for word in words)
+    entries += "- {name: x, step: 0700, tokens: 1e12, context: 032k, downstream: {0700: 1_000}}\n"
+    ladder = read_ladder_file(written(tmp_path, f"checkpoints:\n{entries}"))
+    assert [(c.name, c.revision, c.label) for c in ladder.checkpoints[:-1]] == [(word, word, word) for word in words]
+    last = ladder["x"]
+    assert (last.step, last.tokens, last.context) == (700, 1e12, 32768)
+    assert last.downstream == {"0700": DownstreamScore(1000.0)}
 
 
 def test_a_wide_table_gives_every_checkpoint_its_scores(tmp_path):
@@ -203,13 +234,38 @@ def test_without_fine_tuned_children_a_base_is_judged_by_its_own_score():
     assert list(results) == ["lc-1000"]  # scores before and after fine-tuning are not mixed
 
 
-def test_of_two_fine_tuned_children_with_other_scores_neither_counts():
+def test_several_fine_tunings_of_a_base_judge_it_by_their_mean_and_tell_their_scatter():
+    tunings = [("x", "lc-1000", 30.0), ("y", "lc-1000", 33.0), ("z", "lc-2000", 40.0)]
     children = [
-        Checkpoint(name, stage="sft", sft_of="lc-1000", downstream={"swe": DownstreamScore(value)})
-        for name, value in (("x", 1.0), ("y", 2.0))
+        Checkpoint(name, stage="sft", sft_of=base, downstream={"swe": DownstreamScore(value, stderr=2.0)})
+        for name, base, value in tunings
     ]
     own = [replace(base, downstream={"swe": DownstreamScore(0.1)}) for base in BASES]
     remarks: list[str] = []
     judged = outcomes(Ladder((*own, *children)), "swe", remarks)
-    assert set(judged) == {"x", "y"}  # the bases' own scores do not take their place
-    assert "lc-1000 has two scores after fine-tuning: 1 (x) and 2 (y); neither counts" in remarks[0]
+    assert set(judged) == {"x", "y", "z", "lc-1000", "lc-2000"}  # the bases' own scores do not take their place
+    variance = ((30 - 31.5) ** 2 + (33 - 31.5) ** 2) / 1
+    assert judged["lc-1000"].value == 31.5
+    assert judged["lc-1000"].measured == "x, y"
+    assert judged["lc-1000"].stderr == pytest.approx((4 + variance / 2) ** 0.5)
+    assert judged["lc-2000"].stderr == pytest.approx((4 + variance) ** 0.5)  # it was fine-tuned once
+    assert judged["x"].stderr == 2.0
+    assert "lc-1000 is judged by the mean of its 2 fine-tunings (x 30, y 33)" in remarks[0]
+    assert f"scatters by {variance**0.5:.3g} (standard deviation, 1 degree of freedom)" in remarks[1]
+
+
+def test_a_chain_of_fine_tunings_judges_the_base_by_its_first_score():
+    def judged(*scores):
+        chain = [("sft1", "base"), ("sft2", "sft1"), ("rl", "sft2")]
+        checkpoints = [
+            Checkpoint(
+                name, stage="sft", sft_of=parent, downstream={"swe": DownstreamScore(scores[i])} if scores[i] else {}
+            )
+            for i, (name, parent) in enumerate(chain)
+        ]
+        of = outcomes(Ladder((Checkpoint("base"), *checkpoints)), "swe")
+        return {name: (outcome.value, outcome.measured) for name, outcome in of.items()}
+
+    assert judged(10.0, 20.0, 30.0)["base"] == (10.0, "sft1")
+    assert judged(None, 20.0, 30.0)["base"] == (20.0, "sft2")
+    assert judged(None, None, 30.0) == {"base": (30.0, "rl"), "rl": (30.0, "itself")}  # it judges nothing between
