@@ -58,12 +58,12 @@ def outcomes(ladder: Ladder, task: str, remarks: list[str] | None = None) -> dic
         task: the downstream task.
         remarks: if given, gets what does not count, and which scores are means.
     """
-    said = remarks if remarks is not None else []
+    notes = remarks if remarks is not None else []
     own = {c.name: c.downstream[task] for c in ladder.checkpoints if task in c.downstream}
     percent = any(score.value > 1 for score in own.values())
     for name, score in list(own.items()):
         if score.n is not None and not 0 <= score.value <= (100.0 if percent else 1.0):
-            said.append(
+            notes.append(
                 f"{task} of {name}: {score.value:g} is no share (0 to 1) or per cent (to 100) of {score.n} instances; "
                 "it does not count. Leave n out where the score is no share"
             )
@@ -72,7 +72,7 @@ def outcomes(ladder: Ladder, task: str, remarks: list[str] | None = None) -> dic
         name: Outcome(name, score.value, score.error(percent), "itself", score.interval(percent))
         for name, score in own.items() if not score.after
     }  # fmt: skip
-    after = _after_tuning(ladder, task, own, percent, said)
+    after = _after_tuning(ladder, task, own, percent, notes)
     tuned = {checkpoint.name for checkpoint in ladder.checkpoints if checkpoint.tuned}
     judged = {name: score for name, score in itself.items() if name in tuned}
     judged = judged or {name: score for name, score in after.items() if name in tuned and score}
@@ -82,7 +82,7 @@ def outcomes(ladder: Ladder, task: str, remarks: list[str] | None = None) -> dic
 
 
 def _after_tuning(
-    ladder: Ladder, task: str, own: Mapping[str, DownstreamScore], percent: bool, said: list[str]
+    ladder: Ladder, task: str, own: Mapping[str, DownstreamScore], percent: bool, notes: list[str]
 ) -> dict[str, Outcome | None]:
     """The scores of checkpoints after fine-tuning; None: two that contradict each other."""
     sources: dict[str, dict[str, DownstreamScore]] = {}
@@ -97,17 +97,17 @@ def _after_tuning(
         values = [score.value for score in scores.values()]
         if given and len(set(values)) > 1:
             two = " and ".join(f"{score.value:g} ({measured})" for measured, score in list(scores.items())[:2])
-            said.append(f"{task}: {name} has two scores after fine-tuning: {two}; neither counts. Keep one of them")
+            notes.append(f"{task}: {name} has two scores after fine-tuning: {two}; neither counts. Keep one of them")
             sources[name] = {}
         elif given:
             sources[name] = {given[0]: scores[given[0]]}
         elif len(scores) > 1:
             each = ", ".join(f"{measured} {score.value:g}" for measured, score in scores.items())
-            said.append(f"{task}: {name} is judged by the mean of its {len(scores)} fine-tunings ({each})")
+            notes.append(f"{task}: {name} is judged by the mean of its {len(scores)} fine-tunings ({each})")
             scatter, freedom = scatter + float(np.var(values) * len(values)), freedom + len(values) - 1
     variance = scatter / freedom if freedom else 0.0
     if freedom:
-        said.append(
+        notes.append(
             f"{task}: from one fine-tuning to the next its score scatters by {math.sqrt(variance):.3g} (standard "
             f"deviation, {freedom} degree{'s' * (freedom > 1)} of freedom); the error of every such score holds that"
         )
@@ -123,8 +123,8 @@ def _after_tuning(
             after[name] = Outcome(name, value, score.error(percent), measured, score.interval(percent))
             continue
         errors = [score.error(percent) for score in scores.values()]
-        known = 0.0 if np.isnan(errors).any() else float(np.mean(np.square(errors)))  # the same instances: no smaller
-        error = math.sqrt(known + variance / len(scores))
+        instances = 0.0 if np.isnan(errors).any() else float(np.mean(np.square(errors)))  # the same instances: no smaller
+        error = math.sqrt(instances + variance / len(scores))
         after[name] = Outcome(name, value, error, measured, (value - 1.96 * error, value + 1.96 * error))
     return after
 

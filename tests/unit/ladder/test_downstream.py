@@ -171,8 +171,8 @@ def test_a_folder_may_hold_other_files(tmp_path):
     with pytest.raises(DataError, match="not valid JSON"):
         judged_by([tmp_path])
     report(tmp_path, "lc-1.run")
-    found, remarks = judged_by([tmp_path])
-    assert found == {"lc-1": {"swe_bench": (0.1, "")}}
+    judged, remarks = judged_by([tmp_path])
+    assert judged == {"lc-1": {"swe_bench": (0.1, "")}}
     assert len(remarks) == 2
     assert "cut.json" in remarks[0]
     assert "a report of single instances" in remarks[1]
