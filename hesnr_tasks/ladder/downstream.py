@@ -123,7 +123,7 @@ def _after_tuning(
             after[name] = Outcome(name, value, score.error(percent), measured, score.interval(percent))
             continue
         errors = [score.error(percent) for score in scores.values()]
-        instances = 0.0 if np.isnan(errors).any() else float(np.mean(np.square(errors)))  # the same instances: no smaller
+        instances = 0.0 if np.isnan(errors).any() else float(np.mean(np.square(errors)))  # shared by all
         error = math.sqrt(instances + variance / len(scores))
         after[name] = Outcome(name, value, error, measured, (value - 1.96 * error, value + 1.96 * error))
     return after
