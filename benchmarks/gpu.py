@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import logging
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -263,37 +265,36 @@ class Bench:
         return model.register_forward_pre_hook(refuse, with_kwargs=True).remove
 
     def accelerate(self) -> dict:
-        """The lm_eval command by itself and under `accelerate launch` with one process."""
+        """lm-eval as a library in this process, and its command under `accelerate launch` with one process."""
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
         from hesnr_tasks import demo
         from hesnr_tasks.tasks import tasks_path
 
-        rows = {}
-        launch = [
-            "-m",
-            "accelerate.commands.launch",
-            "--num_processes",
-            "1",
-            *(["--cpu"] if self.smoke else []),
-            "-m",
-            "lm_eval",
-        ]
-        for name, words in (("alone", ["-m", "lm_eval"]), ("accelerate", launch)):
-            folder = tempfile.mkdtemp()
-            try:
-                arguments = f"pretrained={demo.ladder_paths()[0][1]},dtype={'float32' if self.smoke else 'bfloat16'}"
-                command = [
-                    sys.executable, *words, "run", "--model", "hf", "--model_args", arguments, "--tasks", "hesnr_swe",
-                    "--include_path", str(tasks_path()), "--metadata", '{"resamples": 100, "limit": 3}',
-                    "--output_path", folder,
-                ]  # fmt: skip
-                command += ["--device", "cpu"] if self.smoke and name == "alone" else []
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                results = list(Path(folder).rglob("results*.json"))
-                if done.returncode or not results:
-                    raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
-                rows[name] = json.loads(results[0].read_text())["results"]["hesnr_swe"]["he_snr,none"]
-            finally:
-                shutil.rmtree(folder)
+        arguments = f"pretrained={demo.ladder_paths()[0][1]},dtype={'float32' if self.smoke else 'bfloat16'}"
+        metadata, tasks = {"resamples": 100, "limit": 3}, str(tasks_path())
+        with tempfile.TemporaryDirectory() as folder:
+            scored = metadata | {"scores": f"{folder}/scores"}  # as the command does with --output_path
+            alone = lm_eval.simple_evaluate(
+                model="hf", model_args=arguments, tasks=["hesnr_swe"], device=str(self.device),
+                task_manager=TaskManager(include_path=tasks, include_defaults=False, metadata=scored),
+            )  # fmt: skip
+            command = [
+                sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1",
+                *(["--cpu"] if self.smoke else []), "-m", "lm_eval", "run", "--model", "hf",
+                "--model_args", arguments, "--tasks", "hesnr_swe", "--include_path", tasks,
+                "--metadata", json.dumps(metadata), "--output_path", folder,
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            results = list(Path(folder).rglob("results*.json"))
+            if done.returncode or not results:
+                raise RuntimeError(f"accelerate launch: {done.stderr[-2000:]}")
+            launched = json.loads(results[0].read_text())
+        rows = {
+            name: result["results"]["hesnr_swe"]["he_snr,none"]
+            for name, result in (("alone", alone), ("accelerate", launched))
+        }
         return {"he_snr": rows, "equal": rows["alone"] == rows["accelerate"]}
 
     def paper(self) -> dict:
@@ -350,34 +351,55 @@ def table(folder: Path) -> str:
     return "\n".join([*lines, "", *others])
 
 
-def main() -> None:
-    """Run the steps that are named, or print."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the steps that are named, or all that have no result yet, then print the table; whether one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", metavar="STEP", choices=[*STEPS, []], help="; ".join(STEPS))
     parser.add_argument("--folder", type=Path, default=Path("gpu-results"))
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, on the CPU")
-    parser.add_argument("--list", action="store_true", help="print the steps")
-    parser.add_argument("--table", action="store_true", help="print what was measured")
-    settings = parser.parse_args()
-    if settings.list:
-        print("\n".join(STEPS))
+    settings = parser.parse_args(words)
+    if not settings.smoke and not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device here; --smoke runs every step on the CPU, for no figures")
+    folder, failed = settings.folder.resolve(), 0
+    folder.mkdir(parents=True, exist_ok=True)
     for step in settings.steps:
-        if not settings.smoke and not torch.cuda.is_available():
-            raise SystemExit("there is no CUDA device here; --smoke runs every step on the CPU, for no figures")
-        logging.getLogger("hesnr_tasks").setLevel(logging.ERROR)
-        bench = Bench(smoke=settings.smoke)
-        try:
-            result = bench.run(step)
-        except NotMeasured as reason:
-            result = {"not_measured": str(reason)}
-        settings.folder.mkdir(parents=True, exist_ok=True)
-        partial = settings.folder / f"{step}.json.partial"
-        partial.write_text(json.dumps(result | {"about": about(bench)}, indent=1) + "\n")
-        partial.replace(settings.folder / f"{step}.json")
-        print(step, json.dumps(result), flush=True)
-    if settings.table:
-        print(table(settings.folder))
+        measure(step, folder, smoke=settings.smoke)
+    if settings.steps:
+        return 0
+    for step in STEPS:
+        if (folder / f"{step}.json").exists():
+            continue
+        if settings.smoke:
+            measure(step, folder, smoke=True)
+        elif not finished(step, folder):
+            print(f"failed: {folder / step}.log")
+            failed = 1
+    print(table(folder))
+    return failed
+
+
+def measure(step: str, folder: Path, *, smoke: bool) -> None:
+    """Run a step here and write its result."""
+    logging.getLogger("hesnr_tasks").setLevel(logging.ERROR)
+    bench = Bench(smoke=smoke)
+    try:
+        result = bench.run(step)
+    except NotMeasured as reason:
+        result = {"not_measured": str(reason)}
+    partial = folder / f"{step}.json.partial"
+    partial.write_text(json.dumps(result | {"about": about(bench)}, indent=1) + "\n")
+    partial.replace(folder / f"{step}.json")
+    print(step, json.dumps(result), flush=True)
+
+
+def finished(step: str, folder: Path) -> bool:
+    """Whether a step ends well within ten minutes, in a process of its own, which leaves no memory on the device."""
+    print(f"== {step} ({datetime.now(timezone.utc):%H:%M:%S})", flush=True)
+    command = [sys.executable, "-m", "benchmarks.gpu", "--folder", str(folder), step]
+    with (folder / f"{step}.log").open("w") as log, contextlib.suppress(subprocess.TimeoutExpired):
+        return not subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=600, check=False).returncode
+    return False
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

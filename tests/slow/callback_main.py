@@ -1,8 +1,8 @@
-"""Run by torchrun in two processes: trainings whose model each process holds whole, then in part."""
+"""Run in two processes under torchrun's agent: trainings whose model each process holds whole, then in part."""
 
 import json
 import math
-import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -106,12 +106,8 @@ class Exhaust(TrainerCallback):
 
 def main(short, long, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=240))  # a process that waits for ever fails
     record = {"split": split(short, folder), "sharded": sharded(long, folder)}
     Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(record))
     dist.barrier()
     train(parts(), folder, Exhaust(), scoring(short, **SHARDED), steps=2, **SETTINGS)  # ends the run
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

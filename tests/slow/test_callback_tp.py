@@ -1,12 +1,10 @@
 """Tensor parallelism by transformers' `tp_plan`: all processes run all forward passes; numbers and training are those
 of the whole model.
-
-Started by torchrun, this file is the training script.
 """
 
 import importlib.util
 import json
-import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from transformers import LlamaForCausalLM, Trainer
 
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.integrations.evaluation import is_sharded
+from tests import processes
 from tests.slow.callback_main import SHARDED, llama
 from tests.slow.test_callback_ranks import LONG
 from tests.slow.training import (
@@ -26,7 +25,6 @@ from tests.slow.training import (
     losses,
     records,
     scoring,
-    torchrun,
     train,
     write,
 )
@@ -40,7 +38,7 @@ PLANS = importlib.util.find_spec("transformers.distributed") and importlib.util.
 def test_a_tensor_parallel_model_has_the_numbers_of_the_whole_one_and_trains_the_same(tmp_path, capsys):
     corpus = write(tmp_path / "six.jsonl", [*RUNS, LONG])
     llama().save_pretrained(tmp_path / "model")
-    done = torchrun("tests.slow.test_callback_tp", corpus, str(tmp_path), CUDA_VISIBLE_DEVICES="")
+    done = processes.torchrun(tmp_path, main, corpus, str(tmp_path), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr[-20_000:]
     first, second = records(tmp_path, done)
     assert_trained_as_whole((first, second), tmp_path, llama, corpus, **SHARDED)
@@ -75,7 +73,7 @@ class OnCPU(Trainer):
 
 def main(corpus, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=240))  # a process that waits for ever fails
     callbacks = ([scoring(corpus, **SHARDED)], [])
     trainers = [train(load(folder, "auto"), folder, *several, steps=2, kind=OnCPU) for several in callbacks]
     model = trainers[0].model
@@ -99,7 +97,3 @@ def main(corpus, folder):
     }
     Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(record))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,7 +1,4 @@
-"""DeepSpeed ZeRO stage 3: all processes run all forward passes; numbers and training are those of the whole model.
-
-Started by torchrun, this file is the training script.
-"""
+"""DeepSpeed ZeRO stage 3: all processes run all forward passes; numbers and training are those of the whole model."""
 
 import importlib.util
 import json
@@ -13,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from hesnr_tasks.integrations.evaluation import is_sharded
+from tests import processes
 from tests.slow.callback_main import SHARDED, llama
 from tests.slow.training import (
     RUNS,
@@ -21,7 +19,6 @@ from tests.slow.training import (
     losses,
     records,
     scoring,
-    torchrun,
     train,
     write,
 )
@@ -38,7 +35,7 @@ CONFIG = {
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_a_partitioned_model_has_the_numbers_of_the_whole_one_and_trains_the_same(tmp_path, capsys):
     corpus = write(tmp_path / "five.jsonl", RUNS)
-    done = torchrun("tests.slow.test_callback_zero3", corpus, str(tmp_path), DS_ACCELERATOR="cpu")
+    done = processes.torchrun(tmp_path, main, corpus, str(tmp_path), DS_ACCELERATOR="cpu")
     assert done.returncode == 0, done.stderr[-20_000:]
     first, second = records(tmp_path, done)
     assert_trained_as_whole((first, second), tmp_path, llama, corpus, **SHARDED)
@@ -70,7 +67,3 @@ def main(corpus, folder):
     }
     Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(record))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

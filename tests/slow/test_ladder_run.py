@@ -187,15 +187,21 @@ def test_a_job_in_which_slurm_failed_is_a_failed_checkpoint(tmp_path):
     assert (result.state, "failed during processing" in result.error) == ("failed", True)
 
 
-def test_shards_of_real_runs_are_the_numbers_of_the_whole(tmp_path):
+def test_shards_of_real_runs_are_the_numbers_of_the_whole(tmp_path, warm_python):
     """Two processes a checkpoint at a time into one folder: the same results, of one run."""
+
+    def warm(command):
+        assert command[:2] == (sys.executable, "-m")
+        return warm_python.python, *command[1:]
+
     ladder = read_ladder_file(demo.ladder_file())
     ladder = replace(ladder, metadata={**ladder.metadata, "limit": 5, "resamples": 200}, tasks=("hesnr_swe",))
     (name, _), *_ = demo.ladder_paths()
     rows = []
     for shards in (1, 3):
-        todo = jobs(ladder, tmp_path / str(shards), only=[name], shards=shards)
-        (result,) = run_jobs(todo, lambda _: None, pool=LocalPool(2))
+        (job,) = jobs(ladder, tmp_path / str(shards), only=[name], shards=shards)
+        job = job._replace(command=warm(job.command), shards=tuple(map(warm, job.shards)))
+        (result,) = run_jobs([job], lambda _: None, pool=LocalPool(2))
         assert result.state == "scored", result.error
         (row,) = read_results([tmp_path / str(shards)])
         rows.append((row.values, {**row.signature, "date": None}))

@@ -55,12 +55,14 @@ def watch(folder, *words):
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory):
+def scored(tmp_path_factory, warm_python):
     """A checkpoint that the real lm_eval scored."""
     folder = tmp_path_factory.mktemp("real")
     write(folder / "small.jsonl", SMALL)
     tiny.llama(str(folder / "checkpoints" / "step5"), steps=5)
-    done = watch(folder, "--once")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", warm_python.site, prepend=os.pathsep)
+        done = watch(folder, "--once")
     assert "step5 scored" in done.stdout, done.stdout
     return folder, next((folder / "out" / "step5").rglob("results_*.json"))
 

@@ -1,9 +1,6 @@
 """Tiny trainings with a `HESNRCallback`, alone and in two processes, which import it too: it imports little."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from hesnr_tasks.integrations import HESNRCallback
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
-from tests import ROOT, tiny
+from tests import tiny
 
 CALL = "\n\n<function=bash>\n<parameter=command>{}</parameter>\n</function>"
 
@@ -91,15 +88,6 @@ def losses(trainer):
 
 def without_times(entries):
     return [{k: v for k, v in entry.items() if "second" not in k and "runtime" not in k} for entry in entries]
-
-
-def torchrun(module, *arguments, timeout=300, **environment):
-    """How `main(*arguments)` of a module ends in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", module]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout
-    )
 
 
 def records(folder, done):
