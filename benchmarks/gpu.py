@@ -219,7 +219,7 @@ class Bench:
         import hesnr_tasks as hesnr
         from hesnr_tasks import demo
 
-        runs = hesnr.load(demo.trajectories_path(), limit=2 if self.smoke else None)
+        runs = hesnr.load(demo.ladder_trajectories_path(), limit=5 if self.smoke else None)
         names, rows = ("he_snr", "ppl", "top1_acc"), {}
         for name, path in demo.ladder_paths()[: 1 if self.smoke else None]:
             both = []
@@ -272,8 +272,9 @@ class Bench:
         from hesnr_tasks import demo
         from hesnr_tasks.tasks import tasks_path
 
-        arguments = f"pretrained={demo.ladder_paths()[0][1]},dtype={'float32' if self.smoke else 'bfloat16'}"
-        metadata, tasks = {"resamples": 100, "limit": 3}, str(tasks_path())
+        arguments = f"pretrained={demo.ladder_paths()[-1][1]},dtype={'float32' if self.smoke else 'bfloat16'}"
+        runs, tasks = str(demo.ladder_trajectories_path()), str(tasks_path())
+        metadata = {"trajectories": runs, "resamples": 100, "limit": 20}
         with tempfile.TemporaryDirectory() as folder:
             scored = metadata | {"scores": f"{folder}/scores"}  # as the command does with --output_path
             alone = lm_eval.simple_evaluate(

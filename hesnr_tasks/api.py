@@ -308,7 +308,7 @@ def score(
     >>> import hesnr_tasks as hesnr
     >>> from hesnr_tasks import demo
     >>> from transformers import AutoModelForCausalLM, AutoTokenizer
-    >>> folder = demo.ladder_paths()[0][1]
+    >>> folder = demo.ladder_paths()[-1][1]
     >>> model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     >>> scores = hesnr.score(model, tokenizer, hesnr.load(demo.trajectories_path(), limit=2))
     >>> scores.evaluate("tokens")["tokens"].value > 100

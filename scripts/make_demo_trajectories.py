@@ -1,14 +1,10 @@
-"""Make the shipped demo trajectories, and on request those the demo ladder is trained on.
-
-    python scripts/make_demo_trajectories.py                      # hesnr_tasks/demo/trajectories.jsonl
-    python scripts/make_demo_trajectories.py --training out.jsonl # other programs, same agent
+"""Make the shipped demo trajectories: `python scripts/make_demo_trajectories.py` writes hesnr_tasks/demo/trajectories.jsonl.
 
 Needs bash, git and GNU coreutils. Runs are reproducible to the byte.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable
@@ -41,28 +37,16 @@ SEEDS = {
 }
 
 
-def shipped() -> list[Trajectory]:
-    return [play(program, SEEDS[program.name]) for program in load("shipped")]
-
-
-def training() -> list[Trajectory]:
-    return [play(program, seed) for program in load("training") for seed in (0, 1)]
-
-
 def lines(trajectories: Iterable[Trajectory]) -> str:
     """JSON Lines; the same trajectories always give the same bytes."""
     return "".join(json.dumps(t.to_json(), ensure_ascii=False) + "\n" for t in trajectories)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--training", type=Path, metavar="FILE", help="write the training trajectories to FILE instead")
-    path = parser.parse_args().training
-    trajectories = training() if path else shipped()
-    path = path or SHIPPED
-    path.write_text(lines(trajectories), encoding="utf-8")
+    trajectories = [play(program, SEEDS[program.name]) for program in load()]
+    SHIPPED.write_text(lines(trajectories), encoding="utf-8")
     sizes = [sum(len(m.text) for m in t.messages) for t in trajectories]
-    print(f"{path}: {len(sizes)} trajectories, {min(sizes)} to {max(sizes)} characters, {sum(sizes)} in all")
+    print(f"{SHIPPED}: {len(sizes)} trajectories, {min(sizes)} to {max(sizes)} characters, {sum(sizes)} in all")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     for needed in ("lm_eval", "torch", "transformers"):
         if importlib.util.find_spec(needed) is None:
             raise HesnrError(f"the demo needs {needed}. Install it with: pip install 'hesnr-tasks[hf]'")
-    path, here = demo.miniature_file(), Path.cwd()
+    path, here = demo.ladder_file(), Path.cwd()
     short = path.relative_to(here) if path.is_relative_to(here) else path
     print(
         "Twelve small models each read 100 agent runs with lm_eval, two models at a time. Then: which of them\n"

@@ -1,8 +1,7 @@
-"""Small programs, each with one bug planted: `shipped` for the demo trajectories, `training` for the ladder's data.
+"""Small programs, each with one bug planted, which the agent of the demo trajectories repairs.
 
 A program is one text file of sections (`=== key`, `=== file NAME`); the first file is the one with the bug. `old` and
-`new` are the repair (`old2`, `new2` a second place), `wrong` a first attempt that fails its tests. A file with
-`variants` stands for one program per line, with `@key@` replaced.
+`new` are the repair (`old2`, `new2` a second place), `wrong` a first attempt that fails its tests.
 """
 
 from __future__ import annotations
@@ -78,34 +77,14 @@ class Program:
         return self.text[key].splitlines()
 
 
-def load(family: str) -> list[Program]:
-    """All programs of `shipped` or `training`, by name."""
-    return [program for path in sorted((HERE / family).glob("*.txt")) for program in _parse(path)]
+def load() -> list[Program]:
+    """All programs, by name."""
+    return [_program(path) for path in sorted(HERE.glob("*.txt"))]
 
 
-def _parse(path: Path) -> list[Program]:
-    source = path.read_text(encoding="utf-8")
-    programs = []
-    for number, values in enumerate(_variants(source)):
-        filled = source
-        for key, value in values.items():
-            filled = filled.replace(f"@{key}@", value)
-        programs.append(_program(f"{path.stem}-{number}" if values else path.stem, filled))
-    return programs
-
-
-def _variants(source: str) -> list[dict[str, str]]:
-    rows = _sections(source).get("variants", "").splitlines()
-    return [dict(pair.strip().split("=", 1) for pair in row.split(" | ")) for row in rows] or [{}]
-
-
-def _sections(source: str) -> dict[str, str]:
-    pieces = SECTION.split(source)[1:]
-    return {key: body.rstrip("\n") for key, body in zip(pieces[::2], pieces[1::2], strict=True)}
-
-
-def _program(name: str, source: str) -> Program:
-    sections = _sections(source)
+def _program(path: Path) -> Program:
+    pieces = SECTION.split(path.read_text(encoding="utf-8"))[1:]
+    sections = {key: body.rstrip("\n") for key, body in zip(pieces[::2], pieces[1::2], strict=True)}
     files = {key[5:]: body + "\n" for key, body in sections.items() if key.startswith("file ")}
     text = {key: body for key, body in sections.items() if not key.startswith("file ")}
-    return Program(name, {**files, "runtests.py": RUNTESTS}, text)
+    return Program(path.stem, {**files, "runtests.py": RUNTESTS}, text)

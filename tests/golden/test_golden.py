@@ -70,17 +70,15 @@ def test_tasks_give_the_numbers_they_gave():
     from hesnr_tasks import demo
     from hesnr_tasks.tasks import tasks_path
 
-    (path,) = (HERE / "runs" / "step1000-2k").glob("*/results_*.json")
-    want = json.loads(path.read_text(encoding="utf-8"))["results"]
+    metadata = {"trajectories": [str(demo.ladder_trajectories_path()), str(demo.trajectories_path())]}
     actual = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(demo.HERE / "ladder" / "step1000-2k"), "dtype": "float32"},
+        model_args={"pretrained": str(demo.ladder_paths()[-1][1]), "dtype": "float32"},
         tasks=["hesnr_swe", "hesnr_swe_unfiltered", "hesnr_swe_thought", "hesnr_swe_ablation", "hesnr_tool_entropy"],
-        task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False),
-        metadata={"trajectories": str(demo.HERE / "trajectories.jsonl")},
-        limit=8, batch_size=8, bootstrap_iters=0, device="cpu", log_samples=False,
+        task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False, metadata=metadata),
+        batch_size=8, bootstrap_iters=0, device="cpu", log_samples=False,
     )["results"]  # fmt: skip
-    for task, values in want.items():
+    for task, values in stored("tasks").items():
         for key, value in values.items():
             if isinstance(value, float) and not key.startswith("sample_len"):
                 rel = 5e-3 if "he_" in key or "stderr" in key or "top" in key else 1e-4

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hesnr_tasks.demo import ladder_paths, miniature_file, trajectories_path
+from hesnr_tasks.demo import ladder_file, ladder_paths, ladder_trajectories_path, trajectories_path
 from hesnr_tasks.ladder.downstream import outcomes
 from hesnr_tasks.ladder.schema import read_ladder_file
 from hesnr_tasks.trajectory import FORMAT, Kind, Trajectory
@@ -18,22 +18,15 @@ from tests import ROOT
 
 PROJECT = ROOT
 SCRIPTS = PROJECT / "scripts"
-NAMES = [name for name, _ in ladder_paths()]
+CHECKPOINTS = read_ladder_file(ladder_file()).checkpoints
 
 REPLAY = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from demo_programs import load
 from make_demo_trajectories import SEEDS, lines, play
-sys.stdout.buffer.write("".join(lines([play(p, SEEDS[p.name])]) for p in load("shipped") if p.name == sys.argv[3]).encode())
+sys.stdout.buffer.write("".join(lines([play(p, SEEDS[p.name])]) for p in load() if p.name == sys.argv[3]).encode())
 """  # noqa: E501
-
-PROGRAMS = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from demo_programs import load
-json.dump({f: [[p.name, p.files, p.text["issue"]] for p in load(f)] for f in ("shipped", "training")}, sys.stdout)
-"""
 
 
 def script(code: str, *arguments: str) -> bytes:
@@ -49,11 +42,6 @@ def records() -> list[dict]:
 @pytest.fixture(scope="module")
 def trajectories(records: list[dict]) -> list[Trajectory]:
     return [Trajectory.from_json(record) for record in records]
-
-
-@pytest.fixture(scope="module")
-def programs() -> dict[str, list]:
-    return json.loads(script(PROGRAMS, str(SCRIPTS)))
 
 
 def test_trajectories_round_trip(records, trajectories):
@@ -91,70 +79,21 @@ def test_playing_a_program_again_gives_the_same_bytes(name):
     assert [script(REPLAY, str(SCRIPTS), str(PROJECT), name)] == stored
 
 
-def test_training_and_demo_programs_are_disjoint(programs, trajectories):
-    demo, training = programs["shipped"], programs["training"]
-    assert {name for name, _, _ in demo} == {t.instance_id for t in trajectories}
-    assert not {name for name, _, _ in demo} & {name.rpartition("-")[0] for name, _, _ in training}
-    assert not {issue for _, _, issue in demo} & {issue for _, _, issue in training}
-    own = [{text for path, text in files.items() if path != "runtests.py"} for _, files, _ in (*demo, *training)]
-    assert not set.union(*own[: len(demo)]) & set.union(*own[len(demo) :])
-
-
-def test_ladder_is_ordered_and_extends_the_context():
-    assert len(NAMES) == 6
-    assert sorted(NAMES) == NAMES
-    contexts = [json.loads((path / "config.json").read_text())["max_position_embeddings"] for _, path in ladder_paths()]
-    assert contexts == [2048] * 4 + [8192] * 2
-
-
 def test_demo_files_stay_small():
-    files = [path for path in trajectories_path().parent.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    sizes = {part: sum(p.stat().st_size for p in files if ("miniature" in p.parts) == part) for part in (False, True)}
-    assert sizes[False] <= 12_000_000
-    assert sizes[True] <= 15_000_000
+    files = [path for path in ladder_file().parents[1].rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) <= 15_000_000
 
 
-def test_checkpoints_share_one_tokenizer():
+def test_the_checkpoints_are_those_of_the_ladder_file_in_its_order_with_one_tokenizer():
+    assert [(c.name, c.model) for c in CHECKPOINTS] == [(name, str(path)) for name, path in ladder_paths()]
     assert len({(path / "tokenizer.json").read_bytes() for _, path in ladder_paths()}) == 1
 
 
-def test_every_trajectory_fits_the_short_context(trajectories):
-    tokenizer = tokenizer_of(ladder_paths()[0][1])
-    assert tokenizer.is_fast
-    for rendering in ("transcript", "chatml"):
-        lengths = {t.id: 1 + len(tokenizer(render(t, rendering).text)["input_ids"]) for t in trajectories}
-        assert max(lengths.values()) <= 2048, lengths
-
-
-def test_chat_template_is_chatml():
-    tokenizer = tokenizer_of(ladder_paths()[0][1])
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-    assert tokenizer.apply_chat_template(messages, tokenize=False) == text
-    assert tokenizer(text)["input_ids"].count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_checkpoint_loads_and_is_better_than_chance(name, trajectories):
-    """Chance is ln 2048 = 7.6 nats per token."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    path = dict(ladder_paths())[name]
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="float32")
-    theta = 10_000.0 if name.endswith("-2k") else 500_000.0
-    assert model.model.rotary_emb.inv_freq[1].item() == pytest.approx(theta ** (-2 / 32))
-    ids = torch.tensor([tokenizer_of(path)(render(trajectories[0]).text)["input_ids"]])
-    with torch.no_grad():
-        assert 0 < model(input_ids=ids, labels=ids).loss.item() < 5
-
-
 def test_the_miniature_has_two_families_with_downstream_scores():
-    ladder = read_ladder_file(miniature_file())
-    judged = outcomes(ladder, "repaired")
-    families = {checkpoint.family for checkpoint in ladder.checkpoints}
-    assert families == {"code", "prose"}
-    for family in families:
-        rungs = [checkpoint for checkpoint in ladder.checkpoints if checkpoint.family == family]
+    judged = outcomes(read_ladder_file(ladder_file()), "repaired")
+    assert {checkpoint.family for checkpoint in CHECKPOINTS} == {"code", "prose"}
+    for family in ("code", "prose"):
+        rungs = [checkpoint for checkpoint in CHECKPOINTS if checkpoint.family == family]
         assert len(rungs) >= 6
         assert {rung.stage for rung in rungs} == {"pretrain", "long-context"}
         assert all(judged[rung.name].measured == "after sft" for rung in rungs)
@@ -162,7 +101,7 @@ def test_the_miniature_has_two_families_with_downstream_scores():
         assert max(judged[rung.name].value for rung in rungs) >= 0.2
 
 
-@pytest.mark.parametrize("checkpoint", read_ladder_file(miniature_file()).checkpoints, ids=lambda c: c.name)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda c: c.name)
 def test_a_rung_of_the_miniature_loads_and_reads_the_experts_runs(checkpoint):
     """Chance is ln 640 = 6.5 nats per token; the runs fit the short context."""
     torch = pytest.importorskip("torch")
@@ -170,9 +109,11 @@ def test_a_rung_of_the_miniature_loads_and_reads_the_experts_runs(checkpoint):
     path = Path(checkpoint.model)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="float32")
     assert model.config.max_position_embeddings == checkpoint.context
+    theta = 10_000.0 if checkpoint.context == 384 else 500_000.0
+    assert model.model.rotary_emb.inv_freq[1].item() == pytest.approx(theta ** (-2 / 32))
     assert model.num_parameters() < 1_000_000
-    lines = (miniature_file().parent / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()
-    tokenizer = tokenizer_of(path)
+    lines = ladder_trajectories_path().read_text(encoding="utf-8").splitlines()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     texts = [render(Trajectory.from_json(json.loads(line)), "transcript").text for line in lines]
     lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
     assert len(lines) == 100
@@ -181,6 +122,3 @@ def test_a_rung_of_the_miniature_loads_and_reads_the_experts_runs(checkpoint):
     with torch.no_grad():
         assert 0 < model(input_ids=ids, labels=ids).loss.item() < 6.4
 
-
-def tokenizer_of(path: Path):
-    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(path)

@@ -214,7 +214,7 @@ def workplace(tmp_path_factory):
         (folder / "my_runs" / "one.jsonl").write_bytes(source.readline())
     for name, seed in (("results/scores/A", 1), ("results/scores/B", 2), ("scores/step2000", 3)):
         made.run_of(folder / name, 12, 120, seed=seed)
-    _, checkpoint = demo.ladder_paths()[0]
+    _, checkpoint = demo.ladder_paths()[-1]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
     return folder, {"model": model, "tokenizer": tokenizer}
 

@@ -26,7 +26,7 @@ def test_answers_are_scored_on_the_model_that_wrote_them(tmp_path):
     own, scores = tmp_path / "own.jsonl", tmp_path / "scores"
     behaviours.tables(run(behaviours, write(tmp_path / "log", rows_of(1)), "--trajectories", own))
     metadata = {"trajectories": str(own), "scores": str(scores), "sample": 12}
-    evaluate(str(demo.ladder_paths()[0][1]), ["hesnr_swe_thought"], metadata)
+    evaluate(str(demo.ladder_paths()[-1][1]), ["hesnr_swe_thought"], metadata)
     tables = json.loads(analyze.analyze(run(analyze, scores, "--exploration", "--format", "json")))["tables"]
     whole = tables["exploration"][0]
     assert (whole["part"], whole["group"]) == ("pivotal words", "all")
@@ -37,5 +37,5 @@ def test_answers_are_scored_on_the_model_that_wrote_them(tmp_path):
     assert sentences["n"] + sentences["others"] > 40
     for row in tables["exploration_bounds"]:
         if row["topk"] is not None:
-            assert 0 < row["low"] < row["high"] < np.log(2048)
-    assert vocabulary_size(ScoreStore.open(scores)) == 2048
+            assert 0 < row["low"] < row["high"] < np.log(640)
+    assert vocabulary_size(ScoreStore.open(scores)) == 640

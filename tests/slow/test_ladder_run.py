@@ -233,7 +233,7 @@ def test_the_shipped_ladder_and_inputs_that_change(tmp_path, monkeypatch):
     ladder = read_ladder_file(demo.ladder_file())
     assert [checkpoint.name for checkpoint in ladder.checkpoints] == [name for name, _ in demo.ladder_paths()]
     first = jobs(ladder, tmp_path)[0]
-    assert set(first.inputs) == {str(demo.ladder_paths()[0][1]), str(demo.trajectories_path())}
+    assert set(first.inputs) == {str(demo.ladder_paths()[0][1]), str(demo.ladder_trajectories_path())}
     trajectories = tmp_path / "runs.jsonl"
     trajectories.write_text("1")
     (job,) = stand_ins(tmp_path, "a")

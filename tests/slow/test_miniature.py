@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 import torch
 
-from hesnr_tasks.demo import miniature_file
+from hesnr_tasks.demo import ladder_file
 from hesnr_tasks.ladder.schema import read_ladder_file
 from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.trajectory.rendering import render
@@ -158,7 +158,7 @@ def test_what_is_trained_on_holds_nothing_that_is_held_out():
 
 
 def test_the_shipped_runs_are_made_again_to_the_byte():
-    folder = miniature_file().parent
+    folder = ladder_file().parent
     tokenizer = train.load_tokenizer(next((folder / "checkpoints").iterdir()))
     tasks = stages.held_out("score", stages.N_SCORE, tokenizer)
     rows = [
@@ -174,7 +174,7 @@ def test_the_shipped_runs_are_made_again_to_the_byte():
 
 def test_every_score_is_the_share_of_the_tasks_that_are_listed_as_solved():
     """The ladder file, and the table of counts in the experiment's README, against the outcome of every task."""
-    folder = miniature_file().parent
+    folder = ladder_file().parent
     solved = json.loads((folder / "downstream.json").read_text(encoding="utf-8"))
     ladder = read_ladder_file(folder / "ladder.yaml")
     tasks = stages.held_out("act", stages.N_ACT, train.load_tokenizer(next((folder / "checkpoints").iterdir())))

@@ -18,8 +18,12 @@ from hesnr_tasks.tasks import tasks_path
 
 torch.utils.collect_env.get_pretty_env_info = lambda: ""  # takes seconds
 result = lm_eval.simple_evaluate(
-    model="hf", model_args=f"pretrained={demo.ladder_paths()[0][1]},dtype=float32", tasks=["hesnr_swe"], limit=1,
-    task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False), device="cpu", bootstrap_iters=0,
+    model="hf", model_args=f"pretrained={demo.ladder_paths()[-1][1]},dtype=float32", tasks=["hesnr_swe"], limit=3,
+    task_manager=TaskManager(
+        include_path=str(tasks_path()), include_defaults=False,
+        metadata={"trajectories": str(demo.ladder_trajectories_path())},
+    ),
+    device="cpu", bootstrap_iters=0,
 )
 print(json.dumps([hesnr_tasks.__file__, result["results"]["hesnr_swe"]["ppl,none"]]))
 """

@@ -32,7 +32,7 @@ def with_template(folder, source):
 
 
 def test_counts_are_those_of_the_labels(capsys):
-    status, answered = answer(capsys, RUNS, "--model", MODEL, "--max-length", 1700)
+    status, answered = answer(capsys, RUNS, "--model", MODEL, "--max-length", 2700)
     texts = [hesnr.label(run) for run in hesnr.load(RUNS)]
     assert status == 0
     assert answered["text"]["kept_characters"] == sum(len(text.kept()) for text in texts)
@@ -42,7 +42,7 @@ def test_counts_are_those_of_the_labels(capsys):
     encoder = Encoder(hesnr_tokenizer())
     lengths = [len(encoder.encode(text._rendered).ids) for text in texts]
     assert answered["text"]["longest"] == max(lengths)
-    assert answered["text"]["longer_than_context"] == sum(n > 1700 for n in lengths) > 0
+    assert answered["text"]["longer_than_context"] == sum(n > 2700 for n in lengths) > 0
     assert answered["text"]["kept_tokens"] < answered["text"]["kept_tokens_total"]
     assert answered["trajectories"]["count"] == len(texts) == answered["trajectories"]["records"]
 
@@ -62,7 +62,7 @@ def test_the_model_is_counted_from_its_configuration(capsys, tmp_path):
     assert answered["model"]["parameters"] == sum(p.numel() for p in model.parameters()) == model.num_parameters()
     c = model.config
     per_token = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 2
-    assert answered["model"]["kv_cache_bytes"] == per_token * answered["text"]["longest"]
+    assert answered["model"]["kv_cache_bytes"] == per_token * c.max_position_embeddings
 
 
 def test_experts_that_do_not_work_on_a_token_are_left_out(capsys, tmp_path):
