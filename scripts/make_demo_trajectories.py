@@ -1,4 +1,4 @@
-"""Make the shipped demo trajectories: `python scripts/make_demo_trajectories.py` writes hesnr_tasks/demo/trajectories.jsonl.
+"""Make the shipped demo trajectories, hesnr_tasks/demo/trajectories.jsonl: `python scripts/make_demo_trajectories.py`.
 
 Needs bash, git and GNU coreutils. Runs are reproducible to the byte.
 """

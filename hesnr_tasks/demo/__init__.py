@@ -1,7 +1,7 @@
 """What is shipped to try things on; README.md says how it was made.
 
-The miniature, a ladder of twelve tiny checkpoints with downstream scores, which `hesnr demo` scores; and trajectories of
-a scripted agent, which the tasks read where nothing else is named.
+The miniature, a ladder of twelve tiny checkpoints with downstream scores, which `hesnr demo` scores; and trajectories
+of a scripted agent, which the tasks read where nothing else is named.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ sys.path[:0] = sys.argv[1:3]
 from demo_programs import load
 from make_demo_trajectories import SEEDS, lines, play
 sys.stdout.buffer.write("".join(lines([play(p, SEEDS[p.name])]) for p in load() if p.name == sys.argv[3]).encode())
-"""  # noqa: E501
+"""
 
 
 def script(code: str, *arguments: str) -> bytes:
@@ -121,4 +121,3 @@ def test_a_rung_of_the_miniature_loads_and_reads_the_experts_runs(checkpoint):
     ids = torch.tensor([tokenizer(texts[0])["input_ids"]])
     with torch.no_grad():
         assert 0 < model(input_ids=ids, labels=ids).loss.item() < 6.4
-
