@@ -203,11 +203,13 @@ def everything(per_trajectory, epsilon, k=10):
     return values
 
 
-def bootstrap(per_trajectory, metric_name, draws, epsilon, k=10):
-    """Standard error by a plain loop over resamples (lists of indices): pools the tokens, then evaluates."""
-    values = []
-    for resample in draws:
-        values.append(everything([per_trajectory[index] for index in resample], epsilon, k)[metric_name])
-    values = [v for v in values if math.isfinite(v)]
+def resampled(per_trajectory, draws, epsilon, k=10):
+    """Every metric of each resample (a list of indices): pools its tokens, then evaluates."""
+    return [everything([per_trajectory[index] for index in resample], epsilon, k) for resample in draws]
+
+
+def error(resamples, metric_name):
+    """Standard error of a metric over what `resampled` returned."""
+    values = [values[metric_name] for values in resamples if math.isfinite(values[metric_name])]
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -223,7 +224,7 @@ def test_a_chat_model_may_do_other_tasks(monkeypatch):
 
 
 def on_terminal(*words, columns=100):
-    """What a command writes to a terminal of so many columns."""
+    """What a command writes to a terminal of so many columns, which stands where this process writes."""
     import fcntl
     import pty
     import struct
@@ -231,19 +232,25 @@ def on_terminal(*words, columns=100):
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hesnr_tasks.cli", *map(str, words)],
-        stdout=theirs, stderr=subprocess.STDOUT, env=environment,
-    )  # fmt: skip
-    os.close(theirs)
-    written = b""
-    with contextlib.suppress(OSError):  # Linux ends a terminal so
-        while part := os.read(ours, 1 << 16):
-            written += part
+    written = []
+
+    def read():
+        with contextlib.suppress(OSError):  # Linux ends a terminal so
+            while part := os.read(ours, 1 << 16):
+                written.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(theirs, "w", buffering=1) as terminal, pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
+        for name in ("stdout", "stderr", "__stdout__"):  # shutil asks the last for its width
+            patch.setattr(sys, name, terminal)
+        status = cli.main(list(map(str, words)))
+    reader.join(60)
     os.close(ours)
-    assert process.wait() == 0, written.decode()
-    return written.decode().replace("\r\n", "\n")
+    shown = b"".join(written).decode().replace("\r\n", "\n")
+    assert status == 0, shown
+    return shown
 
 
 @pytest.mark.parametrize("columns", [80, 100])

@@ -73,6 +73,7 @@ def check_against_reference(result, task, tokens):
     rng = np.random.default_rng(1234)
     keys = np.argsort([s["he_snr"].payload.key for s in result["samples"][task]])
     draws = [[int(keys[i]) for i in rng.integers(0, len(keys), len(keys))] for _ in range(100)]
+    resamples = reference.resampled(tokens, draws, EPSILON)
     for name in ("he_snr", "he_ppl", "ppl", "entropy"):
         error = result["results"][task][f"{name}_stderr,none"]
         counts = [
@@ -82,7 +83,7 @@ def check_against_reference(result, task, tokens):
         if sum(counts) ** 2 < 2 * sum(n * n for n in counts):  # as unequal as fewer than two of equal length
             assert error == "N/A", name
         else:
-            assert error == pytest.approx(reference.bootstrap(tokens, name, draws, EPSILON), rel=1e-4), name
+            assert error == pytest.approx(reference.error(resamples, name), rel=1e-4), name
 
 
 SWE_SMITH, SWE_AGENT = "swesmith_xml_messages.jsonl", "sweagent_function_calling_marshmallow-1867.traj"
