@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders, whole_contexts
-from hesnr_tasks.analysis.tables import paragraphs, show
+from hesnr_tasks.analysis.tables import Table, paragraphs, show
 from hesnr_tasks.cli.options import add_context, add_run_option, add_selection, add_wide
 from hesnr_tasks.cli.report import report
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, printable
 from hesnr_tasks.files.atomic import write_output
-from hesnr_tasks.ladder.downstream import add_downstream
+from hesnr_tasks.ladder.downstream import add_downstream, outcomes
 from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge, judge_pack
 from hesnr_tasks.ladder.names import read_ladder
 from hesnr_tasks.ladder.pack import Pack, is_pack, only_pack, read_pack, write_pack
@@ -33,6 +33,7 @@ from hesnr_tasks.ladder.run import (
     SlurmPool,
     free_disk,
     jobs,
+    missing_here,
     missing_on_hub,
     progress_of,
     run_jobs,
@@ -164,23 +165,28 @@ def _init(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     ladder, remarks = _read(args.ladder, args.downstream)
     families = dict.fromkeys(checkpoint.family or "(no family)" for checkpoint in ladder.checkpoints)
-    print(f"{args.ladder}: {len(ladder.checkpoints)} checkpoints, families: {', '.join(families)}")
+    judged = {task: outcomes(ladder, task, remarks) for task in ladder.benchmarks}
+    rows = []
     for checkpoint in ladder.checkpoints:
-        facts = [checkpoint.stage, f"step {checkpoint.step}" if checkpoint.step is not None else ""]
-        facts += [f"context {checkpoint.context:,}" if checkpoint.context else ""]
-        facts += [f"sft of {checkpoint.sft_of}" if checkpoint.sft_of else ""]
-        facts += [f"{task} {score.value:g}" for task, score in checkpoint.downstream.items()]
-        model = checkpoint.model or checkpoint.name
-        print(f"  {checkpoint.name}: {model}{f'@{checkpoint.revision}' if checkpoint.revision else ''}", end="")
-        print("".join(f", {fact}" for fact in facts if fact))
+        row: dict[str, Any] = {"checkpoint": checkpoint.name, "family": checkpoint.family, "stage": checkpoint.stage}
+        row |= {"step": checkpoint.step, "context": checkpoint.context, "sft_of": checkpoint.sft_of}
+        for task, scores in judged.items():
+            score = scores.get(checkpoint.name)
+            own = "" if score is None or score.measured == "itself" else f" ({score.measured})"
+            row[f"judged by {task}"] = "" if score is None else f"{score.value:g}{own}"
+        rows.append(row | {"model": "@".join(filter(None, (checkpoint.model or checkpoint.name, checkpoint.revision)))})
+    title = f"{args.ladder}: {len(rows)} checkpoints, families: {', '.join(families)}"
+    print(show([Table("ladder", title, rows, below=("model",))], "text", {}))
     if not ladder.trajectories:
         _say(["no trajectories: `hesnr ladder run` would score the demo's; add trajectories: [my_runs/]"])
     _say(remarks)
-    if not args.online:
-        return 0
-    missing = missing_on_hub(ladder)
+    missing = missing_here(ladder)
     _say(missing)
-    print(f"the hub lacks {len(missing)} of them" if missing else "the hub has every model and revision")
+    if args.online:
+        absent = missing_on_hub(ladder)
+        _say(absent)
+        print(f"the hub lacks {len(absent)} of them" if absent else "the hub has every model and revision")
+        missing += absent
     return int(bool(missing))
 
 
@@ -244,6 +250,8 @@ def score_and_report(
     _say(remarks)
     if tasks:
         ladder = replace(ladder, tasks=tuple(tasks.split(",")))
+    if missing := missing_here(replace(ladder, lm_eval_args=(*ladder.lm_eval_args, *lm_eval_args))):
+        raise SettingsError("\n".join(missing))
     todo = jobs(ladder, output, only=only, extra=lm_eval_args, shards=shards)
     workplace = pool(ladder)
     parts = f" in {shards} shards each" if shards > 1 else ""
@@ -470,38 +478,46 @@ def _text(verdict: Verdict, *, wide: bool) -> str:
 
 
 def _latex(verdict: Verdict) -> str:
-    """The table with the best in bold and ties marked with a dagger."""
+    """The tables, the best in bold and ties marked with a dagger; sentences and notes as comments."""
     import pandas as pd
 
     marks = {"best": r"\textbf{%s}", "tie": r"%s$^\dagger$", "": "%s"}
-    frame = pd.DataFrame(_cells(verdict, marks, r" $\pm$ ", _escaped))
-    return str(frame.to_latex(index=False, escape=False, na_rep="--"))
+    parts = ["\n".join(f"% {printable(line)}" for line in (*verdict.sentences, *verdict.remarks))]
+    for table in verdict.tables:
+        notes = "".join(f"% {printable(note)}\n" for note in table.notes)
+        frame = pd.DataFrame(_cells(table, marks, r" $\pm$ ", _escaped))
+        parts.append(notes + str(frame.to_latex(index=False, escape=False, na_rep="--")).rstrip())
+    return "\n\n".join(parts)
 
 
 def _markdown(verdict: Verdict) -> str:
-    """The sentences, the table with the best in bold and ties marked with a dagger, and the notes."""
+    """The sentences, the tables with the best in bold and ties marked with a dagger, and the notes."""
     marks = {"best": "**%s**", "tie": "%s †", "": "%s"}
-    cells = _cells(verdict, marks, " ± ", lambda text: text.replace("|", "\\|"))
-    lines = [list(cells[0]), ["---", *["---:"] * (len(cells[0]) - 1)], *(list(row.values()) for row in cells)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    notes = "\n".join(f"- {note}" for note in verdict.remarks)
-    return "\n\n".join([*verdict.sentences, table, notes]).rstrip()
+    parts = list(verdict.sentences)
+    for table in verdict.tables:
+        cells = _cells(table, marks, " ± ", lambda text: text.replace("|", "\\|"))
+        lines = [list(cells[0]), ["---", *["---:"] * (len(cells[0]) - 1)], *(list(row.values()) for row in cells)]
+        rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        parts += [f"**{table.title}**", rows, "\n".join(table.notes)]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in verdict.remarks)]).rstrip()
 
 
 def _cells(
-    verdict: Verdict, marks: Mapping[str, str], plus_minus: str, escape: Callable[[str], str]
+    table: Table, marks: Mapping[str, str], plus_minus: str, escape: Callable[[str], str]
 ) -> list[dict[str, str]]:
-    """The essential columns of the table as text, the checkpoint's name marked by its verdict."""
+    """The essential columns of a table as text, the checkpoint's name marked by its verdict."""
     rows = []
-    for row in verdict.table.rows:
-        cells = {"checkpoint": marks[row["verdict"]] % escape(str(row["checkpoint"]))}
+    for row in table.rows:
+        cells = {}
         for key, value in row.items():
-            if key in (*verdict.table.wide, "checkpoint", "verdict", "group"):
+            if key in (*table.wide, "verdict", "group"):
                 continue
-            if hasattr(value, "stderr"):
+            if key == "checkpoint":
+                text = marks[row["verdict"]] % escape(str(value))
+            elif hasattr(value, "stderr"):
                 text = value.text.replace(" ± ", plus_minus)
             elif isinstance(value, (int, float)):
-                text = escape(f"{value:g}")
+                text = escape(f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:g}")
             else:
                 text = "--" if value is None else escape(str(value))
             cells[escape(key)] = text

@@ -12,6 +12,8 @@ there, and scores only what a shard that failed has left. Nothing else coordinat
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import importlib.util
 import json
 import logging
 import os
@@ -28,7 +30,10 @@ from typing import Any, NamedTuple, Protocol
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.files.bounded import read_json
+from hesnr_tasks.formats import ReadReport
+from hesnr_tasks.formats.sources import source_paths
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder
+from hesnr_tasks.tasks import tasks_path
 
 __all__ = [
     "SLURM_SETTINGS",
@@ -41,6 +46,7 @@ __all__ = [
     "SlurmPool",
     "free_disk",
     "jobs",
+    "missing_here",
     "missing_on_hub",
     "progress_of",
     "run_command",
@@ -519,6 +525,33 @@ def _drop(model: str, revisions: set[str]) -> None:
         from huggingface_hub import scan_cache_dir
 
         scan_cache_dir().delete_revisions(*revisions).execute()
+
+
+def missing_here(ladder: Ladder) -> list[str]:
+    """What `hesnr ladder run` would miss: trajectories and folders of models that are not there, tasks nobody has.
+
+    Names on the hub are not looked up; tasks of others only where lm-eval is installed, whose list takes seconds.
+    """
+    missing = []
+    for name in ladder.trajectories:
+        try:
+            next(iter(source_paths(name, ReadReport())), None)
+        except DataError as error:
+            missing.append(f"trajectories: {error}")
+    for checkpoint in ladder.checkpoints:
+        model = checkpoint.model or checkpoint.name
+        if (model.count("/") > 1 or model.startswith((".", "/", "~"))) and not Path(model).expanduser().exists():
+            missing.append(f"{checkpoint.name}: there is no folder {model}")
+    ours = {path.stem for path in tasks_path().rglob("*.yaml")}
+    others = [name for name in ladder.tasks if not name.startswith("hesnr_") and not set("*?[/.") & set(name)]
+    strange = [name for name in ladder.tasks if name.startswith("hesnr_") and not fnmatch.filter(ours, name)]
+    included = any(word.startswith("--include_path") for word in ladder.lm_eval_args)
+    if others and not included and importlib.util.find_spec("lm_eval"):
+        from lm_eval.tasks import TaskManager
+
+        ours |= set(TaskManager().all_tasks)
+        strange += [name for name in others if name not in ours]
+    return missing + [f"tasks: there is no task {name!r}.{nearest(name, ours)}" for name in strange]
 
 
 def missing_on_hub(ladder: Ladder) -> list[str]:

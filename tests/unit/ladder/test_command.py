@@ -45,10 +45,51 @@ def test_init_writes_a_file_that_check_and_verdict_read(tmp_path, capsys):
     assert run(capsys, "init", RUNS, "-o", path)[0] == 2  # it exists
     code, out, _ = run(capsys, "check", path)
     assert code == 0
-    assert "step1000-2k: hesnr_tasks/demo/ladder/step1000-2k, step 1000, context 2,048" in out
+    assert 'step1000-2k  1000     2048\n    model: "hesnr_tasks/demo/ladder/step1000-2k"' in out
     code, out, _ = run(capsys, "verdict", RUNS, "--ladder", path, *QUICK)
     assert code == 0
     assert out.startswith("Choose step1000-2k: best by HE-SNR, and 8 trajectories tell it from every other")
+
+
+def test_check_says_what_a_run_would_miss_and_fits_the_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "ladder.yaml"
+    name = "a-checkpoint-with-a-name-that-is-rather-long"
+    entries = [
+        f"- {{name: {name}, family: of-some-length, stage: long-context, step: 1000000, context: 32k, model: ./nowhere}}",
+        f"- {{name: tuned, sft_of: {name}, downstream: {{swe verified: {{value: 31.2, n: 500}}, live: 20}}}}",
+    ]
+    path.write_text("trajectories: [none.jsonl]\ntasks: [hesnr_swee, hesnr_sw*]\ncheckpoints:\n" + "\n".join(entries))
+    code, out, err = run(capsys, "check", path)
+    assert code == 1
+    assert max(map(len, out.splitlines()[1:])) <= 80
+    assert "there is no file or folder 'none.jsonl'" in err
+    assert f"{name}: there is no folder ./nowhere" in err
+    assert "there is no task 'hesnr_swee'. Did you mean 'hesnr_swe'?" in err
+    assert len(err.splitlines()) == 3
+    code, _, again = run(capsys, "run", path, "-o", tmp_path / "out")
+    assert code == 2
+    assert again.count("\n") == 3  # before anything is scored
+    assert not (tmp_path / "out").exists()
+
+
+def test_learned_rankers_are_in_every_format(ladder_of_six, tmp_path, capsys):
+    table = tmp_path / "scores.csv"
+    table.write_text("checkpoint,s|w_e\n" + "".join(f"c{i},{30 + 3 * (i % 2) + i}\n" for i in range(6)))
+    words = ["verdict", ladder_of_six, "--downstream", table, "--proxies", "he_snr", "ppl", "bpb", *QUICK]
+    _, markdown, _ = run(capsys, *words, "--format", "markdown")
+    assert "**Learned rankers, cross-validated**" in markdown
+    assert "| task | ranker | left out | checkpoints | error | of the mean | nearer | ordered | uses |" in markdown
+    (row,) = (line for line in markdown.splitlines() if "linear RankSVM" in line)
+    assert row.startswith("| s\\|w_e | linear RankSVM | checkpoint | 6 | ")
+    assert "fewer than 8 checkpoints: nothing learned from so few can be believed" in markdown
+    _, latex, _ = run(capsys, *words, "--format", "latex")
+    assert latex.count(r"\begin{tabular}") == 2
+    assert r"s|w\_e & linear RankSVM & checkpoint & 6 & " in latex
+    outside = re.sub(r"\\begin\{tabular\}.*?\\end\{tabular\}", "", latex, flags=re.S)
+    assert all(line.startswith("%") for line in outside.splitlines() if line)
+    _, text, _ = run(capsys, *words, "--format", "json")
+    assert len(json.loads(text)["learned"]["s|w_e"]) == 6
 
 
 def test_the_table_has_the_numbers_of_compare(capsys):
