@@ -54,10 +54,10 @@ def test_init_writes_a_file_that_check_and_verdict_read(tmp_path, capsys):
 def test_check_says_what_a_run_would_miss_and_fits_the_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     path = tmp_path / "ladder.yaml"
-    name = "a-checkpoint-with-a-name-that-is-rather-long"
+    name = "a-checkpoint-of-a-rather-long-name"
     entries = [
-        f"- {{name: {name}, family: of-some-length, stage: long-context, step: 1000000, context: 32k, model: ./nowhere}}",
-        f"- {{name: tuned, sft_of: {name}, downstream: {{swe verified: {{value: 31.2, n: 500}}, live: 20}}}}",
+        f"- {{name: {name}, family: fam, stage: long-context, step: 1000000, context: 32k, model: ./nowhere}}",
+        f"- {{name: tuned, sft_of: {name}, downstream: {{swe verified: 31.2, live: 20}}}}",
     ]
     path.write_text("trajectories: [none.jsonl]\ntasks: [hesnr_swee, hesnr_sw*]\ncheckpoints:\n" + "\n".join(entries))
     code, out, err = run(capsys, "check", path)
