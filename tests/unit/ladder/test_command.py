@@ -43,8 +43,9 @@ def test_init_writes_a_file_that_check_and_verdict_read(tmp_path, capsys):
     path = tmp_path / "ladder.yaml"
     assert run(capsys, "init", RUNS, "-o", path)[0] == 0
     assert run(capsys, "init", RUNS, "-o", path)[0] == 2  # it exists
-    code, out, _ = run(capsys, "check", path)
-    assert code == 0
+    code, out, err = run(capsys, "check", path)
+    assert code == 1  # the models of these runs are not there any more
+    assert ": there is no folder hesnr_tasks/demo/" in err
     assert 'step1000-2k  1000     2048\n    model: "hesnr_tasks/demo/ladder/step1000-2k"' in out
     code, out, _ = run(capsys, "verdict", RUNS, "--ladder", path, *QUICK)
     assert code == 0
