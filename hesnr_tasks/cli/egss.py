@@ -13,7 +13,7 @@ from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.cli.options import add_format
 from hesnr_tasks.egss import SWEBENCH_CONFIG
 from hesnr_tasks.egss.gates import calibrate
-from hesnr_tasks.egss.ledger import Spent
+from hesnr_tasks.egss.judges import Spent
 from hesnr_tasks.egss.report import (
     PRICE,
     InstanceRun,

@@ -17,7 +17,7 @@ from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.trajectory.alignment import Encoder
 from hesnr_tasks.trajectory.rendering import Passed
 from hesnr_tasks.viewer import page, terminal
-from hesnr_tasks.viewer.model import (
+from hesnr_tasks.viewer.page import (
     CANDIDATES,
     ScoredRun,
     Totals,
@@ -137,7 +137,7 @@ def _write_page(path: Path, views: list[TrajectoryView], encoder: Encoder | None
         tokens = [[run.tokens(view) for view in views] for run in runs]
     first, second = [*tokens, None, None][:2]
     names = run_names([run.folder for run in runs]) + ["A", "B"][len(runs) :]
-    text = page.render(views, first, second, names, [[run.summary(view) for view in views] for run in runs])
+    text = page.render_page(views, first, second, names, [[run.summary(view) for view in views] for run in runs])
     write_output(path, text)
     print(f"{path}: {len(views)} trajectories, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
     if (kept := page.candidates_kept(first, second)) < CANDIDATES:

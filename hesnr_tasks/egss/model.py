@@ -35,8 +35,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hesnr_tasks.actions.classes import action_class, canonical_command
 from hesnr_tasks.egss.gates import Calibration, Estimator, GateInput, command_logprob, open_gate, uniform
-from hesnr_tasks.egss.judges import Judge, choose, guarded_litellm, no_server_message, nothing_listens
-from hesnr_tasks.egss.ledger import Ledger, spent_of
+from hesnr_tasks.egss.judges import Judge, Ledger, choose, guarded_litellm, no_server_message, nothing_listens, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
 
 ChatDict = dict[str, Any]

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.egss.gates import Estimator
-from hesnr_tasks.egss.ledger import KINDS, Ledger, Spent, spent_of
+from hesnr_tasks.egss.judges import KINDS, Ledger, Spent, spent_of
 from hesnr_tasks.errors import DataError, printable
 from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.formats.base import deep

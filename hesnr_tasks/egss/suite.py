@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hesnr_tasks.egss.collect import PYTEST_FILES, PatchCandidate, changed_files, patch_key, source_patch
-from hesnr_tasks.egss.ledger import fingerprint
+from hesnr_tasks.egss.judges import fingerprint
 from hesnr_tasks.errors import SearchError, SettingsError, printable
 from hesnr_tasks.files.atomic import Journal
 

@@ -24,7 +24,7 @@ from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats import warnings_of
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import Block
-from hesnr_tasks.viewer.model import Totals, TrajectoryView
+from hesnr_tasks.viewer.page import Totals, TrajectoryView
 
 __all__ = ["Style", "legend", "lines", "printable", "style_of", "total_lines", "write"]
 

@@ -8,7 +8,7 @@ import pytest
 from hesnr_tasks.filters import FILTERS, filter_bits
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.viewer import page
-from hesnr_tasks.viewer.model import RunSummary, TokenView, tokenize, totals, view_of
+from hesnr_tasks.viewer.page import RunSummary, TokenView, tokenize, totals, view_of
 from tests.slow import browser
 from tests.unit.viewer import examples
 
@@ -32,7 +32,7 @@ def show(tab, tmp_path):
     path = tmp_path / "page.html"
 
     def opened(trajectories, *tokens, fragment="", **kwargs):
-        path.write_text(page.render([view_of(t) for t in trajectories], *tokens, **kwargs), encoding="utf-8")
+        path.write_text(page.render_page([view_of(t) for t in trajectories], *tokens, **kwargs), encoding="utf-8")
         tab.open(path, fragment)
         ready(tab)
         return tab

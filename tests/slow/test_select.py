@@ -19,8 +19,7 @@ pytest.importorskip("minisweagent")
 
 from hesnr_tasks.cli import main
 from hesnr_tasks.egss.collect import PatchCandidate, patch_key
-from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel
-from hesnr_tasks.egss.ledger import Spent
+from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel, Spent
 from hesnr_tasks.egss.select import select_instance
 from hesnr_tasks.egss.suite import (
     PYTEST,

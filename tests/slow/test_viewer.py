@@ -9,7 +9,7 @@ import pytest
 
 from hesnr_tasks.cli import main
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.viewer.model import ScoredRun, view_of
+from hesnr_tasks.viewer.page import ScoredRun, view_of
 from tests import tiny
 from tests.lm_eval_run import SMALL, evaluate, run, values, write
 

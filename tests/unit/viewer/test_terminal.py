@@ -8,7 +8,7 @@ import pytest
 
 from hesnr_tasks.filters import FILTERS, filter_bits
 from hesnr_tasks.trajectory import Kind, Trajectory
-from hesnr_tasks.viewer.model import totals, view_of
+from hesnr_tasks.viewer.page import totals, view_of
 from hesnr_tasks.viewer.terminal import Style, legend, lines, printable, style_of
 from tests.unit.viewer import examples
 
