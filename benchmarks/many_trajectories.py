@@ -57,7 +57,8 @@ def measure(path: str, scores: str, *, log_samples: bool) -> None:
     from transformers import AutoTokenizer
 
     from hesnr_tasks import demo
-    from hesnr_tasks.backends.base import Backend, SequenceScores
+    from hesnr_tasks.backends.base import Backend
+    from hesnr_tasks.scores.base import SequenceScores
     from hesnr_tasks.tasks import tasks_path
 
     folder = demo.ladder_paths()[0][1]

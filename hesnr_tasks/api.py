@@ -18,13 +18,13 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, missing, only_selection, run_of
 from hesnr_tasks.analysis.frame import Frame, check_epsilons, check_resamples, context_for
 from hesnr_tasks.analysis.frame import load as load_frame
-from hesnr_tasks.backends import labelled_key, score_requests
-from hesnr_tasks.backends.base import Labelled, ScoringRequest, TokenScores
+from hesnr_tasks.backends import score_requests
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
-from hesnr_tasks.filters import FILTERS, char_codes
+from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.formats import load as load_trajectories
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, names_of, needed_columns
 from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
+from hesnr_tasks.scores.base import ScoringRequest, TokenScores
 from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, refuse_unknown
 from hesnr_tasks.trajectory import Trajectory, rendering
@@ -106,8 +106,7 @@ class LabelledText:
     """A rendered trajectory whose every character has a kind and the filters that hit it."""
 
     def __init__(self, rendered: Rendered) -> None:
-        self._rendered = rendered
-        self._codes = char_codes(rendered)
+        self._rendered = labelled(rendered)
 
     @property
     def text(self) -> str:
@@ -122,7 +121,7 @@ class LabelledText:
     @property
     def key(self) -> str:
         """Hash of the text and its labels: the name of its score file."""
-        return labelled_key(self.text, self._codes)
+        return self._rendered.key
 
     def kept(self, kinds: str = "action", filters: str = "all") -> str:
         """The characters that count.
@@ -132,17 +131,17 @@ class LabelledText:
             filters: what is taken out of actions: "all", "none", or such as "xml+format".
         """
         mask = only_selection(tuple(FILTERS), kinds, filters).mask
-        counts = (np.left_shift(np.uint64(1), self._codes.astype(np.uint64)) & mask) != 0
+        counts = (np.left_shift(np.uint64(1), self._rendered.codes.astype(np.uint64)) & mask) != 0
         return "".join(np.array(list(self.text))[counts]) if self.text else ""
 
     def _request(
         self, name: str, mask: np.uint64, k: int, overflow: str, *, full_vocabulary: bool, window: int | None
     ) -> ScoringRequest:
         """What a scoring backend is asked for."""
-        labelled = Labelled(self._rendered, self._codes)
         return ScoringRequest(
-            name, lambda: labelled, mask, k, overflow, self.key, full_vocabulary=full_vocabulary, window=window
-        )
+            name, lambda: self._rendered, mask, k, overflow, self.key, len(self.text),
+            full_vocabulary=full_vocabulary, window=window,
+        )  # fmt: skip
 
 
 def label(
@@ -411,7 +410,7 @@ class _MemoryStore(ScoreStore):
             scores.key, "", sources, int(request.scored), self.k, len(scores.position), len(scores.labels_cut),
             scores.tokens_total,
         )  # fmt: skip
-        self._texts[scores.key] = scores, request.read().rendered, entry
+        self._texts[scores.key] = scores, request.read(), entry
 
     def keys(self) -> list[str]:
         return sorted(self._texts)

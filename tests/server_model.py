@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hesnr_tasks.backends.base import SequenceScores, TokenSequence
+from hesnr_tasks.backends.base import TokenSequence
+from hesnr_tasks.scores.base import SequenceScores
 from tests import ROOT
 from tests.tiny import byte_level, sample_text
 

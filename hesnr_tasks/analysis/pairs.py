@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.frame import Frame, load, run_names
 from hesnr_tasks.analysis.tables import Question, Table
-from hesnr_tasks.backends.base import hidden_tokens
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS, TokenColumns, cell_sums
 from hesnr_tasks.scores import ScoreStore, differences
+from hesnr_tasks.scores.base import hidden_tokens
 from hesnr_tasks.scores.runs import window_of
 from hesnr_tasks.stats import Estimate, estimates, resample_counts, standard_error
 

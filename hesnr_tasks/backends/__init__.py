@@ -6,43 +6,34 @@ are merged, the text is tokenised once, and only the tokens that some task wants
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from hesnr_tasks.backends.base import (
-    Backend,
-    ScoringRequest,
-    SequenceScores,
-    TokenScores,
-    TokenSequence,
-    hidden_tokens,
-    window_stride,
-)
+from hesnr_tasks.backends.base import Backend, TokenSequence
 from hesnr_tasks.backends.identity import tokenizer_of
 from hesnr_tasks.errors import ScoringError, printable
-from hesnr_tasks.files.atomic import Place, ScratchFile
+from hesnr_tasks.files.atomic import Record, ScratchFile
+from hesnr_tasks.scores import ScoreCache
+from hesnr_tasks.scores.base import ScoringRequest, SequenceScores, TokenScores, hidden_tokens, window_stride
 from hesnr_tasks.trajectory.alignment import Encoded, Encoder, token_labels, token_turns
 from hesnr_tasks.trajectory.rendering import Rendered
 
 __all__ = [
     "BACKENDS",
     "REQUEST_TYPE",
-    "RequestCache",
     "TokenisedRequest",
     "backend_for",
     "check_tokenizer",
     "describe_run",
     "iterate_scores",
-    "labelled_key",
     "refuse_non_finite",
     "refuse_unscorable",
     "score_requests",
@@ -116,24 +107,6 @@ def refuse_unscorable(name: str) -> None:
             raise ScoringError(f"--model {name} cannot score given text: {reason}.\nUse {instead}.")
 
 
-class RequestCache(Protocol):
-    """Scores of earlier runs; `hesnr_tasks.scores.cache.ScoreCache` documents the methods."""
-
-    def open(
-        self, run: Mapping[str, Any], k: int, overflow: str, gather: Callable[[list[Any]], list[Any]], first: bool
-    ) -> int:
-        """Begin; returns the number of candidates to score with, at least `k`."""
-
-    def get(self, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> TokenScores | None:
-        """The scores of a request, if all it wants is there."""
-
-    def put(self, scores: TokenScores, request: ScoringRequest, rendered: Rendered, ids: npt.NDArray[np.int32]) -> None:
-        """Save the scores of a request."""
-
-    def save_token_bytes(self, token_bytes: Callable[[], Sequence[bytes | None]]) -> None:
-        """Save the bytes of each token id."""
-
-
 class TokenisedRequest(NamedTuple):
     """A request, its text and tokens, and those of them that are scored."""
 
@@ -168,14 +141,14 @@ class TokenisedRequest(NamedTuple):
         return TokenSequence(request.name, ids, targets, length, request.full_vocabulary)
 
 
-def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: RequestCache | None = None) -> list[TokenScores]:
+def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: ScoreCache | None = None) -> list[TokenScores]:
     """`iterate_scores`, all of them, in the order of the requests."""
     scores = {index: scores for index, scores, _ in iterate_scores(lm, requests, cache)}
     return [scores[index] for index in range(len(requests))]
 
 
 def iterate_scores(
-    lm: Any, requests: Sequence[ScoringRequest], cache: RequestCache | None = None
+    lm: Any, requests: Sequence[ScoringRequest], cache: ScoreCache | None = None
 ) -> Iterator[tuple[int, TokenScores, Rendered]]:
     """Score every request, with one forward pass over each distinct text; memory holds a few texts at a time.
 
@@ -215,18 +188,22 @@ def iterate_scores(
         k = cache.open(run, k, texts[0].request.overflow, backend.gather, is_first)
         cache.save_token_bytes(encoder.token_bytes)
         for text in texts:
-            scores = cache.get(text.request, stored.tokens(text).ids)
+            scores = cache.get(text.request, text.record()[1][0])
             if scores is not None:
                 done.add(text.key)
-                scores, rendered = replace(scores, run=run), text.request.read().rendered  # the model may have moved
+                scores, rendered = replace(scores, run=run), text.request.read()  # the model may have moved
                 yield from ((index, scores, rendered) for index in groups[text.key])
         if done and is_first:
             _log.info("%d of %d trajectories were scored before and are not read again", len(done), len(texts))
     for text, computed in _compute(backend, stored, k, done, show_progress=is_first):
-        rendered, tokens = text.request.read().rendered, stored.tokens(text)
-        scores = _token_scores(text, tokens, computed, run)
+        rendered, (ids, *values) = text.request.read(), text.record()[1]
+        columns = dict(zip(_COLUMNS, values, strict=True))
+        scores = TokenScores(
+            key=text.key, token_id=ids[columns["position"]], scores=computed, tokens_total=text.tokens_total, run=run,
+            **columns,
+        )  # fmt: skip
         if cache is not None:
-            cache.put(scores, text.request, rendered, tokens.ids)
+            cache.put(scores, text.request, rendered, ids)
         yield from ((index, scores, rendered) for index in groups[text.key])
 
 
@@ -255,13 +232,6 @@ def describe_run(backend: Backend, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def labelled_key(request_text: str, codes: npt.NDArray[np.uint8]) -> str:
-    """Hash of a labelled text: requests with equal keys share their scores."""
-    digest = hashlib.sha256(request_text.encode())
-    digest.update(codes.tobytes())
-    return digest.hexdigest()
-
-
 def _merged(requests: Sequence[ScoringRequest]) -> ScoringRequest:
     """One request for all of one text."""
     merged = requests[0]
@@ -275,9 +245,9 @@ def _merged(requests: Sequence[ScoringRequest]) -> ScoringRequest:
 
 def tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> TokenisedRequest:
     """The tokens of a request; `ScoringError` where `max_length` truncates it and its overflow is "error"."""
-    rendered, codes = request.read()
+    rendered = request.read()
     encoded = encoder.encode(rendered)
-    labels = token_labels(encoded, codes)
+    labels = token_labels(encoded, rendered.codes)
     targets = np.flatnonzero((labels & request.scored) != 0)
     targets = targets[targets > 0]  # nothing precedes the first token
     n_fitting = int(np.searchsorted(targets, max_length))
@@ -336,7 +306,7 @@ class _TokenisedText:
     """What memory holds of a tokenised text."""
 
     request: ScoringRequest  # of all tasks together
-    place: Place  # of its `_Tokens`
+    record: Record  # of its token ids and `_COLUMNS`
     tokens_total: int
     lengths: tuple[int, ...]  # of its sequences: one, or as many as the short-context pass has chunks; none: no target
     n_truncated: int
@@ -349,16 +319,14 @@ class _TokenisedText:
         return self.request.key
 
 
-class _Tokens(NamedTuple):
-    """The tokens of a text; and of those that are scored, what `TokenScores` has beside the scores."""
-
-    ids: npt.NDArray[np.int32]
-    position: npt.NDArray[np.int32]
-    label: npt.NDArray[np.uint64]
-    turn: npt.NDArray[np.int32]
-    char_start: npt.NDArray[np.int32]
-    char_end: npt.NDArray[np.int32]
-    labels_cut: npt.NDArray[np.uint64]
+_COLUMNS = (
+    "position",
+    "label",
+    "turn",
+    "char_start",
+    "char_end",
+    "labels_cut",
+)  # of `TokenScores`, from the text alone
 
 
 class _StoredTexts(Sequence[TokenSequence]):
@@ -385,7 +353,7 @@ class _StoredTexts(Sequence[TokenSequence]):
         self.owner += [(len(self.texts), part) for part in range(len(lengths))]
         stored = _TokenisedText(
             request=text.request,
-            place=self._scratch.put(None, *_Tokens(encoded.ids, fitting.astype(np.int32), *columns)),
+            record=self._scratch.put(None, encoded.ids, fitting.astype(np.int32), *columns),
             tokens_total=len(encoded.ids),
             lengths=lengths,
             n_truncated=text.n_truncated,
@@ -394,10 +362,6 @@ class _StoredTexts(Sequence[TokenSequence]):
             lost_masks=frozenset(filter(is_lost, masks)),
         )
         self.texts.append(stored)
-
-    def tokens(self, text: _TokenisedText) -> _Tokens:
-        """The tokens of a text."""
-        return _Tokens(*self._scratch.get(text.place)[1])
 
     def _parts(self, whole: TokenSequence) -> list[TokenSequence]:
         """The sequences of a text."""
@@ -413,17 +377,13 @@ class _StoredTexts(Sequence[TokenSequence]):
             return [self[i] for i in range(*index.indices(len(self)))]
         number, part = self.owner[index]
         text = self.texts[number]
-        tokens, request = self.tokens(text), text.request
-        ids, length = tokens.ids[: int(tokens.position[-1]) + 1], min(text.tokens_total, self._max_length)
-        return self._parts(TokenSequence(request.name, ids, tokens.position, length, request.full_vocabulary))[part]
+        (ids, targets, *_), request = text.record()[1], text.request
+        ids, length = ids[: int(targets[-1]) + 1], min(text.tokens_total, self._max_length)
+        return self._parts(TokenSequence(request.name, ids, targets, length, request.full_vocabulary))[part]
 
-    def put_scores(self, scores: SequenceScores) -> Place:
-        """Set scores of one part of a text aside."""
+    def set_aside(self, scores: SequenceScores) -> Record:
+        """Store scores of one part of a text."""
         return self._scratch.put(None, *(column for column in scores if column is not None))
-
-    def scores(self, place: Place) -> SequenceScores:
-        """Scores that were set aside."""
-        return SequenceScores(*self._scratch.get(place)[1])
 
 
 def _compute(
@@ -433,7 +393,7 @@ def _compute(
     texts = stored.texts
     skip = {index for index, (number, _) in enumerate(stored.owner) if texts[number].key in done}
     total = sum(texts[number].lengths[part] for number, part in stored.owner if texts[number].key not in done)
-    aside: dict[int, dict[int, Place]] = {}  # of texts whose parts are not all scored yet
+    aside: dict[int, dict[int, Record]] = {}  # of texts whose parts are not all scored yet
     with _progress_bar(total, show=show_progress) as bar:
         for index, scores in backend.score(stored, k, bar.update, skip):
             number, part = stored.owner[index]
@@ -442,11 +402,11 @@ def _compute(
             refuse_non_finite(stored[index], scores)
             if len(text.lengths) > 1:
                 parts = aside.setdefault(number, {})
-                parts[part] = stored.put_scores(scores)
+                parts[part] = stored.set_aside(scores)
                 if len(parts) < len(text.lengths):
                     continue
                 del aside[number]
-                scores = SequenceScores.concat([stored.scores(parts[i]) for i in sorted(parts)])
+                scores = SequenceScores.concat([SequenceScores(*parts[i]()[1]) for i in sorted(parts)])
             yield text, scores
     yield from ((text, SequenceScores.empty(k)) for text in texts if not text.lengths and text.key not in done)
 
@@ -482,14 +442,6 @@ class _LogFile:
 
     def flush(self) -> None:
         """A log has no buffer here."""
-
-
-def _token_scores(text: _TokenisedText, tokens: _Tokens, scores: SequenceScores, run: Mapping[str, Any]) -> TokenScores:
-    columns = tokens._asdict()
-    ids = columns.pop("ids")
-    return TokenScores(
-        key=text.key, token_id=ids[tokens.position], scores=scores, tokens_total=text.tokens_total, run=run, **columns
-    )
 
 
 def refuse_non_finite(sequence: TokenSequence, scores: SequenceScores) -> None:

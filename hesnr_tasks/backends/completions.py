@@ -32,11 +32,21 @@ import requests
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util.retry import Retry
 
-from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
-from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, same_value, stack, to_scores, vocabulary_bound
+from hesnr_tasks.backends.base import (
+    Backend,
+    Rows,
+    TokenSequence,
+    number,
+    row,
+    same_value,
+    stack,
+    to_scores,
+    vocabulary_bound,
+)
 from hesnr_tasks.errors import ScoringError, printable
 from hesnr_tasks.files.bounded import parse_json
 from hesnr_tasks.lm_eval_compat import running_evaluation
+from hesnr_tasks.scores.base import SequenceScores
 
 __all__ = ["FORMS", "AnswerForm", "CompletionsBackend", "RefusedError", "Server", "TokenIdsByText", "make"]
 

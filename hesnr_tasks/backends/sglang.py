@@ -18,12 +18,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence, batches_of_tokens
+from hesnr_tasks.backends.base import (
+    Backend,
+    Rows,
+    TokenSequence,
+    batches_of_tokens,
+    number,
+    same_value,
+    to_scores,
+    vocabulary_bound,
+)
 from hesnr_tasks.backends.completions import AnswerForm, CompletionsBackend
 from hesnr_tasks.backends.completions import make as completions
 from hesnr_tasks.backends.identity import engine_version, fingerprint
-from hesnr_tasks.backends.prompt_logprobs import Rows, number, same_value, to_scores, vocabulary_bound
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scores.base import SequenceScores
 
 __all__ = ["SGLangBackend", "SGLangServerBackend", "make", "scores_of"]
 

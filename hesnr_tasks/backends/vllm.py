@@ -15,10 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence, batches_of_tokens
+from hesnr_tasks.backends.base import (
+    Backend,
+    Rows,
+    TokenSequence,
+    batches_of_tokens,
+    number,
+    row,
+    stack,
+    to_scores,
+    vocabulary_bound,
+)
 from hesnr_tasks.backends.identity import engine_version, fingerprint
-from hesnr_tasks.backends.prompt_logprobs import Rows, number, row, stack, to_scores, vocabulary_bound
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scores.base import SequenceScores
 
 __all__ = ["logits_of_a_step", "make", "refuse_too_large_steps"]
 

@@ -15,6 +15,7 @@ holds what one process does not want to hold in memory.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -334,11 +335,7 @@ def _checksum(key: str, value: Any) -> str:
 _IN_MEMORY = 1 << 24  # bytes of a scratch file before it goes to disk
 
 
-class Place(NamedTuple):
-    """Where a record of a `ScratchFile` lies."""
-
-    start: int
-    size: int
+Record = Callable[[], tuple[Any, list[npt.NDArray[Any]]]]  # reads a value and (read-only) arrays
 
 
 class ScratchFile:
@@ -351,15 +348,18 @@ class ScratchFile:
     def __init__(self) -> None:
         self._file: Any = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
         self._guard, self._size = threading.Lock(), 0
-        self._places: dict[bytes, Place] = {}
+        self._places: dict[bytes, tuple[int, int]] = {}
         weakref.finalize(self, self._file.close)
 
-    def put(self, value: Any, *arrays: npt.NDArray[Any]) -> Place:
+    def put(self, value: Any, *arrays: npt.NDArray[Any]) -> Record:
         """Append a record; one that is there already is not written again.
 
         Args:
             value: what JSON can hold.
             arrays: of numbers, with one or two axes.
+
+        Returns:
+            What reads the value and the arrays again.
 
         Raises:
             HesnrError: the disk takes none.
@@ -384,15 +384,14 @@ class ScratchFile:
                         f"({error.strerror}), after {self._size >> 20:,} MB.\n"
                         "Make room there, or name another folder in the environment variable TMPDIR."
                     ) from error
-                self._places[digest] = Place(self._size, len(data))
+                self._places[digest] = self._size, len(data)
                 self._size += len(data)
-            return self._places[digest]
+            return functools.partial(self._get, *self._places[digest])
 
-    def get(self, place: Place) -> tuple[Any, list[npt.NDArray[Any]]]:
-        """The value and the arrays (read-only) of a record."""
+    def _get(self, start: int, size: int) -> tuple[Any, list[npt.NDArray[Any]]]:
         with self._guard:
-            self._file.seek(place.start)
-            data = zlib.decompress(self._file.read(place.size))
+            self._file.seek(start)
+            data = zlib.decompress(self._file.read(size))
         offset = 8 + int.from_bytes(data[:8], "little")
         value, described = json.loads(data[8:offset])
         arrays = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -152,6 +153,11 @@ def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
     for source, start in zip(rendered.sources, starts, strict=True):
         codes[source.text_index] = action_code(every[start + source.action_index])
     return codes
+
+
+def labelled(rendered: Rendered) -> Rendered:
+    """The text with the label codes of its characters."""
+    return replace(rendered, codes=char_codes(rendered))
 
 
 def _bits(text: str, actions: Sequence[CharSpan]) -> npt.NDArray[np.uint8]:

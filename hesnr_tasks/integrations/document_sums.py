@@ -20,17 +20,17 @@ from hesnr_tasks.backends import (
     TokenisedRequest,
     backend_for,
     describe_run,
-    labelled_key,
     refuse_non_finite,
     tokenise,
 )
-from hesnr_tasks.backends.base import Backend, Labelled, ScoringRequest, SequenceScores
+from hesnr_tasks.backends.base import Backend
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError
 from hesnr_tasks.files.atomic import remove_abandoned, replace_file
-from hesnr_tasks.filters import FILTERS, char_codes
+from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.formats import ReadReport, read_by_source, trajectory_identity
 from hesnr_tasks.formats.base import uncompressed
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums, token_bytes
+from hesnr_tasks.scores.base import ScoringRequest, SequenceScores
 from hesnr_tasks.tasks.settings import TaskSettings, choices, native_template
 from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.trajectory.alignment import Encoder
@@ -167,10 +167,9 @@ class _Scorer:
 
     def _tokenised(self, trajectory: Trajectory) -> TokenisedRequest:
         settings = self._settings
-        rendered = render(trajectory, settings.render, self._native)
-        labelled = Labelled(rendered, char_codes(rendered))
-        key = labelled_key(rendered.text, labelled.codes)[:32]
-        request = ScoringRequest(trajectory.id, lambda: labelled, self._mask, settings.k, settings.overflow, key)
+        rendered = labelled(render(trajectory, settings.render, self._native))
+        key, size = rendered.key[:32], len(rendered.text)
+        request = ScoringRequest(trajectory.id, lambda: rendered, self._mask, settings.k, settings.overflow, key, size)
         text = tokenise(request, self._encoder, self._backend.max_length)
         return text._replace(n_fitting=0) if text.n_truncated and settings.overflow == "skip" else text
 

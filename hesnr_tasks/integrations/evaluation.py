@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from hesnr_tasks.backends import TokenisedRequest, check_tokenizer, hf, refuse_non_finite, tokenise
-from hesnr_tasks.backends.base import Backend, ScoringRequest, SequenceScores, TokenSequence
+from hesnr_tasks.backends.base import Backend, TokenSequence
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.metrics import (
@@ -33,6 +33,7 @@ from hesnr_tasks.metrics import (
     names_of,
     token_bytes,
 )
+from hesnr_tasks.scores.base import SequenceScores
 from hesnr_tasks.stats import paired
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, signature
@@ -300,9 +301,8 @@ def prepare(settings: TaskSettings, backend: Backend) -> EvaluationTexts:
     mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
     native = native_template(backend.tokenizer, settings) if settings.render == "native" else None
     texts: list[TokenisedRequest] = []
-    for index, document in enumerate(corpus.documents):
-        stored = corpus.labelled(index, settings.render, native)
-        request = ScoringRequest(document.id, stored.read, mask, settings.k, settings.overflow, stored.key)
+    for index in range(len(corpus)):
+        request = corpus.request(index, settings.render, native, mask=mask, k=settings.k, overflow=settings.overflow)
         texts.append(tokenise(request, encoder, backend.max_length))
     if native and (dropped := native.dropped_text([p for text in texts if (p := text.rendered.passed)])):
         _log.warning("%s", dropped)

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from hesnr_tasks.errors import ScoringError, SettingsError
 from hesnr_tasks.files.atomic import Journal
 from hesnr_tasks.lm_eval_compat import attach_request_type, exit_on_command_line, running_evaluation
-from hesnr_tasks.scores.cache import scores_dir
+from hesnr_tasks.scores.store import scores_dir
 
 REQUEST_TYPE = "passk_samples"
 SEED_LIMIT = 1 << 31  # seeds are below this: servers take signed 32-bit numbers

@@ -5,11 +5,12 @@ Imports neither torch nor lm-eval, and pyarrow only when a store is opened.
 
 from hesnr_tasks.scores.runs import SettingChange, StoredRun, Wanted, choose_runs, differences, mixed, scoring_signature
 from hesnr_tasks.scores.schema import COLUMNS, Entry, Source, StoreError, Text
-from hesnr_tasks.scores.store import ScoreStore
+from hesnr_tasks.scores.store import ScoreCache, ScoreStore
 
 __all__ = [
     "COLUMNS",
     "Entry",
+    "ScoreCache",
     "ScoreStore",
     "SettingChange",
     "Source",

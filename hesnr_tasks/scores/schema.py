@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.errors import DataError, HesnrError
 from hesnr_tasks.files.bounded import check_parquet, open_regular
+from hesnr_tasks.scores.base import TokenScores
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import Rendered, Span
 

@@ -7,55 +7,25 @@ back one by one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from hesnr_tasks import demo
-from hesnr_tasks.backends import labelled_key
-from hesnr_tasks.backends.base import Labelled
-from hesnr_tasks.files.atomic import Place, ScratchFile
-from hesnr_tasks.filters import char_codes
+from hesnr_tasks.files.atomic import Record, ScratchFile
+from hesnr_tasks.filters import labelled
 from hesnr_tasks.formats import load
+from hesnr_tasks.scores import Source
+from hesnr_tasks.scores.base import ScoringRequest
 from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Kind, Trajectory
 from hesnr_tasks.trajectory.rendering import ActionSource, ChatTemplate, NativeRenderer, Passed, Rendered, Span, render
 
-__all__ = ["Corpus", "StoredRendering", "StoredTrajectory", "open_corpus"]
+__all__ = ["Corpus", "open_corpus"]
 
 _KINDS = tuple(Kind)
-
-
-class StoredTrajectory(NamedTuple):
-    """What is kept of a trajectory."""
-
-    id: str
-    instance_id: str | None
-    resolved: bool | None
-    place: Place  # of all of it, in the scratch file
-
-
-class StoredRendering(NamedTuple):
-    """A labelled text in a scratch file."""
-
-    key: str  # hash of the text and its labels
-    characters: int
-    scratch: ScratchFile
-    place: Place
-
-    def read(self) -> Labelled:
-        """The text, from the scratch file."""
-        (text, passed, actions), (spans, codes, *indices) = self.scratch.get(self.place)
-        columns = spans.tolist()
-        sources = None if actions is None else tuple(map(ActionSource, actions, indices[::2], indices[1::2]))
-        rendered = Rendered(
-            text,
-            tuple(Span(start, end, _KINDS[kind], turn, bool(control)) for start, end, kind, turn, control in columns),
-            sources,
-            passed and Passed(*passed),
-        )
-        return Labelled(rendered, codes)
 
 
 class Corpus:
@@ -63,45 +33,70 @@ class Corpus:
 
     def __init__(self, trajectories: Iterable[Trajectory] = ()) -> None:
         self._scratch = ScratchFile()
-        self.documents = [self._keep(trajectory) for trajectory in trajectories]
-        self._stored: dict[tuple[int, str], StoredRendering] = {}
+        self._texts: dict[tuple[int, str], tuple[str, int, Record]] = {}  # hash, length and record of a rendering
+        self._hold([self._keep(trajectory) for trajectory in trajectories])
 
     @classmethod
     def load(cls, sources: tuple[str, ...], **options: Any) -> Corpus:
         """The trajectories that `formats.load` gives, one in memory at a time."""
         corpus = cls()
-        corpus.documents = load(sources, keep=corpus._keep, **options)
+        corpus._hold(load(sources, keep=corpus._keep, **options))
         return corpus
 
     def __len__(self) -> int:
         return len(self.documents)
 
-    def _keep(self, trajectory: Trajectory) -> StoredTrajectory:
-        place = self._scratch.put(trajectory.to_json())
-        return StoredTrajectory(trajectory.id, trajectory.instance_id, trajectory.resolved, place)
+    def _keep(self, trajectory: Trajectory) -> tuple[Source, Record]:
+        source = Source(trajectory.id, trajectory.instance_id, trajectory.resolved)
+        return source, self._scratch.put(trajectory.to_json())
 
-    def labelled(
-        self, index: int, rendering: str, template: ChatTemplate | NativeRenderer | None = None
-    ) -> StoredRendering:
-        """Trajectory `index`, rendered and labelled; once, except for templates, which belong to one model."""
-        stored = self._stored.get((index, rendering)) if template is None else None
-        if stored is None:
-            value, _ = self._scratch.get(self.documents[index].place)
-            stored = self._store(render(Trajectory.from_json(value), rendering, template))
+    def _hold(self, kept: list[tuple[Source, Record]]) -> None:
+        self.documents, self._records = [source for source, _ in kept], [record for _, record in kept]
+
+    def request(
+        self, index: int, rendering: str, template: ChatTemplate | NativeRenderer | None = None, **wanted: Any
+    ) -> ScoringRequest:
+        """A request for trajectory `index`, rendered and labelled once, except by templates, which belong to one model.
+
+        Args:
+            index: in `documents`.
+            rendering: "transcript", "chatml", "template" or "native".
+            template: of the model.
+            wanted: the request's other fields, such as `mask` and `k`.
+        """
+        text = self._texts.get((index, rendering)) if template is None else None
+        if text is None:
+            rendered = labelled(render(Trajectory.from_json(self._records[index]()[0]), rendering, template))
+            text = rendered.key, len(rendered.text), self._store(rendered)
             if template is None:
-                self._stored[index, rendering] = stored
-        return stored
+                self._texts[index, rendering] = text
+        key, characters, record = text
+        name = self.documents[index].id
+        return ScoringRequest(name=name, read=partial(_read, record), key=key, characters=characters, **wanted)
 
-    def _store(self, rendered: Rendered) -> StoredRendering:
-        codes, sources = char_codes(rendered), rendered.sources
-        spans = [(s.start, s.end, _KINDS.index(s.kind), s.turn, s.control) for s in rendered.spans]
-        place = self._scratch.put(
+    def _store(self, rendered: Rendered) -> Record:
+        sources, spans = (
+            rendered.sources,
+            [(s.start, s.end, _KINDS.index(s.kind), s.turn, s.control) for s in rendered.spans],
+        )
+        return self._scratch.put(
             (rendered.text, rendered.passed, None if sources is None else [source.action for source in sources]),
             np.array(spans, np.int32).reshape(-1, 5),
-            codes,
+            rendered.codes,
             *(index for source in sources or () for index in (source.text_index, source.action_index)),
         )
-        return StoredRendering(labelled_key(rendered.text, codes), len(rendered.text), self._scratch, place)
+
+
+def _read(record: Record) -> Rendered:
+    """The labelled text, from the scratch file."""
+    (text, passed, actions), (spans, codes, *indices) = record()
+    return Rendered(
+        text,
+        tuple(Span(a, b, _KINDS[kind], turn, bool(control)) for a, b, kind, turn, control in spans.tolist()),
+        None if actions is None else tuple(map(ActionSource, actions, indices[::2], indices[1::2])),
+        passed and Passed(*passed),
+        codes,
+    )
 
 
 _open: WeakValueDictionary[tuple[object, ...], Corpus] = WeakValueDictionary()

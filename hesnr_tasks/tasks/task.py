@@ -19,9 +19,8 @@ from lm_eval.api.task import Task
 
 from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, item_of, measure, number, stderr_of, steps_of
 from hesnr_tasks.backends import REQUEST_TYPE, iterate_scores, refuse_unscorable
-from hesnr_tasks.backends.base import ScoringRequest, TokenScores
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.filters import FILTERS
+from hesnr_tasks.filters import FILTERS, LABELS_VERSION
 from hesnr_tasks.lm_eval_compat import (
     LoggedValue,
     OpaqueInstance,
@@ -45,10 +44,11 @@ from hesnr_tasks.metrics import (
     needed_columns,
     topk_entropy,
 )
-from hesnr_tasks.scores import Source, Wanted
-from hesnr_tasks.scores.cache import ScoreCache, keeps_scores
+from hesnr_tasks.scores import Wanted
+from hesnr_tasks.scores.base import TokenScores
 from hesnr_tasks.scores.runs import checkpoint_name
 from hesnr_tasks.scores.schema import OPTIONAL
+from hesnr_tasks.scores.store import ScoreCache, keeps_scores
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, Estimate, effective_number
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, ToolEntropySettings, describe, native_template, signature
@@ -68,7 +68,8 @@ def topk_loglikelihood(lm: Any, requests: list[OpaqueInstance], **_: Any) -> lis
     """
     if getattr(getattr(lm, "cache_hook", None), "dbdict", None) is not None:
         _log.warning("--use_cache does not cover %s requests: they are computed again", REQUEST_TYPE)
-    cache = ScoreCache.of([request.arguments[2] for request in requests], running_evaluation().output_path)
+    kept, output_path = [request.arguments[2] for request in requests], running_evaluation().output_path
+    cache = ScoreCache.of(kept, output_path, filters=tuple(FILTERS), labels=LABELS_VERSION)
     values: dict[int, DocumentValues] = {}
     for index, scores, rendered in iterate_scores(lm, [request.arguments[1] for request in requests], cache):
         values[index] = requests[index].arguments[3](scores, rendered)
@@ -196,28 +197,26 @@ class HesnrTask(Task):
             template: Any = self._native_template(chat_template)
         else:
             template = self._template(chat_template, wanted)
-        stored = self.corpus.labelled(doc["index"], self._rendering, template)
-        self._ids[stored.key] = doc["id"]
-        request = ScoringRequest(
-            name=doc["id"],
-            read=stored.read,
+        request = self.corpus.request(
+            doc["index"],
+            self._rendering,
+            template,
             mask=self._mask,
             k=self.settings.k,
             overflow=self.settings.overflow,
-            key=stored.key,
             extra_mask=self._extra_mask,
             full_vocabulary=not {*OPTIONAL}.isdisjoint(needed_columns(self._names())),
             window=self.settings.window,
         )
-        source = Source(doc["id"], doc["instance_id"], doc["resolved"])
-        mask = int(request.scored)
-        wanted = Wanted(str(self.config.task), doc["index"], stored.key, mask, source, self._data)
+        self._ids[request.key] = request.name
+        source, mask = self.corpus.documents[doc["index"]], int(request.scored)
+        wanted = Wanted(str(self.config.task), doc["index"], request.key, mask, source, self._data)
         return new_instance(
             str(self.config.task),
             REQUEST_TYPE,
             doc,
-            arguments=(stored.key, request, (self.settings.scores, self._rendering, wanted), self.measure),
-            logged=(stored.key, stored.characters, int(self._mask), self.settings.k),
+            arguments=(request.key, request, (self.settings.scores, self._rendering, wanted), self.measure),
+            logged=(request.key, request.characters, int(self._mask), self.settings.k),
             **kwargs,
         )
 

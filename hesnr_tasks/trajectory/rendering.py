@@ -15,6 +15,7 @@ text of the real messages: equal to the character, or an error.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
 import os
 import threading
@@ -79,12 +80,19 @@ class Rendered:
     Attributes:
         sources: where given, every character of an action that is in none of them is call syntax.
         passed: of render=native.
+        codes: uint8, shape (characters,): the label code of each (`filters.labelled`); empty before that.
     """
 
     text: str
     spans: tuple[Span, ...]
     sources: tuple[ActionSource, ...] | None = field(default=None, compare=False)
     passed: Passed | None = field(default=None, compare=False)
+    codes: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8), compare=False, repr=False)
+
+    @property
+    def key(self) -> str:
+        """Hash of the labelled text: texts with equal keys share their scores."""
+        return hashlib.sha256(self.text.encode() + self.codes.tobytes()).hexdigest()
 
     def blocks(self) -> Iterator[Block]:
         """The text as maximal runs of spans of one kind and one turn, in order: an action of several spans is one."""

@@ -28,12 +28,11 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from hesnr_tasks import __version__
-from hesnr_tasks.backends import labelled_key
-from hesnr_tasks.backends.base import TokenScores
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
-from hesnr_tasks.filters import FILTERS, char_codes
+from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.metrics import EPSILON, METRICS, TokenColumns, TrajectorySums, evaluate, topk_entropy
 from hesnr_tasks.scores import ScoreStore
+from hesnr_tasks.scores.base import TokenScores
 from hesnr_tasks.trajectory import Kind, Trajectory, clean
 from hesnr_tasks.trajectory.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.trajectory.rendering import (
@@ -64,7 +63,6 @@ class TrajectoryView:
 
     trajectory: Trajectory
     rendered: Rendered
-    codes: npt.NDArray[np.uint8]  # (characters,) label codes, see rendering.py
     bits: npt.NDArray[np.uint8]  # (characters,) filters that drop a character, as bit sets; 0 outside actions
     blocks: tuple[Block, ...]
     hits: tuple[FilterHit, ...]
@@ -84,13 +82,12 @@ def view_of(
     trajectory: Trajectory, rendering: str = "transcript", template: ChatTemplate | NativeRenderer | None = None
 ) -> TrajectoryView:
     """Render and label `trajectory`; errors are those of `hesnr_tasks.trajectory.rendering.render`."""
-    rendered = render(trajectory, rendering, template)
-    codes = char_codes(rendered)
-    action = kind_code(Kind.ACTION)
+    rendered = labelled(render(trajectory, rendering, template))
+    codes, action = rendered.codes, kind_code(Kind.ACTION)
     bits = np.where(codes > action, codes - action, 0).astype(np.uint8)
     borders = [0, *(np.flatnonzero(np.diff(bits)) + 1).tolist(), len(bits)]
     hits = (FilterHit(a, b, int(bits[a])) for a, b in itertools.pairwise(borders) if a < b and bits[a])
-    return TrajectoryView(trajectory, rendered, codes, bits, tuple(rendered.blocks()), tuple(hits))
+    return TrajectoryView(trajectory, rendered, bits, tuple(rendered.blocks()), tuple(hits))
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -182,7 +179,7 @@ def tokenize(view: TrajectoryView, encoder: Encoder) -> tuple[list[TokenView], l
         ScoringError: as `Encoder.encode`.
     """
     encoded = encoder.encode(view.rendered)
-    turns = totals(view, token_labels(encoded, view.codes), token_turns(encoded, view.rendered))
+    turns = totals(view, token_labels(encoded, view.rendered.codes), token_turns(encoded, view.rendered))
     spans = zip(encoded.start.tolist(), encoded.end.tolist(), strict=True)
     return [TokenView(start, end) for start, end in spans if end > start], turns
 
@@ -250,7 +247,7 @@ class ScoredRun:
         return RunSummary(len(columns), high, float(value) if high else None, scored)
 
     def _read(self, view: TrajectoryView) -> TokenScores:
-        key = labelled_key(view.text, view.codes)
+        key = view.rendered.key
         if key not in self._store:
             raise DataError(
                 f"{self.folder} has no scores of trajectory {view.trajectory.id!r} with this text. It was scored from "
@@ -329,7 +326,7 @@ def token_table(
     others = dict(_keyed(compare or ()))
     matched = [others.get(key) for key, _ in _keyed(tokens)] if compare is not None else []
     if candidates < CANDIDATES:
-        actions = np.concatenate([[0], np.cumsum(view.codes >= kind_code(Kind.ACTION))])
+        actions = np.concatenate([[0], np.cumsum(view.rendered.codes >= kind_code(Kind.ACTION))])
 
         def shortened(token: TokenView) -> TokenView:
             inside = actions[token.end] > actions[token.start]
@@ -396,7 +393,7 @@ def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _differences(
     view: TrajectoryView, tokens: Sequence[TokenView], matched: Sequence[TokenView | None], trajectory: int
 ) -> list[TokenDifference]:
-    kept = np.concatenate([[0], np.cumsum(view.codes == kind_code(Kind.ACTION))])
+    kept = np.concatenate([[0], np.cumsum(view.rendered.codes == kind_code(Kind.ACTION))])
     ends = [block.end for block in view.blocks]
     differences = []
     for i, (own, other) in enumerate(zip(tokens, matched, strict=False)):

@@ -17,9 +17,10 @@ pytest.importorskip("lm_eval.models.huggingface")
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from hesnr_tasks.backends import BACKENDS, backend_for, score_requests  # noqa: E402
-from hesnr_tasks.backends.base import Backend, Labelled, ScoringRequest, TokenSequence  # noqa: E402
+from hesnr_tasks.backends.base import Backend, TokenSequence  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.filters import FILTERS, char_codes  # noqa: E402
+from hesnr_tasks.scores.base import ScoringRequest  # noqa: E402
 from hesnr_tasks.testing import byte_tokenizer, fake_server, save_checkpoint, tiny_model, trajectory  # noqa: E402
 from hesnr_tasks.trajectory import Kind  # noqa: E402
 from hesnr_tasks.trajectory.rendering import label_mask, render  # noqa: E402
@@ -188,7 +189,10 @@ def test_a_trajectory_becomes_scores_of_the_wanted_tokens(lm):
     text = render(trajectory("t", ("Look.", "ls -la", "a.py"), ("Done.", "submit", "")), "transcript")
     codes = char_codes(text)
     masks = [label_mask([kind], (), tuple(FILTERS)) for kind in (Kind.ACTION, Kind.THOUGHT)]
-    requests = [ScoringRequest("t", lambda: Labelled(text, codes), mask, K, "right", "key") for mask in masks]
+    requests = [
+        ScoringRequest("t", lambda: dataclasses.replace(text, codes=codes), mask, K, "right", "key", len(text.text))
+        for mask in masks
+    ]
     first, second = score_requests(lm, requests)
     assert first is second
     assert set(first.position[first.selected(masks[0])]).isdisjoint(first.position[first.selected(masks[1])])

@@ -11,7 +11,7 @@ from hesnr_tasks.backends import hf
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.scores import ScoreStore
-from hesnr_tasks.scores.cache import ScoreCache, scores_dir
+from hesnr_tasks.scores.store import ScoreCache, scores_dir
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import label_mask
 from tests import processes, tiny
@@ -138,7 +138,9 @@ def test_a_folder_is_the_runs_by_its_hash_whatever_its_name(tmp_path):
     """Earlier versions called it by the last part of the model's path alone."""
 
     def opened(name):
-        cache = ScoreCache(tmp_path, named=False, render="transcript", wanted=[])
+        cache = ScoreCache(
+            tmp_path, named=False, render="transcript", wanted=[], filters=["xml", "format", "comments"], labels="6"
+        )
         cache.open({"model": name, "weights": "0" * 64}, 10, "right", lambda items: items, first=False)
         return cache.store.folder
 

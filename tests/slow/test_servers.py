@@ -15,9 +15,13 @@ pytest.importorskip("lm_eval.models.openai_completions")
 from lm_eval.models.openai_completions import LocalCompletionsAPI  # noqa: E402
 
 from hesnr_tasks.backends import backend_for  # noqa: E402
-from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
+from hesnr_tasks.backends.base import (  # noqa: E402
+    TokenSequence,
+    row,
+    stack,
+    to_scores,
+)
 from hesnr_tasks.backends.completions import FORMS  # noqa: E402
-from hesnr_tasks.backends.prompt_logprobs import row, stack, to_scores  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.testing import fake_server  # noqa: E402
 from tests.server_model import load, passage, reference, save_model  # noqa: E402

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hesnr_tasks.backends.base import SequenceScores, batches_of_tokens
+from hesnr_tasks.backends.base import batches_of_tokens
 from hesnr_tasks.backends.vllm import _scores, logits_of_a_step, refuse_too_large_steps
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scores.base import SequenceScores
 from tests import ROOT
 from tests.server_model import (
     assert_same,

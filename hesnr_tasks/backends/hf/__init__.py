@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import transformers
 
-from hesnr_tasks.backends.base import Backend, SequenceScores, TokenSequence
+from hesnr_tasks.backends.base import Backend, TokenSequence
 from hesnr_tasks.backends.hf.engine import TEXT, Engine
 from hesnr_tasks.backends.hf.model import CausalLM
 from hesnr_tasks.backends.identity import weights_of
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scores.base import SequenceScores
 
 __all__ = ["HuggingFaceBackend", "make"]
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesnr_tasks.backends.base import SequenceScores, TokenSequence
+from hesnr_tasks.backends.base import TokenSequence
 from hesnr_tasks.backends.hf.forward import (
     ForwardMode,
     MemoryLimits,
@@ -33,6 +33,7 @@ from hesnr_tasks.backends.hf.forward import (
 )
 from hesnr_tasks.backends.hf.model import CausalLM, fresh_rope, length_dependence
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scores.base import SequenceScores
 
 __all__ = ["TEXT", "Engine", "batch_by_length", "build_prefix_tree", "prefix_hashes"]
 

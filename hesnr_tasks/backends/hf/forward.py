@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hesnr_tasks.backends.base import SequenceScores, TokenSequence
+from hesnr_tasks.backends.base import TokenSequence
 from hesnr_tasks.backends.hf.model import CausalChunks, CausalLM, ForwardInputs, fresh_rope, replaced_forward
 from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.scores.base import SequenceScores
 
 __all__ = [
     "ForwardMode",

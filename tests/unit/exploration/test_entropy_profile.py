@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.analysis.frame import load, selection
-from hesnr_tasks.backends.base import SequenceScores, TokenScores
 from hesnr_tasks.cli import analyze
 from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect, contrast, difference_bounds, entropy_bounds
 from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.metrics import topk_entropy
 from hesnr_tasks.scores import ScoreStore, Source, Text
+from hesnr_tasks.scores.base import SequenceScores, TokenScores
 from hesnr_tasks.stats import estimates
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.alignment import Encoder

@@ -4,7 +4,6 @@ from lm_eval.models.huggingface import HFLM
 
 from hesnr_tasks import demo
 from hesnr_tasks.backends import score_requests
-from hesnr_tasks.backends.base import ScoringRequest
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats import load
 from hesnr_tasks.scores import ScoreStore, Source, Text, scoring_signature
@@ -22,19 +21,15 @@ def score_demo(folder, count=3, steps=25):
     model = HFLM(pretrained=tiny.llama(str(folder / "model"), steps=steps), dtype="float32", device="cpu")
     trajectories = load([str(demo.trajectories_path())], limit=count)
     corpus = Corpus(trajectories)
-    labelled = [corpus.labelled(i, "transcript") for i in range(len(trajectories))]
-    requests = [
-        ScoringRequest(t.id, text.read, MASK, 10, "right", text.key)
-        for t, text in zip(trajectories, labelled, strict=True)
-    ]
+    requests = [corpus.request(i, "transcript", mask=MASK, k=10, overflow="right") for i in range(len(corpus))]
     results = score_requests(model, requests)
     signature = scoring_signature(results[0].run, render="transcript", overflow="right", k=10, filters=list(FILTERS))
     store = ScoreStore.open(folder / "store", signature)
     encoder = Encoder(model.tokenizer)
-    for trajectory, text, scores in zip(trajectories, labelled, results, strict=True):
+    for trajectory, request, scores in zip(trajectories, requests, results, strict=True):
         store.write(
             scores,
-            text=Text(text.read().rendered, encoder.encode(text.read().rendered).ids),
+            text=Text(request.read(), encoder.encode(request.read()).ids),
             mask=MASK,
             sources=[Source(trajectory.id, trajectory.instance_id, trajectory.resolved)],
         )

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.backends.base import Labelled, ScoringRequest, SequenceScores
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
-from hesnr_tasks.scores.cache import ScoreCache
+from hesnr_tasks.scores.base import ScoringRequest, SequenceScores
 from hesnr_tasks.scores.schema import OPTIONAL
+from hesnr_tasks.scores.store import ScoreCache
 from tests import ROOT
 from tests.unit.scores import made
 
@@ -45,12 +45,12 @@ def test_what_some_backends_know_comes_back_and_what_none_knew_is_not_made_up(tm
 
 def test_a_task_that_needs_the_full_vocabulary_is_not_served_from_scores_without_it(tmp_path):
     """They are scored again; whoever does not need it is served, before and afterwards."""
-    cache = ScoreCache(tmp_path, named=True, render="transcript", wanted=[])
+    cache = ScoreCache(
+        tmp_path, named=True, render="transcript", wanted=[], filters=["xml", "format", "comments"], labels="6"
+    )
     cache.open(made.RUN, 10, "right", list, first=False)
     scores, text = made.scores_of(3), made.text_of(3)
-    plain = ScoringRequest(
-        "t", lambda: Labelled(text.rendered, np.zeros(0, np.uint8)), made.BOTH, 10, "right", scores.key
-    )
+    plain = ScoringRequest("t", lambda: text.rendered, made.BOTH, 10, "right", scores.key, 0)
     needy = dataclasses.replace(plain, mask=made.ACTION, full_vocabulary=True)
     cache.put(scores, plain, text.rendered, text.ids)
     assert cache.get(plain, text.ids) is not None

@@ -1,6 +1,8 @@
 """Trajectories and texts wait in a scratch file: what comes back is what went in, and few are in memory."""
 
+import dataclasses
 import gc
+import hashlib
 import weakref
 
 import numpy as np
@@ -8,8 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hesnr_tasks.backends import hf, iterate_scores, labelled_key  # noqa: E402
-from hesnr_tasks.backends.base import Labelled, ScoringRequest  # noqa: E402
+from hesnr_tasks.backends import hf, iterate_scores  # noqa: E402
 from hesnr_tasks.files.atomic import ScratchFile  # noqa: E402
 from hesnr_tasks.filters import FILTERS, char_codes  # noqa: E402
 from hesnr_tasks.formats import read_trajectories  # noqa: E402
@@ -21,6 +22,9 @@ from hesnr_tasks.trajectory.rendering import ActionSource, Passed, Rendered, Spa
 from tests import ROOT, SHARED  # noqa: E402
 
 FIXTURES = ROOT / "tests" / "unit" / "formats" / "fixtures"
+
+
+WANTED = {"mask": np.uint64(1), "k": 5, "overflow": "right"}
 
 
 def everything():
@@ -36,13 +40,15 @@ def test_texts_and_labels_come_back_as_they_were(rendering):
     assert len(corpus) == len(trajectories) > 50
     for index, original in enumerate(trajectories):
         rendered = render(original, rendering)
-        codes, stored = char_codes(rendered), corpus.labelled(index, rendering)
+        codes, stored = char_codes(rendered), corpus.request(index, rendering, **WANTED)
         again = stored.read()
-        assert again.rendered == rendered
+        assert again == rendered
         assert np.array_equal(again.codes, codes)
         assert again.codes.dtype == codes.dtype
-        assert (stored.key, stored.characters) == (labelled_key(rendered.text, codes), len(rendered.text))
-        assert corpus.labelled(index, rendering) is stored
+        assert stored.key == again.key == hashlib.sha256(rendered.text.encode() + codes.tobytes()).hexdigest()
+        assert stored.characters == len(rendered.text)
+        again = corpus.request(index, rendering, **WANTED)
+        assert again.read.args[0] is stored.read.args[0]  # rendered once
 
 
 def test_what_a_chat_template_did_comes_back_too():
@@ -55,13 +61,13 @@ def test_what_a_chat_template_did_comes_back_too():
         def render(self, trajectory):
             return rendered
 
-    again = Corpus([trajectory("t", ("a", "b", "c"))]).labelled(0, "native", Native()).read()
-    assert again.rendered == rendered
-    assert again.rendered.passed == rendered.passed
-    (returned,) = again.rendered.sources
+    again = Corpus([trajectory("t", ("a", "b", "c"))]).request(0, "native", Native(), **WANTED).read()
+    assert again == rendered
+    assert again.passed == rendered.passed
+    (returned,) = again.sources
     assert returned.action == source.action
     assert all(np.array_equal(a, b) for a, b in zip(returned[1:], source[1:], strict=True))
-    assert np.array_equal(again.codes, char_codes(again.rendered))
+    assert np.array_equal(again.codes, char_codes(again))
     assert np.array_equal(again.codes, char_codes(rendered))
 
 
@@ -80,16 +86,16 @@ def test_scoring_holds_few_texts_however_many_there_are():
         def reading(stored):
             def read():
                 nonlocal most, reads
-                labelled = stored.read()
-                codes = labelled.codes.view(Codes)
+                rendered = stored.read()
+                codes = rendered.codes.view(Codes)
                 alive[reads := reads + 1] = codes
                 most = max(most, len(alive))
-                return Labelled(labelled.rendered, codes)
+                return dataclasses.replace(rendered, codes=codes)
 
             return read
 
-        texts = [corpus.labelled(i, "transcript") for i in range(count)]
-        requests = [ScoringRequest(f"t{i}", reading(t), mask, 5, "right", t.key) for i, t in enumerate(texts)]
+        requests = [corpus.request(i, "transcript", **{**WANTED, "mask": mask}) for i in range(count)]
+        requests = [dataclasses.replace(request, read=reading(request)) for request in requests]
         gc.collect()
         assert sorted(index for index, _, _ in iterate_scores(backend, requests)) == list(range(count))
         return most
@@ -100,5 +106,5 @@ def test_scoring_holds_few_texts_however_many_there_are():
 def test_what_was_read_twice_is_kept_once():
     scratch = ScratchFile()
     first = scratch.put({"text": "a" * 1000}, np.arange(5))
-    assert scratch.put({"text": "a" * 1000}, np.arange(5)) == first
-    assert scratch.put({"text": "a" * 1000}, np.arange(6)) != first
+    assert scratch.put({"text": "a" * 1000}, np.arange(5)).args == first.args
+    assert scratch.put({"text": "a" * 1000}, np.arange(6)).args != first.args
