@@ -32,6 +32,7 @@ from hesnr_tasks.ladder.verdict import (
     choose,
     claim,
     predictions,
+    signals,
     values,
 )
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, names_of
@@ -95,6 +96,7 @@ class Verdict:
         table: checkpoints with their proxies and downstream scores.
         notes: what makes it less than it looks, and what was left out.
         learned: rankers of several proxies by downstream task, cross-validated.
+        signal: how far each metric tells checkpoints apart, beside its noise in a run; None: no run is long enough.
     """
 
     choices: tuple[tuple[str, Choice], ...]
@@ -103,11 +105,13 @@ class Verdict:
     table: Table
     notes: tuple[str, ...] = field(default=())
     learned: Mapping[str, Sequence[LearnedRanker]] = field(default_factory=dict)
+    signal: Table | None = None
 
     @property
     def tables(self) -> list[Table]:
-        """The ladder, and what was learned from it."""
-        return [self.table, *([learned_table(self.learned)] if self.learned else [])]
+        """The ladder, signal and noise of its metrics, and what was learned from it."""
+        learned = [learned_table(self.learned)] if self.learned else []
+        return [self.table, *([self.signal] if self.signal else []), *learned]
 
     @property
     def sentences(self) -> list[str]:
@@ -338,6 +342,7 @@ def judge_runs(
     predicted: dict[str, list[Prediction]] = {}
     learned: dict[str, list[LearnedRanker]] = {}
     rows: list[dict[str, Any]] = []
+    signal_rows: list[dict[str, Any]] = []
     for label, members in comparable_groups(ordered):
         aligned = _aligned([run for _, run in members], notes)
         kept = [checkpoint for checkpoint, run in members if any(run.name == other.name for other in aligned)]
@@ -362,13 +367,40 @@ def judge_runs(
                 predicted[task if label == _BASE else f"{task} ({label})"] = rows_of_task
                 if rankers := _learned(task, whole, kept, [proxies[name] for name in defined], notes):
                     learned[task if label == _BASE else f"{task} ({label})"] = rankers
+        signal_rows += (
+            {"group": label, **row._asdict()} for row in signals([proxies[name] for name in defined], _runs_of(kept))
+        )
         rows += _rows(label, kept, aligned, choice, whole, settings, defined)
         notes += _warnings(label, kept, aligned, settings.proxy)
     choices += _across_tokenizers(ordered, settings, notes)
     notes += _unjudged(whole, [checkpoint for checkpoint, _ in ordered])
     return Verdict(
-        tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)), learned
+        tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)), learned,
+        _signal_table(signal_rows),
+    )  # fmt: skip
+
+
+def _runs_of(kept: Sequence[Checkpoint]) -> list[list[int]]:
+    """Positions of checkpoints of one family, stage and context, by their steps; those without a step are left out."""
+    runs: dict[tuple[str, str, int | None], list[int]] = {}
+    for i, c in enumerate(kept):
+        if c.step is not None:
+            runs.setdefault((c.family, c.stage, c.context), []).append(i)
+    return [sorted(run, key=lambda i: kept[i].step or 0) for run in runs.values()]
+
+
+def _signal_table(rows: Sequence[dict[str, Any]]) -> Table | None:
+    if not rows:
+        return None
+    group = ["group"] if len({row["group"] for row in rows}) > 1 else []
+    names = {"proxy": "metric", "ratio": "signal / noise", "improves": "steps that improve"}
+    columns = ["proxy", "signal", "noise", "ratio", "improves", "runs", *group]
+    notes = (
+        "signal: largest difference of two checkpoints; noise: standard deviation over the last five of a run (family, "
+        "stage, context); both as shares of the mean, perplexities as mean losses",
+        "a run that still improves has its progress in its noise, so the ratio is a lower bound",
     )
+    return Table("signal", "Signal and noise", [{names.get(c, c): row[c] for c in columns} for row in rows], notes)
 
 
 def _across_tokenizers(

@@ -26,12 +26,24 @@ from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.ladder.downstream import Outcome
 from hesnr_tasks.stats import correlations
 
-__all__ = ["Choice", "Claim", "Prediction", "Proxy", "choose", "claim", "predictions", "values"]
+__all__ = [
+    "Choice",
+    "Claim",
+    "Prediction",
+    "Proxy",
+    "SignalNoise",
+    "choose",
+    "claim",
+    "predictions",
+    "signals",
+    "values",
+]
 
 FloatArray = npt.NDArray[np.float64]
 FEWEST = 4  # checkpoints for a coefficient
 FEW = 8  # checkpoints below which a coefficient is believed by nobody
 ALPHA = 0.05
+LAST = 5  # checkpoints of a run whose scatter is its noise
 
 
 class Proxy(NamedTuple):
@@ -261,6 +273,13 @@ def claim(
     ours, theirs = (_agreement(side[chosen], y, family) for side in x)
     between = _agreement(x[0][chosen], x[1][chosen], family)
     freedom = len(chosen) - int(family.max())
+    spread = math.sqrt(float((_centred(y[None], family[None], np.unique(family)) ** 2).sum()) / (freedom - 1))
+    error = float(np.sqrt(np.mean(errors**2)))  # NaN where some are unknown
+    if error > spread / math.sqrt(2):  # then less than half of the variance is between checkpoints
+        notes.append(
+            f"{task}: the scores scatter by {spread:.3g} and their own standard error is {error:.3g}: most of "
+            "their order is chance, which no metric can predict; measure more instances"
+        )
     most = 1 - 6 / (freedom * (freedom**2 - 1)), 1 - 2 / (freedom * (freedom - 1))
     rank = _compared(ours[0], theirs[0], between[0], freedom, most[0], lambda r: (1 + r * r / 2) / max(freedom - 3, 1))
     # Kendall's coefficient is twice the decision accuracy less one
@@ -338,6 +357,49 @@ def _centred(x: FloatArray, family: npt.NDArray[Any], labels: npt.NDArray[Any]) 
         count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
         out = np.where(inside, x - np.where(inside, x, 0).sum(axis=1, keepdims=True) / count, out)
     return out
+
+
+class SignalNoise(NamedTuple):
+    """How far a metric tells checkpoints apart, beside how it wobbles from one checkpoint of a run to the next.
+
+    Attributes:
+        proxy: name of the metric.
+        signal: largest difference of two checkpoints, as a share of the mean.
+        noise: standard deviation of the last five checkpoints of a run, as a share of their mean; the mean of runs.
+        ratio: signal / noise.
+        improves: share of steps from one checkpoint of a run to the next at which the metric improves.
+        runs: how many there are with five checkpoints or more.
+    """
+
+    proxy: str
+    signal: float
+    noise: float
+    ratio: float
+    improves: float
+    runs: int
+
+
+def signals(proxies: Sequence[Proxy], runs: Sequence[Sequence[int]]) -> list[SignalNoise]:
+    """Signal and noise of every metric (arXiv 2508.13144), the best ratio first; perplexities as mean losses.
+
+    Args:
+        proxies: sums of all checkpoints.
+        runs: positions of the checkpoints of each training run, in the order of their steps; those of fewer than `LAST`
+            have no noise.
+    """
+    long = [list(run) for run in runs if len(run) >= LAST]
+    results = []
+    for proxy in proxies:
+        x = values(proxy)
+        if not long or not np.isfinite(x).all():
+            continue
+        signal = float(np.ptp(x) / abs(x.mean()))
+        noise = float(np.mean([x[run[-LAST:]].std() / abs(x[run[-LAST:]].mean()) for run in long]))
+        improves = float(np.mean(np.concatenate([np.diff(x[run]) > 0 for run in long])))
+        results.append(
+            SignalNoise(proxy.name, signal, noise, signal / noise if noise else math.nan, improves, len(long))
+        )
+    return sorted(results, key=lambda row: (math.isnan(row.ratio), -float(f"{row.ratio:.12g}")))
 
 
 class Prediction(NamedTuple):

@@ -9,7 +9,7 @@ from scipy import stats
 
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.ladder.downstream import Outcome
-from hesnr_tasks.ladder.verdict import Paired, Proxy, choose, claim, predictions, values
+from hesnr_tasks.ladder.verdict import Paired, Proxy, choose, claim, predictions, signals, values
 
 NAMES = [f"c{i}" for i in range(12)]
 
@@ -75,6 +75,34 @@ def test_the_best_is_chosen_and_its_ties_are_named():
     assert choice.best == "c3"
     assert not choice.ties
     assert "every other" in choice.sentence
+
+
+def test_signal_and_noise_by_their_definition():
+    """As allenai/signal-and-noise, snr/metrics.py, has them, on the mean of the runs of five checkpoints or more."""
+    rng = np.random.default_rng(8)
+    steady, wobbly = (proxy("he_snr", level, rng, noise=0.0) for level in (np.arange(12.0) + 5, rng.uniform(5, 9, 12)))
+    loss = proxy("ppl", np.linspace(3, 2, 12), rng, noise=0.0, better=False)
+    runs = [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11]]
+    rows = signals([wobbly, loss, steady], runs)
+    assert [row.ratio for row in rows] == sorted((row.ratio for row in rows), reverse=True)
+    for p in (steady, wobbly, loss):
+        x = np.abs(values(p)).tolist()
+        (row,) = signals([p], runs)
+        signal = max(abs(a - b) for a in x for b in x) / (sum(x) / 12)
+        noise = sum(np.std(last) / np.mean(last) for last in (x[1:6], x[6:11])) / 2
+        assert (row.signal, row.noise, row.runs) == (pytest.approx(signal), pytest.approx(noise), 2)
+        assert row.ratio == pytest.approx(signal / noise)
+    assert {row.improves for row in signals([steady, loss], runs)} == {1.0}
+    assert signals([steady], [[0, 1, 2, 3]]) == []
+
+
+def test_scores_that_are_mostly_chance_are_called_so():
+    rng = np.random.default_rng(9)
+    y = np.arange(10.0)
+    p = proxy("he_snr", y, rng)
+    for error, warned in ((1.0, False), (2.9, True)):  # their scatter is 3.03
+        notes = " ".join(claim(p, p, NAMES[:10], ["m"] * 10, scores(y, error), "swe").notes)
+        assert ("most of their order is chance" in notes) is warned
 
 
 def test_a_proxy_without_values_chooses_nothing():
