@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hesnr_tasks.analysis.frame import check_resamples
 from hesnr_tasks.analysis.summary import CheckpointSummary
+from hesnr_tasks.analysis.summary_cache import uncached_bytes
 from hesnr_tasks.analysis.tables import paragraphs, show
 from hesnr_tasks.cli.options import add_context, add_run_option, add_wide
 from hesnr_tasks.errors import DataError, SettingsError
@@ -23,6 +24,7 @@ from hesnr_tasks.stats import RESAMPLES, SEED
 
 if TYPE_CHECKING:
     from hesnr_tasks.report.data import ReportData
+    from hesnr_tasks.report.figures import SavedFigure
 
 __all__ = ["add_arguments", "report", "run", "save_report"]
 
@@ -106,22 +108,33 @@ def report(
             )
         print(leaderboard)
         return
-    from hesnr_tasks.report.data import build_report_data
+    from hesnr_tasks.report.data import Workers, build_report_data
 
-    data = build_report_data(results, named, score_folders, notes=notes, **options)
-    print("\n\n".join(filter(None, [*([paragraphs(data.verdict.sentences)] if data.verdict else []), leaderboard])))
-    if data.downstream:
-        table = tables.agreements(data)
-        ends = [name for row in table.rows[:1] for name in row if name.endswith(("_low", "_high"))]
-        rows = [row for row in table.rows if wide or row["select"] == data.filtered] or table.rows
-        notes = [*table.notes, "with -o OUT: intervals, and all sets of tokens, in tables/correlations.csv"]
-        table = table._replace(rows=rows, wide=ends, notes=notes)
-        if rows:  # else the verdict says that there are too few
-            print("\n" + show([table], "text", {}, wide=wide))
-    if output:
-        save_report(data, output, sort)
-    else:
-        _print_notes(data.notes + (data.verdict.remarks if data.verdict else []))
+    sizes = [uncached_bytes(item) if isinstance(item, Path) else 0 for item in score_folders.values()]
+    with Workers(sizes) as workers:
+        data = build_report_data(results, named, score_folders, notes=notes, workers=workers, **options)
+        sentences = [paragraphs(data.verdict.sentences)] if data.verdict else []
+        print("\n\n".join(filter(None, [*sentences, leaderboard])))
+        figures: Iterable[SavedFigure] = ()
+        if output:
+            from hesnr_tasks.report.figures import write_figures
+
+            figures = write_figures(data, output / "figures", workers)
+        if data.downstream:
+            _print_agreements(data, wide=wide)
+        if output:
+            save_report(data, output, figures, sort)
+        else:
+            _print_notes(data.notes + (data.verdict.remarks if data.verdict else []))
+
+
+def _print_agreements(data: ReportData, *, wide: bool) -> None:
+    table = tables.agreements(data)
+    ends = [name for row in table.rows[:1] for name in row if name.endswith(("_low", "_high"))]
+    rows = [row for row in table.rows if wide or row["select"] == data.filtered] or table.rows
+    notes = [*table.notes, "with -o OUT: intervals, and all sets of tokens, in tables/correlations.csv"]
+    if rows:  # else the verdict says that there are too few
+        print("\n" + show([table._replace(rows=rows, wide=ends, notes=notes)], "text", {}, wide=wide))
 
 
 _Sources = tuple[list[TaskResult], NamedLadder, dict[str, Path | CheckpointSummary], list[str]]
@@ -166,18 +179,16 @@ def _unpacked(
     return results, named, {summary.name: summary for summary in pack.summaries}, notes
 
 
-def save_report(data: ReportData, folder: Path, sort: str = "step") -> None:
+def save_report(data: ReportData, folder: Path, figures: Iterable[SavedFigure], sort: str = "step") -> None:
     """Write the report, and print its notes and what it lacks."""
     from hesnr_tasks.report.page import write_report
 
-    figures = write_report(data, folder, sort)
+    count = write_report(data, folder, figures, sort)
     _print_notes(data.notes + (data.verdict.remarks if data.verdict else []))
     for part in data.missing:
         print(f"hesnr: without {part.what}: {part.why}. It takes: {part.command}", file=sys.stderr)
     verdict = "verdict.json, " * (data.verdict is not None)
-    print(
-        f"\nSaved: {folder / 'report.html'}, {verdict}leaderboard.md and .csv, tables/, {figures} figures in figures/"
-    )
+    print(f"\nSaved: {folder / 'report.html'}, {verdict}leaderboard.md and .csv, tables/, {count} figures in figures/")
 
 
 def _print_notes(notes: Sequence[str]) -> None:

@@ -8,13 +8,13 @@ import multiprocessing
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from pickle import PicklingError
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -40,16 +40,64 @@ __all__ = [
     "Missing",
     "ReportData",
     "ReportFigure",
+    "Workers",
     "build_report_data",
     "read_summaries",
 ]
 
+T = TypeVar("T")
 _FEWEST_FOR_INTERVAL = 4  # trajectories
 _Z = 1.96
-_MANY = 200_000_000  # bytes of score files, from which on starting processes pays
-_WORKERS = 4  # folders at a time; each takes about 30 bytes a token of filtered actions
+_MANY = 200_000_000  # bytes of score files, from which on starting processes to read them pays
+_LONG = 8  # checkpoints, from which on starting processes for numbers and figures pays
+_PROCESSES = 4  # folders at a time; each takes about 30 bytes a token of filtered actions
+# no semaphores, no memory for another process, what cannot be sent to it
+_NO_PROCESSES = (OSError, ImportError, BrokenProcessPool, PicklingError, AttributeError, TypeError)
 _ALL_SCORED = re.compile(r"^run 1 of 1 .*: (\d+) of \1 trajectories$")  # not worth a note
 _RUN = "lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks {} --output_path DIR"
+
+
+class Workers:
+    """Calls functions in other processes; in this one where there is little to do, or none can be started.
+
+    Arrow, NumPy and matplotlib let other threads run for the smaller part of the time only.
+
+    Args:
+        sizes: bytes that are to be read of each checkpoint; none: everything is called here.
+    """
+
+    def __init__(self, sizes: Iterable[int] = ()) -> None:
+        sizes = list(sizes)
+        self.many_bytes = sum(sizes) > _MANY
+        self._pool: ProcessPoolExecutor | None = None
+        count = min(_PROCESSES, os.cpu_count() or 1, len(sizes))
+        # metrics of users are known to this process alone
+        if count > 1 and (self.many_bytes or len(sizes) >= _LONG) and all_built_in(()):
+            # not "fork": Arrow and BLAS have threads
+            with contextlib.suppress(*_NO_PROCESSES):
+                self._pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        """Begin a call of a function of a module, if there are processes; what is returned gives its result."""
+        future: Future[T] | None = None
+        if self._pool is not None:
+            with contextlib.suppress(*_NO_PROCESSES):
+                future = self._pool.submit(function, *arguments)
+
+        def result() -> T:
+            if future is not None:
+                with contextlib.suppress(*_NO_PROCESSES):
+                    return future.result()
+            return function(*arguments)
+
+        return result
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 class Missing(NamedTuple):
@@ -174,6 +222,7 @@ def build_report_data(
     resamples: int = RESAMPLES,
     seed: int = SEED,
     context: int | str | None = None,
+    workers: Workers | None = None,
 ) -> ReportData:
     """Read the score files and compute every metric; checkpoints that must not be compared are left out, with a note.
 
@@ -186,7 +235,9 @@ def build_report_data(
         resamples: of the bootstrap.
         seed: of the bootstrap.
         context: as `analysis.frame.context_for`; summaries are restricted to it.
+        workers: that read and compute (None: this process).
     """
+    workers = workers or Workers()
     ladder = named.checkpoints
     ours = [result for result in results if result.signature]
     k, epsilon = _settings(ours)
@@ -197,11 +248,12 @@ def build_report_data(
         summaries, limit = packed, packed[0].context
     else:
         paths = {name: item for name, item in here.items() if isinstance(item, Path)}
-        summaries, limit, reasons = read_summaries(ours, paths, run=run, context=context)
+        summaries, limit, reasons = read_summaries(ours, paths, run=run, context=context, workers=workers)
         all_notes += reasons
     all_notes += [f"{s.name}: {s.about}" for s in summaries if not _ALL_SCORED.search(s.about)]
     summaries, reasons = _largest_comparable_group(summaries)
     all_notes += reasons
+    measured = [workers.submit(_measured, summary, resamples, seed) for summary in summaries]
     if summaries:
         filters = list(summaries[0].signature["filters"])
     else:
@@ -214,7 +266,7 @@ def build_report_data(
         ladder=ladder,
         results=tuple(results),
         plotted=tuple(plotted),
-        values=_values(plotted, summaries, resamples, seed),
+        values={},
         summaries=tuple(summaries),
         downstream=_judged(named),
         ablation=tuple(ablation_sets(filters)),
@@ -225,8 +277,10 @@ def build_report_data(
         context=limit,
         notes=all_notes,
     )
+    verdict = _verdict(data, named)
+    data = replace(data, verdict=verdict, values=_values(plotted, summaries, [values() for values in measured]))
     data.missing.extend(_missing(data))
-    return replace(data, verdict=_verdict(data, named))
+    return data
 
 
 def read_summaries(
@@ -237,6 +291,7 @@ def read_summaries(
     context: int | str | None = None,
     metrics: Sequence[str] | None = None,
     cases: bool = True,
+    workers: Workers | None = None,
 ) -> tuple[list[CheckpointSummary], int | None, list[str]]:
     """Read score files; of what cannot be read, the reason.
 
@@ -247,6 +302,7 @@ def read_summaries(
         context: as `build_report_data`.
         metrics: those whose sums are kept (None: the core ones).
         cases: the last one with single tokens.
+        workers: that read where there is much to read (None: new ones).
 
     Returns:
         Summaries, the context they are restricted to, and notes.
@@ -255,13 +311,16 @@ def read_summaries(
     limit, note = context_for(list(folders.values()), context, skip_damaged=True)
     last = list(folders)[-1:]
     names = names_of() if metrics is None else tuple(metrics)
-    jobs = [
-        _ReadRequest(
-            folder, name, k, epsilon, limit, run, tuple(r for r in ours if r.model == name), [name] == last and cases
-        )
-        for name, folder in folders.items()
-    ]
-    read = _read_all(jobs, names)
+    with contextlib.ExitStack() as stack:
+        if workers is None:
+            workers = stack.enter_context(Workers(map(uncached_bytes, folders.values())))
+        here = workers if workers.many_bytes and all_built_in(names) else Workers()
+        jobs = []
+        for name, folder in folders.items():
+            of_model = tuple(result for result in ours if result.model == name)
+            request = _ReadRequest(folder, name, k, epsilon, limit, run, of_model, [name] == last and cases, names)
+            jobs.append(here.submit(_read_folder, request))
+        read = [job() for job in jobs]
     summaries = [item for item in read if isinstance(item, CheckpointSummary)]
     return summaries, limit, [*([note] if note else []), *(item for item in read if isinstance(item, str))]
 
@@ -277,32 +336,15 @@ class _ReadRequest(NamedTuple):
     run: str
     results: tuple[TaskResult, ...]  # of this checkpoint
     cases: bool
+    metrics: tuple[str, ...]
 
 
-def _read_all(jobs: Sequence[_ReadRequest], metrics: tuple[str, ...]) -> list[CheckpointSummary | str]:
-    """A summary of each folder, or why there is none; in processes where there is much to read.
-
-    Arrow and NumPy let other threads run for the smaller part of the time only. Metrics of users are known to this
-    process alone.
-    """
-    cores = os.cpu_count() or 1
-    workers = max(1, min(_WORKERS, cores, len(jobs)))
-    threads = max(1, cores // workers)  # of each folder: more than there are cores wait for each other
-    if workers > 1 and sum(map(uncached_bytes, {job.folder for job in jobs})) > _MANY and all_built_in(metrics):
-        # not "fork": Arrow and BLAS have threads. No semaphores, or no memory for another process: threads
-        spawn = multiprocessing.get_context("spawn")
-        with contextlib.suppress(OSError, ImportError, BrokenProcessPool), ProcessPoolExecutor(workers, spawn) as pool:
-            return list(pool.map(_read_folder, jobs, repeat(metrics), repeat(1)))
-    with ThreadPoolExecutor(workers) as readers:
-        return list(readers.map(_read_folder, jobs, repeat(metrics), repeat(threads)))
-
-
-def _read_folder(job: _ReadRequest, metrics: tuple[str, ...], threads: int) -> CheckpointSummary | str:
+def _read_folder(job: _ReadRequest) -> CheckpointSummary | str:
     try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
         stored = stored_run(job.folder, job.run, job.results)
         return cached_summary(
-            job.folder, job.name, job.k, job.epsilon, job.context, stored, cases=job.cases, metrics=metrics,
-            threads=threads,
+            job.folder, job.name, job.k, job.epsilon, job.context, stored, cases=job.cases, metrics=job.metrics,
+            threads=1 if multiprocessing.parent_process() else None,
         )  # fmt: skip
     except StoreError as error:
         return f"{job.name}: its score files are not used: {error}"
@@ -416,31 +458,38 @@ def _notes_on_other_data(ours: Sequence[TaskResult], summaries: Sequence[Checkpo
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
+def _measured(summary: CheckpointSummary, resamples: int, seed: int) -> dict[str, dict[str, Estimate]]:
+    """Every metric on every set of tokens."""
+    values = {}
+    groups: dict[bytes, list[str]] = {}  # sets of tokens of the same trajectories are resampled together
+    for select, run in summary.runs.items():
+        groups.setdefault(run.multiplicity.tobytes(), []).append(select)
+    for selects in groups.values():
+        runs = [summary.runs[select] for select in selects]
+        sums = TrajectorySums(np.stack([run.sums.values for run in runs]), runs[0].sums.names)
+        rows = measure(sums, runs[0].multiplicity, names_of(), resamples=resamples, seed=seed, min_tokens=MIN_TOKENS)
+        values.update(zip(selects, rows, strict=True))
+    return values
+
+
 def _values(
-    results: Sequence[TaskResult], summaries: Sequence[CheckpointSummary], resamples: int, seed: int
-) -> dict[str, dict[str, dict[str, Estimate]]]:
+    results: Sequence[TaskResult],
+    summaries: Sequence[CheckpointSummary],
+    measured: Sequence[Mapping[str, Mapping[str, Estimate]]],
+) -> dict[str, dict[str, Mapping[str, Estimate]]]:
     """Metrics from score files; where there are none, from comparable result files."""
-    values: dict[str, dict[str, dict[str, Estimate]]] = {}
-    for summary in summaries:
-        groups: dict[bytes, list[str]] = {}  # sets of tokens of the same trajectories are resampled together
-        for select, run in summary.runs.items():
-            groups.setdefault(run.multiplicity.tobytes(), []).append(select)
-        for selects in groups.values():
-            runs = [summary.runs[select] for select in selects]
-            sums = TrajectorySums(np.stack([run.sums.values for run in runs]), runs[0].sums.names)
-            rows = measure(
-                sums, runs[0].multiplicity, names_of(), resamples=resamples, seed=seed, min_tokens=MIN_TOKENS
-            )
-            for select, row in zip(selects, rows, strict=True):
-                values.setdefault(select, {})[summary.name] = row
+    values: dict[str, dict[str, Mapping[str, Estimate]]] = {}
+    for summary, of_checkpoint in zip(summaries, measured, strict=True):
+        for select, numbers in of_checkpoint.items():
+            values.setdefault(select, {})[summary.name] = numbers
     for result in results:
         few = (result.signature or {}).get("trajectories", 0) < _FEWEST_FOR_INTERVAL
-        numbers = {}
+        estimates = {}
         for name in names_of():
             number = result.values.get(name, Estimate(math.nan))
             half = math.nan if few or METRICS[name].denominator is None else _Z * number.stderr
-            numbers[name] = number._replace(ci_low=number.value - half, ci_high=number.value + half)
-        values.setdefault(result.select, {}).setdefault(result.model, numbers)
+            estimates[name] = number._replace(ci_low=number.value - half, ci_high=number.value + half)
+        values.setdefault(result.select, {}).setdefault(result.model, estimates)
     return values
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from hesnr_tasks.errors import HesnrError, printable
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.ladder.evidence import Verdict
 from hesnr_tasks.report import tables
-from hesnr_tasks.report.data import Missing, ReportData
-from hesnr_tasks.report.figures import SavedFigure, write_figures
+from hesnr_tasks.report.data import ReportData
+from hesnr_tasks.report.figures import SavedFigure
 from hesnr_tasks.stats import CORRELATIONS, Estimate
 
 __all__ = ["render", "write_report"]
@@ -36,8 +35,14 @@ _LARGEST = 96_000  # bytes of a CSV or PNG file that the page embeds; larger one
 _HEROES = ("fig06_downstream", "fig02_steps")  # stands under the verdict: the first that there is
 
 
-def write_report(data: ReportData, folder: Path, sort: str = "step") -> int:
-    """Write verdict.json, leaderboard.md and .csv, tables/*.csv, figures/ and report.html; returns how many figures.
+def write_report(data: ReportData, folder: Path, figures: Iterable[SavedFigure], sort: str = "step") -> int:
+    """Write verdict.json, leaderboard.md and .csv, tables/*.csv, captions and report.html; returns how many figures.
+
+    Args:
+        data: of the report.
+        folder: to write into.
+        figures: as `write_figures` gives them.
+        sort: order of the leaderboard, "step" or "he_snr".
 
     Raises:
         HesnrError: the folder cannot be written.
@@ -55,11 +60,7 @@ def write_report(data: ReportData, folder: Path, sort: str = "step") -> int:
         for table in by_name.values():
             if table.rows:
                 write_output(folder / "tables" / f"{table.name}.csv", tables.csv_text(table))
-        saved: list[SavedFigure] = []
-        if importlib.util.find_spec("matplotlib") is None:
-            data.missing.append(Missing("figures", "matplotlib is not installed", "pip install 'hesnr-tasks[report]'"))
-        else:
-            saved = write_figures(data, folder / "figures")
+        saved = list(figures)
         captions = [
             f"**{f.name}** – {f.title} (paper: {f.paper}). {tables.escape_markdown(f.caption)}\n" for f, *_ in saved
         ]

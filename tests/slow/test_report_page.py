@@ -218,29 +218,28 @@ def _no_pool(*_):
     raise OSError("no semaphores here")
 
 
-def test_in_processes_in_threads_and_where_no_process_starts_the_files_are_the_same(tmp_path, monkeypatch):
+def test_in_processes_in_this_one_and_where_none_starts_the_files_are_the_same(tmp_path, monkeypatch):
     for index, name in enumerate(("step1-2k", "step2-2k", "step3-8k")):
         analysis_made.run_of(tmp_path / "scores" / name, 5, 80, seed=index, model=f"made/{name}")
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     contents = {}
-    for where in ("processes", "threads", "no process starts"):
+    for where in ("processes", "this process", "no process starts"):
         for path in tmp_path.glob("scores/*/summary-*.cache"):
             path.unlink()
         with monkeypatch.context() as patch:
-            patch.setattr(report_data, "_MANY", 1e12 if where == "threads" else 0)
-            patch.setattr(figures, "_LONG", 99 if where == "threads" else 1)
+            patch.setattr(report_data, "_MANY", 1e12 if where == "this process" else 0)
             if where == "processes":  # this process has neither
-                patch.delattr(report_data, "ThreadPoolExecutor")
+                patch.delattr(report_data, "cached_summary")
+                patch.delattr(report_data, "measure")
                 patch.delattr(figures, "look")
             if where == "no process starts":
                 patch.setattr(report_data, "ProcessPoolExecutor", _no_pool)
-                patch.setattr(figures, "ProcessPoolExecutor", _no_pool)
             report(tmp_path / "scores", "-o", tmp_path / where, "--resamples", 200)
         files = sorted(path for path in (tmp_path / where).rglob("*") if path.is_file())
         contents[where] = {str(path.relative_to(tmp_path / where)): path.read_bytes() for path in files}
     assert len(list(tmp_path.glob("scores/*/summary-*.cache"))) == 3
-    assert any(name.endswith(".png") for name in contents["threads"])
-    assert contents["processes"] == contents["threads"] == contents["no process starts"]
+    assert any(name.endswith(".png") for name in contents["this process"])
+    assert contents["processes"] == contents["this process"] == contents["no process starts"]
 
 
 def test_metrics_of_users_are_computed_in_the_process_that_has_them(tmp_path, monkeypatch):

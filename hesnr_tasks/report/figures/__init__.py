@@ -5,22 +5,17 @@ To add one, write such a function in a module of this package and give it a line
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
+import importlib.util
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from pickle import PicklingError
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.plotting import inline_svg, look, save
-from hesnr_tasks.report.data import ReportData, ReportFigure
+from hesnr_tasks.report.data import Missing, ReportData, ReportFigure, Workers
 from hesnr_tasks.report.figures import entropy, metrics
 from hesnr_tasks.report.tables import csv_text
 
@@ -42,12 +37,6 @@ FIGURES: list[Callable[[ReportData], ReportFigure | None]] = [
 ]
 
 
-_LONG = 8  # checkpoints, from which on starting processes pays
-_WORKERS = 4
-# no semaphores, no memory for another process, a figure that cannot be sent to it: all are drawn here
-_NO_PROCESSES = (OSError, ImportError, BrokenProcessPool, PicklingError, AttributeError, TypeError)
-
-
 class SavedFigure(NamedTuple):
     """A figure as written: its SVG as markup for a page, its PNG, and its CSV files by name."""
 
@@ -58,21 +47,31 @@ class SavedFigure(NamedTuple):
 
 
 def report_figures(data: ReportData) -> Iterator[ReportFigure]:
-    """The registered figures that the data allow."""
-    for make in FIGURES:
+    """The registered figures that the data allow, from the last on the page to the first."""
+    for make in reversed(FIGURES):
         if (figure := make(data)) is not None:
             yield figure
 
 
-def write_figures(data: ReportData, folder: Path) -> list[SavedFigure]:
-    """Write each figure as .svg, .png and .csv into `folder`; those of a long ladder in several processes."""
-    workers = min(_WORKERS, os.cpu_count() or 1)
-    if workers > 1 and len(data.ladder) >= _LONG:
-        spawn = multiprocessing.get_context("spawn")
-        with contextlib.suppress(*_NO_PROCESSES), ProcessPoolExecutor(workers, spawn) as pool:
-            jobs = [(figure, pool.submit(_write_figure, figure, folder)) for figure in report_figures(data)]
-            return [SavedFigure(figure, *job.result()) for figure, job in jobs]
-    return [SavedFigure(figure, *_write_figure(figure, folder)) for figure in report_figures(data)]
+def write_figures(data: ReportData, folder: Path, workers: Workers | None = None) -> Iterator[SavedFigure]:
+    """Write each figure as .svg, .png and .csv into `folder`.
+
+    Drawing begins with this call, if there are processes to draw: with the histograms, which take longest.
+
+    Args:
+        data: of the report.
+        folder: is made where it is missing.
+        workers: that draw (None: this process).
+
+    Returns:
+        The figures in the order of the page, each as soon as it is drawn.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        data.missing.append(Missing("figures", "matplotlib is not installed", "pip install 'hesnr-tasks[report]'"))
+        return iter(())
+    workers = workers or Workers()
+    jobs = [(figure, workers.submit(_write_figure, figure, folder)) for figure in report_figures(data)]
+    return (SavedFigure(figure, *job()) for figure, job in reversed(jobs))
 
 
 def _write_figure(figure: ReportFigure, folder: Path) -> tuple[Markup, bytes, dict[str, str]]:
