@@ -460,7 +460,7 @@ def _notes_on_other_data(ours: Sequence[TaskResult], summaries: Sequence[Checkpo
 
 def _measured(summary: CheckpointSummary, resamples: int, seed: int) -> dict[str, dict[str, Estimate]]:
     """Every metric on every set of tokens."""
-    values = {}
+    values: dict[str, dict[str, Estimate]] = {}
     groups: dict[bytes, list[str]] = {}  # sets of tokens of the same trajectories are resampled together
     for select, run in summary.runs.items():
         groups.setdefault(run.multiplicity.tobytes(), []).append(select)
