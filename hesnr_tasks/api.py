@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,14 +18,16 @@ import numpy.typing as npt
 from hesnr_tasks.analysis.compare import CompareConfig, Run, difference, matched, missing, only_selection, run_of
 from hesnr_tasks.analysis.frame import Frame, check_epsilons, check_resamples, context_for
 from hesnr_tasks.analysis.frame import load as load_frame
-from hesnr_tasks.backends import score_requests
+from hesnr_tasks.backends import describe_run, iterate_scores
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
+from hesnr_tasks.files.atomic import Record, ScratchFile
 from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.formats import load as load_trajectories
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, names_of, needed_columns
 from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
-from hesnr_tasks.scores.base import ScoringRequest, TokenScores
+from hesnr_tasks.scores.base import ScoringRequest, SequenceScores, TokenScores
 from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
+from hesnr_tasks.tasks.corpus import Corpus
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, refuse_unknown
 from hesnr_tasks.trajectory import Trajectory, rendering
 from hesnr_tasks.trajectory.alignment import Encoder
@@ -133,15 +135,6 @@ class LabelledText:
         mask = only_selection(tuple(FILTERS), kinds, filters).mask
         counts = (np.left_shift(np.uint64(1), self._rendered.codes.astype(np.uint64)) & mask) != 0
         return "".join(np.array(list(self.text))[counts]) if self.text else ""
-
-    def _request(
-        self, name: str, mask: np.uint64, k: int, overflow: str, *, full_vocabulary: bool, window: int | None
-    ) -> ScoringRequest:
-        """What a scoring backend is asked for."""
-        return ScoringRequest(
-            name, lambda: self._rendered, mask, k, overflow, self.key, len(self.text),
-            full_vocabulary=full_vocabulary, window=window,
-        )  # fmt: skip
 
 
 def label(
@@ -272,7 +265,7 @@ def open_scores(folder: str | Path, run: str = "latest") -> Scores:
 def score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    runs: Sequence[Trajectory],
+    runs: Iterable[Trajectory],
     *,
     kinds: str = "thought+action",
     k: int = 10,
@@ -290,7 +283,7 @@ def score(
     Args:
         model: a causal language model, on its device.
         tokenizer: of that model.
-        runs: of `load`.
+        runs: of `load`, or any other iterable: none is held, texts and scores wait in a temporary file.
         kinds: tokens to score.
         k: candidates a token to keep.
         render: "transcript", "chatml", or "native" with the tokenizer's chat template.
@@ -316,25 +309,26 @@ def score(
     from hesnr_tasks.backends import hf
     from hesnr_tasks.integrations.evaluation import LiveModel
 
-    if not runs:
-        raise DataError("there is no trajectory to score")
     mask = only_selection(tuple(FILTERS), kinds, "none").mask
     TaskSettings.read({"window": window})
-    template = _template(render, tokenizer, options)
-    texts = [LabelledText(rendering.render(run, render, template)) for run in runs]
-    requests = [
-        text._request(run.id, mask, k, overflow, full_vocabulary=full_vocabulary, window=window)
-        for run, text in zip(runs, texts, strict=True)
-    ]
+    template, corpus = _template(render, tokenizer, options), Corpus()
+    sources, requests = [], []
+    for run in runs:
+        sources.append(Source(run.id, run.instance_id, run.resolved))
+        wanted = {"mask": mask, "k": k, "overflow": overflow, "full_vocabulary": full_vocabulary, "window": window}
+        requests.append(corpus.request_for(run.id, rendering.render(run, render, template), **wanted))
+    if not requests:
+        raise DataError("there is no trajectory to score")
     live = LiveModel(model, tokenizer, longest=max_length)
     with live.evaluating():
         backend = hf.make(live)
-        answers = score_requests(backend, requests)
-    signature = scoring_signature(answers[0].run, render=render, overflow=overflow, k=k, filters=tuple(FILTERS))
-    encoder = Encoder(backend.tokenizer, backend.bos)
-    store = _MemoryStore(Path(str(signature["run"].get("model"))), signature, lambda text: encoder.encode(text).ids)
-    for run, request, answer in zip(runs, requests, answers, strict=True):
-        store.add(answer, request, Source(run.id, run.instance_id, run.resolved))
+        encoder = Encoder(backend.tokenizer, backend.bos)
+        run_signature = describe_run(backend, encoder) | ({} if window is None else {"window": window})
+        signature = scoring_signature(run_signature, render=render, overflow=overflow, k=k, filters=tuple(FILTERS))
+        name = Path(str(signature["run"].get("model")))
+        store = _ScratchStore(name, signature, lambda text: encoder.encode(text).ids)
+        for index, scores, _ in iterate_scores(backend, requests):
+            store.add(scores, requests[index], sources[index])
     return Scores(store)
 
 
@@ -393,38 +387,46 @@ def _check(metrics: Sequence[str], epsilon: float | str, k: int, resamples: int,
     return check_epsilons([str(epsilon)], [k])[0]
 
 
-class _MemoryStore(ScoreStore):
-    """Scores that are in no folder."""
+class _ScratchStore(ScoreStore):
+    """Scores that are in no folder, and wait in a scratch file."""
 
     def __init__(
         self, name: Path, signature: Mapping[str, Any], ids_of: Callable[[Rendered], npt.NDArray[np.int32]]
     ) -> None:
         everything = StoredRun(0, 0, "", (), "", {}, None)
         super().__init__(name, signature, everything)
-        self._texts: dict[str, tuple[TokenScores, Rendered, Entry]] = {}
+        self._scratch = ScratchFile()
+        self._texts: dict[str, tuple[Entry, Record, Callable[[], Rendered]]] = {}
         self._ids_of = ids_of
 
     def add(self, scores: TokenScores, request: ScoringRequest, source: Source) -> None:
-        sources = (*(self._texts[scores.key][2].sources if scores.key in self._texts else ()), source)
+        sources = (*(self._texts[scores.key][0].sources if scores.key in self._texts else ()), source)
         entry = Entry(
             scores.key, "", sources, int(request.scored), self.k, len(scores.position), len(scores.labels_cut),
             scores.tokens_total,
         )  # fmt: skip
-        self._texts[scores.key] = scores, request.read(), entry
+        columns: list[Any] = [*(getattr(scores, name) for name in _COLUMNS), *scores.scores.padded()]
+        self._texts[scores.key] = entry, self._scratch.put(None, *columns), request.read
 
     def keys(self) -> list[str]:
         return sorted(self._texts)
 
     def entry(self, key: str) -> Entry:
-        return self._texts[key][2]
+        return self._texts[key][0]
 
     def text(self, key: str) -> Text:
-        rendered = self._texts[key][1]
+        rendered = self._texts[key][2]()
         return Text(rendered, self._ids_of(rendered))
 
     def columns(self, key: str, names: Sequence[str]) -> tuple[Entry, dict[str, npt.NDArray[Any]]]:
-        scores, rendered, entry = self._texts[key]
-        columns = {**scores.scores.padded()._asdict(), "text": np.frombuffer(rendered.text.encode(), np.uint8)}
-        if "text_ids" in names:
-            columns["text_ids"] = self._ids_of(rendered)
-        return entry, {name: columns[name] if name in columns else getattr(scores, name) for name in names}
+        entry, record, read = self._texts[key]
+        columns = dict(zip((*_COLUMNS, *SequenceScores._fields), record()[1], strict=True))
+        if not columns.keys() >= {*names}:
+            rendered = read()
+            columns["text"] = np.frombuffer(rendered.text.encode(), np.uint8)
+            if "text_ids" in names:
+                columns["text_ids"] = self._ids_of(rendered)
+        return entry, {name: columns[name] for name in names}
+
+
+_COLUMNS = ("position", "token_id", "turn", "label", "char_start", "char_end", "labels_cut")

@@ -21,7 +21,7 @@ Imports neither torch nor lm-eval; scipy is imported when an interval is compute
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from statistics import NormalDist
@@ -39,6 +39,7 @@ _FEWEST_FOR_INTERVAL = 4.0  # effective trajectories for an interval
 _FEWEST_FREEDOM = 2.0  # with fewer degrees of freedom, a 95 % interval is wider than ± 4.3 standard errors
 _BLOCK = 1_000  # resamples at a time, and fewer where those of T trajectories would take more than …
 _BLOCK_BYTES = 1 << 25  # … so many bytes
+_MOST_HELD = 1 << 24  # bytes of counts that are kept for the next metric
 _ALPHA = 0.05
 
 FloatArray = npt.NDArray[np.float64]
@@ -127,15 +128,27 @@ def resample_counts(n: int, resamples: int = RESAMPLES, seed: int = SEED) -> npt
 
     No count comes near 255: it is binomial with mean 1.
     """
-    rng = np.random.default_rng(seed)
-    counts = np.empty((resamples, n), dtype=np.uint8)
-    size = max(1, _block_size(n) // 4)  # a block takes several temporary arrays here; the draws do not depend on it
-    for start in range(0, resamples, size):
-        block = counts[start : start + size]
-        picks = rng.integers(0, n, size=block.shape) + n * np.arange(len(block))[:, None]
-        block[:] = np.bincount(picks.ravel(), minlength=block.size).reshape(block.shape)
+    counts = np.concatenate([np.zeros((0, n), np.uint8), *_drawn_counts(n, resamples, seed)])
     counts.setflags(write=False)
     return counts
+
+
+def _drawn_counts(n: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    size = max(1, _block_size(n) // 4)  # a block takes several temporary arrays here; the draws do not depend on it
+    for start in range(0, resamples, size):
+        shape = min(size, resamples - start), n
+        picks = rng.integers(0, n, size=shape) + n * np.arange(shape[0])[:, None]
+        yield np.bincount(picks.ravel(), minlength=shape[0] * n).reshape(shape).astype(np.uint8)
+
+
+def count_blocks(n: int, resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[FloatArray]:
+    """`resample_counts` in consecutive blocks of resamples; those of many trajectories are drawn anew, not held."""
+    if n * resamples > _MOST_HELD:
+        yield from (block.astype(np.float64) for block in _drawn_counts(n, resamples, seed))
+        return
+    counts, size = resample_counts(n, resamples, seed), _block_size(n)
+    yield from (counts[start : start + size].astype(np.float64) for start in range(0, resamples, size))
 
 
 def _block_size(n: int) -> int:
@@ -145,8 +158,7 @@ def _block_size(n: int) -> int:
 
 def bootstrap_sums(sums: FloatArray, resamples: int = RESAMPLES, seed: int = SEED) -> FloatArray:
     """Totals of `sums` (T, s) in every resample of the T trajectories; shape (resamples, s)."""
-    counts, size = resample_counts(len(sums), resamples, seed), _block_size(len(sums))
-    return np.concatenate([counts[i : i + size].astype(np.float64) @ sums for i in range(0, resamples, size)])
+    return np.concatenate([counts @ sums for counts in count_blocks(len(sums), resamples, seed)])
 
 
 def effective_number(weights: FloatArray) -> FloatArray:
@@ -229,14 +241,13 @@ def _replicates(
 ) -> FloatArray:
     """The metric in every resample, shape (resamples, c), from residuals, which keep more digits than the sums."""
     replicates = np.empty((resamples, residual.shape[1]))
-    counts = resample_counts(len(residual), resamples, seed) if len(residual) else np.zeros((resamples, 0))
     distinct: dict[bytes, int] = {}  # many metrics are over the same tokens
     index = [distinct.setdefault(column.tobytes(), len(distinct)) for column in denominator.T]
     totals = denominator[:, [index.index(i) for i in range(len(distinct))]]
-    size = _block_size(len(residual))
-    for start in range(0, resamples, size):
-        block = counts[start : start + size].astype(np.float64)
-        replicates[start : start + size] = ratio + (block @ residual) / (block @ totals)[:, index]
+    start = 0
+    for counts in count_blocks(len(residual), resamples, seed):
+        replicates[start : start + len(counts)] = ratio + (counts @ residual) / (counts @ totals)[:, index]
+        start += len(counts)
     return np.where(exponentiated, np.exp(replicates), replicates) if exponentiated.any() else replicates
 
 

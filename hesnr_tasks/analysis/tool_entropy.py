@@ -33,7 +33,7 @@ from hesnr_tasks.analysis.frame import Frame, Selection, check_epsilons, folders
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import EPSILON
-from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, bootstrap_sums, estimates, resample_counts, standard_error
+from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, bootstrap_sums, count_blocks, estimates, standard_error
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import Rendered
 
@@ -162,7 +162,6 @@ _OF_SUMS: dict[str, Callable[[FloatArray], FloatArray]] = {  # of rows of `ToolE
     "unmeasured": lambda sums: sums[:, 6],
 }
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-_VALUES = 1 << 21  # of resamples at a time
 MEASURES = ("mean", *_QUANTILES, "skewness", "high", "he", "steps", "unmeasured")
 
 
@@ -206,21 +205,22 @@ def _resampled_quantiles(items: Sequence[ToolEntropyItem], share: float, resampl
     owner = np.repeat(np.arange(len(items)), [len(item.entropies) for item in items])
     order = np.argsort(values, kind="stable")
     values, owner = values[order], owner[order]
-    counts = resample_counts(len(items), resamples, seed)
     size = math.ceil(len(values) / 256)
     in_block = np.zeros((len(items), math.ceil(len(values) / size)))
     np.add.at(in_block, (owner, np.arange(len(values)) // size), 1)
-    up_to = np.cumsum(bootstrap_sums(in_block, resamples, seed), axis=1)  # values of a resample up to each block's end
-    wanted = _rank(up_to[:, -1], share)
-    block_of = (up_to < wanted[:, None]).sum(axis=1)
-    quantiles = np.full(resamples, np.nan)  # where the trajectories drawn have no step
-    for block in np.unique(block_of[block_of < up_to.shape[1]]):
-        of_block, here = np.flatnonzero(block_of == block), slice(block * size, (block + 1) * size)
-        for rows in np.array_split(of_block, math.ceil(len(of_block) * size / _VALUES)):
+    quantiles = [np.zeros(0)]
+    for counts in count_blocks(len(items), resamples, seed):
+        up_to = np.cumsum(counts @ in_block, axis=1)  # values of a resample up to each block's end
+        wanted = _rank(up_to[:, -1], share)
+        block_of = (up_to < wanted[:, None]).sum(axis=1)
+        chosen = np.full(len(counts), np.nan)  # where the trajectories drawn have no step
+        for block in np.unique(block_of[block_of < up_to.shape[1]]):
+            rows, here = np.flatnonzero(block_of == block), slice(block * size, (block + 1) * size)
             before = up_to[rows, block - 1] if block else np.zeros(len(rows))
-            reached = before[:, None] + np.cumsum(counts[np.ix_(rows, owner[here])].astype(np.float64), axis=1)
-            quantiles[rows] = values[here][(reached < wanted[rows][:, None]).sum(axis=1)]
-    return quantiles
+            reached = before[:, None] + np.cumsum(counts[np.ix_(rows, owner[here])], axis=1)
+            chosen[rows] = values[here][(reached < wanted[rows][:, None]).sum(axis=1)]
+        quantiles.append(chosen)
+    return np.concatenate(quantiles)
 
 
 def gate_threshold(entropies: npt.ArrayLike, share: float) -> tuple[float, float]:

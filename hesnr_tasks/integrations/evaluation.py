@@ -23,18 +23,9 @@ from hesnr_tasks.backends import TokenisedRequest, check_tokenizer, hf, refuse_n
 from hesnr_tasks.backends.base import Backend, TokenSequence
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
 from hesnr_tasks.filters import FILTERS
-from hesnr_tasks.metrics import (
-    METRICS,
-    Item,
-    TokenColumns,
-    TrajectorySums,
-    aggregate,
-    aggregate_error,
-    names_of,
-    token_bytes,
-)
+from hesnr_tasks.metrics import TokenColumns, TrajectorySums, measure, names_of, token_bytes
 from hesnr_tasks.scores.base import SequenceScores
-from hesnr_tasks.stats import paired
+from hesnr_tasks.stats import Estimate, paired
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, signature
 from hesnr_tasks.trajectory.alignment import Encoder
@@ -424,8 +415,8 @@ class Evaluator:
         run = {"backend": "hf", "in_training": True, "max_length": self.live.max_length}
         run |= {"sharded": True} if self.sharded else {}
         run |= {"autocast": str(self.live.mixed_precision_dtype), "architecture": type(self.live.model).__name__}
-        items = [Item(text.key, 0.0, 1.0, text.n_truncated) for text in self.texts.items]
-        return signature(self.settings, self.settings.render, items, run)
+        texts = [(text.key, text.n_truncated) for text in self.texts.items]
+        return signature(self.settings, self.settings.render, texts, run)
 
 
 def gather(own: Any) -> list[Any]:
@@ -439,13 +430,17 @@ def gather(own: Any) -> list[Any]:
 
 def metrics_of(evaluation: Evaluation, settings: TaskSettings) -> dict[str, float]:
     """Values and standard errors by name; what is undefined, or over fewer than `min_tokens` tokens, is left out."""
-    values: dict[str, Any] = {}
-    for name in names_of():
-        metric, items = METRICS[name], _items(evaluation, name)
-        values[name] = aggregate(metric, items, settings.min_tokens)
-        seed, least = settings.bootstrap_seed, settings.min_tokens
-        values[f"{name}_stderr"] = aggregate_error(metric, items, settings.resamples, seed, least)
+    values: dict[str, float] = {}
+    for name, estimate in _estimates(evaluation, settings).items():
+        values |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
     return _finite(values)
+
+
+def _estimates(evaluation: Evaluation, settings: TaskSettings) -> dict[str, Estimate]:
+    """Of the texts in the order of their keys, which is the order that an lm-eval run brings them into."""
+    sums, options = evaluation.sums, {"resamples": settings.resamples, "seed": settings.bootstrap_seed}
+    once, floor = np.ones(len(sums), np.int64), settings.min_tokens
+    return measure(sums[None], once, names_of(), min_tokens=floor, **options)[0]
 
 
 def he_snr_change(before: Evaluation, after: Evaluation, settings: TaskSettings) -> dict[str, float]:
@@ -458,17 +453,12 @@ def he_snr_change(before: Evaluation, after: Evaluation, settings: TaskSettings)
     if min(side.sums.column("he_tokens").sum() for side in (before, after)) < settings.min_tokens:
         return {}
     if len(after.sums) < 2:
-        values = [aggregate(METRICS["he_snr"], _items(side, "he_snr")) for side in (before, after)]
+        values = [_estimates(side, settings)["he_snr"].value for side in (before, after)]
         return _finite({"he_snr_change": values[1] - values[0]})
     parts = [side.sums.parts("he_snr") for side in (before, after)]
     change = paired(parts[0], parts[1], resamples=settings.resamples, seed=settings.bootstrap_seed)
     ends = {"_stderr": change.stderr, "_low": change.ci_low, "_high": change.ci_high}
     return _finite({"he_snr_change": change.value} | {f"he_snr_change{name}": end for name, end in ends.items()})
-
-
-def _items(evaluation: Evaluation, name: str) -> list[Item]:
-    """In the order of the texts' keys, which is the order that an lm-eval run brings them into."""
-    return [Item.of(f"{index:09d}", name, evaluation.sums[[index]]) for index in range(len(evaluation.sums))]
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:

@@ -15,21 +15,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.stats import (
-    FEWEST_FOR_ERROR,
-    RESAMPLES,
-    SEED,
-    Estimate,
-    Scale,
-    effective_number,
-    estimates,
-)
+from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, Scale, estimates
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import kind_code
 
@@ -472,54 +464,6 @@ def evaluate(metric: Metric, numerator: Any, denominator: Any) -> FloatArray:
         ratio = np.asarray(numerator, dtype=np.float64) / np.asarray(denominator, dtype=np.float64)
         ratio = np.where(np.asarray(denominator) > 0, ratio, np.nan)
         return np.exp(ratio) if metric.exponentiate else ratio
-
-
-class Item(NamedTuple):
-    """One trajectory's part in one metric, as lm-eval gathers it from all processes."""
-
-    key: str  # hash of its labelled text
-    numerator: float
-    denominator: float
-    tokens_cut: int  # tokens beyond the context
-    tokens: float = 0.0  # that the metric averages over
-    passed: tuple[str, int, int] | None = None  # of `scored`: how a chat template got it (`rendering.Passed`)
-
-    @classmethod
-    def of(cls, key: str, name: str, sums: TrajectorySums, tokens_cut: int = 0) -> Item:
-        """The part of a trajectory (T = 1) in a registered metric."""
-        numerator, denominator = (float(part[0]) for part in sums.parts(name))
-        return cls(key, numerator, denominator, tokens_cut, float(sums.counted(name)[0]))
-
-
-def aggregate(metric: Metric, items: Sequence[Item], min_tokens: int = 0) -> float:
-    """The pooled value; NaN for a ratio over no tokens, or over fewer than `min_tokens`.
-
-    `fsum` is exact, so neither the order of trajectories nor the number of processes matters.
-    """
-    if metric.denominator is not None and sum(item.tokens for item in items) < min_tokens:
-        return math.nan
-    numerator, denominator = (
-        math.fsum(part) for part in ([i.numerator for i in items], [i.denominator for i in items])
-    )
-    return float(evaluate(metric, numerator, denominator))
-
-
-def aggregate_error(
-    metric: Metric, items: Sequence[Item], resamples: int = RESAMPLES, seed: int = SEED, min_tokens: int = 0
-) -> float | str:
-    """Cluster-bootstrap standard error of a ratio.
-
-    "N/A", which lm-eval prints, where there is none: of a total, of a value that is itself withheld, and where the
-    trajectories are so unequal that they amount to fewer than two equal ones.
-    """
-    if metric.denominator is None:
-        return "N/A"
-    ordered = sorted(items)  # by text hash: the resamples must not depend on the order of arrival
-    parts = np.array([item[1:3] for item in ordered], dtype=np.float64).reshape(-1, 2)
-    few = sum(item.tokens for item in items) < min_tokens
-    if few or not effective_number(parts[:, 1]) >= FEWEST_FOR_ERROR:
-        return "N/A"
-    return float(estimates(parts[:, :1], parts[:, 1:], metric.scale, resamples=resamples, seed=seed).stderr[0])
 
 
 def measure(

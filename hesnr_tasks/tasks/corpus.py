@@ -74,6 +74,12 @@ class Corpus:
         name = self.documents[index].id
         return ScoringRequest(name=name, read=partial(_read, record), key=key, characters=characters, **wanted)
 
+    def request_for(self, name: str, rendered: Rendered, **wanted: Any) -> ScoringRequest:
+        """A request for another text, which is put into the scratch file; arguments as in `request`."""
+        text = labelled(rendered)
+        read, characters = partial(_read, self._store(text)), len(text.text)
+        return ScoringRequest(name=name, read=read, key=text.key, characters=characters, **wanted)
+
     def _store(self, rendered: Rendered) -> Record:
         sources, spans = (
             rendered.sources,

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from hesnr_tasks import __version__
 from hesnr_tasks.errors import SettingsError, nearest, printable
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
-from hesnr_tasks.metrics import EPSILON, MIN_TOKENS, Item, parse_epsilon
+from hesnr_tasks.metrics import EPSILON, MIN_TOKENS, parse_epsilon
 from hesnr_tasks.scores.base import OVERFLOW
 from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
@@ -380,7 +380,7 @@ def choices(settings: TaskSettings, rendering: str) -> dict[str, Any]:
 def signature(
     settings: TaskSettings,
     rendering: str,
-    items: Sequence[Item],
+    texts: Sequence[tuple[str, int]],
     run: Mapping[str, Any],
     template: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -389,7 +389,7 @@ def signature(
     Args:
         settings: of the task.
         rendering: how the trajectories became text.
-        items: one a trajectory.
+        texts: of each trajectory, its key and how many of its tokens that count lie beyond the context.
         run: what the backend says of itself: model, dtype, maximum length.
         template: what `render=native` made of the model's chat template.
     """
@@ -397,10 +397,10 @@ def signature(
         **choices(settings, rendering),
         **({} if template is None else {"template": dict(template)}),
         "max_length": run.get("max_length"),
-        "tokens_cut": sum(item.tokens_cut for item in items),
-        "trajectories": len(items),
-        "trajectories_cut": sum(item.tokens_cut > 0 for item in items),
-        "data": hashlib.sha256("".join(sorted(item.key for item in items)).encode()).hexdigest(),
+        "tokens_cut": sum(cut for _, cut in texts),
+        "trajectories": len(texts),
+        "trajectories_cut": sum(cut > 0 for _, cut in texts),
+        "data": hashlib.sha256("".join(sorted(key for key, _ in texts)).encode()).hexdigest(),
         "resamples": settings.resamples,
         "bootstrap_seed": settings.bootstrap_seed,
         "run": {name: value for name, value in run.items() if name != "max_length"},

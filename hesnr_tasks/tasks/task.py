@@ -15,9 +15,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from lm_eval.api.task import Task
 
-from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, item_of, measure, number, stderr_of, steps_of
+from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, item_of, number, stderr_of, steps_of
+from hesnr_tasks.analysis.tool_entropy import measure as measure_steps
 from hesnr_tasks.backends import REQUEST_TYPE, iterate_scores, refuse_unscorable
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
@@ -35,11 +37,10 @@ from hesnr_tasks.lm_eval_compat import (
 )
 from hesnr_tasks.metrics import (
     METRICS,
-    Item,
     TokenColumns,
     TrajectorySums,
-    aggregate,
-    aggregate_error,
+    evaluate,
+    measure,
     names_of,
     needed_columns,
     topk_entropy,
@@ -81,9 +82,13 @@ attach_request_type(REQUEST_TYPE, topk_loglikelihood)
 
 @dataclass(frozen=True, slots=True)
 class DocumentValues:
-    """One document's part in every metric of a task, in the order in which lm-eval wants them."""
+    """One document's part in every metric of a task: small, because lm-eval holds those of all documents."""
 
-    values: Mapping[str, LoggedValue]
+    key: str  # hash of its labelled text
+    sums: Any  # of the tokens that count: `TrajectorySums` (T = 1), or what another task makes of them
+    tokens: int  # that count and were scored
+    tokens_cut: int  # that count and lie beyond the context
+    passed: Passed | None  # to a chat template
     run: Mapping[str, Any]  # `TokenScores.run`
     text: str  # what lm-eval writes into its sample log
 
@@ -124,6 +129,7 @@ class HesnrTask(Task):
         self._data = self.settings.data()
         self._run: Mapping[str, Any] = {}
         self._native: NativeTemplate | None = None
+        self._estimated: tuple[TrajectorySums, dict[str, Estimate]] | None = None
         self._headline, self._share = math.nan, ""  # of the closing line
         # what lm-eval's Task.__init__ would set; that wants a data set
         self._instances = None
@@ -250,38 +256,33 @@ class HesnrTask(Task):
     # --- results ------------------------------------------------------------------------------------------------------
 
     def measure(self, scores: TokenScores, rendered: Rendered) -> DocumentValues:
-        """Every metric of one trajectory, carrying numerator and denominator, then the same for its standard error.
+        """What all metrics need of one trajectory.
 
-        A trajectory that overflow=skip leaves out is told from the others by its cut tokens: see `_included`.
+        One that overflow=skip leaves out is told from the others by its cut tokens: see `_included`.
         """
-        counted = scores.selected(self._mask)
+        counted, cut = scores.selected(self._mask), int(((scores.labels_cut & self._mask) != 0).sum())
+        sums = self._sums(scores, counted, rendered)
+        return DocumentValues(scores.key, sums, int(counted.sum()), cut, rendered.passed, scores.run, str(scores))
+
+    def _sums(self, scores: TokenScores, counted: npt.NDArray[np.bool_], rendered: Rendered) -> Any:
         columns = TokenColumns.of_scores(scores, counted, self.settings.k, rendered.text)
-        names = self._names()
-        sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k, names)
-        share = self._share_scored(scores, rendered)
-        items = {name: Item.of(scores.key, name, sums, share.tokens_cut) for name in names}
-        values = {name: LoggedValue(aggregate(METRICS[name], [items[name]]), items[name]) for name in names}
-        with_error = {name: items[name] for name in names if METRICS[name].denominator}
-        return self._document_values(scores, values, with_error, share)
-
-    def _share_scored(self, scores: TokenScores, rendered: Rendered) -> Item:
-        """Tokens that count and were scored, of all that count."""
-        cut, tokens = int(((scores.labels_cut & self._mask) != 0).sum()), float(scores.selected(self._mask).sum())
-        return Item(scores.key, tokens, tokens + cut, cut, passed=rendered.passed)
-
-    @staticmethod
-    def _document_values(
-        scores: TokenScores, values: Mapping[str, LoggedValue], with_error: Mapping[str, Any], share: Item
-    ) -> DocumentValues:
-        scored = share.numerator / share.denominator if share.denominator else math.nan
-        # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
-        errors = {f"{name}_stderr": LoggedValue(math.nan, item) for name, item in with_error.items()}
-        return DocumentValues({**values, "scored": LoggedValue(scored, share), **errors}, scores.run, str(scores))
+        sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k, self._names())
+        return TrajectorySums(sums.values.copy(), sums.names)  # without the array that it is a view of
 
     def process_results(self, doc: dict[str, Any], results: list[DocumentValues]) -> dict[str, LoggedValue]:
-        """What `measure` made of the document's scores."""
-        self._run = results[0].run
-        return dict(results[0].values)
+        """Every metric of one trajectory, with the trajectory, then the same for its standard error."""
+        document, tokens = results[0], results[0].tokens
+        self._run = document.run
+        values = {**self._values(document), "scored": tokens / ((tokens + document.tokens_cut) or math.nan)}
+        # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
+        no_error = LoggedValue(math.nan, document)
+        errors = {name: no_error for name in self.aggregation() if name not in values}
+        return {**{name: LoggedValue(value, document) for name, value in values.items()}, **errors}
+
+    def _values(self, document: DocumentValues) -> dict[str, float]:
+        """Of one trajectory alone, by metric."""
+        names = self._names()
+        return {name: float(evaluate(METRICS[name], *document.sums.parts(name))[0]) for name in names}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[LoggedValue]], Any]]:
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""
@@ -303,10 +304,23 @@ class HesnrTask(Task):
         names = names_of(self.settings.metrics)
         return tuple(name for name in names if "frequency" not in METRICS[name].needs)
 
-    def _value(self, name: str, items: Iterable[LoggedValue]) -> float:
+    def _estimates(self, values: Iterable[LoggedValue]) -> tuple[TrajectorySums, dict[str, Estimate]]:
+        """The sums of all trajectories and every metric of them: from the same resamples, so made together."""
+        documents = [value.payload for value in values]
+        # by text hash: the resamples must not depend on the order of arrival
+        rows = [document.sums.values for document in sorted(self._included(documents), key=lambda d: d.key)]
+        nothing = documents[0].sums[:0]
+        sums = TrajectorySums(np.concatenate([nothing.values, *rows]), nothing.names)
+        if self._estimated is None or not np.array_equal(self._estimated[0].values, sums.values, equal_nan=True):
+            options = {"resamples": self.settings.resamples, "seed": self.settings.bootstrap_seed}
+            once, floor = np.ones(len(sums), np.int64), self.settings.min_tokens
+            self._estimated = sums, measure(sums[None], once, self._names(), min_tokens=floor, **options)[0]
+        return self._estimated
+
+    def _value(self, name: str, values: Iterable[LoggedValue]) -> float:
         """A metric; N/A (NaN) over fewer tokens than `min_tokens`, with one warning for 𝓗 and one for the others."""
-        included = self._included(items)
-        value = aggregate(METRICS[name], included, self.settings.min_tokens)
+        sums, estimates = self._estimates(values)
+        value, counted = estimates[name].value, int(sums.counted(name).sum())
         if name == "he_snr":
             self._headline = value
         if name in ("he_snr", "ppl") and value != value:
@@ -314,56 +328,54 @@ class HesnrTask(Task):
             tokens, which = (high, "he_snr and he_ppl") if name == "he_snr" else ("the set that counts", "all metrics")
             _log.warning(
                 "%s: %s has %d tokens, fewer than min_tokens=%d: %s are NaN (N/A)", self.config.task, tokens,
-                sum(item.tokens for item in included), max(1, self.settings.min_tokens), which,
+                counted, max(1, self.settings.min_tokens), which,
             )  # fmt: skip
         lacking = {*OPTIONAL}.intersection(METRICS[name].needs)
-        if lacking and value != value and sum(item.tokens for item in included) >= max(1, self.settings.min_tokens):
+        if lacking and value != value and counted >= max(1, self.settings.min_tokens):
             _log.warning(
                 "%s: %s is N/A: %s needs the logits of the whole vocabulary, which this model's backend does not "
                 "return. Score with --model hf.", self.config.task, name, ", ".join(lacking),
             )  # fmt: skip
         return value
 
-    def _error(self, name: str, items: Iterable[LoggedValue]) -> float | str:
-        error = aggregate_error(
-            METRICS[name], self._included(items), self.settings.resamples, self.settings.bootstrap_seed,
-            self.settings.min_tokens,
-        )  # fmt: skip
+    def _error(self, name: str, values: Iterable[LoggedValue]) -> float | str:
+        """A standard error; "N/A", which lm-eval prints, where the value is withheld or trajectories are too few."""
+        error = self._estimates(values)[1][name].stderr
         if name == "he_snr":  # errors come after all values
             print_at_exit(self._closing_line(error), warning=False)
-        return error
+        return "N/A" if error != error else error
 
-    def _included(self, values: Iterable[LoggedValue]) -> list[Item]:
+    def _included(self, documents: list[DocumentValues]) -> list[DocumentValues]:
         """Without the trajectories that overflow=skip leaves out."""
-        whole = [value.payload for value in values]
-        return [item for item in whole if not item.tokens_cut] if self.settings.overflow == "skip" else whole
+        return [d for d in documents if not d.tokens_cut] if self.settings.overflow == "skip" else documents
 
     def _scored(self, values: Iterable[LoggedValue]) -> float:
         """The share of the tokens that would count that was scored. The last of all values: signs and sums up."""
-        values = list(values)
-        included, items = self._included(values), [value.payload for value in values]
-        scored, wanted = sum(item.numerator for item in included), sum(item.denominator for item in items)
-        self._sign(items, included)
-        self._warn_last(int(scored), int(wanted), items)
+        documents = [value.payload for value in values]
+        included = self._included(documents)
+        scored, wanted = sum(d.tokens for d in included), sum(d.tokens + d.tokens_cut for d in documents)
+        self._sign(documents, included)
+        self._warn_last(scored, wanted, documents)
         return scored / wanted if wanted else math.nan
 
-    def _sign(self, items: list[Item], included: list[Item]) -> None:
+    def _sign(self, documents: list[DocumentValues], included: list[DocumentValues]) -> None:
         """Put the numbers' signature into the configuration that lm-eval saves with the results."""
-        empty = [item.key for item in included if not item.numerator]
+        empty = [document.key for document in included if not document.tokens]
         if empty:
             names = [self._ids[key] for key in empty if key in self._ids]  # other ranks know the others
             _log.warning(
                 "%s: no token counts in %d of %d trajectories (nothing left after filters, or all of it beyond the "
                 "context): %s", self.config.task, len(empty), len(included), ", ".join(names[:5]),
             )  # fmt: skip
-        template = self._native.describe(_passed(items)) if self._native else None
-        signed = signature(self.settings, self._rendering, included, self._run, template)
-        if len(included) < len(items):
-            signed["trajectories_skipped"] = len(items) - len(included)
+        template = self._native.describe(_passed(documents)) if self._native else None
+        texts = [(document.key, document.tokens_cut) for document in included]
+        signed = signature(self.settings, self._rendering, texts, self._run, template)
+        if len(included) < len(documents):
+            signed["trajectories_skipped"] = len(documents) - len(included)
         self._config.metadata["signature"] = signed
         _log.info("%s: %s", self.config.task, describe(signed))
 
-    def _closing_line(self, error: float | str) -> str:
+    def _closing_line(self, error: float) -> str:
         """The result in a sentence, and the command that goes on from here."""
         source, output = self.settings.trajectories or "the demo", running_evaluation().output_path
         where = source if isinstance(source, str) else ", ".join(map(str, source))
@@ -372,39 +384,39 @@ class HesnrTask(Task):
         )
         if self.settings.window is not None:  # which `hesnr report` leaves out
             follow = "hesnr analyze WHOLE --against SHORT, the score files of all context and of this window"
-        number = Estimate(self._headline, math.nan if isinstance(error, str) else error)
+        number = Estimate(self._headline, error)
         value = number.text if self._headline == self._headline else "N/A"
         name = f"{self.config.task} of {checkpoint_name(self._run)}"
         window = "" if self.settings.window is None else f" with a window of {self.settings.window}"
         return f"{name}{window}: he_snr {value}, {self._share} of {where}. Next: {follow}"
 
-    def _warn_last(self, scored: int, wanted: int, items: list[Item]) -> None:
+    def _warn_last(self, scored: int, wanted: int, documents: list[DocumentValues]) -> None:
         """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""
         task, lines = self.config.task, []
         share = f"{scored / wanted:.1%} of {wanted:,} tokens scored" if wanted else "no token counts"
-        self._share = f"{share}, {len(items)} trajectories"
+        self._share = f"{share}, {len(documents)} trajectories"
         if scored < wanted:
-            cut = sum(item.tokens_cut > 0 for item in items)
+            cut = sum(document.tokens_cut > 0 for document in documents)
             lines.append(
                 f"{task}: {'LESS THAN HALF: ' if 2 * scored < wanted else ''}only {scored / wanted:.1%} of the tokens "
-                f"that count were scored ({scored:,} of {wanted:,}): {cut} of {len(items)} trajectories are longer "
+                f"that count were scored ({scored:,} of {wanted:,}): {cut} of {len(documents)} trajectories are longer "
                 f"than the context of {self._run.get('max_length')} tokens (overflow={self.settings.overflow})"
             )
-        if self._native is not None and (text := self._native.dropped_text(_passed(items))):
+        if self._native is not None and (text := self._native.dropped_text(_passed(documents))):
             lines.append(f"{task}: {text}")
         if not self.settings.trajectories:
             lines.append(
-                f"{task}: THESE NUMBERS ARE OF {len(items)} SHIPPED DEMO TRAJECTORIES, NOT OF YOURS. Name yours with "
-                """--metadata '{"trajectories": "PATH"}'"""
+                f"{task}: THESE NUMBERS ARE OF {len(documents)} SHIPPED DEMO TRAJECTORIES, NOT OF YOURS. Name yours "
+                """with --metadata '{"trajectories": "PATH"}'"""
             )
         for line in lines:
             _log.warning("%s", line)
             print_at_exit(line)
 
 
-def _passed(items: Iterable[Item]) -> list[Passed]:
+def _passed(documents: Iterable[DocumentValues]) -> list[Passed]:
     """How the chat template got the trajectories of all processes."""
-    return [Passed(*item.passed) for item in items if item.passed]
+    return [document.passed for document in documents if document.passed]
 
 
 # --- `hesnr_tool_entropy` ---------------------------------------------------------------------------------------------
@@ -420,18 +432,17 @@ class ToolEntropyTask(HesnrTask):
     settings: ToolEntropySettings
     settings_type = ToolEntropySettings
 
-    def measure(self, scores: TokenScores, rendered: Rendered) -> DocumentValues:
-        """The trajectory's part in every number, then the same for its standard error."""
-        counted, share = scores.selected(self._mask), self._share_scored(scores, rendered)
+    def _sums(self, scores: TokenScores, counted: npt.NDArray[np.bool_], rendered: Rendered) -> ToolEntropyItem:
         rank, k, epsilon = scores.scores.rank[counted], self.settings.k, self.settings.epsilon
         entropy = topk_entropy(scores.scores.topk_logprobs[counted], k)
         decisive = (entropy > epsilon) & (rank >= 1) & (rank <= k)
         steps = steps_of(rendered, self.settings.decision_arguments)
         spans = (scores.char_start[counted], scores.char_end[counted])
-        measured = measure(steps, *spans, entropy, decisive, self.settings.combine)
-        item = item_of(scores.key, measured, epsilon, share.tokens_cut)
-        values = {public: LoggedValue(number(name, [item]), item) for public, name in _PUBLIC.items()}
-        return self._document_values(scores, values, dict.fromkeys(_WITH_ERROR, item), share)
+        measured = measure_steps(steps, *spans, entropy, decisive, self.settings.combine)
+        return item_of(scores.key, measured, epsilon)
+
+    def _values(self, document: DocumentValues) -> dict[str, float]:
+        return {public: number(name, [document.sums]) for public, name in _PUBLIC.items()}
 
     def aggregation(self) -> dict[str, Callable[[Iterable[Any]], Any]]:
         """Pooled over steps; errors from the cluster bootstrap over trajectories."""
@@ -452,13 +463,12 @@ class ToolEntropyTask(HesnrTask):
             return "N/A"  # lm-eval prints it
         return stderr_of(name, steps, self.settings.resamples, self.settings.bootstrap_seed)
 
-    def _steps(self, items: Iterable[Any]) -> list[ToolEntropyItem]:
-        """Without those of the trajectories that overflow=skip leaves out."""
-        steps = [item.payload for item in items]
-        return [item for item in steps if not item.tokens_cut] if self.settings.overflow == "skip" else steps
+    def _steps(self, values: Iterable[Any]) -> list[ToolEntropyItem]:
+        """Of the trajectories that are not left out."""
+        return [document.sums for document in self._included([value.payload for value in values])]
 
-    def _sign(self, items: list[Item], included: list[Item]) -> None:
-        super()._sign(items, included)
+    def _sign(self, documents: list[DocumentValues], included: list[DocumentValues]) -> None:
+        super()._sign(documents, included)
         self._config.metadata["signature"] |= {
             "decision_arguments": self.settings.decision_arguments,
             "combine": self.settings.combine,

@@ -16,11 +16,8 @@ from hypothesis import strategies as st
 from hesnr_tasks.metrics import (
     EPSILON,
     METRICS,
-    Item,
     TokenColumns,
     TrajectorySums,
-    aggregate,
-    aggregate_error,
     cell_sums,
     describe_metrics,
     evaluate,
@@ -30,7 +27,7 @@ from hesnr_tasks.metrics import (
     topk_entropy,
     unregister,
 )
-from hesnr_tasks.stats import Scale
+from hesnr_tasks.stats import SEED, Scale
 from tests.reference import metrics as reference
 
 VOCABULARY = 30
@@ -91,14 +88,17 @@ def random_trajectory(rng, scale=0.6, digits=9, n=None):
     return logits, rng.integers(0, VOCABULARY, n), rng.integers(1, 9, n)
 
 
-def items_of(data, name, epsilon=EPSILON):
-    return items_of_all(data, epsilon)[name]
+def sums_of(data, epsilon=EPSILON):
+    """The sums of each trajectory, from a pass over its own tokens, as lm-eval's tasks make them."""
+    rows = [TrajectorySums.of(columns(*trajectory), epsilon, metrics=tuple(METRICS)) for trajectory in data]
+    return TrajectorySums(np.concatenate([row.values for row in rows]), rows[0].names)
 
 
-def items_of_all(data, epsilon=EPSILON):
-    """What lm-eval gathers of each metric, from one pass over the tokens."""
-    sums = [TrajectorySums.of(columns(*trajectory), epsilon, metrics=tuple(METRICS)) for trajectory in data]
-    return {name: [Item.of(f"{i:03d}", name, row) for i, row in enumerate(sums)] for name in METRICS}
+def estimates_of(data, names=None, resamples=100, seed=1, min_tokens=0, epsilon=EPSILON):
+    """Values with errors over all trajectories."""
+    options = {"resamples": resamples, "seed": seed, "min_tokens": min_tokens}
+    once = np.ones(len(data), np.int64)
+    return measure(sums_of(data, epsilon)[None], once, tuple(METRICS) if names is None else names, **options)[0]
 
 
 def reference_tokens(data, k=10):
@@ -131,22 +131,21 @@ def reference_tokens(data, k=10):
 @settings(max_examples=60, deadline=None)
 def test_every_metric_equals_the_plain_loop(data, epsilon):
     expected = reference.everything(reference_tokens(data), epsilon)
-    for name, items in items_of_all(data, epsilon).items():
-        value = aggregate(METRICS[name], items)
-        assert value == pytest.approx(expected[name], rel=1e-9, abs=1e-12, nan_ok=True), name
+    for name, estimate in estimates_of(data, epsilon=epsilon).items():
+        assert estimate.value == pytest.approx(expected[name], rel=1e-9, abs=1e-12, nan_ok=True), name
 
 
 @given(data=trajectories(), random=st.randoms(use_true_random=False))
 @settings(max_examples=20, deadline=None)
-def test_the_order_of_trajectories_changes_no_bit_and_that_of_tokens_no_digit(data, random):
-    items_of_turned = items_of_all([tuple(column[::-1] for column in trajectory) for trajectory in data])
-    for name, items in items_of_all(data).items():
-        entry, shuffled = METRICS[name], random.sample(items, len(items))
-        if "trajectory" in entry.needs and name not in ("ppl_forking", "top1_forking"):
+def test_the_order_of_trajectories_changes_no_bit_of_a_value_and_that_of_tokens_no_digit(data, random):
+    shuffled = estimates_of(random.sample(data, len(data)))
+    turned = estimates_of([tuple(column[::-1] for column in trajectory) for trajectory in data])
+    for name, estimate in estimates_of(data).items():
+        needs = METRICS[name].needs
+        if "trajectory" in needs and name not in ("ppl_forking", "top1_forking"):
             continue  # windows and turns have an order
-        assert repr(aggregate(entry, items)) == repr(aggregate(entry, shuffled))
-        assert repr(aggregate_error(entry, items, 100, 1)) == repr(aggregate_error(entry, shuffled, 100, 1))
-        assert aggregate(entry, items_of_turned[name]) == pytest.approx(aggregate(entry, items), rel=1e-12, nan_ok=True)
+        assert repr(estimate.value) == repr(shuffled[name].value)
+        assert turned[name].value == pytest.approx(estimate.value, rel=1e-12, nan_ok=True)
 
 
 @given(data=trajectories())
@@ -160,19 +159,19 @@ def test_sums_add_up_over_trajectories(data):
 
 def test_without_tokens_a_ratio_is_nan_and_a_total_0(name):
     nothing = [random_trajectory(np.random.default_rng(0), n=0)] * 3
-    value = aggregate(METRICS[name], items_of(nothing, name))
-    assert value == 0 if METRICS[name].denominator is None else math.isnan(value)
-    assert aggregate_error(METRICS[name], items_of(nothing, name), 100, 1) == "N/A"
+    estimate = estimates_of(nothing)[name]
+    assert estimate.value == 0 if METRICS[name].denominator is None else math.isnan(estimate.value)
+    assert math.isnan(estimate.stderr)
 
 
 def test_over_fewer_tokens_than_the_floor_a_ratio_is_withheld(name):
     data = [random_trajectory(np.random.default_rng(i), n=20) for i in range(4)]
-    items = items_of(data, name, epsilon=0.5)
-    tokens = sum(item.tokens for item in items)
+    tokens = int(sums_of(data, epsilon=0.5).counted(name).sum())
     total = METRICS[name].denominator is None
     for floor, withheld in ((tokens, False), (tokens + 1, not total)):
-        assert math.isnan(aggregate(METRICS[name], items, floor)) == withheld
-        assert (aggregate_error(METRICS[name], items, 100, 1, floor) == "N/A") == (withheld or total)
+        estimate = estimates_of(data, min_tokens=floor, epsilon=0.5)[name]
+        assert math.isnan(estimate.value) == withheld
+        assert math.isnan(estimate.stderr) == (withheld or total)
 
 
 def test_a_missing_column_makes_a_metric_nan_not_wrong(name):
@@ -189,23 +188,21 @@ def test_a_missing_column_makes_a_metric_nan_not_wrong(name):
 def test_errors_equal_a_plain_loop_over_resamples(name):
     if METRICS[name].denominator is None:
         return
-    items, resamples = of_four_trajectories()
-    assert aggregate_error(METRICS[name], items[name], 200, 77) == pytest.approx(
-        reference.error(resamples, name), rel=1e-9
-    )
+    estimates, resamples = of_four_trajectories()
+    assert estimates[name].stderr == pytest.approx(reference.error(resamples, name), rel=1e-9)
 
 
 @cache
 def of_four_trajectories():
-    """The items of each metric, and each metric of 200 resamples by the plain loop."""
+    """Each metric, and each metric of 200 resamples by the plain loop."""
     data = [random_trajectory(np.random.default_rng(n), n=n) for n in (16, 29, 14, 31)]
     rng = np.random.default_rng(77)
     draws = [rng.integers(0, 4, size=4).tolist() for _ in range(200)]
-    return items_of_all(data), reference.resampled(reference_tokens(data), draws, EPSILON)
+    return estimates_of(data, resamples=200, seed=77), reference.resampled(reference_tokens(data), draws, EPSILON)
 
 
 def test_many_settings_at_once_are_each_alone(name):
-    """`measure` over several thresholds, with a text that counts twice, gives what lm-eval gives of each."""
+    """`measure` over several thresholds, with a text that counts twice, gives what each gives alone."""
     data = [random_trajectory(np.random.default_rng(i), n=20 + i) for i in range(6)]
     tokens, cell = joined(data)
     epsilons = [1.9, 0.5, EPSILON]
@@ -216,13 +213,8 @@ def test_many_settings_at_once_are_each_alone(name):
         resamples=300,
     )
     for epsilon, line in zip(epsilons, lines):
-        items = items_of(data, name, epsilon)
-        items = [items[0], items[1], items[1], items[2], items[3], items[5]]
-        assert line[name].value == pytest.approx(aggregate(METRICS[name], items), rel=1e-12, nan_ok=True)
-        error = aggregate_error(METRICS[name], items, 300)
-        assert (math.isnan(line[name].stderr) and not isinstance(error, float)) or line[name].stderr == pytest.approx(
-            error, rel=1e-12, nan_ok=True
-        )
+        alone = estimates_of([data[i] for i in (0, 1, 1, 2, 3, 5)], [name], 300, SEED, epsilon=epsilon)[name]
+        assert line[name] == pytest.approx(alone, rel=1e-12, nan_ok=True)
         assert not line[name].ci_low > line[name].value > line[name].ci_high
 
 
@@ -254,7 +246,7 @@ def test_a_metric_is_one_function():
     try:
         data = [random_trajectory(np.random.default_rng(i), n=n) for i, n in enumerate((4, 0, 9))]
         expected = np.mean([-np.mean([t[0] for t in tokens]) for tokens in reference_tokens(data) if tokens])
-        assert aggregate(METRICS["surprise"], items_of(data, "surprise")) == pytest.approx(expected, rel=1e-12)
+        assert estimates_of(data)["surprise"].value == pytest.approx(expected, rel=1e-12)
         with pytest.raises(ValueError, match="registered already"):
             metric("surprise")(surprise)
         with pytest.raises(ValueError, match="better='higher'"):
@@ -279,7 +271,7 @@ def test_bounds(data):
     for trajectory in data:
         entropy = columns(*trajectory).entropy
         assert ((entropy >= 0) & (entropy <= math.log(10))).all()
-    snr = aggregate(METRICS["he_snr"], items_of(data, "he_snr"))
+    snr = estimates_of(data)["he_snr"].value
     assert math.isnan(snr) or 0 <= snr <= 1 / EPSILON
 
 
@@ -296,7 +288,7 @@ def test_a_huge_nll_overflows_to_infinity_without_a_warning():
 
 
 def test_one_trajectory_has_no_error():
-    assert aggregate_error(METRICS["ppl"], [Item("a", 1.0, 2.0, 0)], 100, 1) == "N/A"
+    assert math.isnan(estimates_of([random_trajectory(np.random.default_rng(0), n=40)])["ppl"].stderr)
 
 
 def test_a_rank_beyond_the_candidates_is_a_hit_nowhere_and_unknown_above_them():
