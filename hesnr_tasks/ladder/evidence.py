@@ -138,7 +138,7 @@ class Verdict:
 
     def to_json(self) -> str:
         """Everything with the table, for scripts; NaN as null."""
-        rows = json.loads(show([self.table], "json", {}))
+        rows = json.loads(show([self.table, *([self.signal] if self.signal else [])], "json", {}))
         return json.dumps({"hesnr_tasks": __version__, **self._as_dict(), **rows}, indent=1, ensure_ascii=False)
 
     def _as_dict(self) -> dict[str, Any]:

@@ -46,8 +46,10 @@ def test_csv_with_and_without_n(tmp_path):
 def test_per_cent_is_told_by_the_whole_file(tmp_path):
     """0.8 beside 21.4 is 0.8 per cent, not 80."""
     _, named = scores([table(tmp_path, "checkpoint,swe,n\nstep100-32k,0.8,500\nstep1000-32k,21.4,500\n")])
-    low, high = outcomes(named.ladder, "swe")["step100-32k"].interval
+    remarks: list[str] = []
+    low, high = outcomes(named.ladder, "swe", remarks)["step100-32k"].interval
     assert 0 < low < 0.8 < high < 3
+    assert remarks == ["swe of step100-32k: 0.8 beside 21.4 is taken for per cent; a share is 100 times that"]
 
 
 @pytest.mark.parametrize(("value", "n"), [(0.0, 20), (0.13, 500), (1.0, 7)])
