@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -449,7 +449,7 @@ def run_job(job: Job, drop_downloads: bool, threads: int | None = None) -> JobRe
     """
     if job.shard is None and (before := scored_before(job)):
         return before
-    cached = set(_cached_revisions(job.model)) if drop_downloads else set()
+    cached = _in_cache(job.model, job.revision) if drop_downloads else set()
     start = time.monotonic()
     place = job.folder if job.shard is None else job.folder / f"shard-{job.shard + 1}.json"
     try:
@@ -459,7 +459,7 @@ def run_job(job: Job, drop_downloads: bool, threads: int | None = None) -> JobRe
         return JobResult(job.name, "failed", time.monotonic() - start, str(error))
     finally:
         if drop_downloads:
-            _drop(job.model, set(_cached_revisions(job.model)) - cached)
+            _drop(_in_cache(job.model, job.revision) - cached)  # of a neighbour's revision nothing
     seconds = round(time.monotonic() - start, 1)
     if job.shard is not None:  # its score files are what it was for; its numbers are of a part
         for results in job.folder.glob(f"shard-{job.shard + 1}_*.json"):
@@ -506,25 +506,25 @@ def run_command(words: Sequence[str], log: Path, name: str, cwd: str = ".", thre
         raise HesnrError(f"{name} ended with status {status} (all of it: {log}):\n  " + "\n  ".join(tail))
 
 
-def _cached_revisions(model: str) -> Iterator[str]:
-    """Commits of a hub model that lie in the cache; none for a folder."""
+def _in_cache(model: str, revision: str) -> set[str]:
+    """Commits of the hub cache that a revision of a model stands for; none for a folder."""
     if Path(model).exists():
-        return
+        return set()
     try:
         from huggingface_hub import scan_cache_dir
 
-        for repo in scan_cache_dir().repos:
-            if repo.repo_id == model:
-                yield from (revision.commit_hash for revision in repo.revisions)
+        cached = [version for repo in scan_cache_dir().repos if repo.repo_id == model for version in repo.revisions]
     except Exception:  # no cache yet, or one that cannot be read: then nothing of it is ours to remove
-        return
+        return set()
+    name = revision or "main"
+    return {version.commit_hash for version in cached if name in version.refs or version.commit_hash.startswith(name)}
 
 
-def _drop(model: str, revisions: set[str]) -> None:
-    if revisions:
+def _drop(commits: set[str]) -> None:
+    if commits:
         from huggingface_hub import scan_cache_dir
 
-        scan_cache_dir().delete_revisions(*revisions).execute()
+        scan_cache_dir().delete_revisions(*commits).execute()
 
 
 def missing_here(ladder: Ladder) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from hesnr_tasks import demo
 from hesnr_tasks.errors import HesnrError, SettingsError
-from hesnr_tasks.ladder.run import Job, LocalPool, Progress, RayPool, SlurmPool, jobs, progress_of, run_jobs
+from hesnr_tasks.ladder.run import Job, LocalPool, Progress, RayPool, SlurmPool, jobs, progress_of, run_job, run_jobs
 from hesnr_tasks.ladder.schema import Checkpoint, DownstreamScore, Ladder, read_ladder_file
 from hesnr_tasks.report.results import read_results
 
@@ -102,6 +102,36 @@ def test_the_command_of_a_checkpoint(tmp_path):
         jobs(ladder, tmp_path, extra=["--limit=3"], shards=2)
     with pytest.raises(SettingsError, match="differ only in signs"):
         jobs(Ladder((Checkpoint("a b"), Checkpoint("a/b"))), tmp_path)
+
+
+def test_what_was_downloaded_is_dropped_and_nothing_else(tmp_path, monkeypatch):
+    """Three revisions of one model: one that was there before, one that a neighbour reads, and the job's own."""
+    manager = pytest.importorskip("huggingface_hub.utils._cache_manager")
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(manager, "HF_HUB_CACHE", str(cache))
+    repo = cache / "models--org--m"
+    downloading = (
+        "import sys\nfrom pathlib import Path\nrepo = Path(sys.argv[1])\nfor word in sys.argv[2:]:\n"
+        "    name, _, commit = word.partition('=')\n    if not commit: continue\n"
+        "    for part in ('refs', 'blobs', f'snapshots/{commit}'): (repo / part).mkdir(parents=True, exist_ok=True)\n"
+        "    (repo / 'refs' / name).write_text(commit); (repo / 'blobs' / commit).write_text(name)\n"
+        "    (repo / 'snapshots' / commit / 'model').unlink(missing_ok=True)\n"
+        "    (repo / 'snapshots' / commit / 'model').symlink_to(repo / 'blobs' / commit)"
+    )
+    commits = {name: digit * 40 for name, digit in (("main", "a"), ("step1", "b"), ("step2", "c"))}
+
+    def job(*names):
+        words = [f"{name}={commits[name]}" for name in names]
+        command = (sys.executable, "-c", downloading, str(repo), *words)
+        return Job(names[0], command, tmp_path / "runs" / names[0], "org/m", names[0])
+
+    assert run_job(job("main"), drop_downloads=False).state == "scored"
+    assert run_job(job("step1", "step2"), drop_downloads=True).state == "scored"  # step2 comes while it runs
+    left = {path.name for path in (repo / "snapshots").iterdir()}
+    assert left == {commits["main"], commits["step2"]}
+    (tmp_path / "runs" / "main" / "ladder.json").unlink()
+    run_job(job("main")._replace(revision=""), drop_downloads=True)
+    assert {path.name for path in (repo / "blobs").iterdir()} == left  # it was there before
 
 
 def test_on_ray_a_killed_worker_is_replaced(tmp_path, monkeypatch):
