@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -21,9 +21,6 @@ from lm_eval.filters import build_filter_ensemble
 from lm_eval.utils import simple_parse_args_string
 
 from hesnr_tasks.errors import HesnrError
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
 
 # --- the running evaluation -------------------------------------------------------------------------------------------
 
@@ -101,22 +98,18 @@ def _frame(module: str, function: str | None = None) -> FrameType | None:
 # --- the command's screen ---------------------------------------------------------------------------------------------
 
 
-def exit_on_command_line(function: _F) -> _F:
+@contextlib.contextmanager
+def exit_on_command_line() -> Iterator[None]:
     """Let the `lm_eval` command end with the message of a `HesnrError` alone; in programs the error is raised as it is.
 
     The command catches no errors, so users would read a traceback through lm-eval.
     """
-
-    @functools.wraps(function)
-    def with_exit(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except HesnrError as error:
-            if not running_evaluation().is_command:
-                raise
-            raise SystemExit(f"\nhesnr-tasks: {error}") from error
-
-    return with_exit  # type: ignore[return-value]
+    try:
+        yield
+    except HesnrError as error:
+        if not running_evaluation().is_command:
+            raise
+        raise SystemExit(f"\nhesnr-tasks: {error}") from error
 
 
 _last_lines: dict[str, bool] = {}  # whether each is a warning

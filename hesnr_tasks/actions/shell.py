@@ -32,8 +32,6 @@ from hesnr_tasks.actions.tools import (
     table,
 )
 
-__all__ = []
-
 # how `LineIndex.find` compares lines
 EXACT = "="
 TABS = "\t"  # tabs before a line do not count

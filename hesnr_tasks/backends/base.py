@@ -27,20 +27,6 @@ import numpy.typing as npt
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scores.base import SequenceScores
 
-__all__ = [
-    "Backend",
-    "Row",
-    "Rows",
-    "TokenSequence",
-    "batches_of_tokens",
-    "number",
-    "row",
-    "same_value",
-    "stack",
-    "to_scores",
-    "vocabulary_bound",
-]
-
 _ABOVE_ZERO = 1e-4  # rounding of a log-softmax whose largest value is 0
 _MASS = 1.01  # rounding of k probabilities
 _LEAST_MASS = 0.98

@@ -48,8 +48,6 @@ from hesnr_tasks.files.bounded import parse_json
 from hesnr_tasks.lm_eval_compat import running_evaluation
 from hesnr_tasks.scores.base import SequenceScores
 
-__all__ = ["FORMS", "AnswerForm", "CompletionsBackend", "RefusedError", "Server", "TokenIdsByText", "make"]
-
 _T = TypeVar("_T")
 _log = logging.getLogger("hesnr_tasks")
 

@@ -27,8 +27,6 @@ from hesnr_tasks.files.atomic import replace_file
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["engine_version", "fingerprint", "tokenizer_of", "weights_of"]
-
 _log = logging.getLogger("hesnr_tasks")
 # what saving, loading or moving a model changes in its configuration
 _VOLATILE = {

@@ -34,8 +34,6 @@ from hesnr_tasks.backends.identity import engine_version, fingerprint
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scores.base import SequenceScores
 
-__all__ = ["SGLangBackend", "SGLangServerBackend", "make", "scores_of"]
-
 _RANKS = 10  # accuracies are reported up to the ten likeliest
 _BATCH_TOKENS = 1 << 17  # in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
 _OVERRIDES = ("json_model_override_args", "kv_cache_dtype", "quantization", "load_format")  # change what is computed

@@ -30,8 +30,6 @@ from hesnr_tasks.backends.identity import engine_version, fingerprint
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scores.base import SequenceScores
 
-__all__ = ["logits_of_a_step", "make", "refuse_too_large_steps"]
-
 _BATCH_TOKENS = 1 << 17  # in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
 _BATCH_TOKENS_REPLICAS = 1 << 22  # with data parallelism, where lm-eval starts the engines anew for every call
 _OVERRIDES = ("hf_overrides", "rope_scaling", "rope_theta", "kv_cache_dtype")  # change what the weights compute

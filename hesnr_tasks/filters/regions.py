@@ -25,8 +25,6 @@ from hesnr_tasks.actions.tools import is_for, names, parameter_role, tool_runs
 from hesnr_tasks.filters import grammars
 from hesnr_tasks.filters.lexer import Grammar
 
-__all__ = []
-
 
 class Language(NamedTuple):
     """How a language is recognised and lexed; words are separated by spaces, patterns match whole names."""

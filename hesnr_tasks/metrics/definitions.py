@@ -26,8 +26,6 @@ from hesnr_tasks.stats import Scale
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import kind_code
 
-__all__ = []
-
 _PAPER = "arXiv 2601.20255"
 
 

@@ -31,8 +31,6 @@ from hesnr_tasks.stats import Scale
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import kind_code
 
-__all__ = ["EXAMPLE", "page", "worked_example"]
-
 WORDS = ("sed", " -i", " s/a", "/b/", "1 passed", " pytest")
 VOCABULARY = 50  # of the example; what the ten most likely leave is spread evenly over the others
 TOP = np.array([

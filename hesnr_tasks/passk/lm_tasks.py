@@ -117,7 +117,7 @@ class PassKTask:
     _instances: Any
     _scorers: Any
 
-    @exit_on_command_line
+    @exit_on_command_line()
     def __new__(cls, config: Mapping[str, Any]) -> PassKTask:  # noqa: D102
         settings = _settings(config)
         task = _base_task(settings.base, config) if settings.base else _own_task(config)
@@ -137,7 +137,7 @@ class PassKTask:
         task.set_config("metadata", {**metadata, "passk": {**asdict(self.passk), "k": self.passk.ks}})
         task.set_config("repeats", self.passk.repeats)
 
-    @exit_on_command_line
+    @exit_on_command_line()
     def build_all_requests(self, *, samples: list[int] | None = None, **kwargs: Any) -> None:
         """As lm-eval's, with two of its traps closed: stale request caches and unsorted `--samples`."""
         if kwargs.pop("cache_requests", False):
@@ -201,7 +201,7 @@ class PassKTask:
             passes.append([{name: [text] for name, text in instance.filtered_resps.items()} for instance in instances])
         self._join_filtered(passes)
 
-    @exit_on_command_line
+    @exit_on_command_line()
     def process_instances(self) -> None:
         """Of lm-eval 0.5: filters and verifier on every answer alone, then pass@k of each problem."""
         if _is_bypassed(self):
@@ -244,7 +244,7 @@ class PassKTask:
                 name: [text for texts in filtered for text in texts[name]] for name in filtered[0]
             }
 
-    @exit_on_command_line
+    @exit_on_command_line()
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any] | None:
         """Every answer through the task's own verifier, then pass@k of the problem."""
         if _SINCE_0_5:  # called by `process_instances`, for one answer at a time

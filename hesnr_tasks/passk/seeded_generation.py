@@ -79,7 +79,7 @@ class SampleRequest:
         return f"{self.problem}:{self.repeat}"
 
 
-@exit_on_command_line
+@exit_on_command_line()
 def generate_samples(lm: Any, requests: Sequence[Any], **ignored: Any) -> list[str]:
     """lm-eval's entry for our request type: an answer a request, each of which is there `repeats` times."""
     repeats: Counter[int] = Counter()

@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from hesnr_tasks.trajectory.rendering import Rendered
 
-__all__ = ["OVERFLOW", "ScoringRequest", "SequenceScores", "TokenScores", "hidden_tokens", "window_stride"]
-
 OVERFLOW = ("right", "error", "skip")
 _NO_LABELS = np.uint64(0)
 

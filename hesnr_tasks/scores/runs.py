@@ -22,25 +22,6 @@ from hesnr_tasks.files.atomic import create_file
 from hesnr_tasks.files.bounded import open_regular, parse_json, read_rest
 from hesnr_tasks.scores.schema import Source, StoreError, write_error
 
-__all__ = [
-    "FORMAT",
-    "SCHEMA",
-    "SettingChange",
-    "StoredRun",
-    "Wanted",
-    "add_run",
-    "checkpoint_name",
-    "choose_runs",
-    "differences",
-    "model_of",
-    "open_run",
-    "read_run",
-    "run_folder",
-    "scoring_signature",
-    "short_names",
-    "window_of",
-]
-
 FORMAT = "hesnr-scores"
 SCHEMA = 2  # raised when an older reader could misread a newer file, or an older identity is not to be trusted
 _READ = (1, SCHEMA)  # 1: the identity of weights and tokenizer was a sample

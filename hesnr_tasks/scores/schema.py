@@ -20,23 +20,6 @@ from hesnr_tasks.scores.base import TokenScores
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import Rendered, Span
 
-__all__ = [
-    "COLUMNS",
-    "OPTIONAL",
-    "Entry",
-    "Source",
-    "StoreError",
-    "Text",
-    "arrow",
-    "encode",
-    "encode_vocabulary",
-    "read_columns",
-    "read_entry",
-    "read_text",
-    "read_vocabulary",
-    "write_error",
-]
-
 Array = npt.NDArray[Any]
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

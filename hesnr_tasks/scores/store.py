@@ -48,8 +48,6 @@ from hesnr_tasks.scores.schema import (
 )
 from hesnr_tasks.trajectory.rendering import Rendered
 
-__all__ = ["ScoreCache", "ScoreStore", "keeps_scores", "scores_dir"]
-
 _log = logging.getLogger("hesnr_tasks")
 _KEY = re.compile(r"[0-9A-Za-z_-]+")
 _VOCABULARY = "vocabulary.pq"  # not *.parquet: that is one file a trajectory

@@ -23,8 +23,6 @@ from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Kind, Trajectory
 from hesnr_tasks.trajectory.rendering import ActionSource, ChatTemplate, NativeRenderer, Passed, Rendered, Span, render
 
-__all__ = ["Corpus", "open_corpus"]
-
 _KINDS = tuple(Kind)
 
 

@@ -25,17 +25,6 @@ from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.chat_rendering import CALLS, THOUGHTS, NativeTemplate
 
-__all__ = [
-    "TaskSettings",
-    "ToolEntropySettings",
-    "add_flags",
-    "choices",
-    "describe",
-    "describe_settings",
-    "refuse_unknown",
-    "signature",
-]
-
 # lm-eval puts the first two, and all of --model_args, beside our settings; its RULER tasks read the next three
 _OF_OTHERS = {"version", "config_source", "pretrained", "tokenizer", "max_seq_lengths", "passk"}
 

@@ -56,12 +56,10 @@ from hesnr_tasks.tasks.settings import TaskSettings, ToolEntropySettings, descri
 from hesnr_tasks.trajectory.chat_rendering import NativeTemplate, refuse_unusable, steady
 from hesnr_tasks.trajectory.rendering import Passed, Rendered, label_mask
 
-__all__ = ["topk_loglikelihood"]
-
 _log = logging.getLogger("hesnr_tasks")
 
 
-@exit_on_command_line
+@exit_on_command_line()
 def topk_loglikelihood(lm: Any, requests: list[OpaqueInstance], **_: Any) -> list[DocumentValues]:
     """Answer lm-eval's requests of our type, in their order, from one forward pass per distinct text.
 
@@ -109,7 +107,7 @@ class HesnrTask(Task):
     OUTPUT_TYPE = REQUEST_TYPE
     settings_type: type[TaskSettings] = TaskSettings
 
-    @exit_on_command_line
+    @exit_on_command_line()
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         attach_lm_eval_handlers(_log)
         config = dict(config or {})
@@ -173,7 +171,7 @@ class HesnrTask(Task):
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    @exit_on_command_line
+    @exit_on_command_line()
     def build_all_requests(self, *, samples: list[int] | None = None, **kwargs: Any) -> None:
         """As lm-eval's, with two of its traps closed: stale request caches and unsorted `--samples`."""
         if kwargs.pop("cache_requests", False):

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
-from hesnr_tasks.backends.hf import memory  # noqa: E402
+from hesnr_tasks.backends.hf import forward  # noqa: E402
 from hesnr_tasks.backends.hf.engine import Engine  # noqa: E402
 from hesnr_tasks.backends.hf.model import (  # noqa: E402
     CausalLM,
@@ -274,7 +274,7 @@ def test_a_text_that_does_not_fit_whole_is_an_error_that_says_why(monkeypatch):
     for failing in ("free memory", "allocator"):
         with monkeypatch.context() as patch:
             if failing == "free memory":
-                patch.setattr(memory, "free_bytes", lambda device: 1000)
+                patch.setattr(forward, "free_bytes", lambda device: 1000)
             else:
                 patch.setattr(engine.model.backbone, "forward", out_of_memory)
             with pytest.raises(ScoringError, match=r"'t1' does not fit into memory .* depend on the length") as caught:

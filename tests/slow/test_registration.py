@@ -14,8 +14,8 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
-from hesnr_tasks import cli
-from hesnr_tasks.tasks import register, registration, tasks_path, unregister
+from hesnr_tasks import cli, tasks
+from hesnr_tasks.tasks import register, tasks_path, unregister
 from tests import tiny
 
 
@@ -24,7 +24,7 @@ def lm_eval_copy(tmp_path, monkeypatch):
     """The folder of tasks of an lm-eval of our own: beside us other tests walk through the installed one."""
     package = tmp_path / "site" / "lm_eval"
     shutil.copytree(Path(lm_eval.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(registration, "_lm_eval_tasks", lambda: package / "tasks")
+    monkeypatch.setattr(tasks, "_lm_eval_tasks", lambda: package / "tasks")
     return package / "tasks"
 
 

@@ -87,24 +87,4 @@ class HuggingFaceBackend(Backend):
         self, sequences: Sequence[TokenSequence], k: int, progress: Callable[[int], None], skip: Collection[int] = ()
     ) -> Iterator[tuple[int, SequenceScores]]:
         """See `Backend.score`; prefixes that sequences share are computed once."""
-        size = self._model.vocabulary
-        if k > size and sequences:
-            raise ScoringError(f"top {k} asked for, but the model's vocabulary has {size} entries")
-        wanted, empty = list[int](), list[tuple[int, int]]()
-        for index, text in enumerate(sequences):
-            if len(text.ids) and int(text.ids.max()) >= size:
-                raise ScoringError(
-                    f"trajectory {text.name!r} has token id {int(text.ids.max())}, the model knows {size} ids. The "
-                    "tokenizer does not belong to this model; name the right one with tokenizer=… in --model_args."
-                )
-            if len(text.targets):
-                wanted.append(index)
-            elif index not in skip:
-                empty.append((index, len(text.ids)))
-        for index, length in empty:
-            progress(length)
-            yield index, SequenceScores.empty(k)
-        skipped = {number for number, index in enumerate(wanted) if index in skip}
-        chosen = sequences if len(wanted) == len(sequences) else [sequences[index] for index in wanted]
-        for number, scores in self.engine.score(chosen, k, progress, skipped):
-            yield wanted[number], scores
+        return self.engine.score(sequences, k, progress, skip)

@@ -35,8 +35,6 @@ from hesnr_tasks.backends.hf.model import CausalLM, fresh_rope, length_dependenc
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scores.base import SequenceScores
 
-__all__ = ["TEXT", "Engine", "batch_by_length", "build_prefix_tree", "prefix_hashes"]
-
 _log = logging.getLogger("hesnr_tasks")
 _TOP = 10
 _LENGTH = 108
@@ -338,9 +336,26 @@ class Engine:
         The scores of a sequence are those of the prefixes it shares and those of its own rest, concatenated. Sequences
         in `skip` count only in what is computed together. `progress` gets numbers of tokens that sum to the lengths of
         the sequences scored.
+
+        Raises:
+            ScoringError: the vocabulary is not that of the sequences.
         """
-        skipped = frozenset(skip)
-        tree, lengths = self._prefix_tree(sequences)
+        skipped, size = frozenset(skip), self.model.vocabulary
+        if k > size and sequences:
+            raise ScoringError(f"top {k} asked for, but the model's vocabulary has {size} entries")
+        hashes: dict[int, PrefixHashes] = {}
+        for index, text in enumerate(sequences):
+            if len(text.ids) and int(text.ids.max()) >= size:
+                raise ScoringError(
+                    f"trajectory {text.name!r} has token id {int(text.ids.max())}, the model knows {size} ids. The "
+                    "tokenizer does not belong to this model; name the right one with tokenizer=… in --model_args."
+                )
+            if len(text.targets):
+                hashes[index] = prefix_hashes(text.ids, int(text.targets[-1]), text.full_length)
+            elif index not in skipped:
+                progress(len(text.ids))
+                yield index, SequenceScores.empty(k)
+        tree, lengths = self._prefix_tree(hashes)
         todo: list[tuple[PrefixNode, Any, tuple[_SharedPrefix, ...]]] = [(tree, None, ())]  # with the parent's cache
         while todo:
             node, cache, shared = todo.pop()
@@ -400,22 +415,21 @@ class Engine:
 
     # --- what is computed together ------------------------------------------------------------------------------------
 
-    def _batches(self, node: PrefixNode, lengths: Sequence[int], *, after_prefix: bool) -> Sequence[list[int]]:
+    def _batches(self, node: PrefixNode, lengths: Mapping[int, int], *, after_prefix: bool) -> Sequence[list[int]]:
         if self._batch == 1 or (after_prefix and not self.mode.batch_after_prefix):
             return [[index] for index in node.members]
         rests = [lengths[index] - node.stop for index in node.members]
         return batch_by_length(node.members, rests, self._batch, self.limits.batch_tokens())
 
-    def _prefix_tree(self, sequences: Sequence[TokenSequence]) -> tuple[PrefixNode, list[int]]:
+    def _prefix_tree(self, own: Mapping[int, PrefixHashes]) -> tuple[PrefixNode, dict[int, int]]:
         """The prefix tree of the texts of all processes, restricted to those of this one; tokens to run of each."""
-        own = [prefix_hashes(text.ids, int(text.targets[-1]), text.full_length) for text in sequences]
-        everyone = list(dict.fromkeys(self._gather(own)))
+        everyone = list(dict.fromkeys(self._gather(list(own.values()))))
         self._check_length(max((text.full_length for text in everyone), default=0))
-        lengths = [text.full_length if self.mode.whole_texts else text.length for text in own]
+        lengths = {i: text.full_length if self.mode.whole_texts else text.length for i, text in own.items()}
         if not self.mode.share_prefixes:
-            return PrefixNode(0, 0, list(range(len(own)))), lengths
+            return PrefixNode(0, 0, list(own)), lengths
         numbers: dict[PrefixHashes, list[int]] = {}
-        for number, text in enumerate(own):
+        for number, text in own.items():
             numbers.setdefault(text, []).append(number)
         tree = build_prefix_tree(everyone)
         return tree.restricted({i: numbers.get(text, []) for i, text in enumerate(everyone)}), lengths

@@ -32,20 +32,6 @@ from hesnr_tasks.backends.hf.model import CausalChunks, CausalLM, ForwardInputs,
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scores.base import SequenceScores
 
-__all__ = [
-    "ForwardMode",
-    "LogitsReducer",
-    "MemoryLimits",
-    "copy_cache",
-    "free_bytes",
-    "is_out_of_memory",
-    "logits_slice",
-    "reduce_logits",
-    "score_range",
-    "split_range",
-    "usable_strategies",
-]
-
 LogitsConsumer = Callable[[torch.Tensor], None]  # takes the logits (rows, vocabulary) of the next wanted positions
 
 

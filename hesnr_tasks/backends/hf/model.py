@@ -14,8 +14,6 @@ from torch.overrides import TorchFunctionMode
 
 from hesnr_tasks.errors import ScoringError
 
-__all__ = ["CausalChunks", "CausalLM", "ForwardInputs", "fresh_rope", "length_dependence", "replaced_forward"]
-
 _CACHE_NAMES = ("past_key_values", "cache_params")
 
 

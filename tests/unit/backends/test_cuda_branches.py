@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hesnr_tasks.backends.hf import memory  # noqa: E402
+from hesnr_tasks.backends.hf import forward  # noqa: E402
 from hesnr_tasks.backends.hf.forward import ForwardMode, LogitsReducer, logits_slice  # noqa: E402
 from hesnr_tasks.backends.hf.model import _attend  # noqa: E402
 
@@ -29,15 +29,15 @@ def gpus(monkeypatch):
 def limits(vocabulary=152_000, strategy="replay_lm_head", **needs):
     model = SimpleNamespace(device=GPU, vocabulary=vocabulary, together=lambda value: [value], name="M")
     mode = ForwardMode(strategy, use_kv_cache=True)
-    limits = memory.MemoryLimits(model, mode, torch.zeros(1, 8, dtype=torch.int64))
+    limits = forward.MemoryLimits(model, mode, torch.zeros(1, 8, dtype=torch.int64))
     measured = {"per_token": 1e6, "per_pair": 0.0, "per_cached_pair": 0.0, "cached_token": 131_072.0} | needs
-    limits.__dict__["_needs"] = memory._Needs(**measured)
+    limits.__dict__["_needs"] = forward._Needs(**measured)
     return limits
 
 
 def test_free_memory_is_that_of_the_fullest_device_in_use(gpus):
-    assert memory.free_bytes(GPU) == 70 * GIB  # 40 free, and 30 that PyTorch holds and does not use
-    assert memory.free_bytes(torch.device("cuda:2")) == 1 * GIB
+    assert forward.free_bytes(GPU) == 70 * GIB  # 40 free, and 30 that PyTorch holds and does not use
+    assert forward.free_bytes(torch.device("cuda:2")) == 1 * GIB
 
 
 def test_a_text_that_fits_is_read_in_one_pass_and_a_longer_one_in_chunks(gpus):
@@ -55,7 +55,7 @@ def test_chunks_are_bounded_by_the_slice_of_logits_where_the_model_makes_all_of_
 
 def test_batches_on_a_gpu_are_larger_and_shrink_with_memory(gpus):
     assert limits().batch_tokens() == 16_384
-    assert limits(per_token=1e8).batch_tokens() == memory._SAFE_TOKENS
+    assert limits(per_token=1e8).batch_tokens() == forward._SAFE_TOKENS
 
 
 def test_a_gpu_reports_itself_that_a_text_is_too_long(gpus):
@@ -66,9 +66,9 @@ def test_out_of_memory_halves_the_chunk_until_that_is_no_use(gpus):
     short = limits()
     assert short.halve(4096, "t", "CUDA out of memory") == 2048
     assert short.chunk(0, 32_768) == 2048
-    with pytest.raises(memory.ScoringError, match="'t' does not fit into memory"):
+    with pytest.raises(forward.ScoringError, match="'t' does not fit into memory"):
         short.halve(200, "t", "CUDA out of memory")
-    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert forward.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
 
 
 @pytest.mark.parametrize(("new", "seen"), [(5, 5), (5, 12), (7, 8)])
