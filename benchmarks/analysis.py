@@ -67,11 +67,11 @@ def grid(folder):
 
 def compare(folder):
     """The whole of `hesnr compare a b`."""
-    from hesnr_tasks.cli import compare as command
+    from hesnr_tasks.cli import analyze as command
 
     began = time.perf_counter()
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    command.compare_arguments(parser)
     command.compare(parser.parse_args([str(folder / "a"), str(folder / "b")]))
     report("compare two runs, 3 metrics", began)
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import hesnr_tasks
-from hesnr_tasks.cli import _parser
+from hesnr_tasks.cli import command_parser
 from hesnr_tasks.metrics import METRICS, page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,7 +86,7 @@ def cli_reference() -> str:
         for command in (command for group in groups for command in group.choices.values()):
             add(command)
 
-    add(_parser())
+    add(command_parser())
     return "\n".join(parts)
 
 

@@ -9,7 +9,7 @@ from task import PROMPT, make_tokenizer, right
 from transformers import LlamaForCausalLM
 
 from hesnr_tasks.passk import pass_at_ks
-from hesnr_tasks.rl.advantage import ALPHA_GRPO, KAPPA
+from hesnr_tasks.rl import ALPHA_GRPO, KAPPA
 
 SAMPLES = 32
 KS = [1, 2, 4, 8, 16, 32]

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.cases import case_table
 from hesnr_tasks.analysis.compare import Run, unresolved
 from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, mass_near, population
 from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, joined, scan, selection, token_sums
-from hesnr_tasks.analysis.tables import SWEEP, Table
+from hesnr_tasks.analysis.tables import SWEEP, Table, case_table
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.metrics import METRICS, Share, TrajectorySums, names_of, share_scored
 from hesnr_tasks.scores import ScoreStore, StoredRun

@@ -1,17 +1,16 @@
-"""The `hesnr` command. Each sub-command lives in the module that does its work; this file only routes."""
+"""The `hesnr` command. This file only routes: what adds a sub-command's arguments also sets what executes it."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from hesnr_tasks import __version__
 from hesnr_tasks.errors import HesnrError
 
-__all__ = ["main"]
+__all__ = ["command_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,12 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             from hesnr_tasks.cli.evaluate import evaluate
 
             return evaluate(words[1:])
-        parser = _parser()
+        parser = command_parser()
         if not words:
             parser.print_help()
             return 0
         args = parser.parse_args(words)
-        return int(args.execute(args))
+        outcome = args.execute(args)
+        if isinstance(outcome, str):
+            print(outcome)
+            return 0
+        return int(outcome)
     except HesnrError as error:
         print(f"hesnr: {error}", file=sys.stderr)
         return 2
@@ -43,50 +46,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    from hesnr_tasks.cli import (
-        analyze,
-        behaviours,
-        check,
-        compare,
-        convert,
-        demo,
-        doctor,
-        egss,
-        inspect,
-        ladder,
-        passk,
-        report,
-        select,
-        watch,
-        weights,
-    )
+def command_parser() -> argparse.ArgumentParser:
+    """All sub-commands. `execute` of a parsed command line does the work and returns text or an exit status."""
+    from hesnr_tasks.cli import analyze, answers, check, convert, egss, evaluate, inspect, ladder, report, setup
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
     parser.add_argument("--version", action="version", version=f"hesnr-tasks {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("eval", help="lm_eval with our tasks on its path; takes lm_eval's own arguments")
-    modules: dict[str, tuple[Any, str]] = {
-        "doctor": (doctor, "what is installed here, which engines can work, and what is missing"),
-        "demo": (demo, "score the shipped ladder of tiny checkpoints and print its leaderboard"),
-        "check": (check, "before a run: what would be read and scored, what the chat template does, memory and time"),
-        "convert": (convert, "any supported trajectory format to one clean file"),
-        "inspect": (inspect, "see what was read and what counts, in the terminal or as a page"),
-        "analyze": (analyze, "any threshold, k, kinds, filters and breakdown, from score files"),
-        "compare": (compare, "is one run better than another? paired, from score files"),
-        "report": (report, "leaderboard, correlations, figures and one page, of lm-eval results"),
-        "ladder": (ladder, "which checkpoint to take: write, check, run a ladder of checkpoints, and its verdict"),
-        "watch": (watch, "score each checkpoint of a training run as it is completed"),
-        "weights": (weights, "sampling weights for training data, by what a checkpoint makes of each document"),
-        "passk": (passk, "Pass@K with intervals, from logs, reports or tables"),
-        "egss": (egss, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
-        "select": (select, "one patch an instance from finished runs, by their tests and by votes (EGSS)"),
-        "behaviours": (behaviours, "what models write: length, reflection, repetition, rarity, from their answers"),
+    table: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+        "doctor": (setup.doctor_arguments, "what is installed here, which engines can work, and what is missing"),
+        "demo": (setup.demo_arguments, "score the shipped ladder of tiny checkpoints and print its leaderboard"),
+        "check": (
+            check.add_arguments,
+            "before a run: what would be read and scored, what the chat template does, memory and time",
+        ),
+        "convert": (convert.add_arguments, "any supported trajectory format to one clean file"),
+        "inspect": (inspect.add_arguments, "see what was read and what counts, in the terminal or as a page"),
+        "analyze": (analyze.analyze_arguments, "any threshold, k, kinds, filters and breakdown, from score files"),
+        "compare": (analyze.compare_arguments, "is one run better than another? paired, from score files"),
+        "report": (report.add_arguments, "leaderboard, correlations, figures and one page, of lm-eval results"),
+        "ladder": (
+            ladder.add_arguments,
+            "which checkpoint to take: write, check, run a ladder of checkpoints, and its verdict",
+        ),
+        "watch": (evaluate.watch_arguments, "score each checkpoint of a training run as it is completed"),
+        "weights": (
+            evaluate.weights_arguments,
+            "sampling weights for training data, by what a checkpoint makes of each document",
+        ),
+        "passk": (answers.passk_arguments, "Pass@K with intervals, from logs, reports or tables"),
+        "egss": (egss.egss_arguments, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
+        "select": (
+            egss.select_arguments,
+            "one patch an instance from finished runs, by their tests and by votes (EGSS)",
+        ),
+        "behaviours": (
+            answers.behaviours_arguments,
+            "what models write: length, reflection, repetition, rarity, from their answers",
+        ),
     }
-    for name, (module, purpose) in modules.items():
-        command = commands.add_parser(name, help=purpose)
-        module.add_arguments(command)
-        command.set_defaults(execute=module.run)
+    for name, (add_arguments, purpose) in table.items():
+        add_arguments(commands.add_parser(name, help=purpose))
 
     tasks = commands.add_parser("tasks", help="print the folder for lm_eval --include_path")
     tasks.set_defaults(execute=_tasks)

@@ -1,16 +1,18 @@
-"""`hesnr analyze`: any threshold, k, kind and filter, broken down in any direction, from score files alone."""
+"""`hesnr analyze` and `hesnr compare`, from score files alone; before them, the options that sub-commands share."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hesnr_tasks import __version__
-from hesnr_tasks.analysis.cases import case_table
+from hesnr_tasks.analysis.compare import CompareConfig, best_run, comparisons, matched, missing, read_run, sentence
 from hesnr_tasks.analysis.frame import (
+    EVERY,
     Frame,
     check_epsilons,
     check_resamples,
@@ -23,27 +25,122 @@ from hesnr_tasks.analysis.frame import (
 from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
 from hesnr_tasks.analysis.pairs import named_folders, pair_table
 from hesnr_tasks.analysis.tables import (
+    FORMATS,
     Question,
     Table,
     breakdown,
+    case_table,
     histograms,
     notes_on_runs,
+    paragraphs,
     profiles,
     results,
     show,
     sweep,
 )
-from hesnr_tasks.cli.options import add_format, add_selection
-from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.metrics import METRICS, MIN_TOKENS, names_of
 from hesnr_tasks.scores import ScoreStore, StoredRun, choose_runs
+from hesnr_tasks.stats import RESAMPLES, SEED
 
-__all__ = ["add_arguments", "analyze", "run"]
+__all__ = [
+    "add_answers",
+    "add_context",
+    "add_format",
+    "add_run_option",
+    "add_selection",
+    "add_wide",
+    "analyze",
+    "compare",
+]
+
+
+def add_selection(parser: argparse.ArgumentParser, *, several: bool) -> None:
+    """Which tokens and settings are analyzed; `several`: more than one value each."""
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    options: dict[str, tuple[Any, str]] = {
+        "kinds": (str, "tokens that count, such as thought+action (default: action)"),
+        "filters": (str, f"taken out of actions, such as xml+format; none; {EVERY}: all subsets (default: all)"),
+        "epsilon": (str, "entropy threshold in nats, or such as ln3 (default: (ln3+ln4)/2)"),
+        "k": (int, "candidates a token (default: 10)"),
+    }
+    for name, (kind, text) in options.items():
+        parser.add_argument(f"--{name}", type=kind, metavar=name.upper(), help=text, **many)
+    add_context(parser)
+    parser.add_argument(
+        "--min-tokens", type=int, default=MIN_TOKENS, metavar="N",
+        help=f"a metric over fewer tokens is N/A (default: {MIN_TOKENS})",
+    )  # fmt: skip
+    add_run_option(parser)
+    add_bootstrap(parser)
+
+
+def add_bootstrap(parser: argparse.ArgumentParser) -> None:
+    """`--resamples` and `--seed`."""
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
+
+
+def add_answers(parser: argparse.ArgumentParser, *, k: str) -> None:
+    """How logs of answers are read, which Pass@K, the bootstrap and the output; `k`: help of `--k`."""
+    add = parser.add_argument
+    add("--k", type=int, nargs="+", metavar="K", help=k)
+    add("--metric", metavar="NAME", help="of an lm-eval log: what says right or wrong (default: pass@1, exact_match)")
+    add("--filter", metavar="NAME", help="of an lm-eval log with several filters")
+    add("--task", metavar="NAME", help="of a folder with logs of several tasks")
+    add_bootstrap(parser)
+    add_format(parser)
+    add("-o", "--output", type=Path, metavar="OUT", help="folder for CSV, JSON and the figure (SVG, PNG)")
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """`--format` and `--wide`, for what `analysis.tables.show` prints."""
+    parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    add_wide(parser)
+
+
+def add_wide(parser: argparse.ArgumentParser) -> None:
+    """`--wide`."""
+    parser.add_argument("--wide", action="store_true", help="all columns, also where the terminal is too narrow")
+
+
+def add_context(parser: argparse.ArgumentParser) -> None:
+    """`--context`, for every command that reads score files of several runs."""
+    parser.add_argument(
+        "--context", type=_context, metavar="N",
+        help="count only the first N tokens of a text; common: those all runs could see; own: each run as it is "
+        "(default: common, where a context cut a run)",
+    )  # fmt: skip
+
+
+def add_run_option(parser: argparse.ArgumentParser) -> None:
+    """Which run of a folder is read: `args.run`, as `scores.choose_runs` takes it."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--run", default="latest", metavar="N|DATA",
+        help="the run of each folder to read, by number or by the hash of its data (default: the latest)",
+    )  # fmt: skip
+    group.add_argument(
+        "--all", dest="run", action="store_const", const="all", help="everything that was ever scored into each folder"
+    )
+
+
+def _context(word: str) -> int | str:
+    if word in ("common", "own"):
+        return word
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither a number of tokens nor common, own")
+    return int(word)
+
+
+# --- hesnr analyze: any threshold, k, kind and filter, broken down in any direction -----------------------------------
 
 _OF_TOOLS = ("decision_arguments", "combine", "forks", "quantile")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def analyze_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr analyze`."""
+    parser.set_defaults(execute=analyze)
     add = parser.add_argument
     add("scores", nargs="+", help="folders of score files, or folders of such folders")
     add_selection(parser, several=True)
@@ -67,12 +164,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quantile", type=float, nargs="+", metavar="Q", help="of --tool-entropy: more gate thresholds, at quantiles")
     add("-o", "--output", type=Path, metavar="FOLDER", help="where figures go (default: no figures)")
     add_format(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the tables."""
-    print(analyze(args))
-    return 0
 
 
 def analyze(args: argparse.Namespace) -> str:
@@ -168,3 +259,76 @@ def _tables(frame: Frame, question: Question, args: argparse.Namespace) -> Itera
     if args.cases:
         for chosen, k in itertools.product(question.chosen, question.ks):
             yield case_table(frame, chosen, k, args.cases)
+
+
+# --- hesnr compare: is one checkpoint better than another? Paired by trajectory, with cluster-robust errors -----------
+
+_DEFAULT = ("he_snr", "he_ppl", "ppl")
+_NOTES = (
+    "interval: 95 % of the difference, – where a few trajectories outweigh all others; verdict: by the two-sided p at "
+    "5 %, corrected for the number of runs (p holm); scored: share of the tokens that would count, (!) below a half",
+    "p worse: share of resamples in which the run is worse than the reference",
+    "detectable: smallest true difference that a test at 5 % finds with the power asked for",
+    "needed: trajectories to find the difference seen",
+    "unpaired: trajectories that runs on different texts would need for the same error of the difference",
+)
+
+
+def compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hesnr compare`."""
+    parser.set_defaults(execute=compare)
+    add = parser.add_argument
+    add("scores", nargs="+", help="two or more folders of score files, or a folder of such folders")
+    add_selection(parser, several=False)
+    add("--metrics", nargs="+", default=list(_DEFAULT), metavar="METRIC", help=f"default: {' '.join(_DEFAULT)}")
+    add(
+        "--reference",
+        metavar="NAME",
+        help="the run the others are compared with (default: the first that is named, else the best)",
+    )
+    add("--common", action="store_true", help="compare on the trajectories that all runs have, if they differ")
+    add("--across-renderings", action="store_true", help="pair by trajectory id: what another rendering moves")
+    add("--power", type=float, default=0.8, help="for the minimum detectable difference (default: 0.8)")
+    add_format(parser)
+
+
+def compare(args: argparse.Namespace) -> str:
+    """The comparison as text, CSV or JSON. Raises `HesnrError` for runs that must not be compared."""
+    check_resamples(args.resamples, args.seed)
+    if not 0.5 <= args.power < 1:
+        raise SettingsError("--power must be at least 0.5 and below 1")
+    ranked = [name for name in names_of("all") if METRICS[name].denominator]
+    for name in args.metrics:
+        if name in METRICS and METRICS[name].suite == "pairs":
+            raise SettingsError(f"--metrics {name} needs other scores of the same texts: hesnr analyze A --against B")
+        if name not in ranked:
+            raise SettingsError(f"--metrics {name!r} must be one of {', '.join(ranked)}.{nearest(name, ranked)}")
+    k = 10 if args.k is None else args.k
+    epsilon = check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0]
+    paths = folders(args.scores)
+    context, note = context_for(paths, args.context)
+    runs, notes = matched(
+        [
+            read_run(path, name, args.kinds, args.filters, epsilon, k, context, args.run, args.metrics)
+            for path, name in zip(paths, run_names(paths), strict=True)
+        ],
+        common=args.common,
+        across_renderings=args.across_renderings,
+    )
+    notes = [*([note] if note else []), *notes, *notes_on_runs({item.name: item.about for item in runs})]
+    names = [item.name for item in runs]
+    # of folders named one by one the first; of those found in a folder, whose order means nothing, the best
+    default = names[0] if len(args.scores) == len(paths) else best_run(runs, args.metrics[0])
+    reference = default if args.reference is None else args.reference
+    if reference not in names:
+        raise SettingsError(f"--reference {reference!r} is none of {json.dumps(names)}.{nearest(reference, names)}")
+    config = CompareConfig(args.resamples, args.seed, args.power, args.min_tokens)
+    tables = comparisons(runs, reference, args.metrics, config)
+    notes += missing(runs, args.metrics)
+    tables[-1] = tables[-1]._replace(notes=(*tables[-1].notes, *_NOTES[: None if args.wide else 1], *notes))
+    about: dict[str, Any] = {"hesnr_tasks": __version__, "k": k, "epsilon": epsilon, "reference": reference}
+    about |= {"resamples": args.resamples, "seed": args.seed, "power": args.power, "context": context, "notes": notes}
+    about["runs"] = {item.name: dict(item.signature) for item in runs}
+    content = show(tables, args.format, about, wide=args.wide)
+    sentences = [sentence(table, name, reference) for table, name in zip(tables, args.metrics, strict=True)]
+    return f"{paragraphs(sentences)}\n\n{content}" if args.format == "text" else content

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from hesnr_tasks import __version__
-from hesnr_tasks.cli.doctor import installed_version
 from hesnr_tasks.cli.evaluate import refuse_paths
+from hesnr_tasks.cli.setup import installed_version
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport, load
@@ -48,6 +48,7 @@ _LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")  # as lm-eval loo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr check`."""
+    parser.set_defaults(execute=run)
     add = parser.add_argument
     add("sources", nargs="+", metavar="SRC", help="files, globs, folders or a hub id")
     add("--model", metavar="CKPT", help="checkpoint: its configuration and tokenizer are read, not its weights")

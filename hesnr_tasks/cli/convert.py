@@ -32,6 +32,7 @@ _OUTCOMES = {True: "resolved", False: "not resolved", None: "outcome unknown"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `hesnr convert`."""
+    parser.set_defaults(execute=run)
     parser.add_argument("source", nargs="+", metavar="SRC", help="file, glob, folder or hub id")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.jsonl", help="file to write (also .jsonl.gz)")
     parser.add_argument("--force", action="store_true", help="replace OUT.jsonl if it is there already")

@@ -35,6 +35,7 @@ _LIMIT = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr inspect`."""
+    parser.set_defaults(execute=run)
     parser.add_argument("sources", nargs="+", metavar="SRC", help="files, globs, folders or a hub id")
     parser.add_argument("--id", help="only trajectories of this id or instance id")
     parser.add_argument("--limit", type=_positive, default=_LIMIT, help=f"show at most this many (default: {_LIMIT})")

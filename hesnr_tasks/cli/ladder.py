@@ -15,7 +15,7 @@ from typing import Any
 
 from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders, whole_contexts
 from hesnr_tasks.analysis.tables import Table, paragraphs, show
-from hesnr_tasks.cli.options import add_context, add_run_option, add_selection, add_wide
+from hesnr_tasks.cli.analyze import add_context, add_run_option, add_selection, add_wide
 from hesnr_tasks.cli.report import report
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, printable
 from hesnr_tasks.files.atomic import write_output
@@ -48,6 +48,7 @@ __all__ = ["add_arguments", "run", "score_and_report"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr ladder`."""
+    parser.set_defaults(execute=run)
     commands = parser.add_subparsers(required=True, metavar="ACTION")
 
     init = commands.add_parser("init", help="write a ladder file for results that exist")

@@ -13,7 +13,7 @@ from hesnr_tasks.analysis.frame import check_resamples
 from hesnr_tasks.analysis.summary import CheckpointSummary
 from hesnr_tasks.analysis.summary_cache import uncached_bytes
 from hesnr_tasks.analysis.tables import paragraphs, show
-from hesnr_tasks.cli.options import add_context, add_run_option, add_wide
+from hesnr_tasks.cli.analyze import add_context, add_run_option, add_wide
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.ladder.downstream import add_downstream
 from hesnr_tasks.ladder.names import NamedLadder, read_ladder
@@ -31,6 +31,7 @@ __all__ = ["add_arguments", "report", "run", "save_report"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr report`."""
+    parser.set_defaults(execute=run)
     add = parser.add_argument
     add("results", nargs="+", help="lm-eval result files, folders of them, folders of score files, or one pack")
     add("-o", "--output", type=Path, metavar="OUT", help="write leaderboard, figures and report.html here")

@@ -21,8 +21,8 @@ import numpy as np
 
 from hesnr_tasks.analysis.tables import interval
 from hesnr_tasks.errors import DataError
+from hesnr_tasks.exploration import NEIGHBOURS, distances, load_lexicon, prose, sentences
 from hesnr_tasks.exploration.entropy_profile import FEWEST_CLUSTERS
-from hesnr_tasks.exploration.text import NEIGHBOURS, distances, load_lexicon, prose, sentences
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.passk import listed, pass_at_k
 from hesnr_tasks.passk.outcome_files import Query, log_files, read_log

@@ -32,7 +32,7 @@ from hesnr_tasks.analysis.frame import Frame, Selection, selection
 from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.analysis.tables import Question, Table, interval
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.exploration.text import Lexicon, distances, load_lexicon, prose, rare, sentences
+from hesnr_tasks.exploration import Lexicon, distances, load_lexicon, prose, rare, sentences
 from hesnr_tasks.scores import Entry, ScoreStore
 from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind

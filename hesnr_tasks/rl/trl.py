@@ -15,7 +15,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.rl.advantage import ALPHA_GRPO, KAPPA, Shaped, check_strength, shape, version_of
+from hesnr_tasks.rl import ALPHA_GRPO, KAPPA, Shaped, check_strength, shape, version_of
 
 LOSS_TYPES = ("bnpo", "cispo", "dapo", "dr_grpo", "grpo", "sapo", "vespo")
 OLDEST = "0.29.1"  # this version and 1.0, 1.8 and 1.16 were read: entropies first, then advantages
@@ -79,10 +79,10 @@ class EntropyShapedGRPOMixin(_Trainer):
 
     Keyword arguments besides those of `GRPOTrainer`:
 
-    - `alpha` (0.4) and `kappa` (2): see `hesnr_tasks.rl.advantage`; `alpha` = 0 trains as the stock trainer does,
+    - `alpha` (0.4) and `kappa` (2): see `hesnr_tasks.rl`; `alpha` = 0 trains as the stock trainer does,
       bit for bit;
     - `pivotal`: which tokens of a completion are pivotal, for the logs (None: not logged), such as
-      `hesnr_tasks.rl.advantage.LexiconPivotal(tokenizer)`.
+      `hesnr_tasks.rl.LexiconPivotal(tokenizer)`.
 
     H is the entropy, in nats, at the trainer's temperature, that TRL computes anyway. Shaped are tokens of the model
     alone: completion mask times tool mask. The evaluation loss is shaped as well. Logged beside TRL's metrics, over

@@ -288,11 +288,12 @@ def test_the_leaderboard_is_text_on_a_terminal_and_markdown_where_it_is_piped(tm
 
 def test_no_option_takes_the_place_of_the_command():
     """Every command runs whatever its options are called: `--run` is not what is to be run."""
-    from hesnr_tasks.cli import _parser, analyze
+    from hesnr_tasks.cli import command_parser
+    from hesnr_tasks.cli.analyze import analyze
 
-    args = _parser().parse_args(["analyze", "scores", "--run", "2"])
-    assert (args.run, args.execute) == ("2", analyze.run)
-    assert _parser().parse_args(["analyze", "scores"]).run == "latest"
-    commands = next(action.choices for action in _parser()._actions if isinstance(action.choices, dict))
+    args = command_parser().parse_args(["analyze", "scores", "--run", "2"])
+    assert (args.run, args.execute) == ("2", analyze)
+    assert command_parser().parse_args(["analyze", "scores"]).run == "latest"
+    commands = next(action.choices for action in command_parser()._actions if isinstance(action.choices, dict))
     for name, command in commands.items():
         assert "execute" not in {action.dest for action in command._actions}, name

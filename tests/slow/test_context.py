@@ -1,6 +1,5 @@
 """--context: from score files, the numbers of a run that could read no more than so many tokens of each text."""
 
-import argparse
 import json
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from hesnr_tasks.analysis.frame import context_for, load
-from hesnr_tasks.cli import analyze, compare
+from hesnr_tasks.cli import command_parser
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.trajectory import Kind
@@ -22,14 +21,12 @@ METRICS = ("he_snr", "he_ppl", "ppl", "top1_acc", "entropy", "tokens", "he_token
 
 
 def ask(command, *words):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    run = command.analyze if command is analyze else command.compare
-    return run(parser.parse_args([str(word) for word in words]))
+    args = command_parser().parse_args([command, *map(str, words)])
+    return args.execute(args)
 
 
 def results(*words):
-    return json.loads(ask(analyze, *words, "--format", "json"))["tables"]["results"]
+    return json.loads(ask("analyze", *words, "--format", "json"))["tables"]["results"]
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +91,7 @@ def test_runs_of_different_contexts_are_compared_where_both_could_see(tmp_path):
         )
         store.write(cut, text=whole.text(key), mask=made.WANTED, sources=whole.entry(key).sources)
     both = (tmp_path / "short", tmp_path / "long")
-    printed = ask(compare, *both, "--resamples", 200)
+    printed = ask("compare", *both, "--resamples", 200)
     assert "context 90, the smallest that cut a run (short): only tokens that all could see count" in " ".join(
         printed.split()
     )
@@ -115,10 +112,10 @@ def test_contexts_that_cut_nothing_restrict_nothing(tmp_path):
     made.run_of(tmp_path / "a", 3, 60, max_length=4096)
     made.run_of(tmp_path / "b", 3, 60, max_length=32768)
     assert context_for([tmp_path / "a", tmp_path / "b"], None) == (None, "")
-    assert "context" not in ask(compare, tmp_path / "a", tmp_path / "b", "--resamples", 200)
+    assert "context" not in ask("compare", tmp_path / "a", tmp_path / "b", "--resamples", 200)
 
 
 def test_the_share_scored_stands_beside_the_numbers_and_is_marked_below_a_half(tmp_path):
     made.run_of(tmp_path / "a", 5, 200)
-    assert " 100.0%" in ask(analyze, tmp_path / "a", "--resamples", 200)
-    assert "% (!)" in ask(analyze, tmp_path / "a", "--resamples", 200, "--context", 60)
+    assert " 100.0%" in ask("analyze", tmp_path / "a", "--resamples", 200)
+    assert "% (!)" in ask("analyze", tmp_path / "a", "--resamples", 200, "--context", 60)

@@ -14,7 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from hesnr_tasks.cli import passk as command
+from hesnr_tasks.cli import answers
 from hesnr_tasks.errors import ScoringError, SettingsError
 from hesnr_tasks.passk.lm_tasks import PassKSettings
 from hesnr_tasks.passk.seeded_generation import SeededSampler, sampling_arguments
@@ -90,8 +90,8 @@ def test_plain_lm_eval_and_hesnr_passk_give_the_same_numbers(checkpoint, tasks, 
     (results,) = out.rglob("results_*.json")
     saved = json.loads(results.read_text())["results"]["even"]
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    (curve,), _ = command.tables(parser.parse_args([str(out)]))
+    answers.passk_arguments(parser)
+    (curve,), _ = answers.passk_tables(parser.parse_args([str(out)]))
     points = {row["k"]: row["pass@k"] for row in curve.rows}
     assert [*points] == [1, 2, 4]
     for k, point in points.items():

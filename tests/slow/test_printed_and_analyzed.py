@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from hesnr_tasks.cli import analyze as analysis
-from hesnr_tasks.cli import compare as comparison
+from hesnr_tasks.cli.analyze import analyze, compare
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import names_of
 from hesnr_tasks.scores import StoreError, choose_runs
@@ -91,7 +90,7 @@ def test_two_data_sets_are_not_pooled_unless_asked_for(checkpoint, data, tmp_pat
                     "each (t1)"]  # fmt: skip
     with pytest.raises(SettingsError, match=r"has no run '9'\. It has run 1 of 2 .*; run 2 of 2"):
         analyzed(folder, "--run", 9)
-    text = analysis.analyze(argparse.Namespace(**{**vars(arguments(analysis, folder)), "format": "text"}))
+    text = analyze(argparse.Namespace(**{**vars(arguments("analyze", folder)), "format": "text"}))
     assert "run 2 of 2" in text
 
 
@@ -102,9 +101,9 @@ def test_compare_takes_the_same_data_in_two_folders(checkpoint, data, tmp_path):
             result = evaluate(checkpoint, ["hesnr_swe"], metadata)
     folders = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(DataError, match=r"name runs of the same data with --run"):
-        comparison.compare(arguments(comparison, *folders))
+        compare(arguments("compare", *folders))
     digest = result["configs"]["hesnr_swe"]["metadata"]["signature"]["data"][:10]
-    content = json.loads(comparison.compare(arguments(comparison, *folders, "--run", digest)))
+    content = json.loads(compare(arguments("compare", *folders, "--run", digest)))
     assert sum("4 of 4 trajectories" in note for note in content["notes"]) == 2
 
 

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from hesnr_tasks.cli import analyze
+from hesnr_tasks.cli.analyze import analyze, analyze_arguments
 from hesnr_tasks.metrics import metric, unregister
 from hesnr_tasks.report import data as report_data
 from hesnr_tasks.report import figures
@@ -162,11 +162,11 @@ def test_real_runs_make_every_figure_with_the_bits_of_analyze(real, capsys):
     rows = list(csv.DictReader((out / "figures" / "fig02_steps.csv").open()))
     assert [row["checkpoint"] for row in rows] == ["step5-2k", "step10-8k", "step10-8k-sft"]
     parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
+    analyze_arguments(parser)
     for row in rows:
         scores = str(real / "runs" / row["checkpoint"] / "scores")
         arguments = parser.parse_args([scores, "--format", "json", "--resamples", "300"])
-        want = json.loads(analyze.analyze(arguments))["tables"]["results"][0]
+        want = json.loads(analyze(arguments))["tables"]["results"][0]
         for name in ("he_snr", "ppl"):
             for part, end in (("value", ""), ("stderr", "_stderr"), ("low", "_low"), ("high", "_high")):
                 analyzed = "" if want[name][part] is None else f"{want[name][part]:.6g}"  # empty: withheld

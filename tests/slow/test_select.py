@@ -20,7 +20,6 @@ pytest.importorskip("minisweagent")
 from hesnr_tasks.cli import main
 from hesnr_tasks.egss.collect import PatchCandidate, patch_key
 from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel, Spent
-from hesnr_tasks.egss.select import select_instance
 from hesnr_tasks.egss.suite import (
     PYTEST,
     PatchError,
@@ -31,6 +30,7 @@ from hesnr_tasks.egss.suite import (
     junit_outcomes,
     sandbox_config,
     secret_variables,
+    select_instance,
 )
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.files.atomic import Journal

@@ -14,7 +14,7 @@ from hesnr_tasks import formats
 from hesnr_tasks.analysis import tool_entropy
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.analysis.tool_entropy import MEASURES
-from hesnr_tasks.cli import analyze
+from hesnr_tasks.cli.analyze import analyze, analyze_arguments
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.tasks.settings import ToolEntropySettings
@@ -58,9 +58,9 @@ def numbers(result, ending=""):
 def analyzed(scores, *words):
     """The first row of `hesnr analyze --tool-entropy`, as JSON has it."""
     parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
+    analyze_arguments(parser)
     words = [scores, "--tool-entropy", "--format", "json", "--resamples", 200, "--seed", 1234, *words]
-    return json.loads(analyze.analyze(parser.parse_args([*map(str, words)])))["tables"]["tool_entropy"][0]
+    return json.loads(analyze(parser.parse_args([*map(str, words)])))["tables"]["tool_entropy"][0]
 
 
 def expected_steps(checkpoint, trajectory):

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from hesnr_tasks.cli import main
-from hesnr_tasks.cli.watch import _lacking
+from hesnr_tasks.cli.evaluate import _lacking
 from tests import tiny
 from tests.lm_eval_run import SMALL, evaluate, values, write
 

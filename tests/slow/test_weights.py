@@ -13,7 +13,7 @@ import hesnr_tasks as hesnr
 from hesnr_tasks import cli
 from hesnr_tasks.backends import hf
 from hesnr_tasks.formats import ReadReport
-from hesnr_tasks.integrations import document_sums
+from hesnr_tasks.integrations import weights
 from hesnr_tasks.integrations.evaluation import LiveModel
 from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.testing import byte_tokenizer, save_checkpoint, tiny_model, trajectory
@@ -41,7 +41,7 @@ def corpus(tmp_path_factory):
 def score(corpus, folder, progress=lambda documents, tokens: None, seed=0, **settings):
     backend = hf.make(LiveModel(tiny_model(seed=seed), byte_tokenizer()))
     chosen = TaskSettings.read({"epsilon": EPSILON, "k": K, **settings})
-    return document_sums.score_corpus(corpus, chosen, lambda: backend, folder, ReadReport(), progress)
+    return weights.score_corpus(corpus, chosen, lambda: backend, folder, ReadReport(), progress)
 
 
 def rows_of(tables):
@@ -87,7 +87,7 @@ def test_numbers_are_those_of_float64_loops(corpus, tmp_path):
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends_alike(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(document_sums, "MOST_DOCUMENTS", 2)
+    monkeypatch.setattr(weights, "MOST_DOCUMENTS", 2)
     read = []
 
     def stop(documents, tokens):
@@ -114,15 +114,15 @@ def test_the_command_and_what_datasets_and_torch_make_of_it(corpus, tmp_path, ca
     a, b = (save_checkpoint(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 1)))
     common = ["--epsilon", str(EPSILON), "--k", str(K), "--min-tokens", "1"]
 
-    def weights(*words):
+    def command(*words):
         assert cli.main(["weights", *map(str, words)]) == 0, capsys.readouterr().err
 
-    weights(*corpus, "--model", a, "--compare", b, "-o", tmp_path / "both.parquet", "--by", "loss_change", *common)
+    command(*corpus, "--model", a, "--compare", b, "-o", tmp_path / "both.parquet", "--by", "loss_change", *common)
     assert not (tmp_path / "both.parquet.parts").exists()
     for name, checkpoint in (("one", a), ("other", b)):
-        weights(*corpus, "--model", checkpoint, "-o", tmp_path / f"{name}.parquet", *common)
+        command(*corpus, "--model", checkpoint, "-o", tmp_path / f"{name}.parquet", *common)
     joined = ["--by", "loss_change", "--floor", "0.2", "--quota", "a=0.5", "-o", tmp_path / "joined.parquet"]
-    weights(tmp_path / "one.parquet", tmp_path / "other.parquet", *joined)
+    command(tmp_path / "one.parquet", tmp_path / "other.parquet", *joined)
     both, again = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in ("both", "joined"))
     assert both.pop("weight") != again.pop("weight")
     assert both == again

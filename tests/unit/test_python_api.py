@@ -1,6 +1,5 @@
 """`import hesnr_tasks as hesnr`: what is documented is what there is, and its numbers are those of the commands."""
 
-import argparse
 import doctest
 import json
 import math
@@ -12,7 +11,7 @@ import pytest
 
 import hesnr_tasks as hesnr
 from hesnr_tasks import api, demo
-from hesnr_tasks.cli import analyze, compare
+from hesnr_tasks.cli import command_parser
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores import StoreError
@@ -31,10 +30,8 @@ def folder(tmp_path_factory):
 
 
 def ask(command, *words):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    run = getattr(command, command.__name__.rsplit(".", 1)[-1])
-    return json.loads(run(parser.parse_args([*map(str, words), "--format", "json"])))["tables"]
+    args = command_parser().parse_args([command, *map(str, words), "--format", "json"])
+    return json.loads(args.execute(args))["tables"]
 
 
 # --- the surface ------------------------------------------------------------------------------------------------------
@@ -74,7 +71,7 @@ def test_examples_run(name, folder, monkeypatch):
 
 @pytest.mark.parametrize("words", [{}, {"kinds": "thought+action", "filters": "none"}, {"filters": "xml", "k": 5}])
 def test_evaluate_is_analyze(folder, words):
-    row = ask(analyze, folder / "other", *(w for k, v in words.items() for w in (f"--{k}", v)))["results"][0]
+    row = ask("analyze", folder / "other", *(w for k, v in words.items() for w in (f"--{k}", v)))["results"][0]
     estimates = hesnr.open_scores(folder / "other").evaluate(**words)
     assert tuple(estimates) == names_of()
     for name, estimate in estimates.items():
@@ -87,7 +84,7 @@ def test_evaluate_is_analyze(folder, words):
 
 @pytest.mark.parametrize("name", ["he_snr", "ppl", "bpb"])
 def test_compare_is_compare(folder, name):
-    rows = ask(compare, folder / "CHECKPOINT", folder / "other", "--metrics", name)[f"compare_{name}"]
+    rows = ask("compare", folder / "CHECKPOINT", folder / "other", "--metrics", name)[f"compare_{name}"]
     row = next(row for row in rows if row["difference"])
     a, b = hesnr.open_scores(folder / "CHECKPOINT"), hesnr.open_scores(folder / "other")
     difference = hesnr.compare(a, b, name)
@@ -105,8 +102,8 @@ def test_a_registered_metric_is_everywhere(folder):
         scores = hesnr.open_scores(folder / "other")
         value = scores.evaluate("surprise", "ppl")
         assert value["surprise"].value == pytest.approx(math.log(value["ppl"].value), rel=1e-12)
-        assert ask(analyze, folder / "other")["results"][0]["surprise"]["value"] == value["surprise"].value
-        rows = ask(compare, folder / "CHECKPOINT", folder / "other", "--metrics", "surprise")
+        assert ask("analyze", folder / "other")["results"][0]["surprise"]["value"] == value["surprise"].value
+        rows = ask("compare", folder / "CHECKPOINT", folder / "other", "--metrics", "surprise")
         assert hesnr.compare(scores, scores, "surprise").value == 0
         assert len(rows["compare_surprise"]) == 2
     finally:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hesnr_tasks import cli
-from hesnr_tasks.cli import analyze
+from hesnr_tasks.cli.analyze import analyze, analyze_arguments
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.scores import ScoreStore
@@ -21,8 +21,8 @@ from tests.unit.scores import made as parts
 def ask(*words):
     """What `hesnr analyze` prints."""
     parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
-    return analyze.analyze(parser.parse_args([str(word) for word in words]))
+    analyze_arguments(parser)
+    return analyze(parser.parse_args([str(word) for word in words]))
 
 
 def tables(*words):

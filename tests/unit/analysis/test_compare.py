@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from hesnr_tasks.cli import compare
+from hesnr_tasks.analysis.compare import read_run
+from hesnr_tasks.cli.analyze import compare, compare_arguments
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import EPSILON, TokenColumns, TrajectorySums
 from hesnr_tasks.scores import ScoreStore
@@ -18,8 +19,8 @@ from tests.unit.scores import made as parts
 
 def ask(*words):
     parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    return compare.compare(parser.parse_args([str(word) for word in words]))
+    compare_arguments(parser)
+    return compare(parser.parse_args([str(word) for word in words]))
 
 
 def tables(*words):
@@ -117,7 +118,7 @@ def test_renderings_are_compared_only_when_told_to(tmp_path):
     (row,) = [r for r in tables(*words)["compare_he_snr"] if r["run"] == "c"]
     sides = []
     for name in ("a", "c"):
-        frame = compare.read_run(tmp_path / name, name, None, None, EPSILON, 10, None, "latest", ["he_snr"])
+        frame = read_run(tmp_path / name, name, None, None, EPSILON, 10, None, "latest", ["he_snr"])
         order = sorted(range(12), key=lambda i: int(frame.ids[i].removeprefix("run")))
         numerator, denominator = frame.sums.parts("he_snr")
         sides.append([(float(numerator[i]), float(denominator[i])) for i in order])

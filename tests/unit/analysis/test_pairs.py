@@ -13,7 +13,7 @@ import hesnr_tasks as hesnr  # noqa: E402
 from hesnr_tasks.analysis.frame import selection  # noqa: E402
 from hesnr_tasks.analysis.pairs import key_tokens, mean_over_characters, pair_table  # noqa: E402
 from hesnr_tasks.analysis.tables import Question  # noqa: E402
-from hesnr_tasks.cli import analyze  # noqa: E402
+from hesnr_tasks.cli.analyze import analyze, analyze_arguments  # noqa: E402
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError  # noqa: E402
 from hesnr_tasks.testing import byte_tokenizer, tiny_model, trajectory  # noqa: E402
 from hesnr_tasks.trajectory import Kind  # noqa: E402
@@ -170,10 +170,10 @@ def test_the_command_prints_values_and_what_they_are_over(tmp_path):
     made.run_of(tmp_path / "a", 8)
     made.run_of(tmp_path / "b", 8, seed=2, model="made/two", quality=0.5)
     parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
+    analyze_arguments(parser)
 
     def ask(*words):
-        return analyze.analyze(parser.parse_args([str(word) for word in words]))
+        return analyze(parser.parse_args([str(word) for word in words]))
 
     words = (tmp_path / "a", "--against", tmp_path / "b", "--resamples", "200")
     rows = {row["metric"]: row for row in json.loads(ask(*words, "--format", "json"))["tables"]["pairs"]}

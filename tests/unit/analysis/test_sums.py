@@ -6,9 +6,9 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from hesnr_tasks.analysis.cases import case_table
 from hesnr_tasks.analysis.frame import grid_sums, group_sums, load, selection, token_sums
 from hesnr_tasks.analysis.summary import summarize, token_sets
+from hesnr_tasks.analysis.tables import case_table
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import METRICS, TokenColumns, TrajectorySums, names_of
 from hesnr_tasks.scores import StoreError

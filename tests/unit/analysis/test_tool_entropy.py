@@ -16,7 +16,7 @@ from hesnr_tasks.analysis import tool_entropy
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.analysis.tables import show
 from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, number, quantile, stderr_of, steps_of
-from hesnr_tasks.cli import analyze
+from hesnr_tasks.cli.analyze import analyze, analyze_arguments
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.stats import resample_counts
 from hesnr_tasks.trajectory import Kind
@@ -173,7 +173,7 @@ def run(tmp_path_factory):
 def ask(folder, **options):
     """All tables of a run, by name, as a program reads them."""
     parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
+    analyze_arguments(parser)
     words = [str(folder), "--filters", "none", "--resamples", "200", "--seed", "1", "--format", "json"]
     args = parser.parse_args([*words, "--tool-entropy"])
     vars(args).update(options)
@@ -267,9 +267,9 @@ def test_settings_that_cannot_be_are_refused(run, options, message):
                                    ["--decision-arguments", "0"]])  # fmt: skip
 def test_options_of_tool_entropy_without_it_are_refused(run, words):
     parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
+    analyze_arguments(parser)
     with pytest.raises(SettingsError, match=f"{words[0]} is for the steps of --tool-entropy; add that"):
-        analyze.analyze(parser.parse_args([str(run), *words]))
+        analyze(parser.parse_args([str(run), *words]))
 
 
 def test_options_say_how_many_forks_and_how_steps_are_measured(run, answer):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.analysis import weights
-from hesnr_tasks.analysis.weights import BY, COLUMNS, METADATA, Sampling, Tables, sampling_weights, write_weights
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.integrations import weights
+from hesnr_tasks.integrations.weights import BY, COLUMNS, METADATA, Sampling, Tables, sampling_weights, write_weights
 
 SIGNATURE = {"k": 10, "epsilon": 1.24, "hesnr_tasks": "1", "run": {"tokenizer": "t", "bos": [], "max_length": 64}}
 

@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 
-from hesnr_tasks.cli import behaviours as command
+from hesnr_tasks.cli import answers
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.exploration.behaviours import Answer, AnswerSet, matched_passk, measure, rarity
 from hesnr_tasks.formats import read_trajectories
@@ -48,8 +48,8 @@ def rows_of(seed, problems=12, n=4, reflects=0.2, longer=0):
 
 def ask(*words):
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    results, notes = command.tables(parser.parse_args([*map(str, words), "--resamples", "200"]))
+    answers.behaviours_arguments(parser)
+    results, notes = answers.behaviour_tables(parser.parse_args([*map(str, words), "--resamples", "200"]))
     return {table.name: table for table in results}, notes
 
 
@@ -288,8 +288,9 @@ def test_trajectories_by_their_thoughts_and_turns():
 
 def test_files_and_figure(two, tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    assert command.run(parser.parse_args([*map(str, two), "--resamples", "200", "-o", str(tmp_path / "out")])) == 0
+    answers.behaviours_arguments(parser)
+    args = parser.parse_args([*map(str, two), "--resamples", "200", "-o", str(tmp_path / "out")])
+    assert answers.run_behaviours(args) == 0
     assert "Pass@k at matched length, tuned less base" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {

@@ -13,10 +13,10 @@ import pytest
 
 from hesnr_tasks.analysis.frame import load, selection
 from hesnr_tasks.analysis.tables import Table
-from hesnr_tasks.cli import analyze
+from hesnr_tasks.cli.analyze import analyze, analyze_arguments
 from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.exploration import distances, load_lexicon, rare
 from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect, contrast, figure_data
-from hesnr_tasks.exploration.text import distances, load_lexicon, rare
 from hesnr_tasks.scores import ScoreStore
 from hesnr_tasks.stats import Estimate, estimates
 from hesnr_tasks.trajectory import Kind
@@ -28,8 +28,8 @@ __all__ = []
 
 def ask(*words):
     parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
-    return analyze.analyze(parser.parse_args(["--resamples", "200", *map(str, words)]))
+    analyze_arguments(parser)
+    return analyze(parser.parse_args(["--resamples", "200", *map(str, words)]))
 
 
 def flat(mean):
@@ -141,9 +141,9 @@ STEP = 0.6  # nats
 
 def tables_of(folder):
     parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
+    analyze_arguments(parser)
     words = [str(folder), "--exploration", "--resamples", "100", "--format", "json"]
-    return json.loads(analyze.analyze(parser.parse_args(words)))["tables"]
+    return json.loads(analyze(parser.parse_args(words)))["tables"]
 
 
 def rows(folder):

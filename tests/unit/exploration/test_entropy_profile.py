@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.analysis.frame import load, selection
-from hesnr_tasks.cli import analyze
+from hesnr_tasks.cli.analyze import analyze, analyze_arguments
+from hesnr_tasks.exploration import load_lexicon
 from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect, contrast, difference_bounds, entropy_bounds
-from hesnr_tasks.exploration.text import load_lexicon
 from hesnr_tasks.metrics import topk_entropy
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.scores.base import SequenceScores, TokenScores
@@ -223,9 +223,9 @@ FEWEST = 8
 def tables(tmp_path_factory):
     folder = demo_scores.write(tmp_path_factory.mktemp("demo") / "scores")
     parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
+    analyze_arguments(parser)
     words = [str(folder), "--exploration", "--format", "json", "--resamples", "2000"]
-    return json.loads(analyze.analyze(parser.parse_args(words)))["tables"]
+    return json.loads(analyze(parser.parse_args(words)))["tables"]
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.exploration.text import CODE, distances, load_lexicon, prose, rare, sentences
+from hesnr_tasks.exploration import CODE, distances, load_lexicon, prose, rare, sentences
 from hesnr_tasks.formats import load
 from hesnr_tasks.trajectory import Kind
 from tests.reference import exploration as reference
@@ -172,7 +172,7 @@ def test_sentences_nobody_else_writes_are_rare_and_repeated_ones_are_not():
 def test_a_sample_of_references_gives_nearly_the_same_ones(monkeypatch):
     texts = corpus(1500)
     whole = rare(distances(texts))
-    monkeypatch.setattr("hesnr_tasks.exploration.text.REFERENCES", 500)
+    monkeypatch.setattr("hesnr_tasks.exploration.REFERENCES", 500)
     some = rare(distances(texts))
     assert (whole & some)[::20].all()
     assert (whole & some).sum() > 0.7 * whole.sum()

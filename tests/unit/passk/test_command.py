@@ -7,15 +7,15 @@ import random
 
 import pytest
 
-from hesnr_tasks.cli import passk as command
+from hesnr_tasks.cli import answers
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.passk import pass_at_k
 
 
 def passk(capsys, *words):
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    assert command.run(parser.parse_args([*map(str, words), "--resamples", "300"])) == 0
+    answers.passk_arguments(parser)
+    assert answers.run_passk(parser.parse_args([*map(str, words), "--resamples", "300"])) == 0
     return capsys.readouterr().out
 
 

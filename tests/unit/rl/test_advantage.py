@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import ScoringError, SettingsError
-from hesnr_tasks.rl.advantage import LexiconPivotal, entropy_shaped_advantage, shape
+from hesnr_tasks.rl import LexiconPivotal, entropy_shaped_advantage, shape
 from tests import tiny
 from tests.reference import shaping as reference
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.rl.advantage import EntropyShapedPPOLoss, check_verl
+from hesnr_tasks.rl import EntropyShapedPPOLoss, check_verl
 from tests.reference import shaping as reference
 
 LENGTHS = [4, 2, 3]

@@ -1,29 +1,26 @@
 """The list of runs in a folder of score files, and what may be added to a folder."""
 
-import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from hesnr_tasks.cli import analyze as analysis
-from hesnr_tasks.cli import compare as comparison
+from hesnr_tasks.cli import command_parser
+from hesnr_tasks.cli.analyze import analyze, compare
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.scores import ScoreStore, Source, StoreError, Wanted, choose_runs
 from hesnr_tasks.scores.runs import add_run, checkpoint_name, model_of, short_names
 from tests.unit.scores import made
 
 
-def arguments(module, *words):
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return parser.parse_args([*map(str, words), "--format", "json", "--resamples", "100"])
+def arguments(command, *words):
+    return command_parser().parse_args([command, *map(str, words), "--format", "json", "--resamples", "100"])
 
 
 def analyzed(folder, *words):
     """Rows of the table of results, and what was said of each run that was read."""
-    results = json.loads(analysis.analyze(arguments(analysis, folder, *words)))
+    results = json.loads(analyze(arguments("analyze", folder, *words)))
     return results["tables"]["results"], [about["read"] for about in results["runs"].values()]
 
 
@@ -43,7 +40,7 @@ def test_tasks_with_different_data_are_read_apart(tmp_path):
     with pytest.raises(
         SettingsError, match=r"had different data; name one of them: --run \w{10}: a\+c; --run \w{10}: b"
     ):
-        comparison.compare(arguments(comparison, tmp_path, tmp_path))
+        compare(arguments("compare", tmp_path, tmp_path))
 
 
 def test_a_text_counts_as_often_as_the_run_had_it(tmp_path):

@@ -1,4 +1,4 @@
-"""`hesnr doctor`: versions, engines that can work here, registration, GPUs and disk, each with what to do."""
+"""Before a run of one's own: `hesnr doctor`, what is installed and what to do about it, and `hesnr demo`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from hesnr_tasks import __version__
+from hesnr_tasks import __version__, demo
+from hesnr_tasks.cli.ladder import score_and_report
 from hesnr_tasks.errors import HesnrError
+from hesnr_tasks.ladder.run import LocalPool
 from hesnr_tasks.tasks import check_lm_eval, registered_files, tasks_path
 
-__all__ = ["Check", "add_arguments", "checks", "run"]
+__all__ = ["Check", "checks"]
 
 Status = Literal["ok", "missing", "note"]
 
@@ -41,12 +43,13 @@ class Check(NamedTuple):
     text: str
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def doctor_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr doctor`."""
+    parser.set_defaults(execute=run_doctor)
     parser.add_argument("--json", action="store_true", help="for scripts")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_doctor(args: argparse.Namespace) -> int:
     """Print all checks; status 1 if something necessary is missing."""
     results = list(checks())
     missing = [check for check in results if check.status == "missing"]
@@ -180,3 +183,33 @@ def _disk() -> Iterator[Check]:
         yield Check(
             "Disk", name, "note" if low or writable else "ok", f"{free / 2**30:.0f} GiB free in {path}{low}{writable}"
         )
+
+
+# --- hesnr demo: `hesnr ladder run` on the shipped miniature ----------------------------------------------------------
+
+
+def demo_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hesnr demo`."""
+    parser.set_defaults(execute=run_demo)
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("out/demo"), help="where results go (default: out/demo)"
+    )
+    parser.add_argument("--tasks", help="tasks of lm_eval, in place of the ladder's")
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Score the shipped ladder, print its verdict and leaderboard, and write its report."""
+    for needed in ("lm_eval", "torch", "transformers"):
+        if importlib.util.find_spec(needed) is None:
+            raise HesnrError(f"the demo needs {needed}. Install it with: pip install 'hesnr-tasks[hf]'")
+    path, here = demo.ladder_file(), Path.cwd()
+    short = path.relative_to(here) if path.is_relative_to(here) else path
+    print(
+        "Twelve small models each read 100 agent runs with lm_eval, two models at a time. Then: which of them\n"
+        "HE-SNR chooses, and whether it tells what they solve after fine-tuning better than perplexity does.\n"
+        f"$ hesnr ladder run {short} -o {args.output}",
+        flush=True,
+    )
+    workers = min(2, os.cpu_count() or 1)
+    score_and_report(short, args.output, tasks=args.tasks, pool=lambda _: LocalPool(workers))
+    return 0
