@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import bisect
 import datetime
+import functools
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from types import BuiltinMethodType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Template
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import LoopContext
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -47,6 +49,7 @@ from hesnr_tasks.trajectory.chat_messages import (
     widths,
 )
 from hesnr_tasks.trajectory.rendering import (
+    MAX_CHARACTERS,
     USE_OTHER_RENDERING,
     ActionSource,
     ChatTemplate,
@@ -81,7 +84,35 @@ _MAX_STEPS = 100  # of the search, a leaf
 
 
 class _TemplateSandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox. What templates read most and what is always safe needs none of its slow checks."""
+    """Jinja's sandbox. What templates read and call most and what is always safe needs none of its slow checks.
+
+    A single step that would make a giant text is refused before it is taken; nothing else could end it.
+    """
+
+    intercepted_binops = frozenset("*%")
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%":
+            if isinstance(left, str):
+                _refuse_giants("format", left, ())
+        elif isinstance(left, int) and isinstance(right, int):
+            _refuse_size(left.bit_length() + right.bit_length())
+        else:
+            for repeated, count in ((left, right), (right, left)):
+                if isinstance(count, int) and isinstance(repeated, (str, list, tuple)):
+                    _refuse_size(len(repeated) * count)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps `format`
+        if type(method) is BuiltinMethodType and type(method.__self__) in _SAFE:
+            if method.__name__ in _GROWING:
+                _refuse_giants(method.__name__, method.__self__, (*args, *kwargs.values()))
+            elif method.__name__ in _SAFE[type(method.__self__)]:
+                for name in ("_loop_vars", "_block_vars"):  # Jinja's own, of every call
+                    kwargs.pop(name, None)
+                return __obj(*args, **kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         kind = type(obj)
@@ -114,6 +145,44 @@ def _refuse_private(name: Any) -> None:
         raise SecurityError(f"a namespace cannot hold {name!r}")
 
 
+_WIDEST = 10_000  # characters of a width or an indent, items of a batch
+_WIDE = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "wordwrap", "batch", "slice"))
+_GROWING = _WIDE | {"format", "format_map", "join", "replace", "translate"}  # may write much more than they get
+_WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})|\{[^{}]*(?:\{|\d{5})")
+
+
+def _refuse_giants(name: str, value: Any, arguments: Sequence[Any]) -> None:
+    """Refuse a call of the method or filter `name` on `value` that would write a giant text."""
+    if name == "join":
+        items, separator = (arguments[0], value) if isinstance(value, str) else (value, "".join(map(str, arguments)))
+        if isinstance(items, (list, tuple)):
+            _refuse_size(sum(len(separator) + len(item) if isinstance(item, str) else 0 for item in items))
+    elif name == "replace":
+        old, new = map(str, arguments[:2])
+        _refuse_size(str(value).count(old) * len(new))
+    elif name.startswith("format"):
+        _refuse_size(MAX_CHARACTERS + 1 if _WIDE_FORMAT.search(str(value)) else 0)
+    elif name not in _WIDE or any(isinstance(argument, int) and argument > _WIDEST for argument in arguments):
+        _refuse_size(MAX_CHARACTERS + 1)
+
+
+def _refuse_size(size: int) -> None:
+    if size > MAX_CHARACTERS:
+        raise TemplateLimitError("it makes a giant text in a single step")
+
+
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter `name`, which refuses to write a giant text."""
+    extra = hasattr(function, "jinja_pass_arg")  # the first argument is Jinja's
+
+    @functools.wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _refuse_giants(name, args[extra], (*args[extra + 1 :], *kwargs.values()))
+        return function(*args, **kwargs)
+
+    return bounded
+
+
 _OF_DICT = frozenset(dir(dict))
 _SAFE: dict[type, frozenset[str]] = {
     str: frozenset(name for name in dir(str) if name[0] != "_" and not name.startswith("format")),
@@ -142,6 +211,17 @@ def _json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """The filter `tojson` as Transformers has it."""
+    if indent is None:
+        return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
+    _refuse_giants("indent", value, (indent if isinstance(indent, int) else len(indent),))
+    marks = None if separators is None else tuple(separators)
+    return _indented_json(json.dumps(value), ensure_ascii, indent, marks, sort_keys)
+
+
+@lru_cache(maxsize=64)
+def _indented_json(compact: str, ensure_ascii: bool, indent: Any, separators: Any, sort_keys: bool) -> str:
+    """JSON with line breaks, which takes Python's slow encoder: the schemas of tools are the same each time."""
+    value = json.loads(compact)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -152,6 +232,8 @@ _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # Trans
 def _compiled(source: str) -> Template:
     """A template with what Transformers gives it; a fixed date, nothing random."""
     environment = _TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    for name in _GROWING & environment.filters.keys():
+        environment.filters[name] = _bounded(name, environment.filters[name])
     environment.filters["tojson"] = _json
     environment.filters["random"] = _refuse_random
     environment.globals.update(

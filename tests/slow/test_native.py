@@ -164,7 +164,7 @@ def test_a_template_that_cannot_be_used_is_named_with_what_to_use(checkpoint, tm
 
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_process_forked_while_a_template_runs_is_free():
-    """It has neither the limit of memory nor the lock, and the process that forked it has its own limit back."""
+    """It does not have the lock; and no limit of the operating system holds for threads or processes beside it."""
     before, statuses = getrlimit(RLIMIT_AS), []
 
     def fork():
@@ -183,6 +183,5 @@ def test_a_process_forked_while_a_template_runs_is_free():
         thread.join()
         return getrlimit(RLIMIT_AS)
 
-    assert run_template(template) != before
+    assert run_template(template) == before
     assert statuses == [0]
-    assert getrlimit(RLIMIT_AS) == before

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from resource import RLIMIT_AS, getrlimit
 
 import numpy as np
 import pytest
@@ -413,6 +412,9 @@ def test_the_check_of_labels_sees_a_wrong_one():
 
 BODY = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 FOR_EVER = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+GIANT = (
+    "giant text in a single step|writes 100,0"  # of our sandbox, and of Transformers', where only the text is counted
+)
 HOSTILE = {
     "a loop": (FOR_EVER, "0 seconds"),
     "a recursion": (
@@ -420,33 +422,38 @@ HOSTILE = {
         "0 seconds",
     ),
     "a constant": ("{{ 'x' * 10 ** 11 }}", "power"),
-    "a long constant": ("{{ 'x' * 100000000000 }}", "4 GiB"),
+    "a long constant": ("{{ 'x' * 100000000 }}", GIANT),
+    "too long a constant": ("{{ 'x' * 1000000000000000 }}", "giant text in a single step|more memory than there is"),
     "doubling": (
         "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
-        "0 seconds|4 GiB",
+        "0 seconds|0 GiB|more memory",
     ),
-    "filters": ("{{ ('x' * 1000000)|replace('x', 'y' * 1000000) }}", "4 GiB"),
-    "a width": ("{{ '%100000000000d'|format(1) }}", "4 GiB"),
+    "a filter": ("{{ ('x' * 10000)|replace('x', 'y' * 10000) }}", GIANT),
+    "a method": ("{{ ('x' * 10000).replace('x', 'y' * 10000) }}", GIANT),
+    "a width": ("{{ '%100000000d'|format(1) }}", GIANT),
+    "a width of an operator": ("{{ '%*d' % (100000000, 1) }}", GIANT),
+    "a width of a method": ("{{ '{:{}}'.format('x', 100000000) }}", GIANT),
+    "a centred text": ("{{ 'x'.center(100000000) }}{{ 'x'|center(100000000) }}", f"{GIANT}|writes 200,0"),
+    "joined texts": ("{{ (['x' * 1000] * 100000)|join }}", GIANT),
     "powers": ("{{ 9 ** 9 ** 9 }}", "power"),
     "much text": ("{% for i in range(700) %}{{ 'x' * 100000 }}{% endfor %}", "writes 70,000,"),
 }
 
 
-@pytest.mark.parametrize("attack", HOSTILE)
-@pytest.mark.parametrize("rendering", ["native", "template"])
+STEPWISE = ("a loop", "a recursion", "doubling", "a long constant", "too long a constant", "much text")
+
+
+@pytest.mark.parametrize(
+    ("rendering", "attack"), [*(("native", name) for name in HOSTILE), *(("template", name) for name in STEPWISE)]
+)
 def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
     """On both paths: our sandbox, and the method of the tokenizer that --apply_chat_template runs."""
     hostile, match = HOSTILE[attack]
     if "seconds" in match:  # the others end by themselves
         monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_SECONDS", 0.3)
+        monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_BYTES", 1 << 28)
     model = tokenizer(hostile + BODY)
-    if rendering == "native":
-        template = NativeTemplate(model)
-    elif has_power(hostile):  # the task refuses it before
-        return
-    else:
-        template = partial(model.apply_chat_template, tokenize=False)
-    before = getrlimit(RLIMIT_AS)
+    template = NativeTemplate(model) if rendering == "native" else partial(model.apply_chat_template, tokenize=False)
     for _ in range(2):
         start = time.monotonic()
         with pytest.raises(
@@ -454,7 +461,6 @@ def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
         ):
             render(RUNS["text"], rendering, template)
         assert time.monotonic() - start < 200
-    assert getrlimit(RLIMIT_AS) == before
     model.chat_template = BODY  # and the next one runs
     assert render(RUNS["text"], "native", NativeTemplate(model)).text.startswith("[user]")
 
@@ -499,6 +505,20 @@ def test_a_date_that_is_set_or_not_printed_is_not_refused(source, kwargs):
     apply = partial(model.apply_chat_template, tokenize=False, **(kwargs or {}))
     want = render(RUNS["calls"], "template", apply)
     assert render(RUNS["calls"], "template", steady(apply, model, kwargs)) == want
+
+
+def test_a_run_that_fills_the_memory_is_ended(monkeypatch):
+    monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_BYTES", 1 << 26)
+    monkeypatch.setattr("hesnr_tasks.trajectory.rendering._UNWATCHED_SECONDS", 0.0)
+
+    def fill():
+        blocks = []
+        while True:
+            blocks.append(b"x" * (1 << 24))
+            time.sleep(0.01)
+
+    with pytest.raises(TemplateLimitError, match="GiB of memory"):
+        run_template(fill)
 
 
 def test_no_exception_comes_after_the_end(monkeypatch):
