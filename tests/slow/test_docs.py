@@ -1,4 +1,4 @@
-"""README and docs/: links lead somewhere, command lines parse, names are real, and blocks of Python run."""
+"""README and docs/: links lead somewhere, command lines parse, names are real. What runs is in test_docs_blocks.py."""
 
 import importlib
 import importlib.util
@@ -10,14 +10,11 @@ from typing import NamedTuple
 
 import pytest
 from lm_eval._cli.harness import HarnessCLI
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hesnr_tasks import cli, demo
+from hesnr_tasks import cli
 from hesnr_tasks.formats import FORMATS
-from hesnr_tasks.metrics import METRICS, unregister
 from hesnr_tasks.tasks.settings import TaskSettings
 from tests import ROOT
-from tests.unit.analysis import made
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "results/README.md"))]
@@ -31,22 +28,29 @@ class Block(NamedTuple):
     line: int
     language: str
     text: str
-    not_run: str  # the reason
+    not_run: dict[str, str]  # beginning of a command → why it is not run; of all: ""
 
 
-def blocks(*languages):
-    """The fenced blocks of all pages in these languages."""
-    fence = re.compile(r"^(?:<!-- not run: ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
-    for page in PAGES:
+def blocks(*languages, pages=PAGES):
+    """The fenced blocks of pages in these languages; without: all."""
+    fence = re.compile(r"^((?:<!-- not run: [^\n]* -->\n)*)```(\w*)\n(.*?)^```$", re.M | re.S)
+    for page in pages:
         text = page.read_text(encoding="utf-8")
         for match in fence.finditer(text):
-            if match[2] in languages:
-                yield Block(page, text.count("\n", 0, match.start(3)), match[2], match[3], match[1] or "")
+            if not languages or match[2] in languages:
+                not_run = dict(re.findall(r"not run: (?:`([^`]*)`: )?(.*) -->", match[1]))
+                yield Block(page, text.count("\n", 0, match.start(3)), match[2], match[3], not_run)
 
 
-def commands():
-    """(place, words) of every command in a block for the shell."""
-    for block in blocks("console", "sh", "bash"):
+class Command(NamedTuple):
+    place: str
+    words: list[str]
+    not_run: str  # why
+
+
+def commands(shell=None):
+    """Every command in blocks for the shell; without: of all pages."""
+    for block in shell or blocks("console", "sh", "bash"):
         pending = ""
         for number, line in enumerate(block.text.replace("\\\n", " \0").split("\n"), block.line + 1):
             pending += line.replace("\0", "\n") + "\n"
@@ -57,7 +61,9 @@ def commands():
             pending = ""
             while words:
                 end = words.index("&&") if "&&" in words else len(words)
-                yield f"{block.page.name}:{number}", words[:end]
+                line = " ".join(words[:end])
+                why = next((why for start, why in block.not_run.items() if line.startswith(start)), "")
+                yield Command(f"{block.page.name}:{number}", words[:end], why)
                 words = words[end + 1 :]
         assert not pending, f"{block.page.name}:{block.line}: {pending}"
 
@@ -164,7 +170,7 @@ def test_command_lines_parse(capsys):
     extras = re.findall(r"^(\w+) = ", project.split("[project.optional-dependencies]")[1].split("\n[")[0], re.M)
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     checked = {"hesnr": 0, "lm_eval": 0}
-    for place, words in commands():
+    for place, words, *_ in commands():
         if "lm_eval" in words:  # also behind `accelerate launch -m`
             words = words[words.index("lm_eval") :]
         program, *arguments = words
@@ -200,35 +206,3 @@ def test_a_wrong_option_would_be_noticed():
     ):
         with pytest.raises(SystemExit):
             parser.parse_args(words)
-
-
-# --- blocks of Python -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with the paths of the documentation, and a model in memory."""
-    folder = tmp_path_factory.mktemp("docs")
-    (folder / "my_runs").mkdir()
-    with demo.trajectories_path().open("rb") as source:
-        (folder / "my_runs" / "one.jsonl").write_bytes(source.readline())
-    for name, seed in (("results/scores/A", 1), ("results/scores/B", 2), ("scores/step2000", 3)):
-        made.run_of(folder / name, 12, 120, seed=seed)
-    _, checkpoint = demo.ladder_paths()[-1]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
-    return folder, {"model": model, "tokenizer": tokenizer}
-
-
-@pytest.mark.parametrize("block", list(blocks("python")), ids=lambda block: f"{block.page.name}:{block.line}")
-def test_python_blocks_run(block, workplace, monkeypatch):
-    folder, names = workplace
-    code = compile(block.text, f"{block.page.name}:{block.line}", "exec")
-    if block.not_run:
-        return
-    monkeypatch.chdir(folder)
-    before = set(METRICS)
-    try:
-        exec(code, dict(names))
-    finally:
-        for name in set(METRICS) - before:
-            unregister(name)
