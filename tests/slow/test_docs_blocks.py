@@ -24,6 +24,7 @@ from tests.unit.exploration import test_behaviours
 from tests.unit.passk import test_command as test_passk
 
 REASONS = {"GPU", "hub", "network", "server", "cluster", "containers", "minutes", "training", "installation"}
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +32,28 @@ def workplace(tmp_path_factory):
     """A folder with the checkpoints, trajectories, score files and tables that the pages name."""
     folder = tmp_path_factory.mktemp("docs")
     checkpoints = dict(demo.ladder_paths())
-    for name in ("CKPT", "CHECKPOINT", "MODEL", "LATER"):
-        (folder / name).symlink_to(checkpoints["step1100-8k" if name == "LATER" else "step1004-8k"])
+    for name, checkpoint in {"CKPT": "code-1205-long", "LATER": "code-1700-long"}.items():
+        shutil.copytree(checkpoints[checkpoint], folder / name)
+        config = json.loads((folder / name / "config.json").read_text())
+        (folder / name / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+        write(folder / name / "chat_template.jinja", CHATML)
+    for name in ("CHECKPOINT", "MODEL"):
+        (folder / name).symlink_to("CKPT")
     for name in ("ladders", "benchmarks", "task_configs"):
         (folder / name).symlink_to(ROOT / name)
-    lines = sorted(demo.trajectories_path().read_bytes().splitlines(keepends=True), key=len)
+    runs = "".join(demo.trajectories_path().read_text(encoding="utf-8").splitlines(keepends=True)[:8])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("my_runs/one.jsonl", "runs/two.traj", "own.jsonl", "a.jsonl"):
-        write(folder / name, b"".join(lines[:2]).decode())
+        write(folder / name, runs)
     shutil.copytree(ROOT / "tests" / "golden" / "runs", folder / "tests" / "golden" / "runs")
     shutil.copytree(ROOT / "tests" / "golden" / "runs", folder / "out" / "demo" / "runs")
-    write(folder / "docs" / "web.jsonl", json.dumps({"text": "The cat sat on the mat. " * 20, "source": "web"}) + "\n")
+    write(folder / "docs" / "web.jsonl", json.dumps({"text": readme, "source": "web"}) + "\n")
     names = ("step1000-2k", "step1004-8k", "CKPT", "LATER")
     write(folder / "swebench.csv", "checkpoint,verified\n" + "".join(f"{name},0.{i}\n" for i, name in enumerate(names)))
     entries = (f"- {{name: {name}, downstream: {{verified: 0.{i}}}}}\n" for i, name in enumerate(names))
     write(folder / "hesnr_tasks" / "demo" / "miniature" / "ladder.yaml", "checkpoints:\n" + "".join(entries))
+    for name in ("checkpoints", "trajectories.jsonl"):
+        (folder / "hesnr_tasks/demo/miniature" / name).symlink_to(demo.ladder_file().parent / name)
     for name, checkpoint, more in (("A", "CKPT", ""), ("B", "LATER", ""), ("SHORT", "LATER", "window=4096")):
         arguments = f"eval --model hf --model_args pretrained={folder}/{checkpoint} --tasks hesnr_swe --output_path"
         metadata = f"--metadata trajectories={folder}/my_runs scores={folder}/results/scores/{name} {more}"
