@@ -137,7 +137,7 @@ def test_every_command_and_format_is_described():
     assert len(text.splitlines()) <= 150
     assert "`make test`" in text
     table = text.split("## Commands\n")[1].split("\n## ")[0]
-    choices = set(subcommands(cli._parser()))
+    choices = set(subcommands(cli.command_parser()))
     assert choices <= set(re.findall(r"`(?:hesnr )?(\w+)`", table))
     for page in PAGES:
         named = set(re.findall(r"`hesnr ([a-z]\w*)", page.read_text(encoding="utf-8")))
@@ -164,7 +164,7 @@ def test_the_picture_of_the_layers_is_the_contract():
 
 
 def test_command_lines_parse(capsys):
-    hesnr_parser, lm_eval_parser = cli._parser(), HarnessCLI()._parser
+    hesnr_parser, lm_eval_parser = cli.command_parser(), HarnessCLI()._parser
     tasks = {path.stem for path in (ROOT / "task_configs").rglob("*.yaml")}
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extras = re.findall(r"^(\w+) = ", project.split("[project.optional-dependencies]")[1].split("\n[")[0], re.M)
@@ -201,7 +201,7 @@ def test_command_lines_parse(capsys):
 
 def test_a_wrong_option_would_be_noticed():
     for parser, words in (
-        (cli._parser(), ["analyze", "x", "--epsilom", "1"]),
+        (cli.command_parser(), ["analyze", "x", "--epsilom", "1"]),
         (HarnessCLI()._parser, ["run", "--task_s"]),
     ):
         with pytest.raises(SystemExit):
