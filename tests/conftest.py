@@ -12,7 +12,11 @@ import pytest
 
 from tests import ROOT, SHARED
 
-os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio"))  # read when trackio is first imported
+# read when libraries are first imported, here and in processes of tests: nobody's caches are touched, no hub is asked
+for _name in ("TRACKIO_DIR", "HF_HOME"):
+    os.environ.setdefault(_name, tempfile.mkdtemp(prefix=_name.lower()))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -92,10 +93,14 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
 
 
 @contextlib.contextmanager
-def warm_python(folder):
+def warm_python(folder, *modules):
     """A `WarmPython` of which every start is a process forked from one that has imported lm-eval and this package.
 
     Arguments, environment, folder, streams and exit status are its own; whoever kills the program kills that process.
+
+    Args:
+        folder: an empty one, for the program.
+        modules: what else is imported before.
     """
     program, address, package = folder / "python", str(folder / "socket"), folder / "site" / "lm_eval"
     program.write_text(_CLIENT.format(python=sys.executable, address=address))
@@ -105,7 +110,7 @@ def warm_python(folder):
     (package / "__main__.py").write_text(
         f"import os, sys\nos.execv({str(program)!r}, [{str(program)!r}, '-m', 'lm_eval', *sys.argv[1:]])\n"
     )
-    server = start(_serve, address)
+    server = start(_serve, address, modules)
     try:
         yield WarmPython(str(program), str(package.parent))
     finally:
@@ -113,7 +118,9 @@ def warm_python(folder):
         server.join()
 
 
-def _serve(address):
+def _serve(address, modules):
+    for module in modules:
+        importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(address)

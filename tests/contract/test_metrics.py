@@ -31,7 +31,7 @@ from hesnr_tasks.stats import SEED, Scale
 from tests.reference import metrics as reference
 
 VOCABULARY = 30
-pytestmark = pytest.mark.numbers
+numbers = pytest.mark.numbers
 
 
 @pytest.fixture(params=METRICS)
@@ -94,11 +94,15 @@ def sums_of(data, epsilon=EPSILON):
     return TrajectorySums(np.concatenate([row.values for row in rows]), rows[0].names)
 
 
-def estimates_of(data, names=None, resamples=100, seed=1, min_tokens=0, epsilon=EPSILON):
+def estimates(sums, names=None, resamples=100, seed=1, min_tokens=0):
     """Values with errors over all trajectories."""
     options = {"resamples": resamples, "seed": seed, "min_tokens": min_tokens}
-    once = np.ones(len(data), np.int64)
-    return measure(sums_of(data, epsilon)[None], once, tuple(METRICS) if names is None else names, **options)[0]
+    return measure(sums[None], np.ones(len(sums), np.int64), tuple(METRICS) if names is None else names, **options)[0]
+
+
+def estimates_of(data, epsilon=EPSILON, **options):
+    """The same, from the tokens."""
+    return estimates(sums_of(data, epsilon), **options)
 
 
 def reference_tokens(data, k=10):
@@ -127,6 +131,7 @@ def reference_tokens(data, k=10):
 # --- every metric -----------------------------------------------------------------------------------------------------
 
 
+@numbers
 @given(data=trajectories(), epsilon=st.sampled_from([EPSILON, 0.5, math.log(2), 2.0]))
 @settings(max_examples=60, deadline=None)
 def test_every_metric_equals_the_plain_loop(data, epsilon):
@@ -135,6 +140,7 @@ def test_every_metric_equals_the_plain_loop(data, epsilon):
         assert estimate.value == pytest.approx(expected[name], rel=1e-9, abs=1e-12, nan_ok=True), name
 
 
+@numbers
 @given(data=trajectories(), random=st.randoms(use_true_random=False))
 @settings(max_examples=20, deadline=None)
 def test_the_order_of_trajectories_changes_no_bit_of_a_value_and_that_of_tokens_no_digit(data, random):
@@ -148,6 +154,7 @@ def test_the_order_of_trajectories_changes_no_bit_of_a_value_and_that_of_tokens_
         assert turned[name].value == pytest.approx(estimate.value, rel=1e-12, nan_ok=True)
 
 
+@numbers
 @given(data=trajectories())
 @settings(max_examples=40, deadline=None)
 def test_sums_add_up_over_trajectories(data):
@@ -158,18 +165,23 @@ def test_sums_add_up_over_trajectories(data):
 
 
 def test_without_tokens_a_ratio_is_nan_and_a_total_0(name):
-    nothing = [random_trajectory(np.random.default_rng(0), n=0)] * 3
-    estimate = estimates_of(nothing)[name]
+    estimate = estimates(of_random(0, 0, 0), [name])[name]
     assert estimate.value == 0 if METRICS[name].denominator is None else math.isnan(estimate.value)
     assert math.isnan(estimate.stderr)
 
 
+@cache
+def of_random(*lengths, epsilon=0.5):
+    """The sums of random trajectories of so many tokens."""
+    return sums_of([random_trajectory(np.random.default_rng(i), n=n) for i, n in enumerate(lengths)], epsilon)
+
+
 def test_over_fewer_tokens_than_the_floor_a_ratio_is_withheld(name):
-    data = [random_trajectory(np.random.default_rng(i), n=20) for i in range(4)]
-    tokens = int(sums_of(data, epsilon=0.5).counted(name).sum())
+    sums = of_random(20, 20, 20, 20)
+    tokens = int(sums.counted(name).sum())
     total = METRICS[name].denominator is None
     for floor, withheld in ((tokens, False), (tokens + 1, not total)):
-        estimate = estimates_of(data, min_tokens=floor, epsilon=0.5)[name]
+        estimate = estimates(sums, [name], min_tokens=floor)[name]
         assert math.isnan(estimate.value) == withheld
         assert math.isnan(estimate.stderr) == (withheld or total)
 
@@ -185,6 +197,7 @@ def test_a_missing_column_makes_a_metric_nan_not_wrong(name):
     assert METRICS[name].needs or values[0] == values[1]
 
 
+@numbers
 def test_errors_equal_a_plain_loop_over_resamples(name):
     if METRICS[name].denominator is None:
         return
@@ -203,19 +216,21 @@ def of_four_trajectories():
 
 def test_many_settings_at_once_are_each_alone(name):
     """`measure` over several thresholds, with a text that counts twice, gives what each gives alone."""
+    joint, alone = of_six_trajectories()
+    lines = measure(joint, np.array([1, 2, 1, 1, 0, 1]), [name], resamples=300)
+    for sums, line in zip(alone, lines):
+        assert line[name] == pytest.approx(estimates(sums, [name], 300, SEED)[name], rel=1e-12, nan_ok=True)
+        assert not line[name].ci_low > line[name].value > line[name].ci_high
+
+
+@cache
+def of_six_trajectories():
+    """Their sums for three thresholds at once; for each alone, with the second twice and without the fifth."""
     data = [random_trajectory(np.random.default_rng(i), n=20 + i) for i in range(6)]
     tokens, cell = joined(data)
     epsilons = [1.9, 0.5, EPSILON]
-    lines = measure(
-        cell_sums(tokens, cell, 6, epsilons, metrics=tuple(METRICS)),
-        np.array([1, 2, 1, 1, 0, 1]),
-        [name],
-        resamples=300,
-    )
-    for epsilon, line in zip(epsilons, lines):
-        alone = estimates_of([data[i] for i in (0, 1, 1, 2, 3, 5)], [name], 300, SEED, epsilon=epsilon)[name]
-        assert line[name] == pytest.approx(alone, rel=1e-12, nan_ok=True)
-        assert not line[name].ci_low > line[name].value > line[name].ci_high
+    sums = cell_sums(tokens, cell, 6, epsilons, metrics=tuple(METRICS))
+    return sums, [sums_of([data[i] for i in (0, 1, 1, 2, 3, 5)], epsilon) for epsilon in epsilons]
 
 
 def test_windows_end_where_a_trajectory_does(monkeypatch):
@@ -265,6 +280,7 @@ def test_the_documentation_lists_every_metric():
 # --- the pieces -------------------------------------------------------------------------------------------------------
 
 
+@numbers
 @given(data=trajectories())
 @settings(max_examples=60, deadline=None)
 def test_bounds(data):
@@ -275,6 +291,7 @@ def test_bounds(data):
     assert math.isnan(snr) or 0 <= snr <= 1 / EPSILON
 
 
+@numbers
 def test_entropy_of_equally_likely_candidates_is_ln_k():
     """Lemma 4.1: the bound is reached iff the candidates are equally likely."""
     for k in (2, 3, 4, 10):

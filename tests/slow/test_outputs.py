@@ -181,10 +181,7 @@ def test_no_cell_of_a_csv_is_a_formula_its_heading_included(start):
 
 # --- registering ------------------------------------------------------------------------------------------------------
 
-REGISTER = (
-    "from hesnr_tasks.tasks import registration as r; from pathlib import Path; "
-    "r._lm_eval_tasks = lambda: Path({!r}); {}"
-)
+REGISTER = "import hesnr_tasks.tasks as r; from pathlib import Path; r._lm_eval_tasks = lambda: Path({!r}); {}"
 
 
 @pytest.mark.slow

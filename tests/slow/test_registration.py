@@ -14,17 +14,24 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
-from hesnr_tasks import cli, tasks
+from hesnr_tasks import cli
 from hesnr_tasks.tasks import register, tasks_path, unregister
 from tests import tiny
+
+KEPT = ("gsm8k", "arithmetic", "hellaswag")  # of lm-eval's own tasks: thousands of files would be copied and indexed
+
+
+def _left_out(folder, names):
+    tasks = Path(folder) == Path(lm_eval.__file__).parent / "tasks"
+    return [n for n in names if n == "__pycache__" or (tasks and n not in KEPT and Path(folder, n).is_dir())]
 
 
 @pytest.fixture
 def lm_eval_copy(tmp_path, monkeypatch):
     """The folder of tasks of an lm-eval of our own: beside us other tests walk through the installed one."""
     package = tmp_path / "site" / "lm_eval"
-    shutil.copytree(Path(lm_eval.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(tasks, "_lm_eval_tasks", lambda: package / "tasks")
+    shutil.copytree(Path(lm_eval.__file__).parent, package, ignore=_left_out)
+    monkeypatch.setattr("hesnr_tasks.tasks._lm_eval_tasks", lambda: package / "tasks")
     return package / "tasks"
 
 

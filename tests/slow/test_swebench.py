@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.egss.world import load
 from hesnr_tasks.cli import main
 from hesnr_tasks.egss import SWEBENCH_CONFIG
 from hesnr_tasks.testing import fake_server
+from tests import processes
 
 NAMES = ("csvline", "lru", "money", "pages", "roman")
 BIN = Path(sys.executable).parent
@@ -61,9 +63,15 @@ def start(data, words):
     return subprocess.Popen(list(map(str, words)), env=os.environ | home | quiet, stdout=log, stderr=log)
 
 
-def agents(data, address, run, *more):
+@pytest.fixture
+def agents(data, tmp_path_factory):
     """`mini-extra swebench` into a folder, under way."""
-    words = [BIN / "mini-extra", "swebench", "--subset", data / "data", "--split", "test", "-w", "4", "-o", data / run]
+    with processes.warm_python(tmp_path_factory.mktemp("warm"), "litellm") as warm:
+        yield partial(start_agents, data, [warm.python, "-m", "minisweagent.run.utilities.mini_extra"])
+
+
+def start_agents(data, mini, address, run, *more):
+    words = [*mini, "swebench", "--subset", data / "data", "--split", "test", "-w", "4", "-o", data / run]
     words += ["-c", "swebench.yaml", "-c", SWEBENCH_CONFIG, "-c", data / "local.yaml", "-m", "openai/bench"]
     return start(data, [*words, *(w for k, v in reach(address).items() for w in ("-c", f"model.model_kwargs.{k}={v}")),
                         *more])  # fmt: skip
@@ -96,14 +104,14 @@ def resolved(data, folder):
 
 
 @pytest.mark.skipif(not bubblewrap_works(), reason="needs bubblewrap and user namespaces")
-def test_killed_resumed_selected_and_reported(data, capsys, monkeypatch):
+def test_killed_resumed_selected_and_reported(data, agents, capsys, monkeypatch):
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     scripted = Server(prefix="")
     scripted.delay = 0.02
     gated, plain = data / "runs" / "egss-1", data / "runs" / "plain-1"
     with fake_server(answer=scripted.reply) as server:
         address = server.url
-        first, stock = agents(data, address, gated), agents(data, address, plain, "-c", "model.gate=never")
+        first, stock = agents(address, gated), agents(address, plain, "-c", "model.gate=never")
         deadline = time.monotonic() + 240
         while not predictions(gated) and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -113,7 +121,7 @@ def test_killed_resumed_selected_and_reported(data, capsys, monkeypatch):
         assert 0 < len(done) < len(NAMES), (data / "log.txt").read_text()[-3_000:]
         times = {name: (gated / name / f"{name}.traj.json").stat().st_mtime_ns for name in done}
         scripted.delay = 0
-        assert agents(data, address, gated).wait(timeout=240) == 0
+        assert agents(address, gated).wait(timeout=240) == 0
         assert stock.wait(timeout=240) == 0
         assert set(predictions(gated)) == set(predictions(plain)) == set(NAMES)
         assert all((gated / n / f"{n}.traj.json").stat().st_mtime_ns == mtime for n, mtime in times.items())

@@ -60,6 +60,7 @@ def test_a_hub_that_does_not_answer_lacks_nothing(tmp_path, monkeypatch, capsys)
         server.routes["GET /api/models/org/model/refs"] = lambda fields: Reply(status=500, content={})
         port = server.server_address[1]
         for address in (f"http://127.0.0.1:{port}", "http://127.0.0.1:9"):
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
             monkeypatch.setenv("HF_ENDPOINT", address)
             assert cli.main(["ladder", "check", str(ladder), "--online"]) == 2
             output = capsys.readouterr()
