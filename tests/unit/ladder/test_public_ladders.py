@@ -2,7 +2,7 @@
 
 import pytest
 
-from hesnr_tasks import cli
+from hesnr_tasks import cli, demo
 from hesnr_tasks.ladder.schema import read_ladder_file
 from hesnr_tasks.testing import Reply, fake_server
 from tests import ROOT
@@ -30,9 +30,15 @@ def test_a_public_ladder_reads_and_says_what_was_not_checked(path, capsys):
     assert "# Not checked:" in text
 
 
-def test_the_hub_is_asked_for_every_model_and_revision(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def online(monkeypatch):
+    """Tests ask no hub, but one of their own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_the_hub_is_asked_for_every_model_and_revision(tmp_path, online, monkeypatch, capsys):
     ladder = tmp_path / "ladder.yaml"
-    ladder.write_text(YAML)
+    ladder.write_text(YAML.replace("runs/", str(demo.trajectories_path())))
     refs = [
         {"name": name, "ref": f"refs/heads/{name}", "targetCommit": "0" * 40} for name in ("main", "step-1", "step-2")
     ]
@@ -47,20 +53,21 @@ def test_the_hub_is_asked_for_every_model_and_revision(tmp_path, monkeypatch, ca
         assert "org/absent: " in output.err
         assert output.out.endswith("the hub lacks 2 of them\n")
         ladder.write_text(
-            "\n".join(line for line in YAML.splitlines() if "name: b" not in line and "name: d" not in line)
+            "\n".join(
+                line for line in ladder.read_text().splitlines() if "name: b" not in line and "name: d" not in line
+            )
         )
         assert cli.main(["ladder", "check", str(ladder), "--online"]) == 0
         assert capsys.readouterr().out.endswith("the hub has every model and revision\n")
 
 
-def test_a_hub_that_does_not_answer_lacks_nothing(tmp_path, monkeypatch, capsys):
+def test_a_hub_that_does_not_answer_lacks_nothing(tmp_path, online, monkeypatch, capsys):
     ladder = tmp_path / "ladder.yaml"
     ladder.write_text(YAML)
     with fake_server() as server:
         server.routes["GET /api/models/org/model/refs"] = lambda fields: Reply(status=500, content={})
         port = server.server_address[1]
         for address in (f"http://127.0.0.1:{port}", "http://127.0.0.1:9"):
-            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
             monkeypatch.setenv("HF_ENDPOINT", address)
             assert cli.main(["ladder", "check", str(ladder), "--online"]) == 2
             output = capsys.readouterr()
