@@ -198,16 +198,22 @@ class LoggedValue(float):
 
 
 @contextlib.contextmanager
-def only_included_tasks() -> Iterator[None]:
-    """Let the `lm_eval` command index the tasks of --include_path alone.
+def our_tasks_included(folder: str, alone: bool) -> Iterator[None]:
+    """Let the `lm_eval` command have the tasks of `folder` beside those of its one --include_path.
 
-    It parses the thousands of YAML files of its own tasks at every start, which takes half as long as a short run, and
-    has no option against it. The package's own `TaskManager` does.
+    `alone`: and none of its own, thousands of YAML files that it parses at every start, which takes half as long as a
+    short run. It has no option against that; the package's own `TaskManager` does.
     """
     import lm_eval.tasks
 
     whole = lm_eval.tasks.TaskManager
-    lm_eval.tasks.TaskManager = functools.partial(whole, include_defaults=False)
+
+    def manager(*args: Any, include_path: Any = None, **options: Any) -> Any:
+        theirs = include_path if isinstance(include_path, (list, tuple)) else [include_path]
+        paths = [folder, *(str(path) for path in theirs if path and str(path) != folder)]
+        return whole(*args, include_path=paths, **options, **({"include_defaults": False} if alone else {}))
+
+    lm_eval.tasks.TaskManager = manager
     try:
         yield
     finally:

@@ -55,7 +55,7 @@ def evaluate(words: Sequence[str]) -> int:
     check_lm_eval()
     from lm_eval.__main__ import cli_evaluate
 
-    from hesnr_tasks.lm_eval_compat import only_included_tasks
+    from hesnr_tasks.lm_eval_compat import our_tasks_included
 
     if words and not any(word.split("=")[0] == "--include_path" for word in words):
         words = [*words, "--include_path", str(tasks_path())]
@@ -63,8 +63,7 @@ def evaluate(words: Sequence[str]) -> int:
     try:
         with contextlib.ExitStack() as stack:
             tasks, complete = _checked()  # alive until the end: lm_eval's tasks share what these have read
-            if complete:
-                stack.enter_context(only_included_tasks())
+            stack.enter_context(our_tasks_included(str(tasks_path()), alone=complete))
             cli_evaluate()
             del tasks
     except OSError as error:  # of transformers: the model is neither here nor on a hub that can be reached
@@ -144,11 +143,11 @@ def _checked() -> tuple[Mapping[str, Any], bool]:
         _refuse_output(Path(given["output_path"]))
     if not ours or not isinstance(metadata, dict):
         return {}, False
-    manager = TaskManager(include_path=given.get("include_path"), include_defaults=False, metadata=metadata)
-    if given.get("include_path") == str(tasks_path()):
-        for name in ours:
-            if name not in manager.all_tasks and not set("*?[/.") & set(name):
-                raise SettingsError(f"there is no task {name!r}.{nearest(name, manager.all_tasks)}")
+    paths = list(dict.fromkeys([str(tasks_path()), *filter(None, [given.get("include_path")])]))
+    manager = TaskManager(include_path=paths, include_defaults=False, metadata=metadata)
+    for name in ours:
+        if name not in manager.all_tasks and not set("*?[/.") & set(name):
+            raise SettingsError(f"there is no task {name!r}.{nearest(name, manager.all_tasks)}")
     present = [name for name in ours if name in manager.all_tasks]  # lm_eval names those that are not there
     return manager.load(present)["tasks"], present == names and given.get("include_path") == str(tasks_path())
 

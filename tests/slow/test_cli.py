@@ -214,6 +214,22 @@ def test_lm_evals_own_tasks_are_indexed_only_where_one_is_named(monkeypatch):
         assert _checked()[1] is complete, tasks
 
 
+def test_tasks_of_ones_own_stand_beside_ours(tmp_path):
+    """lm_eval has one --include_path, and its reader of tasks takes several."""
+    import lm_eval.tasks
+
+    from hesnr_tasks.lm_eval_compat import our_tasks_included
+
+    (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: json\noutput_type: multiple_choice\n")
+    with our_tasks_included(str(tasks_path()), alone=True):
+        for theirs in (str(tmp_path), [tmp_path], None, str(tasks_path())):
+            names = lm_eval.tasks.TaskManager(include_path=theirs).all_tasks
+            assert "hesnr_swe" in names
+            assert ("mine" in names) is (theirs in (str(tmp_path), [tmp_path]))
+            assert "gsm8k" not in names
+    assert isinstance(lm_eval.tasks.TaskManager, type)
+
+
 def test_a_chat_model_may_do_other_tasks(monkeypatch):
     from hesnr_tasks.cli.evaluate import _checked
 
