@@ -194,27 +194,31 @@ def look() -> Iterator[None]:
 def save(canvas: Figure, stem: Path) -> list[Path]:
     """Write `stem`.svg (vector) and `stem`.png (200 dpi); returns both paths."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     svg, png = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(_LOOK):
+        if (engine := canvas.get_layout_engine()) is not None:
+            engine.execute(canvas)
+            canvas.set_layout_engine("none")  # it is laid out: saving would do it again, and draw twice
         canvas.savefig(svg, format="svg", metadata={"Date": None})
-        canvas.set_layout_engine("none")  # the layout is computed; again for the PNG would take as long as drawing
-        canvas.savefig(png, format="png", dpi=200, pil_kwargs={"compress_level": 1})
+        canvas.set_dpi(200)
+        agg = FigureCanvasAgg(canvas)
+        agg.draw()
+        _save_png(agg.buffer_rgba(), png)
     paths = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
-    for path, content in zip(paths, (svg.getvalue(), _shrunk(png)), strict=True):
-        write_output(path, content)
+    for path, content in zip(paths, (svg, png), strict=True):
+        write_output(path, content.getvalue())
     return paths
 
 
-def _shrunk(png: IO[bytes]) -> bytes:
+def _save_png(pixels: Any, out: IO[bytes]) -> None:
     """A palette of 256 colours: a third of the size, and figures have fewer colours than that to lose.
 
     Octrees: nearly as small as median cuts, in a tenth of the time.
     """
     from PIL import Image  # matplotlib needs it, so it is there
 
-    with Image.open(png) as picture:
-        small = picture.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    small.save(buffer, format="png", compress_level=6)
-    return buffer.getvalue()
+    rows, columns = pixels.shape[:2]
+    picture = Image.frombuffer("RGBA", (columns, rows), pixels, "raw", "RGBA", 0, 1).convert("RGB")
+    picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(out, "png", compress_level=6)

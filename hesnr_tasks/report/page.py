@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -32,6 +33,7 @@ from hesnr_tasks.stats import CORRELATIONS, Estimate
 __all__ = ["render", "write_report"]
 
 _LARGEST = 96_000  # bytes of a CSV or PNG file that the page embeds; larger ones are beside it
+_DIGIT, _WORD = re.compile(r"\d").search, re.compile(r"[^\W\d_e]").search  # e: of an exponent
 _HEROES = ("fig06_downstream", "fig02_steps")  # stands under the verdict: the first that there is
 
 
@@ -142,11 +144,24 @@ def _environment() -> jinja2.Environment:
         "raw": Markup,  # our own style and script
         "data_url": data_url,
         "embeddable": lambda content: len(content) <= _LARGEST,
+        "number_columns": _number_columns,
         "lines": lambda text: Markup(escape(printable(text, keep="\n\t"))),
         # a token with its line ends, tabs and spaces visible
         "token": lambda text: text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "∅",
     }
     return environment
+
+
+def _number_columns(rows: Sequence[Sequence[Any]]) -> list[int]:
+    """Which columns, beside the first, have numbers and no words; they are aligned and sorted as numbers."""
+    cells = [
+        ["".join(cell[:1] if isinstance(cell, tuple) else cell) for cell in column]
+        for column in zip(*rows, strict=True)
+    ]
+    return [
+        i for i, column in enumerate(cells)
+        if i and any(map(_DIGIT, column)) and not any(map(_WORD, column))
+    ]  # fmt: skip
 
 
 def _verdict_table(verdict: Verdict) -> list[list[str]]:
@@ -199,11 +214,9 @@ def _ablation_grid(data: ReportData, table: Table) -> list[list[str]]:
 
 
 def _neighbour_cells(row: Mapping[str, Any]) -> list[str]:
-    difference = row["difference"]
-    interval = "" if math.isnan(difference.ci_low) else f" [{difference.ci_low:.4g}, {difference.ci_high:.4g}]"
     gain = "–" if math.isnan(row["steps"]) else f"{row['steps']:+.1f}"
     names = [tables.token_set_title(row["select"]), tables.metric_title(row["metric"]), row["from"], row["to"]]
-    return [*names, _cell(difference) + interval, _p_value(row["p"]), gain]
+    return [*names, tables.with_interval(row["difference"]), _p_value(row["p"]), gain]
 
 
 def _p_value(p: float) -> str:
@@ -216,7 +229,7 @@ def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, Estimate):
-        return tables.format_number(value)
+        return value.text
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.3f}"
     return str(value)

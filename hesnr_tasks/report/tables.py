@@ -36,7 +36,6 @@ __all__ = [
     "csv_text",
     "entropy_peaks",
     "escape_markdown",
-    "format_number",
     "leaderboard_csv",
     "leaderboard_markdown",
     "leaderboard_text",
@@ -45,6 +44,7 @@ __all__ = [
     "orient_higher_is_better",
     "sweep_agreements",
     "token_set_title",
+    "with_interval",
     "write_leaderboard",
 ]
 
@@ -80,9 +80,9 @@ def token_set_title(select: str) -> str:
     return " − ".join([_KINDS.get(kind, kind), *filters]) if filters else f"{_KINDS.get(kind, kind)}, no filter"
 
 
-def format_number(number: Estimate) -> str:
-    """A value with its standard error, to two significant digits of the error."""
-    return number.text
+def with_interval(number: Estimate) -> str:
+    """A value with its standard error, and its interval where it has one."""
+    return number.text if math.isnan(number.ci_low) else f"{number.text} {number.interval}"
 
 
 def csv_text(table: Table) -> str:
@@ -275,7 +275,7 @@ def _cell(name: str, number: Estimate) -> str:
         return "–"
     if name == "scored":
         return f"{value:.1%}{' (!)' * (value < 0.5)}"
-    return f"{value:.0f}" if name in METRICS and METRICS[name].denominator is None else format_number(number)
+    return f"{value:.0f}" if name in METRICS and METRICS[name].denominator is None else number.text
 
 
 # --- agreement with the downstream score ------------------------------------------------------------------------------

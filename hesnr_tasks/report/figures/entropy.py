@@ -127,42 +127,44 @@ def _token_type(select: str) -> str:
 
 def _draw_histograms(bins: _TableRows, curves: _TableRows, names: Sequence[str], peaks: Sequence[int]) -> Figure:
     canvas, axes = figure(len(names), len(POPULATIONS), width=2.75, height=1.55)
-    tops = {population: _highest(bins, curves, names, population) for population in POPULATIONS}
-    for panel, (name, population) in zip(axes.flat, itertools.product(names, POPULATIONS), strict=True):
-        own_bins = [row for row in bins if (row["checkpoint"], row["population"]) == (name, population)]
-        own_curve = [row for row in curves if (row["checkpoint"], row["population"]) == (name, population)]
-        edges = [own_bins[0]["low"], *(row["high"] for row in own_bins)]
-        panel.stairs([row["density"] for row in own_bins], edges, fill=True, color=COLOURS[5], alpha=0.55)
-        smooth = [(row["entropy"], row["density"]) for row in own_curve if not row["peak"]]
-        panel.plot([x for x, _ in smooth], [y for _, y in smooth], color=COLOURS[0], linewidth=1)
-        _mark_logarithms(panel, peaks)
-        for mode in (row["entropy"] for row in own_curve if row["peak"] == "mode"):
-            above = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 5}
-            panel.plot([mode], [0.93], "v", color=COLOURS[1], ms=5, **above)
-        highest = max(row["density"] for row in own_bins)
-        panel.set(xlim=(0, edges[-1]), ylim=(0, tops[population] or None))
-        if highest > tops[population] > 0:
-            text = f"↑ {highest:.1f}"
-            panel.annotate(text, (0.015, 0.97), xycoords="axes fraction", va="top", fontsize=7, color="#333333")
-        panel.set_title(f"{label(name)}, n = {sum(row['tokens'] for row in own_bins)}", fontsize=8, pad=12)
-        if name == names[0]:
-            panel.annotate(
-                _TITLES[population], (0.5, 1), xycoords="axes fraction", xytext=(0, 26), textcoords="offset points",
-                ha="center", weight="bold",
-            )  # fmt: skip
-        panel.set_xlabel("entropy, nats" if name == names[-1] else "")
-        panel.set_ylabel("density, 1/nat" if population == next(iter(POPULATIONS)) else "")
+    of_bins, of_curves = _by_panel(bins), _by_panel(curves)
+    for column, population in zip(axes.T, POPULATIONS, strict=True):
+        keys = [(name, population) for name in names]
+        # one axis for all checkpoints; the spike at 0 may be cut off
+        heights = [row["density"] for key in keys for row in of_bins[key] if row["low"] > _SPIKE]
+        heights += [row["density"] for key in keys for row in of_curves[key] if row["entropy"] > _SPIKE]
+        top = 1.6 * max(heights, default=0.0)
+        for panel, key in zip(column, keys, strict=True):
+            edges = [of_bins[key][0]["low"], *(row["high"] for row in of_bins[key])]
+            panel.stairs([row["density"] for row in of_bins[key]], edges, fill=True, color=COLOURS[5], alpha=0.55)
+            smooth = [(row["entropy"], row["density"]) for row in of_curves[key] if not row["peak"]]
+            panel.plot([x for x, _ in smooth], [y for _, y in smooth], color=COLOURS[0], linewidth=1)
+            _mark_logarithms(panel, peaks)
+            for mode in (row["entropy"] for row in of_curves[key] if row["peak"] == "mode"):
+                above = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 5}
+                panel.plot([mode], [0.93], "v", color=COLOURS[1], ms=5, **above)
+            highest = max(row["density"] for row in of_bins[key])
+            panel.set(xlim=(0, edges[-1]), ylim=(0, top or None))
+            if highest > top > 0:
+                text = f"↑ {highest:.1f}"
+                panel.annotate(text, (0.07, 0.97), xycoords="axes fraction", va="top", fontsize=7, color="#333333")
+            panel.set_title(f"{label(key[0])}, n = {sum(row['tokens'] for row in of_bins[key])}", fontsize=8, pad=12)
+            panel.tick_params(labelbottom=panel is column[-1])
+        column[0].annotate(
+            _TITLES[population], (0.5, 1), xycoords="axes fraction", xytext=(0, 26), textcoords="offset points",
+            ha="center", weight="bold",
+        )  # fmt: skip
+        column[-1].set_xlabel("entropy, nats")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("density, 1/nat")
     return canvas
 
 
-def _highest(bins: _TableRows, curves: _TableRows, names: Sequence[str], population: str) -> float:
-    """The upper end of an axis that all checkpoints share; the spike at 0 may be cut off."""
-    heights = [
-        row["density"]
-        for row, position in [*((row, row["low"]) for row in bins), *((row, row["entropy"]) for row in curves)]
-        if position > _SPIKE and row["checkpoint"] in names and row["population"] == population
-    ]
-    return 1.6 * max(heights, default=0.0)
+def _by_panel(rows: _TableRows) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        panels.setdefault((row["checkpoint"], row["population"]), []).append(row)
+    return panels
 
 
 def _mark_logarithms(panel: Any, numbers: Sequence[int]) -> None:
@@ -195,10 +197,11 @@ def _densities(data: ReportData, select: str, prefix: str, paper: str, peaks: Se
 
 def _draw_densities(curves: _TableRows, names: Sequence[str], peaks: Sequence[int]) -> Figure:
     canvas, (panels,) = figure(1, len(POPULATIONS), width=3.2, height=3.0)
+    of_curves = _by_panel(curves)
     for panel, population in zip(panels, POPULATIONS, strict=True):
         highest = 0.0
         for i, name in enumerate(names):
-            own = [r for r in curves if (r["checkpoint"], r["population"], r["peak"]) == (name, population, "")]
+            own = [row for row in of_curves[name, population] if not row["peak"]]
             x, y = [row["entropy"] for row in own], [row["density"] for row in own]
             panel.plot(x, y, label=label(name), linewidth=1.3, **{**series(i), "marker": None})
             highest = max([highest, *(b for a, b in zip(x, y, strict=True) if a > _SPIKE)])

@@ -18,7 +18,14 @@ from hesnr_tasks.metrics import MIN_TOKENS, measure
 from hesnr_tasks.plotting import COLOURS, MARKERS, bar_lengths, error_bars, figure, hover, label, limit_axis, series
 from hesnr_tasks.report.data import ReportData, ReportFigure
 from hesnr_tasks.report.figures.entropy import evenly_spaced
-from hesnr_tasks.report.tables import AGREED, agreements, format_number, metric_title, sweep_agreements, token_set_title
+from hesnr_tasks.report.tables import (
+    AGREED,
+    agreements,
+    metric_title,
+    sweep_agreements,
+    token_set_title,
+    with_interval,
+)
 from hesnr_tasks.stats import Estimate
 
 if TYPE_CHECKING:
@@ -77,7 +84,7 @@ def _accuracy_lines(axes: Any, rows: _TableRows, *, crowded: bool, first: bool) 
         container = axes.errorbar(x, y, *bars, label=top if first else "_", elinewidth=0.8, **series(i))
         hover(
             container.lines[0],
-            [f"{row['checkpoint']}: PPL {_with_interval(row['ppl'])}, {top} {_with_interval(row[name])}"
+            [f"{row['checkpoint']}: PPL {with_interval(row['ppl'])}, {top} {with_interval(row[name])}"
              for row in rows],
         )  # fmt: skip
         axes.plot(x[-1:], y[-1:], "o", markersize=11, markerfacecolor="none", markeredgecolor="#333333", mew=0.8)
@@ -110,10 +117,11 @@ def steps(data: ReportData) -> ReportFigure | None:
     task = next(iter(data.downstream), "")
     title = "Metrics over training, filtered Action tokens"
     scores = f" and the score on {task} (bars: Wilson's 95 % interval where n is known)" if task else ""
-    kinds = {boundary.kind for boundary in boundaries(data.ladder)}
-    step_0 = "The grey band is “step 0”, the last checkpoint before the context extension. " * ("context" in kinds)
+    marks = boundaries(data.ladder)
+    extended = next((f" ({mark.label}: the extension to it)" for mark in marks if mark.kind == "context"), "")
+    step_0 = "The grey band is “step 0”, the last checkpoint before the context extension. " * bool(extended)
     apart = "A row of panels a family, on the same scales. " * (len(_families(ladder)) > 1)
-    dotted = "Dotted lines part contexts (→ 128K: the extension to it) and stages. " * bool(kinds)
+    dotted = f"Dotted lines part contexts{extended} and stages. " * bool(marks)
     caption = (
         f"PPL, Top-1 accuracy, HE-SNR{scores} of {len(rows)} checkpoints on {token_set_title(data.filtered)}, "
         f"{data.sample_size(data.filtered)}. Checkpoints are evenly spaced in the order of training, not to the scale "
@@ -311,8 +319,8 @@ def _draw_downstream(rows: _TableRows, statistics: _TableRows, names: Sequence[s
                 fillstyle="none" if row["group"].startswith("fine-tuned") else "full",
             )  # fmt: skip
             handles[row["checkpoint"]] = point
-            text = f"{row['checkpoint']}: {metric_title(name)[:-2]} {_with_interval(row[name])}"
-            hover(point, [f"{text}, {row['task']} {_with_interval(row['downstream'])}"])
+            text = f"{row['checkpoint']}: {metric_title(name)[:-2]} {with_interval(row[name])}"
+            hover(point, [f"{text}, {row['task']} {with_interval(row['downstream'])}"])
             if numbered:
                 panel.annotate(str(i + 1), (a, b), xytext=(4, 3), textcoords="offset points", fontsize=7)
         own = [r for r in statistics if (r["select"], r["metric"]) == (select, name)]
@@ -389,7 +397,7 @@ def _draw_sweep(rows: _TableRows, names: Sequence[str], epsilon: float) -> Figur
         x = [point[0] for point in points]
         look = series(i)
         (line,) = axes.plot(x, [number.value for _, number in points], label=label(name), markersize=3.5, **look)
-        hover(line, [f"{name}: ε = {e:.3f}, HE-SNR {_with_interval(number)}" for e, number in points])
+        hover(line, [f"{name}: ε = {e:.3f}, HE-SNR {with_interval(number)}" for e, number in points])
         low, high = [number.ci_low for _, number in points], [number.ci_high for _, number in points]
         axes.fill_between(x, low, high, color=look["color"], alpha=0.08, linewidth=0)
     limit_axis(axes, [row["he_snr"] for row in rows])
@@ -468,12 +476,7 @@ def _line(panel: Any, rows: _TableRows, name: str, index: int, positions: range)
 
 def _hover_texts(rows: _TableRows, positions: Sequence[int], name: str) -> list[str]:
     title = _AXES.get(name, metric_title(name)).rstrip(" ↑↓")
-    return [f"{rows[i]['checkpoint']}: {title} {_with_interval(rows[i][name])}" for i in positions]
-
-
-def _with_interval(number: Estimate) -> str:
-    ends = "" if math.isnan(number.ci_low) else f" [{number.ci_low:.4g}, {number.ci_high:.4g}]"
-    return format_number(number) + ends
+    return [f"{rows[i]['checkpoint']}: {title} {with_interval(rows[i][name])}" for i in positions]
 
 
 def _checkpoint_axis(panel: Any, names: Sequence[str], changes: Sequence[Boundary]) -> None:

@@ -13,7 +13,7 @@ from hesnr_tasks.ladder.names import read_ladder
 from hesnr_tasks.metrics import metric, unregister
 from hesnr_tasks.report.data import _notes_on_other_data
 from hesnr_tasks.report.results import read_results
-from hesnr_tasks.report.tables import boards, format_number, leaderboard_csv, leaderboard_markdown
+from hesnr_tasks.report.tables import boards, leaderboard_csv, leaderboard_markdown
 from hesnr_tasks.stats import Estimate
 from tests.unit.report.ladders import result
 
@@ -224,7 +224,7 @@ def test_a_signature_that_lacks_something_is_refused_by_name(tmp_path):
     [(0.1072, 0.0041, "0.1072 ± 0.0041"), (1e300, 2.0, "1e+300 ± 2.0e+00"), (0.2, 3e-18, "0.2 ± 3.0e-18")],
 )
 def test_numbers_stay_short(value, error, shown):
-    assert format_number(Estimate(value, error)) == shown
+    assert Estimate(value, error).text == shown
 
 
 def test_revisions_and_folders_of_one_name_are_told_apart(tmp_path):
