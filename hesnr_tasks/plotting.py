@@ -203,7 +203,7 @@ def save(canvas: Figure, stem: Path) -> list[Path]:
             canvas.set_layout_engine("none")  # it is laid out: saving would do it again, and draw twice
         canvas.savefig(svg, format="svg", metadata={"Date": None})
         canvas.set_dpi(200)
-        agg = FigureCanvasAgg(canvas)
+        agg: Any = FigureCanvasAgg(canvas)
         agg.draw()
         _save_png(agg.buffer_rgba(), png)
     paths = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
