@@ -30,6 +30,7 @@ __all__ = [
     "UNFILTERED",
     "CheckpointSummary",
     "EntropyDistribution",
+    "SummaryRequest",
     "ablation_sets",
     "summarize",
     "token_sets",
@@ -215,21 +216,10 @@ def ablation_sets(filters: Sequence[str]) -> list[str]:
     return ["thought", *("-".join(["action", *filters[:n]]) for n in range(len(filters) + 1))]
 
 
-def summarize(
-    folder: Path,
-    name: str,
-    k: int,
-    epsilon: float,
-    context: int | None,
-    run: str | StoredRun = "latest",
-    *,
-    cases: bool = False,
-    metrics: Sequence[str] | None = None,
-    threads: int | None = None,
-) -> CheckpointSummary:
-    """Read the score files of one checkpoint.
+class SummaryRequest(NamedTuple):
+    """What is kept of which score files.
 
-    Args:
+    Attributes:
         folder: of score files.
         name: of the checkpoint.
         k: candidates.
@@ -238,9 +228,27 @@ def summarize(
         run: as `frame.load`.
         cases: with single tokens and the texts around them.
         metrics: those whose sums are kept (None: the core ones).
-        threads: that read.
     """
-    names = names_of() if metrics is None else tuple(metrics)
+
+    folder: Path
+    name: str
+    k: int
+    epsilon: float
+    context: int | None
+    run: str | StoredRun = "latest"
+    cases: bool = False
+    metrics: Sequence[str] | None = None
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Of the metrics whose sums are kept."""
+        return names_of() if self.metrics is None else tuple(self.metrics)
+
+
+def summarize(request: SummaryRequest, threads: int | None = None) -> CheckpointSummary:
+    """Read the score files of one checkpoint, with so many threads (None: as `frame.scan`)."""
+    folder, name, k, epsilon, context, run, cases, _ = request
+    names = request.metric_names
     filters = ScoreStore.open(folder).signature["filters"]
     wanted = {select: tokens.mask for select, tokens in token_sets(filters).items()}
     filtered = ablation_sets(filters)[-1]

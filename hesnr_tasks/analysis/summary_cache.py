@@ -29,13 +29,12 @@ import numpy as np
 import numpy.typing as npt
 
 import hesnr_tasks
-from hesnr_tasks.analysis.summary import CheckpointSummary, summarize
+from hesnr_tasks.analysis.summary import CheckpointSummary, SummaryRequest, summarize
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.files.atomic import replace_file
 from hesnr_tasks.files.bounded import READ_ERRORS, open_regular, parse_json, read_rest
 from hesnr_tasks.metrics import METRICS, names_of
-from hesnr_tasks.scores import StoredRun
 from hesnr_tasks.scores.runs import run_folder
 
 __all__ = ["all_built_in", "cached_summary", "uncached_bytes"]
@@ -48,32 +47,22 @@ _DIGEST = 32  # bytes
 _ERRORS = (*READ_ERRORS, HesnrError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-def cached_summary(
-    folder: Path,
-    name: str,
-    k: int,
-    epsilon: float,
-    context: int | None,
-    run: str | StoredRun = "latest",
-    *,
-    cases: bool = False,
-    metrics: Sequence[str] | None = None,
-    threads: int | None = None,
-) -> CheckpointSummary:
+def cached_summary(request: SummaryRequest, threads: int | None = None) -> CheckpointSummary:
     """What `summarize` gives for the same arguments, from the disk where it was kept; kept where it was not."""
-    names = names_of() if metrics is None else tuple(metrics)
+    folder, names = request.folder, request.metric_names
     before, code = (_state(folder), _code()) if all_built_in(names) else (None, None)
     if before is None or code is None:
-        return summarize(folder, name, k, epsilon, context, run, cases=cases, metrics=metrics, threads=threads)
-    settings = json.dumps([k, float(epsilon).hex(), context, run, names], sort_keys=True)
+        return summarize(request, threads)
+    wanted = [request.k, float(request.epsilon).hex(), request.context, request.run, names]
+    settings = json.dumps(wanted, sort_keys=True)
     place = f"summary-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.cache"
     key = hashlib.sha256(f"{code}\n{settings}\n{before}".encode()).hexdigest()
     for path in (parent / place for parent in _folders(folder)):
         with contextlib.suppress(*_ERRORS):
-            kept = _read(path, key, folder, name)
-            if kept.cases is not None or not cases:
-                return kept if cases else replace(kept, cases=None)
-    summary = summarize(folder, name, k, epsilon, context, run, cases=cases, metrics=metrics, threads=threads)
+            kept = _read(path, key, folder, request.name)
+            if kept.cases is not None or not request.cases:
+                return kept if request.cases else replace(kept, cases=None)
+    summary = summarize(request, threads)
     if _state(folder) == before:  # else files came while others were read
         _write(folder, place, key, summary)
     return summary

@@ -20,7 +20,7 @@ import numpy as np
 
 from hesnr_tasks.analysis.compare import Run, matched
 from hesnr_tasks.analysis.frame import context_for
-from hesnr_tasks.analysis.summary import OBSERVATION, UNFILTERED, CheckpointSummary, ablation_sets
+from hesnr_tasks.analysis.summary import OBSERVATION, UNFILTERED, CheckpointSummary, SummaryRequest, ablation_sets
 from hesnr_tasks.analysis.summary_cache import all_built_in, cached_summary, uncached_bytes
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import HesnrError
@@ -318,36 +318,20 @@ def read_summaries(
         jobs = []
         for name, folder in folders.items():
             of_model = tuple(result for result in ours if result.model == name)
-            request = _ReadRequest(folder, name, k, epsilon, limit, run, of_model, [name] == last and cases, names)
-            jobs.append(here.submit(_read_folder, request))
+            request = SummaryRequest(folder, name, k, epsilon, limit, run, [name] == last and cases, names)
+            jobs.append(here.submit(_read_folder, request, of_model))
         read = [job() for job in jobs]
     summaries = [item for item in read if isinstance(item, CheckpointSummary)]
     return summaries, limit, [*([note] if note else []), *(item for item in read if isinstance(item, str))]
 
 
-class _ReadRequest(NamedTuple):
-    """One folder of score files to be read."""
-
-    folder: Path
-    name: str
-    k: int
-    epsilon: float
-    context: int | None
-    run: str
-    results: tuple[TaskResult, ...]  # of this checkpoint
-    cases: bool
-    metrics: tuple[str, ...]
-
-
-def _read_folder(job: _ReadRequest) -> CheckpointSummary | str:
+def _read_folder(request: SummaryRequest, results: Sequence[TaskResult]) -> CheckpointSummary | str:
+    """The summary of a checkpoint with these results, of the run that `request.run` names."""
     try:  # a folder that cannot be read costs its own checkpoint the figures, not the others the report
-        stored = stored_run(job.folder, job.run, job.results)
-        return cached_summary(
-            job.folder, job.name, job.k, job.epsilon, job.context, stored, cases=job.cases, metrics=job.metrics,
-            threads=1 if multiprocessing.parent_process() else None,
-        )  # fmt: skip
+        request = request._replace(run=stored_run(request.folder, str(request.run), results))
+        return cached_summary(request, threads=1 if multiprocessing.parent_process() else None)
     except StoreError as error:
-        return f"{job.name}: its score files are not used: {error}"
+        return f"{request.name}: its score files are not used: {error}"
 
 
 def _settings(ours: Sequence[TaskResult]) -> tuple[int, float]:

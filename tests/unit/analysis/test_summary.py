@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hesnr_tasks.analysis.summary import CheckpointSummary, summarize
+from hesnr_tasks.analysis.summary import CheckpointSummary, SummaryRequest, summarize
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.metrics import EPSILON, names_of
 from tests.unit.analysis import made
@@ -18,7 +18,7 @@ pytest.importorskip("pyarrow")
 def summary(tmp_path_factory):
     folder = tmp_path_factory.mktemp("summary") / "scores"
     made.run_of(folder, 5, 120, cut=(2,))
-    return summarize(folder, "step5", 10, EPSILON, None, metrics=names_of("all"))
+    return summarize(SummaryRequest(folder, "step5", 10, EPSILON, None, metrics=names_of("all")))
 
 
 def test_parts_make_the_same_summary(summary):

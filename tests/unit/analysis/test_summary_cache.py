@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import hesnr_tasks
 from hesnr_tasks.analysis import summary_cache
-from hesnr_tasks.analysis.summary import summarize
+from hesnr_tasks.analysis.summary import SummaryRequest, summarize
 from hesnr_tasks.analysis.summary_cache import cached_summary
 from hesnr_tasks.metrics import EPSILON, METRICS, metric, names_of, unregister
 from hesnr_tasks.scores import ScoreStore, StoredRun
@@ -64,21 +64,21 @@ def kept(folder):
 
 @pytest.mark.parametrize("cases", [True, False])
 def test_what_was_kept_is_what_would_be_computed(folder, computed, cases):
-    fresh = summarize(folder, *ARGUMENTS, cases=cases)
+    fresh = summarize(SummaryRequest(folder, *ARGUMENTS, cases=cases))
     for _ in range(2):
-        assert same(cached_summary(folder, *ARGUMENTS, cases=cases), fresh)
+        assert same(cached_summary(SummaryRequest(folder, *ARGUMENTS, cases=cases)), fresh)
     assert len(computed) == 1
     assert same(
-        cached_summary(folder, "other", *ARGUMENTS[1:], cases=cases),
-        summarize(folder, "other", *ARGUMENTS[1:], cases=cases),
+        cached_summary(SummaryRequest(folder, "other", *ARGUMENTS[1:], cases=cases)),
+        summarize(SummaryRequest(folder, "other", *ARGUMENTS[1:], cases=cases)),
     )
     assert len(computed) == 1
 
 
 def test_single_tokens_are_read_where_they_were_not_kept(folder, computed):
-    assert cached_summary(folder, *ARGUMENTS).cases is None
-    assert cached_summary(folder, *ARGUMENTS, cases=True).cases is not None
-    assert cached_summary(folder, *ARGUMENTS).cases is None
+    assert cached_summary(SummaryRequest(folder, *ARGUMENTS)).cases is None
+    assert cached_summary(SummaryRequest(folder, *ARGUMENTS, cases=True)).cases is not None
+    assert cached_summary(SummaryRequest(folder, *ARGUMENTS)).cases is None
     assert len(computed) == 2
 
 
@@ -93,11 +93,11 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_another_setting_is_computed(folder, computed, setting):
-    cached_summary(folder, *ARGUMENTS)
+    cached_summary(SummaryRequest(folder, *ARGUMENTS))
     arguments, words = SETTINGS[setting]
-    fresh = summarize(folder, *arguments, **words)
+    fresh = summarize(SummaryRequest(folder, *arguments, **words))
     for _ in range(2):
-        assert same(cached_summary(folder, *arguments, **words), fresh)
+        assert same(cached_summary(SummaryRequest(folder, *arguments, **words)), fresh)
     assert len(computed) == 2
     assert len(kept(folder)) == 2
 
@@ -143,12 +143,12 @@ def test_a_change_of_any_file_is_seen(folder, change):
 
 
 def test_scores_that_changed_are_read_again(folder, computed):
-    old = cached_summary(folder, *ARGUMENTS)
+    old = cached_summary(SummaryRequest(folder, *ARGUMENTS))
     shutil.rmtree(folder)
     made.run_of(folder, 4, 120, seed=1)
-    again = cached_summary(folder, *ARGUMENTS)
+    again = cached_summary(SummaryRequest(folder, *ARGUMENTS))
     assert len(computed) == 2
-    assert same(again, summarize(folder, *ARGUMENTS))
+    assert same(again, summarize(SummaryRequest(folder, *ARGUMENTS)))
     assert not same(again, old)
 
 
@@ -159,7 +159,7 @@ def test_scores_that_change_while_they_are_read_are_not_kept(folder, monkeypatch
         return summary
 
     monkeypatch.setattr(summary_cache, "summarize", slowly)
-    cached_summary(folder, *ARGUMENTS)
+    cached_summary(SummaryRequest(folder, *ARGUMENTS))
     assert not kept(folder)
 
 
@@ -187,8 +187,8 @@ def test_metrics_of_users_are_not_kept(folder, computed):
 
     try:
         for _ in range(2):
-            summary = cached_summary(folder, *ARGUMENTS)
-            assert same(summary, summarize(folder, *ARGUMENTS))
+            summary = cached_summary(SummaryRequest(folder, *ARGUMENTS))
+            assert same(summary, summarize(SummaryRequest(folder, *ARGUMENTS)))
             assert "of_a_user" in summary.runs["action"].sums.names
     finally:
         unregister("of_a_user")
@@ -196,7 +196,7 @@ def test_metrics_of_users_are_not_kept(folder, computed):
     assert not kept(folder)
     METRICS["entropy"] = METRICS["density"]  # one that is called as ours
     try:
-        cached_summary(folder, *ARGUMENTS)
+        cached_summary(SummaryRequest(folder, *ARGUMENTS))
     finally:
         METRICS["entropy"] = definition
     assert not kept(folder)
@@ -205,23 +205,23 @@ def test_metrics_of_users_are_not_kept(folder, computed):
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
 def test_damage_is_noticed_and_repaired(folder, place, bit, cut):
-    fresh = cached_summary(folder, *ARGUMENTS)
+    fresh = cached_summary(SummaryRequest(folder, *ARGUMENTS))
     (path,) = kept(folder)
     whole = path.read_bytes()
     data, index = bytearray(whole), int(place * len(whole))
     data[index] ^= 1 << bit
     path.write_bytes(data[:index] if cut else data)
-    assert same(cached_summary(folder, *ARGUMENTS), fresh)
+    assert same(cached_summary(SummaryRequest(folder, *ARGUMENTS)), fresh)
     assert path.read_bytes() == whole
 
 
 def test_where_the_folder_takes_no_file_the_cache_of_the_user_does(folder, tmp_path, computed):
-    fresh = cached_summary(folder, *ARGUMENTS)
+    fresh = cached_summary(SummaryRequest(folder, *ARGUMENTS))
     (path,) = kept(folder)
     path.unlink()
     path.mkdir()  # nothing can take its place
     for _ in range(2):
-        assert same(cached_summary(folder, *ARGUMENTS), fresh)
+        assert same(cached_summary(SummaryRequest(folder, *ARGUMENTS)), fresh)
     assert len(computed) == 2
     assert [file.name for file in (tmp_path / "home" / "hesnr").glob("*/*")] == [path.name]
 
@@ -229,5 +229,5 @@ def test_where_the_folder_takes_no_file_the_cache_of_the_user_does(folder, tmp_p
 def test_a_folder_keeps_few(folder):
     for k in range(7, 11):
         for epsilon in (0.5, 0.6, 0.7):
-            cached_summary(folder, "step5", k, epsilon, None)
+            cached_summary(SummaryRequest(folder, "step5", k, epsilon, None))
     assert len(kept(folder)) == summary_cache._MOST

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hesnr_tasks.analysis.frame import grid_sums, group_sums, load, selection, token_sums
-from hesnr_tasks.analysis.summary import summarize, token_sets
+from hesnr_tasks.analysis.summary import SummaryRequest, summarize, token_sets
 from hesnr_tasks.analysis.tables import case_table
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import METRICS, TokenColumns, TrajectorySums, names_of
@@ -164,7 +164,7 @@ def test_a_summary_of_batches_has_the_sums_of_the_whole_run(tmp_path, context):
     """More trajectories than are read at a time, some truncated; all suites, and tokens weighed by their frequency."""
     folder = made.run_of(tmp_path / "run", 37, 60, cut=(2, 20)).folder
     names = names_of("all")
-    summary = summarize(folder, "run", 10, 1.1, context, cases=True, metrics=names)
+    summary = summarize(SummaryRequest(folder, "run", 10, 1.1, context, cases=True, metrics=names))
     sets = token_sets(parts.FILTERS)
     masks = [tokens.mask for tokens in sets.values()]
     whole = load(folder, (10,), masks=masks[:-1], context=context, metrics=names)
