@@ -61,12 +61,12 @@ def outcomes(ladder: Ladder, task: str, remarks: list[str] | None = None) -> dic
     notes = remarks if remarks is not None else []
     own = {c.name: c.downstream[task] for c in ladder.checkpoints if task in c.downstream}
     percent = any(score.value > 1 for score in own.values())
+    given = {name: score for name, score in own.items() if not score.harness.startswith("lm-eval")}
+    low = [f"{score.value:g} ({name})" for name, score in given.items() if percent and 0 < score.value < 1]
+    if low:
+        most = max(score.value for score in own.values())
+        notes.append(f"{task}: {', '.join(low[:3])} beside {most:g} is taken for per cent; a share is 100 times that")
     for name, score in list(own.items()):
-        if percent and 0 < score.value < 1 and "lm-eval" not in score.harness:
-            most = max(score.value for score in own.values())
-            notes.append(
-                f"{task} of {name}: {score.value:g} beside {most:g} is taken for per cent; a share is 100 times that"
-            )
         if score.n is not None and not 0 <= score.value <= (100.0 if percent else 1.0):
             notes.append(
                 f"{task} of {name}: {score.value:g} is no share (0 to 1) or per cent (to 100) of {score.n} instances; "

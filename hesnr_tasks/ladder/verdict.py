@@ -268,6 +268,11 @@ def claim(
         notes.append(f"{task}: {len(chosen)} checkpoints; of fewer than {FEW}, a coefficient is weak evidence")
     if np.isnan(errors).any():
         notes.append(f"{task}: {int(np.isnan(errors).sum())} scores without n or stderr count as exact")
+    measured = [scores[names[i]].measured for i in chosen]
+    if {*measured} != {"itself"} and not any(", " in place for place in measured):
+        notes.append(
+            f"{task}: each checkpoint was fine-tuned once; how far another fine-tuning would move scores is unknown"
+        )
     if family.max(initial=0) > 0:
         notes.append(f"{task}: {int(family.max()) + 1} families, centred by family")
     ours, theirs = (_agreement(side[chosen], y, family) for side in x)

@@ -49,7 +49,7 @@ def test_per_cent_is_told_by_the_whole_file(tmp_path):
     remarks: list[str] = []
     low, high = outcomes(named.ladder, "swe", remarks)["step100-32k"].interval
     assert 0 < low < 0.8 < high < 3
-    assert remarks == ["swe of step100-32k: 0.8 beside 21.4 is taken for per cent; a share is 100 times that"]
+    assert remarks == ["swe: 0.8 (step100-32k) beside 21.4 is taken for per cent; a share is 100 times that"]
 
 
 @pytest.mark.parametrize(("value", "n"), [(0.0, 20), (0.13, 500), (1.0, 7)])

@@ -50,7 +50,7 @@ checkpoints = st.builds(
 
 @given(st.lists(checkpoints, max_size=4, unique_by=lambda c: c.name))
 @example([Checkpoint("a", model="org/" + 400 * "x")])
-@example([Checkpoint(".", model="."), Checkpoint("..", model="../"), Checkpoint("0700", revision="0700")])
+@example([Checkpoint(".", model="."), Checkpoint("..", model="../"), Checkpoint("0700", revision="1.5e3")])
 def test_any_ladder_survives_its_file(tmp_path_factory, some):
     path = tmp_path_factory.mktemp("ladder") / "ladder.yaml"
     path.write_text(write_ladder_file(Ladder(tuple(some))), encoding="utf-8")
@@ -240,7 +240,7 @@ def test_several_fine_tunings_of_a_base_judge_it_by_their_mean_and_tell_their_sc
         Checkpoint(name, stage="sft", sft_of=base, downstream={"swe": DownstreamScore(value, stderr=2.0)})
         for name, base, value in tunings
     ]
-    own = [replace(base, downstream={"swe": DownstreamScore(0.1)}) for base in BASES]
+    own = [replace(base, downstream={"swe": DownstreamScore(1.5)}) for base in BASES]
     remarks: list[str] = []
     judged = outcomes(Ladder((*own, *children)), "swe", remarks)
     assert set(judged) == {"x", "y", "z", "lc-1000", "lc-2000"}  # the bases' own scores do not take their place
