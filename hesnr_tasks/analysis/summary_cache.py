@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,14 +24,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 import hesnr_tasks
 from hesnr_tasks.analysis.summary import CheckpointSummary, SummaryRequest, summarize
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import HesnrError
-from hesnr_tasks.files.atomic import replace_file
+from hesnr_tasks.files.atomic import decode_arrays, encode_arrays, replace_file
 from hesnr_tasks.files.bounded import READ_ERRORS, open_regular, parse_json, read_rest
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores.runs import run_folder
@@ -42,7 +38,6 @@ __all__ = ["all_built_in", "cached_summary", "uncached_bytes"]
 _BUILT_IN = dict(METRICS)  # what the package registers; a user's metric may be anything
 _PATTERN, _MOST = "summary-*.cache", 8  # settings that a folder keeps
 _PARTS = ("*.parquet", "*.pq", "run.json", "runs/*.json")  # of a folder of score files
-_DTYPES = ("<f8", "<i8")
 _DIGEST = 32  # bytes
 _ERRORS = (*READ_ERRORS, HesnrError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -129,22 +124,18 @@ def _code() -> str | None:
 
 
 def _write(folder: Path, place: str, key: str, summary: CheckpointSummary) -> None:
-    """Keep a summary where that is possible: digest of the rest, size of the header, header, arrays."""
+    """Keep a summary where that is possible: digest of the rest, header and arrays."""
     document, arrays = summary.to_parts()
     with contextlib.suppress(TypeError, ValueError):  # a signature that JSON does not hold
-        arrays = {
-            name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")) for name, array in arrays.items()
-        }
         runs = list(summary.runs.values())
         header = {
             "key": key,
             "document": document,
             "ids": runs[0].ids if runs else (),
             "cases": None if summary.cases is None else summary.cases._asdict(),
-            "arrays": [[name, array.dtype.str, array.shape] for name, array in arrays.items()],
+            "arrays": list(arrays),
         }
-        head = json.dumps(header, allow_nan=False).encode()
-        body = b"".join([len(head).to_bytes(8, "little"), head, *(array.tobytes() for array in arrays.values())])
+        body = encode_arrays(header, *arrays.values())
         for parent in _folders(folder):
             with contextlib.suppress(OSError):
                 parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -162,16 +153,10 @@ def _read(path: Path, key: str, folder: Path, name: str) -> CheckpointSummary:
     body = data[_DIGEST:]
     if hashlib.sha256(body).digest() != data[:_DIGEST]:
         raise ValueError("damaged")
-    start = 8 + int.from_bytes(body[:8], "little")
-    header: dict[str, Any] = parse_json(body[8:start])
+    header, columns = decode_arrays(body, parse_json)
     if header["key"] != key:
         raise ValueError("stale")
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for array, dtype, shape in header["arrays"]:
-        if dtype not in _DTYPES or min(shape, default=0) < 0:
-            raise ValueError("no array of numbers")
-        arrays[array] = np.frombuffer(body, dtype, math.prod(shape), start).reshape(shape)
-        start += arrays[array].nbytes
+    arrays = dict(zip(header["arrays"], columns, strict=True))
     summary = CheckpointSummary.from_parts({**header["document"], "name": name}, arrays, folder)
     ids = tuple(map(str, header["ids"]))
     runs = {select: replace(run, ids=ids) for select, run in summary.runs.items()}

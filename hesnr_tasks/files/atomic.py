@@ -18,6 +18,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -335,6 +336,31 @@ def _checksum(key: str, value: Any) -> str:
 _IN_MEMORY = 1 << 24  # bytes of a scratch file before it goes to disk
 
 
+def encode_arrays(value: Any, *arrays: npt.NDArray[Any]) -> bytes:
+    """What JSON can hold, and arrays of numbers, as bytes: size of the header, header, arrays."""
+    header = json.dumps([value, [[array.dtype.str, array.shape] for array in arrays]]).encode()
+    data = (np.ascontiguousarray(array).tobytes() for array in arrays)
+    return b"".join([len(header).to_bytes(8, "little"), header, *data])
+
+
+def decode_arrays(data: bytes, parse: Callable[[bytes], Any] = json.loads) -> tuple[Any, list[npt.NDArray[Any]]]:
+    """What `encode_arrays` was given; the arrays are read-only.
+
+    Raises:
+        ValueError: other bytes; of some, `KeyError` and `TypeError`.
+    """
+    offset = 8 + int.from_bytes(data[:8], "little")
+    value, described = parse(data[8:offset])
+    arrays = []
+    for name, shape in described:
+        dtype = np.dtype(name)
+        if dtype.kind not in "biuf" or min(shape, default=0) < 0:
+            raise ValueError("no array of numbers")
+        arrays.append(np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape))
+        offset += arrays[-1].nbytes
+    return value, arrays
+
+
 Record = Callable[[], tuple[Any, list[npt.NDArray[Any]]]]  # reads a value and (read-only) arrays
 
 
@@ -364,13 +390,7 @@ class ScratchFile:
         Raises:
             HesnrError: the disk takes none.
         """
-        header = json.dumps([value, [[array.dtype.str, array.shape] for array in arrays]]).encode()
-        parts = [
-            len(header).to_bytes(8, "little"),
-            header,
-            *(np.ascontiguousarray(array).tobytes() for array in arrays),
-        ]
-        data = zlib.compress(b"".join(parts), 1)
+        data = zlib.compress(encode_arrays(value, *arrays), 1)
         digest = hashlib.blake2b(data, digest_size=16).digest()
         with self._guard:
             if digest not in self._places:
@@ -391,12 +411,5 @@ class ScratchFile:
     def _get(self, start: int, size: int) -> tuple[Any, list[npt.NDArray[Any]]]:
         with self._guard:
             self._file.seek(start)
-            data = zlib.decompress(self._file.read(size))
-        offset = 8 + int.from_bytes(data[:8], "little")
-        value, described = json.loads(data[8:offset])
-        arrays = []
-        for dtype, shape in described:
-            array = np.frombuffer(data, np.dtype(dtype), int(np.prod(shape)), offset).reshape(shape)
-            arrays.append(array)
-            offset += array.nbytes
-        return value, arrays
+            data = self._file.read(size)
+        return decode_arrays(zlib.decompress(data))
