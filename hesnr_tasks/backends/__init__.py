@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,10 +128,10 @@ class TokenisedRequest(NamedTuple):
         """Characters that the tokenizer cannot represent."""
         return self.encoded.lost
 
-    @property
-    def characters(self) -> int:
-        """Of the text."""
-        return len(self.rendered.text)
+    def loses(self, mask: int) -> bool:
+        """Whether the context leaves a task that wants the labels of `mask` nothing of this text."""
+        fitting, beyond = np.split((self.labels[self.targets] & np.uint64(mask)) != 0, [self.n_fitting])
+        return bool(beyond.any() and (self.request.overflow == "skip" or not fitting.any()))
 
     def sequence(self, max_length: int) -> TokenSequence:
         """What the model reads: the tokens up to the last one that is scored."""
@@ -173,38 +173,42 @@ def iterate_scores(
     groups: dict[str, list[int]] = {}  # requests of one text
     for index, request in enumerate(requests):
         groups.setdefault(request.key, []).append(index)
+    losses: list[tuple[ScoringRequest, int, int]] = []
+    lost: dict[str, set[int]] = {}  # by key: masks of which the context leaves nothing
     for indices in groups.values():
         own = [requests[index] for index in indices]
         merged = replace(_merged(own), full_vocabulary=full_vocabulary)
-        stored.put(tokenise(merged, encoder, backend.max_length), {int(request.mask) for request in own})
-    texts = stored.texts
-    check_tokenizer(texts, backend)
-    _check_context(requests, texts, backend.max_length)
+        text = tokenise(merged, encoder, backend.max_length)
+        stored.put(text)
+        losses.append((merged, text.lost, text.n_truncated))
+        lost[merged.key] = {mask for mask in {int(request.mask) for request in own} if text.loses(mask)}
+    check_tokenizer(losses, backend)
+    _check_context(requests, lost, backend.max_length)
     run = describe_run(backend, encoder) | ({} if window is None else {"window": window})
-    k, done = max((text.request.k for text in texts), default=0), set[str]()
-    if cache is not None and texts:
+    k, done = max((request.k for request in stored.requests), default=0), set[int]()
+    if cache is not None and stored.requests:
         canary = backend.canary()
         run |= {"canary": canary} if canary else {}
-        k = cache.open(run, k, texts[0].request.overflow, backend.gather, is_first)
+        k = cache.open(run, k, stored.requests[0].overflow, backend.gather, is_first)
         cache.save_token_bytes(encoder.token_bytes)
-        for text in texts:
-            scores = cache.get(text.request, text.record()[1][0])
+        for number, (request, record) in enumerate(zip(stored.requests, stored.records, strict=True)):
+            scores = cache.get(request, record()[1][0])
             if scores is not None:
-                done.add(text.key)
-                scores, rendered = replace(scores, run=run), text.request.read()  # the model may have moved
-                yield from ((index, scores, rendered) for index in groups[text.key])
+                done.add(number)
+                scores, rendered = replace(scores, run=run), request.read()  # the model may have moved
+                yield from ((index, scores, rendered) for index in groups[request.key])
         if done and is_first:
-            _log.info("%d of %d trajectories were scored before and are not read again", len(done), len(texts))
-    for text, computed in _compute(backend, stored, k, done, show_progress=is_first):
-        rendered, (ids, *values) = text.request.read(), text.record()[1]
-        columns = dict(zip(_COLUMNS, values, strict=True))
+            _log.info("%d of %d trajectories were scored before and are not read again", len(done), len(groups))
+    for number, computed in _compute(backend, stored, k, done, show_progress=is_first):
+        request, (ids, *values) = stored.requests[number], stored.records[number]()[1]
+        rendered, columns = request.read(), dict(zip(_COLUMNS, values, strict=True))
+        token_id = ids[columns["position"]]
         scores = TokenScores(
-            key=text.key, token_id=ids[columns["position"]], scores=computed, tokens_total=text.tokens_total, run=run,
-            **columns,
-        )  # fmt: skip
+            key=request.key, token_id=token_id, scores=computed, tokens_total=len(ids), run=run, **columns
+        )
         if cache is not None:
-            cache.put(scores, text.request, rendered, ids)
-        yield from ((index, scores, rendered) for index in groups[text.key])
+            cache.put(scores, request, rendered, ids)
+        yield from ((index, scores, rendered) for index in groups[request.key])
 
 
 def _window(requests: Sequence[ScoringRequest], max_length: int, prefix: int) -> int | None:
@@ -260,19 +264,24 @@ def tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> Toke
     return TokenisedRequest(request, rendered, encoded, labels, targets, n_fitting, n_truncated)
 
 
-def check_tokenizer(texts: Sequence[TokenisedRequest] | Sequence[_TokenisedText], backend: Backend) -> None:
-    """Refuse a tokenizer that cannot represent the texts; warn of few such characters, and of truncated texts."""
-    if n_long := sum(text.n_truncated > 0 for text in texts):
+def check_tokenizer(losses: Sequence[tuple[ScoringRequest, int, int]], backend: Backend) -> None:
+    """Refuse a tokenizer that cannot represent the texts; warn of few such characters, and of truncated texts.
+
+    Args:
+        losses: of each text its request, the characters that the tokenizer lost, and the tokens that were truncated.
+        backend: whose tokenizer and context it was.
+    """
+    if n_long := sum(n_truncated > 0 for _, _, n_truncated in losses):
         _log.warning(
             "%d of %d texts are longer than the model's context of %d tokens: what lies beyond is not scored, "
             "and each task tells the share of its tokens that was. Raise max_length in --model_args if the model can "
-            "read more.", n_long, len(texts), backend.max_length,
+            "read more.", n_long, len(losses), backend.max_length,
         )  # fmt: skip
-    lossy = [text for text in texts if text.lost]
+    lossy = [(request.name, lost) for request, lost, _ in losses if lost]
     if not lossy:
         return
-    lost, first = sum(text.lost for text in lossy), lossy[0].request.name
-    characters = sum(text.characters for text in texts)
+    lost, first = sum(lost for _, lost in lossy), lossy[0][0]
+    characters = sum(request.characters for request, _, _ in losses)
     if lost > 0.05 * characters:
         raise ScoringError(
             f"the tokenizer {type(backend.tokenizer).__name__} cannot represent {lost} of {characters} "
@@ -285,9 +294,8 @@ def check_tokenizer(texts: Sequence[TokenisedRequest] | Sequence[_TokenisedText]
     )  # fmt: skip
 
 
-def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_TokenisedText], max_length: int) -> None:
+def _check_context(requests: Sequence[ScoringRequest], lost: Mapping[str, Collection[int]], max_length: int) -> None:
     """Refuse a task of which the context leaves nothing, rather than print an empty table."""
-    lost = {text.key: text.lost_masks for text in texts}
     for mask in {int(request.mask) for request in requests}:
         own = [request for request in requests if request.mask == mask]
         if all(mask in lost[request.key] for request in own):
@@ -299,24 +307,6 @@ def _check_context(requests: Sequence[ScoringRequest], texts: Sequence[_Tokenise
 
 
 # --- texts that wait --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _TokenisedText:
-    """What memory holds of a tokenised text."""
-
-    request: ScoringRequest  # of all tasks together
-    record: Record  # of its token ids and `_COLUMNS`
-    tokens_total: int
-    lengths: tuple[int, ...]  # of its sequences: one, or as many as the short-context pass has chunks; none: no target
-    n_truncated: int
-    lost: int
-    characters: int
-    lost_masks: frozenset[int]  # of the requests of which the context leaves nothing
-
-    @property
-    def key(self) -> str:
-        return self.request.key
 
 
 _COLUMNS = (
@@ -333,35 +323,24 @@ class _StoredTexts(Sequence[TokenSequence]):
     """Tokenised texts in a scratch file; as a sequence, what a backend scores, each read when it is asked for."""
 
     def __init__(self, max_length: int, window: int | None, prefix: int) -> None:
-        self.texts: list[_TokenisedText] = []
+        self.requests: list[ScoringRequest] = []  # of all tasks together, one a text
+        self.records: list[Record] = []  # its token ids and `_COLUMNS`
+        self.lengths: list[tuple[int, ...]] = []  # of its sequences: one, or the chunks of the short-context pass
         self.owner: list[tuple[int, int]] = []  # of each sequence: the text, and which of its sequences it is
         self._scratch = ScratchFile()
         self._max_length, self._window, self._prefix = max_length, window, prefix
 
-    def put(self, text: TokenisedRequest, masks: Collection[int]) -> None:
-        """Store a text; `masks`: of the requests that it is for."""
+    def put(self, text: TokenisedRequest) -> None:
+        """Store a text."""
         fitting, beyond = np.split(text.targets, [text.n_fitting])
-
-        def is_lost(mask: int) -> bool:
-            truncated, fits = ((text.labels[part] & np.uint64(mask)).any() for part in (beyond, fitting))
-            return bool(truncated and (text.request.overflow == "skip" or not fits))
-
         encoded, turns = text.encoded, token_turns(text.encoded, text.rendered)
         spans = encoded.start[fitting], encoded.end[fitting]
-        columns = text.labels[fitting], turns[fitting], *spans, text.labels[beyond]
+        columns = fitting.astype(np.int32), text.labels[fitting], turns[fitting], *spans, text.labels[beyond]
         lengths = tuple(len(part.ids) for part in self._parts(text.sequence(self._max_length)))
-        self.owner += [(len(self.texts), part) for part in range(len(lengths))]
-        stored = _TokenisedText(
-            request=text.request,
-            record=self._scratch.put(None, encoded.ids, fitting.astype(np.int32), *columns),
-            tokens_total=len(encoded.ids),
-            lengths=lengths,
-            n_truncated=text.n_truncated,
-            lost=text.lost,
-            characters=text.characters,
-            lost_masks=frozenset(filter(is_lost, masks)),
-        )
-        self.texts.append(stored)
+        self.owner += [(len(self.requests), part) for part in range(len(lengths))]
+        self.lengths.append(lengths)
+        self.requests.append(text.request)
+        self.records.append(self._scratch.put(None, encoded.ids, *columns))
 
     def _parts(self, whole: TokenSequence) -> list[TokenSequence]:
         """The sequences of a text."""
@@ -376,9 +355,8 @@ class _StoredTexts(Sequence[TokenSequence]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number, part = self.owner[index]
-        text = self.texts[number]
-        (ids, targets, *_), request = text.record()[1], text.request
-        ids, length = ids[: int(targets[-1]) + 1], min(text.tokens_total, self._max_length)
+        (ids, targets, *_), request = self.records[number]()[1], self.requests[number]
+        ids, length = ids[: int(targets[-1]) + 1], min(len(ids), self._max_length)
         return self._parts(TokenSequence(request.name, ids, targets, length, request.full_vocabulary))[part]
 
     def set_aside(self, scores: SequenceScores) -> Record:
@@ -387,28 +365,28 @@ class _StoredTexts(Sequence[TokenSequence]):
 
 
 def _compute(
-    backend: Backend, stored: _StoredTexts, k: int, done: Collection[str], *, show_progress: bool
-) -> Iterator[tuple[_TokenisedText, SequenceScores]]:
-    """Scores of the texts that are not `done`, as they finish."""
-    texts = stored.texts
-    skip = {index for index, (number, _) in enumerate(stored.owner) if texts[number].key in done}
-    total = sum(texts[number].lengths[part] for number, part in stored.owner if texts[number].key not in done)
+    backend: Backend, stored: _StoredTexts, k: int, done: Collection[int], *, show_progress: bool
+) -> Iterator[tuple[int, SequenceScores]]:
+    """Scores of the texts that are not `done`, by number, as they finish."""
+    skip = {index for index, (number, _) in enumerate(stored.owner) if number in done}
+    total = sum(sum(lengths) for number, lengths in enumerate(stored.lengths) if number not in done)
     aside: dict[int, dict[int, Record]] = {}  # of texts whose parts are not all scored yet
     with _progress_bar(total, show=show_progress) as bar:
         for index, scores in backend.score(stored, k, bar.update, skip):
             number, part = stored.owner[index]
-            text = texts[number]
-            bar.set_postfix_str(printable(text.request.name[:40]), refresh=False)
+            bar.set_postfix_str(printable(stored.requests[number].name[:40]), refresh=False)
             refuse_non_finite(stored[index], scores)
-            if len(text.lengths) > 1:
+            if (n_parts := len(stored.lengths[number])) > 1:
                 parts = aside.setdefault(number, {})
                 parts[part] = stored.set_aside(scores)
-                if len(parts) < len(text.lengths):
+                if len(parts) < n_parts:
                     continue
                 del aside[number]
                 scores = SequenceScores.concat([SequenceScores(*parts[i]()[1]) for i in sorted(parts)])
-            yield text, scores
-    yield from ((text, SequenceScores.empty(k)) for text in texts if not text.lengths and text.key not in done)
+            yield number, scores
+    for number, lengths in enumerate(stored.lengths):
+        if not lengths and number not in done:
+            yield number, SequenceScores.empty(k)
 
 
 def _chunks(sequence: TokenSequence, window: int, prefix: int) -> Iterator[TokenSequence]:

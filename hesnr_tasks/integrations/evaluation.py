@@ -297,7 +297,7 @@ def prepare(settings: TaskSettings, backend: Backend) -> EvaluationTexts:
         texts.append(tokenise(request, encoder, backend.max_length))
     if native and (dropped := native.dropped_text([p for text in texts if (p := text.rendered.passed)])):
         _log.warning("%s", dropped)
-    check_tokenizer(texts, backend)
+    check_tokenizer([(text.request, text.lost, text.n_truncated) for text in texts], backend)
     skipped = [text for text in texts if text.n_truncated and settings.overflow == "skip"]
     items = sorted((t for t in texts if not (t.n_truncated and settings.overflow == "skip")), key=lambda t: t.key)
     if not any(text.n_fitting for text in items):

@@ -493,7 +493,7 @@ class _Scorer:
     def rows(self, window: Sequence[Document], progress: Callable[[int], None]) -> list[dict[str, Any]]:
         """The documents of a window, scored, in order."""
         texts = [self._tokenised(document.trajectory) for document in window]
-        lost, characters = sum(t.lost for t in texts), sum(t.characters for t in texts)
+        lost, characters = sum(t.lost for t in texts), sum(t.request.characters for t in texts)
         if lost > 0.05 * characters:
             raise ScoringError(
                 f"the tokenizer {type(self._backend.tokenizer).__name__} cannot represent {lost} of {characters} "
