@@ -12,7 +12,7 @@ import shutil
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,14 @@ from hesnr_tasks.cli.evaluate import refuse_paths
 from hesnr_tasks.cli.setup import installed_version
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
-from hesnr_tasks.formats import ReadReport, load
+from hesnr_tasks.formats import ReadReport
+from hesnr_tasks.tasks.corpus import Corpus
 from hesnr_tasks.tasks.settings import TaskSettings, add_flags, native_template
 from hesnr_tasks.trajectory import Kind, Trajectory
 from hesnr_tasks.trajectory.alignment import Encoder, token_labels
 from hesnr_tasks.trajectory.chat_messages import native_calls, stored_schemas
 from hesnr_tasks.trajectory.chat_rendering import NativeTemplate
-from hesnr_tasks.trajectory.rendering import Rendered, label_mask, render
+from hesnr_tasks.trajectory.rendering import Passed, Rendered, label_mask, render
 from hesnr_tasks.viewer.page import load_tokenizer
 
 _SETTINGS = (
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 def _checked(settings: TaskSettings, args: argparse.Namespace) -> dict[str, Any]:
     report = ReadReport()
     # settings first, then what is fast to read: a wrong path must not wait for a tokenizer
-    trajectories = load(
+    trajectories = Corpus.load(
         settings.trajectories, config=settings.config, split=settings.split, only_resolved=settings.only_resolved,
         limit=settings.limit, sample=settings.sample, sample_seed=settings.sample_seed, on_error=settings.on_error,
         report=report,
@@ -93,7 +94,8 @@ def _checked(settings: TaskSettings, args: argparse.Namespace) -> dict[str, Any]
     native = _native(settings, encoder)
     max_length = args.max_length or _context(config, encoder)
     problems: list[str] = []
-    texts = _texts(settings, trajectories, native if settings.render == "native" else None, problems)
+    passed: list[Passed] = []
+    texts = _texts(settings, trajectories, native if settings.render == "native" else None, problems, passed)
     text, lengths, read = _counts(settings, texts, encoder, max_length)
     if not text["kept_characters"]:
         problems.append("no character counts: kinds and filters leave nothing")
@@ -109,7 +111,7 @@ def _checked(settings: TaskSettings, args: argparse.Namespace) -> dict[str, Any]
             n: _plain(getattr(settings, n)) for n in ("render", "kinds", "filters", "epsilon", "k", "overflow")
         },
         "text": text,
-        "template": _template(native, trajectories, texts, settings) if native else None,
+        "template": _template(native, trajectories, passed, settings) if native else None,
         "model": model,
         "versions": {"hesnr-tasks": __version__}
         | {name: installed_version(name) for name in ("lm_eval", "transformers", "torch")},
@@ -124,17 +126,20 @@ def _plain(value: Any) -> Any:
 # --- trajectories and texts -------------------------------------------------------------------------------------------
 
 
-def _reading(trajectories: Sequence[Trajectory], report: ReadReport) -> dict[str, Any]:
-    outcomes = Counter({True: "resolved", False: "not resolved", None: "unknown"}[t.resolved] for t in trajectories)
-    calls = [native_calls(t) for t in trajectories]
+def _reading(trajectories: Iterable[Trajectory], report: ReadReport) -> dict[str, Any]:
+    formats, outcomes, counts = Counter[str](), Counter[str](), Counter[str]()
+    for trajectory in trajectories:
+        formats[trajectory.source or "hesnr"] += 1
+        outcomes[{True: "resolved", False: "not resolved", None: "unknown"}[trajectory.resolved]] += 1
+        counts["turns"] += sum(message.generated for message in trajectory.messages)
+        counts["with_stored_calls"] += any(native_calls(trajectory))
+        counts["with_tool_schemas"] += bool(stored_schemas(trajectory.meta.get("tools")))
     return {
-        "count": len(trajectories),
+        "count": formats.total(),
         "records": report.read,
-        "formats": dict(Counter(t.source or "hesnr" for t in trajectories).most_common()),
+        "formats": dict(formats.most_common()),
         "outcomes": dict(outcomes),
-        "turns": sum(m.generated for t in trajectories for m in t.messages),
-        "with_stored_calls": sum(map(any, calls)),
-        "with_tool_schemas": sum(bool(stored_schemas(t.meta.get("tools"))) for t in trajectories),
+        **{name: counts[name] for name in ("turns", "with_stored_calls", "with_tool_schemas")},
         "notes": report.lines(),
     }
 
@@ -151,19 +156,25 @@ def _native(settings: TaskSettings, encoder: Encoder | None) -> NativeTemplate |
 
 
 def _texts(
-    settings: TaskSettings, trajectories: Sequence[Trajectory], native: NativeTemplate | None, problems: list[str]
-) -> list[Rendered]:
-    texts = []
+    settings: TaskSettings,
+    trajectories: Iterable[Trajectory],
+    native: NativeTemplate | None,
+    problems: list[str],
+    passed: list[Passed],
+) -> Iterator[Rendered]:
+    """The texts, one at a time; `problems` and `passed` fill as they come."""
     for trajectory in trajectories:
         try:
-            texts.append(render(trajectory, settings.render, native))
+            rendered = render(trajectory, settings.render, native)
         except DataError as error:
             problems.append(str(error))
-    return texts
+        else:
+            passed += [rendered.passed] if rendered.passed else []
+            yield rendered
 
 
 def _counts(
-    settings: TaskSettings, texts: Sequence[Rendered], encoder: Encoder | None, max_length: int | None
+    settings: TaskSettings, texts: Iterable[Rendered], encoder: Encoder | None, max_length: int | None
 ) -> tuple[dict[str, Any], list[int], list[int]]:
     """Characters and tokens by kind, and for each text its tokens and how many of them are read."""
     all_filters = tuple(FILTERS)
@@ -205,10 +216,9 @@ def _counts(
 
 
 def _template(
-    native: NativeTemplate, trajectories: Sequence[Trajectory], texts: Sequence[Rendered], settings: TaskSettings
+    native: NativeTemplate, trajectories: Iterable[Trajectory], passed: list[Passed], settings: TaskSettings
 ) -> dict[str, Any]:
     """What the template does with messages in general, and with these trajectories."""
-    passed = [text.passed for text in texts if text.passed]
     refused: list[str] = []
     try:
         behaviour = _behaviour(native)
@@ -341,7 +351,7 @@ def _parameters(config: Any) -> tuple[int, int]:
 def _probed(
     name: str,
     settings: TaskSettings,
-    trajectories: Sequence[Trajectory],
+    trajectories: Iterable[Trajectory],
     encoder: Encoder | None,
     native: NativeTemplate | None,
     tokens: int,

@@ -6,7 +6,7 @@ back one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -43,6 +43,9 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        return (Trajectory.from_json(record()[0]) for record in self._records)
 
     def _keep(self, trajectory: Trajectory) -> tuple[Source, Record]:
         source = Source(trajectory.id, trajectory.instance_id, trajectory.resolved)

@@ -52,7 +52,9 @@ def test_the_numbers_are_those_of_lm_eval(checkpoint, tmp_path, overflow, surpri
     result = evaluate(checkpoint, list(TASKS), metadata, f"dtype=float32,max_length={length}")["results"]
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).train()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    scores = hesnr.score(model, tokenizer, hesnr.load(metadata["trajectories"]), overflow=overflow, max_length=length)
+    scores = hesnr.score(
+        model, tokenizer, iter(hesnr.load(metadata["trajectories"])), overflow=overflow, max_length=length
+    )
     assert model.training
     assert len(scores) == len(RUNS)
     assert scores.signature["run"]["weights"] == hesnr.open_scores(metadata["scores"]).signature["run"]["weights"]

@@ -37,6 +37,7 @@ def test_texts_and_labels_come_back_as_they_were(rendering):
     """Of every format: the text, its spans, the label of each character, and the key of its score file."""
     trajectories = everything()
     corpus = Corpus(trajectories)
+    assert list(corpus) == list(corpus) == trajectories
     assert len(corpus) == len(trajectories) > 50
     for index, original in enumerate(trajectories):
         rendered = render(original, rendering)
