@@ -191,7 +191,8 @@ class FakeServer(ThreadingHTTPServer):
         route = self.routes.get(f"{method} {path}")
         if method == "POST" and self.fail:
             return _error(self.fail.pop(0), self.says)
-        if method == "POST" and self.key and _lower(headers).get("authorization") != f"Bearer {self.key}":
+        given = next((value for name, value in headers.items() if name.lower() == "authorization"), None)
+        if method == "POST" and self.key and given != f"Bearer {self.key}":
             return Reply(401, {"error": "Unauthorized"})
         return route(fields) if route else Reply(404, {"detail": "Not Found"})
 
@@ -320,10 +321,6 @@ class FakeServer(ThreadingHTTPServer):
             top.append({name(token): own[-1]} | {name(i): value for i, value in pairs})
         names = [name(token) for token in tokens]
         return {"tokens": names, "token_logprobs": own, "top_logprobs": top, "text_offset": [0] * len(names)}
-
-
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
 
 
 def _error(status: int, message: str) -> Reply:

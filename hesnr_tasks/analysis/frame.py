@@ -184,7 +184,7 @@ def load(
         SettingsError: for a k beyond what was stored, or a run that does not exist.
         DataError: if there is no file.
     """
-    reading = _Reading.of(folder, ks, masks, extra, name, context, run, metrics)
+    reading = _Reading.of(folder, ks, masks=masks, extra=extra, name=name, context=context, run=run, metrics=metrics)
     return reading.frame(list(reading.trajectories()))
 
 
@@ -204,8 +204,7 @@ def scan(
         threads: that read (None: as many as there are cores, 8 at most).
         options: as those of `load`, with its errors.
     """
-    defaults: dict[str, Any] = {"masks": None, "extra": (), "name": "", "context": None, "run": "latest"}
-    reading = _Reading.of(folder, ks, **{**defaults, "metrics": None, **options})
+    reading = _Reading.of(folder, ks, **options)
     parts = reading.trajectories(threads)
     results = []
     while batch := list(itertools.islice(parts, _BATCH)):
@@ -253,12 +252,13 @@ class _Reading:
         cls,
         folder: str | Path | ScoreStore,
         ks: Sequence[int],
-        masks: Sequence[np.uint64] | None,
-        extra: Sequence[str],
-        name: str,
-        context: int | None,
-        run: str | StoredRun,
-        metrics: Iterable[str] | None,
+        *,
+        masks: Sequence[np.uint64] | None = None,
+        extra: Sequence[str] = (),
+        name: str = "",
+        context: int | None = None,
+        run: str | StoredRun = "latest",
+        metrics: Iterable[str] | None = None,
     ) -> _Reading:
         store = folder if isinstance(folder, ScoreStore) else ScoreStore.open(folder)
         if store.run is None:

@@ -13,11 +13,13 @@ import numpy.typing as npt
 from hesnr_tasks.actions.grammar import parse_action
 from hesnr_tasks.analysis.frame import Frame
 from hesnr_tasks.filters.regions import regions
+from hesnr_tasks.scores import Entry
 from hesnr_tasks.trajectory import Kind
 
 IntArray = npt.NDArray[np.int64]
 _POSITIONS = (0, 8, 32, 64, 128, 256, 512, 1024)  # 1024 tokens
 _ESCAPE = 12  # characters of the original behind one of the program: \\ud83d\\ude00
+_OUTCOMES = ("resolved", "unresolved", "unknown", "mixed")
 NO_CALL = "(no call)"
 NO_LANGUAGE = "(none known)"
 
@@ -50,14 +52,16 @@ def _by_position(frame: Frame) -> Groups:
     return Groups(tuple(names[:used]), index)
 
 
+def outcome_of(entry: Entry) -> str:
+    """Of the agent's run; several runs can have one text, and those that disagree are a group of their own."""
+    outcomes = {source.resolved for source in entry.sources}
+    names = {True: "resolved", False: "unresolved", None: "unknown"}
+    return names[next(iter(outcomes), None)] if len(outcomes) < 2 else "mixed"
+
+
 def _by_resolved(frame: Frame) -> Groups:
-    """One text can have several sources; those that disagree are a group of their own."""
-    names = ("resolved", "unresolved", "unknown", "mixed")
-    codes = []
-    for entry in frame.entries:
-        outcomes = {source.resolved for source in entry.sources} or {None}
-        codes.append({True: 0, False: 1, None: 2}[outcomes.pop()] if len(outcomes) == 1 else 3)
-    return Groups(names, np.repeat(np.array(codes, dtype=np.int64), np.diff(frame.bounds)))
+    codes = [_OUTCOMES.index(outcome_of(entry)) for entry in frame.entries]
+    return Groups(_OUTCOMES, np.repeat(np.array(codes, dtype=np.int64), np.diff(frame.bounds)))
 
 
 BREAKDOWNS: dict[str, Callable[[Frame], Groups]] = {

@@ -175,7 +175,12 @@ def _against(
         index = np.concatenate([text.index for text, _ in sides])
         columns: dict[str, Any] = {"trajectory": cell}
         if role == "teacher":
-            columns["teacher"] = np.concatenate([_teacher(text, _Side(beside, j)) for text, j in sides])
+            teachers = [(text, _Side(beside, j)) for text, j in sides]
+            means = [
+                mean_over_characters(text.start, text.end, teacher.start, teacher.end, np.exp(teacher.logprob))
+                for text, teacher in teachers
+            ]
+            columns["teacher"] = np.concatenate(means)
             if lacking := int(np.isnan(columns["teacher"]).sum()):
                 notes.append(f"rbridge is without {lacking} of {len(index)} tokens that {other.name} did not score")
             if len(names) > 1:
@@ -290,10 +295,6 @@ def _characters(start: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
     owner = np.repeat(np.arange(len(start)), length)
     first = np.cumsum(length) - length
     return owner, start[owner] + np.arange(len(owner)) - first[owner]
-
-
-def _teacher(text: _Side, teacher: _Side) -> FloatArray:
-    return mean_over_characters(text.start, text.end, teacher.start, teacher.end, np.exp(teacher.logprob))
 
 
 def mean_over_characters(

@@ -282,12 +282,9 @@ def _columns() -> int:
 def paragraphs(lines: Iterable[str]) -> str:
     """Sentences as they are printed: on a terminal, wrapped to its width."""
     whole = list(lines)
-    return "\n".join(_wrapped_all(whole) if sys.stdout.isatty() else whole)
-
-
-def _wrapped_all(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        yield from _wrapped(line) or [""]
+    if not sys.stdout.isatty():
+        return "\n".join(whole)
+    return "\n".join(row for line in whole for row in _wrapped(line) or [""])
 
 
 _DATE = re.compile(r"\(\d{4}-\d\d-\d\d \d\d:\d\d UTC: ")
@@ -594,16 +591,12 @@ def profiles(frame: Frame, question: Question) -> Iterator[Table]:
             for i in np.flatnonzero(included)
             for source in (frame.entries[i].sources or (None,))
         ]
-        rows.sort(key=lambda row: (-_defined(row["density"], -1.0), row["trajectory"]))
+        rows.sort(key=lambda row: (-np.nan_to_num(row["density"], nan=-1.0), row["trajectory"]))
         note = (
             "density: share of tokens that are decisions; a forward pass over the data (a third of an epoch) gives it"
         )
         title = "Trajectories, the densest in decisions first"
         yield Table("by_trajectory", title, [{**named, **row} for row in rows], (note,), wide=("key", "instance"))
-
-
-def _defined(value: float, otherwise: float) -> float:
-    return otherwise if math.isnan(value) else value
 
 
 # --- single decision tokens near ln 2, ln 3, ln 4, the text before them, and the candidates with their probabilities --

@@ -29,6 +29,7 @@ from hesnr_tasks.actions import CharSpan
 from hesnr_tasks.actions.classes import action_class, canonical_key, decision_words
 from hesnr_tasks.actions.shell import CLASSES
 from hesnr_tasks.analysis.frame import Frame, Selection, check_epsilons, folders, selections
+from hesnr_tasks.analysis.groups import outcome_of
 from hesnr_tasks.analysis.tables import Table, TokenTexts, decision
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import EPSILON
@@ -397,16 +398,10 @@ def _turn_group(profile: Profile, step: Any) -> str:
     return f"{first}" if first == last else f"{first}-{last}"
 
 
-def _outcome(profile: Profile, step: Any) -> str:
-    outcomes = {source.resolved for source in profile.frame.entries[profile.entries[step.trajectory]].sources}
-    names = {True: "resolved", False: "unresolved", None: "unknown"}
-    return names[next(iter(outcomes), None)] if len(outcomes) < 2 else "mixed"
-
-
 _GROUPS: dict[str, Callable[[Profile, Any], str]] = {
     "class": lambda profile, step: action_class(profile.action(step)),
     "turn": _turn_group,
-    "resolved": _outcome,
+    "resolved": lambda profile, step: outcome_of(profile.frame.entries[profile.entries[step.trajectory]]),
 }
 
 

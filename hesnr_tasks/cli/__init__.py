@@ -98,19 +98,16 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tasks(args: argparse.Namespace) -> int:
+def _tasks(args: argparse.Namespace) -> str:
     from hesnr_tasks.tasks import tasks_path
 
-    print(tasks_path())
-    return 0
+    return str(tasks_path())
 
 
-def _register(args: argparse.Namespace) -> int:
+def _register(args: argparse.Namespace) -> str:
     from hesnr_tasks.tasks import register, unregister
 
     if args.undo:
         folder = unregister()
-        print(f"removed {folder}" if folder else "nothing was registered")
-    else:
-        print(f"lm_eval now finds our tasks; the files are in {register()} (undo: hesnr register --undo)")
-    return 0
+        return f"removed {folder}" if folder else "nothing was registered"
+    return f"lm_eval now finds our tasks; the files are in {register()} (undo: hesnr register --undo)"

@@ -65,8 +65,8 @@ def passk_arguments(parser: argparse.ArgumentParser) -> None:
     add_answers(parser, k="default: powers of two, up to the number of answers")
 
 
-def run_passk(args: argparse.Namespace) -> int:
-    """Print the tables, and write them and the figure with -o."""
+def run_passk(args: argparse.Namespace) -> str:
+    """The tables as text, CSV or JSON; with -o they are written, with the figure."""
     results, about = passk_tables(args)
     if args.output:
         write_tables(args.output, "passk", results, about)
@@ -76,8 +76,7 @@ def run_passk(args: argparse.Namespace) -> int:
         if args.format == "text" and table.name.startswith("discordant") and more > 0:
             note = f"and {more} more: --format csv, or -o OUT"
             results[i] = table._replace(rows=table.rows[:_MOST_SHOWN], notes=(*table.notes, note))
-    print(show(results, args.format, about, wide=args.wide))
-    return 0
+    return show(results, args.format, about, wide=args.wide)
 
 
 def passk_tables(args: argparse.Namespace) -> tuple[list[Table], dict[str, Any]]:
@@ -218,16 +217,15 @@ def behaviours_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_behaviours(args: argparse.Namespace) -> int:
-    """Print the tables, and write them and the figure with -o."""
+def run_behaviours(args: argparse.Namespace) -> str:
+    """The tables as text, CSV or JSON; with -o they are written, with the figure."""
     results, notes = behaviour_tables(args)
     about = {"hesnr_tasks": __version__, "files": args.files, "reference": args.reference, "notes": notes}
     about |= {"resamples": args.resamples, "seed": args.seed, "lexicon": load_lexicon().version}
     if args.output:
         write_tables(args.output, "behaviours", results, about)
         _draw_means(results, args.output / "behaviours")
-    print(show(results, args.format, about, wide=args.wide))
-    return 0
+    return show(results, args.format, about, wide=args.wide)
 
 
 def behaviour_tables(args: argparse.Namespace) -> tuple[list[Table], list[str]]:

@@ -40,7 +40,6 @@ from hesnr_tasks.stats import RESAMPLES, SEED
 
 def egss_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr egss`."""
-    parser.set_defaults(execute=run_egss)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     report = commands.add_parser("report", help="cost curves and ratios of cost at equal resolve rate")
     add = report.add_argument
@@ -50,18 +49,13 @@ def egss_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cached-price", type=float, default=PRICE, help=f"of a cached prompt token (default: {PRICE})")
     add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap over tasks (default: {RESAMPLES})")
     add_format(report)
-    report.set_defaults(egss=_report)
+    report.set_defaults(execute=_report)
     calibration = commands.add_parser("calibrate", help="the estimates of finished runs, for quantile gates")
     calibration.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs with model.gate=threshold:inf")
     calibration.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="for model.calibration")
-    calibration.set_defaults(egss=_calibrate)
+    calibration.set_defaults(execute=_calibrate)
     config = commands.add_parser("config", help="print the file for mini-extra swebench -c")
-    config.set_defaults(egss=lambda args: print(SWEBENCH_CONFIG) or 0)
-
-
-def run_egss(args: argparse.Namespace) -> int:
-    """Run one of the commands."""
-    return int(args.egss(args))
+    config.set_defaults(execute=lambda args: str(SWEBENCH_CONFIG))
 
 
 def _calibrate(args: argparse.Namespace) -> int:
@@ -87,7 +81,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(args: argparse.Namespace) -> int:
+def _report(args: argparse.Namespace) -> str:
     check_resamples(args.resamples, SEED)
     if not 0 <= args.cached_price <= 1:
         raise SettingsError(f"--cached-price is {args.cached_price:g}; it is a share of a prompt token's price: 0 to 1")
@@ -109,8 +103,7 @@ def _report(args: argparse.Namespace) -> int:
     tables += [paired_table(methods, reference, args.resamples), kinds_table(instances)]
     about = {"hesnr_tasks": __version__, "reference": reference, "cached_price": args.cached_price}
     filled, about = [table for table in tables if table.rows], {**about, "resamples": args.resamples}
-    print(show(filled, args.format, about, wide=args.wide))
-    return 0
+    return show(filled, args.format, about, wide=args.wide)
 
 
 def _records(arguments: Sequence[str], reports: Sequence[Path]) -> tuple[list[TaskCost], list[InstanceRun], list[str]]:
@@ -178,8 +171,8 @@ def select_arguments(parser: argparse.ArgumentParser) -> None:
     add("-w", "--workers", type=int, default=1, metavar="N", help="instances at a time (default: 1)")
 
 
-def run_select(args: argparse.Namespace) -> int:
-    """Select, and print what was chosen by what; the same command goes on where it was stopped."""
+def run_select(args: argparse.Namespace) -> str:
+    """Select; what was chosen by what, as text; the same command goes on where it was stopped."""
     settings, kwargs = _checked(args)
     journal_path = args.output.with_name(f"{args.output.stem}.work.jsonl")
     if not journal_path.exists():  # else the answers may all be there
@@ -220,8 +213,7 @@ def run_select(args: argparse.Namespace) -> int:
                 write_output(why_path, json.dumps(record, indent=2))
         finally:
             pool.shutdown(cancel_futures=True)
-    print(_summary(why, notes, args.output, why_path))
-    return 0
+    return _summary(why, notes, args.output, why_path)
 
 
 def _checked(args: argparse.Namespace) -> tuple[SelectSettings, dict[str, Any]]:

@@ -11,6 +11,7 @@ import argparse
 import ast
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import importlib.util
 import json
@@ -506,32 +507,30 @@ def weights_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, *_SETTINGS)
 
 
-def run_weights(args: argparse.Namespace) -> int:
-    """Score what has not been scored, write the table, and print its sources; the same command goes on after a stop."""
+def run_weights(args: argparse.Namespace) -> str:
+    """Score what has no scores yet and write the table; its sources as text. The same command goes on after a stop."""
     settings = TaskSettings.read({name: value for name in _SETTINGS if (value := getattr(args, name)) is not None})
     quotas = dict(map(_quota, args.quota))
     sampling = Sampling(args.by, args.prefer, args.temperature, args.floor, quotas, settings.min_tokens)
+    parts = args.output.with_name(f"{args.output.name}.parts")
     if not args.model:
         if args.compare:
             raise SettingsError("--compare is the second checkpoint; name the first with --model")
         if len(args.corpus) > 2:
             raise SettingsError(f"{len(args.corpus)} tables were given; give one, or two to compare, or --model CKPT")
         tables = [Tables.open([Path(name)]) for name in args.corpus]
-        summary = write_weights(args.output, tables[0], tables[1] if len(tables) > 1 else None, sampling)
     else:
         if args.by.endswith("_change") and not args.compare:
             raise SettingsError(f"--by {args.by} needs a second checkpoint: add --compare CKPT")
-        parts = args.output.with_name(f"{args.output.name}.parts")
         tables = [
             _scored(args, settings, checkpoint, parts / name)
             for name, checkpoint in (("model", args.model), ("compare", args.compare))
             if checkpoint
         ]
-        summary = write_weights(args.output, tables[0], tables[1] if len(tables) > 1 else None, sampling)
+    summary = write_weights(args.output, tables[0], tables[1] if len(tables) > 1 else None, sampling)
+    if args.model:
         shutil.rmtree(parts)
-    print("\n".join(summary.lines(sampling.by)))
-    print(args.output)
-    return 0
+    return "\n".join([*summary.lines(sampling.by), str(args.output)])
 
 
 def _quota(text: str) -> tuple[str, float]:
@@ -558,9 +557,7 @@ def _scored(args: argparse.Namespace, settings: TaskSettings, checkpoint: str, f
             bar.set_postfix_str(f"{documents:,} documents", refresh=False)
             bar.update(tokens)
 
-        def model() -> Any:
-            return _loaded(checkpoint, args.model_args, args.device)
-
+        model = functools.partial(_loaded, checkpoint, args.model_args, args.device)
         tables = score_corpus(args.corpus, settings, model, folder, report, progress)
     for line in report.lines():
         _log.warning("%s", line)

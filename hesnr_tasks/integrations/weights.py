@@ -297,7 +297,8 @@ def _columns(
             if name not in counts:
                 kind, suffix = (name[:-7], "_second") if name.endswith("_second") else (name, "")
                 term = np.nan_to_num(term) * column[f"he_tokens{suffix}" if kind == "he_snr" else "tokens"]
-            sums[name] = _padded(sums.get(name), len(sources)) + np.bincount(code, term, len(sources))
+            before = sums.get(name, np.zeros(0))
+            sums[name] = np.pad(before, (0, len(sources) - len(before))) + np.bincount(code, term, len(sources))
     if not values:
         raise DataError("the table holds no document")
     with np.errstate(invalid="ignore"):
@@ -307,11 +308,6 @@ def _columns(
             totals[name] = sums[name] / sums[f"he_tokens{suffix}" if kind == "he_snr" else "tokens"]
     totals |= {f"{n}_change": totals[f"{n}_second"] - totals[n] for n in VALUES if f"{n}_second" in totals}
     return np.concatenate(values), np.concatenate(codes), tuple(sources), totals
-
-
-def _padded(sums: FloatArray | None, length: int) -> FloatArray:
-    sums = np.zeros(0) if sums is None else sums
-    return np.pad(sums, (0, length - len(sums)))
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

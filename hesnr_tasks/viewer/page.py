@@ -222,6 +222,7 @@ class ScoredRun:
         high = (entropy > EPSILON) & (scores.rank >= 1) & (scores.rank <= CANDIDATES) & tokens.selected(self._mask)
         ids = scores.topk_ids[:, :CANDIDATES].tolist()
         probabilities = np.exp(scores.topk_logprobs[:, :CANDIDATES].astype(np.float64)).tolist()
+        texts = [[self._texts[t] if t < len(self._texts) else f"⟨{t}⟩" for t in row] for row in ids]
         return [
             TokenView(
                 int(tokens.char_start[i]),
@@ -229,7 +230,7 @@ class ScoredRun:
                 -float(scores.logprob[i]),
                 float(entropy[i]),
                 bool(high[i]),
-                list(zip(map(self._text, ids[i]), probabilities[i], strict=True)),
+                list(zip(texts[i], probabilities[i], strict=True)),
             )
             for i in range(len(tokens.position))
         ]
@@ -254,9 +255,6 @@ class ScoredRun:
                 "another file or by another version, or not at all; `--id` shows one of those that were."
             )
         return self._store.read(key)
-
-    def _text(self, token: int) -> str:
-        return self._texts[token] if token < len(self._texts) else f"⟨{token}⟩"
 
 
 # --- tokens as columns ------------------------------------------------------------------------------------------------
