@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = commands.add_parser("check", help="read a ladder file and say what it holds, without a model")
     check.add_argument("ladder", type=Path)
     check.add_argument("--online", action="store_true", help="also ask the hub for every model and revision")
+    add_wide(check)
     _add_downstream(check)
     check.set_defaults(action=_check)
 
@@ -174,10 +175,11 @@ def _check(args: argparse.Namespace) -> int:
         for task, scores in judged.items():
             score = scores.get(checkpoint.name)
             own = "" if score is None or score.measured == "itself" else f" ({score.measured})"
-            row[f"judged by {task}"] = "" if score is None else f"{score.value:g}{own}"
+            row[task if task not in row else f"{task} (score)"] = "" if score is None else f"{score.value:g}{own}"
         rows.append(row | {"model": "@".join(filter(None, (checkpoint.model or checkpoint.name, checkpoint.revision)))})
     title = f"{args.ladder}: {len(rows)} checkpoints, families: {', '.join(families)}"
-    print(show([Table("ladder", title, rows, below=("model",))], "text", {}))
+    notes = ["scores: what judges a checkpoint, and where it was measured"] if judged else []
+    print(show([Table("ladder", title, rows, notes, below=("model",))], "text", {}, wide=args.wide))
     if not ladder.trajectories:
         _say(["no trajectories: `hesnr ladder run` would score the demo's; add trajectories: [my_runs/]"])
     _say(remarks)

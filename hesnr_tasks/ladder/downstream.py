@@ -350,7 +350,7 @@ def _swe_bench_row(
         remarks[f"{path}: {failed} of {total} instances could not be evaluated; they count as not resolved"] = None
     names = [checkpoint.name for checkpoint in ladder.checkpoints]
     stem, _, run = path.stem.rpartition(".")
-    texts = [path.stem, *([stem] if stem and not re.fullmatch(r"\d{1,2}", run) else [])]
+    texts = [*([stem] if stem and not re.fullmatch(r"\d{1,2}", run) else []), path.stem]
     texts += [folder.name for folder in path.parents if folder.is_relative_to(root) and folder != root]
     name = next((name for text in texts if (name := _name_within(text, names))), path.stem)
     return name, _SWE, DownstreamScore(resolved / total, total, harness=_HARNESS), str(path)

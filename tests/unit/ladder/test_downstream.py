@@ -145,6 +145,7 @@ def test_reports_are_called_model_and_run(tmp_path):
     """The harness writes MODEL.RUN.json with `/` as `__`; runs are often called by a date."""
     assert judged_by([report(tmp_path, "org__lc-1.20260101")])[0] == {"lc-1": {"swe_bench": (0.1, "")}}
     assert judged_by([report(tmp_path, "org__lc-1-sft.run1")])[0] == {"lc-1": {"swe_bench": (0.1, "sft")}}
+    assert judged_by([report(tmp_path, "org__lc-1-sft.20260101")])[0] == {"lc-1": {"swe_bench": (0.1, "sft")}}
     assert judged_by([report(tmp_path, "org__lc-2-dpo.run1")])[0] == {"lc-2-dpo": {"swe_bench": (0.1, "")}}
     assert judged_by([report(tmp_path, "lc-1-against-lc-2")][:0])[0] == {}
     with pytest.raises(DataError, match="no downstream score belongs"):
