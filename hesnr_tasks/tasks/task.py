@@ -7,11 +7,13 @@ ranks. What its versions do differently: lm_eval_compat.py.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,11 +47,11 @@ from hesnr_tasks.metrics import (
     needed_columns,
     topk_entropy,
 )
-from hesnr_tasks.scores import Wanted
+from hesnr_tasks.scores import StoreError, Wanted
 from hesnr_tasks.scores.base import TokenScores
-from hesnr_tasks.scores.runs import checkpoint_name
+from hesnr_tasks.scores.runs import checkpoint_name, read_run
 from hesnr_tasks.scores.schema import OPTIONAL
-from hesnr_tasks.scores.store import ScoreCache, keeps_scores
+from hesnr_tasks.scores.store import ScoreCache, keeps_scores, scores_dir
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, Estimate, effective_number
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, ToolEntropySettings, describe, native_template, signature
@@ -381,12 +383,26 @@ class HesnrTask(Task):
             f"hesnr report {output}" if output else "the same with --output_path results/, then hesnr report results/"
         )
         if self.settings.window is not None:  # which `hesnr report` leaves out
-            follow = "hesnr analyze WHOLE --against SHORT, the score files of all context and of this window"
+            short = self._score_folder()
+            follow = (
+                f"hesnr analyze WHOLE --against {short} (WHOLE: score files of a pass without window)"
+                if short
+                else "the same with --output_path results/"
+            )
         number = Estimate(self._headline, error)
         value = number.text if self._headline == self._headline else "N/A"
         name = f"{self.config.task} of {checkpoint_name(self._run)}"
         window = "" if self.settings.window is None else f" with a window of {self.settings.window}"
         return f"{name}{window}: he_snr {value}, {self._share} of {where}. Next: {follow}"
+
+    def _score_folder(self) -> Path | None:
+        """Where the score files of this run are; None: it keeps none."""
+        place = scores_dir(self.settings.scores, running_evaluation().output_path)
+        for file in sorted(place[0].rglob("run.json")) if place else ():
+            with contextlib.suppress(StoreError):  # another run's, damaged
+                if read_run(file.parent)["run"] == dict(self._run):
+                    return file.parent
+        return None
 
     def _warn_last(self, scored: int, wanted: int, documents: list[DocumentValues]) -> None:
         """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""

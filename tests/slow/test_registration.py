@@ -76,6 +76,18 @@ def test_plain_lm_eval_then_finds_our_tasks_and_ends_with_what_must_not_be_overl
     )
 
 
+def test_a_short_context_pass_ends_with_the_folder_of_its_scores(lm_eval_copy, registered, tmp_path):
+    model = tiny.llama(str(tmp_path / "model"))
+    words = ["--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--tasks", "hesnr_swe"]
+    words += ["--limit", "1", "--metadata", '{"window": 64}', "--output_path", str(tmp_path / "results")]
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=True, env={**os.environ, "PYTHONPATH": str(lm_eval_copy.parent.parent)},
+    )  # fmt: skip
+    (folder,) = (path.parent for path in tmp_path.glob("results/scores/*/run.json"))
+    assert f"Next: hesnr analyze WHOLE --against {folder} (WHOLE: " in done.stdout
+
+
 def test_every_task_is_registered_and_may_include_a_template(registered):
     manager = TaskManager(include_path=str(register()), include_defaults=False)
     assert {path.stem for path in tasks_path().rglob("*.yaml")} <= set(manager.all_tasks)
