@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +29,12 @@ _THINK = re.compile(r"\A\s*<think>(.*?)</think>", re.DOTALL)
 _THINK_TAG = re.compile(r"</?think>")
 
 
+plain_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder each time
+
+
 def escaped(text: str) -> str:
     """The inside of `text` as a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    return encode_basestring(text)[1:-1]
 
 
 @cache

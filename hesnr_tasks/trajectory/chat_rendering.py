@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from json.encoder import encode_basestring_ascii
 from types import BuiltinMethodType
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ from hesnr_tasks.trajectory.chat_messages import (
     conversations,
     escaped,
     native_calls,
+    plain_json,
     widths,
 )
 from hesnr_tasks.trajectory.rendering import (
@@ -211,6 +213,8 @@ def _json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """The filter `tojson` as Transformers has it."""
+    if not (ensure_ascii or indent or separators or sort_keys):
+        return plain_json(value)
     if indent is None:
         return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
     _refuse_giants("indent", value, (indent if isinstance(indent, int) else len(indent),))
@@ -627,7 +631,11 @@ def _common_prefix(a: str, b: str) -> str:
 def _skeleton(conversation: Conversation, skeleton: str) -> tuple[list[Leaf], list[str]]:
     """The leaves in the order of the text, and the text before, between and after them."""
     by_mark = {str(leaf.mark): leaf for leaf in conversation.leaves}
-    marks = [m[0] for m in MARK.finditer(skeleton)]
+    marks, gaps, position = list[str](), list[str](), 0
+    for match in MARK.finditer(skeleton):
+        marks.append(match[0])
+        gaps.append(skeleton[position : match.start()])
+        position = match.end()
     leaves = [by_mark[mark] for mark in marks if mark in by_mark]
     counts = Counter(marks)
     for mark, leaf in by_mark.items():
@@ -641,7 +649,7 @@ def _skeleton(conversation: Conversation, skeleton: str) -> tuple[list[Leaf], li
     for before, after in itertools.pairwise(order):
         if before > after:
             raise DataError(f"it reorders the messages: message {before + 1} comes before message {after + 1}")
-    return leaves, MARK.split(skeleton)
+    return leaves, [*gaps, skeleton[position:]]
 
 
 class _LeafForm(NamedTuple):
@@ -665,7 +673,7 @@ _STRIPS: tuple[Callable[[str], str], ...] = (
 
 
 def _ascii(text: str) -> str:
-    return json.dumps(text)[1:-1]
+    return encode_basestring_ascii(text)[1:-1]
 
 
 _HTML = {ord(c): f"\\u{ord(c):04x}" for c in "<>&'"}
@@ -706,36 +714,34 @@ def _locate(text: str, gaps: list[str], leaves: list[Leaf]) -> list[tuple[int, _
         if text == gaps[0]:
             return []
         raise DataError("its text depends on the content of messages")
-    furthest, steps = 0, 0
-    places: list[tuple[int, _LeafForm]] = []
     if not text.startswith(gaps[0]):
         raise DataError(f"its text before message {leaves[0].message + 1} depends on the content of messages")
-    stack = [(len(gaps[0]), _forms(leaves[0]))]  # the place of a leaf, and the forms of it that are not tried
-    while stack:
-        position, forms = stack[-1]
-        index = len(stack) - 1
+    furthest, steps = 0, 0
+    places: list[tuple[int, _LeafForm]] = []  # of the leaves before the current one
+    others: list[Iterator[_LeafForm]] = []  # the forms of each of those that are not tried yet
+    position, forms = len(gaps[0]), _forms(leaves[0])
+    while True:
+        index = len(places)
         furthest = max(furthest, index)
+        gap = gaps[index + 1]
         for form in forms:
             steps += 1
             after = position + len(form.text)
-            gap = gaps[index + 1]
-            if not text.startswith(form.text, position) or not text.startswith(gap, after):
-                continue
-            if index + 1 == len(leaves) and after + len(gap) < len(text):
-                continue
-            places.append((position, form))
-            if index + 1 == len(leaves):
-                return places
-            stack.append((after + len(gap), _forms(leaves[index + 1])))
-            break
+            if text.startswith(form.text, position) and text.startswith(gap, after):
+                after += len(gap)
+                if index + 1 < len(leaves) or after == len(text):
+                    break
         else:
-            stack.pop()
-            if places:
-                places.pop()
-            if steps > _MAX_STEPS * len(leaves):
-                break
-    leaf = leaves[furthest]
-    raise DataError(f"it rewrites message {leaf.message + 1}, {leaf.where}, or what follows it")
+            if not places or steps > _MAX_STEPS * len(leaves):
+                leaf = leaves[furthest]
+                raise DataError(f"it rewrites message {leaf.message + 1}, {leaf.where}, or what follows it")
+            (position, _), forms = places.pop(), others.pop()
+            continue
+        places.append((position, form))
+        if index + 1 == len(leaves):
+            return places
+        others.append(forms)
+        position, forms = after, _forms(leaves[index + 1])
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -844,12 +850,20 @@ def _rendered(
         every = [(start, start + len(form.text)) for start, form in places]
         for box in conversation.containers:
             _punctuation(labels, text, box, [extents[id(leaf)] for leaf in box.leaves], every)
-    nothing = np.zeros(0, np.int64)
     sources = (
-        ActionSource(action, *(np.concatenate(c) for c in zip(*pairs, strict=True)) if pairs else (nothing, nothing))
-        for action, pairs in zip(conversation.actions, labels.places, strict=True)
+        ActionSource(action, *_joined(pairs)) for action, pairs in zip(conversation.actions, labels.places, strict=True)
     )
     return Rendered(text, tuple(labels.spans), tuple(sources))
+
+
+def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    if len(pairs) == 1:
+        return pairs[0]
+    places, origins = zip(*pairs, strict=True) if pairs else ([_NOWHERE], [_NOWHERE])
+    return np.concatenate(places), np.concatenate(origins)
+
+
+_NOWHERE = np.zeros(0, np.int64)
 
 
 def _punctuation(
