@@ -9,14 +9,20 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import ROOT, SHARED
 
-# read when libraries are first imported, here and in processes of tests: nobody's caches are touched, no hub is asked
-for _name in ("TRACKIO_DIR", "HF_HOME"):
-    os.environ.setdefault(_name, tempfile.mkdtemp(prefix=_name.lower()))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # those have it from the process that started them
+    # read when libraries are first imported, here and in processes of tests: nobody's caches or settings count or are
+    # changed, and no hub is asked
+    _PLACE = tempfile.TemporaryDirectory(prefix="hesnr-tests-", ignore_cleanup_errors=True)
+    _OURS = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TRACKIO_DIR", "MSWEA_GLOBAL_CONFIG_DIR")
+    os.environ.update({name: str(Path(_PLACE.name, name.lower())) for name in _OURS})
+    os.environ.update({"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "MSWEA_SILENT_STARTUP": "1"})
+
+settings.register_profile("tests", deadline=None)  # a busy machine is no defect
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

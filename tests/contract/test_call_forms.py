@@ -176,7 +176,7 @@ def check_spans(text):
         assert all(isinstance(value, str) for value in call.values(text).values())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=TEXTS)
 def test_any_text_is_split_without_loss_in_every_form(text):
     for form in CALL_FORMS:
@@ -186,7 +186,7 @@ def test_any_text_is_split_without_loss_in_every_form(text):
         assert all(a.kind is not b.kind for a, b in itertools.pairwise(segments))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=TEXTS)
 def test_any_text_is_parsed_and_spans_are_in_order_and_apart(text):
     check_spans(text)

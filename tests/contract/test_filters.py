@@ -107,7 +107,7 @@ def test_the_words_of_a_language_lead_to_it_and_to_no_other(language):
 
 
 @given(TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_bits_are_those_of_the_spans_and_the_same_at_any_time(text):
     bits = filter_bits(text)
     assert (bits.shape, bits.dtype) == ((len(text),), np.uint8)
@@ -121,7 +121,7 @@ def test_bits_are_those_of_the_spans_and_the_same_at_any_time(text):
 
 
 @given(TEXTS, st.sampled_from(LEXED))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_grammar_raises(text, language):
     assert inside(comments_of(text, language), text)
 

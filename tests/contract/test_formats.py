@@ -244,7 +244,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(record=VALUES)
 def test_any_value_is_recognised_or_not_and_read_or_refused(record):
     record = unpacked(record)

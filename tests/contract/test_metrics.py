@@ -133,7 +133,7 @@ def reference_tokens(data, k=10):
 
 @numbers
 @given(data=trajectories(), epsilon=st.sampled_from([EPSILON, 0.5, math.log(2), 2.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_metric_equals_the_plain_loop(data, epsilon):
     expected = reference.everything(reference_tokens(data), epsilon)
     for name, estimate in estimates_of(data, epsilon=epsilon).items():
@@ -142,7 +142,7 @@ def test_every_metric_equals_the_plain_loop(data, epsilon):
 
 @numbers
 @given(data=trajectories(), random=st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_order_of_trajectories_changes_no_bit_of_a_value_and_that_of_tokens_no_digit(data, random):
     shuffled = estimates_of(random.sample(data, len(data)))
     turned = estimates_of([tuple(column[::-1] for column in trajectory) for trajectory in data])
@@ -156,7 +156,7 @@ def test_the_order_of_trajectories_changes_no_bit_of_a_value_and_that_of_tokens_
 
 @numbers
 @given(data=trajectories())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sums_add_up_over_trajectories(data):
     """The sums of a text in two parts are those of the whole, of every statistic."""
     joint = TrajectorySums.of(columns(*(np.concatenate(part) for part in zip(*data))))
@@ -282,7 +282,7 @@ def test_the_documentation_lists_every_metric():
 
 @numbers
 @given(data=trajectories())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bounds(data):
     for trajectory in data:
         entropy = columns(*trajectory).entropy

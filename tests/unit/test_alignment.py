@@ -51,7 +51,7 @@ def test_tokens_cover_the_text_exactly(family, text):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_text_is_covered(family, text):
     encoded = Encoder(tiny.FAMILIES[family]()).encode(plain(text))
     assert covered(encoded, text) == text

@@ -139,7 +139,7 @@ NAMES = ["qwen2_5", "qwen3", "llama3_1", "gptoss", "deepseekv3", "glm4moe", "gem
 SOME = [path for path in TEMPLATES if path.stem in NAMES]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(path=st.sampled_from(SOME), command=LEAF, text=LEAF, number=st.integers())
 def test_any_value_in_any_template(path, command, text, number):
     calls = [("bash", {"command": command}), ("edit", {"path": "丁", "new_str": text, "line": number})]

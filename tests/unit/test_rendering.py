@@ -133,7 +133,7 @@ messages = st.builds(
 
 
 @given(st.lists(messages, max_size=6), st.sampled_from(["transcript", "chatml", CHATML, TRIMMING, STRICT]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_labels_cover_any_trajectory_exactly_once(messages, form):
     run = Trajectory("any", tuple(messages))
     plain = form in ("transcript", "chatml")

@@ -135,7 +135,7 @@ def test_perplexities_are_exponentiated_intervals_of_their_logarithm_and_at_leas
     assert powers.stderr[0] == pytest.approx(standard_error(np.exp(sums[:, 0] / sums[:, 1])))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 1)), min_size=1, max_size=30),
     st.sampled_from([Scale.EXP, Scale.SHARE, Scale.POSITIVE]),

@@ -35,7 +35,7 @@ def test_every_hand_labelled_command_has_its_class_and_key():
 
 
 @given(ANY)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_has_keys_that_refine_each_other(text):
     kind, file, whole = (key(text) for key in KEYS)
     assert kind in CLASSES
@@ -45,7 +45,7 @@ def test_any_text_has_keys_that_refine_each_other(text):
 
 
 @given(st.lists(WORD, min_size=1, max_size=5), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_quotes_and_white_space_that_change_nothing_change_no_key(words, data):
     spaces = st.sampled_from([" ", "  ", "\t", " \\\n "])
 

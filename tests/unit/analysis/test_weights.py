@@ -65,7 +65,7 @@ def slowly(values, names, sampling):
     return mixed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.01, 5) | st.just(math.nan)), min_size=4, max_size=30),
     st.sampled_from(BY), st.sampled_from(("high", "low")), st.floats(0.3, 20), st.floats(0.05, 1), st.floats(0, 0.9),

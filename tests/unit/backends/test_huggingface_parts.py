@@ -29,7 +29,7 @@ pytestmark = pytest.mark.numbers
     k=st.integers(1, 10),
     tied=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_reductions_equal_sorting(seed, rows, size, k, tied):
     """Also where many logits are equal and the vocabulary is no multiple of anything."""
     torch.manual_seed(seed)

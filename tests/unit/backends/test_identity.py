@@ -235,7 +235,7 @@ def slow_sum(data):
 
 
 @pytest.mark.numbers
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=700), st.integers(0, 9))
 def test_the_sum_is_exact_by_either_way_and_in_any_blocks(data, skipped):
     whole = torch.from_numpy(np.frombuffer(b"\1" * skipped + data, np.uint8).copy()) if skipped + len(data) else None

@@ -181,7 +181,7 @@ class TestCurves:
         assert math.isnan(at_equal_rate(methods["a"], methods["b"], methods["b"], 1, 50)[3].value)
 
     @given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), min_size=1, max_size=12))
-    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(suppress_health_check=[HealthCheck.too_slow])
     def test_paired_ratio_against_its_definition(self, pairs):
         a, b = np.array(pairs, dtype=float).T
         number = paired_ratio(a, b, 60, 3)

@@ -77,7 +77,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert np.median(sizes) < 0.4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), st.floats(0, 0.6), st.integers(5, 90))
 def test_bounds_are_the_extreme_distributions_built_token_by_token(weights, tail, vocabulary):
     chances = np.sort(np.array(weights))[::-1]

@@ -55,7 +55,7 @@ def test_words_know_their_place_in_sentence_and_clause():
     ]  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("aB1 .\n`_-/(),:!?é日。\U0001f600*#<>$"), max_size=80))
 def test_sentences_lie_in_the_text_in_order_and_words_are_prose(text):
     flat = prose(text)

@@ -124,7 +124,7 @@ def squeezed(text):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("language", LANGUAGES)
 @given(lines=LINES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_every_form_keeps_the_same(form, language, lines):
     tool, before, key, comment = LANGUAGES[language]
     write, level = FORMS[form]

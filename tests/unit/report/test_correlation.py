@@ -24,7 +24,7 @@ def slow(x, y):
     return dict(zip(CORRELATIONS, [*map(float, actual), reference.decision(x, y)]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_PAIRS)
 def test_every_statistic_is_scipys_with_ties_and_without_spread(pair):
     x, y = pair

@@ -52,7 +52,7 @@ def test_known_values_on_both_branches():
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     advantages=st.lists(numbers, min_size=1, max_size=4),
     entropy=st.floats(0, 1e4, width=32),
@@ -82,7 +82,7 @@ def test_where_rounding_would_make_it_zero_the_advantage_stays(value, kappa, dty
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4), seed=st.integers(0, 10_000), alpha=st.floats(0, 5))
 def test_tokens_outside_the_mask_keep_every_bit_whatever_stands_there(rows, columns, seed, alpha):
     advantages, entropies, mask = case(rows, columns, per_token=True, dtype=torch.float32, seed=seed)

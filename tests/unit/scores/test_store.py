@@ -84,7 +84,7 @@ def test_files_from_before_a_column_was_kept_are_read(tmp_path):
 bits = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(bits, bits, st.integers(0, 2**64 - 1), st.integers(-(2**31), 2**31 - 1)), max_size=9))
 def test_any_bits_come_back(tmp_path_factory, rows):
     """NaN payloads, -0.0, denormals, the highest label: nothing is interpreted on the way."""

@@ -126,7 +126,7 @@ def test_tokens_that_do_not_fit_the_text_are_refused(spans):
         token_table(view, [TokenView(*span) for span in spans], None, offsets(view.text))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["context", "observation", "thought", "action"]), st.text(min_size=1)),
