@@ -253,10 +253,13 @@ def score_and_report(
     _say(remarks)
     if tasks:
         ladder = replace(ladder, tasks=tuple(tasks.split(",")))
-    if missing := missing_here(replace(ladder, lm_eval_args=(*ladder.lm_eval_args, *lm_eval_args))):
-        raise SettingsError("\n".join(missing))
     todo = jobs(ladder, output, only=only, extra=lm_eval_args, shards=shards)
+    scored = tuple(ladder[job.name] for job in todo)
+    missing = missing_here(replace(ladder, checkpoints=scored, lm_eval_args=(*ladder.lm_eval_args, *lm_eval_args)))
     workplace = pool(ladder)
+    if missing and isinstance(workplace, LocalPool):
+        raise SettingsError("\n".join(missing))
+    _say(missing)  # other machines may have what this one lacks
     parts = f" in {shards} shards each" if shards > 1 else ""
     print(
         f"{len(todo)} checkpoints{parts}, {free_disk(output) / 2**30:.0f} GiB free for results and downloads",

@@ -527,6 +527,9 @@ def _drop(commits: set[str]) -> None:
         scan_cache_dir().delete_revisions(*commits).execute()
 
 
+_LOADING = ("hf", "hf-auto", "huggingface", "vllm", "sglang")  # engines that load a checkpoint into their process
+
+
 def missing_here(ladder: Ladder) -> list[str]:
     """What `hesnr ladder run` would miss: trajectories and folders of models that are not there, tasks nobody has.
 
@@ -538,7 +541,7 @@ def missing_here(ladder: Ladder) -> list[str]:
             next(iter(source_paths(name, ReadReport())), None)
         except DataError as error:
             missing.append(f"trajectories: {error}")
-    for checkpoint in ladder.checkpoints:
+    for checkpoint in ladder.checkpoints if ladder.model in _LOADING else ():  # a server has folders of its own
         model = checkpoint.model or checkpoint.name
         if (model.count("/") > 1 or model.startswith((".", "/", "~"))) and not Path(model).expanduser().exists():
             missing.append(f"{checkpoint.name}: there is no folder {model}")

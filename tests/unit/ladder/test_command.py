@@ -72,6 +72,8 @@ def test_check_says_what_a_run_would_miss_and_fits_the_terminal(tmp_path, capsys
     assert code == 2
     assert again.count("\n") == 3  # before anything is scored
     assert not (tmp_path / "out").exists()
+    path.write_text(path.read_text().replace("tasks: [", "model: local-completions\ntasks: ["))
+    assert "no folder" not in run(capsys, "check", path)[2]  # a server has folders of its own
 
 
 def test_learned_rankers_are_in_every_format(ladder_of_six, tmp_path, capsys):
