@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.formats.agents import MINI_SWE_AGENT, NEBIUS, OPENHANDS, OPENHANDS_SDK, R2E_GYM, SWE_AGENT
 from hesnr_tasks.formats.base import (
     READING,
     Format,
@@ -33,9 +34,7 @@ from hesnr_tasks.formats.base import (
 from hesnr_tasks.formats.base import ReadReport as ReadReport
 from hesnr_tasks.formats.chat import CHAT_TEXT, CHAT_TOOLS, CHAT_XML, COMPLETIONS, PLAIN
 from hesnr_tasks.formats.logs import ATIF, CLAUDE_CODE, CODEX, INSPECT_AI
-from hesnr_tasks.formats.openhands import OPENHANDS, OPENHANDS_SDK
 from hesnr_tasks.formats.sources import Record, hub_rows, is_hub_id, records, source_paths
-from hesnr_tasks.formats.swe_agent import MINI_SWE_AGENT, NEBIUS, R2E_GYM, SWE_AGENT
 from hesnr_tasks.trajectory import FORMAT, Trajectory, clean
 from hesnr_tasks.trajectory.chat_messages import stored_schemas
 

@@ -67,13 +67,12 @@ def diffs():
 def tried(tmp_path_factory):
     """What the patched package says of a file in the new format, scored by the new backend; and the folder."""
     folder = tmp_path_factory.mktemp("recipes")
-    no_large_files = shutil.ignore_patterns("ladder", "trajectories.jsonl", "__pycache__")
+    no_large_files = shutil.ignore_patterns("miniature", "trajectories.jsonl", "__pycache__")
     shutil.copytree(ROOT / "hesnr_tasks", folder / "hesnr_tasks", ignore=no_large_files)
-    shutil.copytree(ROOT / "hesnr_tasks" / "ladder", folder / "hesnr_tasks" / "ladder", dirs_exist_ok=True)
     apart = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
     subprocess.run(["git", "apply"], cwd=folder, env=apart, input="".join(diffs()), text=True, check=True)
     (folder / "log.json").write_text(json.dumps(LOG))
-    checkpoint = next(path for path in sorted((ROOT / "hesnr_tasks" / "demo" / "ladder").iterdir()) if path.is_dir())
+    checkpoint = min((ROOT / "hesnr_tasks" / "demo" / "miniature" / "checkpoints").iterdir())
     done = subprocess.run(
         [sys.executable, "-c", TRY, folder / "log.json", folder, checkpoint, ROOT / "task_configs"],
         env=apart | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from hesnr_tasks.formats import ReadReport, choose, load, read_record, read_trajectories
+from hesnr_tasks.formats.agents import SWE_AGENT
 from hesnr_tasks.formats.base import Where
-from hesnr_tasks.formats.swe_agent import SWE_AGENT
 from hesnr_tasks.trajectory import Fidelity, Kind
 
 FIXTURES = Path(__file__).parent / "fixtures"
