@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.errors import DataError, SettingsError
@@ -48,6 +48,7 @@ checkpoints = st.builds(
 )  # fmt: skip
 
 
+@settings(max_examples=40)
 @given(st.lists(checkpoints, max_size=4, unique_by=lambda c: c.name))
 @example([Checkpoint("a", model="org/" + 400 * "x")])
 @example([Checkpoint(".", model="."), Checkpoint("..", model="../"), Checkpoint("0700", revision="1.5e3")])
