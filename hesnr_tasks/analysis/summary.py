@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hesnr_tasks.analysis.breakdowns import POPULATIONS, Peak, density, histogram, mass_near, population
 from hesnr_tasks.analysis.compare import Run, unresolved
-from hesnr_tasks.analysis.density import POPULATIONS, Peak, density, histogram, mass_near, population
 from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, joined, scan, selection, token_sums
 from hesnr_tasks.analysis.tables import SWEEP, Table, case_table
 from hesnr_tasks.errors import DataError
@@ -52,7 +52,7 @@ class EntropyDistribution(NamedTuple):
     """The distribution of H_topk, in nats, over some tokens."""
 
     select: str
-    population: str  # one of analysis.density.POPULATIONS
+    population: str  # one of analysis.breakdowns.POPULATIONS
     tokens: int
     edges: FloatArray  # (BINS + 1,)
     counts: npt.NDArray[np.int64]  # (BINS,)

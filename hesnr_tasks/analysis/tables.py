@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.analysis.density import (
+from hesnr_tasks.analysis.breakdowns import (
     POPULATIONS,
     Valley,
     density,
+    grouped,
     histogram,
     mass_near,
     population,
     valley,
 )
 from hesnr_tasks.analysis.frame import Frame, Selection, grid_sums, group_sums, token_sums
-from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.errors import SettingsError, printable
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.metrics import EPSILON, METRICS, Share, TrajectorySums, evaluate, measure, names_of, share_scored

@@ -28,8 +28,8 @@ import pandas as pd
 from hesnr_tasks.actions import CharSpan
 from hesnr_tasks.actions.classes import action_class, canonical_key, decision_words
 from hesnr_tasks.actions.shell import CLASSES
+from hesnr_tasks.analysis.breakdowns import outcome_of
 from hesnr_tasks.analysis.frame import Frame, Selection, check_epsilons, folders, selections
-from hesnr_tasks.analysis.groups import outcome_of
 from hesnr_tasks.analysis.tables import Table, TokenTexts, decision
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import EPSILON

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hesnr_tasks import __version__
+from hesnr_tasks.analysis.breakdowns import BREAKDOWNS, COLUMNS
 from hesnr_tasks.analysis.compare import CompareConfig, best_run, comparisons, matched, missing, read_run, sentence
 from hesnr_tasks.analysis.frame import (
     EVERY,
@@ -22,7 +23,6 @@ from hesnr_tasks.analysis.frame import (
     run_names,
     selections,
 )
-from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS
 from hesnr_tasks.analysis.pairs import named_folders, pair_table
 from hesnr_tasks.analysis.tables import (
     FORMATS,
@@ -42,17 +42,6 @@ from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import METRICS, MIN_TOKENS, names_of
 from hesnr_tasks.scores import ScoreStore, StoredRun, choose_runs
 from hesnr_tasks.stats import RESAMPLES, SEED
-
-__all__ = [
-    "add_answers",
-    "add_context",
-    "add_format",
-    "add_run_option",
-    "add_selection",
-    "add_wide",
-    "analyze",
-    "compare",
-]
 
 
 def add_selection(parser: argparse.ArgumentParser, *, several: bool) -> None:

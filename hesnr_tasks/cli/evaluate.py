@@ -38,8 +38,6 @@ from hesnr_tasks.integrations.weights import BY, Sampling, Tables, write_weights
 from hesnr_tasks.tasks import check_lm_eval, tasks_path
 from hesnr_tasks.tasks.settings import TaskSettings, add_flags
 
-__all__ = ["evaluate", "refuse_paths"]
-
 _LOADING = ("hf", "hf-auto", "huggingface", "vllm", "sglang")  # engines that load a checkpoint into this process
 _CHECKPOINT = ("config.json", "adapter_config.json", "params.json", "*.gguf")
 

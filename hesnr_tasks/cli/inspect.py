@@ -28,8 +28,6 @@ from hesnr_tasks.viewer.page import (
     view_of,
 )
 
-__all__ = ["add_arguments", "run"]
-
 _LIMIT = 20
 
 

@@ -20,8 +20,6 @@ from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.ladder.run import LocalPool
 from hesnr_tasks.tasks import check_lm_eval, registered_files, tasks_path
 
-__all__ = ["Check", "checks"]
-
 Status = Literal["ok", "missing", "note"]
 
 _LOW_DISK = 5 * 2**30
@@ -63,16 +61,8 @@ def run_doctor(args: argparse.Namespace) -> int:
             print(group)
         mark = {"ok": "ok", "missing": "MISSING", "note": "-"}[check.status]
         width = max(60, shutil.get_terminal_size((1 << 16, 24)).columns)  # a log keeps lines whole
-        print(
-            "\n".join(
-                textwrap.wrap(
-                    f"  {mark:7} {check.name:14} {check.text}",
-                    width,
-                    subsequent_indent=" " * 25,
-                    break_on_hyphens=False,
-                )
-            )
-        )
+        line = f"  {mark:7} {check.name:14} {check.text}"
+        print(textwrap.fill(line, width, subsequent_indent=" " * 25, break_on_hyphens=False))
     if missing:
         print(f"\n{len(missing)} to mend before lm_eval can score: {', '.join(check.name for check in missing)}")
     else:

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hesnr_tasks.analysis.breakdowns import grouped
 from hesnr_tasks.analysis.frame import Frame, Selection, selection
-from hesnr_tasks.analysis.groups import grouped
 from hesnr_tasks.analysis.tables import Question, Table, interval
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.exploration import Lexicon, distances, load_lexicon, prose, rare, sentences

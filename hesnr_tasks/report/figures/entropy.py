@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hesnr_tasks.analysis.density import POPULATIONS
+from hesnr_tasks.analysis.breakdowns import POPULATIONS
 from hesnr_tasks.analysis.summary import OBSERVATION, CheckpointSummary, EntropyDistribution
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.plotting import COLOURS, figure, label, series

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hesnr_tasks.analysis.density import density, histogram, mass_near, population, valley
+from hesnr_tasks.analysis.breakdowns import density, histogram, mass_near, population, valley
 from hesnr_tasks.metrics.definitions import state_order
 from tests.reference import comparison as slow
 

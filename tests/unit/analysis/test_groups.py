@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from hesnr_tasks.analysis.breakdowns import BREAKDOWNS, COLUMNS, grouped
 from hesnr_tasks.analysis.frame import load
-from hesnr_tasks.analysis.groups import BREAKDOWNS, COLUMNS, grouped
 from hesnr_tasks.scores import ScoreStore, Source, Text
 from hesnr_tasks.scores.base import SequenceScores
 from hesnr_tasks.trajectory import Kind
