@@ -210,7 +210,8 @@ def our_tasks_included(folder: str, alone: bool) -> Iterator[None]:
     def manager(*args: Any, include_path: Any = None, **options: Any) -> Any:
         theirs = include_path if isinstance(include_path, (list, tuple)) else [include_path]
         paths = [folder, *(str(path) for path in theirs if path and str(path) != folder)]
-        return whole(*args, include_path=paths, **options, **({"include_defaults": False} if alone else {}))
+        defaults = {"include_defaults": False} if alone else {}  # lm-eval 0.5 passes one itself
+        return whole(*args, include_path=paths, **options | defaults)
 
     lm_eval.tasks.TaskManager = manager
     try:

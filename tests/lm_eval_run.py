@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import sys
-from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
@@ -42,6 +41,11 @@ class CommandResult(NamedTuple):
     status: int
 
 
+def without_defaults(*args, **kwargs):
+    """A TaskManager of what --include_path holds alone, whatever the command asks for (lm-eval 0.5 does)."""
+    return TaskManager(*args, **kwargs | {"include_defaults": False})
+
+
 @contextlib.contextmanager
 def in_process():
     """For lm-eval's command: without the index of its own tasks, which takes seconds, and with logging left as it is.
@@ -49,7 +53,7 @@ def in_process():
     The command takes its logger out of the tree, and pytest then hangs its handlers there, where tasks copy them.
     """
     with (
-        mock.patch.object(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False)),
+        mock.patch.object(lm_eval.tasks, "TaskManager", without_defaults),
         mock.patch.object(lm_eval.utils, "_LOGGING_CONFIGURED", True),
     ):
         yield
