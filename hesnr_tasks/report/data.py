@@ -157,11 +157,11 @@ class ReportData:
                 groups.setdefault(label, []).append(checkpoint)
         return groups
 
-    def main_group(self, names: Mapping[str, object]) -> tuple[str, list[Checkpoint]]:
-        """The first downstream task, and its largest group; ("", []) without scores."""
+    def main_group(self, names: Mapping[str, object]) -> tuple[str, str, list[Checkpoint]]:
+        """The first downstream task, the label of its largest group, and that group; empty without scores."""
         task = next(iter(self.downstream), "")
         groups = self.groups(task, names) if task else {}
-        return task, max(groups.values(), key=len, default=[])
+        return task, *max(groups.items(), key=lambda group: len(group[1]), default=("", []))
 
     def scored(self, select: str) -> list[CheckpointSummary]:
         """The summaries with a set of tokens."""

@@ -176,7 +176,7 @@ def _verdict_table(verdict: Verdict) -> list[list[str]]:
 
 def _main_group(data: ReportData) -> str:
     """The task and the checkpoints that coefficients of the ablation are of."""
-    task, checkpoints = data.main_group(data.values.get(data.filtered, {}))
+    task, _, checkpoints = data.main_group(data.values.get(data.filtered, {}))
     return f"{task} of {checkpoints[0].name} to {checkpoints[-1].name}" if checkpoints else ""
 
 

@@ -313,17 +313,20 @@ def agreements(data: ReportData) -> Table:
 
 def ablation(data: ReportData) -> Table:
     """The paper's table "token type × filter": HE-SNR of each checkpoint, and its agreement where there is one."""
+    keys = ("task", "group", "select", "metric")
+    statistics = {tuple(row[key] for key in keys): row for row in agreements(data).rows}
     rows = []
     for select in data.ablation:
         kind, *filters = select.split("-")
         values = data.values.get(select, {})
-        task, checkpoints = data.main_group(values)
+        task, group, _ = data.main_group(values)
         if values:
             pearson, kendall = _PAPER.get(select, (None, None))
+            own = statistics.get((task, group, select, "he_snr"), {})
             rows.append(
                 {"tokens": kind, "filter": " + ".join(filters) or "none"}
                 | {checkpoint.name: values[checkpoint.name]["he_snr"] for checkpoint in data.among(values)}
-                | _agreement(data, task, checkpoints, select, "he_snr")
+                | {name: value for name, value in own.items() if name not in keys}
                 | {"paper_pearson": pearson, "paper_kendall": kendall}
             )
     return Table("ablation", "HE-SNR by token type and filter", rows, (_BOTH,))
@@ -333,7 +336,7 @@ def sweep_agreements(data: ReportData) -> Table:
     """HE-SNR's agreement with the downstream score, on filtered actions, as ε goes from ln 2 to ln 5."""
     rows = []
     runs = {run.name: run for run in data.aligned(data.filtered)}
-    task, checkpoints = data.main_group(runs)
+    task, _, checkpoints = data.main_group(runs)
     by_name = {summary.name: summary for summary in data.summaries}
     summaries = [by_name[checkpoint.name] for checkpoint in checkpoints]
     if len(summaries) >= FEWEST:

@@ -413,7 +413,7 @@ def sweep_agreement(data: ReportData) -> ReportFigure | None:
     if not table.rows:
         return None
     n = table.rows[0]["checkpoints"]
-    task, checkpoints = data.main_group({run.name: run for run in data.aligned(data.filtered)})
+    task, _, checkpoints = data.main_group({run.name: run for run in data.aligned(data.filtered)})
     title = f"Agreement of HE-SNR with the score on {task} over ε"
     caption = (
         f"Pearson r and Kendall τ of HE-SNR ({token_set_title(data.filtered)}) with the score on {task} of {n} "
