@@ -29,9 +29,6 @@ _THINK = re.compile(r"\A\s*<think>(.*?)</think>", re.DOTALL)
 _THINK_TAG = re.compile(r"</?think>")
 
 
-plain_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder each time
-
-
 def escaped(text: str) -> str:
     """The inside of `text` as a JSON string."""
     return encode_basestring(text)[1:-1]

@@ -15,24 +15,16 @@ from __future__ import annotations
 
 import bisect
 import datetime
-import functools
 import itertools
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from json.encoder import encode_basestring_ascii
-from types import BuiltinMethodType
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Template
-from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context, LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from hesnr_tasks.actions import ToolCall, argument_json, render_call
 from hesnr_tasks.errors import DataError, SettingsError
@@ -47,21 +39,19 @@ from hesnr_tasks.trajectory.chat_messages import (
     conversations,
     escaped,
     native_calls,
-    plain_json,
     widths,
 )
-from hesnr_tasks.trajectory.rendering import (
-    MAX_CHARACTERS,
+from hesnr_tasks.trajectory.chat_templates import (
+    DATE,
     USE_OTHER_RENDERING,
-    ActionSource,
-    ChatTemplate,
-    Passed,
-    Rendered,
-    Span,
+    FreeDateError,
+    RandomChoiceError,
     TemplateLimitError,
+    compiled,
     has_power,
     run_template,
 )
+from hesnr_tasks.trajectory.rendering import ActionSource, ChatTemplate, Passed, Rendered, Span
 
 THOUGHTS = ("keep", "drop", "error")
 CALLS = ("stored", "native")
@@ -75,180 +65,10 @@ SWITCHES: Mapping[str, Any] = {  # template arguments that keep the reasoning of
     "clear_thinking": False,
     "drop_thinking": False,
 }
-DATE = datetime.datetime(2025, 1, 1)  # in the place of today's, which some templates print: numbers must not change
 _OTHER_DATE = DATE + datetime.timedelta(days=400, hours=13, minutes=14, seconds=15, microseconds=16)
 _CONTROL = re.compile(r"<[|｜][^|｜<>]*[|｜]>")
 _NEAR = 100  # characters of punctuation between two elements of a list
 _MAX_STEPS = 100  # of the search, a leaf
-
-
-# --- running a template -----------------------------------------------------------------------------------------------
-
-
-class _TemplateSandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox. What templates read and call most and what is always safe needs none of its slow checks.
-
-    A single step that would make a giant text is refused before it is taken; nothing else could end it.
-    """
-
-    intercepted_binops = frozenset("*%")
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%":
-            if isinstance(left, str):
-                _refuse_giants("format", left, ())
-        elif isinstance(left, int) and isinstance(right, int):
-            _refuse_size(left.bit_length() + right.bit_length())
-        else:
-            for repeated, count in ((left, right), (right, left)):
-                if isinstance(count, int) and isinstance(repeated, (str, list, tuple)):
-                    _refuse_size(len(repeated) * count)
-        return super().call_binop(context, operator, left, right)
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps `format`
-        if type(method) is BuiltinMethodType and type(method.__self__) in _SAFE:
-            if method.__name__ in _GROWING:
-                _refuse_giants(method.__name__, method.__self__, (*args, *kwargs.values()))
-            elif method.__name__ in _SAFE[type(method.__self__)]:
-                for name in ("_loop_vars", "_block_vars"):  # Jinja's own, of every call
-                    kwargs.pop(name, None)
-                return __obj(*args, **kwargs)
-        return super().call(__context, __obj, *args, **kwargs)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        kind = type(obj)
-        if kind is dict and attribute not in _OF_DICT:
-            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
-        if kind is _Namespace and attribute in (values := object.__getattribute__(obj, _VALUES)):
-            return values[attribute]
-        if attribute in _SAFE.get(kind, ()):
-            return getattr(obj, attribute)
-        return super().getattr(obj, attribute)
-
-
-_VALUES = "_Namespace__attrs"  # where Jinja's namespace holds them: reading them there is several times as fast
-
-
-class _Namespace(Namespace):
-    def __init__(*args: Any, **kwargs: Any) -> None:  # as Jinja's: any keyword is a name, `self` too
-        values = dict(*args[1:], **kwargs)
-        for name in values:
-            _refuse_private(name)
-        Namespace.__init__(args[0], values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_private(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold {name!r}")
-
-
-_WIDEST = 10_000  # characters of a width or an indent, items of a batch
-_WIDE = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "wordwrap", "batch", "slice"))
-_GROWING = _WIDE | {"format", "format_map", "join", "replace", "translate"}  # may write much more than they get
-_WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})|\{[^{}]*(?:\{|\d{5})")
-
-
-def _refuse_giants(name: str, value: Any, arguments: Sequence[Any]) -> None:
-    """Refuse a call of the method or filter `name` on `value` that would write a giant text."""
-    if name == "join":
-        items, separator = (arguments[0], value) if isinstance(value, str) else (value, "".join(map(str, arguments)))
-        if isinstance(items, (list, tuple)):
-            _refuse_size(sum(len(separator) + len(item) if isinstance(item, str) else 0 for item in items))
-    elif name == "replace":
-        old, new = map(str, arguments[:2])
-        _refuse_size(str(value).count(old) * len(new))
-    elif name.startswith("format"):
-        _refuse_size(MAX_CHARACTERS + 1 if _WIDE_FORMAT.search(str(value)) else 0)
-    elif name not in _WIDE or any(isinstance(argument, int) and argument > _WIDEST for argument in arguments):
-        _refuse_size(MAX_CHARACTERS + 1)
-
-
-def _refuse_size(size: int) -> None:
-    if size > MAX_CHARACTERS:
-        raise TemplateLimitError("it makes a giant text in a single step")
-
-
-def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter `name`, which refuses to write a giant text."""
-    extra = hasattr(function, "jinja_pass_arg")  # the first argument is Jinja's
-
-    @functools.wraps(function)
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        _refuse_giants(name, args[extra], (*args[extra + 1 :], *kwargs.values()))
-        return function(*args, **kwargs)
-
-    return bounded
-
-
-_OF_DICT = frozenset(dir(dict))
-_SAFE: dict[type, frozenset[str]] = {
-    str: frozenset(name for name in dir(str) if name[0] != "_" and not name.startswith("format")),
-    dict: frozenset(("get", "items", "keys", "values")),
-    LoopContext: frozenset(name for name in dir(LoopContext) if name[0] != "_"),
-}
-
-
-def _raise(message: str) -> None:
-    raise DataError(f"it raises {message[:300]!r}")
-
-
-class _RandomChoiceError(DataError):
-    """A template makes a random choice."""
-
-
-class _FreeDateError(DataError):
-    """A template prints today's date, and nothing can fix it."""
-
-
-def _refuse_random(*_: Any, **__: Any) -> None:
-    raise _RandomChoiceError("it makes random choices")
-
-
-def _json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """The filter `tojson` as Transformers has it."""
-    if not (ensure_ascii or indent or separators or sort_keys):
-        return plain_json(value)
-    if indent is None:
-        return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
-    _refuse_giants("indent", value, (indent if isinstance(indent, int) else len(indent),))
-    marks = None if separators is None else tuple(separators)
-    return _indented_json(json.dumps(value), ensure_ascii, indent, marks, sort_keys)
-
-
-@lru_cache(maxsize=64)
-def _indented_json(compact: str, ensure_ascii: bool, indent: Any, separators: Any, sort_keys: bool) -> str:
-    """JSON with line breaks, which takes Python's slow encoder: the schemas of tools are the same each time."""
-    value = json.loads(compact)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # Transformers' blocks: their content, as it is
-
-
-@lru_cache(maxsize=16)
-def _compiled(source: str) -> Template:
-    """A template with what Transformers gives it; a fixed date, nothing random."""
-    environment = _TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    for name in _GROWING & environment.filters.keys():
-        environment.filters[name] = _bounded(name, environment.filters[name])
-    environment.filters["tojson"] = _json
-    environment.filters["random"] = _refuse_random
-    environment.globals.update(
-        namespace=_Namespace,
-        lipsum=_refuse_random,
-        raise_exception=_raise,
-        strftime_now=DATE.strftime,
-        generation=lambda caller: caller(),
-    )
-    blocks = _GENERATION.sub(lambda m: f"{{%{m[1]} {'endcall' if m[2] else 'call generation()'} {m[3]}%}}", source)
-    return environment.from_string(blocks)
 
 
 class _Borders(NamedTuple):
@@ -498,7 +318,7 @@ class NativeTemplate:
             if self._is_customised:
                 return self._customised_text(named, messages, tools, kwargs)
             variables = {**getattr(self.tokenizer, "special_tokens_map", {}), **kwargs}
-            return _compiled(named).render(
+            return compiled(named).render(
                 messages=messages, tools=tools, documents=None, add_generation_prompt=False, **variables
             )
         except (DataError, MemoryError):
@@ -523,7 +343,7 @@ class NativeTemplate:
 
     def _customised_text(self, source: str, messages: list[dict[str, Any]], tools: Any, kwargs: Any) -> str:
         if "strftime_now" in source:
-            raise _FreeDateError(
+            raise FreeDateError(
                 "it writes today's date, which a tokenizer with a method of its own does not let us fix"
             )
         texts = [
@@ -578,7 +398,7 @@ def steady(template: ChatTemplate, tokenizer: Any, kwargs: Any) -> ChatTemplate:
         text = template(chat)
         try:
             dated = native.prints_date(chat, options)
-        except (_RandomChoiceError, _FreeDateError) as error:
+        except (RandomChoiceError, FreeDateError) as error:
             reason = str(error).removeprefix("it ")
             raise SettingsError(f"the chat template of {native.name!r} {reason}.\n{other}.") from error
         if dated:

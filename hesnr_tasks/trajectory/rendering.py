@@ -14,24 +14,18 @@ text of the real messages: equal to the character, or an error.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import itertools
-import os
-import sys
-import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
+from hesnr_tasks.trajectory.chat_templates import USE_OTHER_RENDERING, TemplateLimitError, run_template
 
 ChatTemplate = Callable[[list[dict[str, Any]]], Any]
 RENDERINGS = ("transcript", "chatml", "template", "native")
@@ -168,131 +162,6 @@ def _plain(trajectory: Trajectory, header: Callable[[str], str], end: str, *, co
         for segment in message.segments:
             yield _Piece(segment.text, segment.kind, turn, False)
         yield _Piece(end, Kind.SCAFFOLD, turn, control)
-
-
-# --- running a template -----------------------------------------------------------------------------------------------
-
-MAX_SECONDS = 60.0  # of one run of a template: real ones take milliseconds
-MAX_BYTES = 4 << 30  # that the process may grow by while one runs
-MAX_CHARACTERS = 1 << 26  # that a template may write: some 16 million tokens
-USE_OTHER_RENDERING = "Use --metadata render=chatml or render=transcript."
-
-
-class TemplateLimitError(DataError):
-    """A template takes too long, writes too much or fills the memory; it is not tried again."""
-
-
-class _Stopped(BaseException):
-    """Raised by the watchdog in the thread that runs a template; no handler of templates or libraries catches it."""
-
-
-class _Run(NamedTuple):
-    thread: int
-    start: float  # of the monotonic clock, seconds
-    peak: int  # memory of the process at the start, bytes
-
-    def excess(self) -> str:
-        """What it takes too much of, if anything."""
-        seconds = time.monotonic() - self.start
-        if seconds > MAX_SECONDS:
-            return f"it takes more than {MAX_SECONDS:.0f} seconds, and may loop for ever"
-        if seconds > _UNWATCHED_SECONDS and _peak_memory() - self.peak > MAX_BYTES:
-            return f"it needs more than {MAX_BYTES / 2**30:.0f} GiB of memory"
-        return ""
-
-
-_UNWATCHED_SECONDS = 1.0  # in which a template cannot fill much memory: what grows meanwhile is another thread
-
-
-def _peak_memory() -> int:
-    """The most that this process has had in memory so far, bytes; 0 where that is not known."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-class _TemplateRunner:
-    """Runs templates, one at a time, within the limits above; a thread watches as long as there are runs.
-
-    No limit of the operating system is set: it would hold for the threads that load a model meanwhile as well.
-    """
-
-    def __init__(self) -> None:
-        self._reset()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)
-
-    def _reset(self) -> None:
-        """No template runs: a process that another thread forks meanwhile has neither the locks nor the watcher."""
-        self._turn, self._lock = threading.Lock(), threading.Lock()
-        self._current: _Run | None = None
-        self._watcher: threading.Thread | None = None
-
-    def run(self, template: Callable[[], Any]) -> Any:
-        """What `template` returns.
-
-        Raises:
-            TemplateLimitError: it goes beyond a limit.
-        """
-        with self._turn:
-            run = _Run(threading.get_ident(), time.monotonic(), _peak_memory())
-            try:
-                try:
-                    self._current = run
-                    if self._watcher is None or not self._watcher.is_alive():
-                        self._watcher = threading.Thread(target=self._watch, name="hesnr-templates", daemon=True)
-                        self._watcher.start()
-                    text = template()
-                finally:
-                    with self._lock:
-                        self._current = None
-                    for _ in range(2):  # an exception that is on its way arrives here at the latest
-                        pass
-            except _Stopped:
-                with self._lock:  # it may have come just before that was done
-                    self._current = None
-                raise TemplateLimitError(run.excess()) from None
-            except MemoryError:
-                raise TemplateLimitError("it needs more memory than there is") from None
-            if excess := run.excess():  # of a single step, which nothing ends
-                raise TemplateLimitError(excess)
-        if isinstance(text, str) and len(text) > MAX_CHARACTERS:
-            raise TemplateLimitError(f"it writes {len(text):,} characters")
-        return text
-
-    def _watch(self) -> None:
-        idle = 0
-        while idle < 20:
-            time.sleep(0.25)
-            with self._lock:
-                idle = 0 if self._current else idle + 1
-                if self._current and self._current.excess():
-                    thread, exception = ctypes.c_ulong(self._current.thread), ctypes.py_object(_Stopped)
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, exception)
-
-
-run_template = _TemplateRunner().run
-
-_TEMPLATE_TOKENS = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-
-
-@lru_cache(maxsize=16)
-def has_power(source: str) -> bool:
-    """Whether a template computes a power: no limit ends one like `9 ** 9 ** 9`, which is a single step of Python."""
-    before = ""
-    try:
-        tokens = list(_TEMPLATE_TOKENS.lex(source)) if "**" in source else []
-    except jinja2.TemplateError:  # running it says why
-        return False
-    for _, kind, text in tokens:
-        if kind == "operator" and text == "**" and before not in ("(", ","):  # those pass arguments
-            return True
-        if kind != "whitespace":
-            before = text
-    return False
 
 
 # --- chat templates -------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.metrics import EPSILON, names_of
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
-from hesnr_tasks.trajectory.rendering import label_mask, render, run_template
+from hesnr_tasks.trajectory.chat_templates import run_template
+from hesnr_tasks.trajectory.rendering import label_mask, render
 from tests import tiny
 from tests.lm_eval_run import evaluate, values, write
 from tests.reference import metrics as reference
@@ -151,7 +152,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_template_that_cannot_be_used_is_named_with_what_to_use(checkpoint, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_SECONDS", 0.5)
     source, match = BAD[name]
     folder, _ = carrying(source, checkpoint, tmp_path / name)
     if source is None:

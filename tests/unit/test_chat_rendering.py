@@ -24,15 +24,8 @@ from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 from hesnr_tasks.trajectory.chat_messages import conversations, native_calls
 from hesnr_tasks.trajectory.chat_rendering import NativeTemplate, steady
-from hesnr_tasks.trajectory.rendering import (
-    TemplateLimitError,
-    action_code,
-    has_power,
-    kind_code,
-    label_mask,
-    render,
-    run_template,
-)
+from hesnr_tasks.trajectory.chat_templates import TemplateLimitError, has_power, run_template
+from hesnr_tasks.trajectory.rendering import action_code, kind_code, label_mask, render
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 KEPT = label_mask((Kind.ACTION,), tuple(FILTERS), tuple(FILTERS))
@@ -450,8 +443,8 @@ def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
     """On both paths: our sandbox, and the method of the tokenizer that --apply_chat_template runs."""
     hostile, match = HOSTILE[attack]
     if "seconds" in match:  # the others end by themselves
-        monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_SECONDS", 0.3)
-        monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_BYTES", 1 << 28)
+        monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_SECONDS", 0.3)
+        monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_BYTES", 1 << 28)
     model = tokenizer(hostile + BODY)
     template = NativeTemplate(model) if rendering == "native" else partial(model.apply_chat_template, tokenize=False)
     for _ in range(2):
@@ -508,8 +501,8 @@ def test_a_date_that_is_set_or_not_printed_is_not_refused(source, kwargs):
 
 
 def test_a_run_that_fills_the_memory_is_ended(monkeypatch):
-    monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_BYTES", 1 << 26)
-    monkeypatch.setattr("hesnr_tasks.trajectory.rendering._UNWATCHED_SECONDS", 0.0)
+    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_BYTES", 1 << 26)
+    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates._UNWATCHED_SECONDS", 0.0)
 
     def fill():
         blocks = []
@@ -522,7 +515,7 @@ def test_a_run_that_fills_the_memory_is_ended(monkeypatch):
 
 
 def test_no_exception_comes_after_the_end(monkeypatch):
-    monkeypatch.setattr("hesnr_tasks.trajectory.rendering.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_SECONDS", 0.5)
     for pause in (0.0, 0.45, 0.5, 0.55):  # the watchdog looks about then
         with suppress(TemplateLimitError):
             assert run_template(lambda pause=pause: time.sleep(pause)) is None

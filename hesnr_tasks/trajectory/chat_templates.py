@@ -1,0 +1,319 @@
+"""Running chat templates, which come with a checkpoint and are not trusted: within limits, in a sandbox of our own."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import functools
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import BuiltinMethodType
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context, LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from hesnr_tasks.errors import DataError
+
+_plain_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder each time
+DATE = datetime.datetime(2025, 1, 1)  # in the place of today's, which some templates print: numbers must not change
+
+MAX_SECONDS = 60.0  # of one run of a template: real ones take milliseconds
+MAX_BYTES = 4 << 30  # that the process may grow by while one runs
+MAX_CHARACTERS = 1 << 26  # that a template may write: some 16 million tokens
+USE_OTHER_RENDERING = "Use --metadata render=chatml or render=transcript."
+
+
+class TemplateLimitError(DataError):
+    """A template takes too long, writes too much or fills the memory; it is not tried again."""
+
+
+class _Stopped(BaseException):
+    """Raised by the watchdog in the thread that runs a template; no handler of templates or libraries catches it."""
+
+
+class _Run(NamedTuple):
+    thread: int
+    start: float  # of the monotonic clock, seconds
+    peak: int  # memory of the process at the start, bytes
+
+    def excess(self) -> str:
+        """What it takes too much of, if anything."""
+        seconds = time.monotonic() - self.start
+        if seconds > MAX_SECONDS:
+            return f"it takes more than {MAX_SECONDS:.0f} seconds, and may loop for ever"
+        if seconds > _UNWATCHED_SECONDS and _peak_memory() - self.peak > MAX_BYTES:
+            return f"it needs more than {MAX_BYTES / 2**30:.0f} GiB of memory"
+        return ""
+
+
+_UNWATCHED_SECONDS = 1.0  # in which a template cannot fill much memory: what grows meanwhile is another thread
+
+
+def _peak_memory() -> int:
+    """The most that this process has had in memory so far, bytes; 0 where that is not known."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _TemplateRunner:
+    """Runs templates, one at a time, within the limits above; a thread watches as long as there are runs.
+
+    No limit of the operating system is set: it would hold for the threads that load a model meanwhile as well.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        """No template runs: a process that another thread forks meanwhile has neither the locks nor the watcher."""
+        self._turn, self._lock = threading.Lock(), threading.Lock()
+        self._current: _Run | None = None
+        self._watcher: threading.Thread | None = None
+
+    def run(self, template: Callable[[], Any]) -> Any:
+        """What `template` returns.
+
+        Raises:
+            TemplateLimitError: it goes beyond a limit.
+        """
+        with self._turn:
+            run = _Run(threading.get_ident(), time.monotonic(), _peak_memory())
+            try:
+                try:
+                    self._current = run
+                    if self._watcher is None or not self._watcher.is_alive():
+                        self._watcher = threading.Thread(target=self._watch, name="hesnr-templates", daemon=True)
+                        self._watcher.start()
+                    text = template()
+                finally:
+                    with self._lock:
+                        self._current = None
+                    for _ in range(2):  # an exception that is on its way arrives here at the latest
+                        pass
+            except _Stopped:
+                with self._lock:  # it may have come just before that was done
+                    self._current = None
+                raise TemplateLimitError(run.excess()) from None
+            except MemoryError:
+                raise TemplateLimitError("it needs more memory than there is") from None
+            if excess := run.excess():  # of a single step, which nothing ends
+                raise TemplateLimitError(excess)
+        if isinstance(text, str) and len(text) > MAX_CHARACTERS:
+            raise TemplateLimitError(f"it writes {len(text):,} characters")
+        return text
+
+    def _watch(self) -> None:
+        idle = 0
+        while idle < 20:
+            time.sleep(0.25)
+            with self._lock:
+                idle = 0 if self._current else idle + 1
+                if self._current and self._current.excess():
+                    thread, exception = ctypes.c_ulong(self._current.thread), ctypes.py_object(_Stopped)
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, exception)
+
+
+run_template = _TemplateRunner().run
+
+_TEMPLATE_TOKENS = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+
+
+@lru_cache(maxsize=16)
+def has_power(source: str) -> bool:
+    """Whether a template computes a power: no limit ends one like `9 ** 9 ** 9`, which is a single step of Python."""
+    before = ""
+    try:
+        tokens = list(_TEMPLATE_TOKENS.lex(source)) if "**" in source else []
+    except jinja2.TemplateError:  # running it says why
+        return False
+    for _, kind, text in tokens:
+        if kind == "operator" and text == "**" and before not in ("(", ","):  # those pass arguments
+            return True
+        if kind != "whitespace":
+            before = text
+    return False
+
+
+# --- the sandbox ------------------------------------------------------------------------------------------------------
+
+
+class _TemplateSandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox. What templates read and call most and what is always safe needs none of its slow checks.
+
+    A single step that would make a giant text is refused before it is taken; nothing else could end it.
+    """
+
+    intercepted_binops = frozenset("*%")
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%":
+            if isinstance(left, str):
+                _refuse_giants("format", left, ())
+        elif isinstance(left, int) and isinstance(right, int):
+            _refuse_size(left.bit_length() + right.bit_length())
+        else:
+            for repeated, count in ((left, right), (right, left)):
+                if isinstance(count, int) and isinstance(repeated, (str, list, tuple)):
+                    _refuse_size(len(repeated) * count)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps `format`
+        if type(method) is BuiltinMethodType and type(method.__self__) in _SAFE:
+            if method.__name__ in _GROWING:
+                _refuse_giants(method.__name__, method.__self__, (*args, *kwargs.values()))
+            elif method.__name__ in _SAFE[type(method.__self__)]:
+                for name in ("_loop_vars", "_block_vars"):  # Jinja's own, of every call
+                    kwargs.pop(name, None)
+                return __obj(*args, **kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if kind is dict and attribute not in _OF_DICT:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if kind is _Namespace and attribute in (values := object.__getattribute__(obj, _VALUES)):
+            return values[attribute]
+        if attribute in _SAFE.get(kind, ()):
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
+_VALUES = "_Namespace__attrs"  # where Jinja's namespace holds them: reading them there is several times as fast
+
+
+class _Namespace(Namespace):
+    def __init__(*args: Any, **kwargs: Any) -> None:  # as Jinja's: any keyword is a name, `self` too
+        values = dict(*args[1:], **kwargs)
+        for name in values:
+            _refuse_private(name)
+        Namespace.__init__(args[0], values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
+
+
+_WIDEST = 10_000  # characters of a width or an indent, items of a batch
+_WIDE = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "wordwrap", "batch", "slice"))
+_GROWING = _WIDE | {"format", "format_map", "join", "replace", "translate"}  # may write much more than they get
+_WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})|\{[^{}]*(?:\{|\d{5})")
+
+
+def _refuse_giants(name: str, value: Any, arguments: Sequence[Any]) -> None:
+    """Refuse a call of the method or filter `name` on `value` that would write a giant text."""
+    if name == "join":
+        items, separator = (arguments[0], value) if isinstance(value, str) else (value, "".join(map(str, arguments)))
+        if isinstance(items, (list, tuple)):
+            _refuse_size(sum(len(separator) + len(item) if isinstance(item, str) else 0 for item in items))
+    elif name == "replace":
+        old, new = map(str, arguments[:2])
+        _refuse_size(str(value).count(old) * len(new))
+    elif name.startswith("format"):
+        _refuse_size(MAX_CHARACTERS + 1 if _WIDE_FORMAT.search(str(value)) else 0)
+    elif name not in _WIDE or any(isinstance(argument, int) and argument > _WIDEST for argument in arguments):
+        _refuse_size(MAX_CHARACTERS + 1)
+
+
+def _refuse_size(size: int) -> None:
+    if size > MAX_CHARACTERS:
+        raise TemplateLimitError("it makes a giant text in a single step")
+
+
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter `name`, which refuses to write a giant text."""
+    extra = hasattr(function, "jinja_pass_arg")  # the first argument is Jinja's
+
+    @functools.wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _refuse_giants(name, args[extra], (*args[extra + 1 :], *kwargs.values()))
+        return function(*args, **kwargs)
+
+    return bounded
+
+
+_OF_DICT = frozenset(dir(dict))
+_SAFE: dict[type, frozenset[str]] = {
+    str: frozenset(name for name in dir(str) if name[0] != "_" and not name.startswith("format")),
+    dict: frozenset(("get", "items", "keys", "values")),
+    LoopContext: frozenset(name for name in dir(LoopContext) if name[0] != "_"),
+}
+
+
+def _raise(message: str) -> None:
+    raise DataError(f"it raises {message[:300]!r}")
+
+
+class RandomChoiceError(DataError):
+    """A template makes a random choice."""
+
+
+class FreeDateError(DataError):
+    """A template prints today's date, and nothing can fix it."""
+
+
+def _refuse_random(*_: Any, **__: Any) -> None:
+    raise RandomChoiceError("it makes random choices")
+
+
+def _json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """The filter `tojson` as Transformers has it."""
+    if not (ensure_ascii or indent or separators or sort_keys):
+        return _plain_json(value)
+    if indent is None:
+        return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
+    _refuse_giants("indent", value, (indent if isinstance(indent, int) else len(indent),))
+    marks = None if separators is None else tuple(separators)
+    return _indented_json(json.dumps(value), ensure_ascii, indent, marks, sort_keys)
+
+
+@lru_cache(maxsize=64)
+def _indented_json(compact: str, ensure_ascii: bool, indent: Any, separators: Any, sort_keys: bool) -> str:
+    """JSON with line breaks, which takes Python's slow encoder: the schemas of tools are the same each time."""
+    value = json.loads(compact)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # Transformers' blocks: their content, as it is
+
+
+@lru_cache(maxsize=16)
+def compiled(source: str) -> jinja2.Template:
+    """A template with what Transformers gives it; a fixed date, nothing random."""
+    environment = _TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    for name in _GROWING & environment.filters.keys():
+        environment.filters[name] = _bounded(name, environment.filters[name])
+    environment.filters["tojson"] = _json
+    environment.filters["random"] = _refuse_random
+    environment.globals.update(
+        namespace=_Namespace,
+        lipsum=_refuse_random,
+        raise_exception=_raise,
+        strftime_now=DATE.strftime,
+        generation=lambda caller: caller(),
+    )
+    blocks = _GENERATION.sub(lambda m: f"{{%{m[1]} {'endcall' if m[2] else 'call generation()'} {m[3]}%}}", source)
+    return environment.from_string(blocks)
