@@ -138,7 +138,8 @@ def _write_page(path: Path, views: list[TrajectoryView], encoder: Encoder | None
     names = run_names([run.folder for run in runs]) + ["A", "B"][len(runs) :]
     text = page.render_page(views, first, second, names, [[run.summary(view) for view in views] for run in runs])
     write_output(path, text)
-    print(f"{path}: {len(views)} trajectories, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    shown = "1 trajectory" if len(views) == 1 else f"{len(views)} trajectories"
+    print(f"{path}: {shown}, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
     if (kept := page.candidates_kept(first, second)) < CANDIDATES:
         print(
             f"Outside actions, tokens show their {kept} most likely candidates instead of {CANDIDATES}, to keep the "

@@ -251,8 +251,9 @@ class ScoredRun:
         key = view.rendered.key
         if key not in self._store:
             raise DataError(
-                f"{self.folder} has no scores of trajectory {view.trajectory.id!r} with this text. It was scored from "
-                "another file or by another version, or not at all; `--id` shows one of those that were."
+                f"{self.folder} has no scores of trajectory {view.trajectory.id!r} with this text: it was not scored, "
+                "or from another file or by another version.\nName the files that were scored, or one of their "
+                "trajectories with --id."
             )
         return self._store.read(key)
 
