@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hesnr_tasks.backends.base import TokenSequence
-from hesnr_tasks.backends.hf.model import CausalChunks, CausalLM, ForwardInputs, fresh_rope, replaced_forward
+from hesnr_tasks.backends.hf.model import CausalChunks, CausalLM, fresh_rope, replaced_forward
 from hesnr_tasks.errors import ScoringError
 from hesnr_tasks.scores.base import SequenceScores
 
+Forward = Callable[..., tuple[torch.Tensor, Any]]  # `CausalLM.forward` of some ids after a cache
 LogitsConsumer = Callable[[torch.Tensor], None]  # takes the logits (rows, vocabulary) of the next wanted positions
 
 
@@ -83,13 +84,11 @@ class _ReplayedBackbone:
         return self._output
 
 
-def _replay_lm_head(
-    model: CausalLM, inputs: ForwardInputs, wanted: torch.Tensor, size: int, emit: LogitsConsumer
-) -> Any:
+def _replay_lm_head(model: CausalLM, forward: Forward, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:
     assert model.backbone is not None
     replay = _ReplayedBackbone(model.backbone, wanted, size)
     with replaced_forward(model.backbone, replay.first):
-        logits, cache = model.forward(inputs)
+        logits, cache = forward()
     if not replay.called:
         raise RuntimeError(f"{type(model.backbone).__name__} is not what the model runs")
     if len(wanted):
@@ -97,20 +96,18 @@ def _replay_lm_head(
     with replaced_forward(model.backbone, replay.next):
         while replay.left:
             del logits
-            logits, _ = model.forward(ForwardInputs(inputs.ids.new_zeros((1, min(size, replay.left)))))
+            logits, _ = model.forward(wanted.new_zeros((1, min(size, replay.left))))
             emit(logits[0])
     return cache
 
 
-def _logits_to_keep(
-    model: CausalLM, inputs: ForwardInputs, wanted: torch.Tensor, size: int, emit: LogitsConsumer
-) -> Any:
+def _logits_to_keep(model: CausalLM, forward: Forward, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:
     some = wanted if len(wanted) else wanted.new_zeros(1)  # an empty selection must not become "all"
-    logits, cache = model.forward(inputs, logits_to_keep=some)
+    logits, cache = forward(logits_to_keep=some)
     return _emit_slices(logits[0], len(wanted), size, emit, cache)
 
 
-def _lm_head_hook(model: CausalLM, inputs: ForwardInputs, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:
+def _lm_head_hook(model: CausalLM, forward: Forward, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:
     some = wanted if len(wanted) else wanted.new_zeros(1)
 
     def cut(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -119,14 +116,14 @@ def _lm_head_hook(model: CausalLM, inputs: ForwardInputs, wanted: torch.Tensor, 
     assert model.head is not None
     handle = model.head.register_forward_pre_hook(cut)
     try:
-        logits, cache = model.forward(inputs)
+        logits, cache = forward()
     finally:
         handle.remove()
     return _emit_slices(logits[0], len(wanted), size, emit, cache)
 
 
-def _full_logits(model: CausalLM, inputs: ForwardInputs, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:
-    logits, cache = model.forward(inputs)
+def _full_logits(model: CausalLM, forward: Forward, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:
+    logits, cache = forward()
     return _emit_slices(logits[0][wanted.to(logits.device)], len(wanted), size, emit, cache)
 
 
@@ -136,13 +133,13 @@ def _emit_slices(logits: torch.Tensor, count: int, size: int, emit: LogitsConsum
     return cache
 
 
-STRATEGIES: dict[str, Callable[[CausalLM, ForwardInputs, torch.Tensor, int, LogitsConsumer], Any]] = {
+STRATEGIES: dict[str, Callable[[CausalLM, Forward, torch.Tensor, int, LogitsConsumer], Any]] = {
     "replay_lm_head": _replay_lm_head,
     "logits_to_keep": _logits_to_keep,
     "lm_head_hook": _lm_head_hook,
     "full_logits": _full_logits,
 }
-"""(model, inputs, wanted, size, emit): run the model, emit the logits of the wanted positions (indices into rows × n)
+"""(model, forward, wanted, size, emit): run the model, emit the logits of the wanted positions (indices into rows × n)
 `size` at a time, and return the cache."""
 
 
@@ -319,10 +316,11 @@ def score_range(
     with model.no_grad(), maskless, fresh:
         for (start, stop), chosen in zip(chunks, inside, strict=True):
             part = ids[:, start - edges[0] : stop - edges[0]]
-            inputs = ForwardInputs(part, start, cache, with_cache, with_cache and mode.explicit_positions)
+            positions = with_cache and mode.explicit_positions
+            forward = partial(model.forward, part, start, cache, return_cache=with_cache, explicit_positions=positions)
             wanted = torch.from_numpy(text_row[chosen] * (stop - start) + source[chosen] - start).to(model.device)
             size = slice_size or logits_slice(model)
-            cache = STRATEGIES[mode.logits_strategy](model, inputs, wanted, size, reducer)
+            cache = STRATEGIES[mode.logits_strategy](model, forward, wanted, size, reducer)
             if with_cache and cache is None:
                 raise RuntimeError("the model returned no cache")
             progress(part.numel())
@@ -507,18 +505,19 @@ def _measure(model: CausalLM, mode: ForwardMode, sample: torch.Tensor) -> _Needs
     """
     short, longer = (sample.repeat(1, -(-n // sample.shape[1]))[:, :n] for n in _LENGTHS)
 
-    def run(inputs: ForwardInputs) -> Any:
-        last = torch.tensor([inputs.ids.shape[1] - 1], device=inputs.ids.device)
-        return STRATEGIES[mode.logits_strategy](model, inputs, last, 1, lambda logits: None)
+    def run(ids: torch.Tensor, *, return_cache: bool = False) -> Any:
+        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
+        forward = partial(model.forward, ids, return_cache=return_cache)
+        return STRATEGIES[mode.logits_strategy](model, forward, last, 1, lambda logits: None)
 
     def peak(ids: torch.Tensor) -> int:
         with AllocationTracker() as tracker:
-            run(ForwardInputs(ids))
+            run(ids)
         return tracker.peak
 
     slope = (peak(longer) - peak(short)) / (_LENGTHS[1] - _LENGTHS[0])
     per_pair, per_cached_pair = _bytes_per_pair(model, maskless=mode.maskless_chunks)
-    cache_bytes = _tensor_bytes(run(ForwardInputs(short, return_cache=True)), set()) if mode.use_kv_cache else 0
+    cache_bytes = _tensor_bytes(run(short, return_cache=True), set()) if mode.use_kv_cache else 0
     return _Needs(max(slope, 1.0), per_pair, per_cached_pair, cache_bytes / _LENGTHS[0])
 
 

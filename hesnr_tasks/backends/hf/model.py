@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,17 +14,6 @@ from torch.overrides import TorchFunctionMode
 from hesnr_tasks.errors import ScoringError
 
 _CACHE_NAMES = ("past_key_values", "cache_params")
-
-
-@dataclass
-class ForwardInputs:
-    """What one forward pass is fed: ids (rows, n) that follow `start` ids already in `cache` (None: nothing yet)."""
-
-    ids: torch.Tensor
-    start: int = 0
-    cache: Any = None
-    return_cache: bool = False
-    explicit_positions: bool = False  # pass position_ids
 
 
 class CausalLM:
@@ -89,20 +77,37 @@ class CausalLM:
         with self.precision():
             return _logits(self.outer(ids, **extra))
 
-    def forward(self, inputs: ForwardInputs, **extra: Any) -> tuple[torch.Tensor, Any]:
-        """Logits and the cache (None where there is none)."""
+    def forward(
+        self,
+        ids: torch.Tensor,
+        start: int = 0,
+        cache: Any = None,
+        *,
+        return_cache: bool = False,
+        explicit_positions: bool = False,
+        **extra: Any,
+    ) -> tuple[torch.Tensor, Any]:
+        """Logits and the cache (None where there is none).
+
+        Args:
+            ids: shape (rows, n).
+            start: ids already in `cache`.
+            cache: of the ids before (None: there are none).
+            return_cache: whether the cache is wanted.
+            explicit_positions: whether to pass `position_ids`.
+            extra: further arguments of the model.
+        """
         if "use_cache" in self.parameters:
-            extra["use_cache"] = inputs.return_cache
-        if inputs.cache is not None:
-            extra[str(self.cache_name)] = inputs.cache
-        if inputs.explicit_positions:
-            rows, n = inputs.ids.shape
-            position = torch.arange(inputs.start, inputs.start + n, device=inputs.ids.device)
-            extra["position_ids"] = position.expand(rows, n)
+            extra["use_cache"] = return_cache
+        if cache is not None:
+            extra[str(self.cache_name)] = cache
+        if explicit_positions:
+            rows, n = ids.shape
+            extra["position_ids"] = torch.arange(start, start + n, device=ids.device).expand(rows, n)
         model = self.outer if self.sharded else self.lm_model  # hooks that gather parameters start at the outermost
         with self.precision():
-            output = model(input_ids=inputs.ids, **extra)
-        cache = getattr(output, self.cache_name, None) if self.cache_name and inputs.return_cache else None
+            output = model(input_ids=ids, **extra)
+        cache = getattr(output, self.cache_name, None) if self.cache_name and return_cache else None
         return _logits(output), cache
 
     def agreed_reason(self, own: str) -> str:
