@@ -6,9 +6,7 @@ import pytest
 
 _STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
 STARTED: list[str] = []
-
-
-_OF_LIBRARIES = {"uname", "lsb_release"}  # platform and distro ask them about the machine
+_OF_LIBRARIES = {"uname", "lsb_release", "fc-list"}  # platform and distro about the machine, matplotlib about fonts
 
 
 def _note(event, arguments):
