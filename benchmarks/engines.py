@@ -3,13 +3,15 @@
     python -m sglang.launch_server --model-path CKPT --device cpu --attention-backend torch_native --dtype float32
     python -m benchmarks.engines --model sglang-generate --url http://127.0.0.1:30000/generate
 
-CKPT is what `--checkpoint` prints. `--model local-completions` with `/v1/completions` asks any OpenAI-style server.
+CKPT is what `--checkpoint` prints. `--model local-completions` with `/v1/completions` asks any OpenAI-style server;
+`--served NAME` is what it calls the model where that is not the path, and `--path FOLDER` another checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,15 +44,17 @@ def he_snr(scores) -> float:
     return float((np.exp(scores.logprob[chosen].astype(float)) / entropy[chosen]).mean())
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sglang-generate", help="lm-eval's name of the server")
     parser.add_argument("--url", help="the endpoint")
     parser.add_argument("--tokens", type=int, default=20_000, help="wanted tokens")
     parser.add_argument("--checkpoint", action="store_true", help="print the checkpoint that the server must serve")
-    settings = parser.parse_args()
-    path = str(demo.ladder_paths()[-1][1])
+    parser.add_argument("--path", help="the checkpoint (the demo's last one)")
+    parser.add_argument("--served", help="what the server calls the model, such as vLLM's --served-model-name (PATH)")
+    settings = parser.parse_args(arguments)
+    path = settings.path or str(demo.ladder_paths()[-1][1])
     if settings.checkpoint or not settings.url:
         print(path)
         return
@@ -58,7 +62,8 @@ def main() -> None:
     from lm_eval.models.huggingface import HFLM
 
     plain = backend_for(HFLM(pretrained=path, dtype="float32", device="cpu"))
-    server = backend_for(get_model(settings.model)(model=path, base_url=settings.url, tokenizer=path))
+    name = settings.served or path
+    server = backend_for(get_model(settings.model)(model=name, base_url=settings.url, tokenizer=path))
     texts = sequences(plain.tokenizer, min(plain.max_length, server.max_length), settings.tokens)
     both, seconds = [], []
     for backend in (plain, server):

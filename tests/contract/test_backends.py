@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("lm_eval.models.huggingface")
 
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+from benchmarks import engines  # noqa: E402
 from hesnr_tasks.backends import BACKENDS, backend_for, score_requests  # noqa: E402
 from hesnr_tasks.backends.base import Backend, TokenSequence  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
@@ -206,3 +208,16 @@ def test_a_trajectory_becomes_scores_of_the_wanted_tokens(lm):
     again, _ = score_requests(lm, requests_with_one_full)
     assert all(np.isfinite(column).all() for column in again.scores[4:] if column is not None)
     assert [column is not None for column in again.scores[4:]] == [backend_for(lm).full_vocabulary] * 2
+
+
+def test_the_table_of_engines_is_of_any_server_whatever_it_calls_the_model(checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with _server(checkpoint) as server:
+        assert server.name != checkpoint
+        places = (("local-completions", server.address), ("sglang-generate", server.generate_address))
+        for model, address in places:
+            names = ["--served", server.name, "--path", checkpoint]
+            engines.main(["--model", model, "--url", address, *names, "--tokens", "300"])
+            printed = capsys.readouterr().out
+            assert "same rank up to ten: 100.00%" in printed
+            assert float(re.search(r"\|Δ ln p\| (\S+)", printed)[1]) < 1e-4

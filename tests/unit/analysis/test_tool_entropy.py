@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import random
+from array import array
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def items_of(seed=0, n=9, longest=12):
     rng = random.Random(seed)
     result = []
     for i in range(n):
-        values = tuple(round(rng.expovariate(2), 2) for _ in range(rng.randint(0, longest)))
+        values = array("d", (round(rng.expovariate(2), 2) for _ in range(rng.randint(0, longest))))
         high = sum(v > 0.7 for v in values)
         result.append(ToolEntropyItem(f"{i:03d}", values, high, high - (high > 1), i % 2))
     return result
@@ -145,7 +146,7 @@ def test_order_does_not_change_a_bit():
 
 
 def test_nothing_measured_is_nan_and_one_trajectory_has_no_error():
-    nothing = [ToolEntropyItem("a", (), 0, 0, 2), ToolEntropyItem("b", (), 0, 0, 1)]
+    nothing = [ToolEntropyItem("a", array("d"), 0, 0, 2), ToolEntropyItem("b", array("d"), 0, 0, 1)]
     for name in set(MEASURES) - {"steps", "unmeasured"}:
         assert math.isnan(number(name, nothing))
         assert math.isnan(stderr_of(name, nothing, 200))
