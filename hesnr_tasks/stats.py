@@ -384,15 +384,17 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def minimum_detectable(stderr: float, power: float = 0.8) -> float:
-    """The smallest true difference that a two-sided test at the 5 % level detects with probability `power`."""
+def minimum_detectable(stderr: float, power: float = 0.8, alpha: float = _ALPHA) -> float:
+    """The smallest true difference that a two-sided test at the level `alpha` detects with probability `power`."""
     normal = NormalDist()
-    return (normal.inv_cdf(1 - _ALPHA / 2) + normal.inv_cdf(power)) * stderr
+    return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * stderr
 
 
-def trajectories_needed(difference: float, stderr: float, n: int, power: float = 0.8) -> int | None:
+def trajectories_needed(
+    difference: float, stderr: float, n: int, power: float = 0.8, alpha: float = _ALPHA
+) -> int | None:
     """How many trajectories would detect `difference`, if n of them give `stderr`; None: it is 0 or undefined."""
-    ratio = minimum_detectable(stderr, power) / abs(difference) if difference else math.nan
+    ratio = minimum_detectable(stderr, power, alpha) / abs(difference) if difference else math.nan
     return math.ceil(n * ratio**2) if math.isfinite(ratio) else None
 
 

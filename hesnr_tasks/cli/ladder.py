@@ -289,24 +289,44 @@ class _Lines:
     def __init__(self, todo: Sequence[Job]) -> None:
         self._jobs = {job.name: job for job in todo}
         self._start, self._started = time.monotonic(), time.time()
-        self._done = 0
+        self._states: dict[str, str] = {}
+        self._shards_left: Mapping[str, int] = {}
 
     def report(self, result: JobResult) -> None:
         """A checkpoint ended."""
-        self._done += 1
-        total = len(self._jobs)
-        left = (time.monotonic() - self._start) / self._done * (total - self._done)
-        rest = f", about {left:.0f} s left" if self._done < total and result.state == "scored" else ""
+        self._states[result.name] = result.state
+        left = self._left() if result.state == "scored" else None
+        rest = "" if left is None else f", about {_clock(left)} left"
         text = "" if result.state == "failed" else _headline(self._jobs[result.name])
         value = f", HE-SNR {text}" if text else ""
-        print(
-            f"[{self._done}/{total}] {result.name}: {result.state} in {result.seconds:.0f} s{value}{rest}", flush=True
-        )
+        count = f"[{len(self._states)}/{len(self._jobs)}]"
+        print(f"{count} {result.name}: {result.state} in {result.seconds:.0f} s{value}{rest}", flush=True)
         if result.error:
             print(f"  {result.error}", flush=True)
 
-    def watch(self) -> None:
-        """Nothing between them."""
+    def watch(self, shards_left: Mapping[str, int]) -> None:
+        """Keep what has ended of each checkpoint; nothing is shown between two that end."""
+        self._shards_left = dict(shards_left)
+
+    def _left(self) -> float | None:
+        """Seconds left, by what was scored since the start; None: unknown, or nothing is left.
+
+        What was scored before or failed took no such time and counts neither as done nor as left. A checkpoint that
+        runs counts by the share that it printed or by its shards that ended; the run that joins them is one more.
+        """
+        if len(self._states) == len(self._jobs):
+            return None
+        done, whole = 0.0, 0
+        for name, job in self._jobs.items():
+            state = self._states.get(name)
+            if state in ("scored before", "failed"):
+                continue
+            whole += 1
+            shards = len(job.shards)
+            ended = (shards - self._shards_left.get(name, shards)) / max(shards, 1)
+            share = max(ended, progress_of(job, self._started).share or 0.0)
+            done += 1.0 if state else share * (shards / (shards + 1) if shards else 1.0)
+        return (time.monotonic() - self._start) / done * (whole - done) if done else None
 
     def close(self) -> None:
         """Nothing to put away."""
@@ -324,11 +344,13 @@ class _LiveTable(_Lines):
 
     def report(self, result: JobResult) -> None:
         """A checkpoint ended."""
+        self._states[result.name] = result.state
         self._results[result.name] = result, _headline(self._jobs[result.name])
         self._live.update(self._rows_table(), refresh=True)
 
-    def watch(self) -> None:
+    def watch(self, shards_left: Mapping[str, int]) -> None:
         """Look at the logs of those that run, once a second."""
+        super().watch(shards_left)
         if time.monotonic() >= self._next:
             self._live.update(self._rows_table(), refresh=True)
             self._next = time.monotonic() + 1
@@ -345,8 +367,8 @@ class _LiveTable(_Lines):
         from rich.text import Text
 
         seconds, ended = time.monotonic() - self._start, len(self._results)
-        rest = len(self._jobs) - ended
-        left = f", about {_clock(seconds / ended * rest)} left" if ended and rest else ""
+        rest = self._left() if ended else None
+        left = "" if rest is None else f", about {_clock(rest)} left"
         title = f"{ended} of {len(self._jobs)} checkpoints, {_clock(seconds)}{left}"
         table = self._table(title=title, title_justify="left")
         for heading, justify in (("checkpoint", "left"), ("state", "left"), ("done", "right"), ("left", "right")):

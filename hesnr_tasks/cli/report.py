@@ -175,7 +175,7 @@ def _unpacked(
         by_name = {checkpoint.name: checkpoint for checkpoint in whole.checkpoints}
         order = tuple(by_name[checkpoint.name] for checkpoint in named.checkpoints)
         named = NamedLadder(order, whole, (*named.notes, *remarks))
-    notes += [pack.note_on_context] if pack.note_on_context else []
+    notes += [*pack.remarks(named.ladder), *([pack.note_on_context] if pack.note_on_context else [])]
     notes.append("from a pack, which holds no texts: the table of single decision tokens is left out")
     return results, named, {summary.name: summary for summary in pack.summaries}, notes
 

@@ -21,7 +21,7 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.ladder.downstream import checkpoint_of_run, outcomes, remembered_name
 from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.pack import Pack
-from hesnr_tasks.ladder.schema import Checkpoint, Ladder
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder, kinds_of
 from hesnr_tasks.ladder.verdict import (
     FEWEST,
     Choice,
@@ -242,6 +242,7 @@ def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSe
         raise SettingsError("--run chooses among the runs of score folders; a pack holds one run of each checkpoint")
     runs: list[tuple[str, Checkpoint, Run]] = []
     notes = [pack.note_on_context] if pack.note_on_context else []
+    notes += pack.remarks(ladder)
     for summary in pack.summaries:
         packed = {"k": summary.k, "epsilon": summary.epsilon, "context": summary.context or "own"}
         for option, value in packed.items():
@@ -336,7 +337,7 @@ def judge_runs(
         HesnrError: as `judge`.
     """
     _check_proxies(settings)
-    notes = list(remarks)
+    notes = [*remarks, *_stages_by_name(checkpoint for checkpoint, _ in ordered)]
     choices: list[tuple[str, Choice]] = []
     claims: list[Claim] = []
     predicted: dict[str, list[Prediction]] = {}
@@ -358,7 +359,7 @@ def judge_runs(
         else:
             raise DataError(f"{settings.proxy} cannot be computed from these score files; choose another with --proxy")
         for task in whole.benchmarks:
-            claims += _claims(task, whole, kept, proxies, settings)
+            claims += _claims(task, whole, kept, proxies, settings, "" if label == _BASE else label)
             rows_of_task = predictions(
                 [proxies[name] for name in defined],
                 [c.name for c in kept], [c.family for c in kept], outcomes(whole, task),
@@ -408,8 +409,9 @@ def _across_tokenizers(
 ) -> Iterable[tuple[str, Choice]]:
     """The choice by bits per byte among checkpoints of several tokenizers, whose tokens cannot be compared."""
     kinds: dict[tuple[str, str], list[Run]] = {}
+    kind_of = kinds_of([checkpoint for checkpoint, _ in ordered])
     for checkpoint, run in ordered:
-        kind = _TUNED if checkpoint.tuned else _BASE
+        kind = f"{kind_of[checkpoint.name]} checkpoints"
         kinds.setdefault((kind, str(run.signature.get("render"))), []).append(run)
     for (kind, _), runs in kinds.items():
         tokenizers = {str((run.signature.get("run") or {}).get("tokenizer")) for run in runs}
@@ -450,6 +452,17 @@ def _unjudged(ladder: Ladder, scored: Sequence[Checkpoint]) -> Iterable[str]:
             yield f"{task}: no score judges {', '.join(without)}; not counted there"
 
 
+def _stages_by_name(scored: Iterable[Checkpoint]) -> Iterable[str]:
+    """Checkpoints whose names tell of another fine-tuning than their stage does."""
+    for checkpoint in scored:
+        stage = parse_name(checkpoint.name).stage
+        if stage and checkpoint.stage and stage != checkpoint.stage:
+            yield (
+                f"{checkpoint.name}: its name tells of {stage} and its stage is {checkpoint.stage}, which counts; "
+                "correct one of them"
+            )
+
+
 def _check_proxies(settings: VerdictSettings) -> None:
     for name in settings.names:
         allowed = [key for key in names_of("all") if METRICS[key].better]
@@ -459,15 +472,15 @@ def _check_proxies(settings: VerdictSettings) -> None:
 
 _BPB = "bpb"
 _BASE = "base checkpoints"
-_TUNED = "fine-tuned checkpoints"
 
 
 def comparable_groups(ordered: Sequence[tuple[Checkpoint, Run]]) -> list[tuple[str, list[tuple[Checkpoint, Run]]]]:
     """Checkpoints that may be compared: of one kind of stage, with one rendering and one tokenizer."""
+    kinds = kinds_of([checkpoint for checkpoint, _ in ordered])
     groups: dict[tuple[str, str, str], list[tuple[Checkpoint, Run]]] = {}
     for checkpoint, run in ordered:
         tokenizer = str((run.signature.get("run") or {}).get("tokenizer"))
-        key = _TUNED if checkpoint.tuned else _BASE, str(run.signature.get("render")), tokenizer
+        key = f"{kinds[checkpoint.name]} checkpoints", str(run.signature.get("render")), tokenizer
         groups.setdefault(key, []).append((checkpoint, run))
 
     def label(kind: str, rendering: str, tokenizer: str) -> str:
@@ -542,24 +555,32 @@ def _choice(proxy: Proxy, runs: Sequence[Run], settings: VerdictSettings) -> Cho
         change = paired(sides[0], sides[1], proxy.exponentiate, resamples=settings.resamples, bootstrap=False)
         return Paired(change.value, change.stderr, change.p)
 
-    return choose(proxy, [run.name for run in runs], test, holm, trajectories_needed)
+    def needed(difference: float, stderr: float, n: int, alpha: float) -> int | None:
+        return trajectories_needed(difference, stderr, n, alpha=alpha)
+
+    return choose(proxy, [run.name for run in runs], test, holm, needed)
 
 
 def _claims(
-    task: str, ladder: Ladder, kept: Sequence[Checkpoint], proxies: Mapping[str, Proxy], settings: VerdictSettings
+    task: str,
+    ladder: Ladder,
+    kept: Sequence[Checkpoint],
+    proxies: Mapping[str, Proxy],
+    settings: VerdictSettings,
+    label: str,
 ) -> list[Claim]:
     scores = outcomes(ladder, task)
     names, families = [c.name for c in kept], [c.family for c in kept]
     if not any(name in scores for name in names) or settings.proxy == settings.baseline:
         return []
     pair = proxies[settings.proxy], proxies[settings.baseline]
-    claims = [claim(*pair, names, families, scores, task)]
+    claims = [claim(*pair, names, families, scores, task, group=label or "pooled")]
     judged = Counter(c.family for c in kept if c.name in scores)
     counted = [family for family in dict.fromkeys(families) if judged[family] > 1]
     for family in counted if len(counted) > 1 else []:
         if judged[family] >= FEWEST:
             own = {name: score for name, score in scores.items() if name in names and ladder[name].family == family}
-            claims.append(claim(*pair, names, families, own, task, group=family))
+            claims.append(claim(*pair, names, families, own, task, group=f"{family}, {label}" if label else family))
     return claims
 
 

@@ -75,6 +75,21 @@ class Pack:
     note_on_context: str = ""
     version: str = __version__
 
+    def remarks(self, ladder: Ladder) -> list[str]:
+        """What of another ladder, or of the package that packed it, is not as it was packed."""
+        notes = []
+        if self.version != __version__:
+            notes.append(
+                f"the pack is of hesnr-tasks {self.version} and this is {__version__}: its sums are by the definitions "
+                "of that version"
+            )
+        stages = {c.name: c.stage or "no stage" for c in (*self.named.checkpoints, *self.ladder.checkpoints)}
+        for c in ladder.checkpoints:
+            if stages.get(c.name, c.stage) not in (c.stage, "no stage"):
+                now = c.stage or "no stage"
+                notes.append(f"{c.name}: {stages[c.name]} in the pack, {now} in the ladder file, which counts")
+        return notes
+
 
 def is_pack(path: str | Path) -> bool:
     """Whether a file is a zip archive, which nothing else is that reports are made of."""

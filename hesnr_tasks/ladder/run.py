@@ -317,7 +317,7 @@ def run_jobs(
     *,
     pool: Pool | None = None,
     drop_downloads: bool = False,
-    watch: Callable[[], None] = lambda: None,
+    watch: Callable[[Mapping[str, int]], None] = lambda _: None,
 ) -> list[JobResult]:
     """Run the jobs, shards first; a job that fails does not stop the others.
 
@@ -326,7 +326,7 @@ def run_jobs(
         report: called with every result as it comes.
         pool: where they run (default: one after the other here).
         drop_downloads: remove from the hub cache what a job downloaded, as soon as it is scored.
-        watch: called again and again while jobs run.
+        watch: called again and again while jobs run, with the number of shards of each that have not ended.
 
     Returns:
         The results, in the order of the jobs.
@@ -368,7 +368,7 @@ def run_jobs(
                 shards_left[job.name] -= 1
                 if not shards_left[job.name]:
                     submit(by_name[job.name])
-            watch()
+            watch(shards_left)
             if not ended:
                 time.sleep(pool.poll_seconds)
     except BaseException:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -43,6 +43,7 @@ __all__ = [
     "Ladder",
     "finite_number",
     "in_k",
+    "kinds_of",
     "ladder_document",
     "ladder_from",
     "read_ladder_file",
@@ -161,6 +162,16 @@ class Ladder:
     def benchmarks(self) -> list[str]:
         """Names of the downstream tasks, as they first occur."""
         return list(dict.fromkeys(task for checkpoint in self.checkpoints for task in checkpoint.downstream))
+
+
+def kinds_of(checkpoints: Collection[Checkpoint]) -> dict[str, str]:
+    """Of each name "base" or "fine-tuned", with the stage where there are several after fine-tuning: never pooled."""
+    tuned = {c.name: c.stage if c.stage in _TUNED else "sft" for c in checkpoints if c.tuned}
+    several = len({*tuned.values()}) > 1
+    return {
+        c.name: f"fine-tuned ({tuned[c.name]})" if several and c.tuned else "fine-tuned" if c.tuned else "base"
+        for c in checkpoints
+    }
 
 
 def in_k(context: int) -> str:

@@ -134,7 +134,7 @@ def choose(
     names: Sequence[str],
     test: Callable[[int, int], Paired],
     holm: Callable[[Mapping[str, float]], Mapping[str, float]],
-    needed: Callable[[float, float, int], int | None],
+    needed: Callable[[float, float, int, float], int | None],
 ) -> Choice:
     """The best checkpoint by one proxy and those that tie with it.
 
@@ -143,7 +143,8 @@ def choose(
         names: their names, in the order of the sums.
         test: the paired test of two checkpoints, by their positions.
         holm: corrects p-values for their number.
-        needed: trajectories that would show a difference, given it, its standard error and their number now.
+        needed: trajectories that would show a difference, given it, its standard error, their number now, and the level
+            of the test. Holm tests the hardest tie at 5 %, the next one at half of that, and so on.
 
     Raises:
         SettingsError: no checkpoint has a value.
@@ -156,7 +157,9 @@ def choose(
     corrected = dict(holm({name: pair.p for name, pair in pairs.items()}))
     ties = tuple(name for name in pairs if not corrected[name] <= ALPHA)  # an unknown p is a tie
     n = proxy.numerator.shape[1]
-    wanted = {name: needed(pairs[name].difference, pairs[name].stderr, n) for name in ties}
+    hardest = sorted(ties, key=lambda name: -pairs[name].p if pairs[name].p >= 0 else -math.inf)  # NaN first
+    levels = {name: ALPHA / rank for rank, name in enumerate(hardest, 1)}
+    wanted = {name: needed(pairs[name].difference, pairs[name].stderr, n, levels[name]) for name in ties}
     feasible = {name: count if count is not None and count <= 1000 * n else None for name, count in wanted.items()}
     return Choice(proxy.label, names[best], ties, corrected, n, feasible)
 

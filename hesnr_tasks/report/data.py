@@ -27,7 +27,7 @@ from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.ladder.downstream import Outcome, outcomes
 from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs
 from hesnr_tasks.ladder.names import NamedLadder, boundaries
-from hesnr_tasks.ladder.schema import Checkpoint
+from hesnr_tasks.ladder.schema import Checkpoint, kinds_of
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, TrajectorySums, measure, names_of
 from hesnr_tasks.report.results import TaskResult, group_comparable, stored_run
 from hesnr_tasks.scores import StoreError
@@ -149,10 +149,10 @@ class ReportData:
             label of a group -> its checkpoints in the order of training.
         """
         groups: dict[str, list[Checkpoint]] = {}
-        several = len({checkpoint.family for checkpoint in self.ladder}) > 1
+        several, kinds = len({checkpoint.family for checkpoint in self.ladder}) > 1, kinds_of(self.ladder)
         for checkpoint in self.among(self.downstream[task]):
             if checkpoint.name in names:
-                label = "fine-tuned" if checkpoint.tuned else "base"
+                label = kinds[checkpoint.name]
                 label += f", {checkpoint.family or 'no family'}" if several else ""
                 groups.setdefault(label, []).append(checkpoint)
         return groups

@@ -13,7 +13,7 @@ import numpy as np
 from hesnr_tasks.analysis.summary import UNFILTERED
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.ladder.names import Boundary, boundaries, sft_pairs
-from hesnr_tasks.ladder.schema import Checkpoint
+from hesnr_tasks.ladder.schema import Checkpoint, kinds_of
 from hesnr_tasks.metrics import MIN_TOKENS, measure
 from hesnr_tasks.plotting import COLOURS, MARKERS, bar_lengths, error_bars, figure, hover, label, limit_axis, series
 from hesnr_tasks.report.data import ReportData, ReportFigure
@@ -463,8 +463,9 @@ def _subtitle(data: ReportData, select: str) -> str:
 
 
 def _lines(ladder: Sequence[Checkpoint]) -> list[range]:
-    """Positions that one line joins: of one family, before or after fine-tuning."""
-    keys = [(checkpoint.family, checkpoint.tuned) for checkpoint in ladder]
+    """Positions that one line joins: of one family, before fine-tuning or of one stage after it."""
+    kinds = kinds_of(ladder)
+    keys = [(checkpoint.family, kinds[checkpoint.name]) for checkpoint in ladder]
     starts = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
     return [range(start, end) for start, end in zip(starts, [*starts[1:], len(keys)], strict=True)]
 

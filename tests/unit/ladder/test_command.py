@@ -138,6 +138,28 @@ def test_base_and_fine_tuned_and_families_are_told_apart(ladder_of_six, capsys):
     assert measured["c0"] == "c5"
 
 
+def test_sft_and_rl_are_never_in_one_order(ladder_of_six, tmp_path, capsys):
+    stages = ("mid", "mid", "sft", "sft", "rl", "rl")
+    rows = [f"- {{name: c{i}, stage: {s}, downstream: {{swe: {10 + i}}}}}\n" for i, s in enumerate(stages)]
+    (tmp_path / "ladder.yaml").write_text("checkpoints:\n" + "".join(rows))
+    options = "--ladder", tmp_path / "ladder.yaml", "--format", "json", *QUICK
+    code, out, _ = run(capsys, "verdict", ladder_of_six, *options)
+    assert code == 0
+    verdict = json.loads(out)
+    groups = [f"{kind} checkpoints" for kind in ("base", "fine-tuned (sft)", "fine-tuned (rl)")]
+    assert [choice["group"] for choice in verdict["choices"]] == groups
+    assert [claim["group"] for claim in verdict["claims"]] == ["pooled", *groups[1:]]
+    assert "swe (fine-tuned (rl) checkpoints): 2 checkpoints" in verdict["claims"][2]["sentence"]
+
+
+def test_a_stage_that_the_name_contradicts_is_said(ladder_of_six, tmp_path, capsys):
+    shutil.copytree(ladder_of_six / "runs" / "c0", tmp_path / "runs" / "c0")
+    (tmp_path / "runs" / "c0" / "ladder.json").write_text(json.dumps({"name": "c0-sft"}))
+    (tmp_path / "ladder.yaml").write_text("checkpoints:\n- {name: c0-sft, stage: rl}\n")
+    _, out, _ = run(capsys, "verdict", tmp_path / "runs", "--ladder", tmp_path / "ladder.yaml", *QUICK)
+    assert "c0-sft: its name tells of sft and its stage is rl" in out
+
+
 def test_another_tokenizer_is_another_group():
     def member(name, tokenizer, stage=""):
         return Checkpoint(name, stage=stage), SimpleNamespace(signature={"run": {"tokenizer": tokenizer}})
@@ -247,6 +269,27 @@ def test_a_live_table_shows_state_share_and_metric(tmp_path, capsys):
     assert rows["c2"] == ["running", "30%", "02:03", ""]
     assert rows["c3"] == ["waiting", "", "", ""]
     assert "c1: no such luck" in shown
+
+
+def test_time_left_counts_shards_and_only_what_was_scored_now(tmp_path, capsys, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(command.time, "monotonic", lambda: clock.now)
+    todo = [Job(f"c{i}", ("x",), tmp_path / f"c{i}", "m", "", shards=(("x",), ("x",), ("x",))) for i in range(4)]
+    view = command._Lines(todo)
+    view.report(JobResult("c0", "scored before", 0.0))
+    view.watch({"c1": 0, "c2": 0, "c3": 3})
+    clock.now = 70.0
+    view.report(JobResult("c1", "scored", 5.0))
+    # two of three checkpoints have their shards: 1 + 3/4 of 3 in 70 s
+    assert "[2/4] c1: scored in 5 s, about 0:50 left" in capsys.readouterr().out
+    plain = command._Lines([job._replace(shards=()) for job in todo])
+    clock.now = 80.0
+    plain.report(JobResult("c0", "scored before", 0.0))
+    plain.report(JobResult("c1", "failed", 1.0))
+    plain.report(JobResult("c2", "scored", 10.0))
+    assert "about 0:10 left" in capsys.readouterr().out
+    plain.report(JobResult("c3", "scored", 10.0))
+    assert "left" not in capsys.readouterr().out
 
 
 # --- what makes a verdict less than it looks --------------------------------------------------------------------------

@@ -160,6 +160,22 @@ def test_packing_again_gives_the_same_bytes_and_does_not_overwrite(packed, tmp_p
     assert main([*words, str(again), "--force"]) == 0
 
 
+def test_another_stage_or_another_version_of_the_package_is_said(packed, tmp_path, capsys):
+    whole = members(packed / "ladder.hesnr.zip")
+    manifest = {**json.loads(whole["manifest.json"]), "hesnr_tasks": "0.0.1"}
+    old = rewritten(packed / "old.zip", {"manifest.json": json.dumps(manifest).encode()})
+    ladder = tmp_path / "rl.yaml"
+    ladder.write_text((packed / "ladder.yaml").read_text().replace("stage: sft", "stage: rl"))
+    notes = verdict(capsys, old, "--ladder", ladder)["notes"]
+    assert f"{NAMES[-1]}: sft in the pack, rl in the ladder file, which counts" in notes
+    assert any(note.startswith("the pack is of hesnr-tasks 0.0.1 and this is ") for note in notes)
+    assert not any(
+        "in the pack" in note or "0.0.1" in note for note in verdict(capsys, packed / "ladder.hesnr.zip")["notes"]
+    )
+    assert main(["report", str(old), "-o", str(tmp_path / "page")]) == 0
+    assert "hesnr-tasks 0.0.1" in (tmp_path / "page" / "report.html").read_text()
+
+
 def test_downstream_scores_can_be_added_to_a_pack(packed, tmp_path, capsys):
     scores = tmp_path / "lcb.csv"
     scores.write_text("checkpoint,lcb,lcb_n\n" + "".join(f"{name},{10 + i},100\n" for i, name in enumerate(NAMES)))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -46,8 +47,9 @@ def holm(p_values):
     return out
 
 
-def needed(difference, stderr, n):
-    return math.ceil(n * (2.8 * stderr / abs(difference)) ** 2) if difference else None
+def needed(difference, stderr, n, alpha):
+    z = NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(0.8)
+    return math.ceil(n * (z * stderr / abs(difference)) ** 2) if difference else None
 
 
 def test_values_are_pooled_ratios_turned_so_that_more_is_better():
@@ -75,6 +77,15 @@ def test_the_best_is_chosen_and_its_ties_are_named():
     assert choice.best == "c3"
     assert not choice.ties
     assert "every other" in choice.sentence
+
+
+def test_each_tie_needs_what_holm_will_ask_of_it():
+    level = Proxy("he_snr", np.array([[0.3] * 4, [0.29] * 4, [0.28] * 4, [0.27] * 4]), np.ones((4, 4)), False, True)
+    p = {1: 0.6, 2: 0.4, 3: 0.2}
+    choice = choose(level, NAMES[:4], lambda _, i: Paired(-0.01, 0.02, p[i]), holm, needed)
+    # the tie with the largest p is tested last, at 5 %; the smallest one first, at a third of that
+    assert choice.needed == {f"c{i}": needed(0.01, 0.02, 4, 0.05 / i) for i in (1, 2, 3)}
+    assert choice.needed["c3"] > choice.needed["c1"]
 
 
 def test_signal_and_noise_by_their_definition():
