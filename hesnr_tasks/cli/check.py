@@ -21,6 +21,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.cli.evaluate import refuse_paths
 from hesnr_tasks.cli.setup import installed_version
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.tasks.corpus import Corpus
@@ -284,11 +285,13 @@ def _config(model: str) -> Any:
     except ImportError:
         raise HesnrError("--model needs transformers. Install it with: pip install 'hesnr-tasks[hf]'") from None
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+        with cache_if_unreachable(model):
+            return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # the hub, the network and files raise what they like
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise SettingsError(
-            f"the configuration of {model!r} cannot be read ({reason}). Give the folder of a checkpoint, or a hub id."
+            f"the configuration of {model!r} cannot be read ({reason.rstrip('.')}).\n"
+            "Give the folder of a checkpoint, or a hub id."
         ) from error
 
 

@@ -33,12 +33,14 @@ from tqdm import tqdm
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest, printable
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.files.bounded import read_json
+from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.integrations.weights import BY, Sampling, Tables, write_weights
 from hesnr_tasks.tasks import check_lm_eval, tasks_path
 from hesnr_tasks.tasks.settings import TaskSettings, add_flags
 
 _LOADING = ("hf", "hf-auto", "huggingface", "vllm", "sglang")  # engines that load a checkpoint into this process
+_PATHS = ("pretrained", "peft", "tokenizer", "model_path")  # of --model_args
 _CHECKPOINT = ("config.json", "adapter_config.json", "params.json", "*.gguf")
 
 
@@ -61,8 +63,9 @@ def evaluate(words: Sequence[str]) -> int:
     sys.argv = ["lm_eval", *_metadata_as_json(words)]  # `cli_evaluate` takes no arguments
     try:
         with contextlib.ExitStack() as stack:
-            tasks, complete = _checked()  # alive until the end: lm_eval's tasks share what these have read
+            tasks, complete, loaded = _checked()  # alive until the end: lm_eval's tasks share what these have read
             stack.enter_context(our_tasks_included(str(tasks_path()), alone=complete))
+            stack.enter_context(cache_if_unreachable(*loaded))
             cli_evaluate()
             del tasks
     except OSError as error:  # of transformers: the model is neither here nor on a hub that can be reached
@@ -98,8 +101,8 @@ def _literal(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _checked() -> tuple[Mapping[str, Any], bool]:
-    """Our tasks among those that `sys.argv` names, made as lm_eval will make them, and whether they are all of them.
+def _checked() -> tuple[Mapping[str, Any], bool, list[Any]]:
+    """Our tasks among those that `sys.argv` names, made as lm_eval will make them; whether they are all; what loads.
 
     Raises:
         HesnrError: a model that cannot score texts, a path that is not, settings or trajectories that cannot be used.
@@ -111,7 +114,7 @@ def _checked() -> tuple[Mapping[str, Any], bool]:
     from hesnr_tasks.tasks.settings import TaskSettings
 
     if not sys.argv[1:]:
-        return {}, False
+        return {}, False, []
     try:
         given = _with_file(vars(HarnessCLI().parse_args()))
     except ValueError as error:  # of lm_eval's reader of JSON
@@ -140,15 +143,16 @@ def _checked() -> tuple[Mapping[str, Any], bool]:
     refuse_paths(arguments if isinstance(arguments, dict) else {}, "{}={} in --model_args")
     if given.get("output_path"):
         _refuse_output(Path(given["output_path"]))
+    loaded = [arguments.get(name) for name in _PATHS] if engine in _LOADING and isinstance(arguments, dict) else []
     if not ours or not isinstance(metadata, dict):
-        return {}, False
+        return {}, False, loaded
     paths = list(dict.fromkeys([str(tasks_path()), *filter(None, [given.get("include_path")])]))
     manager = TaskManager(include_path=paths, include_defaults=False, metadata=metadata)
     for name in ours:
         if name not in manager.all_tasks and not set("*?[/.") & set(name):
             raise SettingsError(f"there is no task {name!r}.{nearest(name, manager.all_tasks)}")
     present = [name for name in ours if name in manager.all_tasks]  # lm_eval names those that are not there
-    return manager.load(present)["tasks"], present == names and given.get("include_path") == str(tasks_path())
+    return manager.load(present)["tasks"], present == names and given.get("include_path") == str(tasks_path()), loaded
 
 
 def _with_file(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -180,7 +184,7 @@ def refuse_paths(arguments: Mapping[str, Any], place: str) -> None:
     Raises:
         HesnrError: with the folders that may have been meant.
     """
-    for name in ("pretrained", "peft", "tokenizer", "model_path"):
+    for name in _PATHS:
         value = arguments.get(name)
         if not isinstance(value, str) or not value:
             continue

@@ -38,6 +38,7 @@ from hesnr_tasks.files.bounded import (
     record_limit,
     zstandard_reader,
 )
+from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.formats.base import Problem, ReadReport, Where, uncompressed
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".traj", ".parquet", ".eval")
@@ -403,15 +404,16 @@ def hub_rows(name: str, config: str | None, split: str | None) -> Iterator[Recor
             f"{name!r} is no file here, and reading it from the hub needs `datasets`: pip install 'hesnr-tasks[hf]'"
         ) from None
     try:
-        loaded = datasets.load_dataset(name, config, split=split, streaming=True)
-        splits = {split: loaded} if split else dict(sorted(loaded.items()))
-        for part, data in splits.items():
-            for i, value in enumerate(data, 1):
-                yield Record(value, Where(f"{name}[{part}]", i), True)
+        with cache_if_unreachable(name):
+            loaded = datasets.load_dataset(name, config, split=split, streaming=True)
+            splits = {split: loaded} if split else dict(sorted(loaded.items()))
+            for part, data in splits.items():
+                for i, value in enumerate(data, 1):
+                    yield Record(value, Where(f"{name}[{part}]", i), True)
     except Exception as error:  # the hub, the network and arrow raise what they like
         reason = str(error).strip().split("\n")[0][:300]
         raise DataError(
-            f"the data set {name!r} cannot be read from the hub ({type(error).__name__}: {reason}). It is no file or "
-            f"folder here either; check the name, the config, the split and the network, or download it and give the "
-            f"path."
+            f"the data set {name!r} cannot be read from the hub ({type(error).__name__}: {reason}).\n"
+            "It is no file or folder here either; check the name, the config, the split and the network, or download "
+            "it and give the path."
         ) from error

@@ -29,6 +29,7 @@ from markupsafe import Markup
 
 from hesnr_tasks import __version__
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.metrics import EPSILON, METRICS, TokenColumns, TrajectorySums, evaluate, topk_entropy
 from hesnr_tasks.scores import ScoreStore
@@ -164,11 +165,13 @@ def load_tokenizer(path: str) -> Encoder:
     except ImportError:
         raise HesnrError("--tokenizer needs transformers. Install it with: pip install 'hesnr-tasks[hf]'") from None
     try:
-        return Encoder(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
+        with cache_if_unreachable(path):
+            return Encoder(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
     except Exception as error:  # the hub, the network and tokenizer files raise what they like
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}"
         raise SettingsError(
-            f"the tokenizer {path!r} cannot be loaded ({reason}). Give the folder of a checkpoint, or a hub id."
+            f"the tokenizer {path!r} cannot be loaded ({reason.rstrip('.')}).\n"
+            "Give the folder of a checkpoint, or a hub id."
         ) from error
 
 
