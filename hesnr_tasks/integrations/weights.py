@@ -66,7 +66,7 @@ class Sampling:
 
     Attributes:
         by: one of `BY`.
-        prefer: "high" or "low" values.
+        prefer: "high" or "low" values; of low ones, 0 counts as the smallest value above it.
         temperature: weights grow with value ** (1 / temperature), those of a change, which has a sign, with
             exp(change / (sd * temperature)); large: uniform.
         floor: the share of all samples that is drawn uniformly.
@@ -334,6 +334,9 @@ def sampling_weights(
             spread = float(np.std(values[defined])) if defined.any() else 0.0
             logits = values / spread if spread > 0 else np.where(defined, 0.0, np.nan)
         else:
+            positive = values[values > 0]
+            if sign < 0 and positive.size:  # the lowest value of all is preferred too, but not without bound
+                values = np.maximum(values, positive.min())
             logits = np.log(values)
     logits = sign * logits / sampling.temperature
     usable = np.isfinite(logits)

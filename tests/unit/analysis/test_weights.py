@@ -48,6 +48,8 @@ def slowly(values, names, sampling):
     spread = math.sqrt(sum((v - mean) ** 2 for v in defined) / len(defined)) if defined else 0.0
     sign = 1 if sampling.prefer == "high" else -1
     raw = []
+    if sign < 0 and not sampling.by.endswith("_change"):
+        values = [min(u for u in values if u > 0) if v == 0 else v for v in values]
     for v in values:
         if math.isnan(v) or (v == 0 and not sampling.by.endswith("_change")):
             raw.append(0.0)
@@ -65,9 +67,12 @@ def slowly(values, names, sampling):
     return mixed
 
 
+VALUE = st.floats(0.01, 5) | st.sampled_from([math.nan, 0.0])
+
+
 @settings(max_examples=60)
 @given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.01, 5) | st.just(math.nan)), min_size=4, max_size=30),
+    st.lists(st.tuples(st.sampled_from("abc"), VALUE), min_size=4, max_size=30),
     st.sampled_from(BY), st.sampled_from(("high", "low")), st.floats(0.3, 20), st.floats(0.05, 1), st.floats(0, 0.9),
 )  # fmt: skip
 def test_weights_are_those_of_plain_loops(rows, by, prefer, temperature, floor, quota):
@@ -80,6 +85,12 @@ def test_weights_are_those_of_plain_loops(rows, by, prefer, temperature, floor, 
     assert math.fsum(computed) == pytest.approx(1, abs=1e-12)
     assert computed == pytest.approx(slowly(values, names, sampling), rel=1e-9, abs=1e-15)
     assert computed[codes == 0].sum() == pytest.approx(quota, abs=1e-12)
+
+
+def test_of_low_values_zero_is_preferred_too():
+    values, codes = np.array([0.0, 0.1, 0.4]), np.zeros(3, dtype=int)
+    weights = sampling_weights(values, codes, ["a"], Sampling("density", "low"))
+    assert weights == pytest.approx([4 / 9, 4 / 9, 1 / 9])
 
 
 def test_a_table_is_weighed_and_what_cannot_be_is_counted(tmp_path):
