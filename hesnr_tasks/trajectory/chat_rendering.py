@@ -318,13 +318,27 @@ class NativeTemplate:
             if self._is_customised:
                 return self._customised_text(named, messages, tools, kwargs)
             variables = {**getattr(self.tokenizer, "special_tokens_map", {}), **kwargs}
-            return compiled(named).render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=False, **variables
-            )
+            variables.setdefault("add_generation_prompt", False)
+            return compiled(named).render(messages=messages, tools=tools, documents=None, **variables)
         except (DataError, MemoryError):
             raise
         except Exception as error:
             raise DataError(f"it raises {type(error).__name__}: {str(error)[:300]}") from error
+
+    def check_limits(self, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]) -> None:
+        """Run the template as --apply_chat_template will, but in our sandbox; within the limits of a run around it.
+
+        Raises:
+            TemplateLimitError: a step of it is beyond a limit.
+        """
+        if self._is_customised:
+            return
+        try:
+            self._text(messages, None, {"add_generation_prompt": True, **kwargs})
+        except TemplateLimitError:
+            raise
+        except DataError:  # the tokenizer's own method says it
+            pass
 
     def prints_date(self, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]) -> bool:
         """Whether what the template makes of messages depends on the date; within the limits of a run around it.
@@ -376,7 +390,7 @@ class NativeTemplate:
 
 
 def steady(template: ChatTemplate, tokenizer: Any, kwargs: Any) -> ChatTemplate:
-    """`template`, refused for the messages of which it would make another text tomorrow.
+    """`template`, refused for the messages of which it would make another text tomorrow, or fill the memory.
 
     Args:
         template: makes a text of messages with the tokenizer's chat template, where nothing can fix the date.
@@ -384,18 +398,21 @@ def steady(template: ChatTemplate, tokenizer: Any, kwargs: Any) -> ChatTemplate:
         kwargs: arguments of the template, if any, which may set the date.
 
     Returns:
-        What raises a `SettingsError` where the text holds today's date or a random choice.
+        What raises a `SettingsError` where the text holds today's date or a random choice, or where the template goes
+        beyond a limit: Transformers' sandbox lets it make a text of any size in a single step.
     """
     source = str(tokenizer.chat_template)
-    if not any(name in source for name in ("strftime_now", "random", "lipsum")):
-        return template
+    unsteady = any(name in source for name in ("strftime_now", "random", "lipsum"))
     native, options = NativeTemplate(tokenizer), kwargs if isinstance(kwargs, Mapping) else {}
 
     other = "Use --metadata render=chatml or render=transcript, without --apply_chat_template"
     fixed = ", or set its date_string in chat_template_args of --model_args" if "date_string" in source else ""
 
     def checked(chat: list[dict[str, Any]]) -> Any:
+        native.check_limits(chat, options)
         text = template(chat)
+        if not unsteady:
+            return text
         try:
             dated = native.prints_date(chat, options)
         except (RandomChoiceError, FreeDateError) as error:

@@ -11,12 +11,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from types import BuiltinMethodType
 from typing import Any, NamedTuple
 
 import jinja2
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -44,19 +46,29 @@ class _Stopped(BaseException):
 class _Run(NamedTuple):
     thread: int
     start: float  # of the monotonic clock, seconds
+    cpu: float  # processor time of the thread at the start, seconds
     peak: int  # memory of the process at the start, bytes
 
     def excess(self) -> str:
         """What it takes too much of, if anything."""
-        seconds = time.monotonic() - self.start
-        if seconds > MAX_SECONDS:
+        if time.monotonic() - self.start > MAX_SECONDS:
             return f"it takes more than {MAX_SECONDS:.0f} seconds, and may loop for ever"
-        if seconds > _UNWATCHED_SECONDS and _peak_memory() - self.peak > MAX_BYTES:
+        if _peak_memory() - self.peak > MAX_BYTES and _processor_time(self.thread) - self.cpu > _UNWATCHED_SECONDS:
             return f"it needs more than {MAX_BYTES / 2**30:.0f} GiB of memory"
         return ""
 
 
-_UNWATCHED_SECONDS = 1.0  # in which a template cannot fill much memory: what grows meanwhile is another thread
+# of processor time, in which a template cannot fill much memory: where the process grows meanwhile, another thread
+# loads a model. Real templates take milliseconds of it, however long they wait for that thread.
+_UNWATCHED_SECONDS = 0.5
+
+
+def _processor_time(thread: int) -> float:
+    """What a thread has used of it so far, seconds; all time where that is not known."""
+    try:
+        return time.clock_gettime(time.pthread_getcpuclockid(thread))
+    except (AttributeError, OSError):  # Windows and macOS
+        return time.monotonic()
 
 
 def _peak_memory() -> int:
@@ -92,8 +104,9 @@ class _TemplateRunner:
         Raises:
             TemplateLimitError: it goes beyond a limit.
         """
+        thread = threading.get_ident()
         with self._turn:
-            run = _Run(threading.get_ident(), time.monotonic(), _peak_memory())
+            run = _Run(thread, time.monotonic(), _processor_time(thread), _peak_memory())
             try:
                 try:
                     self._current = run
@@ -153,18 +166,54 @@ def has_power(source: str) -> bool:
 # --- the sandbox ------------------------------------------------------------------------------------------------------
 
 
+class _BoundedCode(CodeGenerator):
+    """Jinja's compiler, with the operator `~` as a method of the sandbox."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        markup = frame.eval_ctx.autoescape or frame.eval_ctx.volatile
+        self.write(f"environment.concatenated({'markup_join' if markup else 'str_join'}, (")
+        for value in node.nodes:
+            self.visit(value, frame)
+            self.write(", ")
+        self.write("))")
+
+
 class _TemplateSandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox. What templates read and call most and what is always safe needs none of its slow checks.
 
-    A single step that would make a giant text is refused before it is taken; nothing else could end it.
+    A single step that would make a giant text is refused before it is taken; nothing else could end it. Texts are made
+    by operators, by printing, by what joins what was printed, by methods and by filters.
     """
 
-    intercepted_binops = frozenset("*%")
+    intercepted_binops = frozenset("+*%")
+    code_generator_class = _BoundedCode
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(finalize=_printed, **options)
+
+    @staticmethod
+    def concat(texts: Iterable[str]) -> str:
+        """What Jinja makes of all that is printed in a template, a macro or a block."""
+        texts = list(texts)
+        _refuse_size(sum(map(len, texts)), MAX_CHARACTERS)
+        return "".join(texts)
+
+    @staticmethod
+    def concatenated(join: Callable[[Sequence[Any]], str], values: Sequence[Any]) -> str:
+        """The operator `~`."""
+        _refuse_size(sum([len(value) if type(value) is str else _size(value) for value in values]))
+        return join(values)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+":
+            if type(left) is str and type(right) is str and len(left) + len(right) <= _LARGEST:  # most often
+                return left + right
+            if isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+                _refuse_size(len(left) + len(right))
+            return left + right
         if operator == "%":
             if isinstance(left, str):
-                _refuse_giants("format", left, ())
+                _refuse_giants("format", left, (right,))
         elif isinstance(left, int) and isinstance(right, int):
             _refuse_size(left.bit_length() + right.bit_length())
         else:
@@ -177,6 +226,8 @@ class _TemplateSandbox(ImmutableSandboxedEnvironment):
         method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps `format`
         if type(method) is BuiltinMethodType and type(method.__self__) in _SAFE:
             if method.__name__ in _GROWING:
+                if method.__name__ == "join" and args:
+                    args = (_listed(args[0], method.__self__), *args[1:])
                 _refuse_giants(method.__name__, method.__self__, (*args, *kwargs.values()))
             elif method.__name__ in _SAFE[type(method.__self__)]:
                 for name in ("_loop_vars", "_block_vars"):  # Jinja's own, of every call
@@ -218,26 +269,93 @@ def _refuse_private(name: Any) -> None:
 _WIDEST = 10_000  # characters of a width or an indent, items of a batch
 _WIDE = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "wordwrap", "batch", "slice"))
 _GROWING = _WIDE | {"format", "format_map", "join", "replace", "translate"}  # may write much more than they get
+_PRINTING = frozenset((  # filters that write any value as a text
+    "capitalize", "e", "escape", "forceescape", "lower", "pprint", "safe", "string", "striptags", "sum", "title",
+    "trim", "truncate", "upper", "urlencode", "urlize", "wordcount", "xmlattr",
+))  # fmt: skip
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})|\{[^{}]*(?:\{|\d{5})")
+_LARGEST = 1 << 24  # characters, or items, that a single step may make of a value: 4 million tokens
+_CONTAINERS: tuple[type[Iterable[Any]], ...] = (
+    list,
+    tuple,
+    set,
+    frozenset,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
+
+
+def _size(value: Any, indent: int = 1) -> int:
+    """Characters of a value as a text, or somewhat more; a list that holds one list many times has them as often.
+
+    Raises:
+        TemplateLimitError: they are too many.
+    """
+    if isinstance(value, str):
+        return len(value)
+    size, rest = 0, [(value, 1)]
+    while rest:
+        item, depth = rest.pop()
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, dict):
+            rest.extend((part, depth + 1) for pair in item.items() for part in pair)
+        elif isinstance(item, _CONTAINERS):
+            rest.extend((part, depth + 1) for part in item)
+        elif isinstance(item, Namespace):
+            rest.append((object.__getattribute__(item, _VALUES), depth + 1))
+        elif isinstance(item, int) and item.bit_length() > 64:
+            size += item.bit_length() // 3
+        size += 4 + indent * depth
+        if size > _LARGEST or len(rest) > _LARGEST:
+            _refuse_size(_LARGEST + 1)
+    return size
+
+
+def _printed(value: Any) -> Any:
+    """A value that a template prints."""
+    if not isinstance(value, str):
+        _size(value)
+    return value
+
+
+def _listed(items: Any, separator: Any) -> Any:
+    """The items that a separator joins, which may come one by one."""
+    if isinstance(items, str):
+        return items
+    size, parts = 0, []
+    for item in items:
+        size += _size(item) + _size(separator)
+        _refuse_size(size)
+        parts.append(item)
+    return parts
 
 
 def _refuse_giants(name: str, value: Any, arguments: Sequence[Any]) -> None:
     """Refuse a call of the method or filter `name` on `value` that would write a giant text."""
     if name == "join":
         items, separator = (arguments[0], value) if isinstance(value, str) else (value, "".join(map(str, arguments)))
-        if isinstance(items, (list, tuple)):
-            _refuse_size(sum(len(separator) + len(item) if isinstance(item, str) else 0 for item in items))
+        _refuse_size(len(items) * (len(separator) + 1) if isinstance(items, str) else 0)
+    elif name == "sum":
+        if not all(isinstance(argument, (int, float, str)) for argument in arguments):  # it would add lists
+            _refuse_size(_LARGEST + 1)
     elif name == "replace":
         old, new = map(str, arguments[:2])
-        _refuse_size(str(value).count(old) * len(new))
+        _refuse_size(_size(value) + str(value).count(old) * len(new))
     elif name.startswith("format"):
-        _refuse_size(MAX_CHARACTERS + 1 if _WIDE_FORMAT.search(str(value)) else 0)
+        text = str(value)
+        sizes = [_size(argument) for argument in arguments]
+        _refuse_size(len(text) + (text.count("%") + text.count("{")) * max(sizes, default=0))
+        _refuse_size(_LARGEST + 1 if _WIDE_FORMAT.search(text) else 0)
+    elif name in _PRINTING:
+        _size(value)
     elif name not in _WIDE or any(isinstance(argument, int) and argument > _WIDEST for argument in arguments):
-        _refuse_size(MAX_CHARACTERS + 1)
+        _refuse_size(_LARGEST + 1)
 
 
-def _refuse_size(size: int) -> None:
-    if size > MAX_CHARACTERS:
+def _refuse_size(size: int, largest: int = _LARGEST) -> None:
+    if size > largest:
         raise TemplateLimitError("it makes a giant text in a single step")
 
 
@@ -247,6 +365,9 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
+        if name == "join" and "attribute" not in kwargs and len(args) <= extra + 2:
+            separator = args[extra + 1] if len(args) > extra + 1 else kwargs.get("d", "")
+            args = (*args[:extra], _listed(args[extra], separator), *args[extra + 1 :])
         _refuse_giants(name, args[extra], (*args[extra + 1 :], *kwargs.values()))
         return function(*args, **kwargs)
 
@@ -281,11 +402,11 @@ def _json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """The filter `tojson` as Transformers has it."""
+    _size(value, indent if isinstance(indent, int) else len(indent or " "))
     if not (ensure_ascii or indent or separators or sort_keys):
         return _plain_json(value)
     if indent is None:
         return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
-    _refuse_giants("indent", value, (indent if isinstance(indent, int) else len(indent),))
     marks = None if separators is None else tuple(separators)
     return _indented_json(json.dumps(value), ensure_ascii, indent, marks, sort_keys)
 
@@ -304,7 +425,7 @@ _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # Trans
 def compiled(source: str) -> jinja2.Template:
     """A template with what Transformers gives it; a fixed date, nothing random."""
     environment = _TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    for name in _GROWING & environment.filters.keys():
+    for name in (_GROWING | _PRINTING) & environment.filters.keys():
         environment.filters[name] = _bounded(name, environment.filters[name])
     environment.filters["tojson"] = _json
     environment.filters["random"] = _refuse_random

@@ -24,7 +24,7 @@ from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 from hesnr_tasks.trajectory.chat_messages import conversations, native_calls
 from hesnr_tasks.trajectory.chat_rendering import NativeTemplate, steady
-from hesnr_tasks.trajectory.chat_templates import TemplateLimitError, has_power, run_template
+from hesnr_tasks.trajectory.chat_templates import TemplateLimitError, _peak_memory, has_power, run_template
 from hesnr_tasks.trajectory.rendering import action_code, kind_code, label_mask, render
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
@@ -405,9 +405,8 @@ def test_the_check_of_labels_sees_a_wrong_one():
 
 BODY = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 FOR_EVER = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-GIANT = (
-    "giant text in a single step|writes 100,0"  # of our sandbox, and of Transformers', where only the text is counted
-)
+GIANT = "giant text in a single step"
+NESTED = "{% set n = namespace(x=['x']) %}{% for i in range(40) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
 HOSTILE = {
     "a loop": (FOR_EVER, "0 seconds"),
     "a recursion": (
@@ -416,37 +415,73 @@ HOSTILE = {
     ),
     "a constant": ("{{ 'x' * 10 ** 11 }}", "power"),
     "a long constant": ("{{ 'x' * 100000000 }}", GIANT),
-    "too long a constant": ("{{ 'x' * 1000000000000000 }}", "giant text in a single step|more memory than there is"),
+    "too long a constant": ("{{ 'x' * 1000000000000000 }}", GIANT),
     "doubling": (
         "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
-        "0 seconds|0 GiB|more memory",
+        GIANT,
     ),
     "a filter": ("{{ ('x' * 10000)|replace('x', 'y' * 10000) }}", GIANT),
     "a method": ("{{ ('x' * 10000).replace('x', 'y' * 10000) }}", GIANT),
     "a width": ("{{ '%100000000d'|format(1) }}", GIANT),
     "a width of an operator": ("{{ '%*d' % (100000000, 1) }}", GIANT),
     "a width of a method": ("{{ '{:{}}'.format('x', 100000000) }}", GIANT),
-    "a centred text": ("{{ 'x'.center(100000000) }}{{ 'x'|center(100000000) }}", f"{GIANT}|writes 200,0"),
+    "a centred text": ("{{ 'x'.center(100000000) }}{{ 'x'|center(100000000) }}", GIANT),
     "joined texts": ("{{ (['x' * 1000] * 100000)|join }}", GIANT),
     "powers": ("{{ 9 ** 9 ** 9 }}", "power"),
-    "much text": ("{% for i in range(700) %}{{ 'x' * 100000 }}{% endfor %}", "writes 70,000,"),
+    "much text": ("{% for i in range(700) %}{{ 'x' * 100000 }}{% endfor %}", GIANT),
+    "lists in lists": (NESTED + "{{ n.x }}", GIANT),
+    "lists in a text": (NESTED + "{{ 'a' ~ n.x }}", GIANT),
+    "lists as JSON": (NESTED + "{{ n.x|tojson }}", GIANT),
+    "lists as a text": (NESTED + "{{ n.x|string|length }}", GIANT),
+    "lists in capitals": (NESTED + "{{ n.x|upper|length }}", GIANT),
+    "lists joined": (NESTED + "{{ n.x|join|length }}", GIANT),
+    "lists in a pattern": (NESTED + "{{ ('%s'|format(n.x))|length }}{{ ('%s' % (n.x,))|length }}", GIANT),
+    "lists in a method": (NESTED + "{{ '{}'.format(n.x)|length }}", GIANT),
+    "a namespace": (NESTED + "{% set m = namespace(a=n.x) %}{{ m }}", GIANT),
+    "values of a mapping": (NESTED + "{% set m = {'a': n.x} %}{{ m.values() }}", GIANT),
+    "arguments of a macro": (NESTED + "{% macro f() %}{{ varargs }}{% endmacro %}{{ f(n.x) }}", GIANT),
+    "indented JSON": (NESTED.replace("40", "15") + "{{ n.x|tojson(indent=9999)|length }}", GIANT),
+    "a text many times in a pattern": ("{% set x = 'x' * 9000000 %}{{ ('%s%s%s' % (x, x, x))|length }}", GIANT),
+    "added texts": (
+        "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+        GIANT,
+    ),
+    "texts of a block": (
+        "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = (n.x, n.x)|join %}{% endfor %}{{ n.x }}",
+        GIANT,
+    ),
+    "a macro's text": (
+        "{% set n = namespace(x='x' * 9000000) %}{% macro f() %}{% for i in range(99) %}{{ n.x }}{% endfor %}"
+        "{% endmacro %}{{ f()|length }}",
+        GIANT,
+    ),
+    "texts one by one": ("{{ (['x' * 9000000] * 99)|map('upper')|join|length }}", GIANT),
+    "texts one by one in a method": ("{{ ''.join((['x' * 9000000] * 99)|map('upper'))|length }}", GIANT),
+    "a sum of lists": ("{{ ([[1] * 9000000] * 99)|sum(start=[])|length }}", GIANT),
+    "many texts": (
+        "{% set n = namespace(l=[]) %}{% for i in range(9999) %}{% set n.l = n.l + ['x' * 9000000 ~ i] %}{% endfor %}",
+        "0 GiB",
+    ),
 }
 
 
-STEPWISE = ("a loop", "a recursion", "doubling", "a long constant", "too long a constant", "much text")
-
-
 @pytest.mark.parametrize(
-    ("rendering", "attack"), [*(("native", name) for name in HOSTILE), *(("template", name) for name in STEPWISE)]
+    ("rendering", "attack"),
+    [("native", name) for name in HOSTILE] + [("template", name) for name in HOSTILE if HOSTILE[name][1] != "power"],
 )
 def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
-    """On both paths: our sandbox, and the method of the tokenizer that --apply_chat_template runs."""
+    """On both paths; what the method of the tokenizer runs for --apply_chat_template is first run in our sandbox."""
     hostile, match = HOSTILE[attack]
     if "seconds" in match:  # the others end by themselves
         monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_SECONDS", 0.3)
-        monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_BYTES", 1 << 28)
+    if "GiB" in match:
+        monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_BYTES", 1 << 25)
+        monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates._UNWATCHED_SECONDS", 0.05)
     model = tokenizer(hostile + BODY)
-    template = NativeTemplate(model) if rendering == "native" else partial(model.apply_chat_template, tokenize=False)
+    template = NativeTemplate(model)
+    if rendering == "template":
+        template = steady(partial(model.apply_chat_template, tokenize=False), model, None)
+    before = _peak_memory()
     for _ in range(2):
         start = time.monotonic()
         with pytest.raises(
@@ -454,6 +489,7 @@ def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
         ):
             render(RUNS["text"], rendering, template)
         assert time.monotonic() - start < 200
+    assert _peak_memory() - before < 1 << 30
     model.chat_template = BODY  # and the next one runs
     assert render(RUNS["text"], "native", NativeTemplate(model)).text.startswith("[user]")
 
@@ -512,6 +548,19 @@ def test_a_run_that_fills_the_memory_is_ended(monkeypatch):
 
     with pytest.raises(TemplateLimitError, match="GiB of memory"):
         run_template(fill)
+
+
+def test_another_thread_may_load_a_model_meanwhile(monkeypatch):
+    """A real template that waits long, for the lock of the interpreter say, while the process grows, is no attack."""
+    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_BYTES", 1 << 26)
+    peaks = iter([0] + [1 << 40] * 99)
+    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates._peak_memory", lambda: next(peaks))
+
+    def wait():
+        time.sleep(0.8)  # the watchdog looks three times
+        return "text"
+
+    assert run_template(wait) == "text"
 
 
 def test_no_exception_comes_after_the_end(monkeypatch):
