@@ -312,7 +312,6 @@ YAML = {
     "deep flow": "{a: " * 3000,
     "python": "a: !!python/object/apply:os.system [id]\n",
     "an integer": f"a: {'9' * 9000}\n",
-    "a date": "a: 2023-99-99\n",
     "a list as a key": "? [a]\n: b\n",
     "a key twice": "a: 1\na: 2\n",
     "bytes": "a: \udcff\n",
@@ -327,6 +326,12 @@ def test_yaml_that_is_a_trap_is_refused(name, tmp_path):
     file.write_bytes(YAML[name].encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=r"labels\.yaml"):
         bounded.read_yaml(file)
+
+
+def test_yaml_words_that_look_like_a_date_are_text(tmp_path):
+    file = tmp_path / "labels.yaml"
+    file.write_text("a: 2023-99-99\nb: 2023-09-09\n")
+    assert bounded.read_yaml(file) == {"a": "2023-99-99", "b": "2023-09-09"}
 
 
 def test_yaml_with_few_aliases_is_read(tmp_path):
