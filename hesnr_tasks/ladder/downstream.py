@@ -59,6 +59,8 @@ def outcomes(ladder: Ladder, task: str, remarks: list[str] | None = None) -> dic
         remarks: if given, gets what does not count, and which scores are means.
     """
     notes = remarks if remarks is not None else []
+    if _FALLING.intersection(_words(task)):
+        notes.append(f"{task}: by its name it is better when lower, and it counts as better when higher; negate it")
     own = {c.name: c.downstream[task] for c in ladder.checkpoints if task in c.downstream}
     percent = any(score.value > 1 for score in own.values())
     given = {name: score for name, score in own.items() if not score.harness.startswith("lm-eval")}
@@ -418,6 +420,7 @@ def _numbers(values: Any) -> dict[str, float]:
 
 
 _KEYS = ("checkpoint", "checkpoints", "model", "name")
+_FALLING = {"ppl", "perplexity", "loss", "nll", "bpb", "bits"}  # words of what is better when lower
 _ABSENT = ("", "-", "\u2013", "\u2014", "na", "n/a", "none", "null")
 
 
@@ -437,6 +440,7 @@ def _csv_rows(path: Path, names: Sequence[str], remarks: dict[str, None]) -> _Ro
     rows = [(number, line) for number, line in enumerate(lines[1:], 2) if any(line)]
     key = _column_of_checkpoints(lower, rows, names)
     ignored = {*_KEYS, "step", "stage", "context", "label", "family", "revision", "tokens", "n", "stderr"}
+    ignored |= {"params", "parameters"}
     columns = [
         i for i, word in enumerate(lower)
         if i != key and word not in ignored
@@ -456,7 +460,12 @@ def _csv_rows(path: Path, names: Sequence[str], remarks: dict[str, None]) -> _Ro
     for i in words:
         if any(i < len(line) and line[i].lower() not in _ABSENT for _, line in rows):
             remarks[f"{path}: there is no number in the column {heading[i]!r}; left out"] = None
-    columns = [i for i in columns if i not in words]
+    lower_is_better = [i for i in columns if i not in words and _FALLING.intersection(_words(heading[i]))]
+    for i in lower_is_better:
+        remarks[
+            f"{path}: the column {heading[i]!r} is better when lower by its name; it is no downstream score, left out"
+        ] = None
+    columns = [i for i in columns if i not in words and i not in lower_is_better]
     scales = {i: _scale([line[i] for _, line in rows if i < len(line)], sign) for i in columns}
     for number, line in rows:
         where = f"{path}:{number}"
