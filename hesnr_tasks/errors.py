@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable
+from typing import SupportsInt
 
 
 class HesnrError(Exception):
@@ -44,6 +45,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """`" Did you mean 'X'?"` for the one of `names` closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def number_of(count: SupportsInt, noun: str) -> str:
+    """`1 trajectory`, `2,000 trajectories`: a number and its noun, for people."""
+    number = int(count)
+    plural = f"{noun[:-1]}ies" if noun[-1] == "y" and noun[-2] not in "aeiou" else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def printable(text: str, keep: str = "") -> str:

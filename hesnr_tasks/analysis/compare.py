@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.frame import Frame, Selection, load, selections, token_sums
 from hesnr_tasks.analysis.tables import Table
-from hesnr_tasks.errors import DataError, SettingsError, printable
+from hesnr_tasks.errors import DataError, SettingsError, number_of, printable
 from hesnr_tasks.metrics import METRICS, TrajectorySums, evaluate, measure, names_of, share_scored
 from hesnr_tasks.scores import ScoreStore, differences
 from hesnr_tasks.scores.schema import OPTIONAL
@@ -187,7 +187,7 @@ def matched(
                 f"{counts[0][i]:.0f} and {counts[1][i]:.0f} tokens count ({len(differ)} in all differ). Score both "
                 "with the same settings."
             )
-    notes = [f"compared on the {len(shared)} texts that all runs have ({report})" for report in reports]
+    notes = [f"compared on the {number_of(len(shared), 'text')} that all runs have ({report})" for report in reports]
     if across_renderings:
         renderings = ", ".join(f"{run.name}: {run.signature.get('render')}" for run in runs)
         notes.append(f"renderings ({renderings}): other texts and tokens, so a difference is of format as well")
@@ -294,7 +294,7 @@ def comparisons(
             row["scored"] = share_scored(float(tokens), float(truncated))
             rows.append({**row, "diagnostics": "; ".join(diagnostics(run, name))})
         direction = {"up": "higher is better", "down": "lower is better", None: "neither direction is better"}[better]
-        title = f"{name}: difference to {base.name}, {n} trajectories, paired ({direction})"
+        title = f"{name}: difference to {base.name}, {number_of(n, 'trajectory')}, paired ({direction})"
         doubts = [f"{row['run']}: {row['diagnostics']}" for row in rows if row["diagnostics"]]
         tables.append(Table(f"compare_{name}", title, rows, doubts, wide=_WIDE))
     return tables
@@ -364,4 +364,4 @@ def diagnostics(run: Run, name: str) -> Iterator[str]:
         yield f"{truncated / (truncated + total):.0%} of tokens beyond the context"
     empty = int((counts == 0).sum())
     if empty:
-        yield f"no such token in {empty} trajectories"
+        yield f"no such token in {number_of(empty, 'trajectory')}"

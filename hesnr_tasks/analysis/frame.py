@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.errors import DataError, SettingsError, nearest, number_of
 from hesnr_tasks.metrics import (
     EPSILON,
     METRICS,
@@ -85,11 +85,11 @@ class Frame:
         short = f"short-context pass (window {window}); " if window else ""
         if run is None or run.texts is None:
             problem = mixed(self.store.folder)
-            whole = f"{short}{run or 'everything in the folder'}: {scored} trajectories"
+            whole = f"{short}{run or 'everything in the folder'}: {number_of(scored, 'trajectory')}"
             return whole + (f"; {problem}" if problem else "")
         wanted = sum(len(sources) for sources in run.texts.values())
         unfinished = "" if len(self.entries) == len(run.texts) else "; the run was not finished"
-        return f"{short}{run}: {scored} of {wanted} trajectories{unfinished}"
+        return f"{short}{run}: {scored} of {number_of(wanted, 'trajectory')}{unfinished}"
 
     @property
     def filters(self) -> tuple[str, ...]:

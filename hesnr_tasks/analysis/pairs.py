@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.frame import Frame, load, run_names
 from hesnr_tasks.analysis.tables import Question, Table
-from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.errors import DataError, SettingsError, number_of
 from hesnr_tasks.metrics import METRICS, TokenColumns, cell_sums
 from hesnr_tasks.scores import ScoreStore, differences
 from hesnr_tasks.scores.base import hidden_tokens
@@ -217,7 +217,8 @@ def _shared(a: Frame, b: Frame, *, common: bool) -> list[tuple[int, int]]:
         remedy = "Score the same trajectories with both"
         remedy += ", or take those that both have with --common." if pairs else "."
         raise DataError(
-            f"{a.name} and {b.name} share {len(pairs)} texts, and {len(lacking)} are in one alone ({', '.join(ids)}"
+            f"{a.name} and {b.name} share {number_of(len(pairs), 'text')}, and {len(lacking)} are in one alone "
+            f"({', '.join(ids)}"
             f"{', …' if len(lacking) > 3 else ''}).\n{remedy}"
         )
     return pairs

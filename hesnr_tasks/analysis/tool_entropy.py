@@ -32,7 +32,7 @@ from hesnr_tasks.actions.shell import CLASSES
 from hesnr_tasks.analysis.breakdowns import outcome_of
 from hesnr_tasks.analysis.frame import Frame, Selection, check_epsilons, folders, selections
 from hesnr_tasks.analysis.tables import Table, TokenTexts, decision
-from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.errors import SettingsError, nearest, number_of
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, bootstrap_sums, count_blocks, estimates, standard_error
 from hesnr_tasks.trajectory import Kind
@@ -509,7 +509,7 @@ def draw(profile: Profile, stem: Path) -> list[Path]:
     axis.set_xlabel("tool entropy of a step (nats)")
     axis.set_ylabel("steps (%)")
     skewness = number("skewness", profile.items)
-    axis.set_title(f"{profile.frame.name}: {counts.sum()} steps, skewness {skewness:.2f}", fontsize=9)
+    axis.set_title(f"{profile.frame.name}: {number_of(counts.sum(), 'step')}, skewness {skewness:.2f}", fontsize=9)
     if counts.sum():
         axis.legend(fontsize=8, frameon=False)
     return save(drawing, stem)

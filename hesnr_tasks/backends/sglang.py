@@ -31,7 +31,7 @@ from hesnr_tasks.backends.base import (
 from hesnr_tasks.backends.completions import AnswerForm, CompletionsBackend
 from hesnr_tasks.backends.completions import make as completions
 from hesnr_tasks.backends.identity import engine_version, fingerprint
-from hesnr_tasks.errors import ScoringError
+from hesnr_tasks.errors import ScoringError, number_of
 from hesnr_tasks.scores.base import SequenceScores
 
 _RANKS = 10  # accuracies are reported up to the ten likeliest
@@ -103,7 +103,7 @@ class SGLangBackend(Backend):
             texts = [sequences[index] for index in batch]
             requests = [_request(text, k, self._vocabulary) for text in texts]
             columns = {name: [request[name] for request in requests] for name in requests[0]}
-            names = texts[0].name + (f" and {len(batch) - 1} others" if len(batch) > 1 else "")
+            names = texts[0].name + (f" and {number_of(len(batch) - 1, 'other')}" if len(batch) > 1 else "")
             try:
                 answers = self._lm.model.generate(
                     input_ids=[text.ids.tolist() for text in texts],

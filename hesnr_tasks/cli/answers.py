@@ -15,7 +15,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_resamples, unique_names
 from hesnr_tasks.analysis.tables import Table, interval, show, write_tables
 from hesnr_tasks.cli.analyze import add_answers
-from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.errors import DataError, SettingsError, number_of
 from hesnr_tasks.exploration import load_lexicon
 from hesnr_tasks.exploration.behaviours import (
     MEASURES,
@@ -125,7 +125,7 @@ def passk_tables(args: argparse.Namespace) -> tuple[list[Table], dict[str, Any]]
                 row["p_holm"] = holm({other: tests[i].p for other, tests in against.items()})[name]
             rows.append(row | {"better": test.better, "worse": test.worse})
     if rows:
-        title = f"Difference to {first.name}, {len(first.problems)} problems, paired"
+        title = f"Difference to {first.name}, {number_of(len(first.problems), 'problem')}, paired"
         results.append(Table("difference", title, rows, _COMPARE_NOTES))
     for counts in others:
         rows = list(discordant(first, counts))
@@ -306,7 +306,9 @@ def _comparison(a: AnswerSet, b: AnswerSet, args: argparse.Namespace, suffix: st
         name, _, outcome = key.partition("|")
         rows.append({"run": b.name, "measure": name, "answers": outcome} | row)
     notes.append(f"p_holm: corrected for all {len(rows)} comparisons of this table")
-    yield Table(f"difference{suffix}", f"{b.name} less {a.name}, {len(shared)} problems, paired", rows, notes)
+    yield Table(
+        f"difference{suffix}", f"{b.name} less {a.name}, {number_of(len(shared), 'problem')}, paired", rows, notes
+    )
     yield from _matched(a, b, args, suffix)
 
 
@@ -391,4 +393,4 @@ def _write_trajectories(corpus: AnswerSet, path: Path) -> str:
     write_output(path, ("\n".join(lines) + "\n").encode())
     special = sum("<|" in answer.prompt for answer in corpus.answers)
     odd = f"; {special} prompts hold special tokens, which will be read as text" if special else ""
-    return f"{len(lines)} answers of {len(corpus.answers)} written to {path} (the others are empty){odd}"
+    return f"{number_of(len(lines), 'answer')} of {len(corpus.answers)} written to {path} (the others are empty){odd}"

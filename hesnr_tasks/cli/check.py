@@ -20,7 +20,7 @@ import numpy as np
 from hesnr_tasks import __version__
 from hesnr_tasks.cli.evaluate import refuse_paths
 from hesnr_tasks.cli.setup import installed_version
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, number_of
 from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport
@@ -403,7 +403,7 @@ def _lines(answer: Mapping[str, Any]) -> Iterator[str]:
     for problem in answer["problems"]:
         yield from ["", *_wrapped(f"PROBLEM: {problem}", "  ")]
     if answer["problems"]:
-        yield f"\n{len(answer['problems'])} problems"
+        yield f"\n{number_of(len(answer['problems']), 'problem')}"
     elif _share(answer["text"]) < 0.5:
         yield from ["", *_wrapped(_SHORT, "")]
     else:
@@ -426,12 +426,12 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 
 def _reading_lines(reading: Mapping[str, Any]) -> Iterator[str]:
-    yield f"Trajectories: {reading['count']} of {reading['records']} records"
+    yield f"Trajectories: {reading['count']} of {number_of(reading['records'], 'record')}"
     for name in ("formats", "outcomes"):
         yield f"  {name:22} {', '.join(f'{key} {count}' for key, count in reading[name].items())}"
     yield f"  {'turns':22} {reading['turns']:,}"
-    yield f"  {'stored tool calls':22} in {reading['with_stored_calls']} trajectories"
-    yield f"  {'stored tool schemas':22} in {reading['with_tool_schemas']} trajectories"
+    yield f"  {'stored tool calls':22} in {number_of(reading['with_stored_calls'], 'trajectory')}"
+    yield f"  {'stored tool schemas':22} in {number_of(reading['with_tool_schemas'], 'trajectory')}"
     for note in reading["notes"]:
         yield from _wrapped(note, "  ")
 
@@ -455,7 +455,8 @@ def _text_lines(text: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterato
     if text["max_length"]:
         share = _share(text)
         half = "LESS THAN HALF: " if share < 0.5 else ""
-        yield f"  {'context':22} {text['max_length']:,} tokens; longer: {text['longer_than_context']} trajectories"
+        longer = number_of(text["longer_than_context"], "trajectory")
+        yield f"  {'context':22} {text['max_length']:,} tokens; longer: {longer}"
         yield (
             f"  {'scored':22} {half}{share:.1%} of the tokens that count "
             f"({text['kept_tokens']:,} of {text['kept_tokens_total']:,}; overflow={settings['overflow']})"

@@ -32,7 +32,7 @@ from hesnr_tasks.egss.report import (
     savings_table,
 )
 from hesnr_tasks.egss.suite import METHODS, PatchTester, SelectSettings, sandbox_config, select_instance
-from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
+from hesnr_tasks.errors import DataError, SettingsError, nearest, number_of, printable
 from hesnr_tasks.files.atomic import Journal, write_output
 from hesnr_tasks.formats.outcomes import read_outcomes
 from hesnr_tasks.stats import RESAMPLES, SEED
@@ -73,7 +73,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     if any(instance.fired for instance in with_estimates):
         print("note: the gate fired in these runs; what it led to is part of the calibration")
     calibration.write(args.output)
-    print(f"{args.output}: {len(estimates)} steps of {len(with_estimates)} trajectories")
+    print(f"{args.output}: {number_of(len(estimates), 'step')} of {number_of(len(with_estimates), 'trajectory')}")
     for share in (0.5, 0.3, 0.2, 0.1, 0.05):
         threshold, chance = calibration.rule(share)
         ties = "" if chance in (0.0, 1.0) else f", and of those at it {chance:.0%}"

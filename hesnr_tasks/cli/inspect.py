@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hesnr_tasks.analysis.frame import run_names
-from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.errors import DataError, SettingsError, nearest, number_of
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.formats import ReadReport, read_trajectories
 from hesnr_tasks.tasks.settings import TaskSettings, add_flags, native_template
@@ -97,7 +97,7 @@ def _selected(args: argparse.Namespace, report: ReadReport, notes: list[str]) ->
             others.append(trajectory.id)
             continue
         if shown == args.limit:
-            notes.append(f"stopped after {args.limit} trajectories; --limit shows more")
+            notes.append(f"stopped after {number_of(args.limit, 'trajectory')}; --limit shows more")
             return
         shown += 1
         yield trajectory

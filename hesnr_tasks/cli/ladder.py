@@ -17,7 +17,7 @@ from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_
 from hesnr_tasks.analysis.tables import Table, paragraphs, show
 from hesnr_tasks.cli.analyze import add_context, add_run_option, add_selection, add_wide
 from hesnr_tasks.cli.report import report
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError, printable
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, number_of, printable
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.ladder.downstream import add_downstream, outcomes
 from hesnr_tasks.ladder.evidence import PROXIES, Verdict, VerdictSettings, checkpoints_of, judge, judge_pack
@@ -158,7 +158,8 @@ def _init(args: argparse.Namespace) -> int:
     else:
         write_output(args.output, text)
         print(
-            f"wrote {args.output}: {len(checkpoints)} checkpoints. Add families, stages, sft_of and downstream scores."
+            f"wrote {args.output}: {number_of(len(checkpoints), 'checkpoint')}. Add families, stages, sft_of "
+            f"and downstream scores."
         )
     _say(remarks)
     return 0
@@ -177,7 +178,7 @@ def _check(args: argparse.Namespace) -> int:
             own = "" if score is None or score.measured == "itself" else f" ({score.measured})"
             row[task if task not in row else f"{task} (score)"] = "" if score is None else f"{score.value:g}{own}"
         rows.append(row | {"model": "@".join(filter(None, (checkpoint.model or checkpoint.name, checkpoint.revision)))})
-    title = f"{args.ladder}: {len(rows)} checkpoints, families: {', '.join(families)}"
+    title = f"{args.ladder}: {number_of(len(rows), 'checkpoint')}, families: {', '.join(families)}"
     notes = ["scores: what judges a checkpoint, and where it was measured"] if judged else []
     print(show([Table("ladder", title, rows, notes, below=("model",))], "text", {}, wide=args.wide))
     if not ladder.trajectories:
@@ -262,7 +263,8 @@ def score_and_report(
     _say(missing)  # other machines may have what this one lacks
     parts = f" in {shards} shards each" if shards > 1 else ""
     print(
-        f"{len(todo)} checkpoints{parts}, {free_disk(output) / 2**30:.0f} GiB free for results and downloads",
+        f"{number_of(len(todo), 'checkpoint')}{parts}, {free_disk(output) / 2**30:.0f} GiB free for results and "
+        f"downloads",
         flush=True,
     )
     show_progress = _progress_view(todo)
@@ -369,7 +371,7 @@ class _LiveTable(_Lines):
         seconds, ended = time.monotonic() - self._start, len(self._results)
         rest = self._left() if ended else None
         left = "" if rest is None else f", about {_clock(rest)} left"
-        title = f"{ended} of {len(self._jobs)} checkpoints, {_clock(seconds)}{left}"
+        title = f"{ended} of {number_of(len(self._jobs), 'checkpoint')}, {_clock(seconds)}{left}"
         table = self._table(title=title, title_justify="left")
         for heading, justify in (("checkpoint", "left"), ("state", "left"), ("done", "right"), ("left", "right")):
             table.add_column(heading, justify=justify)
@@ -380,7 +382,7 @@ class _LiveTable(_Lines):
                 cells = (result.state, "" if result.state == "failed" else "100%", "", value)
             else:
                 progress = progress_of(job, self._started)
-                files = f"{progress.files} texts" if progress.files else ""
+                files = number_of(progress.files, "text") if progress.files else ""
                 share = files if progress.share is None else f"{progress.share:.0%}"
                 cells = (progress.state, share, progress.left, "")
             table.add_row(Text(name), *(Text(cell) for cell in cells))
@@ -485,7 +487,7 @@ def _pack(args: argparse.Namespace) -> int:
     read_pack(args.output)
     trajectories = max(len(next(iter(summary.runs.values())).keys) if summary.runs else 0 for summary in summaries)
     print(
-        f"wrote {args.output}: {len(summaries)} checkpoints, {trajectories} trajectories, "
+        f"wrote {args.output}: {number_of(len(summaries), 'checkpoint')}, {number_of(trajectories, 'trajectory')}, "
         f"{args.output.stat().st_size / 2**20:.1f} MiB, no texts\nsha256 {digest}\n"
         f"read it with: hesnr report {args.output}; hesnr ladder verdict {args.output}"
     )

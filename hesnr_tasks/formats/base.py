@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from hesnr_tasks.actions import RENDERING, CharSpan, ToolCall, argument_json, render_call
 from hesnr_tasks.actions.grammar import CALL_FORMS
-from hesnr_tasks.errors import DataError, printable
+from hesnr_tasks.errors import DataError, number_of, printable
 from hesnr_tasks.files.bounded import COMPRESSED, DuplicateKeys, parse_json, text_size
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory, clean
 
@@ -293,7 +293,8 @@ class ReadReport:
             lines.append(f"an id occurs more than once: {named}{more}; the later ones get the suffix #2, #3, …")
         if self.duplicates and not removed:
             lines.append(
-                f"{self.duplicates:,} of {self.kept:,} trajectories repeat the content of another word for word; "
+                f"{self.duplicates:,} of {number_of(self.kept, 'trajectory')} repeat the content of another "
+                f"word for word; "
                 "each counts. `hesnr convert SRC -o OUT.jsonl --deduplicate` keeps the first of each"
             )
         return lines

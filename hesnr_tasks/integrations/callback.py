@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hesnr_tasks.errors import HesnrError, SettingsError
+from hesnr_tasks.errors import HesnrError, SettingsError, number_of
 from hesnr_tasks.integrations.evaluation import (
     Evaluation,
     Evaluator,
@@ -189,7 +189,8 @@ class HESNRCallback(TrainerCallback):
         mode = "by all of" if evaluator.sharded else "split over"
         split = f", {mode} {processes} processes" if processes > 1 else ""
         print(
-            f"hesnr-tasks: HE-SNR every {self._every} steps: {len(texts.items)} trajectories, {texts.n_tokens:,} "
+            f"hesnr-tasks: HE-SNR every {self._every} steps: {number_of(len(texts.items), 'trajectory')}, "
+            f"{texts.n_tokens:,} "
             f"tokens read each time{split}, {texts.n_scored:,} of them scored, {texts.share_scored:.1%} of the tokens "
             f"that count (at most {evaluator.live.max_length:,} of a text; logged as {_PREFIX}seconds)\n"
             f"hesnr-tasks: {describe(self.signature)}",

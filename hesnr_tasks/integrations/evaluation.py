@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from hesnr_tasks.backends import TokenisedRequest, check_tokenizer, hf, refuse_non_finite, tokenise
 from hesnr_tasks.backends.base import Backend, TokenSequence
-from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError
+from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, number_of
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums, measure, names_of, token_bytes
 from hesnr_tasks.scores.base import SequenceScores
@@ -306,7 +306,8 @@ def prepare(settings: TaskSettings, backend: Backend) -> EvaluationTexts:
             f"beyond the {backend.max_length} tokens that are read"
         )
     if skipped:
-        _log.warning("%d of %d trajectories are longer than the context and left out", len(skipped), len(texts))
+        total = number_of(len(texts), "trajectory")
+        _log.warning("longer than the context and left out: %d of %s", len(skipped), total)
     sequences = tuple(text.sequence(backend.max_length) for text in items)
     scored = sum(text.n_fitting for text in items)
     wanted = scored + sum(text.n_truncated for text in items) + sum(len(text.targets) for text in skipped)

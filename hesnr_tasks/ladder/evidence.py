@@ -17,7 +17,7 @@ from hesnr_tasks.analysis.compare import Run, matched, only_selection, read_run
 from hesnr_tasks.analysis.frame import context_for, folders, run_names, whole_contexts
 from hesnr_tasks.analysis.learned import LearnedRanker, learned_rankers, learned_table
 from hesnr_tasks.analysis.tables import Table, show
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest, number_of
 from hesnr_tasks.ladder.downstream import checkpoint_of_run, outcomes, remembered_name
 from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.pack import Pack
@@ -127,7 +127,8 @@ class Verdict:
                 tried = sum(not math.isnan(row.error) for row in rows)
                 lines.append(
                     f"{task}: of {tried} metrics, {label} predicts a checkpoint left out best: error {best.error:.3g}, "
-                    f"{against} {best.error_of_mean:.3g} of guessing the mean ({best.checkpoints} checkpoints)."
+                    f"{against} {best.error_of_mean:.3g} of guessing the mean "
+                    f"({number_of(best.checkpoints, 'checkpoint')})."
                 )
         return lines
 
@@ -281,7 +282,7 @@ def _both(kept: Run, other: Run, settings: VerdictSettings) -> str:
     for run in (kept, other):
         options = {"resamples": settings.resamples, "seed": settings.seed}
         number = measure(run.sums[None], run.multiplicity, (settings.proxy,), **options)[0][settings.proxy]
-        words.append(f"{number.text} of {int(run.multiplicity.sum())} trajectories")
+        words.append(f"{number.text} of {number_of(int(run.multiplicity.sum()), 'trajectory')}")
     return f"{METRICS[settings.proxy].title.rstrip(' ↑↓')} {words[0]} against {words[1]}"
 
 
@@ -516,7 +517,8 @@ def _aligned(runs: list[Run], notes: list[str]) -> list[Run]:
     whole = [run for run in kept if 2 * len(run.keys) >= typical]
     if len(whole) > 1:
         notes += [
-            f"{run.name} has {len(run.keys)} trajectories and most have {typical}: it is left out, since only what all "
+            f"{run.name} has {number_of(len(run.keys), 'trajectory')} and most have {typical}: it is left out, "
+            f"since only what all "
             "have can be compared. Score the rest of them: the same command goes on where it stopped"
             for run in kept
             if run not in whole

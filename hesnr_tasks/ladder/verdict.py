@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.errors import SettingsError, number_of
 from hesnr_tasks.ladder.downstream import Outcome
 from hesnr_tasks.stats import correlations
 
@@ -221,7 +221,8 @@ class Claim:
             f"{self.task}{who}: this ladder {_VERBS[self.verdict]} that {self.proxy} predicts better than "
             f"{self.baseline}: rank correlation {self.spearman.value:+.2f} against {self.spearman_baseline.value:+.2f} "
             f"(difference {rank.value:+.2f}{rank_ends}), pairs ordered rightly {self.decision.value:.0%} against "
-            f"{self.decision_baseline.value:.0%} ({gain.value:+.2f}{ends}), {self.checkpoints} checkpoints."
+            f"{self.decision_baseline.value:.0%} ({gain.value:+.2f}{ends}), "
+            f"{number_of(self.checkpoints, 'checkpoint')}."
         )
 
 
@@ -268,7 +269,9 @@ def claim(
             tuple(notes),
         )  # fmt: skip
     if len(chosen) < FEW:
-        notes.append(f"{task}: {len(chosen)} checkpoints; of fewer than {FEW}, a coefficient is weak evidence")
+        notes.append(
+            f"{task}: {number_of(len(chosen), 'checkpoint')}; of fewer than {FEW}, a coefficient is weak evidence"
+        )
     if np.isnan(errors).any():
         notes.append(f"{task}: {int(np.isnan(errors).sum())} scores without n or stderr count as exact")
     measured = [scores[names[i]].measured for i in chosen]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, escape_markdown, show, text_table
+from hesnr_tasks.errors import number_of
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.ladder.schema import Checkpoint
 from hesnr_tasks.ladder.verdict import FEW, FEWEST
@@ -263,7 +264,8 @@ def _settings_text(settings: Mapping[str, Any]) -> str:
     n_truncated = settings["tokens_cut"]
     truncated = f", {n_truncated} tokens beyond the context of {settings['max_length']}" if n_truncated else ""
     return (
-        f"{' + '.join(settings['kinds'])}{filters}; {settings['trajectories']} trajectories ({settings['data'][:10]}), "
+        f"{' + '.join(settings['kinds'])}{filters}; {number_of(settings['trajectories'], 'trajectory')} "
+        f"({settings['data'][:10]}), "
         f"{settings['render']}, k = {settings['k']}, ε = {settings['epsilon']:.4f}{truncated}; "
         "± is one standard error; scored: share of the tokens that would count, (!) below a half"
     )
@@ -302,7 +304,8 @@ def agreements(data: ReportData) -> Table:
                     ] = None
                 elif n < FEW:
                     warnings[
-                        f"{task}, {group}: {n} checkpoints; of fewer than {FEW}, a coefficient is weak evidence"
+                        f"{task}, {group}: {number_of(n, 'checkpoint')}; of fewer than {FEW}, a coefficient is "
+                        f"weak evidence"
                     ] = None
                 for metric in AGREED:
                     if columns := _agreement(data, task, checkpoints, select, metric):

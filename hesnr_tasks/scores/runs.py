@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.errors import DataError, SettingsError, number_of
 from hesnr_tasks.files.atomic import create_file
 from hesnr_tasks.files.bounded import open_regular, parse_json, read_rest
 from hesnr_tasks.scores.schema import Source, StoreError, write_error
@@ -255,7 +255,7 @@ class StoredRun(NamedTuple):
     def __str__(self) -> str:
         """`run 2 of 3 (2026-01-31 12:00 UTC: hesnr_swe on my.jsonl, sample 50; data 3fa9c1d2e0)`."""
         if self.texts is None:
-            return f"everything in the folder ({self.runs} runs)" if self.runs else "everything in the folder"
+            return "everything in the folder" + (f" ({number_of(self.runs, 'run')})" if self.runs else "")
         paths = self.about.get("trajectories") or ["the demo trajectories"]
         settings = [f"{k} {v}" for k, v in self.about.items() if k not in ("trajectories", "labels") and v]
         where = ", ".join([*(str(path) for path in paths[:3]), *(["…"] if len(paths) > 3 else []), *settings])
@@ -344,7 +344,7 @@ def _whole(folder: Path, numbers: Sequence[int]) -> list[StoredRun]:
     if best is newest:
         return newest
     few, many = (sum(map(len, (run.texts or {}).values())) for run in (newest[0], best[0]))
-    part = f"run {newest[0].number} had {few} of its {many} trajectories"
+    part = f"run {newest[0].number} had {few} of its {number_of(many, 'trajectory')}"
     return [best[0]._replace(part=part)]
 
 
@@ -372,9 +372,9 @@ def mixed(folder: Path) -> str:
     notes = []
     if several:
         named = ", ".join(several[:3]) + (", …" if len(several) > 3 else "")
-        notes.append(f"{len(several)} trajectories count with more than one text each ({named})")
+        notes.append(f"with more than one text each: {number_of(len(several), 'trajectory')} ({named})")
     if damaged:
-        notes.append(f"{damaged} files of the list of runs are damaged")
+        notes.append(f"in the list of runs {number_of(damaged, 'damaged file')}")
     if len(labels) > 1:
         notes.append(f"they were labelled by versions {', '.join(sorted(labels))} of the filters")
     return "; ".join(notes)

@@ -23,7 +23,7 @@ from lm_eval.api.task import Task
 from hesnr_tasks.analysis.tool_entropy import MEASURES, ToolEntropyItem, item_of, number, stderr_of, steps_of
 from hesnr_tasks.analysis.tool_entropy import measure as measure_steps
 from hesnr_tasks.backends import REQUEST_TYPE, iterate_scores, refuse_unscorable
-from hesnr_tasks.errors import SettingsError
+from hesnr_tasks.errors import SettingsError, number_of
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
 from hesnr_tasks.lm_eval_compat import (
     LoggedValue,
@@ -193,7 +193,8 @@ class HesnrTask(Task):
         documents = sum(1 for _ in self.doc_iterator(limit=limit, samples=samples))
         if 0 < documents < world_size:
             raise SettingsError(
-                f"{documents} trajectories cannot be split over {world_size} processes; start at most {documents}"
+                f"{number_of(documents, 'trajectory')} cannot be split over {world_size} processes; start at "
+                f"most {documents}"
             )
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> OpaqueInstance:
@@ -408,13 +409,14 @@ class HesnrTask(Task):
         """What must not be overlooked, in the log and, on the command line, as the last lines on the screen."""
         task, lines = self.config.task, []
         share = f"{scored / wanted:.1%} of {wanted:,} tokens scored" if wanted else "no token counts"
-        self._share = f"{share}, {len(documents)} trajectories"
+        self._share = f"{share}, {number_of(len(documents), 'trajectory')}"
         if scored < wanted:
             cut = sum(document.tokens_cut > 0 for document in documents)
             lines.append(
                 f"{task}: {'LESS THAN HALF: ' if 2 * scored < wanted else ''}only {scored / wanted:.1%} of the tokens "
-                f"that count were scored ({scored:,} of {wanted:,}): {cut} of {len(documents)} trajectories are longer "
-                f"than the context of {self._run.get('max_length')} tokens (overflow={self.settings.overflow})"
+                f"that count were scored ({scored:,} of {wanted:,}): longer than the context of "
+                f"{self._run.get('max_length')} tokens: {cut} of {number_of(len(documents), 'trajectory')} "
+                f"(overflow={self.settings.overflow})"
             )
         if self._native is not None and (text := self._native.dropped_text(_passed(documents))):
             lines.append(f"{task}: {text}")

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from hesnr_tasks import __version__
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, number_of
 from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.metrics import EPSILON, METRICS, TokenColumns, TrajectorySums, evaluate, topk_entropy
@@ -440,7 +440,7 @@ def render_page(
         raise DataError("a comparison needs the tokens that it is compared with")
     for values in (tokens, compare):
         if values is not None and len(values) != len(views):
-            raise DataError(f"there are {len(views)} trajectories but tokens of {len(values)}")
+            raise DataError(f"there are {number_of(len(views), 'trajectory')} but tokens of {len(values)}")
     kept = candidates_kept(tokens, compare)
     tables: list[TokenTable | None] = []
     texts = {}

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TextIO
@@ -20,6 +21,7 @@ from typing import NamedTuple, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from hesnr_tasks.errors import number_of
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats import warnings_of
 from hesnr_tasks.trajectory import Kind
@@ -70,7 +72,7 @@ def lines(view: TrajectoryView, turns: Sequence[Totals], style: Style) -> Iterat
     yield from _heading(view, style)
     for number, in_turn in itertools.groupby(view.blocks, key=lambda block: block.turn):
         yield ""
-        yield _sgr(f"-- turn {number} -- {_counts(turns[number - 1])}", "1", style)
+        yield from _bold(f"-- turn {number} -- {_counts(turns[number - 1])}", style)
         for block in in_turn:
             yield from _block(view, block, style)
     yield ""
@@ -82,7 +84,7 @@ def total_lines(name: str, turns: Sequence[Totals], style: Style) -> Iterator[st
     total = Totals()
     for turn in turns:
         total.add(turn)
-    yield _sgr(f"{name}: {_counts(total)}", "1", style)
+    yield from _bold(f"{name}: {_counts(total)}", style)
     dropped = ", ".join(f"{name} {total.dropped[name]:,}" for name in FILTERS)
     yield f"dropped from actions: {dropped} (a character may be dropped by several)"
 
@@ -103,13 +105,23 @@ for _name in FILTERS:
 def _heading(view: TrajectoryView, style: Style) -> Iterator[str]:
     t = view.trajectory
     outcome = {True: "resolved", False: "not resolved", None: "outcome not known"}[t.resolved]
-    facts = [outcome, f"{printable(t.source) or 'unknown format'}, {t.fidelity.value}", f"{view.turns} turns"]
+    facts = [outcome, f"{printable(t.source) or 'unknown format'}, {t.fidelity.value}", number_of(view.turns, "turn")]
     if t.instance_id and t.instance_id != t.id:
         facts.insert(0, f"instance {printable(t.instance_id)}")
     yield _sgr(f"==== {printable(t.id)} ====", "1", style)
     yield "  ".join(facts)
     for warning in warnings_of(t):
         yield f"warning: {printable(warning)}"
+
+
+def _bold(text: str, style: Style) -> Iterator[str]:
+    """A heading in as many lines as it needs on a terminal; in one where it is piped."""
+    folded = (
+        [text]
+        if style.width is None
+        else textwrap.wrap(text, max(20, style.width), subsequent_indent="   ", break_on_hyphens=False)
+    )
+    yield from (_sgr(line, "1", style) for line in folded)
 
 
 def _counts(turn: Totals) -> str:
@@ -144,7 +156,10 @@ def _folded(text: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) ->
         elif i == skipped[0]:
             hidden = bounds[skipped[-1]][1] - start
             yield _sgr(
-                f"... {len(skipped):,} lines, {hidden:,} characters not shown (--full shows them) ...", "2", style
+                f"... {number_of(len(skipped), 'line')}, {number_of(hidden, 'character')} not shown (--full "
+                f"shows them) ...",
+                "2",
+                style,
             )
 
 

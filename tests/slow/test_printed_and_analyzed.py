@@ -86,8 +86,8 @@ def test_two_data_sets_are_not_pooled_unless_asked_for(checkpoint, data, tmp_pat
     same(rows[0], first, "hesnr_swe")
     rows, notes = analyzed(folder, "--all")
     assert rows[0]["trajectories"] == 6
-    assert notes == ["everything in the folder (2 runs): 6 trajectories; 1 trajectories count with more than one text "
-                    "each (t1)"]  # fmt: skip
+    assert notes == ["everything in the folder (2 runs): 6 trajectories; with more than one text each: "
+                    "1 trajectory (t1)"]  # fmt: skip
     with pytest.raises(SettingsError, match=r"has no run '9'\. It has run 1 of 2 .*; run 2 of 2"):
         analyzed(folder, "--run", 9)
     text = analyze(argparse.Namespace(**{**vars(arguments("analyze", folder)), "format": "text"}))

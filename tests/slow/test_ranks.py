@@ -51,4 +51,4 @@ def test_fewer_trajectories_than_processes_says_so_on_every_process(checkpoint, 
     single.write_text(Path(corpus).read_text().splitlines(keepends=True)[0])
     folder = evaluate(2, checkpoint, str(single), tmp_path / "two")
     for rank in range(2):
-        assert "1 trajectories cannot be split over 2 processes" in (folder / f"refused{rank}").read_text()
+        assert "1 trajectory cannot be split over 2 processes" in (folder / f"refused{rank}").read_text()

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 
+from hesnr_tasks.errors import number_of
 from tests.unit import conftest
 
 
@@ -24,3 +25,17 @@ def test_a_process_is_noticed():
     subprocess.run([sys.executable, "--version"], capture_output=True, check=True)
     assert conftest.STARTED
     conftest.STARTED.clear()
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, "trajectory", "0 trajectories"),
+        (1, "trajectory", "1 trajectory"),
+        (2_000, "trajectory", "2,000 trajectories"),
+        (1, "turn", "1 turn"),
+        (2, "array", "2 arrays"),
+    ],
+)
+def test_a_number_and_its_noun_agree(count, noun, text):
+    assert number_of(count, noun) == text

@@ -1,6 +1,7 @@
 """A hub that cannot be reached: one request, then the cache, and an answer in two lines; never a client's own error."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,8 @@ def no_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(time, "sleep", waited.append)
+    clock = SimpleNamespace(**{**vars(time), "sleep": waited.append})  # other threads may sleep
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     return waited
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hesnr_tasks.analysis.breakdowns import POPULATIONS
 from hesnr_tasks.analysis.summary import OBSERVATION, CheckpointSummary, EntropyDistribution
 from hesnr_tasks.analysis.tables import Table
+from hesnr_tasks.errors import number_of
 from hesnr_tasks.plotting import COLOURS, figure, label, series
 from hesnr_tasks.report.data import ReportData, ReportFigure
 from hesnr_tasks.report.tables import token_set_title
@@ -105,7 +106,7 @@ def _histograms(data: ReportData, select: str, name: str, paper: str, peaks: Seq
     if not summaries:
         return None
     shown = evenly_spaced(summaries)
-    partly = f" ({len(shown)} of {len(summaries)} checkpoints drawn; the CSV has all)"
+    partly = f" ({len(shown)} of {number_of(len(summaries), 'checkpoint')} drawn; the CSV has all)"
     title = f"Entropies of {_token_type(select)} tokens"
     caption = (
         f"Histograms of H_top{data.k} on {token_set_title(select)}, {data.sample_size(select)}: all tokens, those that "
@@ -184,7 +185,7 @@ def _densities(data: ReportData, select: str, prefix: str, paper: str, peaks: Se
     shown = evenly_spaced(summaries)
     title = f"Densities of entropies over checkpoints, {_token_type(select)} tokens"
     caption = (
-        f"Kernel densities of H_top{data.k} of {len(shown)} checkpoints laid over each other, "
+        f"Kernel densities of H_top{data.k} of {number_of(len(shown), 'checkpoint')} laid over each other, "
         f"{token_set_title(select)}, {data.sample_size(select)}. Mass that moves from ln 4 to ln 3 is the paper's "
         "“shift to ln 3”. The axis ends above the highest peak right of 0.25 nats; no error bars."
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from hesnr_tasks.analysis.summary import UNFILTERED
 from hesnr_tasks.analysis.tables import Table
+from hesnr_tasks.errors import number_of
 from hesnr_tasks.ladder.names import Boundary, boundaries, sft_pairs
 from hesnr_tasks.ladder.schema import Checkpoint, kinds_of
 from hesnr_tasks.metrics import MIN_TOKENS, measure
@@ -50,7 +51,8 @@ def accuracy(data: ReportData) -> ReportFigure | None:
     title = "PPL and Top-k accuracy over checkpoints"
     crowded = " Those of PPL are in the CSV alone, to keep the points in sight." if len(rows) > _CROWDED else ""
     caption = (
-        f"PPL against Top-1, 2, 5 and 10 accuracy of {len(rows)} checkpoints on {token_set_title(UNFILTERED)} tokens, "
+        f"PPL against Top-1, 2, 5 and 10 accuracy of {number_of(len(rows), 'checkpoint')} on "
+        f"{token_set_title(UNFILTERED)} tokens, "
         f"{data.sample_size(UNFILTERED)}; checkpoints joined in the order of training, the last one ringed, fine-tuned "
         f"ones apart{', a panel a family' * (len(_families(data.among(data.values[UNFILTERED]))) > 1)}. "
         f"{data.error_bars}{crowded}"
@@ -123,7 +125,8 @@ def steps(data: ReportData) -> ReportFigure | None:
     apart = "A row of panels a family, on the same scales. " * (len(_families(ladder)) > 1)
     dotted = f"Dotted lines part contexts{extended} and stages. " * bool(marks)
     caption = (
-        f"PPL, Top-1 accuracy, HE-SNR{scores} of {len(rows)} checkpoints on {token_set_title(data.filtered)}, "
+        f"PPL, Top-1 accuracy, HE-SNR{scores} of {number_of(len(rows), 'checkpoint')} on "
+        f"{token_set_title(data.filtered)}, "
         f"{data.sample_size(data.filtered)}. Checkpoints are evenly spaced in the order of training, not to the scale "
         f"of steps. {step_0}{dotted}{apart}{data.error_bars}"
     )
@@ -169,7 +172,7 @@ def extension(data: ReportData) -> ReportFigure | None:
     checkpoints = len({row["checkpoint"] for _, _, rows in parts for row in rows})
     zeros = ", ".join(zero for zero, _, _ in parts)
     caption = (
-        f"Size of the high-entropy decision set {_DECISIONS} and HE-SNR of {checkpoints} checkpoints, "
+        f"Size of the high-entropy decision set {_DECISIONS} and HE-SNR of {number_of(checkpoints, 'checkpoint')}, "
         f"{token_set_title(data.filtered)}, {data.sample_size(data.filtered)}. Step 0 (grey band) is the last "
         f"checkpoint before {'each' if len(parts) > 1 else 'the'} extension: {zeros}; evenly spaced. {data.error_bars} "
         f"|{_DECISIONS}| is a count and has none."
@@ -283,7 +286,7 @@ def downstream(data: ReportData) -> ReportFigure | None:
     families = {_family_of(row["group"]) for row in rows}
     apart = "a row of panels a family, on the same scales; " * (len(families) > 1)
     caption = (
-        f"PPL, HE-PPL and HE-SNR of {len(names)} checkpoints against their score on {task}; above "
+        f"PPL, HE-PPL and HE-SNR of {number_of(len(names), 'checkpoint')} against their score on {task}; above "
         f"{token_set_title(UNFILTERED)}, below {token_set_title(data.filtered)}; {apart}"
         f"{data.sample_size(data.filtered)}. "
         "Fine-tuned checkpoints are hollow; coefficients are of one group, never of several pooled. "
@@ -291,7 +294,7 @@ def downstream(data: ReportData) -> ReportFigure | None:
         f"{data.error_bars} Vertical: Wilson's 95 % interval, where the number of tasks is known."
     )
     tables = (Table("fig06_downstream", title, rows), table)
-    subtitle = f"{len(names)} checkpoints, {_subtitle(data, data.filtered)}"
+    subtitle = f"{number_of(len(names), 'checkpoint')}, {_subtitle(data, data.filtered)}"
     draw = partial(_draw_downstream, rows, statistics, names)
     return ReportFigure("fig06_downstream", "Fig. 6", title, subtitle, caption, tables, draw)
 
@@ -381,7 +384,8 @@ def sweep(data: ReportData) -> ReportFigure | None:
     title = "HE-SNR over the threshold ε"
     names = [summary.name for summary in evenly_spaced(summaries)]
     caption = (
-        f"HE-SNR of {len(names)} checkpoints on {token_set_title(data.filtered)} as ε goes from ln 2 to ln 5, "
+        f"HE-SNR of {number_of(len(names), 'checkpoint')} on {token_set_title(data.filtered)} as ε goes from ln "
+        f"2 to ln 5, "
         f"{data.sample_size(data.filtered)}; dotted: the ε in use, {data.epsilon:.4f}. Bands: 95 % interval (cluster "
         "bootstrap over trajectories)."
     )
@@ -420,7 +424,7 @@ def sweep_agreement(data: ReportData) -> ReportFigure | None:
         f"checkpoints ({checkpoints[0].name} to {checkpoints[-1].name}, the largest group that may be pooled) "
         "as ε goes from ln 2 to ln 5; dotted: the ε in use. Bands: 95 % interval over trajectories."
     )
-    subtitle = f"{n} checkpoints, {_subtitle(data, data.filtered)}"
+    subtitle = f"{number_of(n, 'checkpoint')}, {_subtitle(data, data.filtered)}"
     draw = partial(_draw_sweep_agreement, table.rows, data.epsilon)
     return ReportFigure("sweep_correlations", "threshold sweep", title, subtitle, caption, (table,), draw)
 

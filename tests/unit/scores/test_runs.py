@@ -95,7 +95,7 @@ def test_runs_at_once_and_leftovers(tmp_path):
         analyzed(tmp_path)
     rows, remarks = analyzed(tmp_path, "--all")
     assert rows[0]["trajectories"] == 2
-    assert "1 files of the list of runs are damaged" in remarks[0]
+    assert "in the list of runs 1 damaged file" in remarks[0]
     add_run(tmp_path, wanted("a", [1]), "1")
     assert analyzed(tmp_path)[0][0]["trajectories"] == 1
     with ThreadPoolExecutor(8) as pool:

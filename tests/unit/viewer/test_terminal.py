@@ -8,8 +8,8 @@ import pytest
 
 from hesnr_tasks.filters import FILTERS, filter_bits
 from hesnr_tasks.trajectory import Kind, Trajectory
-from hesnr_tasks.viewer.page import totals, view_of
-from hesnr_tasks.viewer.terminal import Style, legend, lines, printable, style_of
+from hesnr_tasks.viewer.page import Totals, totals, view_of
+from hesnr_tasks.viewer.terminal import Style, legend, lines, printable, style_of, total_lines
 from tests.unit.viewer import examples
 
 SGR = re.compile(r"\x1b\[([\d;]*)m")
@@ -123,3 +123,14 @@ def test_totals_are_printed_by_turn_and_in_all():
 
 def test_what_is_no_terminal_gets_neither_colour_nor_width():
     assert style_of(io.StringIO(), full=True) == Style(full=True, ascii=True)
+
+
+def test_headings_fit_the_terminal_and_are_one_line_where_they_are_piped():
+    turn = Totals()
+    turn.characters.update({Kind.OBSERVATION: 123_456, Kind.THOUGHT: 12_345, Kind.ACTION: 123_456})
+    turn.tokens, turn.counted = 123_456, 12_345
+    piped = next(total_lines("total", [turn], Style()))
+    folded = list(total_lines("total", [turn], Style(width=60)))[:-1]
+    assert len(folded) > 1
+    assert max(map(len, folded)) <= 60
+    assert " ".join(" ".join(folded).split()) == piped
