@@ -167,19 +167,34 @@ def _bits(text: str, actions: Sequence[CharSpan]) -> npt.NDArray[np.uint8]:
     and rules, which are most of all spans, are looked up for the whole text.
     """
     drops = [_fences_and_markdown if drop is formatting else drop for drop in FILTERS.values()]
-    masks = [bytearray(len(text)) for _ in drops]
+    spans: list[list[CharSpan]] = [[] for _ in drops]
+    counts: list[list[int]] = [[] for _ in drops]
     for start, end in actions:
         action = text[start:end]
-        for drop, mask in zip(drops, masks, strict=True):
-            for a, b in drop(action):
-                mask[start + a : start + b] = b"\1" * (b - a)
+        for i, drop in enumerate(drops):
+            dropped = drop(action)
+            spans[i] += dropped
+            counts[i].append(len(dropped))
+    starts = np.array([start for start, _ in actions], np.int64)
     bits = np.zeros(len(text), np.uint8)
-    for i, (drop, mask) in enumerate(zip(drops, masks, strict=True)):
-        dropped = np.frombuffer(mask, np.uint8)
+    for i, drop in enumerate(drops):
+        inside = _drawn(spans[i], np.repeat(starts, counts[i]), len(text))
         if drop is _fences_and_markdown:
-            dropped = dropped | _everywhere(text, actions)
-        bits |= dropped << np.uint8(i)
+            inside = inside | _everywhere(text, actions)
+        bits |= inside << np.uint8(i)
     return bits
+
+
+def _drawn(spans: list[CharSpan], shift: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.uint8]:
+    """1 for the characters inside `spans`, each moved by its `shift`; shape (size,)."""
+    edges = np.fromiter(itertools.chain.from_iterable(spans), np.int64, 2 * len(spans)).reshape(-1, 2)
+    edges = (edges + shift[:, None])[edges[:, 0] < edges[:, 1]]
+    edges = edges[np.argsort(edges[:, 0], kind="stable")]
+    reached = np.maximum.accumulate(edges[:, 1])
+    apart = np.append(True, edges[1:, 0] > reached[:-1])[: len(edges)]  # begins after all before it have ended
+    starts, ends = edges[apart, 0], reached[np.append(apart[1:], True)[: len(edges)]]
+    borders = np.append(np.stack([starts, ends], axis=1).ravel(), size)
+    return np.repeat((np.arange(len(borders)) % 2).astype(np.uint8), np.diff(borders, prepend=0))
 
 
 _SPACE, _RULE = 1, 2

@@ -32,6 +32,9 @@ class Fidelity(str, Enum):
     SYNTHETIC = "synthetic"  # rewritten by the producer of the file
 
 
+_GENERATED = (Kind.THOUGHT, Kind.ACTION)
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of characters of one kind."""
@@ -55,7 +58,7 @@ class Message:
     @property
     def generated(self) -> bool:
         """Whether the model generated (part of) it."""
-        return any(segment.kind in (Kind.THOUGHT, Kind.ACTION) for segment in self.segments)
+        return any(segment.kind in _GENERATED for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ class Trajectory:
 
 def clean(text: str) -> str:
     """`text` with lone surrogates (a cut emoji), which cannot be encoded, as U+FFFD; offsets stay as they were."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -107,11 +107,7 @@ class NativeRenderer(Protocol):
         ...
 
 
-class _Piece(NamedTuple):
-    text: str
-    kind: Kind
-    turn: int
-    control: bool
+_Piece = tuple[str, Kind, int, bool]  # text, kind, turn, control
 
 
 def render(
@@ -146,10 +142,10 @@ def render(
         raise SettingsError(
             f"render is {rendering!r}; it must be one of {', '.join(RENDERINGS)}.{nearest(rendering, RENDERINGS)}"
         )
-    kept = [piece for piece in pieces if piece.text]
-    ends = itertools.accumulate(len(piece.text) for piece in kept)
-    spans = (Span(end - len(p.text), end, p.kind, p.turn, p.control) for end, p in zip(ends, kept, strict=True))
-    return Rendered("".join(piece.text for piece in kept), tuple(spans))
+    kept = [piece for piece in pieces if piece[0]]
+    texts, kinds, turns, control = zip(*kept, strict=True) if kept else ((), (), (), ())
+    ends = list(itertools.accumulate(map(len, texts)))
+    return Rendered("".join(texts), tuple(map(Span, [0, *ends], ends, kinds, turns, control)))
 
 
 def _turns(messages: Sequence[Message]) -> list[int]:
@@ -157,11 +153,12 @@ def _turns(messages: Sequence[Message]) -> list[int]:
 
 
 def _plain(trajectory: Trajectory, header: Callable[[str], str], end: str, *, control: bool) -> Iterator[_Piece]:
+    scaffold = Kind.SCAFFOLD
     for message, turn in zip(trajectory.messages, _turns(trajectory.messages), strict=True):
-        yield _Piece(header(message.role), Kind.SCAFFOLD, turn, control)
+        yield header(message.role), scaffold, turn, control
         for segment in message.segments:
-            yield _Piece(segment.text, segment.kind, turn, False)
-        yield _Piece(end, Kind.SCAFFOLD, turn, control)
+            yield segment.text, segment.kind, turn, False
+        yield end, scaffold, turn, control
 
 
 # --- chat templates -------------------------------------------------------------------------------------------------
@@ -213,7 +210,7 @@ def _match(messages: list[Message], template: ChatTemplate, *, as_parts: bool) -
     gaps.append(rest)
     for strip in _STRIPS:
         pieces = list(_interleave(gaps, messages, strip))
-        if "".join(piece.text for piece in pieces) == text:
+        if "".join(piece[0] for piece in pieces) == text:
             return pieces
     raise DataError("it rewrites the content of messages, for instance by dropping earlier reasoning")
 
@@ -231,11 +228,11 @@ def _apply(template: ChatTemplate, messages: list[Message], contents: list[str],
 def _interleave(gaps: list[str], messages: list[Message], strip: Callable[[str], str]) -> Iterator[_Piece]:
     turns = _turns(messages)
     for gap, message, turn in zip(gaps, messages, turns, strict=False):
-        yield _Piece(gap, Kind.SCAFFOLD, turn, True)
+        yield gap, Kind.SCAFFOLD, turn, True
         kept = strip(message.text)
         start = message.text.find(kept)
         yield from _clip(message, start, start + len(kept), turn)
-    yield _Piece(gaps[-1], Kind.SCAFFOLD, turns[-1] if turns else 1, True)
+    yield gaps[-1], Kind.SCAFFOLD, turns[-1] if turns else 1, True
 
 
 def _clip(message: Message, start: int, end: int, turn: int) -> Iterator[_Piece]:
@@ -243,7 +240,7 @@ def _clip(message: Message, start: int, end: int, turn: int) -> Iterator[_Piece]
     for segment in message.segments:
         text = segment.text[max(0, start - offset) : max(0, end - offset)]
         offset += len(segment.text)
-        yield _Piece(text, segment.kind, turn, False)
+        yield text, segment.kind, turn, False
 
 
 def _tools_as_users(messages: list[Message]) -> list[Message]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hesnr_tasks.filters import FILTERS, LABELS_VERSION, char_codes, filter_bits
+from hesnr_tasks.filters import FILTERS, LABELS_VERSION, _drawn, char_codes, filter_bits
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from hesnr_tasks.trajectory.rendering import Rendered, Span, action_code, kind_code, label_mask, render
 from tests.reference import filters as reference
@@ -395,3 +395,13 @@ def test_rules_end_with_their_action_also_where_another_follows_at_once(actions)
     thought = kind_code(Kind.THOUGHT)
     expected = [action_code(filter_bits(a)) if i % 3 else [thought] * len(a) for i, a in enumerate(actions, 1)]
     assert char_codes(Rendered("".join(actions), spans)).tolist() == np.concatenate(expected).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 6))))
+def test_spans_are_drawn_as_one_by_one(placed):
+    """Of several actions, each beginning elsewhere; spans overlap, touch, are empty or end before they begin."""
+    slowly = np.zeros(20, np.uint8)
+    for start, end, shift in placed:
+        slowly[shift + start : shift + end] = 1
+    shifts = np.array([shift for _, _, shift in placed], np.int64)
+    assert _drawn([(start, end) for start, end, _ in placed], shifts, 20).tolist() == slowly.tolist()
