@@ -7,7 +7,9 @@ in time is stopped and named. Each says how long it took and how much of the mac
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,13 +29,15 @@ def run(name: str, arguments: tuple[str, ...], seconds: float) -> str:
     if seconds < LEAST:
         return "not begun: the time is over"
     start, before, own = time.perf_counter(), busy(), own_time()
-    try:
-        status = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=ROOT, timeout=seconds, check=False
-        ).returncode
-        end = f"failed with status {status}" if status else "done"
-    except subprocess.TimeoutExpired:
-        end = "stopped: the time is over"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+        try:
+            end = f"failed with status {process.returncode}" if process.wait(max(0.0, seconds)) else "done"
+        except subprocess.TimeoutExpired:
+            end = "stopped: the time is over"
+        finally:  # with the runs that it started, which would disturb what comes next
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     took = time.perf_counter() - start
     others = max(0.0, busy() - before - (own_time() - own)) / took / (os.cpu_count() or 1)
     return f"{end} after {took:.0f} s; other programs took {others:.0%} of the machine"

@@ -178,14 +178,14 @@ def _bits(text: str, actions: Sequence[CharSpan]) -> npt.NDArray[np.uint8]:
     starts = np.array([start for start, _ in actions], np.int64)
     bits = np.zeros(len(text), np.uint8)
     for i, drop in enumerate(drops):
-        inside = _drawn(spans[i], np.repeat(starts, counts[i]), len(text))
+        inside = _span_mask(spans[i], np.repeat(starts, counts[i]), len(text))
         if drop is _fences_and_markdown:
             inside = inside | _everywhere(text, actions)
         bits |= inside << np.uint8(i)
     return bits
 
 
-def _drawn(spans: list[CharSpan], shift: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.uint8]:
+def _span_mask(spans: list[CharSpan], shift: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.uint8]:
     """1 for the characters inside `spans`, each moved by its `shift`; shape (size,)."""
     edges = np.fromiter(itertools.chain.from_iterable(spans), np.int64, 2 * len(spans)).reshape(-1, 2)
     edges = (edges + shift[:, None])[edges[:, 0] < edges[:, 1]]

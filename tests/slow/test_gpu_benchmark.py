@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +36,20 @@ def test_every_step_runs_and_none_twice(tmp_path, capsys, caplog, monkeypatch, w
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert main(["--smoke", "--folder", str(tmp_path)]) == 0
     assert times == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+
+
+def test_a_benchmark_out_of_time_is_stopped_with_the_runs_that_it_started(tmp_path, monkeypatch):
+    from benchmarks import __main__ as default
+
+    program, place = tmp_path / "python", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {place}.part\nmv {place}.part {place}\nwait\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(default, "LEAST", 0.0)
+    seconds = 1.0
+    while not place.exists():  # on a busy machine the first line may take longer
+        assert default.run("filters", (), seconds).startswith("stopped")
+        seconds *= 2
+    state = Path(f"/proc/{place.read_text().strip()}/stat")
+    if Path("/proc/self/stat").exists():
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hesnr_tasks.filters import FILTERS, LABELS_VERSION, _drawn, char_codes, filter_bits
+from hesnr_tasks.filters import FILTERS, LABELS_VERSION, _span_mask, char_codes, filter_bits
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
 from hesnr_tasks.trajectory.rendering import Rendered, Span, action_code, kind_code, label_mask, render
 from tests.reference import filters as reference
@@ -404,4 +404,4 @@ def test_spans_are_drawn_as_one_by_one(placed):
     for start, end, shift in placed:
         slowly[shift + start : shift + end] = 1
     shifts = np.array([shift for _, _, shift in placed], np.int64)
-    assert _drawn([(start, end) for start, end, _ in placed], shifts, 20).tolist() == slowly.tolist()
+    assert _span_mask([(start, end) for start, end, _ in placed], shifts, 20).tolist() == slowly.tolist()
