@@ -98,6 +98,13 @@ def _after_tuning(
             sources.setdefault(name, {})[f"after {score.after}"] = score
         elif parent := _judged_by(ladder, name, own):
             sources.setdefault(parent, {})[name] = score
+    stages: dict[str, list[str]] = {}
+    for name, score in own.items():
+        if score.after:
+            stages.setdefault(score.after, []).append(name)
+    if len(stages) > 1:
+        each = " and ".join(f"after {stage} ({', '.join(members[:3])})" for stage, members in sorted(stages.items()))
+        notes.append(f"{task}: scores of different stages are compared, {each}: a difference may be the stage's alone")
     scatter, freedom = 0.0, 0
     for name, scores in list(sources.items()):
         given = [measured for measured in scores if measured.startswith("after ")]

@@ -88,6 +88,14 @@ class Pack:
             if stages.get(c.name, c.stage) not in (c.stage, "no stage"):
                 now = c.stage or "no stage"
                 notes.append(f"{c.name}: {stages[c.name]} in the pack, {now} in the ladder file, which counts")
+        measured = {
+            (c.name, task): score.after for c in self.ladder.checkpoints for task, score in c.downstream.items()
+        }
+        for c in ladder.checkpoints:
+            for task, score in c.downstream.items():
+                if (before := measured.get((c.name, task), score.after)) != score.after:
+                    was, now = (f"after {after}" if after else "its own" for after in (before, score.after))
+                    notes.append(f"{task} of {c.name}: {was} in the pack, {now} in the ladder file, which counts")
         return notes
 
 
@@ -295,6 +303,11 @@ def _unpacked(path: Path, members: Mapping[str, bytes]) -> Pack:
     order = tuple(by_name[name] for name in dict.fromkeys(manifest["order"]))
     called = {*(summary.name for summary in summaries), *(result.get("model") for result in results)}
     belong = {*names.values()} <= there and called <= {checkpoint.name for checkpoint in order}
+    for c in ladder.checkpoints:
+        other = by_name.get(c.name, c) if names.get(c.name) == c.name else c
+        same = all(other.downstream.get(task, score) == score for task, score in c.downstream.items())
+        if not same or (c.stage and other.stage and c.stage != other.stage):
+            raise ValueError(f"ladder.json and named.json differ on {c.name!r}")
     if not belong or len({s.name for s in summaries}) < len(summaries):
         raise ValueError("its names are not those of its checkpoints")
     texts = (tuple(map(str, manifest[key])) for key in ("notes_of_names", "notes"))

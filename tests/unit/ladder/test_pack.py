@@ -167,6 +167,10 @@ def test_another_stage_or_another_version_of_the_package_is_said(packed, tmp_pat
     ladder = tmp_path / "rl.yaml"
     ladder.write_text((packed / "ladder.yaml").read_text().replace("stage: sft", "stage: rl"))
     notes = verdict(capsys, old, "--ladder", ladder)["notes"]
+    ladder.write_text((packed / "ladder.yaml").read_text().replace("after: sft", "after: rl", 1))
+    other = verdict(capsys, old, "--ladder", ladder)["notes"]
+    assert f"swe of {NAMES[0]}: after sft in the pack, after rl in the ladder file, which counts" in other
+    assert any("scores of different stages are compared, after rl (step200-2k) and after sft" in note for note in other)
     assert f"{NAMES[-1]}: sft in the pack, rl in the ladder file, which counts" in notes
     assert any(note.startswith("the pack is of hesnr-tasks 0.0.1 and this is ") for note in notes)
     assert not any(
@@ -207,6 +211,12 @@ def manifest(path, **changed):
     return json.dumps({**json.loads(members(path)["manifest.json"]), **changed}).encode()
 
 
+def replaced(path, name, old, new):
+    data = members(path)[name]
+    assert old in data
+    return {name: data.replace(old, new)}
+
+
 SUMS = "checkpoints/0000/sums.npy"
 
 
@@ -234,6 +244,9 @@ SUMS = "checkpoints/0000/sums.npy"
         (lambda path: {SUMS: array((1, 1, 1), rest=bytes(8))}, "is no summary of a checkpoint"),
         (lambda path: {"manifest.json": manifest(path, order=["x"])}, "KeyError: 'x'"),
         (lambda path: {"manifest.json": manifest(path, names={"a": "b"})}, "its names are not those"),
+        (lambda path: replaced(path, "ladder.json", b'"sft"', b'"rl"'), "ladder.json and named.json differ on"),
+        (lambda path: replaced(path, "named.json", b'"stage": "mid"', b'"stage": "sft"'), "differ on 'step200-2k'"),
+        (lambda path: replaced(path, "named.json", b'"value": 20', b'"value": 40'), "differ on 'step200-2k'"),
         (lambda path: {"manifest.json": manifest(path, order=[])}, "its names are not those"),
         (lambda path: {"manifest.json": manifest(path, order=[NAMES[0]] * 3)}, "its names are not those"),
         (
