@@ -421,9 +421,10 @@ class HesnrTask(Task):
         if self._native is not None and (text := self._native.dropped_text(_passed(documents))):
             lines.append(f"{task}: {text}")
         if not self.settings.trajectories:
+            shipped = number_of(len(documents), "shipped demo trajectory").upper()
             lines.append(
-                f"{task}: THESE NUMBERS ARE OF {len(documents)} SHIPPED DEMO TRAJECTORIES, NOT OF YOURS. Name yours "
-                """with --metadata '{"trajectories": "PATH"}'"""
+                f"{task}: THESE NUMBERS ARE OF {shipped}, NOT OF YOURS. "
+                """Name yours with --metadata '{"trajectories": "PATH"}'"""
             )
         for line in lines:
             _log.warning("%s", line)
