@@ -249,6 +249,7 @@ def claim(
         task: its name.
         group: what to call these checkpoints.
     """
+    where = task if group in ("", "pooled") else f"{task} ({group})"
     chosen = [i for i, name in enumerate(names) if name in scores]
     x = values(proxy), values(baseline)
     chosen = [i for i in chosen if np.isfinite(x[0][i]) and np.isfinite(x[1][i])]
@@ -259,7 +260,8 @@ def claim(
     errors = np.array([scores[names[i]].stderr for i in chosen])
     family = np.unique([families[i] for i in chosen], return_inverse=True)[1] if chosen else np.array([], dtype=int)
     notes = [
-        f"{task}: {names[i]} is the only checkpoint of family {families[i] or '(none)'} with a score; it is not counted"
+        f"{where}: {names[i]} is the only checkpoint of family {families[i] or '(none)'} with a score; "
+        "it is not counted"
         for i in alone
     ]
     if len(chosen) < FEWEST:
@@ -270,17 +272,17 @@ def claim(
         )  # fmt: skip
     if len(chosen) < FEW:
         notes.append(
-            f"{task}: {number_of(len(chosen), 'checkpoint')}; of fewer than {FEW}, a coefficient is weak evidence"
+            f"{where}: {number_of(len(chosen), 'checkpoint')}; of fewer than {FEW}, a coefficient is weak evidence"
         )
     if np.isnan(errors).any():
-        notes.append(f"{task}: {int(np.isnan(errors).sum())} scores without n or stderr count as exact")
+        notes.append(f"{where}: {int(np.isnan(errors).sum())} scores without n or stderr count as exact")
     measured = [scores[names[i]].measured for i in chosen]
     if {*measured} != {"itself"} and not any(", " in place for place in measured):
         notes.append(
-            f"{task}: each checkpoint was fine-tuned once; how far another fine-tuning would move scores is unknown"
+            f"{where}: each checkpoint was fine-tuned once; how far another fine-tuning would move scores is unknown"
         )
     if family.max(initial=0) > 0:
-        notes.append(f"{task}: {int(family.max()) + 1} families, centred by family")
+        notes.append(f"{where}: {int(family.max()) + 1} families, centred by family")
     ours, theirs = (_agreement(side[chosen], y, family) for side in x)
     between = _agreement(x[0][chosen], x[1][chosen], family)
     freedom = len(chosen) - int(family.max())
@@ -288,7 +290,7 @@ def claim(
     error = float(np.sqrt(np.mean(errors**2)))  # NaN where some are unknown
     if error > spread / math.sqrt(2):  # then less than half of the variance is between checkpoints
         notes.append(
-            f"{task}: the scores scatter by {spread:.3g} and their own standard error is {error:.3g}: most of "
+            f"{where}: the scores scatter by {spread:.3g} and their own standard error is {error:.3g}: most of "
             "their order is chance, which no metric can predict; measure more instances"
         )
     most = 1 - 6 / (freedom * (freedom**2 - 1)), 1 - 2 / (freedom * (freedom - 1))

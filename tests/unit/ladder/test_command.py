@@ -150,6 +150,11 @@ def test_sft_and_rl_are_never_in_one_order(ladder_of_six, tmp_path, capsys):
     assert [choice["group"] for choice in verdict["choices"]] == groups
     assert [claim["group"] for claim in verdict["claims"]] == ["pooled", *groups[1:]]
     assert "swe (fine-tuned (rl) checkpoints): 2 checkpoints" in verdict["claims"][2]["sentence"]
+    four = "checkpoints:\n" + "".join(rows).replace("mid", "sft").replace("stage: rl", "stage: mid")
+    (tmp_path / "ladder.yaml").write_text(four)
+    code, out, _ = run(capsys, "verdict", ladder_of_six, *options)
+    (tuned,) = (claim for claim in json.loads(out)["claims"] if claim["checkpoints"] == 4)
+    assert tuned["notes"][0].startswith("swe (fine-tuned checkpoints): 4 checkpoints; of fewer than 8")
 
 
 def test_a_stage_that_the_name_contradicts_is_said(ladder_of_six, tmp_path, capsys):
@@ -200,13 +205,13 @@ def test_latex_marks_ties(ladder_of_six, capsys):
 def test_a_downstream_task_may_be_called_as_a_column_of_the_table(ladder_of_six, tmp_path, capsys):
     table = tmp_path / "scores.csv"
     lines = [f"c{i},{i},{i},9" for i in range(6)]
-    table.write_text("\n".join(["checkpoint,verdict,ppl,he_snr (score)", *lines]))
+    table.write_text("\n".join(["checkpoint,verdict,top1_acc,he_snr (score)", *lines]))
     words = ["verdict", ladder_of_six, "--downstream", table, "--format", "markdown", *QUICK]
     status, out, _ = run(capsys, *words)
     plain = run(capsys, *words[:2], *words[4:])[1]
     heading, row = (next(x for x in out.splitlines() if x.startswith(start)) for start in ("| checkpoint", "| **c0**"))
     assert status == 0
-    assert heading.endswith("| verdict (score) | ppl (score) | he_snr (score) |")
+    assert heading.endswith("| verdict (score) | top1_acc (score) | he_snr (score) |")
     assert row.endswith("| 0 | 0 | 9 |")
     assert row.removesuffix("0 | 0 | 9 |").rstrip() in plain  # the metric is the metric
 
