@@ -167,7 +167,23 @@ def has_power(source: str) -> bool:
 
 
 class _BoundedCode(CodeGenerator):
-    """Jinja's compiler, with the operator `~` as a method of the sandbox."""
+    """Jinja's compiler, with the operator `~` and what makes lists as methods of the sandbox."""
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self.write("environment.bounded(")
+        super().visit_List(node, frame)
+        self.write(")")
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self.write("environment.bounded(")
+        super().visit_Dict(node, frame)
+        self.write(")")
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        is_value = node.ctx == "load"  # not where names are assigned
+        self.write("environment.bounded(" if is_value else "")
+        super().visit_Tuple(node, frame)
+        self.write(")" if is_value else "")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         markup = frame.eval_ctx.autoescape or frame.eval_ctx.volatile
@@ -197,6 +213,12 @@ class _TemplateSandbox(ImmutableSandboxedEnvironment):
         texts = list(texts)
         _refuse_size(sum(map(len, texts)), MAX_CHARACTERS)
         return "".join(texts)
+
+    @staticmethod
+    def bounded(value: Any) -> Any:
+        """A list or mapping that a template makes: comparing two that hold themselves very often would never end."""
+        _size(value)
+        return value
 
     @staticmethod
     def concatenated(join: Callable[[Sequence[Any]], str], values: Sequence[Any]) -> str:
@@ -431,6 +453,7 @@ def compiled(source: str) -> jinja2.Template:
     environment.filters["random"] = _refuse_random
     environment.globals.update(
         namespace=_Namespace,
+        dict=lambda *args, **kwargs: environment.bounded(dict(*args, **kwargs)),
         lipsum=_refuse_random,
         raise_exception=_raise,
         strftime_now=DATE.strftime,

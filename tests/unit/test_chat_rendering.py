@@ -440,6 +440,11 @@ HOSTILE = {
     "a namespace": (NESTED + "{% set m = namespace(a=n.x) %}{{ m }}", GIANT),
     "values of a mapping": (NESTED + "{% set m = {'a': n.x} %}{{ m.values() }}", GIANT),
     "arguments of a macro": (NESTED + "{% macro f() %}{{ varargs }}{% endmacro %}{{ f(n.x) }}", GIANT),
+    "lists compared": (NESTED + "{% set m = n.x %}" + NESTED + "{{ n.x == m }}", GIANT),
+    "mappings compared": (
+        "{% set n = namespace(x=1) %}{% for i in range(40) %}{% set n.x = dict(a=n.x, b=n.x) %}{% endfor %}",
+        GIANT,
+    ),
     "indented JSON": (NESTED.replace("40", "15") + "{{ n.x|tojson(indent=9999)|length }}", GIANT),
     "a text many times in a pattern": ("{% set x = 'x' * 9000000 %}{{ ('%s%s%s' % (x, x, x))|length }}", GIANT),
     "added texts": (
