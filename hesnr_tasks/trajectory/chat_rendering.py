@@ -50,6 +50,7 @@ from hesnr_tasks.trajectory.chat_templates import (
     compiled,
     has_power,
     run_template,
+    strftime,
 )
 from hesnr_tasks.trajectory.rendering import ActionSource, ChatTemplate, Passed, Rendered, Span
 
@@ -346,7 +347,7 @@ class NativeTemplate:
         Raises:
             DataError: the template raises.
         """
-        dates = (date.strftime for date in (DATE, _OTHER_DATE))
+        dates = map(strftime, (DATE, _OTHER_DATE))
         return len({self._text(messages, None, {**kwargs, "strftime_now": date}) for date in dates}) > 1
 
     @cached_property

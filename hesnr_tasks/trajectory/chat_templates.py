@@ -374,6 +374,12 @@ def _refuse_giants(name: str, value: Any, arguments: Sequence[Any]) -> None:
         _size(value)
     elif name not in _WIDE or any(isinstance(argument, int) and argument > _WIDEST for argument in arguments):
         _refuse_size(_LARGEST + 1)
+    elif isinstance(value, str):  # a width or a text for each of its tabs, lines or, at worst, characters
+        widths = [argument if isinstance(argument, int) else _size(argument) for argument in arguments]
+        times = {"expandtabs": value.count("\t"), "indent": value.count("\n") + 1}.get(name, 1)
+        if name == "wordwrap":
+            times, widths = len(value), [_size(argument) for argument in arguments if isinstance(argument, str)]
+        _refuse_size(len(value) + times * max(widths, default=8))
 
 
 def _refuse_size(size: int, largest: int = _LARGEST) -> None:
@@ -440,6 +446,17 @@ def _indented_json(compact: str, ensure_ascii: bool, indent: Any, separators: An
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def strftime(date: datetime.datetime) -> Callable[[str], str]:
+    """The function `strftime_now` of templates, always of this date."""
+
+    def now(pattern: str) -> str:
+        wide = len(pattern) > _WIDEST or _WIDE_FORMAT.search(pattern)
+        _refuse_size(_LARGEST + 1 if wide else 0)
+        return date.strftime(pattern)
+
+    return now
+
+
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # Transformers' blocks: their content, as it is
 
 
@@ -456,7 +473,7 @@ def compiled(source: str) -> jinja2.Template:
         dict=lambda *args, **kwargs: environment.bounded(dict(*args, **kwargs)),
         lipsum=_refuse_random,
         raise_exception=_raise,
-        strftime_now=DATE.strftime,
+        strftime_now=strftime(DATE),
         generation=lambda caller: caller(),
     )
     blocks = _GENERATION.sub(lambda m: f"{{%{m[1]} {'endcall' if m[2] else 'call generation()'} {m[3]}%}}", source)
