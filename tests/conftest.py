@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
@@ -40,6 +41,16 @@ def no_environment_report():
         if "torch" in sys.modules:
             patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "not collected")
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_closed_logs():
+    """Commands that ran in this process leave handlers whose streams ended with their test."""
+    for name in (None, "lm_eval", "hesnr_tasks"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)
 
 
 def missing(test: Path) -> set[str]:
