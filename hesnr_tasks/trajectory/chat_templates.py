@@ -43,7 +43,7 @@ class _Stopped(BaseException):
     """Raised by the watchdog in the thread that runs a template; no handler of templates or libraries catches it."""
 
 
-class _Run(NamedTuple):
+class _TemplateRun(NamedTuple):
     thread: int
     start: float  # of the monotonic clock, seconds
     cpu: float  # processor time of the thread at the start, seconds
@@ -95,7 +95,7 @@ class _TemplateRunner:
     def _reset(self) -> None:
         """No template runs: a process that another thread forks meanwhile has neither the locks nor the watcher."""
         self._turn, self._lock = threading.Lock(), threading.Lock()
-        self._current: _Run | None = None
+        self._current: _TemplateRun | None = None
         self._watcher: threading.Thread | None = None
 
     def run(self, template: Callable[[], Any]) -> Any:
@@ -106,7 +106,7 @@ class _TemplateRunner:
         """
         thread = threading.get_ident()
         with self._turn:
-            run = _Run(thread, time.monotonic(), _processor_time(thread), _peak_memory())
+            run = _TemplateRun(thread, time.monotonic(), _processor_time(thread), _peak_memory())
             try:
                 try:
                     self._current = run
@@ -375,10 +375,9 @@ def _refuse_giants(name: str, value: Any, arguments: Sequence[Any]) -> None:
     elif name not in _WIDE or any(isinstance(argument, int) and argument > _WIDEST for argument in arguments):
         _refuse_size(_LARGEST + 1)
     elif isinstance(value, str):  # a width or a text for each of its tabs, lines or, at worst, characters
-        widths = [argument if isinstance(argument, int) else _size(argument) for argument in arguments]
-        times = {"expandtabs": value.count("\t"), "indent": value.count("\n") + 1}.get(name, 1)
-        if name == "wordwrap":
-            times, widths = len(value), [_size(argument) for argument in arguments if isinstance(argument, str)]
+        times = {"expandtabs": value.count("\t"), "indent": value.count("\n") + 1, "wordwrap": len(value)}.get(name, 1)
+        written = [argument for argument in arguments if name != "wordwrap" or isinstance(argument, str)]  # no width
+        widths = [argument if isinstance(argument, int) else _size(argument) for argument in written]
         _refuse_size(len(value) + times * max(widths, default=8))
 
 
