@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -155,6 +156,11 @@ class FakeServer(ThreadingHTTPServer):
         self.busy = self.busiest = 0  # requests in flight: now, most
         self.passes: dict[tuple[int, ...], torch.Tensor] = {}  # of short prompts; clear on new weights
         self.lock = threading.Lock()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report what a handler raised; a client that left is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
@@ -370,8 +376,13 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        server, headers = self.server, dict(self.headers)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        server, headers, length = self.server, dict(self.headers), int(self.headers.get("Content-Length", 0))
+        body = b""
+        with contextlib.suppress(ConnectionError):
+            body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed between headers and body: it asked for nothing
+            self.close_connection = True
+            return
         fields = json.loads(body) if body else {}
         server.requests.append({"method": self.command, "path": self.path, "headers": headers, **fields})
         if server.act is not None:

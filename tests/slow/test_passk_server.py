@@ -3,6 +3,8 @@
 import itertools
 import random
 import re
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -119,6 +121,20 @@ def test_killed_in_the_middle_and_gone_on_the_answers_are_the_same(undisturbed, 
     assert len(requests) == PROBLEMS * REPEATS
     # what was in flight, or answered and not on the disk yet, is asked for again; what was kept is not
     assert sum(requests.values()) <= PROBLEMS * REPEATS + (60 - n_kept) + 4
+
+
+@pytest.mark.parametrize("body", [b"", b'{"prompt": "3 + '])
+def test_a_client_killed_before_its_request_was_whole_asked_for_nothing(body, capfd):
+    head = b"POST /v1/completions HTTP/1.1\r\nContent-Length: 99\r\n\r\n"
+    with fake_server(answer=sampled) as server:
+        for reset in (False, True):
+            with socket.create_connection(server.server_address) as client:
+                client.sendall(head + body)
+                if reset:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        evaluate(server.address, limit=1)
+        assert [prompt_of(request) for request in server.requests] == [prompt_of(server.requests[0])] * REPEATS
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_more_answers_later_keep_the_first_ones(tmp_path):
