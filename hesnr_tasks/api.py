@@ -307,7 +307,7 @@ def score(
     True
     """
     from hesnr_tasks.backends import hf
-    from hesnr_tasks.integrations.evaluation import LiveModel
+    from hesnr_tasks.backends.hf.live import LiveModel
 
     mask = only_selection(tuple(FILTERS), kinds, "none").mask
     TaskSettings.read({"window": window})

@@ -42,6 +42,7 @@ from hesnr_tasks.ladder.schema import Checkpoint, Ladder, read_ladder_file, writ
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.report.data import read_summaries
 from hesnr_tasks.report.results import find_score_folders, read_results
+from hesnr_tasks.tasks import task_names
 
 __all__ = ["add_arguments", "run", "score_and_report"]
 
@@ -184,7 +185,7 @@ def _check(args: argparse.Namespace) -> int:
     if not ladder.trajectories:
         _say(["no trajectories: `hesnr ladder run` would score the demo's; add trajectories: [my_runs/]"])
     _say(remarks)
-    missing = missing_here(ladder)
+    missing = missing_here(ladder, task_names())
     _say(missing)
     if args.online:
         absent = missing_on_hub(ladder)
@@ -256,7 +257,8 @@ def score_and_report(
         ladder = replace(ladder, tasks=tuple(tasks.split(",")))
     todo = jobs(ladder, output, only=only, extra=lm_eval_args, shards=shards)
     scored = tuple(ladder[job.name] for job in todo)
-    missing = missing_here(replace(ladder, checkpoints=scored, lm_eval_args=(*ladder.lm_eval_args, *lm_eval_args)))
+    wanted = replace(ladder, checkpoints=scored, lm_eval_args=(*ladder.lm_eval_args, *lm_eval_args))
+    missing = missing_here(wanted, task_names())
     workplace = pool(ladder)
     if missing and isinstance(workplace, LocalPool):
         raise SettingsError("\n".join(missing))

@@ -19,9 +19,9 @@ from hesnr_tasks.errors import HesnrError, SettingsError, number_of
 from hesnr_tasks.integrations.evaluation import (
     Evaluation,
     Evaluator,
-    LiveModel,
     UnfinishedPassError,
     he_snr_change,
+    in_training,
     metrics_of,
 )
 from hesnr_tasks.tasks.settings import TaskSettings, describe, refuse_unknown
@@ -98,7 +98,7 @@ class HESNRCallback(TrainerCallback):
         """Tokenise, let the engine check itself, say what an evaluation costs, and make the first."""
         self._check_trainer(args, state)
         tokenizer = self._tokenizer or kwargs.get("processing_class")
-        live = LiveModel.in_training(kwargs["model"], tokenizer, args, self._max_length)
+        live = in_training(kwargs["model"], tokenizer, args, self._max_length)
         self._evaluator = Evaluator(live, self.settings)
         self.evaluations, self._last_step = [], -1
         self.signature = self._evaluator.signature()

@@ -1,18 +1,14 @@
 """One evaluation of a model in memory: score the texts, share the work among processes, sum, and leave no trace.
 
-`LiveModel` is a model in training as the scoring engine wants a model; `preserve_training_state` makes training go on
-as if nothing had happened; `Evaluator` scores the same texts again and again.
+`in_training` takes a model out of its Trainer; `Evaluator` scores the same texts with it again and again.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +17,7 @@ import torch.distributed as dist
 
 from hesnr_tasks.backends import TokenisedRequest, check_tokenizer, hf, refuse_non_finite, tokenise
 from hesnr_tasks.backends.base import Backend, TokenSequence
+from hesnr_tasks.backends.hf.live import LiveModel, is_a
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, number_of
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums, measure, names_of, token_bytes
@@ -32,173 +29,31 @@ from hesnr_tasks.trajectory.alignment import Encoder
 from hesnr_tasks.trajectory.rendering import label_mask
 
 _log = logging.getLogger("hesnr_tasks")
-_MISSING = object()
-_SMALL = 1 << 20  # elements; larger buffers (quantised weights, say) are watched, not copied
-_LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
-_DEFAULT_LENGTH = 2048  # tokens, as lm-eval's
-
-# --- the state of a training ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def preserve_training_state(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """All modules of `model` in evaluation mode for a while; afterwards everything is as it was, whatever happened.
-
-    That is: the generators of random numbers (Python, NumPy, PyTorch on the CPU and on `device`), every attribute of
-    every module (its own training flag, gradient checkpointing, hooks, caches), buffers by identity and by value
-    (rotary embeddings grow with the length of what they process), and configurations. Weights and gradients are not
-    written under inference mode. What forward hooks write elsewhere cannot be seen, and stays.
-
-    Raises:
-        ScoringError: a buffer too large to copy was changed.
-    """
-    python, numpy_, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    accelerator: Any = getattr(torch, device.type, None) if device.type != "cpu" else None
-    suffix = "_all" if hasattr(accelerator, "get_rng_state_all") else ""
-    on_device = getattr(accelerator, f"get_rng_state{suffix}")() if accelerator else None
-    modules = list(model.modules())
-    owners = [item for m in modules for item in (m, vars(m).get("config"), vars(m).get("generation_config"))]
-    snapshots = [
-        ModuleSnapshot(item) for item in {id(item): item for item in owners if hasattr(item, "__dict__")}.values()
-    ]
-    try:
-        for module in modules:
-            module.training = False  # not .eval(): what a model's own train() does beside it cannot be undone
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_)
-        torch.set_rng_state(cpu)
-        if accelerator:
-            getattr(accelerator, f"set_rng_state{suffix}")(on_device)
-        for snapshot in snapshots:
-            snapshot.restore()
-
-
-class ModuleSnapshot:
-    """One object's attributes, the entries of those that are dictionaries or lists, and its tensors' values."""
-
-    def __init__(self, owner: Any) -> None:
-        attributes = vars(owner)
-        values = list(attributes.values())
-        self._dictionaries = [(d, dict(d)) for d in (attributes, *values) if isinstance(d, dict)]
-        self._lists = [(value, value.copy()) for value in values if isinstance(value, list)]
-        tensors = (*values, *(attributes.get("_buffers") or {}).values())
-        self._tensors = [
-            # the value of a small one; how often it was written, where PyTorch counts that
-            (
-                tensor,
-                tensor.detach().clone() if tensor.numel() <= _SMALL and tensor.device.type != "meta" else None,
-                -1 if tensor.is_inference() else tensor._version,
-            )
-            for tensor in tensors
-            if isinstance(tensor, torch.Tensor)
-        ]
-
-    def restore(self) -> None:
-        """Put everything back; what did not change is not written."""
-        for now, before in self._dictionaries:
-            if len(now) != len(before) or any(now.get(key, _MISSING) is not item for key, item in before.items()):
-                now.clear()
-                now.update(before)  # in the order it had
-        for items, earlier in self._lists:
-            if len(items) != len(earlier) or any(a is not b for a, b in zip(items, earlier, strict=True)):
-                items[:] = earlier
-        for tensor, value, version in self._tensors:
-            if version >= 0 and tensor._version == version:
-                continue
-            if value is not None:
-                with torch.inference_mode():  # the only mode in which every tensor may be written
-                    tensor.copy_(value)
-            elif version >= 0:
-                raise ScoringError(
-                    f"this model writes into a buffer of shape {tuple(tensor.shape)} in a forward pass; it cannot be "
-                    "evaluated without disturbing its training. Evaluate saved checkpoints with lm_eval instead."
-                )
-
 
 # --- the model in training --------------------------------------------------------------------------------------------
 
 
-@dataclass
-class LiveModel:
-    """What `backends.hf` uses of lm-eval's model, taken from a model in memory."""
+def in_training(model: Any, tokenizer: Any, args: Any, longest: int | None) -> LiveModel:
+    """The model of a Trainer, wrapped or not, its tokenizer or processor, and the Trainer's arguments.
 
-    model: torch.nn.Module
-    tokenizer: Any
-    mixed_precision_dtype: torch.dtype | None = None
-    longest: int | None = None  # most tokens of a text; None: what the model's configuration says, as lm-eval does
-    add_bos_token: bool | None = None
-    together: Callable[[Any], list[Any]] | None = None  # see `CausalLM`: each process holds a part of the model
-    forward_device: torch.device | None = None  # None: where the embeddings are
-    batch_size: int = 1  # batched, the last bits of a text's numbers would depend on its neighbours
-
-    @classmethod
-    def in_training(cls, model: Any, tokenizer: Any, args: Any, longest: int | None) -> LiveModel:
-        """The model of a Trainer, wrapped or not, its tokenizer or processor, and the Trainer's arguments.
-
-        Raises:
-            ScoringError: a model that cannot be scored in training.
-            SettingsError: no tokenizer.
-        """
-        model = unwrap(model, getattr(args, "parallelism_config", None))
-        inner = getattr(tokenizer, "tokenizer", tokenizer)
-        if not callable(inner) or not hasattr(inner, "get_vocab"):
-            raise SettingsError(
-                "HESNRCallback found no tokenizer: give the Trainer processing_class=tokenizer, or the callback "
-                f"tokenizer=… (processing_class is {type(tokenizer).__name__})."
-            )
-        precision = torch.bfloat16 if getattr(args, "bf16", False) else None
-        precision = torch.float16 if getattr(args, "fp16", False) and not precision else precision
-        precision = None if getattr(args, "deepspeed", None) else precision  # DeepSpeed casts the weights instead
-        live = cls(model, inner, precision, longest)
-        if is_sharded(model):
-            live.together, live.forward_device = gather, args.device
-        return live
-
-    @property
-    def backend(self) -> str:
-        """As lm-eval calls the two families of models."""
-        return "seq2seq" if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False) else "causal"
-
-    @property
-    def device(self) -> torch.device:
-        """Where ids are fed in."""
-        if self.forward_device is not None:
-            return self.forward_device
-        embedding = getattr(self.model, "get_input_embeddings", lambda: None)()
-        return next((embedding or self.model).parameters()).device
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens of a text."""
-        config = getattr(self.model, "config", None)
-        config = getattr(config, "text_config", None) or config
-        lengths = [getattr(config, name, None) for name in _LENGTHS]
-        lengths += [getattr(self.tokenizer, "model_max_length", None)]
-        return self.longest or next((int(n) for n in lengths if n is not None and n < 1 << 40), _DEFAULT_LENGTH)
-
-    @property
-    def pretrained(self) -> torch.nn.Module:
-        """The model itself; it has no folder of its own."""
-        return self.model
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """See `preserve_training_state`.
-
-        Parameters that FSDP2 gathered are given up before and after: its root keeps them after a forward pass until a
-        backward pass, of which there is none here, and training would go on with those of now.
-        """
-        sharded = [module for module in self.model.modules() if _is_a(module, "FSDPModule")]
-        for module in sharded:
-            module.reshard()  # type: ignore[operator]
-        with preserve_training_state(self.model, self.device):
-            try:
-                yield
-            finally:
-                for module in sharded:
-                    module.reshard()  # type: ignore[operator]
+    Raises:
+        ScoringError: a model that cannot be scored in training.
+        SettingsError: no tokenizer.
+    """
+    model = unwrap(model, getattr(args, "parallelism_config", None))
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if not callable(inner) or not hasattr(inner, "get_vocab"):
+        raise SettingsError(
+            "HESNRCallback found no tokenizer: give the Trainer processing_class=tokenizer, or the callback "
+            f"tokenizer=… (processing_class is {type(tokenizer).__name__})."
+        )
+    precision = torch.bfloat16 if getattr(args, "bf16", False) else None
+    precision = torch.float16 if getattr(args, "fp16", False) and not precision else precision
+    precision = None if getattr(args, "deepspeed", None) else precision  # DeepSpeed casts the weights instead
+    live = LiveModel(model, inner, precision, longest)
+    if is_sharded(model):
+        live.together, live.forward_device = gather, args.device
+    return live
 
 
 def unwrap(model: Any, parallelism: Any = None) -> torch.nn.Module:
@@ -212,13 +67,13 @@ def unwrap(model: Any, parallelism: Any = None) -> torch.nn.Module:
         instead = "Evaluate saved checkpoints with lm_eval --tasks hesnr_swe instead."
         raise ScoringError(f"HESNRCallback cannot read this model: {reason}. {instead}")
     wrappers = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
-    while hasattr(model, "_orig_mod") or isinstance(model, wrappers) or _is_a(model, "DeepSpeedEngine"):
+    while hasattr(model, "_orig_mod") or isinstance(model, wrappers) or is_a(model, "DeepSpeedEngine"):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
     return model
 
 
 def _refusals(model: Any, parallelism: Any) -> Iterator[str]:
-    if any(_is_a(module, "FullyShardedDataParallel") for module in model.modules()):
+    if any(is_a(module, "FullyShardedDataParallel") for module in model.modules()):
         yield "it is sharded by FSDP 1, which PyTorch has replaced; set fsdp_version: 2 in fsdp_config"
     split, processes = tensor_parallel_size(model), dist.get_world_size() if _grouped() else 1
     for name, parameter in model.named_parameters():
@@ -252,15 +107,11 @@ def tensor_parallel_size(model: torch.nn.Module) -> int:
 
 
 def _has_fsdp2(model: torch.nn.Module) -> bool:
-    return any(_is_a(module, "FSDPModule") for module in model.modules())
+    return any(is_a(module, "FSDPModule") for module in model.modules())
 
 
 def _grouped() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def _is_a(module: Any, name: str) -> bool:
-    return any(cls.__name__ == name for cls in type(module).__mro__)
 
 
 # --- the texts --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -33,7 +33,6 @@ from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.formats.sources import source_paths
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder
-from hesnr_tasks.tasks import tasks_path
 
 __all__ = [
     "SLURM_SETTINGS",
@@ -530,10 +529,11 @@ def _drop(commits: set[str]) -> None:
 _LOADING = ("hf", "hf-auto", "huggingface", "vllm", "sglang")  # engines that load a checkpoint into their process
 
 
-def missing_here(ladder: Ladder) -> list[str]:
+def missing_here(ladder: Ladder, ours: Collection[str]) -> list[str]:
     """What `hesnr ladder run` would miss: trajectories and folders of models that are not there, tasks nobody has.
 
     Names on the hub are not looked up; tasks of others only where lm-eval is installed, whose list takes seconds.
+    `ours`: names of the tasks of this package.
     """
     missing = []
     for name in ladder.trajectories:
@@ -545,14 +545,13 @@ def missing_here(ladder: Ladder) -> list[str]:
         model = checkpoint.model or checkpoint.name
         if (model.count("/") > 1 or model.startswith((".", "/", "~"))) and not Path(model).expanduser().exists():
             missing.append(f"{checkpoint.name}: there is no folder {model}")
-    ours = {path.stem for path in tasks_path().rglob("*.yaml")}
     others = [name for name in ladder.tasks if not name.startswith("hesnr_") and not set("*?[/.") & set(name)]
     strange = [name for name in ladder.tasks if name.startswith("hesnr_") and not fnmatch.filter(ours, name)]
     included = any(word.startswith("--include_path") for word in ladder.lm_eval_args)
     if others and not included and importlib.util.find_spec("lm_eval"):
         from lm_eval.tasks import TaskManager
 
-        ours |= set(TaskManager().all_tasks)
+        ours = {*ours, *TaskManager().all_tasks}
         strange += [name for name in others if name not in ours]
     return missing + [f"tasks: there is no task {name!r}.{nearest(name, ours)}" for name in strange]
 

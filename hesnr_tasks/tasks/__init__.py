@@ -14,7 +14,7 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.files.bounded import open_regular
 
-__all__ = ["check_lm_eval", "register", "registered_files", "tasks_path", "unregister"]
+__all__ = ["check_lm_eval", "register", "registered_files", "task_names", "tasks_path", "unregister"]
 
 OLDEST_LM_EVAL = "0.4.12"  # 0.4.11 and earlier look for the class of a task only beside its YAML file
 NEWEST_LM_EVAL = "0.5.0.dev1"  # the newest that the tests ran with
@@ -28,6 +28,11 @@ def tasks_path() -> Path:
     package = Path(__file__).resolve().parent.parent
     candidates = (package.parent / "task_configs", package / "task_configs")
     return next(path for path in candidates if (path / "hesnr_swe.yaml").is_file())
+
+
+def task_names() -> set[str]:
+    """The names of all tasks of this package."""
+    return {path.stem for path in tasks_path().rglob("*.yaml")}
 
 
 def check_lm_eval() -> str:

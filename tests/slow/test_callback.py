@@ -17,9 +17,10 @@ from transformers import (
 )
 from transformers import TrainingArguments as Arguments
 
+from hesnr_tasks.backends.hf.live import preserve_training_state
 from hesnr_tasks.errors import HesnrError, ScoringError, SettingsError
 from hesnr_tasks.integrations import HESNRCallback
-from hesnr_tasks.integrations.evaluation import preserve_training_state, unwrap
+from hesnr_tasks.integrations.evaluation import unwrap
 from hesnr_tasks.stats import paired
 from tests import tiny
 from tests.lm_eval_run import evaluate

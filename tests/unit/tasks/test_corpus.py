@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hesnr_tasks.backends import hf, iterate_scores  # noqa: E402
+from hesnr_tasks.backends.hf.live import LiveModel  # noqa: E402
 from hesnr_tasks.files.atomic import ScratchFile  # noqa: E402
 from hesnr_tasks.filters import FILTERS, char_codes  # noqa: E402
 from hesnr_tasks.formats import read_trajectories  # noqa: E402
-from hesnr_tasks.integrations.evaluation import LiveModel  # noqa: E402
 from hesnr_tasks.tasks.corpus import Corpus  # noqa: E402
 from hesnr_tasks.testing import byte_tokenizer, tiny_model, trajectory  # noqa: E402
 from hesnr_tasks.trajectory import Kind  # noqa: E402
