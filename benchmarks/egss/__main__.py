@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.egss import experiment, world
 from benchmarks.egss.server import Server
 from hesnr_tasks.analysis.tables import show
-from hesnr_tasks.egss.report import at_equal_rate, curve_table, curves, spans
+from hesnr_tasks.egss.runs import at_equal_rate, curve_table, curves, spans
 from hesnr_tasks.testing import fake_server
 
 ROOT = Path(__file__).resolve().parents[2]

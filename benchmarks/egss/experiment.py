@@ -26,10 +26,9 @@ from minisweagent.models.utils import actions_toolcall
 
 from benchmarks.egss.server import Server
 from benchmarks.egss.world import LIMIT, NOTHING, build, names, outcomes, seeded, state_of
-from hesnr_tasks.egss import GatedModel
-from hesnr_tasks.egss.gates import calibrate
+from hesnr_tasks.egss import GatedModel, calibrate
 from hesnr_tasks.egss.judges import Spent
-from hesnr_tasks.egss.report import InstanceRun, TaskCost, read_instance
+from hesnr_tasks.egss.runs import InstanceRun, TaskCost, read_instance
 from hesnr_tasks.testing import fake_server
 
 MODEL = "openai/bench"

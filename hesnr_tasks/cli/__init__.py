@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     """All sub-commands. `execute` of a parsed command line does the work and returns text or an exit status."""
-    from hesnr_tasks.cli import analyze, answers, check, convert, egss, evaluate, inspect, ladder, report, setup
+    from hesnr_tasks.cli import analyze, answers, check, evaluate, ladder, report, setup, trajectories
 
     parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
     parser.add_argument("--version", action="version", version=f"hesnr-tasks {__version__}")
@@ -61,8 +61,8 @@ def command_parser() -> argparse.ArgumentParser:
             check.add_arguments,
             "before a run: what would be read and scored, what the chat template does, memory and time",
         ),
-        "convert": (convert.add_arguments, "any supported trajectory format to one clean file"),
-        "inspect": (inspect.add_arguments, "see what was read and what counts, in the terminal or as a page"),
+        "convert": (trajectories.convert_arguments, "any supported trajectory format to one clean file"),
+        "inspect": (trajectories.inspect_arguments, "see what was read and what counts, in the terminal or as a page"),
         "analyze": (analyze.analyze_arguments, "any threshold, k, kinds, filters and breakdown, from score files"),
         "compare": (analyze.compare_arguments, "is one run better than another? paired, from score files"),
         "report": (report.add_arguments, "leaderboard, correlations, figures and one page, of lm-eval results"),
@@ -76,9 +76,9 @@ def command_parser() -> argparse.ArgumentParser:
             "sampling weights for training data, by what a checkpoint makes of each document",
         ),
         "passk": (answers.passk_arguments, "Pass@K with intervals, from logs, reports or tables"),
-        "egss": (egss.egss_arguments, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
+        "egss": (answers.egss_arguments, "costs and calibration of agents that draw more where they hesitate (EGSS)"),
         "select": (
-            egss.select_arguments,
+            answers.select_arguments,
             "one patch an instance from finished runs, by their tests and by votes (EGSS)",
         ),
         "behaviours": (

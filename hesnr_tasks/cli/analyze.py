@@ -11,7 +11,17 @@ from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.breakdowns import BREAKDOWNS, COLUMNS
-from hesnr_tasks.analysis.compare import CompareConfig, best_run, comparisons, matched, missing, read_run, sentence
+from hesnr_tasks.analysis.compare import (
+    CompareConfig,
+    best_run,
+    comparisons,
+    matched,
+    missing,
+    named_folders,
+    pair_table,
+    read_run,
+    sentence,
+)
 from hesnr_tasks.analysis.frame import (
     EVERY,
     Frame,
@@ -23,7 +33,6 @@ from hesnr_tasks.analysis.frame import (
     run_names,
     selections,
 )
-from hesnr_tasks.analysis.pairs import named_folders, pair_table
 from hesnr_tasks.analysis.tables import (
     FORMATS,
     Question,

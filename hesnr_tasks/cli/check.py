@@ -31,7 +31,7 @@ from hesnr_tasks.trajectory.alignment import Encoder, token_labels
 from hesnr_tasks.trajectory.chat_messages import native_calls, stored_schemas
 from hesnr_tasks.trajectory.chat_rendering import NativeTemplate
 from hesnr_tasks.trajectory.rendering import Passed, Rendered, label_mask, render
-from hesnr_tasks.viewer.page import load_tokenizer
+from hesnr_tasks.viewer import load_tokenizer
 
 _SETTINGS = (
     "config", "split", "only_resolved", "limit", "sample", "sample_seed", "on_error", "render", "thoughts",

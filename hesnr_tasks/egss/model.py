@@ -34,7 +34,7 @@ from minisweagent.models.utils.retry import retry
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hesnr_tasks.actions.classes import action_class, canonical_command
-from hesnr_tasks.egss.gates import Calibration, Estimator, GateInput, command_logprob, open_gate, uniform
+from hesnr_tasks.egss import Calibration, Estimator, GateInput, command_logprob, open_gate, uniform
 from hesnr_tasks.egss.judges import Judge, Ledger, choose, guarded_litellm, no_server_message, nothing_listens, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError, nearest
 
@@ -51,9 +51,9 @@ class EgssSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     gate: str = "threshold:0"
-    """never, always, random:RATE, edit, threshold:NATS, quantile:SHARE (see hesnr_tasks.egss.gates)."""
+    """never, always, random:RATE, edit, threshold:NATS, quantile:SHARE (see hesnr_tasks.egss)."""
     estimator: str = "votes"
-    """votes, or logprob: of the whole command, a token (see hesnr_tasks.egss.gates)."""
+    """votes, or logprob: of the whole command, a token (see hesnr_tasks.egss)."""
     probes: int = 2
     """Draws that the estimator looks at, before the gate decides."""
     draws: int = 4

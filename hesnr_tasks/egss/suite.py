@@ -45,8 +45,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hesnr_tasks.egss.collect import PYTEST_FILES, PatchCandidate, changed_files, patch_key, source_patch
 from hesnr_tasks.egss.judges import Ballot, ChatModel, Finalist, fingerprint, vote, write_tests
+from hesnr_tasks.egss.runs import PYTEST_FILES, PatchCandidate, changed_files, patch_key, source_patch
 from hesnr_tasks.errors import SearchError, SettingsError, printable
 from hesnr_tasks.files.atomic import Journal
 

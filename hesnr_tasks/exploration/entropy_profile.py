@@ -32,7 +32,7 @@ from hesnr_tasks.analysis.breakdowns import grouped
 from hesnr_tasks.analysis.frame import Frame, Selection, selection
 from hesnr_tasks.analysis.tables import Question, Table, interval
 from hesnr_tasks.errors import SettingsError
-from hesnr_tasks.exploration import Lexicon, distances, load_lexicon, prose, rare, sentences
+from hesnr_tasks.exploration import FEWEST_CLUSTERS, Lexicon, distances, load_lexicon, prose, rare, sentences
 from hesnr_tasks.scores import Entry, ScoreStore
 from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
@@ -44,7 +44,6 @@ BoolArray = npt.NDArray[np.bool_]
 
 # --- differences, raw and matched -------------------------------------------------------------------------------------
 
-FEWEST_CLUSTERS = 8  # trajectories, or problems: with fewer, intervals are withheld
 _RIDGE = 1e-10  # levels are known up to a constant; this picks one of them
 _NEGLIGIBLE_LIFT = 1e-6  # a unit of less lift is explained by its cell and trajectory alone
 

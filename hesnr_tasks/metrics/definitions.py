@@ -8,7 +8,7 @@ known from secondary texts: the exact form of wrong confidence, the clipping of 
 frequencies are not verified. Here entropy as a weight is that of the top k, and frequencies are those of the texts that
 were scored.
 
-`hesnr_tasks.analysis.pairs` fills the columns that metrics of several folders need from those of `hesnr analyze
+`hesnr_tasks.analysis.compare` fills the columns that metrics of several folders need from those of `hesnr analyze
 --against`; one folder alone never has them.
 """
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesnr_tasks.cli.convert import convert
+from hesnr_tasks.cli.trajectories import convert
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.formats import (
     FORMATS,

@@ -7,8 +7,7 @@ import pytest
 
 from hesnr_tasks.filters import FILTERS, filter_bits
 from hesnr_tasks.trajectory import Kind
-from hesnr_tasks.viewer import page
-from hesnr_tasks.viewer.page import RunSummary, TokenView, tokenize, totals, view_of
+from hesnr_tasks.viewer import RunSummary, TokenView, render_page, tokenize, totals, view_of
 from tests.slow import browser
 from tests.unit.viewer import examples
 
@@ -32,7 +31,7 @@ def show(tab, tmp_path):
     path = tmp_path / "page.html"
 
     def opened(trajectories, *tokens, fragment="", **kwargs):
-        path.write_text(page.render_page([view_of(t) for t in trajectories], *tokens, **kwargs), encoding="utf-8")
+        path.write_text(render_page([view_of(t) for t in trajectories], *tokens, **kwargs), encoding="utf-8")
         tab.open(path, fragment)
         ready(tab)
         return tab
@@ -273,7 +272,7 @@ def test_two_hundred_thousand_characters_do_not_freeze(show):
     """No task takes longer than 0.3 s on an idle machine; and only what is near the screen is drawn in detail."""
     trajectory = examples.long(215_000)
     text = view_of(trajectory).text
-    tokens = [page.TokenView(i, min(i + 4, len(text)), 1.0, 1.0) for i in range(0, len(text), 4)]
+    tokens = [TokenView(i, min(i + 4, len(text)), 1.0, 1.0) for i in range(0, len(text), 4)]
     tab = show([trajectory], [tokens], fragment="#colour=surprisal-a")
     click(tab, "#unfold")
     tab.evaluate("window.scrollTo(0, 50000)")

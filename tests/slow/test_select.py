@@ -18,8 +18,8 @@ import pytest
 pytest.importorskip("minisweagent")
 
 from hesnr_tasks.cli import main
-from hesnr_tasks.egss.collect import PatchCandidate, patch_key
 from hesnr_tasks.egss.judges import GATE, PATCH_DIMENSIONS, ChatModel, Spent
+from hesnr_tasks.egss.runs import PatchCandidate, patch_key
 from hesnr_tasks.egss.suite import (
     PYTEST,
     PatchError,

@@ -9,7 +9,7 @@ import pytest
 
 from hesnr_tasks.cli import main
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.viewer.page import ScoredRun, view_of
+from hesnr_tasks.viewer import ScoredRun, view_of
 from tests import tiny
 from tests.lm_eval_run import SMALL, evaluate, run, values, write
 
@@ -64,10 +64,10 @@ def test_a_trajectory_that_was_not_scored_is_named(scored):
 
 SHOW = """
 import sys
-from hesnr_tasks.viewer import terminal
+from hesnr_tasks.cli import trajectories
 sys.argv = ["x"]
-style = terminal.style_of(sys.stdout, full=False)
-terminal.write(iter(["style " + str(tuple(style)), *(f"line {i} ┃" for i in range(5))]))
+style = trajectories.style_of(sys.stdout, full=False)
+trajectories.write(iter(["style " + str(tuple(style)), *(f"line {i} ┃" for i in range(5))]))
 print("done", file=sys.stderr)
 """
 

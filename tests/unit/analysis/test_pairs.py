@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import hesnr_tasks as hesnr  # noqa: E402
+from hesnr_tasks.analysis.compare import key_tokens, mean_over_characters, pair_table  # noqa: E402
 from hesnr_tasks.analysis.frame import selection  # noqa: E402
-from hesnr_tasks.analysis.pairs import key_tokens, mean_over_characters, pair_table  # noqa: E402
 from hesnr_tasks.analysis.tables import Question  # noqa: E402
 from hesnr_tasks.cli.analyze import analyze, analyze_arguments  # noqa: E402
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError  # noqa: E402
@@ -31,7 +31,7 @@ WINDOW = 48
 @pytest.fixture
 def low_thresholds(monkeypatch):
     """So low that random models have key tokens."""
-    from hesnr_tasks.analysis import pairs
+    from hesnr_tasks.analysis import compare as pairs
 
     monkeypatch.setattr(pairs, "ALPHA", 0.3)
     monkeypatch.setattr(pairs, "BETA", 7.0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hesnr_tasks.egss.collect import changed_files, collect, load_instances, patch_key, source_patch
+from hesnr_tasks.egss.runs import changed_files, collect, load_instances, patch_key, source_patch
 from hesnr_tasks.errors import DataError
 from tests.unit.egss import runs
 

@@ -20,8 +20,7 @@ from benchmarks.egss.experiment import JUDGES, MODEL, Method, ScriptedEnvironmen
 from benchmarks.egss.server import Server
 from benchmarks.egss.world import build
 from hesnr_tasks.actions.classes import action_class, canonical_command
-from hesnr_tasks.egss import GatedModel, GatedTextbasedModel
-from hesnr_tasks.egss.gates import command_logprob, vote_entropy
+from hesnr_tasks.egss import GatedModel, GatedTextbasedModel, command_logprob, vote_entropy
 from hesnr_tasks.egss.judges import Spent, spent_of
 from hesnr_tasks.errors import SearchError, SettingsError
 from hesnr_tasks.testing import Reply, fake_server

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hesnr_tasks.cli import main
-from hesnr_tasks.egss.gates import Calibration, Estimator, GateInput, calibrate, open_gate, uniform
+from hesnr_tasks.egss import Calibration, Estimator, GateInput, calibrate, open_gate, uniform
 from hesnr_tasks.egss.judges import Spent
-from hesnr_tasks.egss.report import TaskCost, at_equal_rate, curves, paired_ratio, read_run
+from hesnr_tasks.egss.runs import TaskCost, at_equal_rate, curves, paired_ratio, read_run
 from hesnr_tasks.errors import DataError, SettingsError
 from tests.unit.egss.test_model import Server, agent_for, answered_by, model_for
 

@@ -12,7 +12,7 @@ import pytest
 
 from hesnr_tasks.cli import answers
 from hesnr_tasks.errors import DataError, SettingsError
-from hesnr_tasks.exploration.behaviours import Answer, AnswerSet, matched_passk, measure, rarity
+from hesnr_tasks.exploration import Answer, AnswerSet, matched_passk, measure, rarity
 from hesnr_tasks.formats import read_trajectories
 from hesnr_tasks.trajectory import Kind
 

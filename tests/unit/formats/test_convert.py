@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from hesnr_tasks.cli import convert
+from hesnr_tasks.cli import trajectories
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.formats import ReadReport, load
 from hesnr_tasks.formats.outcomes import read_outcomes
@@ -26,14 +26,14 @@ def write(path, *rows):
 
 def hesnr_convert(*words):
     parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
-    return convert.run(parser.parse_args([str(word) for word in words]))
+    trajectories.convert_arguments(parser)
+    return trajectories.run_convert(parser.parse_args([str(word) for word in words]))
 
 
 def test_the_totals_equal_a_plain_count_of_the_written_file(fixtures, tmp_path):
     out = tmp_path / "out.jsonl"
     report = ReadReport()
-    totals = convert.convert([str(fixtures)], str(out), on_error="skip", report=report)
+    totals = trajectories.convert([str(fixtures)], str(out), on_error="skip", report=report)
     records = [json.loads(line) for line in out.read_bytes().split(b"\n") if line]
     segments = [s for r in records for m in r["messages"] for s in m["segments"]]
     characters = Counter()
@@ -167,7 +167,7 @@ def test_memory_does_not_grow_with_the_number_of_trajectories(tmp_path):
         source = write(tmp_path / f"{count}.jsonl", *big)
         del big
         tracemalloc.start()
-        convert.convert([source], str(tmp_path / "out.jsonl"), force=True)
+        trajectories.convert([source], str(tmp_path / "out.jsonl"), force=True)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]

@@ -121,7 +121,7 @@ def test_the_old_resolver_row_gives_its_thoughts_and_leaves_the_outcome_open(rea
 
 
 def test_convert_of_all_real_files_counts_what_is_there(real, tmp_path):
-    from hesnr_tasks.cli.convert import convert
+    from hesnr_tasks.cli.trajectories import convert
 
     files = [str(real / name) for name in sorted(p.name for p in real.iterdir() if p.suffix != ".md")]
     totals = convert(files, str(tmp_path / "all.jsonl"))

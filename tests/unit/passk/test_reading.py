@@ -8,8 +8,7 @@ import pytest
 
 from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.errors import DataError
-from hesnr_tasks.passk import pass_at_ks
-from hesnr_tasks.passk.outcome_files import Query, log_files, read, read_log
+from hesnr_tasks.passk import Query, log_files, pass_at_ks, read, read_log
 
 
 def write(path, value):

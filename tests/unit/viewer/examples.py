@@ -3,7 +3,7 @@
 import math
 
 from hesnr_tasks.trajectory import Kind, Message, Segment, Trajectory
-from hesnr_tasks.viewer.page import TokenView
+from hesnr_tasks.viewer import TokenView
 
 ATTACKS = (
     "<script>window.__hacked=1;document.title='hacked'</script>",

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hesnr_tasks.cli import inspect
+from hesnr_tasks.cli import trajectories
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from tests import tiny
 from tests.unit.viewer import examples
@@ -14,8 +14,8 @@ from tests.unit.viewer.test_page import Parsed, data
 
 def call(*words):
     parser = argparse.ArgumentParser()
-    inspect.add_arguments(parser)
-    return inspect.run(parser.parse_args([str(word) for word in words]))
+    trajectories.inspect_arguments(parser)
+    return trajectories.run_inspect(parser.parse_args([str(word) for word in words]))
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from hesnr_tasks import viewer
 from hesnr_tasks.errors import DataError
 from hesnr_tasks.filters import filter_bits
 from hesnr_tasks.trajectory import Kind
-from hesnr_tasks.viewer import page
-from hesnr_tasks.viewer.page import TokenView, view_of
+from hesnr_tasks.viewer import TokenView, view_of
 from tests.unit.viewer import examples
 
 
@@ -41,7 +41,7 @@ class Parsed(HTMLParser):
 
 
 def page_of(*trajectories):
-    return page.render_page([view_of(trajectory) for trajectory in trajectories])
+    return viewer.render_page([view_of(trajectory) for trajectory in trajectories])
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +141,17 @@ def test_half_a_character_is_shown_as_such():
 
 def test_tokens_must_be_given_for_every_trajectory():
     with pytest.raises(DataError, match="2 trajectories but tokens of 1"):
-        page.render_page([view_of(examples.small())] * 2, [[TokenView(0, 1)]])
+        viewer.render_page([view_of(examples.small())] * 2, [[TokenView(0, 1)]])
     with pytest.raises(DataError, match="compared with"):
-        page.render_page([view_of(examples.small())], None, [[]])
+        viewer.render_page([view_of(examples.small())], None, [[]])
     with pytest.raises(DataError, match="no trajectory"):
-        page.render_page([])
+        viewer.render_page([])
 
 
 def test_a_page_with_two_models_is_small_and_lists_their_largest_differences():
     view = view_of(examples.small())
     a, b = (examples.tiny_tokens(view.text, sure=sure) for sure in (False, True))
-    shown = Parsed(page.render_page([view], [a], [b]))
+    shown = Parsed(viewer.render_page([view], [a], [b]))
     # counted tokens: ` -` and `a` (ln 4 and ln 5 against 0), and the two of 😀; not the space
     listed = [(d["text"], round(d["b"] - d["a"], 4)) for d in data(shown, "index")["differences"]]
     assert listed == [("😀", -2.3026), ("a", -1.6094), (" -", -1.3863), ("😀", -1.0986), ("ls", 0.0)]
@@ -165,9 +165,9 @@ def test_a_page_with_two_models_is_small_and_lists_their_largest_differences():
         ]
         for _ in range(2)
     ]  # fmt: skip
-    size = len(page.render_page([long], *([run] for run in runs)).encode())
+    size = len(viewer.render_page([long], *([run] for run in runs)).encode())
     assert size / (2 * len(runs[0])) < 60  # bytes for each token of each model; as JSON it was three times that
-    index = data(Parsed(page.render_page([long], *([run] for run in runs))), "index")
+    index = data(Parsed(viewer.render_page([long], *([run] for run in runs))), "index")
     assert len(index["differences"]) == 20
     sizes = [abs(d["b"] - d["a"]) for d in index["differences"]]
     assert sizes == sorted(sizes, reverse=True)
@@ -182,8 +182,8 @@ def test_a_page_of_many_tokens_keeps_all_candidates_of_actions_and_fewer_of_othe
     tokens += [t._replace(top=top) for t in examples.tiny_tokens(view.text, sure=False)]
 
     def held(most):
-        monkeypatch.setattr(page, "_MOST_CANDIDATES", most)
-        parsed = Parsed(page.render_page([view], [tokens], [tokens]))
+        monkeypatch.setattr(viewer, "_MOST_CANDIDATES", most)
+        parsed = Parsed(viewer.render_page([view], [tokens], [tokens]))
         shown = data(parsed, "trajectory-0")
         names = ("a.top", "a.share", "b.top", "b.share")
         return data(parsed, "index")["candidates"], [shown["columns"][n].reshape(10, -1).T for n in names]

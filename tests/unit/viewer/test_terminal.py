@@ -6,10 +6,10 @@ import unicodedata
 
 import pytest
 
+from hesnr_tasks.cli.trajectories import Style, legend, lines, style_of, total_lines
 from hesnr_tasks.filters import FILTERS, filter_bits
 from hesnr_tasks.trajectory import Kind, Trajectory
-from hesnr_tasks.viewer.page import Totals, totals, view_of
-from hesnr_tasks.viewer.terminal import Style, legend, lines, printable, style_of, total_lines
+from hesnr_tasks.viewer import Totals, totals, view_of
 from tests.unit.viewer import examples
 
 SGR = re.compile(r"\x1b\[([\d;]*)m")
@@ -82,7 +82,7 @@ def test_nothing_steers_the_terminal():
     for trajectory in (examples.strange(), examples.hostile()):
         assert not steering.search("\n".join(written(trajectory)))
         assert not steering.search(SGR.sub("", "\n".join(written(trajectory, colour=True))))
-    assert printable("\x1b]0;x\x07\u202ea\n") == "␛]0;x␇\ufffda␊"
+    assert rows(written(action("ls \x1b]0;x\x07\u202ea")), "action", "┃") == ["ls ␛]0;x␇\ufffda"]
 
 
 @pytest.mark.parametrize("width", [40, 80])

@@ -12,7 +12,7 @@ from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
 from hesnr_tasks.trajectory import Kind, Trajectory
 from hesnr_tasks.trajectory.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.trajectory.rendering import label_mask, render
-from hesnr_tasks.viewer.page import TokenView, load_tokenizer, token_table, tokenize, totals, view_of
+from hesnr_tasks.viewer import TokenView, load_tokenizer, token_table, tokenize, totals, view_of
 from tests import tiny
 from tests.unit.viewer import examples
 
