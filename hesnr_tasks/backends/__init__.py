@@ -11,10 +11,9 @@ import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from hesnr_tasks.backends.base import Backend, TokenSequence
@@ -23,13 +22,12 @@ from hesnr_tasks.errors import ScoringError, printable
 from hesnr_tasks.files.atomic import Record, ScratchFile
 from hesnr_tasks.scores import ScoreCache
 from hesnr_tasks.scores.base import ScoringRequest, SequenceScores, TokenScores, hidden_tokens, window_stride
-from hesnr_tasks.trajectory.alignment import Encoded, Encoder, token_labels, token_turns
+from hesnr_tasks.trajectory.alignment import Encoded, Encoder, IntArray, token_labels, token_turns
 from hesnr_tasks.trajectory.rendering import Rendered
 
 __all__ = [
     "BACKENDS",
     "REQUEST_TYPE",
-    "TokenisedRequest",
     "backend_for",
     "check_tokenizer",
     "describe_run",
@@ -107,40 +105,6 @@ def refuse_unscorable(name: str) -> None:
             raise ScoringError(f"--model {name} cannot score given text: {reason}.\nUse {instead}.")
 
 
-class TokenisedRequest(NamedTuple):
-    """A request, its text and tokens, and those of them that are scored."""
-
-    request: ScoringRequest
-    rendered: Rendered
-    encoded: Encoded
-    labels: npt.NDArray[np.uint64]
-    targets: npt.NDArray[np.int64]  # all positions to score
-    n_fitting: int  # how many of them lie within the context
-    n_truncated: int  # wanted tokens beyond the context
-
-    @property
-    def key(self) -> str:
-        """Of the request."""
-        return self.request.key
-
-    @property
-    def lost(self) -> int:
-        """Characters that the tokenizer cannot represent."""
-        return self.encoded.lost
-
-    def loses(self, mask: int) -> bool:
-        """Whether the context leaves a task that wants the labels of `mask` nothing of this text."""
-        fitting, beyond = np.split((self.labels[self.targets] & np.uint64(mask)) != 0, [self.n_fitting])
-        return bool(beyond.any() and (self.request.overflow == "skip" or not fitting.any()))
-
-    def sequence(self, max_length: int) -> TokenSequence:
-        """What the model reads: the tokens up to the last one that is scored."""
-        targets, request = self.targets[: self.n_fitting].astype(np.int32), self.request
-        ids = self.encoded.ids[: int(targets[-1]) + 1 if len(targets) else 0]
-        length = min(len(self.encoded.ids), max_length)
-        return TokenSequence(request.name, ids, targets, length, request.full_vocabulary)
-
-
 def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: ScoreCache | None = None) -> list[TokenScores]:
     """`iterate_scores`, all of them, in the order of the requests."""
     scores = {index: scores for index, scores, _ in iterate_scores(lm, requests, cache)}
@@ -159,7 +123,7 @@ def iterate_scores(
         requests: of all tasks of a run.
         cache: what it has is not scored again; what it lacks is saved there as it finishes.
 
-    Yields:
+    Returns:
         The index of a request, its scores and its text, as texts finish: not in the order of the requests.
 
     Raises:
@@ -178,37 +142,76 @@ def iterate_scores(
     for indices in groups.values():
         own = [requests[index] for index in indices]
         merged = replace(_merged(own), full_vocabulary=full_vocabulary)
-        text = tokenise(merged, encoder, backend.max_length)
-        stored.put(text)
-        losses.append((merged, text.lost, text.n_truncated))
-        lost[merged.key] = {mask for mask in {int(request.mask) for request in own} if text.loses(mask)}
+        _, encoded, tokens = tokenise(merged, encoder, backend.max_length)
+        stored.put(merged, encoded.ids, tokens)
+        losses.append((merged, encoded.lost, tokens.count_cut(merged.mask)))
+        lost[merged.key] = {int(request.mask) for request in own if _loses(tokens, request)}
     check_tokenizer(losses, backend)
     _check_context(requests, lost, backend.max_length)
     run = describe_run(backend, encoder) | ({} if window is None else {"window": window})
-    k, done = max((request.k for request in stored.requests), default=0), set[int]()
+    k = max((request.k for request in stored.requests), default=0)
     if cache is not None and stored.requests:
         canary = backend.canary()
         run |= {"canary": canary} if canary else {}
         k = cache.open(run, k, stored.requests[0].overflow, backend.gather, is_first)
         cache.save_token_bytes(encoder.token_bytes)
-        for number, (request, record) in enumerate(zip(stored.requests, stored.records, strict=True)):
-            scores = cache.get(request, record()[1][0])
-            if scores is not None:
-                done.add(number)
-                scores, rendered = replace(scores, run=run), request.read()  # the model may have moved
-                yield from ((index, scores, rendered) for index in groups[request.key])
-        if done and is_first:
-            _log.info("%d of %d trajectories were scored before and are not read again", len(done), len(groups))
-    for number, computed in _compute(backend, stored, k, done, show_progress=is_first):
+    return _by_text(backend, stored, list(groups.values()), k, run, cache, is_first)
+
+
+def _by_text(
+    backend: Backend,
+    stored: _StoredTexts,
+    groups: Sequence[Sequence[int]],
+    k: int,
+    run: Mapping[str, Any],
+    cache: ScoreCache | None,
+    is_first: bool,
+) -> Iterator[tuple[int, TokenScores, Rendered]]:
+    """What `iterate_scores` returns: of the texts in the cache, then of those that a model reads, then of the others.
+
+    `groups`: of each text, the indices of its requests.
+    """
+    done = set[int]()
+    for number, (request, record) in enumerate(zip(stored.requests, stored.records, strict=True)):
+        scores = cache.get(request, record()[1][0]) if cache is not None else None
+        if scores is not None:
+            done.add(number)
+            scores, rendered = replace(scores, run=run), request.read()  # the model may have moved
+            yield from ((index, scores, rendered) for index in groups[number])
+    if done and is_first:
+        _log.info("%d of %d trajectories were scored before and are not read again", len(done), len(stored.requests))
+
+    def finish(number: int, computed: SequenceScores) -> Iterator[tuple[int, TokenScores, Rendered]]:
         request, (ids, *values) = stored.requests[number], stored.records[number]()[1]
-        rendered, columns = request.read(), dict(zip(_COLUMNS, values, strict=True))
+        columns: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
         token_id = ids[columns["position"]]
         scores = TokenScores(
             key=request.key, token_id=token_id, scores=computed, tokens_total=len(ids), run=run, **columns
         )
+        rendered = request.read()
         if cache is not None:
             cache.put(scores, request, rendered, ids)
-        yield from ((index, scores, rendered) for index in groups[request.key])
+        yield from ((index, scores, rendered) for index in groups[number])
+
+    skip = {index for index, (number, _) in enumerate(stored.owner) if number in done}
+    total = sum(sum(lengths) for number, lengths in enumerate(stored.lengths) if number not in done)
+    aside: dict[int, dict[int, Record]] = {}  # of texts whose parts are not all scored yet
+    with _progress_bar(total, show=is_first) as bar:
+        for index, computed in backend.score(stored, k, bar.update, skip):
+            number, part = stored.owner[index]
+            bar.set_postfix_str(printable(stored.requests[number].name[:40]), refresh=False)
+            refuse_non_finite(stored[index], computed)
+            if (n_parts := len(stored.lengths[number])) > 1:
+                parts = aside.setdefault(number, {})
+                parts[part] = stored.set_aside(computed)
+                if len(parts) < n_parts:
+                    continue
+                del aside[number]
+                computed = SequenceScores.concat([SequenceScores(*parts[i]()[1]) for i in sorted(parts)])
+            yield from finish(number, computed)
+    for number, lengths in enumerate(stored.lengths):
+        if not lengths and number not in done:
+            yield from finish(number, SequenceScores.empty(k))
 
 
 def _window(requests: Sequence[ScoringRequest], max_length: int, prefix: int) -> int | None:
@@ -247,21 +250,43 @@ def _merged(requests: Sequence[ScoringRequest]) -> ScoringRequest:
     return merged
 
 
-def tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> TokenisedRequest:
-    """The tokens of a request; `ScoringError` where `max_length` truncates it and its overflow is "error"."""
+def tokenise(request: ScoringRequest, encoder: Encoder, max_length: int) -> tuple[Rendered, Encoded, TokenScores]:
+    """The text of a request, its tokens, and those of them that are scored, whose scores are empty as yet.
+
+    Raises:
+        ScoringError: `max_length` truncates the text and the request's overflow is "error".
+    """
     rendered = request.read()
     encoded = encoder.encode(rendered)
     labels = token_labels(encoded, rendered.codes)
     targets = np.flatnonzero((labels & request.scored) != 0)
     targets = targets[targets > 0]  # nothing precedes the first token
-    n_fitting = int(np.searchsorted(targets, max_length))
-    n_truncated = int(np.count_nonzero(labels[targets[n_fitting:]] & request.mask))
-    if n_truncated and request.overflow == "error":
+    fitting, beyond = np.split(targets, [np.searchsorted(targets, max_length)])
+    tokens = TokenScores(
+        key=request.key,
+        position=fitting.astype(np.int32),
+        token_id=encoded.ids[fitting],
+        turn=token_turns(encoded, rendered)[fitting],
+        label=labels[fitting],
+        char_start=encoded.start[fitting],
+        char_end=encoded.end[fitting],
+        scores=SequenceScores.empty(0),
+        tokens_total=len(encoded.ids),
+        labels_cut=labels[beyond],
+        run={},
+    )
+    if request.overflow == "error" and tokens.count_cut(request.mask):
         raise ScoringError(
             f"trajectory {request.name!r} has {len(encoded.ids)} tokens, the model reads {max_length} (--model_args "
             "max_length=…); set overflow to 'right' to score the part that fits or 'skip' to leave it out"
         )
-    return TokenisedRequest(request, rendered, encoded, labels, targets, n_fitting, n_truncated)
+    return rendered, encoded, tokens
+
+
+def _loses(tokens: TokenScores, request: ScoringRequest) -> bool:
+    """Whether the context leaves a request nothing of its text."""
+    beyond = tokens.count_cut(request.mask)
+    return beyond > 0 and (request.overflow == "skip" or not tokens.selected(request.mask).any())
 
 
 def check_tokenizer(losses: Sequence[tuple[ScoringRequest, int, int]], backend: Backend) -> None:
@@ -324,28 +349,25 @@ class _StoredTexts(Sequence[TokenSequence]):
 
     def __init__(self, max_length: int, window: int | None, prefix: int) -> None:
         self.requests: list[ScoringRequest] = []  # of all tasks together, one a text
-        self.records: list[Record] = []  # its token ids and `_COLUMNS`
+        self.records: list[Record] = []  # its token ids and `_COLUMNS`, which need no model
         self.lengths: list[tuple[int, ...]] = []  # of its sequences: one, or the chunks of the short-context pass
         self.owner: list[tuple[int, int]] = []  # of each sequence: the text, and which of its sequences it is
         self._scratch = ScratchFile()
         self._max_length, self._window, self._prefix = max_length, window, prefix
 
-    def put(self, text: TokenisedRequest) -> None:
-        """Store a text."""
-        fitting, beyond = np.split(text.targets, [text.n_fitting])
-        encoded, turns = text.encoded, token_turns(text.encoded, text.rendered)
-        spans = encoded.start[fitting], encoded.end[fitting]
-        columns = fitting.astype(np.int32), text.labels[fitting], turns[fitting], *spans, text.labels[beyond]
-        lengths = tuple(len(part.ids) for part in self._parts(text.sequence(self._max_length)))
+    def put(self, request: ScoringRequest, ids: IntArray, tokens: TokenScores) -> None:
+        """Store a text: all its token ids, and those of its tokens that are scored."""
+        lengths = tuple(len(part.ids) for part in self._parts(request, ids, tokens.position))
         self.owner += [(len(self.requests), part) for part in range(len(lengths))]
         self.lengths.append(lengths)
-        self.requests.append(text.request)
-        self.records.append(self._scratch.put(None, encoded.ids, *columns))
+        self.requests.append(request)
+        self.records.append(self._scratch.put(None, ids, *(getattr(tokens, name) for name in _COLUMNS)))
 
-    def _parts(self, whole: TokenSequence) -> list[TokenSequence]:
+    def _parts(self, request: ScoringRequest, ids: IntArray, targets: IntArray) -> list[TokenSequence]:
         """The sequences of a text."""
-        if not len(whole.targets):
+        if not len(targets):
             return []
+        whole = TokenSequence.of(request, ids, targets, self._max_length)
         return [whole] if self._window is None else list(_chunks(whole, self._window, self._prefix))
 
     def __len__(self) -> int:
@@ -355,38 +377,12 @@ class _StoredTexts(Sequence[TokenSequence]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number, part = self.owner[index]
-        (ids, targets, *_), request = self.records[number]()[1], self.requests[number]
-        ids, length = ids[: int(targets[-1]) + 1], min(len(ids), self._max_length)
-        return self._parts(TokenSequence(request.name, ids, targets, length, request.full_vocabulary))[part]
+        ids, targets, *_ = self.records[number]()[1]
+        return self._parts(self.requests[number], ids, targets)[part]
 
     def set_aside(self, scores: SequenceScores) -> Record:
         """Store scores of one part of a text."""
         return self._scratch.put(None, *(column for column in scores if column is not None))
-
-
-def _compute(
-    backend: Backend, stored: _StoredTexts, k: int, done: Collection[int], *, show_progress: bool
-) -> Iterator[tuple[int, SequenceScores]]:
-    """Scores of the texts that are not `done`, by number, as they finish."""
-    skip = {index for index, (number, _) in enumerate(stored.owner) if number in done}
-    total = sum(sum(lengths) for number, lengths in enumerate(stored.lengths) if number not in done)
-    aside: dict[int, dict[int, Record]] = {}  # of texts whose parts are not all scored yet
-    with _progress_bar(total, show=show_progress) as bar:
-        for index, scores in backend.score(stored, k, bar.update, skip):
-            number, part = stored.owner[index]
-            bar.set_postfix_str(printable(stored.requests[number].name[:40]), refresh=False)
-            refuse_non_finite(stored[index], scores)
-            if (n_parts := len(stored.lengths[number])) > 1:
-                parts = aside.setdefault(number, {})
-                parts[part] = stored.set_aside(scores)
-                if len(parts) < n_parts:
-                    continue
-                del aside[number]
-                scores = SequenceScores.concat([SequenceScores(*parts[i]()[1]) for i in sorted(parts)])
-            yield number, scores
-    for number, lengths in enumerate(stored.lengths):
-        if not lengths and number not in done:
-            yield number, SequenceScores.empty(k)
 
 
 def _chunks(sequence: TokenSequence, window: int, prefix: int) -> Iterator[TokenSequence]:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.base import ScoringRequest, SequenceScores
 
 _ABOVE_ZERO = 1e-4  # rounding of a log-softmax whose largest value is 0
 _MASS = 1.01  # rounding of k probabilities
@@ -43,6 +43,14 @@ class TokenSequence(NamedTuple):
     targets: npt.NDArray[np.int32]  # (m,) positions in `ids` whose token is scored; increasing, >= 1
     length: int = 0  # tokens of the full text within the context, where that is more than `ids` has
     full_vocabulary: bool = False  # see `ScoringRequest`
+
+    @classmethod
+    def of(
+        cls, request: ScoringRequest, ids: npt.NDArray[np.int32], targets: npt.NDArray[np.int32], max_length: int
+    ) -> TokenSequence:
+        """What a model of `max_length` tokens reads of a text: the tokens up to the last one that is scored."""
+        stop = int(targets[-1]) + 1 if len(targets) else 0
+        return cls(request.name, ids[:stop], targets, min(len(ids), max_length), request.full_vocabulary)
 
     @property
     def full_length(self) -> int:

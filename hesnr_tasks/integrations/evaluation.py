@@ -12,16 +12,17 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from hesnr_tasks.backends import TokenisedRequest, check_tokenizer, hf, refuse_non_finite, tokenise
+from hesnr_tasks.backends import check_tokenizer, hf, refuse_non_finite, tokenise
 from hesnr_tasks.backends.base import Backend, TokenSequence
 from hesnr_tasks.backends.hf.live import LiveModel, is_a
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, number_of
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums, measure, names_of, token_bytes
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.base import SequenceScores, TokenScores
 from hesnr_tasks.stats import Estimate, paired
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, signature
@@ -120,8 +121,9 @@ def _grouped() -> bool:
 class EvaluationTexts(NamedTuple):
     """The texts in the order of their keys, as a run of lm-eval sorts them."""
 
-    items: tuple[TokenisedRequest, ...]
+    items: tuple[TokenScores, ...]  # their tokens, without scores
     sequences: tuple[TokenSequence, ...]
+    n_bytes: tuple[npt.NDArray[np.float64], ...]  # of each scored token
     n_tokens: int  # of the forward passes of one evaluation
     n_scored: int
     share_scored: float  # of the tokens that would count
@@ -142,27 +144,32 @@ def prepare(settings: TaskSettings, backend: Backend) -> EvaluationTexts:
     corpus, encoder = open_corpus(settings), Encoder(backend.tokenizer, backend.bos)
     mask = label_mask(settings.kinds, settings.filters, tuple(FILTERS))
     native = native_template(backend.tokenizer, settings) if settings.render == "native" else None
-    texts: list[TokenisedRequest] = []
+    texts: list[tuple[TokenScores, TokenSequence, npt.NDArray[np.float64]]] = []
+    losses, passed = [], []
     for index in range(len(corpus)):
         request = corpus.request(index, settings.render, native, mask=mask, k=settings.k, overflow=settings.overflow)
-        texts.append(tokenise(request, encoder, backend.max_length))
-    if native and (dropped := native.dropped_text([p for text in texts if (p := text.rendered.passed)])):
+        rendered, encoded, tokens = tokenise(request, encoder, backend.max_length)
+        sequence = TokenSequence.of(request, encoded.ids, tokens.position, backend.max_length)
+        texts.append((tokens, sequence, token_bytes(rendered.text, tokens.char_start, tokens.char_end)))
+        losses.append((request, encoded.lost, len(tokens.labels_cut)))
+        passed += [rendered.passed] if rendered.passed else []
+    if native and (dropped := native.dropped_text(passed)):
         _log.warning("%s", dropped)
-    check_tokenizer([(text.request, text.lost, text.n_truncated) for text in texts], backend)
-    skipped = [text for text in texts if text.n_truncated and settings.overflow == "skip"]
-    items = sorted((t for t in texts if not (t.n_truncated and settings.overflow == "skip")), key=lambda t: t.key)
-    if not any(text.n_fitting for text in items):
+    check_tokenizer(losses, backend)
+    wanted = sum(len(tokens.position) + len(tokens.labels_cut) for tokens, *_ in texts)
+    kept = [text for text in texts if settings.overflow != "skip" or not len(text[0].labels_cut)]
+    kept.sort(key=lambda text: text[0].key)
+    if not any(len(tokens.position) for tokens, *_ in kept):
         raise DataError(
             f"no token of the {len(texts)} trajectories counts: kinds and filters leave nothing, or all of it lies "
             f"beyond the {backend.max_length} tokens that are read"
         )
-    if skipped:
+    if len(kept) < len(texts):
         total = number_of(len(texts), "trajectory")
-        _log.warning("longer than the context and left out: %d of %s", len(skipped), total)
-    sequences = tuple(text.sequence(backend.max_length) for text in items)
-    scored = sum(text.n_fitting for text in items)
-    wanted = scored + sum(text.n_truncated for text in items) + sum(len(text.targets) for text in skipped)
-    return EvaluationTexts(tuple(items), sequences, sum(len(s.ids) for s in sequences), scored, scored / wanted)
+        _log.warning("longer than the context and left out: %d of %s", len(texts) - len(kept), total)
+    items, sequences, n_bytes = zip(*kept, strict=True)
+    scored = sum(len(tokens.position) for tokens in items)
+    return EvaluationTexts(items, sequences, n_bytes, sum(len(s.ids) for s in sequences), scored, scored / wanted)
 
 
 # --- evaluations ------------------------------------------------------------------------------------------------------
@@ -245,15 +252,12 @@ class Evaluator:
         k, epsilon, problem = self.settings.k, self.settings.epsilon, ""
         sums = dict[int, TrajectorySums]()
         for index, scores in self._score(set() if self.sharded else skipped):
-            text, sequence = self.texts.items[index], self.texts.sequences[index]
             try:
-                refuse_non_finite(sequence, scores)
+                refuse_non_finite(self.texts.sequences[index], scores)
             except ScoringError as error:  # raised after the last pass, which other processes may be in
                 problem = problem or str(error)
                 continue
-            encoded, targets = text.encoded, sequence.targets
-            n_bytes = token_bytes(text.rendered.text, encoded.start[targets], encoded.end[targets])
-            columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, k, n_bytes)
+            columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, k, self.texts.n_bytes[index])
             sums[index] = TrajectorySums.of(columns, epsilon, k)
         if problem:
             raise ScoringError(problem)
@@ -267,7 +271,7 @@ class Evaluator:
         run = {"backend": "hf", "in_training": True, "max_length": self.live.max_length}
         run |= {"sharded": True} if self.sharded else {}
         run |= {"autocast": str(self.live.mixed_precision_dtype), "architecture": type(self.live.model).__name__}
-        texts = [(text.key, text.n_truncated) for text in self.texts.items]
+        texts = [(tokens.key, len(tokens.labels_cut)) for tokens in self.texts.items]
         return signature(self.settings, self.settings.render, texts, run)
 
 

@@ -24,14 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.backends import (
-    TokenisedRequest,
-    backend_for,
-    describe_run,
-    refuse_non_finite,
-    tokenise,
-)
-from hesnr_tasks.backends.base import Backend
+from hesnr_tasks.backends import backend_for, describe_run, refuse_non_finite, tokenise
+from hesnr_tasks.backends.base import Backend, TokenSequence
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, nearest, printable
 from hesnr_tasks.files.atomic import open_output, remove_abandoned, replace_file
 from hesnr_tasks.files.bounded import READ_ERRORS, check_parquet
@@ -39,7 +33,7 @@ from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.formats import ReadReport, read_by_source, trajectory_identity
 from hesnr_tasks.formats.base import uncompressed
 from hesnr_tasks.metrics import MIN_TOKENS, TokenColumns, TrajectorySums, token_bytes
-from hesnr_tasks.scores.base import ScoringRequest, SequenceScores
+from hesnr_tasks.scores.base import ScoringRequest, SequenceScores, TokenScores
 from hesnr_tasks.tasks.settings import TaskSettings, choices, native_template
 from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.trajectory.alignment import Encoder
@@ -491,31 +485,37 @@ class _Scorer:
 
     def rows(self, window: Sequence[Document], progress: Callable[[int], None]) -> list[dict[str, Any]]:
         """The documents of a window, scored, in order."""
-        texts = [self._tokenised(document.trajectory) for document in window]
-        lost, characters = sum(t.lost for t in texts), sum(t.request.characters for t in texts)
+        settings, encoder, backend = self._settings, self._encoder, self._backend
+        texts: list[tuple[TokenScores, FloatArray]] = []  # the tokens that count, and their bytes
+        sequences, lost, characters = [], 0, 0
+        for document in window:
+            request = self._request(document.trajectory)
+            text, encoded, tokens = tokenise(request, encoder, backend.max_length)
+            skipped = settings.overflow == "skip" and len(tokens.labels_cut) > 0
+            targets = tokens.position[:0] if skipped else tokens.position
+            sequences.append(TokenSequence.of(request, encoded.ids, targets, backend.max_length))
+            texts.append((tokens, token_bytes(text.text, tokens.char_start, tokens.char_end)[: len(targets)]))
+            lost, characters = lost + encoded.lost, characters + request.characters
         if lost > 0.05 * characters:
             raise ScoringError(
-                f"the tokenizer {type(self._backend.tokenizer).__name__} cannot represent {lost} of {characters} "
+                f"the tokenizer {type(backend.tokenizer).__name__} cannot represent {lost} of {characters} "
                 f"characters near document {window[0].trajectory.id!r}; check that it belongs to the model"
             )
         rows: list[dict[str, Any]] = [{}] * len(texts)
-        sequences = [text.sequence(self._backend.max_length) for text in texts]
-        for index, scores in self._backend.score(sequences, self._settings.k, progress):
+        for index, scores in backend.score(sequences, settings.k, progress):
             refuse_non_finite(sequences[index], scores)
-            rows[index] = self._row(window[index], texts[index], scores)
+            rows[index] = self._row(window[index], *texts[index], scores)
         return rows
 
-    def _tokenised(self, trajectory: Trajectory) -> TokenisedRequest:
+    def _request(self, trajectory: Trajectory) -> ScoringRequest:
         settings = self._settings
         rendered = labelled(render(trajectory, settings.render, self._native))
         key, size = rendered.key[:32], len(rendered.text)
-        request = ScoringRequest(trajectory.id, lambda: rendered, self._mask, settings.k, settings.overflow, key, size)
-        text = tokenise(request, self._encoder, self._backend.max_length)
-        return text._replace(n_fitting=0) if text.n_truncated and settings.overflow == "skip" else text
+        return ScoringRequest(trajectory.id, lambda: rendered, self._mask, settings.k, settings.overflow, key, size)
 
-    def _row(self, document: Document, text: TokenisedRequest, scores: SequenceScores) -> dict[str, Any]:
-        encoded, targets = text.encoded, text.targets[: text.n_fitting]
-        n_bytes = token_bytes(text.rendered.text, encoded.start[targets], encoded.end[targets])
+    def _row(
+        self, document: Document, tokens: TokenScores, n_bytes: FloatArray, scores: SequenceScores
+    ) -> dict[str, Any]:
         columns = TokenColumns.of(scores.logprob, scores.rank, scores.topk_logprobs, self._settings.k, n_bytes)
         sums = TrajectorySums.of(columns, self._settings.epsilon, self._settings.k, _METRICS)
 
@@ -527,10 +527,10 @@ class _Scorer:
             "row": document.row,
             "id": document.trajectory.id,
             "source": document.source,
-            "key": text.key,
+            "key": tokens.key,
             "tokens": len(columns),
             "bytes": int(n_bytes.sum()),
-            "tokens_cut": len(text.targets) - text.n_fitting,
+            "tokens_cut": len(tokens.position) + len(tokens.labels_cut) - len(columns),
             "he_tokens": int(sums.column("he_tokens")[0]),
             "he_snr": mean("he_snr"),
             "density": mean("density"),

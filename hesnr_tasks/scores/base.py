@@ -97,6 +97,10 @@ class TokenScores:
         """Which tokens `mask` (labels.label_mask) selects; shape (n,)."""
         return (self.label & mask) != 0
 
+    def count_cut(self, mask: np.uint64) -> int:
+        """How many tokens that `mask` selects lie beyond the context."""
+        return int(np.count_nonzero(self.labels_cut & mask))
+
 
 def window_stride(window: int) -> int:
     """How many tokens a chunk of the short-context pass predicts: a quarter of the window, as in LongPPL."""

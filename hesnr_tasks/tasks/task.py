@@ -261,7 +261,7 @@ class HesnrTask(Task):
 
         One that overflow=skip leaves out is told from the others by its cut tokens: see `_included`.
         """
-        counted, cut = scores.selected(self._mask), int(((scores.labels_cut & self._mask) != 0).sum())
+        counted, cut = scores.selected(self._mask), scores.count_cut(self._mask)
         sums = self._sums(scores, counted, rendered)
         return DocumentValues(scores.key, sums, int(counted.sum()), cut, rendered.passed, scores.run, str(scores))
 
