@@ -14,13 +14,13 @@ from hypothesis import settings
 
 from tests import ROOT, SHARED
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # those have it from the process that started them
-    # read when libraries are first imported, here and in processes of tests: nobody's caches or settings count or are
-    # changed, and no hub is asked
-    _PLACE = tempfile.TemporaryDirectory(prefix="hesnr-tests-", ignore_cleanup_errors=True)
-    _OURS = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TRACKIO_DIR", "MSWEA_GLOBAL_CONFIG_DIR")
-    os.environ.update({name: str(Path(_PLACE.name, name.lower())) for name in _OURS})
-    os.environ.update({"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "MSWEA_SILENT_STARTUP": "1"})
+# read when libraries are first imported, here and in processes of tests: nobody's caches or settings count or are
+# changed, those of a worker beside this one neither, no hub is asked, and workers do not wait for each other's threads
+_PLACE = tempfile.TemporaryDirectory(prefix="hesnr-tests-", ignore_cleanup_errors=True)
+_OURS = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TRACKIO_DIR", "MSWEA_GLOBAL_CONFIG_DIR")
+os.environ.update({name: str(Path(_PLACE.name, name.lower())) for name in _OURS})
+os.environ.update({"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "MSWEA_SILENT_STARTUP": "1"})
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("tests", deadline=None)  # a busy machine is no defect
 settings.load_profile("tests")

@@ -38,7 +38,7 @@ def start(target, *arguments):
     return process
 
 
-def finish(*processes, seconds=240):
+def finish(*processes, seconds=1200):
     """Wait for processes; their exit codes."""
     for process in processes:
         process.join(seconds)
@@ -80,7 +80,7 @@ class WarmPython(NamedTuple):
 _CLIENT = """#!{python} -IS
 import json, os, socket, sys, time
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
-    for _ in range(1200):  # the server imports much first
+    for _ in range(6000):  # the server imports much first
         try:
             link.connect({address!r})
             break

@@ -58,7 +58,7 @@ class Browser:
             self.call(f"{domain}.enable")
         self.size(1280, 900)
 
-    def call(self, method, timeout=30, **params):
+    def call(self, method, timeout=300, **params):
         """Send one command and wait for its answer."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
@@ -101,12 +101,12 @@ class Browser:
 
     def open(self, path, fragment=""):
         """Load a file and wait until it has been drawn; `problems` and `requests` start anew."""
-        self.call("Page.navigate", url="about:blank")
-        self.problems, self.requests, self._events = [], [], []
-        self.call("Page.navigate", url=Path(path).as_uri() + fragment)
-        deadline = time.monotonic() + 30
-        while "Page.loadEventFired" not in self._events:
-            self._receive(deadline)
+        for url in ("about:blank", Path(path).as_uri() + fragment):
+            self.problems, self.requests, self._events = [], [], []
+            self.call("Page.navigate", url=url)
+            deadline = time.monotonic() + 300
+            while "Page.loadEventFired" not in self._events:
+                self._receive(deadline)
         self.settle()
 
     def evaluate(self, expression):
@@ -150,7 +150,7 @@ class Browser:
         """End the browser."""
         self._session = None
         self.call("Browser.close")
-        self._process.wait(20)
+        self._process.wait(300)
         os.close(self._in)
         os.close(self._out)
         self._profile.cleanup()

@@ -105,8 +105,7 @@ class Exhaust(TrainerCallback):
 
 
 def main(short, long, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=240))  # a process that waits for ever fails
+    dist.init_process_group("gloo", timeout=timedelta(seconds=1200))  # a process that waits for ever fails
     record = {"split": split(short, folder), "sharded": sharded(long, folder)}
     Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(record))
     dist.barrier()

@@ -37,7 +37,6 @@ class RankedHFLM(HFLM):
 
 def main(rank, processes, checkpoint, data, folder):
     """Evaluate as one of several processes; rank 0 writes the result, every rank its refusal, into `folder`."""
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     manager = TaskManager(include_path=str(tasks_path()), include_defaults=False, metadata={"trajectories": data})
     model = RankedHFLM(pretrained=checkpoint, dtype="float32", device="cpu")

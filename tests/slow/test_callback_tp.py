@@ -72,8 +72,7 @@ class OnCPU(Trainer):
 
 
 def main(corpus, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=240))  # a process that waits for ever fails
+    dist.init_process_group("gloo", timeout=timedelta(seconds=1200))  # a process that waits for ever fails
     callbacks = ([scoring(corpus, **SHARDED)], [])
     trainers = [train(load(folder, "auto"), folder, *several, steps=2, kind=OnCPU) for several in callbacks]
     model = trainers[0].model

@@ -48,7 +48,6 @@ def main(corpus, folder):
     import deepspeed.comm.torch
 
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # compiles C++ for a minute, and is not needed
-    torch.set_num_threads(1)
     settings = {"steps": 2, "deepspeed": CONFIG, "max_grad_norm": 0, "optim": "adamw_torch"}
     callbacks = ([scoring(corpus, **SHARDED)], [])
     trainers = [train(llama(), folder, *several, **settings) for several in callbacks]

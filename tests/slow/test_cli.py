@@ -260,7 +260,7 @@ def on_terminal(*words, columns=100):
         for name in ("stdout", "stderr", "__stdout__"):  # shutil asks the last for its width
             patch.setattr(sys, name, terminal)
         status = cli.main(list(map(str, words)))
-    reader.join(60)
+    reader.join()
     os.close(ours)
     shown = b"".join(written).decode().replace("\r\n", "\n")
     assert status == 0, shown

@@ -152,7 +152,8 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_template_that_cannot_be_used_is_named_with_what_to_use(checkpoint, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_SECONDS", 0.5)
+    if name == "loops":  # the others end, though on a busy machine not in half a second
+        monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_SECONDS", 0.5)
     source, match = BAD[name]
     folder, _ = carrying(source, checkpoint, tmp_path / name)
     if source is None:
@@ -173,7 +174,7 @@ def test_a_process_forked_while_a_template_runs_is_free():
         if child := os.fork():
             statuses.append(os.waitpid(child, 0)[1])
         else:
-            signal.alarm(20)
+            signal.alarm(300)
             os._exit(getrlimit(RLIMIT_AS) != before or run_template(lambda: "text") != "text")
 
     running, thread = threading.Event(), threading.Thread(target=fork)

@@ -64,7 +64,7 @@ def test_a_pipe_is_written_into(tmp_path):
     reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
     reader.start()
     assert cli.main(["convert", source(tmp_path), "-o", str(pipe)]) == 0
-    reader.join(20)
+    reader.join()
     assert json.loads(received[0])["id"] == "a"
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
@@ -196,7 +196,7 @@ def test_many_may_register_at_once_and_a_stray_file_does_not_matter(tmp_path):
         subprocess.Popen([sys.executable, "-c", REGISTER.format(str(tmp_path), at_once)], stderr=subprocess.PIPE)
         for _ in range(4)
     ]
-    assert [process.communicate(timeout=120)[1] for process in running] == [b""] * 4
+    assert [process.communicate()[1] for process in running] == [b""] * 4
     from hesnr_tasks.tasks import tasks_path
 
     ours = {path.name for path in folder.rglob("*yaml") if path.is_file()} - {"stray.yaml"}

@@ -1,6 +1,8 @@
 """Scores are kept beside a run: read once, resumed after a crash, never mixed."""
 
 import importlib.util
+import itertools
+import threading
 import time
 from pathlib import Path
 
@@ -151,19 +153,31 @@ def test_a_folder_is_the_runs_by_its_hash_whatever_its_name(tmp_path):
     assert opened("elsewhere/step1000/hf") == old  # the weights are the same
 
 
+def read_four_and_stay(checkpoint, metadata):
+    """An evaluation, in a process of its own, whose model stands still before the fifth trajectory."""
+    score = hf.HuggingFaceBackend.score
+
+    def four(self, passages, k, progress, skip=()):
+        yield from itertools.islice(score(self, passages, k, progress, skip), 4)
+        threading.Event().wait()
+
+    hf.HuggingFaceBackend.score = four
+    evaluate(checkpoint, ["hesnr_swe"], metadata)
+
+
 def test_a_killed_run_goes_on_where_it_stopped(checkpoint, tmp_path, read):
     """kill -9 in the middle; the second run gives what an undisturbed one gives, to the bit."""
     runs = [run(f"r{i}", *[("Look.", call(f"cat f{i}_{j}.py"), "x = 1\n" * 40) for j in range(8)]) for i in range(12)]
     data = write(tmp_path / "many.jsonl", runs)
     scores = tmp_path / "scores"
     metadata = {"trajectories": data, "scores": str(scores)}
-    process = processes.start(evaluate, checkpoint, ["hesnr_swe"], metadata)
+    process = processes.start(read_four_and_stay, checkpoint, metadata)
     while process.is_alive() and len(list(scores.glob("*.parquet"))) < 3:
         time.sleep(0.005)
     process.kill()
     process.join()
     kept = len(list(scores.glob("*.parquet")))
-    assert 3 <= kept < 12
+    assert 3 <= kept <= 4
     resumed = evaluate(checkpoint, ["hesnr_swe"], metadata)
     assert len(read) == 12 - kept
     undisturbed = evaluate(checkpoint, ["hesnr_swe"], metadata | {"scores": str(tmp_path / "undisturbed")})

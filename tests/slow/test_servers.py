@@ -45,7 +45,7 @@ def served(tmp_path_factory):
         patch.setenv("NO_PROXY", "127.0.0.1")
         lm = LocalCompletionsAPI(
             model="tiny", base_url=server.address, tokenizer=str(folder), tokenizer_backend="huggingface",
-            max_length=4096, max_retries=1, timeout=20,
+            max_length=4096, max_retries=1, timeout=300,
         )  # fmt: skip
         yield server, backend_for(lm), reference(model, TEXT, logits=server.logprobs(TEXT.ids.tolist()))
 

@@ -16,7 +16,7 @@ from tests.unit.scores import made
 
 def run_main(*words):
     command = [sys.executable, "-m", "tests.slow.crash_main", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -24,7 +24,7 @@ def run_main(*words):
 def run_code(code, *words, before=()):
     """Python in a process of its own; returns what it printed."""
     command = [*before, sys.executable, "-c", code, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

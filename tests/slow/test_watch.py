@@ -168,7 +168,7 @@ def test_a_killed_watcher_goes_on_and_leaves_no_lm_eval_behind(training, tmp_pat
     shutil.copy(folder / "small.jsonl", tmp_path)
     words = [sys.executable, "-m", "hesnr_tasks.cli", *command(tmp_path)]
     watcher = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"HOLD": "1"})
-    deadline, pid = time.monotonic() + 60, tmp_path / "out" / "step10" / "pid"
+    deadline, pid = time.monotonic() + 600, tmp_path / "out" / "step10" / "pid"
     while not (pid.exists() and pid.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -176,7 +176,7 @@ def test_a_killed_watcher_goes_on_and_leaves_no_lm_eval_behind(training, tmp_pat
     assert second.returncode == 2
     assert "another `hesnr watch`" in second.stderr
     os.kill(watcher.pid, signal.SIGTERM)
-    printed, _ = watcher.communicate(timeout=60)
+    printed, _ = watcher.communicate(timeout=600)
     assert "the same command goes on from here" in printed
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
