@@ -156,35 +156,9 @@ class Frame:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def load(
-    folder: str | Path | ScoreStore,
-    ks: Sequence[int] = (10,),
-    *,
-    masks: Sequence[np.uint64] | None = None,
-    extra: Sequence[str] = (),
-    name: str = "",
-    context: int | None = None,
-    run: str | StoredRun = "latest",
-    metrics: Iterable[str] | None = None,
-) -> Frame:
-    """Read the scores of one run of a folder.
-
-    Args:
-        folder: of score files; or a store.
-        ks: numbers of candidates to compute entropies for.
-        masks: load only tokens that count under one of them (None: all).
-        extra: further columns of the score files.
-        name: of the run (default: that of the folder).
-        context: as if the model had read this many token ids of each text, BOS included, at most (None: all it read).
-        run: as `scores.choose_runs` takes it, or one that it returned.
-        metrics: the metrics that will be computed (None: the core ones); others may find their columns missing.
-
-    Raises:
-        StoreError: for damaged files.
-        SettingsError: for a k beyond what was stored, or a run that does not exist.
-        DataError: if there is no file.
-    """
-    reading = _Reading.of(folder, ks, masks=masks, extra=extra, name=name, context=context, run=run, metrics=metrics)
+def load(folder: str | Path | ScoreStore, ks: Sequence[int] = (10,), **options: Any) -> Frame:
+    """Read the scores of one run of a folder; arguments and errors are those of `Reading`."""
+    reading = Reading(folder, ks, **options)
     return reading.frame(list(reading.trajectories()))
 
 
@@ -202,9 +176,9 @@ def scan(
         work: called in this thread, while others read on.
         ks: numbers of candidates to compute entropies for.
         threads: that read (None: as many as there are cores, 8 at most).
-        options: as those of `load`, with its errors.
+        options: as those of `Reading`, with its errors.
     """
-    reading = _Reading.of(folder, ks, **options)
+    reading = Reading(folder, ks, **options)
     parts = reading.trajectories(threads)
     results = []
     while batch := list(itertools.islice(parts, _BATCH)):
@@ -235,21 +209,27 @@ def joined(frames: Sequence[Frame]) -> Frame:
 _Part = tuple[Entry, dict[str, Array]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """Which columns of which files are read, and how they become frames."""
+class Reading:
+    """Which columns of which files are read, and how they become frames.
 
-    store: ScoreStore
-    name: str
-    ks: tuple[int, ...]
-    loaded_mask: int
-    context: int | None
-    optional: tuple[str, ...]  # columns beside those that every frame has
-    occurrences: npt.NDArray[np.int64]  # of each token id in all texts; empty: not needed
+    Args:
+        folder: of score files; or a store.
+        ks: numbers of candidates to compute entropies for.
+        masks: load only tokens that count under one of them (None: all).
+        extra: further columns of the score files.
+        name: of the run (default: that of the folder).
+        context: as if the model had read this many token ids of each text, BOS included, at most (None: all it read).
+        run: as `scores.choose_runs` takes it, or one that it returned.
+        metrics: the metrics that will be computed (None: the core ones); others may find their columns missing.
 
-    @classmethod
-    def of(
-        cls,
+    Raises:
+        StoreError: for damaged files.
+        SettingsError: for a k beyond what was stored, or a run that does not exist.
+        DataError: if there is no file.
+    """
+
+    def __init__(
+        self,
         folder: str | Path | ScoreStore,
         ks: Sequence[int],
         *,
@@ -259,22 +239,34 @@ class _Reading:
         context: int | None = None,
         run: str | StoredRun = "latest",
         metrics: Iterable[str] | None = None,
-    ) -> _Reading:
+    ) -> None:
         store = folder if isinstance(folder, ScoreStore) else ScoreStore.open(folder)
+        if store.run is None and not isinstance(run, StoredRun):
+            run, *others = choose_runs(store.folder, run)
+            if others:
+                listed = "; ".join(f"--run {part.data[:10]}: {'+'.join(part.tasks)}" for part in (run, *others))
+                raise SettingsError(
+                    f"the tasks of run {run.number} of {store.folder} had different data; name one of them: {listed}"
+                )
         if store.run is None:
-            chosen = run if isinstance(run, StoredRun) else _only_run(choose_runs(store.folder, run), store.folder)
-            store = store.of_run(chosen)
+            assert isinstance(run, StoredRun)
+            store = store.of_run(run)
         if max(ks) > store.k:
             raise SettingsError(
                 f"{store.folder} has the {store.k} most likely tokens of each position; k = {max(ks)} needs more. "
                 f'Score again with "k": {max(ks)} in --metadata.'
             )
         needs = needed_columns(names_of() if metrics is None else metrics)
-        optional = tuple(dict.fromkeys([*extra, *(need for need in needs if need in _OPTIONAL)]))
-        loaded_mask = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
-        name = name or store.folder.resolve().name
-        occurrences = _occurrences(store) if "frequency" in optional else np.zeros(0, dtype=np.int64)
-        return cls(store, name, tuple(ks), loaded_mask, context, optional, occurrences)
+        self.optional = tuple(dict.fromkeys([*extra, *(need for need in needs if need in _OPTIONAL)]))
+        self.loaded_mask = _ALL if masks is None else int(np.bitwise_or.reduce(np.array(masks, dtype=np.uint64)))
+        self.store, self.ks, self.context, self.name = store, ks, context, name or store.folder.resolve().name
+        self.occurrences = np.zeros(0, dtype=np.int64)  # of each token id in all texts
+        if "frequency" in self.optional:
+            ids = store.load_columns(["text_ids"], lambda _, columns: np.bincount(columns["text_ids"]))
+            for counts in ids:
+                size = max(len(counts), len(self.occurrences))
+                self.occurrences = np.pad(self.occurrences, (0, size - len(self.occurrences)))
+                self.occurrences[: len(counts)] += counts
 
     def trajectories(self, threads: int | None = None) -> Iterator[_Part]:
         """Every trajectory's entry and columns, in the order of keys."""
@@ -327,25 +319,13 @@ class _Reading:
             entries=tuple(entry for entry, _ in parts),
             loaded_mask=self.loaded_mask,
             bounds=bounds,
-            row=joined("row"),
-            label=joined("label"),
-            logprob=joined("logprob"),
-            rank=joined("rank"),
+            **{column: joined(column) for column in ("row", "label", "logprob", "rank")},
             entropy={k: joined(f"entropy{k}") for k in self.ks},
             labels_cut=tuple(columns["labels_cut"] for _, columns in parts),
             extra={column: joined(column) for column in self.optional},
             signature=signature,
             context=context,
         )
-
-
-def _occurrences(store: ScoreStore) -> npt.NDArray[np.int64]:
-    """How often each token id occurs in the texts of a run."""
-    counts = list(store.load_columns(["text_ids"], lambda _, columns: np.bincount(columns["text_ids"])))
-    total = np.zeros(max(map(len, counts), default=0), dtype=np.int64)
-    for count in counts:
-        total[: len(count)] += count
-    return total
 
 
 def context_for(
@@ -393,15 +373,6 @@ def context_for(
         return None, ""
     limit = limits[smallest]
     return limit, f"context {limit:,}, the smallest that cut a run ({smallest}): only tokens that all could see count"
-
-
-def _only_run(runs: Sequence[StoredRun], folder: Path) -> StoredRun:
-    if len(runs) > 1:
-        listed = "; ".join(f"--run {run.data[:10]}: {'+'.join(run.tasks)}" for run in runs)
-        raise SettingsError(
-            f"the tasks of run {runs[0].number} of {folder} had different data; name one of them: {listed}"
-        )
-    return runs[0]
 
 
 def _covered(mask: int, filters: Sequence[str]) -> str:
@@ -582,7 +553,12 @@ def whole_contexts(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
-    return _shortest_ends([path.resolve().parts for path in paths]) or [str(path) for path in paths]
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -598,15 +574,6 @@ def run_names(folders: Sequence[Path]) -> list[str]:
         short[model] if models.count(model) == 1 else f"{short[model]} ({name})"
         for model, name in zip(models, own, strict=True)
     ]
-
-
-def _shortest_ends(parts: Sequence[Sequence[str]]) -> list[str]:
-    """Empty where some are equal."""
-    for length in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return []
 
 
 def natural(name: str) -> list[tuple[int, str]]:
