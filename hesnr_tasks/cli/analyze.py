@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from hesnr_tasks.analysis.tables import (
 )
 from hesnr_tasks.errors import SettingsError, nearest
 from hesnr_tasks.metrics import METRICS, MIN_TOKENS, names_of
-from hesnr_tasks.scores import ScoreStore, StoredRun, choose_runs
+from hesnr_tasks.scores import ScoreStore, choose_runs
 from hesnr_tasks.stats import RESAMPLES, SEED
 
 
@@ -64,63 +64,19 @@ def add_selection(parser: argparse.ArgumentParser, *, several: bool) -> None:
     }
     for name, (kind, text) in options.items():
         parser.add_argument(f"--{name}", type=kind, metavar=name.upper(), help=text, **many)
-    add_context(parser)
-    parser.add_argument(
-        "--min-tokens", type=int, default=MIN_TOKENS, metavar="N",
-        help=f"a metric over fewer tokens is N/A (default: {MIN_TOKENS})",
-    )  # fmt: skip
-    add_run_option(parser)
-    add_bootstrap(parser)
+    add_shared(parser, "context", "min-tokens", "run", "resamples", "seed")
 
 
-def add_bootstrap(parser: argparse.ArgumentParser) -> None:
-    """`--resamples` and `--seed`."""
-    parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
-
-
-def add_answers(parser: argparse.ArgumentParser, *, k: str) -> None:
-    """How logs of answers are read, which Pass@K, the bootstrap and the output; `k`: help of `--k`."""
-    add = parser.add_argument
-    add("--k", type=int, nargs="+", metavar="K", help=k)
-    add("--metric", metavar="NAME", help="of an lm-eval log: what says right or wrong (default: pass@1, exact_match)")
-    add("--filter", metavar="NAME", help="of an lm-eval log with several filters")
-    add("--task", metavar="NAME", help="of a folder with logs of several tasks")
-    add_bootstrap(parser)
-    add_format(parser)
-    add("-o", "--output", type=Path, metavar="OUT", help="folder for CSV, JSON and the figure (SVG, PNG)")
-
-
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """`--format` and `--wide`, for what `analysis.tables.show` prints."""
-    parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
-    add_wide(parser)
-
-
-def add_wide(parser: argparse.ArgumentParser) -> None:
-    """`--wide`."""
-    parser.add_argument("--wide", action="store_true", help="all columns, also where the terminal is too narrow")
-
-
-def add_context(parser: argparse.ArgumentParser) -> None:
-    """`--context`, for every command that reads score files of several runs."""
-    parser.add_argument(
-        "--context", type=_context, metavar="N",
-        help="count only the first N tokens of a text; common: those all runs could see; own: each run as it is "
-        "(default: common, where a context cut a run)",
-    )  # fmt: skip
-
-
-def add_run_option(parser: argparse.ArgumentParser) -> None:
-    """Which run of a folder is read: `args.run`, as `scores.choose_runs` takes it."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--run", default="latest", metavar="N|DATA",
-        help="the run of each folder to read, by number or by the hash of its data (default: the latest)",
-    )  # fmt: skip
-    group.add_argument(
-        "--all", dest="run", action="store_const", const="all", help="everything that was ever scored into each folder"
-    )
+def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options of several sub-commands; `run` comes with `--all`: `args.run` is what `scores.choose_runs` takes."""
+    for name in names:
+        if name == "run":
+            group = parser.add_mutually_exclusive_group()
+            group.add_argument("--run", **_SHARED["run"])
+            whole = "everything that was ever scored into each folder"
+            group.add_argument("--all", dest="run", action="store_const", const="all", help=whole)
+        else:
+            parser.add_argument(f"--{name}", **_SHARED[name])
 
 
 def _context(word: str) -> int | str:
@@ -129,6 +85,27 @@ def _context(word: str) -> int | str:
     if not word.isdigit() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is neither a number of tokens nor common, own")
     return int(word)
+
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "context": {
+        "type": _context, "metavar": "N",
+        "help": "count only the first N tokens of a text; common: those all runs could see; own: each run as it is "
+        "(default: common, where a context cut a run)",
+    },
+    "min-tokens": {
+        "type": int, "default": MIN_TOKENS, "metavar": "N",
+        "help": f"a metric over fewer tokens is N/A (default: {MIN_TOKENS})",
+    },
+    "run": {
+        "default": "latest", "metavar": "N|DATA",
+        "help": "the run of each folder to read, by number or by the hash of its data (default: the latest)",
+    },
+    "resamples": {"type": int, "default": RESAMPLES, "help": f"of the bootstrap (default: {RESAMPLES})"},
+    "seed": {"type": int, "default": SEED, "help": f"of the bootstrap (default: {SEED})"},
+    "format": {"choices": FORMATS, "default": "text", "help": "default: text"},
+    "wide": {"action": "store_true", "help": "all columns, also where the terminal is too narrow"},
+}  # fmt: skip
 
 
 # --- hesnr analyze: any threshold, k, kind and filter, broken down in any direction -----------------------------------
@@ -147,21 +124,18 @@ def analyze_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bins", type=int, default=100, help="of the histograms (default: 100)")
     add("--sweep", action="store_true", help="20 thresholds from ln 2 to ln 5")
     add("--cases", nargs="?", type=int, const=5, default=0, metavar="N", help="N decision tokens near ln 2, ln 3, ln 4")
-    add(
-        "--against", nargs="+", default=[], metavar="FOLDER",
-        help="scores of the same texts: a short-context pass (context benefit, LongPPL), another model (rBridge)",
-    )  # fmt: skip
+    beside = "scores of the same texts: a short-context pass (context benefit, LongPPL), another model (rBridge)"
+    add("--against", nargs="+", default=[], metavar="FOLDER", help=beside)
     add("--common", action="store_true", help="of --against: take the trajectories that both have, if they differ")
-    add(
-        "--exploration", action="store_true", help="entropy at pivotal words, reflective and rare sentences of thoughts"
-    )
+    explored = "entropy at pivotal words, reflective and rare sentences of thoughts"
+    add("--exploration", action="store_true", help=explored)
     add("--tool-entropy", action="store_true", help="entropy where actions are chosen")
     add("--decision-arguments", type=int, metavar="N", help="of --tool-entropy: words after the verb that decide too")
     add("--combine", metavar="HOW", help="of --tool-entropy: entropies of a step's words to one, max|mean|first|sum")
     add("--forks", type=int, metavar="N", help="of --tool-entropy: steps of greatest entropy to list (default: 10)")
     add("--quantile", type=float, nargs="+", metavar="Q", help="of --tool-entropy: more gate thresholds, at quantiles")
     add("-o", "--output", type=Path, metavar="FOLDER", help="where figures go (default: no figures)")
-    add_format(parser)
+    add_shared(parser, "format", "wide")
 
 
 def analyze(args: argparse.Namespace) -> str:
@@ -170,19 +144,25 @@ def analyze(args: argparse.Namespace) -> str:
     epsilons = check_epsilons(args.epsilon, ks)
     paths = folders(args.scores)
     _check(args, paths)
-    explored = ("char_start", "char_end") if args.exploration else ()
-    explored = (*explored, "topk_logprobs") if args.histogram else explored
-    extra = tuple(dict.fromkeys([*(column for by in args.by for column in COLUMNS[by]), *explored]))
+    extra = {column: None for by in args.by for column in COLUMNS[by]}
+    extra |= dict.fromkeys(("char_start", "char_end") if args.exploration else ())
+    extra |= {"topk_logprobs": None} if args.histogram else {}
     kinds = args.kinds or (["thought"] if args.exploration else None)
     beside = folders(args.against) if args.against else []
     context, note = context_for([*paths, *beside], args.context)
     about: dict[str, Any] = {"hesnr_tasks": __version__, "resamples": args.resamples, "seed": args.seed, "runs": {}}
     tables: dict[str, Table] = {}
     abouts: dict[str, str] = {}
-    for name, path, stored in _named_runs(paths, args.run):  # one at a time: memory holds one run
+    runs = [(name, path, choose_runs(path, args.run)) for name, path in zip(run_names(paths), paths, strict=True)]
+    several = [  # a run whose tasks had different data is several
+        (name if len(of_path) == 1 else f"{name}:{stored.data[:6]}", path, stored)
+        for name, path, of_path in runs
+        for stored in of_path
+    ]
+    for name, path, stored in several:  # one at a time: memory holds one run
         chosen = selections(ScoreStore.open(path).signature["filters"], kinds, args.filters)
         masks = [item.mask for item in chosen]
-        frame = load(path, ks, masks=masks, extra=extra, name=name, context=context, run=stored)
+        frame = load(path, ks, masks=masks, extra=tuple(extra), name=name, context=context, run=stored)
         about["runs"][name] = {"folder": str(path), "trajectories": len(frame.entries), "read": frame.about}
         about["runs"][name] |= frame.signature
         abouts[name] = frame.about
@@ -207,14 +187,6 @@ def analyze(args: argparse.Namespace) -> str:
     return show(listed, args.format, about, wide=args.wide)
 
 
-def _named_runs(paths: Sequence[Path], requested: str) -> Iterator[tuple[str, Path, StoredRun]]:
-    """The run of each folder that is read, and a name for it; a run whose tasks had different data is several."""
-    for name, path in zip(run_names(paths), paths, strict=True):
-        runs = choose_runs(path, requested)
-        for stored in runs:
-            yield (name if len(runs) == 1 else f"{name}:{stored.data[:6]}"), path, stored
-
-
 def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     """Raise `SettingsError` for values out of range, and for options without the one they belong to."""
     check_resamples(args.resamples, args.seed)
@@ -234,14 +206,13 @@ def _check(args: argparse.Namespace, paths: Sequence[Path]) -> None:
 
 
 def _tables(frame: Frame, question: Question, args: argparse.Namespace) -> Iterator[Table]:
-    exploration: Iterable[Table] = ()
+    explored: list[Table] = []
     if args.exploration:
-        from hesnr_tasks.exploration.entropy_profile import exploration as explore
+        from hesnr_tasks.exploration.entropy_profile import exploration
 
-        # before all others: it refuses unsuitable tokens with its own message
-        exploration = list(explore(frame, question))
+        explored = list(exploration(frame, question))  # before all others: it refuses unsuitable tokens in its words
     yield results(frame, question)
-    yield from exploration
+    yield from explored
     if args.tool_entropy:
         from hesnr_tasks.analysis import tool_entropy
 
@@ -279,15 +250,12 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
     add("scores", nargs="+", help="two or more folders of score files, or a folder of such folders")
     add_selection(parser, several=False)
     add("--metrics", nargs="+", default=list(_DEFAULT), metavar="METRIC", help=f"default: {' '.join(_DEFAULT)}")
-    add(
-        "--reference",
-        metavar="NAME",
-        help="the run the others are compared with (default: the first that is named, else the best)",
-    )
+    reference = "the run the others are compared with (default: the first that is named, else the best)"
+    add("--reference", metavar="NAME", help=reference)
     add("--common", action="store_true", help="compare on the trajectories that all runs have, if they differ")
     add("--across-renderings", action="store_true", help="pair by trajectory id: what another rendering moves")
     add("--power", type=float, default=0.8, help="for the minimum detectable difference (default: 0.8)")
-    add_format(parser)
+    add_shared(parser, "format", "wide")
 
 
 def compare(args: argparse.Namespace) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_resamples, unique_names
 from hesnr_tasks.analysis.tables import Table, interval, show, write_tables
-from hesnr_tasks.cli.analyze import add_answers, add_format
+from hesnr_tasks.cli.analyze import add_shared
 from hesnr_tasks.egss import SWEBENCH_CONFIG, calibrate
 from hesnr_tasks.egss.judges import ChatModel, Spent, check_model
 from hesnr_tasks.egss.runs import (
@@ -72,16 +72,25 @@ def passk_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr passk`."""
     parser.set_defaults(execute=run_passk)
     add = parser.add_argument
-    add(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="lm-eval sample logs or their folder, SWE-bench reports (several: as many answers a problem), CSV or JSON "
-        "Lines of (problem, ok). With --compare one checkpoint each: [NAME=]FILE[,FILE…]; the first is the reference",
+    files = (
+        "lm-eval sample logs or their folder, SWE-bench reports (several: as many answers a problem), CSV or JSON "
+        "Lines of (problem, ok). With --compare one checkpoint each: [NAME=]FILE[,FILE…]; the first is the reference"
     )
+    add("files", nargs="+", metavar="FILE", help=files)
     add("--compare", action="store_true", help="each FILE is a checkpoint; paired differences to the first")
     add("--common", action="store_true", help="compare on the problems that all have, if they differ")
-    add_answers(parser, k="default: powers of two, up to the number of answers")
+    _add_answers(parser, k="default: powers of two, up to the number of answers")
+
+
+def _add_answers(parser: argparse.ArgumentParser, *, k: str) -> None:
+    """How logs of answers are read, which Pass@K, the bootstrap and the output; `k`: help of `--k`."""
+    add = parser.add_argument
+    add("--k", type=int, nargs="+", metavar="K", help=k)
+    add("--metric", metavar="NAME", help="of an lm-eval log: what says right or wrong (default: pass@1, exact_match)")
+    add("--filter", metavar="NAME", help="of an lm-eval log with several filters")
+    add("--task", metavar="NAME", help="of a folder with logs of several tasks")
+    add_shared(parser, "resamples", "seed", "format", "wide")
+    add("-o", "--output", type=Path, metavar="OUT", help="folder for CSV, JSON and the figure (SVG, PNG)")
 
 
 def run_passk(args: argparse.Namespace) -> str:
@@ -218,22 +227,18 @@ def behaviours_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr behaviours`."""
     parser.set_defaults(execute=run_behaviours)
     add = parser.add_argument
-    add(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="lm-eval sample logs (--log_samples) or their folder, or trajectories; a checkpoint each, as "
-        "[NAME=]FILE[,FILE…]; the others are compared with the first, paired by problem",
+    files = (
+        "lm-eval sample logs (--log_samples) or their folder, or trajectories; a checkpoint each, as "
+        "[NAME=]FILE[,FILE…]; the others are compared with the first, paired by problem"
     )
+    add("files", nargs="+", metavar="FILE", help=files)
     add("--reference", metavar="FILE", help="what the base model wrote: rare is what is unlike that")
-    add_answers(parser, k="for Pass@K at matched length (default: powers of two, to 16)")
-    add(
-        "--trajectories",
-        type=Path,
-        metavar="FILE",
-        help="also write the answers of the one log given as trajectories (prompt context, answer thought), for "
-        "hesnr_swe_thought to score on the model that wrote them",
+    _add_answers(parser, k="for Pass@K at matched length (default: powers of two, to 16)")
+    written = (
+        "also write the answers of the one log given as trajectories (prompt context, answer thought), for "
+        "hesnr_swe_thought to score on the model that wrote them"
     )
+    add("--trajectories", type=Path, metavar="FILE", help=written)
 
 
 def run_behaviours(args: argparse.Namespace) -> str:
@@ -428,7 +433,7 @@ def egss_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reference", metavar="METHOD", help="what others are compared with (default: plain, else the first)")
     add("--cached-price", type=float, default=PRICE, help=f"of a cached prompt token (default: {PRICE})")
     add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap over tasks (default: {RESAMPLES})")
-    add_format(report)
+    add_shared(report, "format", "wide")
     report.set_defaults(execute=_report)
     calibration = commands.add_parser("calibrate", help="the estimates of finished runs, for quantile gates")
     calibration.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs with model.gate=threshold:inf")

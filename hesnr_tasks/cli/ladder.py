@@ -15,7 +15,7 @@ from typing import Any
 
 from hesnr_tasks.analysis.frame import check_epsilons, check_resamples, context_for, folders, whole_contexts
 from hesnr_tasks.analysis.tables import Table, paragraphs, show
-from hesnr_tasks.cli.analyze import add_context, add_run_option, add_selection, add_wide
+from hesnr_tasks.cli.analyze import add_selection, add_shared
 from hesnr_tasks.cli.report import report
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, number_of, printable
 from hesnr_tasks.files.atomic import write_output
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = commands.add_parser("check", help="read a ladder file and say what it holds, without a model")
     check.add_argument("ladder", type=Path)
     check.add_argument("--online", action="store_true", help="also ask the hub for every model and revision")
-    add_wide(check)
+    add_shared(check, "wide")
     _add_downstream(check)
     check.set_defaults(action=_check)
 
@@ -97,8 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("results", nargs="+", help="folders of lm-eval results with score files")
     pack.add_argument("--ladder", type=Path, help="stages, families, downstream scores (default: what names tell)")
     _add_downstream(pack)
-    add_context(pack)
-    add_run_option(pack)
+    add_shared(pack, "context", "run")
     pack.add_argument("-o", "--output", type=Path, required=True, help="the file to write, such as ladder.hesnr.zip")
     pack.add_argument("--force", action="store_true", help="overwrite it if it exists")
     pack.set_defaults(action=_pack)
@@ -119,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_selection(verdict, several=False)
     verdict.add_argument("--format", choices=("text", "json", "markdown", "latex"), default="text")
-    add_wide(verdict)
+    add_shared(verdict, "wide")
     verdict.add_argument(
         "--fail-under", metavar="NAME=VALUE",
         help="exit with status 3 if the best checkpoint (of any group) has a worse value, e.g. he_snr=0.1",

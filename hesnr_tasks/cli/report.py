@@ -13,7 +13,7 @@ from hesnr_tasks.analysis.frame import check_resamples
 from hesnr_tasks.analysis.summary import CheckpointSummary
 from hesnr_tasks.analysis.summary_cache import uncached_bytes
 from hesnr_tasks.analysis.tables import paragraphs, show
-from hesnr_tasks.cli.analyze import add_context, add_run_option, add_wide
+from hesnr_tasks.cli.analyze import add_shared
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.ladder.downstream import add_downstream
 from hesnr_tasks.ladder.names import NamedLadder, read_ladder
@@ -46,12 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a ladder file (hesnr ladder init): stages, families, sft_of, scores",
     )
     add("--scores", nargs="+", default=[], metavar="FOLDER", help="score files that do not lie next to their results")
-    add_context(parser)
-    add_run_option(parser)
+    add_shared(parser, "context", "run")
     add("--sort", choices=("step", "he_snr"), default="step", help="order of the leaderboard (default: step)")
     forms = ("text", "markdown")
     add("--format", choices=forms, help="of the leaderboard (default: text on a terminal, markdown where it is piped)")
-    add_wide(parser)
+    add_shared(parser, "wide")
     add("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     add("--seed", type=int, default=SEED, help=f"of the bootstrap (default: {SEED})")
 
