@@ -21,22 +21,6 @@ if TYPE_CHECKING:
 
     from hesnr_tasks.stats import Estimate
 
-__all__ = [
-    "COLOURS",
-    "LINES",
-    "MARKERS",
-    "bar_lengths",
-    "error_bars",
-    "figure",
-    "hover",
-    "inline_svg",
-    "label",
-    "limit_axis",
-    "look",
-    "save",
-    "series",
-]
-
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")

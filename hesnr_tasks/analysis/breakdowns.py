@@ -47,15 +47,13 @@ def grouped(frame: Frame, by: str) -> Groups:
 
 def _by_turn(frame: Frame) -> Groups:
     turns, index = np.unique(frame.extra["turn"], return_inverse=True)
-    return Groups(tuple(str(turn) for turn in turns), index)
+    return Groups(tuple(map(str, turns)), index)
 
 
 def _by_position(frame: Frame) -> Groups:
-    starts = 1024 * np.array(_POSITIONS)
-    index = np.searchsorted(starts, frame.extra["position"], side="right") - 1
+    index = np.searchsorted(1024 * np.array(_POSITIONS), frame.extra["position"], side="right") - 1
     names = [f"{low}-{high}K" for low, high in itertools.pairwise(_POSITIONS)] + [f"{_POSITIONS[-1]}K-"]
-    used = int(index.max(initial=0)) + 1
-    return Groups(tuple(names[:used]), index)
+    return Groups(tuple(names[: int(index.max(initial=0)) + 1]), index)
 
 
 def outcome_of(entry: Entry) -> str:

@@ -18,8 +18,6 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.tables import Table
 
-__all__ = ["FEWEST", "FEWEST_BELIEVED", "RANKERS", "LearnedRanker", "learned_rankers", "learned_table"]
-
 FEWEST = 5  # checkpoints to learn from at all
 FEWEST_BELIEVED = 8  # below, nothing learned can be believed
 _FEWEST_OF_FAMILY = 3  # to leave a family out
@@ -72,14 +70,25 @@ def learned_rankers(x: FloatArray, names: Sequence[str], y: FloatArray, families
 
 
 def _without_checkpoints(ranker: str, x: FloatArray, y: FloatArray, family: Any, names: Sequence[str]) -> LearnedRanker:
+    """Pairs of a family are left out together.
+
+    A fit knows the score of a checkpoint that it has seen, and even the mean, beside such a score, orders three pairs
+    of four.
+    """
     predicted, plain = np.zeros(len(y)), np.zeros(len(y))
     for i in range(len(y)):
         plain[i] = y[(family == family[i]) & (np.arange(len(y)) != i)].mean()
         predicted[i] = plain[i] + _blind(ranker, x, y, family, [i])[0]
-    right, pairs = _pairs_left_out(ranker, x, y, family)
+    pairs = np.stack(np.triu_indices(len(y), 1), axis=1)
+    pairs = pairs[(family[pairs[:, 0]] == family[pairs[:, 1]]) & (y[pairs[:, 0]] != y[pairs[:, 1]])]
+    chosen = np.unique(np.linspace(0, max(len(pairs) - 1, 0), min(len(pairs), _MOST_PAIRS)).astype(int))
+    right = 0.0
+    for first, second in pairs[chosen]:
+        ahead = _blind(ranker, x, y, family, [first, second])
+        right += _ordered(ahead[:1] - ahead[1:], np.array([y[first] - y[second]]))[0]
     rest = np.ones(len(y), dtype=bool)
     used = _used(ranker, _centered(x, family, rest), _centered(y, family, rest), names)
-    return _row(ranker, "checkpoint", y, predicted, plain, right, pairs, used)
+    return _row(ranker, "checkpoint", y, predicted, plain, right, len(chosen), used)
 
 
 def _blind(ranker: str, x: FloatArray, y: FloatArray, family: Any, out: Sequence[int]) -> FloatArray:
@@ -96,23 +105,6 @@ def _centered(side: FloatArray, family: Any, rest: npt.NDArray[np.bool_]) -> Flo
         own = family == label
         centred[own] -= side[own & rest if (own & rest).any() else own].mean(axis=0)
     return centred
-
-
-def _pairs_left_out(ranker: str, x: FloatArray, y: FloatArray, family: Any) -> tuple[float, int]:
-    """Pairs of a family that a fit without both orders rightly, and all.
-
-    Both are left out: a fit knows the score of a checkpoint that it has seen, and even the mean, beside such a score,
-    orders three pairs of four.
-    """
-    i, j = np.triu_indices(len(y), 1)
-    within = (family[i] == family[j]) & (y[i] != y[j])
-    i, j = i[within], j[within]
-    chosen = np.unique(np.linspace(0, max(len(i) - 1, 0), min(len(i), _MOST_PAIRS)).astype(int))
-    right = 0.0
-    for first, second in zip(i[chosen], j[chosen], strict=True):
-        ahead = _blind(ranker, x, y, family, [first, second])
-        right += _ordered(ahead[:1] - ahead[1:], np.array([y[first] - y[second]]))[0]
-    return right, len(chosen)
 
 
 def _without_families(ranker: str, x: FloatArray, y: FloatArray, family: Any, names: Sequence[str]) -> LearnedRanker:
@@ -149,11 +141,10 @@ def learned_table(learned: Mapping[str, Sequence[LearnedRanker]]) -> Table:
     rows = []
     for task, rankers in learned.items():
         for row in rankers:
-            uses = ", ".join(row.uses) if len(row.uses) <= 3 else f"{len(row.uses)} proxies"
-            nearer = f"{row.nearer} of {row.checkpoints}"
             about = {"task": task, "ranker": row.ranker, "left out": row.left_out, "checkpoints": row.checkpoints}
-            errors = {"error": row.error, "of the mean": row.error_of_mean, "nearer": nearer, "ordered": row.ordered}
-            rows.append({**about, **errors, "uses": uses})
+            about |= {"error": row.error, "of the mean": row.error_of_mean}
+            about |= {"nearer": f"{row.nearer} of {row.checkpoints}", "ordered": row.ordered}
+            rows.append(about | {"uses": ", ".join(row.uses) if len(row.uses) <= 3 else f"{len(row.uses)} proxies"})
     few = [task for task, rankers in learned.items() if not all(row.believable for row in rankers)]
     notes = [
         "error: root mean squared, of checkpoints (or families) that the ranker was not fitted on; of the mean: of "
@@ -178,8 +169,7 @@ def _fit(ranker: str, x: FloatArray, y: FloatArray) -> Predict:
 
 
 def _used(ranker: str, x: FloatArray, y: FloatArray, names: Sequence[str]) -> tuple[str, ...]:
-    scale = np.where(x.std(axis=0) > 0, x.std(axis=0), np.inf)
-    z = (x - x.mean(axis=0)) / scale
+    z = (x - x.mean(axis=0)) / np.where(x.std(axis=0) > 0, x.std(axis=0), np.inf)
     if ranker == "best single proxy":
         return (names[int(_best_single(z, y))],)
     if ranker == "sparse combination of three":
@@ -233,27 +223,23 @@ def _pairs(z: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
     return np.concatenate([incidence, -incidence]), np.concatenate([up, -up])
 
 
-def _pairwise(make: Callable[[], Any]) -> Callable[[FloatArray, FloatArray], Predict]:
+def _pairwise(machine: str) -> Callable[[FloatArray, FloatArray], Predict]:
     """A linear classifier of differences of two checkpoints: its direction is the ranker's score."""
 
     def fit(z: FloatArray, y: FloatArray) -> Predict:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.svm import LinearSVC
+
         incidence, up = _pairs(z, y)
-        direction = make().fit(incidence @ z, up).coef_[0] if len(up) else np.zeros(z.shape[1])
+        classifier = (
+            LogisticRegression(fit_intercept=False, max_iter=1000)
+            if machine == "logistic"
+            else LinearSVC(fit_intercept=False, dual=True, max_iter=20_000, random_state=0, tol=1e-3)
+        )
+        direction = classifier.fit(incidence @ z, up).coef_[0] if len(up) else np.zeros(z.shape[1])
         return _line(z @ direction, y, lambda new: np.asarray(new @ direction))
 
     return fit
-
-
-def _logistic() -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(fit_intercept=False, max_iter=1000)
-
-
-def _linear_svm() -> Any:
-    from sklearn.svm import LinearSVC
-
-    return LinearSVC(fit_intercept=False, dual=True, max_iter=20_000, random_state=0, tol=1e-3)
 
 
 def _rbf_ranksvm(z: FloatArray, y: FloatArray) -> Predict:
@@ -278,7 +264,7 @@ RANKERS: dict[str, Callable[[FloatArray, FloatArray], Predict]] = {
     "best single proxy": _single,
     "sparse combination of three": lambda z, y: _sparse(z, y).predict,
     "ridge": _ridge,
-    "pairwise logistic": _pairwise(_logistic),
-    "linear RankSVM": _pairwise(_linear_svm),
+    "pairwise logistic": _pairwise("logistic"),
+    "linear RankSVM": _pairwise("svm"),
     "RBF RankSVM": _rbf_ranksvm,
 }

@@ -218,31 +218,21 @@ def _fitted(cells: _Cells, width: int) -> _Cells:
         cells = cells.take([i for i in range(len(cells.names)) if i != removable[-1]])
     room = cells.widths[0] - max(0, cells.width - width) if cells.names else 0
     if cells.names and cells.left[0] and _NARROW <= room < cells.widths[0]:
-        short = [_shortened(line[0], room) for line in cells.lines]
-        if len(set(short)) == len({line[0] for line in cells.lines}):  # still told apart
+        head, tail = room // 3, room - room // 3 - 1  # names of checkpoints differ at the end
+        names = [line[0] for line in cells.lines]
+        short = [name if len(name) <= room else f"{name[:head]}…{name[len(name) - tail :]}" for name in names]
+        if len(set(short)) == len(set(names)):  # still told apart
             lines = [[name, *line[1:]] for name, line in zip(short, cells.lines, strict=True)]
             cells = cells._replace(lines=lines)
     return cells
 
 
-def _shortened(text: str, width: int) -> str:
-    """Beginning and end of a text that is too long: names of checkpoints differ at the end."""
-    return text if len(text) <= width else f"{text[: width // 3]}…{text[len(text) - (width - width // 3 - 1) :]}"
-
-
 def _text(table: Table, wide: bool) -> Iterator[str]:
-    lines = _text_lines(_cells(table, wide=wide), table.notes, wide=wide)
-    if not table.below:
-        yield from lines
-        return
-    indent = "    "
-    below = [[line for name in table.below for line in _wrapped(f"{_heading(name)}: {_long(row[name])}", indent)]
-             for row in table.rows]  # fmt: skip
-    head = len(_wrapped(_cells(table, wide=wide).title)) + 2
-    for i, line in enumerate(lines):
-        yield line
-        if 0 <= i - head < len(below):
-            yield from below[i - head]
+    below = [
+        [line for name in table.below for line in _wrapped(f"{_heading(name)}: {_long(row[name])}", "    ")]
+        for row in table.rows
+    ]
+    return _text_lines(_cells(table, wide=wide), table.notes, below, wide=wide)
 
 
 def text_table(
@@ -254,7 +244,10 @@ def text_table(
     return "\n".join(_text_lines(_Cells(printable(title), list(headings), lines, left, []), notes, wide=wide))
 
 
-def _text_lines(cells: _Cells, notes: Sequence[str], *, wide: bool) -> Iterator[str]:
+def _text_lines(
+    cells: _Cells, notes: Sequence[str], below: Sequence[Sequence[str]] = (), *, wide: bool
+) -> Iterator[str]:
+    """`below`: lines under each row."""
     shown = cells if wide else _fitted(cells, _columns())
     yield from _wrapped(shown.title)
     widths = shown.widths
@@ -264,6 +257,8 @@ def _text_lines(cells: _Cells, notes: Sequence[str], *, wide: bool) -> Iterator[
         yield (" " * _GAP).join(cell + space if left else space + cell for cell, space, left in aligned).rstrip()
         if i == 0:
             yield (" " * _GAP).join("-" * size for size in widths)
+        elif below:
+            yield from below[i - 1]
     for note in (*notes, *_not_shown(shown)):
         yield from _wrapped(printable(note), "  ")
 
@@ -397,9 +392,10 @@ def _names() -> tuple[str, ...]:
     return (*(name for name in names_of() if name not in _COUNTS), *_COUNTS)
 
 
-def _hidden() -> tuple[str, ...]:
-    """Columns that only CSV and JSON show."""
-    return (*(name for name in _names() if name not in (*_SHOWN, *_COUNTS)), *_WIDE)
+def _settings_table(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> Table:
+    """A table of all metrics, of which people see a few."""
+    hidden = (metric for metric in _names() if metric not in (*_SHOWN, *_COUNTS))
+    return Table(name, title, rows, notes, wide=(*hidden, *_WIDE))
 
 
 def results(frame: Frame, question: Question) -> Table:
@@ -420,15 +416,13 @@ def results(frame: Frame, question: Question) -> Table:
         about["scored"] = share_scored(scored, wanted - scored)
         for setting, line in zip(settings, question.measure(settings, multiplicity, _names()), strict=True):
             rows.append({**next(named)[3], **_line(line), **about, **_effective(setting, multiplicity)})
-    return Table("results", "Metrics", rows, (*_NOTES, *_missing(rows)), wide=_hidden())
-
-
-def _missing(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Metrics that need a column these scores do not have."""
-    for name in names_of():
-        entry = METRICS[name]
-        if entry.needs and all(math.isnan(row[name].value) and row["tokens"] for row in rows):
-            yield f"{name}: not available, it needs {', '.join(entry.needs)}"
+    unmet = {
+        name: METRICS[name].needs
+        for name in names_of()
+        if METRICS[name].needs and all(math.isnan(row[name].value) and row["tokens"] for row in rows)
+    }
+    missing = [f"{name}: not available, it needs {', '.join(needs)}" for name, needs in unmet.items()]
+    return _settings_table("results", "Metrics", rows, (*_NOTES, *missing))
 
 
 def _effective(sums: TrajectorySums, multiplicity: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -460,7 +454,7 @@ def breakdown(frame: Frame, question: Question, by: str) -> Table:
                 about = {"trajectories": int(present.sum()), **_effective(sums, present)}
                 rows.append({**named, by: group, **line, **about})
     note = "trajectories: those with such tokens; they are what is resampled"
-    return Table(f"by_{by}", f"By {by}", rows, (note,), wide=_hidden())
+    return _settings_table(f"by_{by}", f"By {by}", rows, (note,))
 
 
 def sweep(frame: Frame, question: Question) -> Table:
