@@ -4,8 +4,8 @@ Usage: python scripts/simulate_claims.py [LADDERS]. A checkpoint has an ability,
 30 ± 8 %) and two proxies: the ability with an error of its own, measured on 60 trajectories. The error sets the
 correlation of proxy and ability. Fine-tuning may move the score of each checkpoint, half of the proxies' errors may be
 the same in both, and a ladder may be one training run, whose abilities rise with the step.
-Written as a Markdown table of shares in per cent: supported / refuted (intervals that hold the true difference of rank
-correlations).
+Written as Markdown tables of shares in per cent: supported / refuted (95 % intervals that hold the true difference of
+rank correlations); once as the verdict decides, once as the bootstrap over checkpoints, trajectories and instances would.
 """
 
 import sys
@@ -13,10 +13,11 @@ import sys
 import numpy as np
 
 from hesnr_tasks.ladder.downstream import Outcome
-from hesnr_tasks.ladder.schema import DownstreamScore
+from hesnr_tasks.ladder.schema import Checkpoint, DownstreamScore
 from hesnr_tasks.ladder.verdict import Proxy, claim
 
 SIZES = (6, 8, 10, 20)
+RESAMPLES = 400
 TRAJECTORIES = 60
 CASES = {  # correlation of each proxy with the ability, and what else there is
     "equal (0.8, 0.8)": ((0.8, 0.8), {}),
@@ -39,7 +40,7 @@ def proxy(name, level, rng):
     return Proxy(name, weights * (level[:, None] + noise), weights, False, True)
 
 
-def ladder(correlations, n, seed, *, shared=0.0, rising=False, tuning=0.0):
+def ladder(correlations, n, seed, *, shared=0.0, rising=False, tuning=0.0, resamples=0):
     rng = np.random.default_rng(seed)
     ability = np.linspace(-1.6, 1.6, n) + 0.3 * rng.normal(size=n) if rising else rng.normal(size=n)
     names = [f"c{i}" for i in range(n)]
@@ -54,22 +55,36 @@ def ladder(correlations, n, seed, *, shared=0.0, rising=False, tuning=0.0):
     for name, correlation in zip(("a", "b"), correlations, strict=True):
         error = np.sqrt(shared) * both + np.sqrt(1 - shared) * rng.normal(size=n)
         pair.append(proxy(name, correlation * ability + np.sqrt(1 - correlation**2) * error, rng))
-    return claim(*pair, names, [""] * n, outcomes, "swe")
+    return claim(*pair, [Checkpoint(name) for name in names], outcomes, "swe", resamples=resamples)
+
+
+def by_verdict(claims):
+    return [claim.verdict for claim in claims], [claim.spearman_gain for claim in claims]
+
+
+def by_bootstrap(claims):
+    intervals = [claim.bootstrap for claim in claims]
+    return ["supported" if i.low > 0 else "refuted" if i.high < 0 else "undecided" for i in intervals], intervals
 
 
 def main(ladders):
-    print("| truth: correlation with ability | " + " | ".join(f"{n} checkpoints" for n in SIZES) + " |")
-    print("| --- |" + " ---: |" * len(SIZES))
-    for title, (correlations, others) in CASES.items():
+    tables = {"The verdict": by_verdict, "The bootstrap": by_bootstrap}
+    rows = {title: [] for title in tables}
+    for case, (correlations, others) in CASES.items():
         truth = np.mean([ladder(correlations, 400, 10**6 + seed, **others).spearman_gain.value for seed in range(40)])
-        cells = []
+        cells = {title: [] for title in tables}
         for n in SIZES:
-            claims = [ladder(correlations, n, seed, **others) for seed in range(ladders)]
-            verdicts = [statement.verdict for statement in claims]
-            shares = [100 * verdicts.count(word) / ladders for word in ("supported", "refuted")]
-            covered = [s.spearman_gain.low <= truth <= s.spearman_gain.high for s in claims]
-            cells.append("{:.1f} / {:.1f} ({:.0f})".format(*shares, 100 * np.mean(covered)))
-        print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
+            claims = [ladder(correlations, n, seed, **others, resamples=RESAMPLES) for seed in range(ladders)]
+            for title, decide in tables.items():
+                verdicts, intervals = decide(claims)
+                shares = [100 * verdicts.count(word) / ladders for word in ("supported", "refuted")]
+                covered = 100 * np.mean([interval.low <= truth <= interval.high for interval in intervals])
+                cells[title].append("{:.1f} / {:.1f} ({:.0f})".format(*shares, covered))
+        for title, own in rows.items():
+            own.append(f"| {case} | " + " | ".join(cells[title]) + " |")
+    for title, own in rows.items():
+        print(f"{title}\n\n| truth: correlation with ability | " + " | ".join(f"{n} checkpoints" for n in SIZES) + " |")
+        print("| --- |" + " ---: |" * len(SIZES), *own, "", sep="\n")
 
 
 if __name__ == "__main__":

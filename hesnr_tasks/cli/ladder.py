@@ -116,6 +116,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--proxies", nargs="+", default=[], metavar="METRIC",
         help=f"metrics of the table and of prediction, or all (default: {' '.join(PROXIES)})",
     )  # fmt: skip
+    verdict.add_argument(
+        "--stages", choices=("together", "apart"), default="together",
+        help="pretrain, mid and long-context in one order, or each by itself (default: together, each also beside it)",
+    )  # fmt: skip
     add_selection(verdict, several=False)
     verdict.add_argument("--format", choices=("text", "json", "markdown", "latex"), default="text")
     add_shared(verdict, "wide")
@@ -425,9 +429,9 @@ def _verdict(args: argparse.Namespace) -> int:
     if args.epsilon is None and first:
         epsilon = first.epsilon
     settings = VerdictSettings(
-        proxy=args.proxy, baseline=args.baseline, proxies=tuple(args.proxies),
-        kinds=args.kinds, filters=args.filters, k=k,
-        epsilon=epsilon, context=args.context, run=args.run, resamples=args.resamples, seed=args.seed,
+        proxy=args.proxy, baseline=args.baseline, proxies=tuple(args.proxies), kinds=args.kinds, filters=args.filters,
+        k=k, epsilon=epsilon, context=args.context, stages_apart=args.stages == "apart", run=args.run,
+        resamples=args.resamples, seed=args.seed,
     )  # fmt: skip
     if pack is not None:
         ladder, remarks = _read(args.ladder, []) if args.ladder else (pack.ladder, list(pack.notes))

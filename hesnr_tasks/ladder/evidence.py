@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hesnr_tasks.analysis.frame import context_for, folders, run_names, whole_co
 from hesnr_tasks.analysis.learned import LearnedRanker, learned_rankers, learned_table
 from hesnr_tasks.analysis.tables import Table, show
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest, number_of
-from hesnr_tasks.ladder.downstream import checkpoint_of_run, outcomes, remembered_name
+from hesnr_tasks.ladder.downstream import Outcome, checkpoint_of_run, outcomes, remembered_name
 from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.pack import Pack
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, kinds_of
@@ -26,18 +26,19 @@ from hesnr_tasks.ladder.verdict import (
     FEWEST,
     Choice,
     Claim,
-    Paired,
     Prediction,
     Proxy,
     choose,
     claim,
+    corrected,
     predictions,
     signals,
+    stages_of,
     values,
 )
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, names_of
 from hesnr_tasks.scores import ScoreStore, choose_runs, differences
-from hesnr_tasks.stats import RESAMPLES, SEED, holm, paired, trajectories_needed
+from hesnr_tasks.stats import RESAMPLES, SEED
 
 __all__ = [
     "PROXIES",
@@ -73,6 +74,7 @@ class VerdictSettings:
     epsilon: float = EPSILON
     k: int = 10
     context: int | str | None = None
+    stages_apart: bool = False  # pretrain, mid and long-context in groups of their own
     run: str = "latest"
     resamples: int = RESAMPLES
     seed: int = SEED
@@ -91,7 +93,8 @@ class Verdict:
 
     Attributes:
         choices: of every group of comparable checkpoints (group, choice).
-        claims: of every downstream task and group.
+        by_stage: the choice among those of a stage alone (stage, choice), where a group spans several.
+        claims: of every downstream task and group, each followed by those of its parts: families and stages.
         predictions: leave-one-out errors by downstream task.
         table: checkpoints with their proxies and downstream scores.
         notes: what makes it less than it looks, and what was left out.
@@ -100,6 +103,7 @@ class Verdict:
     """
 
     choices: tuple[tuple[str, Choice], ...]
+    by_stage: tuple[tuple[str, Choice], ...]
     claims: tuple[Claim, ...]
     predictions: Mapping[str, Sequence[Prediction]]
     table: Table
@@ -118,7 +122,15 @@ class Verdict:
         """The verdict in words, the choice first."""
         many = len(self.choices) > 1
         lines = [f"{group}: {choice.sentence}" if many else choice.sentence for group, choice in self.choices]
-        lines += [statement.sentence for statement in self.claims]
+        if self.by_stage:
+            lines.append(f"By stage: {'; '.join(f'{stage} {choice.brief}' for stage, choice in self.by_stage)}.")
+        for i, statement in enumerate(self.claims):
+            if statement.part:
+                continue
+            lines.append(statement.sentence)
+            parts = [part.brief for part in takewhile(lambda claim: claim.part, self.claims[i + 1 :])]
+            if parts:
+                lines.append(f"{statement.where}, difference of rank correlations by part: {'; '.join(parts)}.")
         for task, rows in self.predictions.items():
             best = rows[0]
             if not math.isnan(best.error):
@@ -135,7 +147,15 @@ class Verdict:
     @property
     def remarks(self) -> list[str]:
         """The notes of the ladder and of every claim, each once."""
-        return list(dict.fromkeys([*self.notes, *(note for statement in self.claims for note in statement.notes)]))
+        groups: dict[tuple[str, str], list[str]] = {}
+        for statement in self.claims:
+            for note in statement.notes:
+                groups.setdefault((statement.task, note), []).append(statement.group)
+        of_claims = [
+            f"{task}: {note}" if "pooled" in names else f"{task} ({', '.join(names)}): {note}"
+            for (task, note), names in groups.items()
+        ]
+        return list(dict.fromkeys([*self.notes, *of_claims]))
 
     def to_json(self) -> str:
         """Everything with the table, for scripts; NaN as null."""
@@ -143,21 +163,24 @@ class Verdict:
         return json.dumps({"hesnr_tasks": __version__, **self._as_dict(), **rows}, indent=1, ensure_ascii=False)
 
     def _as_dict(self) -> dict[str, Any]:
+        def choice(group: str, c: Choice) -> dict[str, Any]:
+            return {
+                "group": group, "proxy": c.proxy, "best": c.best, "ties": list(c.ties), "p_holm": _plain(c.p),
+                "trajectories": c.trajectories, "needed": dict(c.needed), "stages": dict(c.stages),
+                "sentence": c.sentence,
+            }  # fmt: skip
+
         return {
-            "choices": [
-                {
-                    "group": group, "proxy": c.proxy, "best": c.best, "ties": list(c.ties), "p_holm": _plain(c.p),
-                    "trajectories": c.trajectories, "needed": dict(c.needed), "sentence": c.sentence,
-                }
-                for group, c in self.choices
-            ],
+            "choices": [choice(*item) for item in self.choices],
+            "by_stage": [choice(*item) for item in self.by_stage],
             "claims": [
-                {name: _plain(getattr(c, name)) for name in c.__slots__} | {"sentence": c.sentence} for c in self.claims
+                {name: _plain(getattr(c, name)) for name in (*c.__slots__, "checkpoints", "sentence")}
+                for c in self.claims
             ],
             "predictions": {task: [_plain(row._asdict()) for row in rows] for task, rows in self.predictions.items()},
             "learned": {task: [_plain(row._asdict()) for row in rows] for task, rows in self.learned.items()},
             "notes": list(self.notes),
-        }  # fmt: skip
+        }
 
 
 def _plain(value: Any) -> Any:
@@ -340,12 +363,13 @@ def judge_runs(
     _check_proxies(settings)
     notes = [*remarks, *_stages_by_name(checkpoint for checkpoint, _ in ordered)]
     choices: list[tuple[str, Choice]] = []
+    by_stage: list[tuple[str, Choice]] = []
     claims: list[Claim] = []
     predicted: dict[str, list[Prediction]] = {}
     learned: dict[str, list[LearnedRanker]] = {}
     rows: list[dict[str, Any]] = []
     signal_rows: list[dict[str, Any]] = []
-    for label, members in comparable_groups(ordered):
+    for label, members in comparable_groups(ordered, settings.stages_apart):
         aligned = _aligned([run for _, run in members], notes)
         kept = [checkpoint for checkpoint, run in members if any(run.name == other.name for other in aligned)]
         proxies = {name: _proxy(name, aligned) for name in settings.names}
@@ -354,31 +378,29 @@ def judge_runs(
         if absent:
             lacking = f"{', '.join(absent)} need what the score files do not hold"
             notes.append(f"{label}: {lacking} (--model hf with --tasks hesnr_proxies adds it); left out")
-        if settings.proxy in defined:
-            choice = _choice(proxies[settings.proxy], aligned, settings)
-            choices.append((label, choice))
-        else:
+        if settings.proxy not in defined:
             raise DataError(f"{settings.proxy} cannot be computed from these score files; choose another with --proxy")
+        choice = choose(proxies[settings.proxy], kept)
+        choices.append((label, choice))
+        by_stage += _by_stage(proxies[settings.proxy], kept, label)
+        among = [proxies[name] for name in defined]
         for task in whole.benchmarks:
-            claims += _claims(task, whole, kept, proxies, settings, "" if label == _BASE else label)
-            rows_of_task = predictions(
-                [proxies[name] for name in defined],
-                [c.name for c in kept], [c.family for c in kept], outcomes(whole, task),
-            )  # fmt: skip
+            scores = outcomes(whole, task)
+            claims += _claims(task, scores, kept, proxies, settings, "" if label == _BASE else label)
+            rows_of_task = predictions(among, kept, scores)
             if rows_of_task and not math.isnan(rows_of_task[0].error):
-                predicted[task if label == _BASE else f"{task} ({label})"] = rows_of_task
-                if rankers := _learned(task, whole, kept, [proxies[name] for name in defined], notes):
-                    learned[task if label == _BASE else f"{task} ({label})"] = rankers
-        signal_rows += (
-            {"group": label, **row._asdict()} for row in signals([proxies[name] for name in defined], _runs_of(kept))
-        )
+                where = task if label == _BASE else f"{task} ({label})"
+                predicted[where] = rows_of_task
+                if rankers := _learned(scores, kept, among, notes):
+                    learned[where] = rankers
+        signal_rows += ({"group": label, **row._asdict()} for row in signals(among, _runs_of(kept)))
         rows += _rows(label, kept, aligned, choice, whole, settings, defined)
         notes += _warnings(label, kept, aligned, settings.proxy)
     choices += _across_tokenizers(ordered, settings, notes)
     notes += _unjudged(whole, [checkpoint for checkpoint, _ in ordered])
     return Verdict(
-        tuple(choices), tuple(claims), predicted, _table(rows, settings), tuple(dict.fromkeys(notes)), learned,
-        _signal_table(signal_rows),
+        tuple(choices), tuple(by_stage), tuple(corrected(claims)), predicted, _table(rows, settings),
+        tuple(dict.fromkeys(notes)), learned, _signal_table(signal_rows),
     )  # fmt: skip
 
 
@@ -409,28 +431,28 @@ def _across_tokenizers(
     ordered: Sequence[tuple[Checkpoint, Run]], settings: VerdictSettings, notes: list[str]
 ) -> Iterable[tuple[str, Choice]]:
     """The choice by bits per byte among checkpoints of several tokenizers, whose tokens cannot be compared."""
-    kinds: dict[tuple[str, str], list[Run]] = {}
-    kind_of = kinds_of([checkpoint for checkpoint, _ in ordered])
+    kinds: dict[tuple[str, str], list[tuple[Checkpoint, Run]]] = {}
+    kind_of = kinds_of([checkpoint for checkpoint, _ in ordered], settings.stages_apart)
     for checkpoint, run in ordered:
         kind = f"{kind_of[checkpoint.name]} checkpoints"
-        kinds.setdefault((kind, str(run.signature.get("render"))), []).append(run)
-    for (kind, _), runs in kinds.items():
-        tokenizers = {str((run.signature.get("run") or {}).get("tokenizer")) for run in runs}
+        kinds.setdefault((kind, str(run.signature.get("render"))), []).append((checkpoint, run))
+    for (kind, _), members in kinds.items():
+        tokenizers = {str((run.signature.get("run") or {}).get("tokenizer")) for _, run in members}
         if len(tokenizers) < 2:
             continue
         notes.append(
             f"{kind}: {len(tokenizers)} tokenizers, and metrics per token cannot be compared across them; "
             f"each has a choice of its own, and {_BPB} (bits per byte) compares all"
         )
-        defined = [run for run in runs if np.isfinite(run.sums.parts(_BPB)[0]).all()]
-        shared = set.intersection(*(set(run.keys) for run in defined)) if len(defined) > 1 else set()
+        defined = [(checkpoint, run) for checkpoint, run in members if np.isfinite(run.sums.parts(_BPB)[0]).all()]
+        shared = set.intersection(*(set(run.keys) for _, run in defined)) if len(defined) > 1 else set()
         if not shared:
             notes.append(f"{kind}: no text is common to checkpoints of other tokenizers, so {_BPB} compares nothing")
             continue
-        paired_runs = [run.take([i for i, key in enumerate(run.keys) if key in shared]) for run in defined]
+        paired_runs = [run.take([i for i, key in enumerate(run.keys) if key in shared]) for _, run in defined]
         counts = np.where(np.all([run.multiplicity > 0 for run in paired_runs], axis=0), paired_runs[0].multiplicity, 0)
         aligned = [replace(run, multiplicity=counts) for run in paired_runs]
-        yield f"{kind}, across tokenizers", _choice(_proxy(_BPB, aligned), aligned, settings)
+        yield f"{kind}, across tokenizers", choose(_proxy(_BPB, aligned), [checkpoint for checkpoint, _ in defined])
 
 
 def _unjudged(ladder: Ladder, scored: Sequence[Checkpoint]) -> Iterable[str]:
@@ -475,9 +497,11 @@ _BPB = "bpb"
 _BASE = "base checkpoints"
 
 
-def comparable_groups(ordered: Sequence[tuple[Checkpoint, Run]]) -> list[tuple[str, list[tuple[Checkpoint, Run]]]]:
+def comparable_groups(
+    ordered: Sequence[tuple[Checkpoint, Run]], stages_apart: bool = False
+) -> list[tuple[str, list[tuple[Checkpoint, Run]]]]:
     """Checkpoints that may be compared: of one kind of stage, with one rendering and one tokenizer."""
-    kinds = kinds_of([checkpoint for checkpoint, _ in ordered])
+    kinds = kinds_of([checkpoint for checkpoint, _ in ordered], stages_apart)
     groups: dict[tuple[str, str, str], list[tuple[Checkpoint, Run]]] = {}
     for checkpoint, run in ordered:
         tokenizer = str((run.signature.get("run") or {}).get("tokenizer"))
@@ -551,45 +575,53 @@ def _proxy(name: str, runs: Sequence[Run]) -> Proxy:
     return Proxy(name, numerator, denominator, entry.exponentiate, bool(entry.higher_is_better), title)
 
 
-def _choice(proxy: Proxy, runs: Sequence[Run], settings: VerdictSettings) -> Choice:
-    def test(best: int, other: int) -> Paired:
-        sides = [run.sums.repeat(runs[best].multiplicity).parts(proxy.name) for run in (runs[best], runs[other])]
-        change = paired(sides[0], sides[1], proxy.exponentiate, resamples=settings.resamples, bootstrap=False)
-        return Paired(change.value, change.stderr, change.p)
-
-    def needed(difference: float, stderr: float, n: int, alpha: float) -> int | None:
-        return trajectories_needed(difference, stderr, n, alpha=alpha)
-
-    return choose(proxy, [run.name for run in runs], test, holm, needed)
+def _by_stage(proxy: Proxy, kept: Sequence[Checkpoint], label: str) -> Iterable[tuple[str, Choice]]:
+    """The choice within each stage of a group that spans several."""
+    stages = list(stages_of(kept))
+    for stage in stages if len(stages) > 1 else ():
+        inside = [i for i, checkpoint in enumerate(kept) if checkpoint.stage == stage]
+        own = proxy._replace(numerator=proxy.numerator[inside], denominator=proxy.denominator[inside])
+        if np.isfinite(values(own)).any():
+            name = stage or "no stage"
+            yield name if label == _BASE else f"{name}, {label}", choose(own, [kept[i] for i in inside])
 
 
 def _claims(
     task: str,
-    ladder: Ladder,
+    scores: Mapping[str, Outcome],
     kept: Sequence[Checkpoint],
     proxies: Mapping[str, Proxy],
     settings: VerdictSettings,
     label: str,
 ) -> list[Claim]:
-    scores = outcomes(ladder, task)
-    names, families = [c.name for c in kept], [c.family for c in kept]
-    if not any(name in scores for name in names) or settings.proxy == settings.baseline:
+    """The claim over all checkpoints of a group, then those of its families and of its stages."""
+    judged = [checkpoint for checkpoint in kept if checkpoint.name in scores]
+    if not judged or settings.proxy == settings.baseline:
         return []
+    parts = [("", label or "pooled", judged)]
+    for part, fewest in (("family", FEWEST), ("stage", 1)):
+        members: dict[str, list[Checkpoint]] = {}
+        for checkpoint in judged:
+            members.setdefault(getattr(checkpoint, part), []).append(checkpoint)
+        counted = {name: own for name, own in members.items() if len(own) > (part == "family")}  # one is not counted
+        parts += [
+            (part, ", ".join(filter(None, (name or f"no {part}", label))), own)
+            for name, own in counted.items()
+            if len(counted) > 1 and len(own) >= fewest
+        ]
     pair = proxies[settings.proxy], proxies[settings.baseline]
-    claims = [claim(*pair, names, families, scores, task, group=label or "pooled")]
-    judged = Counter(c.family for c in kept if c.name in scores)
-    counted = [family for family in dict.fromkeys(families) if judged[family] > 1]
-    for family in counted if len(counted) > 1 else []:
-        if judged[family] >= FEWEST:
-            own = {name: score for name, score in scores.items() if name in names and ladder[name].family == family}
-            claims.append(claim(*pair, names, families, own, task, group=f"{family}, {label}" if label else family))
-    return claims
+    return [
+        claim(
+            *pair, kept, {checkpoint.name: scores[checkpoint.name] for checkpoint in own}, task, group=group, part=part,
+            seed=settings.seed,
+        )
+        for part, group, own in parts
+    ]  # fmt: skip
 
 
 def _learned(
-    task: str, ladder: Ladder, kept: Sequence[Checkpoint], proxies: Sequence[Proxy], notes: list[str]
+    scores: Mapping[str, Outcome], kept: Sequence[Checkpoint], proxies: Sequence[Proxy], notes: list[str]
 ) -> list[LearnedRanker]:
-    scores = outcomes(ladder, task)
     chosen = [i for i, checkpoint in enumerate(kept) if checkpoint.name in scores]
     y = np.array([scores[kept[i].name].value for i in chosen])
     x = np.stack([values(proxy)[chosen] for proxy in proxies], axis=1)

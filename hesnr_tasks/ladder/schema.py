@@ -164,12 +164,17 @@ class Ladder:
         return list(dict.fromkeys(task for checkpoint in self.checkpoints for task in checkpoint.downstream))
 
 
-def kinds_of(checkpoints: Collection[Checkpoint]) -> dict[str, str]:
-    """Of each name "base" or "fine-tuned", with the stage where there are several after fine-tuning: never pooled."""
+def kinds_of(checkpoints: Collection[Checkpoint], stages_apart: bool = False) -> dict[str, str]:
+    """Of each name "base" or "fine-tuned", with the stage where there are several after fine-tuning: never pooled.
+
+    `stages_apart`: the stages before fine-tuning are kinds of their own too.
+    """
     tuned = {c.name: c.stage if c.stage in _TUNED else "sft" for c in checkpoints if c.tuned}
     several = len({*tuned.values()}) > 1
     return {
-        c.name: f"fine-tuned ({tuned[c.name]})" if several and c.tuned else "fine-tuned" if c.tuned else "base"
+        c.name: (f"fine-tuned ({tuned[c.name]})" if several else "fine-tuned")
+        if c.tuned
+        else (stages_apart and c.stage) or "base"
         for c in checkpoints
     }
 

@@ -1,22 +1,23 @@
 """What a ladder shows: which checkpoint to take, which ones tie with it, and whether HE-SNR predicts better than PPL.
 
 All of it is arithmetic on sums per trajectory (checkpoints × trajectories) and downstream scores; no text, no model.
-Checkpoints of different families or stages are never pooled unsaid.
+Checkpoints of different families or stages are never pooled unsaid: choices and claims say what they span.
 
 Intervals of rank correlations: Fisher's z with the variance of Bonett and Wright (2000) for Spearman's coefficient and
 of Fieller et al. (1957) for Kendall's. Their difference, of two proxies on the same checkpoints: Zou (2007), which
 recovers it from both intervals and the correlation of the two coefficients. Student's t with n - 3 degrees of freedom
 stands for the normal quantile; n is less by one for each family beyond the first, whose level is fitted. The errors of
 proxies and scores, because trajectories and instances are finitely many, are in the values that are observed, so they
-are in these intervals already; resampling them on top of the checkpoints would count them twice.
+are in these intervals already. The bootstrap over checkpoints, trajectories and instances is given beside and decides
+nothing: of six checkpoints it covers too little, of more it tells fewer true differences (scripts/simulate_claims.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,8 @@ import numpy.typing as npt
 
 from hesnr_tasks.errors import SettingsError, number_of
 from hesnr_tasks.ladder.downstream import Outcome
-from hesnr_tasks.stats import correlations
+from hesnr_tasks.ladder.schema import Checkpoint
+from hesnr_tasks.stats import SEED, correlations, holm, paired, trajectories_needed
 
 __all__ = [
     "Choice",
@@ -34,6 +36,7 @@ __all__ = [
     "SignalNoise",
     "choose",
     "claim",
+    "corrected",
     "predictions",
     "signals",
     "values",
@@ -94,6 +97,7 @@ class Choice:
         trajectories: how many were scored.
         needed: how many would tell each tie from the best, if the difference seen is the true one; None: more than
             1000 times as many, or unknown.
+        stages: how many checkpoints of each stage there are.
     """
 
     proxy: str
@@ -102,15 +106,18 @@ class Choice:
     p: Mapping[str, float]
     trajectories: int
     needed: Mapping[str, int | None]
+    stages: Mapping[str, int]
 
     @property
     def sentence(self) -> str:
         """The choice in words."""
         if not self.p:
             return f"{self.best} is the only checkpoint of its group: there is nothing to choose."
+        best = f"{self.best} of {_spanned(self.stages)}" if any(self.stages) else self.best
         if not self.ties:
-            clear = f"{self.trajectories} trajectories tell it from every other"
-            return f"Choose {self.best}: best by {self.proxy}, and {clear}."
+            return (
+                f"Choose {best}: best by {self.proxy}, and {self.trajectories} trajectories tell it from every other."
+            )
         feasible = [count for name in self.ties if (count := self.needed.get(name)) is not None]
         more = (
             f"about {max(feasible):,} trajectories like these would break the tie ({self.trajectories} were scored)"
@@ -118,50 +125,56 @@ class Choice:
             else "no feasible number of trajectories would break every tie: take the cheaper one, or another criterion"
         )
         others = "is a tie" if len(self.ties) == 1 else "are ties"
-        return f"Choose {self.best} by {self.proxy}, but {', '.join(self.ties)} {others}: {more}."
+        return f"Choose {best} by {self.proxy}, but {', '.join(self.ties)} {others}: {more}."
+
+    @property
+    def brief(self) -> str:
+        """The choice in a few words."""
+        ties = f", tied with {', '.join(self.ties)}" if self.ties else ""
+        return f"({number_of(len(self.p) + 1, 'checkpoint')}) {self.best}{ties}"
 
 
-class Paired(NamedTuple):
-    """Of one pair of checkpoints: difference, its standard error, and the two-sided p-value."""
-
-    difference: float
-    stderr: float
-    p: float
+def stages_of(checkpoints: Iterable[Checkpoint]) -> dict[str, int]:
+    """How many checkpoints of each stage there are; "" where it is unknown."""
+    return dict(Counter(c.stage or "sft" * c.tuned for c in checkpoints))
 
 
-def choose(
-    proxy: Proxy,
-    names: Sequence[str],
-    test: Callable[[int, int], Paired],
-    holm: Callable[[Mapping[str, float]], Mapping[str, float]],
-    needed: Callable[[float, float, int, float], int | None],
-) -> Choice:
-    """The best checkpoint by one proxy and those that tie with it.
+def _spanned(stages: Mapping[str, int]) -> str:
+    each = ", ".join(f"{count} {stage or 'of no stage'}" for stage, count in stages.items())
+    return number_of(sum(stages.values()), "checkpoint") + (f" ({each})" if any(stages) else "")
+
+
+def choose(proxy: Proxy, checkpoints: Sequence[Checkpoint]) -> Choice:
+    """The best checkpoint by a proxy, and which ones a paired test over trajectories cannot tell from it.
 
     Args:
-        proxy: sums of the group's checkpoints.
-        names: their names, in the order of the sums.
-        test: the paired test of two checkpoints, by their positions.
-        holm: corrects p-values for their number.
-        needed: trajectories that would show a difference, given it, its standard error, their number now, and the level
-            of the test. Holm tests the hardest tie at 5 %, the next one at half of that, and so on.
+        proxy: sums of all checkpoints; one without a value cannot be the best and ties with none.
+        checkpoints: whose sums they are, on the same trajectories in the same order.
 
     Raises:
         SettingsError: no checkpoint has a value.
     """
-    level = values(proxy)
+    level, names = values(proxy), [checkpoint.name for checkpoint in checkpoints]
     if not np.isfinite(level).any():
         raise SettingsError(f"{proxy.name} is defined for none of {', '.join(names)}; nothing to choose from")
     best = int(np.nanargmax(level))
-    pairs = {name: test(best, i) for i, name in enumerate(names) if i != best and np.isfinite(level[i])}
-    corrected = dict(holm({name: pair.p for name, pair in pairs.items()}))
-    ties = tuple(name for name in pairs if not corrected[name] <= ALPHA)  # an unknown p is a tie
+    sides = list(zip(proxy.numerator, proxy.denominator, strict=True))
+    pairs = {
+        name: paired(sides[best], sides[i], proxy.exponentiate, bootstrap=False)
+        for i, name in enumerate(names)
+        if i != best and np.isfinite(level[i])
+    }
+    p_holm = holm({name: pair.p for name, pair in pairs.items()})
+    ties = tuple(name for name in pairs if not p_holm[name] <= ALPHA)  # an unknown p is a tie
     n = proxy.numerator.shape[1]
     hardest = sorted(ties, key=lambda name: -pairs[name].p if pairs[name].p >= 0 else -math.inf)  # NaN first
-    levels = {name: ALPHA / rank for rank, name in enumerate(hardest, 1)}
-    wanted = {name: needed(pairs[name].difference, pairs[name].stderr, n, levels[name]) for name in ties}
-    feasible = {name: count if count is not None and count <= 1000 * n else None for name, count in wanted.items()}
-    return Choice(proxy.label, names[best], ties, corrected, n, feasible)
+    needed: dict[str, int | None] = {}
+    for rank, name in enumerate(hardest, 1):  # the one with the largest p is tested last, at 5 %
+        count = trajectories_needed(pairs[name].value, pairs[name].stderr, n, alpha=ALPHA / rank)
+        needed[name] = count if count is not None and count <= 1000 * n else None
+    return Choice(
+        proxy.label, names[best], ties, p_holm, n, {name: needed[name] for name in ties}, stages_of(checkpoints)
+    )
 
 
 # --- does it predict? -------------------------------------------------------------------------------------------------
@@ -174,6 +187,14 @@ class Interval(NamedTuple):
     low: float = math.nan
     high: float = math.nan
 
+    @property
+    def text(self) -> str:
+        """Value and interval with their signs, as differences have them."""
+        return f"{self.value:+.2f}" + ("" if math.isnan(self.low) else f" [{self.low:+.2f}, {self.high:+.2f}]")
+
+
+_NO_INTERVAL = Interval(math.nan)
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -181,49 +202,68 @@ class Claim:
 
     Attributes:
         task: name of the downstream task.
-        group: the family, or "pooled" (centred by family).
+        group: the family, the stage, or "pooled" (centred by family).
+        part: "family" or "stage" where it is of a part of the checkpoints of another claim; else "".
         proxy, baseline: names of the two metrics.
-        checkpoints: how many there are with a downstream score.
+        stages: how many checkpoints with a downstream score each stage has.
         spearman, decision: of the proxy; `spearman_baseline`, `decision_baseline`: of the baseline.
         spearman_gain, decision_gain: differences, of the same checkpoints.
+        bootstrap: of the difference of rank correlations over trajectories, checkpoints and instances; decides nothing.
+        p: two-sided, of the difference of rank correlations; `p_holm`: corrected for the claims of one verdict.
         verdict: "supported", "refuted" or "undecided".
         notes: what makes it less than it looks.
     """
 
     task: str
     group: str
+    part: str
     proxy: str
     baseline: str
-    checkpoints: int
-    spearman: Interval
-    decision: Interval
-    spearman_baseline: Interval
-    decision_baseline: Interval
-    spearman_gain: Interval
-    decision_gain: Interval
-    verdict: str
+    stages: Mapping[str, int]
+    spearman: Interval = _NO_INTERVAL
+    decision: Interval = _NO_INTERVAL
+    spearman_baseline: Interval = _NO_INTERVAL
+    decision_baseline: Interval = _NO_INTERVAL
+    spearman_gain: Interval = _NO_INTERVAL
+    decision_gain: Interval = _NO_INTERVAL
+    bootstrap: Interval = _NO_INTERVAL
+    p: float = math.nan
+    p_holm: float = math.nan
+    verdict: str = "undecided"
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def checkpoints(self) -> int:
+        """How many there are with a downstream score."""
+        return sum(self.stages.values())
+
+    @property
+    def where(self) -> str:
+        """Task and group, for sentences."""
+        return self.task if self.group == "pooled" else f"{self.task} ({self.group})"
 
     @property
     def sentence(self) -> str:
         """The claim in words."""
-        who = "" if self.group in ("", "pooled") else f" ({self.group})"
+        n = number_of(self.checkpoints, "checkpoint")
         if self.checkpoints < FEWEST:
             return (
-                f"{self.task}{who}: {self.checkpoints} checkpoint{'s have' if self.checkpoints != 1 else ' has'} a "
-                f"downstream score; from {FEWEST} on there is a coefficient, from {FEW} on one to be believed."
+                f"{self.where}: {n} {'has' if self.checkpoints == 1 else 'have'} a downstream score; from {FEWEST} on "
+                f"there is a coefficient, from {FEW} on one to be believed."
             )
-        gain = self.decision_gain
-        ends = "" if math.isnan(gain.low) else f" [{gain.low:+.2f}, {gain.high:+.2f}]"
-        rank = self.spearman_gain
-        rank_ends = "" if math.isnan(rank.low) else f" [{rank.low:+.2f}, {rank.high:+.2f}]"
         return (
-            f"{self.task}{who}: this ladder {_VERBS[self.verdict]} that {self.proxy} predicts better than "
+            f"{self.where}: this ladder {_VERBS[self.verdict]} that {self.proxy} predicts better than "
             f"{self.baseline}: rank correlation {self.spearman.value:+.2f} against {self.spearman_baseline.value:+.2f} "
-            f"(difference {rank.value:+.2f}{rank_ends}), pairs ordered rightly {self.decision.value:.0%} against "
-            f"{self.decision_baseline.value:.0%} ({gain.value:+.2f}{ends}), "
-            f"{number_of(self.checkpoints, 'checkpoint')}."
+            f"(difference {self.spearman_gain.text}), pairs ordered rightly {self.decision.value:.0%} against "
+            f"{self.decision_baseline.value:.0%} ({self.decision_gain.text}), {_spanned(self.stages)}."
         )
+
+    @property
+    def brief(self) -> str:
+        """A part in a few words."""
+        few = self.checkpoints < FEWEST
+        rest = "too few" if few else f"{self.spearman_gain.text}, {self.verdict}"
+        return f"{self.group} ({number_of(self.checkpoints, 'checkpoint')}) {rest}"
 
 
 _VERBS = {"supported": "supports", "refuted": "refutes", "undecided": "leaves undecided"}
@@ -232,143 +272,211 @@ _VERBS = {"supported": "supports", "refuted": "refutes", "undecided": "leaves un
 def claim(
     proxy: Proxy,
     baseline: Proxy,
-    names: Sequence[str],
-    families: Sequence[str],
+    checkpoints: Sequence[Checkpoint],
     scores: Mapping[str, Outcome],
     task: str,
     *,
     group: str = "pooled",
+    part: str = "",
+    resamples: int = 1000,
+    seed: int = SEED,
 ) -> Claim:
     """Compare how two proxies order the checkpoints that have a downstream score.
 
     Args:
-        proxy, baseline: sums of all checkpoints `names`, shape (C, T).
-        names: checkpoints of one stage.
-        families: the family of each; values are centred by family where there are several.
+        proxy, baseline: sums of all `checkpoints`, shape (C, T).
+        checkpoints: of one group; values are centred by family where there are several.
         scores: downstream score of each checkpoint that has one.
         task: its name.
-        group: what to call these checkpoints.
+        group, part: what to call these checkpoints.
+        resamples, seed: of the bootstrap; 0: none.
     """
-    where = task if group in ("", "pooled") else f"{task} ({group})"
-    chosen = [i for i, name in enumerate(names) if name in scores]
-    x = values(proxy), values(baseline)
-    chosen = [i for i in chosen if np.isfinite(x[0][i]) and np.isfinite(x[1][i])]
-    sizes = Counter(families[i] for i in chosen)
-    alone = [i for i in chosen if sizes[families[i]] == 1 and len(sizes) > 1]  # centred by itself it says nothing
-    chosen = [i for i in chosen if i not in alone]
-    y = np.array([scores[names[i]].value for i in chosen])
-    errors = np.array([scores[names[i]].stderr for i in chosen])
-    family = np.unique([families[i] for i in chosen], return_inverse=True)[1] if chosen else np.array([], dtype=int)
-    notes = [
-        f"{where}: {names[i]} is the only checkpoint of family {families[i] or '(none)'} with a score; "
+    x = np.stack([values(proxy), values(baseline)])
+    chosen = [i for i, c in enumerate(checkpoints) if c.name in scores and np.isfinite(x[:, i]).all()]
+    sizes = Counter(checkpoints[i].family for i in chosen)
+    alone = [i for i in chosen if sizes[checkpoints[i].family] == 1 and len(sizes) > 1]
+    notes = [  # centred by itself it says nothing
+        f"{checkpoints[i].name} is the only checkpoint of family {checkpoints[i].family or '(none)'} with a score; "
         "it is not counted"
         for i in alone
     ]
+    chosen = [i for i in chosen if i not in alone]
+    counted = [checkpoints[i] for i in chosen]
+    empty = Claim(task, group, part, proxy.label, baseline.label, stages_of(counted), notes=tuple(notes))
     if len(chosen) < FEWEST:
-        none = Interval(math.nan)
-        return Claim(
-            task, group, proxy.label, baseline.label, len(chosen), none, none, none, none, none, none, "undecided",
-            tuple(notes),
-        )  # fmt: skip
+        return empty
+    judged = [scores[c.name] for c in counted]
+    y, errors = (np.array([getattr(score, name) for score in judged]) for name in ("value", "stderr"))
+    family = np.unique([c.family for c in counted], return_inverse=True)[1]
     if len(chosen) < FEW:
-        notes.append(
-            f"{where}: {number_of(len(chosen), 'checkpoint')}; of fewer than {FEW}, a coefficient is weak evidence"
-        )
+        notes.append(f"{number_of(len(chosen), 'checkpoint')}; of fewer than {FEW}, a coefficient is weak evidence")
     if np.isnan(errors).any():
-        notes.append(f"{where}: {int(np.isnan(errors).sum())} scores without n or stderr count as exact")
-    measured = [scores[names[i]].measured for i in chosen]
-    if {*measured} != {"itself"} and not any(", " in place for place in measured):
-        notes.append(
-            f"{where}: each checkpoint was fine-tuned once; how far another fine-tuning would move scores is unknown"
-        )
-    if family.max(initial=0) > 0:
-        notes.append(f"{where}: {int(family.max()) + 1} families, centred by family")
-    ours, theirs = (_agreement(side[chosen], y, family) for side in x)
-    between = _agreement(x[0][chosen], x[1][chosen], family)
+        notes.append(f"{int(np.isnan(errors).sum())} scores without n or stderr count as exact")
+    measured = {score.measured for score in judged}
+    if measured != {"itself"} and not any(", " in place for place in measured):
+        notes.append("each checkpoint was fine-tuned once; how far another fine-tuning would move scores is unknown")
+    if family.max() > 0:
+        notes.append(f"{int(family.max()) + 1} families, centred by family")
     freedom = len(chosen) - int(family.max())
-    spread = math.sqrt(float((_centred(y[None], family[None], np.unique(family)) ** 2).sum()) / (freedom - 1))
+    spread = math.sqrt(float((_centred(y, family) ** 2).sum()) / (freedom - 1))
     error = float(np.sqrt(np.mean(errors**2)))  # NaN where some are unknown
     if error > spread / math.sqrt(2):  # then less than half of the variance is between checkpoints
         notes.append(
-            f"{where}: the scores scatter by {spread:.3g} and their own standard error is {error:.3g}: most of "
+            f"the scores scatter by {spread:.3g} and their own standard error is {error:.3g}: most of "
             "their order is chance, which no metric can predict; measure more instances"
         )
+    ours, theirs = x[:, chosen]
+    agreements = [_agreement(a, b, family) for a, b in ((ours, y), (theirs, y), (ours, theirs))]
     most = 1 - 6 / (freedom * (freedom**2 - 1)), 1 - 2 / (freedom * (freedom - 1))
-    rank = _compared(ours[0], theirs[0], between[0], freedom, most[0], lambda r: (1 + r * r / 2) / max(freedom - 3, 1))
+    rank = _Compared(
+        [rho for rho, _ in agreements],
+        freedom,
+        most[0],
+        lambda r: (1 + r * r / 2) / (freedom - 3) if freedom > 3 else math.nan,
+    )
     # Kendall's coefficient is twice the decision accuracy less one
-    ours_tau, theirs_tau, between_tau = (2 * side[1] - 1 for side in (ours, theirs, between))
-    variance = 0.437 / (freedom - 4) if freedom > 4 else 0.0
-    pairs = _compared(ours_tau, theirs_tau, between_tau, freedom, most[1], lambda _: variance)
-    decision = [Interval(*((end + shift) / 2 for end in item)) for item, shift in zip(pairs, (1, 1, 0), strict=True)]
-    gains = rank[2], decision[2]
-    return Claim(
-        task, group, proxy.label, baseline.label, len(chosen),
-        rank[0], decision[0], rank[1], decision[1], *gains, _verdict(gains), tuple(notes),
+    tau = [2 * accuracy - 1 for _, accuracy in agreements]
+    pairs = _Compared(tau, freedom, most[1], lambda _: 0.437 / (freedom - 4) if freedom > 4 else math.nan)
+    decision, decision_baseline, decision_gain = (
+        Interval(*((end + shift) / 2 for end in pairs.interval(which))) for which, shift in enumerate((1, 1, 0))
+    )
+    ends: list[float] = []
+    if resamples:
+        gains = _resampled_gains((proxy, baseline), chosen, y, errors, family, resamples, seed)
+        ends = np.quantile(gains, (0.025, 0.975)).tolist() if len(gains) else []
+    statement = replace(
+        empty, spearman=rank.interval(0), spearman_baseline=rank.interval(1), spearman_gain=rank.interval(2),
+        decision=decision, decision_baseline=decision_baseline, decision_gain=decision_gain,
+        bootstrap=Interval(rank.interval(2).value, *ends), p=rank.p, notes=tuple(notes),
     )  # fmt: skip
+    return _decided(statement, rank.p)
 
 
-def _compared(
-    ours: float, theirs: float, between: float, n: int, most: float, variance: Callable[[float], float]
-) -> tuple[Interval, Interval, Interval]:
+def corrected(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims of one verdict, decided at 5 % together (Holm): those of whole groups, and those of their parts."""
+    p_holm: dict[str, float] = {}
+    for parts in (False, True):
+        p_holm |= holm({str(i): c.p for i, c in enumerate(claims) if bool(c.part) is parts})
+    return [_decided(statement, p_holm[str(i)]) for i, statement in enumerate(claims)]
+
+
+def _decided(statement: Claim, p: float) -> Claim:
+    """By the rank correlation; where the decision accuracy points the other way, undecided."""
+    rank, decision = statement.spearman_gain.value, statement.decision_gain.value
+    verdict = "undecided"
+    if p <= ALPHA and rank * decision >= 0:
+        verdict = "supported" if rank > 0 else "refuted"
+    notes = statement.notes
+    if p > ALPHA >= statement.p:
+        notes = (*notes, f"its interval excludes 0, but not after Holm's correction for the claims made (p = {p:.2g})")
+    return replace(statement, p_holm=p, verdict=verdict, notes=notes)
+
+
+def _resampled_gains(
+    pair: tuple[Proxy, Proxy],
+    chosen: Sequence[int],
+    y: FloatArray,
+    errors: FloatArray,
+    family: npt.NDArray[Any],
+    resamples: int,
+    seed: int,
+) -> FloatArray:
+    """Differences of rank correlations over resamples of trajectories, of checkpoints of a family, and of scores."""
+    rng = np.random.default_rng(seed)
+    n = pair[0].numerator.shape[1]
+    picks = np.empty((resamples, len(chosen)), dtype=int)
+    for label in np.unique(family):
+        (members,) = np.nonzero(family == label)
+        picks[:, members] = rng.choice(members, (resamples, len(members)))
+    counts = rng.multinomial(n, np.full(n, 1 / n), resamples)
+    scores = y[picks] + np.nan_to_num(errors)[picks] * rng.normal(size=picks.shape)
+    sides = [
+        correlations(
+            _centred(np.take_along_axis(values(proxy, counts)[:, chosen], picks, axis=1), family),
+            _centred(scores, family),
+        )["spearman"]
+        for proxy in pair
+    ]  # fmt: skip
+    gains = sides[0] - sides[1]
+    return gains[np.isfinite(gains)]
+
+
+@dataclass(frozen=True)
+class _Compared:
     """Two coefficients with one of their variables in common, and their difference (Zou 2007).
 
-    Args:
-        ours, theirs: coefficients of two proxies with the score.
-        between: of the proxies with each other.
+    Attributes:
+        coefficients: of two proxies with the score, and of the proxies with each other.
         n: checkpoints, less one for each family beyond the first.
         most: what a coefficient of 1 counts as: half way to the next one that so many checkpoints can have. Of few, an
             order without a fault happens by chance, and Fisher's z of 1 would make it certain.
-        variance: of Fisher's z of a coefficient; not positive where n is too small.
+        variance: of Fisher's z of a coefficient; NaN where n is too small for one.
     """
-    from scipy.stats import t as student  # here: every sub-command imports this module, and scipy is slow to load
 
-    points = Interval(ours), Interval(theirs), Interval(ours - theirs)
-    if n < 4 or not min(variance(ours), variance(theirs)) > 0 or not math.isfinite(ours + theirs + between):
-        return points
-    quantile = float(student.ppf(0.975, n - 3))
+    coefficients: Sequence[float]
+    n: int
+    most: float
+    variance: Callable[[float], float]
 
-    def interval(r: float) -> Interval:
-        z, half = math.atanh(min(max(r, -most), most)), quantile * math.sqrt(variance(r))
-        return Interval(r, min(math.tanh(z - half), r), max(math.tanh(z + half), r))
+    def interval(self, which: int, quantile: float | None = None) -> Interval:
+        """Of ours (0), theirs (1) or the difference (2); `quantile`: of Student's t (default: of 95 %)."""
+        ours, theirs, between = self.coefficients
+        value = (ours, theirs, ours - theirs)[which]
+        if not math.isfinite(self.variance(value) + sum(self.coefficients)):
+            return Interval(value)
+        t = self._quantile if quantile is None else quantile
+        if which < 2:
+            z, half = math.atanh(min(max(value, -self.most), self.most)), t * math.sqrt(self.variance(value))
+            return Interval(value, min(math.tanh(z - half), value), max(math.tanh(z + half), value))
+        (a, la, ua), (b, lb, ub) = self.interval(0, t), self.interval(1, t)
+        spread = (1 - a * a) * (1 - b * b)
+        product = (between - a * b / 2) * (1 - a * a - b * b - between**2) + between**3
+        shared = min(max(product / spread, -1.0), 1.0) if spread > 1e-12 else 0.0
+        low = (a - la) ** 2 + (ub - b) ** 2 - 2 * shared * (a - la) * (ub - b)
+        high = (ua - a) ** 2 + (b - lb) ** 2 - 2 * shared * (ua - a) * (b - lb)
+        # two coefficients differ by at most 2: few checkpoints give more, since the ends are put together
+        return Interval(value, max(value - math.sqrt(max(low, 0)), -2.0), min(value + math.sqrt(max(high, 0)), 2.0))
 
-    (a, la, ua), (b, lb, ub) = interval(ours), interval(theirs)
-    spread = (1 - a * a) * (1 - b * b)
-    product = (between - a * b / 2) * (1 - a * a - b * b - between * between) + between**3
-    shared = min(max(product / spread, -1.0), 1.0) if spread > 1e-12 else 0.0
-    low = (a - la) ** 2 + (ub - b) ** 2 - 2 * shared * (a - la) * (ub - b)
-    high = (ua - a) ** 2 + (b - lb) ** 2 - 2 * shared * (ua - a) * (b - lb)
-    difference = Interval(a - b, a - b - math.sqrt(max(low, 0.0)), a - b + math.sqrt(max(high, 0.0)))
-    return interval(ours), interval(theirs), difference
+    @property
+    def _quantile(self) -> float:
+        from scipy.stats import t as student  # here: every sub-command imports this module, and scipy is slow to load
 
+        return float(student.ppf(1 - ALPHA / 2, self.n - 3))
 
-def _verdict(gains: Sequence[Interval]) -> str:
-    """By the rank correlation; where the decision accuracy points the other way, undecided."""
-    rank, decision = gains
-    if rank.low > 0 and decision.value >= 0:
-        return "supported"
-    if rank.high < 0 and decision.value <= 0:
-        return "refuted"
-    return "undecided"
+    @property
+    def p(self) -> float:
+        """Two-sided: the level at which the interval of the difference ends at 0; NaN where there is none."""
+        from scipy.optimize import brentq
+        from scipy.stats import t as student
+
+        value, low, _ = self.interval(2)
+        if math.isnan(low):
+            return math.nan
+
+        def nearest_end(quantile: float) -> float:
+            _, low, high = self.interval(2, quantile)
+            return low if value > 0 else -high
+
+        least, most = (0.0, self._quantile) if nearest_end(self._quantile) <= 0 else (self._quantile, 1e3)
+        if nearest_end(least) <= 0:
+            return 1.0
+        return float(2 * student.sf(brentq(nearest_end, least, most) if nearest_end(most) < 0 else most, self.n - 3))
 
 
 def _agreement(x: FloatArray, y: FloatArray, family: npt.NDArray[Any]) -> tuple[float, float]:
     """Spearman's coefficient and decision accuracy, centred and counted within families."""
-    if family.max(initial=0) == 0:
-        both = correlations(x, y)
-        return float(both["spearman"][0]), float(both["decision"][0])
-    x, y = (_centred(side[None], family[None], np.unique(family))[0] for side in (x, y))
+    x, y = _centred(x, family), _centred(y, family)
     dx, dy = (np.sign(side[:, None] - side[None]) for side in (x, y))
     within = (family[:, None] == family[None]) & (dy != 0)
     right = float((within * (0.5 + 0.5 * dx * dy)).sum())
     return float(correlations(x, y)["spearman"][0]), right / within.sum() if within.any() else math.nan
 
 
-def _centred(x: FloatArray, family: npt.NDArray[Any], labels: npt.NDArray[Any]) -> FloatArray:
+def _centred(x: FloatArray, family: npt.NDArray[Any]) -> FloatArray:
+    """The columns of x, shape (c,) or (r, c), less the mean of their family."""
     out = np.array(x, dtype=np.float64)
-    for label in labels:
-        inside = np.broadcast_to(family == label, x.shape)
-        count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
-        out = np.where(inside, x - np.where(inside, x, 0).sum(axis=1, keepdims=True) / count, out)
+    for label in np.unique(family):
+        out[..., family == label] -= out[..., family == label].mean(axis=-1, keepdims=True)
     return out
 
 
@@ -428,17 +536,17 @@ class Prediction(NamedTuple):
 
 
 def predictions(
-    proxies: Sequence[Proxy], names: Sequence[str], families: Sequence[str], scores: Mapping[str, Outcome]
+    proxies: Sequence[Proxy], checkpoints: Sequence[Checkpoint], scores: Mapping[str, Outcome]
 ) -> list[Prediction]:
     """Leave-one-out prediction of the downstream score by every proxy, best first (one slope, a level per family).
 
     A family of one checkpoint cannot be predicted and is left out.
     """
-    chosen = [i for i, name in enumerate(names) if name in scores]
-    sizes = {label: sum(families[i] == label for i in chosen) for label in {families[i] for i in chosen}}
-    chosen = [i for i in chosen if sizes[families[i]] > 1]
-    y = np.array([scores[names[i]].value for i in chosen])
-    family = np.array([families[i] for i in chosen])
+    chosen = [i for i, checkpoint in enumerate(checkpoints) if checkpoint.name in scores]
+    sizes = Counter(checkpoints[i].family for i in chosen)
+    chosen = [i for i in chosen if sizes[checkpoints[i].family] > 1]
+    y = np.array([scores[checkpoints[i].name].value for i in chosen])
+    family = np.array([checkpoints[i].family for i in chosen])
     results = []
     for proxy in proxies:
         x = values(proxy)[chosen] if chosen else np.array([])
@@ -449,7 +557,7 @@ def predictions(
         for i in range(len(chosen)):
             rest = np.arange(len(chosen)) != i
             own = rest & (family == family[i])
-            dx, dy = (_centred(side[None, rest], family[None, rest], np.unique(family[rest]))[0] for side in (x, y))
+            dx, dy = (_centred(side[rest], family[rest]) for side in (x, y))
             slope = float(dx @ dy / (dx @ dx)) if dx @ dx > 0 else 0.0
             errors.append(y[i] - (y[own].mean() + slope * (x[i] - x[own].mean())))
             plain.append(y[i] - y[own].mean())

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -10,7 +11,9 @@ from scipy import stats
 
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.ladder.downstream import Outcome
-from hesnr_tasks.ladder.verdict import Paired, Proxy, choose, claim, predictions, signals, values
+from hesnr_tasks.ladder.schema import Checkpoint
+from hesnr_tasks.ladder.verdict import Proxy, choose, claim, corrected, predictions, signals, values
+from hesnr_tasks.stats import paired
 
 NAMES = [f"c{i}" for i in range(12)]
 
@@ -28,14 +31,9 @@ def scores(y, error=0.0):
     return {name: Outcome(name, float(value), error, "itself") for name, value in zip(NAMES, y, strict=False)}
 
 
-def welch(p):
-    def test(a, b):
-        x = p.numerator / p.denominator
-        d = x[a] - x[b]
-        t = stats.ttest_1samp(d, 0)
-        return Paired(float(d.mean()), float(stats.sem(d)), float(t.pvalue))
-
-    return test
+def rungs(n, families="m", stages=("pretrain",)):
+    """Checkpoints c0, c1, … of these families and stages, in turn."""
+    return [Checkpoint(NAMES[i], family=families[i % len(families)], stage=stages[i % len(stages)]) for i in range(n)]
 
 
 def holm(p_values):
@@ -67,25 +65,35 @@ def test_values_are_pooled_ratios_turned_so_that_more_is_better():
 def test_the_best_is_chosen_and_its_ties_are_named():
     rng = np.random.default_rng(1)
     p = proxy("he_snr", [0.10, 0.1002, 0.2, 0.2001], rng, noise=0.05)
-    choice = choose(p, NAMES[:4], welch(p), holm, needed)
+    choice = choose(p, rungs(4))
     assert {choice.best, *choice.ties} == {"c2", "c3"}
     assert set(choice.p) == set(NAMES[:4]) - {choice.best}
     assert choice.best in choice.sentence
     assert choice.ties[0] in choice.sentence
+    assert "of 4 checkpoints (4 pretrain) by" in choice.sentence
     clear = proxy("he_snr", [0.1, 0.2, 0.3, 0.9], rng, noise=0.05)
-    choice = choose(clear, NAMES[:4], welch(clear), holm, needed)
+    choice = choose(clear, rungs(4, stages=("",)))
     assert choice.best == "c3"
     assert not choice.ties
-    assert "every other" in choice.sentence
+    assert choice.sentence == "Choose c3: best by he_snr, and 40 trajectories tell it from every other."
 
 
-def test_each_tie_needs_what_holm_will_ask_of_it():
-    level = Proxy("he_snr", np.array([[0.3] * 4, [0.29] * 4, [0.28] * 4, [0.27] * 4]), np.ones((4, 4)), False, True)
-    p = {1: 0.6, 2: 0.4, 3: 0.2}
-    choice = choose(level, NAMES[:4], lambda _, i: Paired(-0.01, 0.02, p[i]), holm, needed)
-    # the tie with the largest p is tested last, at 5 %; the smallest one first, at a third of that
-    assert choice.needed == {f"c{i}": needed(0.01, 0.02, 4, 0.05 / i) for i in (1, 2, 3)}
-    assert choice.needed["c3"] > choice.needed["c1"]
+def test_p_values_are_paired_and_each_tie_needs_what_holm_will_ask_of_it():
+    rng = np.random.default_rng(10)
+    p = proxy("he_snr", [0.3, 0.29, 0.28, 0.27], rng, trajectories=8, noise=0.15)
+    choice = choose(p, rungs(4))
+    best = NAMES.index(choice.best)
+    pairs = {
+        name: paired((p.numerator[best], p.denominator[best]), (p.numerator[i], p.denominator[i]))
+        for i, name in enumerate(NAMES[:4]) if i != best
+    }  # fmt: skip
+    assert choice.p == pytest.approx(holm({name: pair.p for name, pair in pairs.items()}))
+    # the tie with the largest p is tested last, at 5 %; the next one at half of that
+    ties = sorted(choice.ties, key=lambda name: -pairs[name].p)
+    assert len(ties) > 1
+    assert choice.needed == {
+        name: needed(pairs[name].value, pairs[name].stderr, 8, 0.05 / rank) for rank, name in enumerate(ties, 1)
+    }
 
 
 def test_signal_and_noise_by_their_definition():
@@ -112,21 +120,21 @@ def test_scores_that_are_mostly_chance_are_called_so():
     y = np.arange(10.0)
     p = proxy("he_snr", y, rng)
     for error, warned in ((1.0, False), (2.9, True)):  # their scatter is 3.03
-        notes = " ".join(claim(p, p, NAMES[:10], ["m"] * 10, scores(y, error), "swe").notes)
+        notes = " ".join(claim(p, p, rungs(10), scores(y, error), "swe").notes)
         assert ("most of their order is chance" in notes) is warned
 
 
 def test_a_proxy_without_values_chooses_nothing():
     empty = Proxy("he_snr", np.zeros((2, 3)), np.zeros((2, 3)), False, True)
     with pytest.raises(SettingsError, match="he_snr is defined for none"):
-        choose(empty, NAMES[:2], welch(empty), holm, needed)
+        choose(empty, rungs(2))
 
 
 def test_points_of_a_claim_equal_scipy_and_a_plain_count_of_pairs():
     rng = np.random.default_rng(2)
     y = rng.normal(size=10)
     good, bad = proxy("he_snr", y + rng.normal(0, 0.3, 10), rng), proxy("ppl", rng.normal(size=10), rng, better=False)
-    result = claim(good, bad, NAMES[:10], ["m"] * 10, scores(y), "swe")
+    result = claim(good, bad, rungs(10), scores(y), "swe")
     for p, rank, decision in (
         (good, result.spearman, result.decision),
         (bad, result.spearman_baseline, result.decision_baseline),
@@ -142,11 +150,11 @@ def test_points_of_a_claim_equal_scipy_and_a_plain_count_of_pairs():
 
 def test_families_are_centred_and_only_pairs_within_them_count():
     rng = np.random.default_rng(3)
-    family = ["a"] * 5 + ["b"] * 5
+    checkpoints = rungs(10, ["a"] * 5 + ["b"] * 5)
     y = np.concatenate([np.arange(5.0), 100 + np.arange(5.0)])
     x = np.concatenate([np.arange(5.0), -100 + np.arange(5.0)])  # right within, wrong between
     p = proxy("he_snr", x, rng, noise=1e-6)
-    actual = claim(p, p, NAMES[:10], family, scores(y), "swe")
+    actual = claim(p, p, checkpoints, scores(y), "swe")
     assert actual.decision.value == 1.0
     assert actual.spearman.value > 0.95
     assert "2 families" in " ".join(actual.notes)
@@ -158,7 +166,7 @@ def test_families_are_centred_and_only_pairs_within_them_count():
 def test_few_checkpoints_give_no_coefficient_and_say_so():
     rng = np.random.default_rng(4)
     p = proxy("he_snr", [1.0, 2, 3], rng)
-    actual = claim(p, p, NAMES[:3], ["m"] * 3, scores([1, 2, 3]), "swe")
+    actual = claim(p, p, rungs(3), scores([1, 2, 3]), "swe")
     assert math.isnan(actual.spearman.value)
     assert actual.verdict == "undecided"
     assert "3 checkpoints" in actual.sentence
@@ -182,7 +190,7 @@ def test_the_interval_of_the_gain_holds_the_true_gain():
             a, b, y = ladder(10)
             ones = np.ones((10, 1))
             pair = (Proxy(n, x[:, None], ones, False, True) for n, x in (("a", a), ("b", b)))
-            gain = claim(*pair, NAMES[:10], ["m"] * 10, scores(y, 0.3), "swe").spearman_gain
+            gain = claim(*pair, rungs(10), scores(y, 0.3), "swe", resamples=0).spearman_gain
             hits += gain.low <= truth <= gain.high
         assert hits / 300 >= 0.93, (ours, theirs, hits)
 
@@ -196,7 +204,7 @@ def test_clear_cases_are_decided(truth, verdict):
         proxy("ppl", y, rng, noise=0.1, better=False),
     )  # ppl rises with y: wrong
     pair = (good, bad) if truth == "better" else (bad, good)
-    assert claim(*pair, NAMES, ["m"] * 12, scores(y, 0.1), "swe").verdict == verdict
+    assert claim(*pair, rungs(12), scores(y, 0.1), "swe").verdict == verdict
 
 
 def test_equal_proxies_are_told_apart_at_most_once_in_twenty():
@@ -207,7 +215,7 @@ def test_equal_proxies_are_told_apart_at_most_once_in_twenty():
         ability = rng.normal(size=10)
         p = [proxy(n, ability + rng.normal(0, 0.7, 10), rng, trajectories=15) for n in ("he_snr", "ppl")]
         y = ability + rng.normal(0, 0.3, 10)
-        decided += claim(*p, NAMES[:10], ["m"] * 10, scores(y, 0.3), "swe").verdict != "undecided"
+        decided += claim(*p, rungs(10), scores(y, 0.3), "swe", resamples=0).verdict != "undecided"
     assert decided <= 400 * 0.08, decided
 
 
@@ -219,7 +227,7 @@ def test_of_six_checkpoints_equal_proxies_are_not_told_apart():
         ability = np.linspace(-1.6, 1.6, 6) + rng.normal(0, 0.3, 6)
         p = [proxy(n, ability + rng.normal(0, 0.3, 6), rng, trajectories=5) for n in ("he_snr", "ppl")]
         y = ability + rng.normal(0, 0.25, 6)
-        decided += claim(*p, NAMES[:6], ["m"] * 6, scores(y, 0.25), "swe").verdict != "undecided"
+        decided += claim(*p, rungs(6), scores(y, 0.25), "swe", resamples=0).verdict != "undecided"
     assert decided <= 300 * 0.05, decided
 
 
@@ -227,7 +235,7 @@ def test_leave_one_out_errors_equal_plain_fits():
     rng = np.random.default_rng(7)
     y = np.arange(10.0) + rng.normal(0, 0.5, 10)
     good, noise = proxy("he_snr", y, rng, noise=0.05), proxy("ppl", rng.normal(size=10), rng, better=False)
-    rows = predictions([noise, good], NAMES[:10], ["m"] * 10, scores(y))
+    rows = predictions([noise, good], rungs(10), scores(y))
     assert [row.proxy for row in rows] == ["he_snr", "ppl"]
     x, errors = values(good), []
     for i in range(10):
@@ -244,9 +252,91 @@ def test_a_family_of_one_adds_no_point():
     rng = np.random.default_rng(5)
     y = rng.normal(size=6)
     good, bad = proxy("he_snr", y + rng.normal(0, 0.3, 6), rng), proxy("ppl", rng.normal(size=6), rng, better=False)
-    alone = claim(good, bad, NAMES[:6], ["m"] * 5 + ["n"], scores(y), "swe")
-    five = claim(good, bad, NAMES[:6], ["m"] * 6, scores(y[:5]), "swe")
+    alone = claim(good, bad, rungs(6, "mmmmmn"), scores(y), "swe")
+    five = claim(good, bad, rungs(6), scores(y[:5]), "swe")
     assert alone.checkpoints == 5
     assert alone.spearman == five.spearman
     assert alone.decision_gain == five.decision_gain
-    assert alone.notes[0] == "swe: c5 is the only checkpoint of family n with a score; it is not counted"
+    assert alone.notes[0] == "c5 is the only checkpoint of family n with a score; it is not counted"
+
+
+def test_a_claim_says_which_stages_it_spans():
+    rng = np.random.default_rng(11)
+    y = rng.normal(size=12)
+    p = proxy("he_snr", y, rng)
+    actual = claim(p, p, rungs(12, stages=("pretrain", "pretrain", "long-context")), scores(y), "swe")
+    assert actual.stages == {"pretrain": 8, "long-context": 4}
+    assert actual.sentence.endswith("12 checkpoints (8 pretrain, 4 long-context).")
+
+
+def test_a_difference_of_coefficients_stays_within_its_range():
+    """Of four checkpoints the quantile is that of one degree of freedom."""
+    rng = np.random.default_rng(12)
+    y = np.arange(4.0)
+    gains = []
+    for order in itertools.permutations(y):
+        pair = proxy("he_snr", y, rng, noise=0.01), proxy("ppl", order, rng, noise=0.01)
+        gains.append(claim(*pair, rungs(4), scores(y), "swe", resamples=0).spearman_gain)
+    assert all(-2.0 <= gain.low <= gain.value <= gain.high <= 2.0 for gain in gains)
+    assert any(gain.high == 2.0 for gain in gains)
+
+
+def test_p_is_the_level_at_which_the_interval_ends_at_0():
+    """The p-value and the 95 % interval decide alike, and p falls where the difference grows."""
+    p_values = []
+    for noise in (0.2, 1.0, 2.0, 4.0):
+        rng = np.random.default_rng(13)
+        y = np.arange(12.0)
+        good = proxy("he_snr", y + rng.normal(0, 0.1, 12), rng, noise=0.1)
+        other = proxy("ppl", y + noise * rng.normal(0, 2, 12), rng, noise=0.1)
+        actual = claim(good, other, rungs(12), scores(y, 0.1), "swe")
+        assert (actual.p <= 0.05) is (actual.spearman_gain.low > 0 or actual.spearman_gain.high < 0)
+        p_values.append(actual.p)
+    assert p_values == sorted(p_values, reverse=True)
+    assert p_values[-1] < 0.05 < p_values[0]
+
+
+def test_the_claims_of_a_verdict_are_corrected_together_and_their_parts_apart():
+    rng = np.random.default_rng(14)
+    y = np.arange(12.0)
+    good, bad = proxy("he_snr", y, rng, noise=0.1), proxy("ppl", -y + 2 * rng.normal(0, 3, 12), rng, noise=0.1)
+    clear = claim(good, bad, rungs(12), scores(y, 0.1), "swe")
+    near = replace(clear, p=0.03)
+    tasks = corrected([near, replace(near, part="stage"), replace(clear, p=0.04), replace(clear, p=math.nan)])
+    assert [c.p_holm for c in tasks] == pytest.approx([0.06, 0.03, 0.06, math.nan], nan_ok=True)
+    assert [c.verdict for c in tasks] == ["undecided", "supported", "undecided", "undecided"]
+    assert "not after Holm's correction" in tasks[0].notes[-1]
+    assert tasks[1].notes == clear.notes
+
+
+def test_of_many_tasks_a_false_decision_is_as_rare_as_of_one():
+    """Six downstream tasks of equally good proxies, 150 simulated ladders: the family-wise error."""
+    false = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        claims = []
+        for task in range(6):
+            ability = rng.normal(size=12)
+            pair = [proxy(n, ability + rng.normal(0, 0.7, 12), rng, trajectories=15) for n in ("he_snr", "ppl")]
+            y = ability + rng.normal(0, 0.3, 12)
+            claims.append(claim(*pair, rungs(12), scores(y, 0.3), f"swe{task}", resamples=0))
+        false += any(c.verdict != "undecided" for c in corrected(claims))
+    assert false <= 150 * 0.09, false
+
+
+def test_the_bootstrap_is_over_checkpoints_trajectories_and_instances():
+    """Against plain loops, and wider where one of the three scatters more."""
+    rng = np.random.default_rng(15)
+    y = np.arange(10.0)
+    good = proxy("he_snr", y + rng.normal(0, 1, 10), rng, noise=1)
+    other = proxy("ppl", y + rng.normal(0, 3, 10), rng, noise=1)
+    actual = claim(good, other, rungs(10), scores(y, 0.5), "swe", resamples=4000).bootstrap
+    gains = []
+    for _ in range(3000):
+        picks, texts = rng.integers(0, 10, 10), rng.integers(0, 40, 40)
+        score = y[picks] + 0.5 * rng.normal(size=10)
+        x = [(p.numerator[:, texts].sum(1) / p.denominator[:, texts].sum(1))[picks] for p in (good, other)]
+        gains.append(stats.spearmanr(x[0], score).statistic - stats.spearmanr(x[1], score).statistic)
+    assert actual[1:] == pytest.approx(np.nanquantile(gains, (0.025, 0.975)).tolist(), abs=0.12)
+    noisy = claim(good, other, rungs(10), scores(y, 5.0), "swe", resamples=4000).bootstrap
+    assert noisy.high - noisy.low > actual.high - actual.low
