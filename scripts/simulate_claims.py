@@ -5,7 +5,8 @@ Usage: python scripts/simulate_claims.py [LADDERS]. A checkpoint has an ability,
 correlation of proxy and ability. Fine-tuning may move the score of each checkpoint, half of the proxies' errors may be
 the same in both, and a ladder may be one training run, whose abilities rise with the step.
 Written as Markdown tables of shares in per cent: supported / refuted (95 % intervals that hold the true difference of
-rank correlations); once as the verdict decides, once as the bootstrap over checkpoints, trajectories and instances would.
+rank correlations), as
+the verdict decides, then as the bootstrap over checkpoints, trajectories and instances would.
 """
 
 import sys
