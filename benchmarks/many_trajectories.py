@@ -58,7 +58,7 @@ def measure(path: str, scores: str, *, log_samples: bool) -> None:
 
     from hesnr_tasks import demo
     from hesnr_tasks.backends.base import Backend
-    from hesnr_tasks.scores.base import SequenceScores
+    from hesnr_tasks.scores.schema import SequenceScores
     from hesnr_tasks.tasks import tasks_path
 
     folder = demo.ladder_paths()[0][1]

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hesnr_tasks import formats
 from hesnr_tasks.backends import hf
-from hesnr_tasks.backends.hf.live import LiveModel
+from hesnr_tasks.backends.hf import LiveModel
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.integrations import weights as document_sums
 from hesnr_tasks.tasks.settings import TaskSettings

@@ -25,7 +25,7 @@ from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.formats import load as load_trajectories
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, names_of, needed_columns
 from hesnr_tasks.scores import Entry, ScoreStore, Source, StoredRun, Text, scoring_signature
-from hesnr_tasks.scores.base import ScoringRequest, SequenceScores, TokenScores
+from hesnr_tasks.scores.schema import ScoringRequest, SequenceScores, TokenScores
 from hesnr_tasks.stats import RESAMPLES, SEED, Difference, Estimate
 from hesnr_tasks.tasks.corpus import Corpus
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, refuse_unknown
@@ -307,7 +307,7 @@ def score(
     True
     """
     from hesnr_tasks.backends import hf
-    from hesnr_tasks.backends.hf.live import LiveModel
+    from hesnr_tasks.backends.hf import LiveModel
 
     mask = only_selection(tuple(FILTERS), kinds, "none").mask
     TaskSettings.read({"window": window})

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hesnr_tasks.backends.base import TokenSequence
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.schema import SequenceScores
 from tests import ROOT
 from tests.tiny import byte_level, sample_text
 

@@ -33,9 +33,8 @@ from hesnr_tasks.metrics import (
     share_scored,
 )
 from hesnr_tasks.scores import ScoreStore, differences
-from hesnr_tasks.scores.base import hidden_tokens
 from hesnr_tasks.scores.runs import window_of
-from hesnr_tasks.scores.schema import OPTIONAL
+from hesnr_tasks.scores.schema import OPTIONAL, hidden_tokens
 from hesnr_tasks.stats import (
     RESAMPLES,
     SEED,

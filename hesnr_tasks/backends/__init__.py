@@ -21,22 +21,9 @@ from hesnr_tasks.backends.identity import tokenizer_of
 from hesnr_tasks.errors import ScoringError, printable
 from hesnr_tasks.files.atomic import Record, ScratchFile
 from hesnr_tasks.scores import ScoreCache
-from hesnr_tasks.scores.base import ScoringRequest, SequenceScores, TokenScores, hidden_tokens, window_stride
+from hesnr_tasks.scores.schema import ScoringRequest, SequenceScores, TokenScores, hidden_tokens, window_stride
 from hesnr_tasks.trajectory.alignment import Encoded, Encoder, IntArray, token_labels, token_turns
 from hesnr_tasks.trajectory.rendering import Rendered
-
-__all__ = [
-    "BACKENDS",
-    "REQUEST_TYPE",
-    "backend_for",
-    "check_tokenizer",
-    "describe_run",
-    "iterate_scores",
-    "refuse_non_finite",
-    "refuse_unscorable",
-    "score_requests",
-    "tokenise",
-]
 
 REQUEST_TYPE = "topk_loglikelihood"
 LOG_SECONDS = 60.0  # between two lines of progress where there is no terminal

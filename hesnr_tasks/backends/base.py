@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.scores.base import ScoringRequest, SequenceScores
+from hesnr_tasks.scores.schema import ScoringRequest, SequenceScores
 
 _ABOVE_ZERO = 1e-4  # rounding of a log-softmax whose largest value is 0
 _MASS = 1.01  # rounding of k probabilities

@@ -46,7 +46,7 @@ from hesnr_tasks.backends.base import (
 from hesnr_tasks.errors import ScoringError, printable
 from hesnr_tasks.files.bounded import parse_json
 from hesnr_tasks.lm_eval_compat import running_evaluation
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.schema import SequenceScores
 
 _T = TypeVar("_T")
 _log = logging.getLogger("hesnr_tasks")

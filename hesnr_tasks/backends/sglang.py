@@ -32,7 +32,7 @@ from hesnr_tasks.backends.completions import AnswerForm, CompletionsBackend
 from hesnr_tasks.backends.completions import make as completions
 from hesnr_tasks.backends.identity import engine_version, fingerprint
 from hesnr_tasks.errors import ScoringError, number_of
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.schema import SequenceScores
 
 _RANKS = 10  # accuracies are reported up to the ten likeliest
 _BATCH_TOKENS = 1 << 17  # in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)

@@ -28,7 +28,7 @@ from hesnr_tasks.backends.base import (
 )
 from hesnr_tasks.backends.identity import engine_version, fingerprint
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.schema import SequenceScores
 
 _BATCH_TOKENS = 1 << 17  # in one call of the engine; its answer takes about 2 KB of host memory per token (k = 10)
 _BATCH_TOKENS_REPLICAS = 1 << 22  # with data parallelism, where lm-eval starts the engines anew for every call

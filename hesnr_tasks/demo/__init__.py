@@ -10,8 +10,6 @@ from pathlib import Path
 
 from hesnr_tasks.errors import DataError
 
-__all__ = ["ladder_file", "ladder_paths", "ladder_trajectories_path", "trajectories_path"]
-
 HERE = Path(__file__).resolve().parent
 
 

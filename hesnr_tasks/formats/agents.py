@@ -50,8 +50,6 @@ from hesnr_tasks.formats.chat import assistant_texts, calls_or_text, first_messa
 from hesnr_tasks.formats.outcomes import report_outcome, resolved_of, row_outcome
 from hesnr_tasks.trajectory import Fidelity, Kind, Segment, Trajectory
 
-__all__ = []
-
 # --- SWE-agent --------------------------------------------------------------------------------------------------------
 
 _FORMS = {  # SWE-agent's parser → form of call

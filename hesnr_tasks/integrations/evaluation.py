@@ -18,11 +18,11 @@ import torch.distributed as dist
 
 from hesnr_tasks.backends import check_tokenizer, hf, refuse_non_finite, tokenise
 from hesnr_tasks.backends.base import Backend, TokenSequence
-from hesnr_tasks.backends.hf.live import LiveModel, is_a
+from hesnr_tasks.backends.hf import LiveModel, is_a
 from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, number_of
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.metrics import TokenColumns, TrajectorySums, measure, names_of, token_bytes
-from hesnr_tasks.scores.base import SequenceScores, TokenScores
+from hesnr_tasks.scores.schema import SequenceScores, TokenScores
 from hesnr_tasks.stats import Estimate, paired
 from hesnr_tasks.tasks.corpus import open_corpus
 from hesnr_tasks.tasks.settings import TaskSettings, native_template, signature

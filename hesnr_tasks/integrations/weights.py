@@ -33,7 +33,7 @@ from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.formats import ReadReport, read_by_source, trajectory_identity
 from hesnr_tasks.formats.base import uncompressed
 from hesnr_tasks.metrics import MIN_TOKENS, TokenColumns, TrajectorySums, token_bytes
-from hesnr_tasks.scores.base import ScoringRequest, SequenceScores, TokenScores
+from hesnr_tasks.scores.schema import ScoringRequest, SequenceScores, TokenScores
 from hesnr_tasks.tasks.settings import TaskSettings, choices, native_template
 from hesnr_tasks.trajectory import Trajectory
 from hesnr_tasks.trajectory.alignment import Encoder

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.files.atomic import create_file, locked, remove_abandoned, replace_file
-from hesnr_tasks.scores.base import ScoringRequest, SequenceScores, TokenScores
 from hesnr_tasks.scores.runs import (
     StoredRun,
     Wanted,
@@ -34,9 +33,12 @@ from hesnr_tasks.scores.schema import (
     COLUMNS,
     OPTIONAL,
     Entry,
+    ScoringRequest,
+    SequenceScores,
     Source,
     StoreError,
     Text,
+    TokenScores,
     arrow,
     encode,
     encode_vocabulary,

@@ -14,8 +14,6 @@ from hesnr_tasks.errors import DataError, HesnrError, SettingsError
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.files.bounded import open_regular
 
-__all__ = ["check_lm_eval", "register", "registered_files", "task_names", "tasks_path", "unregister"]
-
 OLDEST_LM_EVAL = "0.4.12"  # 0.4.11 and earlier look for the class of a task only beside its YAML file
 NEWEST_LM_EVAL = "0.5.0.dev1"  # the newest that the tests ran with
 

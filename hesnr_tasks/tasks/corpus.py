@@ -18,7 +18,7 @@ from hesnr_tasks.files.atomic import Record, ScratchFile
 from hesnr_tasks.filters import labelled
 from hesnr_tasks.formats import load
 from hesnr_tasks.scores import Source
-from hesnr_tasks.scores.base import ScoringRequest
+from hesnr_tasks.scores.schema import ScoringRequest
 from hesnr_tasks.tasks.settings import TaskSettings
 from hesnr_tasks.trajectory import Kind, Trajectory
 from hesnr_tasks.trajectory.rendering import ActionSource, ChatTemplate, NativeRenderer, Passed, Rendered, Span, render

@@ -20,7 +20,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.errors import SettingsError, nearest, printable
 from hesnr_tasks.filters import FILTERS, LABELS_VERSION
 from hesnr_tasks.metrics import EPSILON, MIN_TOKENS, parse_epsilon
-from hesnr_tasks.scores.base import OVERFLOW
+from hesnr_tasks.scores.schema import OVERFLOW
 from hesnr_tasks.stats import MOST_RESAMPLES, RESAMPLES, SEED
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.chat_rendering import CALLS, THOUGHTS, NativeTemplate

@@ -48,9 +48,8 @@ from hesnr_tasks.metrics import (
     topk_entropy,
 )
 from hesnr_tasks.scores import StoreError, Wanted
-from hesnr_tasks.scores.base import TokenScores
 from hesnr_tasks.scores.runs import checkpoint_name, read_run
-from hesnr_tasks.scores.schema import OPTIONAL
+from hesnr_tasks.scores.schema import OPTIONAL, TokenScores
 from hesnr_tasks.scores.store import ScoreCache, keeps_scores, scores_dir
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, Estimate, effective_number
 from hesnr_tasks.tasks.corpus import open_corpus

@@ -33,7 +33,7 @@ from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.metrics import EPSILON, METRICS, TokenColumns, TrajectorySums, evaluate, topk_entropy
 from hesnr_tasks.scores import ScoreStore
-from hesnr_tasks.scores.base import TokenScores
+from hesnr_tasks.scores.schema import TokenScores
 from hesnr_tasks.trajectory import Kind, Trajectory, clean
 from hesnr_tasks.trajectory.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.trajectory.rendering import (

@@ -22,7 +22,7 @@ from hesnr_tasks.backends import BACKENDS, backend_for, score_requests  # noqa: 
 from hesnr_tasks.backends.base import Backend, TokenSequence  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.filters import FILTERS, char_codes  # noqa: E402
-from hesnr_tasks.scores.base import ScoringRequest  # noqa: E402
+from hesnr_tasks.scores.schema import ScoringRequest  # noqa: E402
 from hesnr_tasks.testing import byte_tokenizer, fake_server, save_checkpoint, tiny_model, trajectory  # noqa: E402
 from hesnr_tasks.trajectory import Kind  # noqa: E402
 from hesnr_tasks.trajectory.rendering import label_mask, render  # noqa: E402

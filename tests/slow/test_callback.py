@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers import TrainingArguments as Arguments
 
-from hesnr_tasks.backends.hf.live import preserve_training_state
+from hesnr_tasks.backends.hf import preserve_training_state
 from hesnr_tasks.errors import HesnrError, ScoringError, SettingsError
 from hesnr_tasks.integrations import HESNRCallback
 from hesnr_tasks.integrations.evaluation import unwrap

@@ -13,7 +13,7 @@ import pytest
 from hesnr_tasks.backends.base import batches_of_tokens
 from hesnr_tasks.backends.vllm import _scores, logits_of_a_step, refuse_too_large_steps
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.schema import SequenceScores
 from tests import ROOT
 from tests.server_model import (
     assert_same,

@@ -12,7 +12,7 @@ import torch
 import hesnr_tasks as hesnr
 from hesnr_tasks import cli
 from hesnr_tasks.backends import hf
-from hesnr_tasks.backends.hf.live import LiveModel
+from hesnr_tasks.backends.hf import LiveModel
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.integrations import weights
 from hesnr_tasks.tasks.settings import TaskSettings

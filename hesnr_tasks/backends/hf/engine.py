@@ -33,7 +33,7 @@ from hesnr_tasks.backends.hf.forward import (
 )
 from hesnr_tasks.backends.hf.model import CausalLM, fresh_rope, length_dependence
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.schema import SequenceScores
 
 _log = logging.getLogger("hesnr_tasks")
 _TOP = 10

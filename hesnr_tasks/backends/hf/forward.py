@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hesnr_tasks.backends.base import TokenSequence
 from hesnr_tasks.backends.hf.model import CausalChunks, CausalLM, fresh_rope, replaced_forward
 from hesnr_tasks.errors import ScoringError
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.schema import SequenceScores
 
 Forward = Callable[..., tuple[torch.Tensor, Any]]  # `CausalLM.forward` of some ids after a cache
 LogitsConsumer = Callable[[torch.Tensor], None]  # takes the logits (rows, vocabulary) of the next wanted positions

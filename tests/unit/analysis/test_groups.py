@@ -8,7 +8,7 @@ import pytest
 from hesnr_tasks.analysis.breakdowns import BREAKDOWNS, COLUMNS, grouped
 from hesnr_tasks.analysis.frame import load
 from hesnr_tasks.scores import ScoreStore, Source, Text
-from hesnr_tasks.scores.base import SequenceScores
+from hesnr_tasks.scores.schema import SequenceScores
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import Rendered, Span
 from tests.unit.analysis import made

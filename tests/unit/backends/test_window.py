@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers")
 import hesnr_tasks as hesnr  # noqa: E402
 from hesnr_tasks.errors import ScoringError, SettingsError  # noqa: E402
 from hesnr_tasks.scores import differences  # noqa: E402
-from hesnr_tasks.scores.base import hidden_tokens, window_stride  # noqa: E402
+from hesnr_tasks.scores.schema import hidden_tokens, window_stride  # noqa: E402
 from hesnr_tasks.testing import byte_tokenizer, tiny_model, trajectory  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.reference.scoring import assert_scores, score_in_window  # noqa: E402

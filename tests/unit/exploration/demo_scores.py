@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hesnr_tasks.scores import ScoreStore, Source, Text
-from hesnr_tasks.scores.base import SequenceScores, TokenScores
+from hesnr_tasks.scores.schema import SequenceScores, TokenScores
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import Rendered, Span
 from tests.unit.scores import made

@@ -17,7 +17,7 @@ from hesnr_tasks.exploration import load_lexicon
 from hesnr_tasks.exploration.entropy_profile import COLUMNS, collect, contrast, difference_bounds, entropy_bounds
 from hesnr_tasks.metrics import topk_entropy
 from hesnr_tasks.scores import ScoreStore, Source, Text
-from hesnr_tasks.scores.base import SequenceScores, TokenScores
+from hesnr_tasks.scores.schema import SequenceScores, TokenScores
 from hesnr_tasks.stats import estimates
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.alignment import Encoder

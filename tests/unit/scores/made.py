@@ -3,7 +3,7 @@
 import numpy as np
 
 from hesnr_tasks.scores import ScoreStore, Source, Text, scoring_signature
-from hesnr_tasks.scores.base import SequenceScores, TokenScores
+from hesnr_tasks.scores.schema import SequenceScores, TokenScores
 from hesnr_tasks.trajectory import Kind
 from hesnr_tasks.trajectory.rendering import Rendered, Span, label_mask
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.scores import COLUMNS, ScoreStore, Source, StoreError, differences
-from hesnr_tasks.scores.base import ScoringRequest, SequenceScores
-from hesnr_tasks.scores.schema import OPTIONAL
+from hesnr_tasks.scores.schema import OPTIONAL, ScoringRequest, SequenceScores
 from hesnr_tasks.scores.store import ScoreCache
 from tests import ROOT
 from tests.unit.scores import made

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hesnr_tasks.backends import hf, iterate_scores  # noqa: E402
-from hesnr_tasks.backends.hf.live import LiveModel  # noqa: E402
+from hesnr_tasks.backends.hf import LiveModel  # noqa: E402
 from hesnr_tasks.files.atomic import ScratchFile  # noqa: E402
 from hesnr_tasks.filters import FILTERS, char_codes  # noqa: E402
 from hesnr_tasks.formats import read_trajectories  # noqa: E402
