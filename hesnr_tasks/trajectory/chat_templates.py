@@ -61,6 +61,7 @@ class _TemplateRun(NamedTuple):
 # of processor time, in which a template cannot fill much memory: where the process grows meanwhile, another thread
 # loads a model. Real templates take milliseconds of it, however long they wait for that thread.
 _UNWATCHED_SECONDS = 0.5
+_WATCH_SECONDS = 0.25  # from one look at a run to the next
 
 
 def _processor_time(thread: int) -> float:
@@ -134,7 +135,7 @@ class _TemplateRunner:
     def _watch(self) -> None:
         idle = 0
         while idle < 20:
-            time.sleep(0.25)
+            time.sleep(_WATCH_SECONDS)
             with self._lock:
                 idle = 0 if self._current else idle + 1
                 if self._current and self._current.excess():

@@ -4,7 +4,8 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from hesnr_tasks.formats import load
 from hesnr_tasks.formats.base import split_calls
 from hesnr_tasks.testing import byte_tokenizer
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
+from hesnr_tasks.trajectory import chat_templates as chat_templates_module
 from hesnr_tasks.trajectory.chat_messages import conversations, native_calls
 from hesnr_tasks.trajectory.chat_rendering import NativeTemplate, steady
 from hesnr_tasks.trajectory.chat_templates import TemplateLimitError, _peak_memory, has_power, run_template
@@ -35,6 +37,12 @@ def tokenizer(source):
     result = byte_tokenizer()
     result.bos_token, result.chat_template = "<s>", source
     return result
+
+
+@cache
+def native_template(path, calls="stored"):
+    """Made once: what it does with reasoning and calls is measured when it is first used."""
+    return NativeTemplate(tokenizer(path.read_text()), calls=calls)
 
 
 def turn(thought, *calls):
@@ -119,7 +127,7 @@ RUNS = {
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_every_template_keeps_every_label(path, name):
     trajectory = RUNS[name]
-    rendered = NativeTemplate(tokenizer(path.read_text())).render(trajectory)
+    rendered = native_template(path).render(trajectory)
     check(trajectory, rendered)
     extra = {"'", '"', "[", "]", "{", "}", ",", ":"}  # a template may write lists and objects in its own way
     same = [[c for c in kept_action(r) if c not in extra] for r in (rendered, render(trajectory, "chatml"))]
@@ -137,7 +145,7 @@ SOME = [path for path in TEMPLATES if path.stem in NAMES]
 def test_any_value_in_any_template(path, command, text, number):
     calls = [("bash", {"command": command}), ("edit", {"path": "丁", "new_str": text, "line": number})]
     trajectory = run(("丙", calls[0]), ("丙", calls[1]), ("丙",))
-    rendered = NativeTemplate(tokenizer(path.read_text())).render(trajectory)
+    rendered = native_template(path).render(trajectory)
     check(trajectory, rendered)
     assert kept_action(rendered) == kept_action(render(trajectory, "chatml"))
 
@@ -275,8 +283,8 @@ def in_text(text, form):
 @pytest.mark.parametrize("path", SOME, ids=lambda path: path.stem)
 def test_calls_in_text_become_structures_where_asked(path, form):
     trajectory = in_text(IN_TEXT[form], {"fence": "bash", "json": "tool_call"}.get(form, form))
-    stored = NativeTemplate(tokenizer(path.read_text())).render(trajectory)
-    rendered = NativeTemplate(tokenizer(path.read_text()), calls="native").render(trajectory)
+    stored = native_template(path).render(trajectory)
+    rendered = native_template(path, "native").render(trajectory)
     assert IN_TEXT[form].partition("\n\n")[2] in stored.text
     assert rendered.text != stored.text
     check(trajectory, rendered)
@@ -406,6 +414,7 @@ def test_the_check_of_labels_sees_a_wrong_one():
 BODY = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 FOR_EVER = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 GIANT = "giant text in a single step"
+REPEATED = "{% set x = [['x' * 9000000]] * 99 %}"
 NESTED = "{% set n = namespace(x=['x']) %}{% for i in range(40) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
 HOSTILE = {
     "a loop": (FOR_EVER, "0 seconds"),
@@ -435,16 +444,16 @@ HOSTILE = {
     "powers": ("{{ 9 ** 9 ** 9 }}", "power"),
     "much text": ("{% for i in range(700) %}{{ 'x' * 100000 }}{% endfor %}", GIANT),
     "lists in lists": (NESTED + "{{ n.x }}", GIANT),
-    "lists in a text": (NESTED + "{{ 'a' ~ n.x }}", GIANT),
-    "lists as JSON": (NESTED + "{{ n.x|tojson }}", GIANT),
-    "lists as a text": (NESTED + "{{ n.x|string|length }}", GIANT),
-    "lists in capitals": (NESTED + "{{ n.x|upper|length }}", GIANT),
-    "lists joined": (NESTED + "{{ n.x|join|length }}", GIANT),
-    "lists in a pattern": (NESTED + "{{ ('%s'|format(n.x))|length }}{{ ('%s' % (n.x,))|length }}", GIANT),
-    "lists in a method": (NESTED + "{{ '{}'.format(n.x)|length }}", GIANT),
-    "a namespace": (NESTED + "{% set m = namespace(a=n.x) %}{{ m }}", GIANT),
-    "values of a mapping": (NESTED + "{% set m = {'a': n.x} %}{{ m.values() }}", GIANT),
-    "arguments of a macro": (NESTED + "{% macro f() %}{{ varargs }}{% endmacro %}{{ f(n.x) }}", GIANT),
+    "lists in a text": (REPEATED + "{{ 'a' ~ x }}", GIANT),
+    "lists as JSON": (REPEATED + "{{ x|tojson }}", GIANT),
+    "lists as a text": (REPEATED + "{{ x|string|length }}", GIANT),
+    "lists in capitals": (REPEATED + "{{ x|upper|length }}", GIANT),
+    "lists joined": (REPEATED + "{{ x|join|length }}", GIANT),
+    "lists in a pattern": (REPEATED + "{{ ('%s'|format(x))|length }}{{ ('%s' % (x,))|length }}", GIANT),
+    "lists in a method": (REPEATED + "{{ '{}'.format(x)|length }}", GIANT),
+    "a namespace": (REPEATED + "{% set m = namespace(a=x) %}{{ m }}", GIANT),
+    "values of a mapping": (REPEATED + "{% set m = {'a': x} %}{{ m.values() }}", GIANT),
+    "arguments of a macro": (REPEATED + "{% macro f() %}{{ varargs }}{% endmacro %}{{ f(x) }}", GIANT),
     "lists compared": (NESTED + "{% set m = n.x %}" + NESTED + "{{ n.x == m }}", GIANT),
     "mappings compared": (
         "{% set n = namespace(x=1) %}{% for i in range(40) %}{% set n.x = dict(a=n.x, b=n.x) %}{% endfor %}",
@@ -467,7 +476,7 @@ HOSTILE = {
     ),
     "texts one by one": ("{{ (['x' * 9000000] * 99)|map('upper')|join|length }}", GIANT),
     "texts one by one in a method": ("{{ ''.join((['x' * 9000000] * 99)|map('upper'))|length }}", GIANT),
-    "a sum of lists": ("{{ ([[1] * 9000000] * 99)|sum(start=[])|length }}", GIANT),
+    "a sum of lists": ("{{ ([[1] * 9] * 9)|sum(start=[])|length }}", GIANT),
     "many texts": (
         "{% set n = namespace(l=[]) %}{% for i in range(9999) %}{% set n.l = n.l + ['x' * 9000000 ~ i] %}{% endfor %}",
         "0 GiB",
@@ -475,31 +484,47 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("rendering", "attack"),
-    [("native", name) for name in HOSTILE] + [("template", name) for name in HOSTILE if HOSTILE[name][1] != "power"],
-)
-def test_what_a_template_takes_is_bounded(monkeypatch, rendering, attack):
-    """On both paths; what the method of the tokenizer runs for --apply_chat_template is first run in our sandbox."""
-    hostile, match = HOSTILE[attack]
-    if "seconds" in match:  # the others end by themselves
-        monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_SECONDS", 0.3)
+STOPPED = "(?s)chat template.*({}).*\nUse .*render=chatml or render=transcript"
+
+
+def impatient(monkeypatch, match):
+    """Limits of time and memory that take a moment to reach; the others refuse a step before it is taken."""
+    monkeypatch.setattr(chat_templates_module, "_WATCH_SECONDS", 0.02)
+    if "seconds" in match:
+        monkeypatch.setattr(chat_templates_module, "MAX_SECONDS", 0.1)
     if "GiB" in match:
-        monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_BYTES", 1 << 25)
-        monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates._UNWATCHED_SECONDS", 0.05)
+        monkeypatch.setattr(chat_templates_module, "MAX_BYTES", 1 << 25)
+        monkeypatch.setattr(chat_templates_module, "_UNWATCHED_SECONDS", 0.05)
+
+
+def test_a_list_that_holds_one_text_often_is_refused_where_it_becomes_a_text():
+    template = NativeTemplate(tokenizer(REPEATED + "{{ x|length }} times" + BODY))
+    assert render(RUNS["text"], "native", template).text.startswith("99 times[user]")
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_what_a_template_takes_is_bounded(monkeypatch, attack):
+    hostile, match = HOSTILE[attack]
+    impatient(monkeypatch, match)
+    before = _peak_memory()
+    with pytest.raises(SettingsError, match=STOPPED.format(match)):
+        render(RUNS["text"], "native", NativeTemplate(tokenizer(hostile + BODY)))
+    assert _peak_memory() - before < 1 << 30
+
+
+@pytest.mark.parametrize("attack", ["a loop", "lists in lists", "doubling", "many texts"])
+@pytest.mark.parametrize("rendering", ["native", "template"])
+def test_every_limit_holds_on_both_paths_and_each_time(monkeypatch, rendering, attack):
+    """What the method of the tokenizer runs for --apply_chat_template is first run in our sandbox."""
+    hostile, match = HOSTILE[attack]
+    impatient(monkeypatch, match)
     model = tokenizer(hostile + BODY)
     template = NativeTemplate(model)
     if rendering == "template":
         template = steady(partial(model.apply_chat_template, tokenize=False), model, None)
-    before = _peak_memory()
     for _ in range(2):
-        start = time.monotonic()
-        with pytest.raises(
-            SettingsError, match=f"(?s)chat template.*({match}).*\nUse .*render=chatml or render=transcript"
-        ):
+        with pytest.raises(SettingsError, match=STOPPED.format(match)):
             render(RUNS["text"], rendering, template)
-        assert time.monotonic() - start < 200
-    assert _peak_memory() - before < 1 << 30
     model.chat_template = BODY  # and the next one runs
     assert render(RUNS["text"], "native", NativeTemplate(model)).text.startswith("[user]")
 
@@ -547,8 +572,8 @@ def test_a_date_that_is_set_or_not_printed_is_not_refused(source, kwargs):
 
 
 def test_a_run_that_fills_the_memory_is_ended(monkeypatch):
-    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_BYTES", 1 << 26)
-    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates._UNWATCHED_SECONDS", 0.0)
+    monkeypatch.setattr(chat_templates_module, "MAX_BYTES", 1 << 26)
+    monkeypatch.setattr(chat_templates_module, "_UNWATCHED_SECONDS", 0.0)
 
     def fill():
         blocks = []
@@ -562,23 +587,25 @@ def test_a_run_that_fills_the_memory_is_ended(monkeypatch):
 
 def test_another_thread_may_load_a_model_meanwhile(monkeypatch):
     """A real template that waits long, for the lock of the interpreter say, while the process grows, is no attack."""
-    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_BYTES", 1 << 26)
-    peaks = iter([0] + [1 << 40] * 99)
-    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates._peak_memory", lambda: next(peaks))
+    monkeypatch.setattr(chat_templates_module, "MAX_BYTES", 1 << 26)
+    monkeypatch.setattr(chat_templates_module, "_WATCH_SECONDS", 0.02)
+    peaks = chain([0], repeat(1 << 40))
+    monkeypatch.setattr(chat_templates_module, "_peak_memory", lambda: next(peaks))
 
     def wait():
-        time.sleep(0.8)  # the watchdog looks three times
+        time.sleep(0.2)  # the watchdog looks several times
         return "text"
 
     assert run_template(wait) == "text"
 
 
 def test_no_exception_comes_after_the_end(monkeypatch):
-    monkeypatch.setattr("hesnr_tasks.trajectory.chat_templates.MAX_SECONDS", 0.5)
-    for pause in (0.0, 0.45, 0.5, 0.55):  # the watchdog looks about then
+    monkeypatch.setattr(chat_templates_module, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(chat_templates_module, "_WATCH_SECONDS", 0.01)
+    for pause in (0.0, *np.linspace(0.045, 0.065, 11)):  # the watchdog looks about then
         with suppress(TemplateLimitError):
             assert run_template(lambda pause=pause: time.sleep(pause)) is None
-        time.sleep(0.3)
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
