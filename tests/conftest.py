@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import gc
 import importlib.util
 import logging
 import os
@@ -84,6 +85,17 @@ def pytest_ignore_collect(collection_path):
     if importlib.util.find_spec("torch") is None and collection_path.name.startswith("test_"):
         return bool(missing(collection_path)) or None
     return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported for thousands of tests is there to stay: no garbage collection looks through it again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
