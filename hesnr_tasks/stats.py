@@ -275,9 +275,9 @@ def _small_sample(weight: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _quantile(effective: FloatArray, freedom: FloatArray, level: float) -> FloatArray:
     """Two-sided quantile of Student's t; NaN where the interval is withheld."""
     enough = (effective >= _FEWEST_FOR_INTERVAL * (1 - 1e-9)) & (freedom >= _FEWEST_FREEDOM)
-    from scipy.stats import t as student  # here: every sub-command imports this module, and scipy is slow to load
+    from scipy.special import stdtrit  # here: every sub-command imports this module; scipy.stats takes a second to load
 
-    return np.where(enough, student.ppf((1 + level) / 2, np.where(enough, freedom, 1.0)), np.nan)
+    return np.where(enough, stdtrit(np.where(enough, freedom, 1.0), (1 + level) / 2), np.nan)
 
 
 def _interval(ratio: float, half: float, scale: Scale) -> tuple[float, float]:
@@ -366,9 +366,9 @@ def _p_value(difference: float, stderr: float, freedom: float, least: float) -> 
         return math.nan
     if stderr == 0:
         return 1.0 if difference == 0 else least
-    from scipy.stats import t as student
+    from scipy.special import stdtr
 
-    return float(2 * student.sf(abs(difference) / stderr, freedom))
+    return float(2 * stdtr(freedom, -abs(difference) / stderr))
 
 
 # --- several comparisons ----------------------------------------------------------------------------------------------

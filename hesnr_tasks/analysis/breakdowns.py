@@ -224,12 +224,21 @@ def _smooth(mass: FloatArray, width: float) -> FloatArray:
 
 def _peaks(grid: FloatArray, height: FloatArray, effort: float) -> tuple[Peak, ...]:
     """Local maxima that stand out of the noise; `effort`: values times bandwidth, on which the noise depends."""
-    from scipy.signal import find_peaks  # here: every sub-command imports this module, and scipy is slow to load
-
-    index, properties = find_peaks(np.pad(height, 1), prominence=0)
-    columns = grid[index - 1], height[index - 1], properties["prominences"]
-    peaks = sorted((Peak(*row) for row in zip(*(c.tolist() for c in columns), strict=True)), key=lambda p: -p.height)
+    padded = np.pad(height, 1)
+    change = np.flatnonzero(np.diff(padded))  # a plateau lies between two changes
+    rises, falls = padded[change] < padded[change + 1], padded[change] > padded[change + 1]
+    middle = (change[:-1] + 1 + change[1:]) // 2
+    top = [_peak(grid, height, i - 1) for i in middle[rises[:-1] & falls[1:]].tolist()]
+    peaks = sorted(top, key=lambda peak: -peak.height)
     # variance of a density estimate: height * (integral of the squared kernel) / (n * width)
     noise = [math.sqrt(peak.height / (2 * math.sqrt(math.pi) * effort)) for peak in peaks]
     clear = [peak for peak, sd in zip(peaks, noise, strict=True) if peak.prominence > _PROMINENCE * sd]
     return tuple(clear or peaks[:1])  # the mode is the mode, however small it is
+
+
+def _peak(grid: FloatArray, height: FloatArray, index: int) -> Peak:
+    higher = np.flatnonzero(height > height[index])
+    split = int(np.searchsorted(higher, index))
+    left = height[higher[split - 1] : index].min() if split else 0.0  # beyond the ends there is nothing
+    right = height[index : higher[split] + 1].min() if split < len(higher) else 0.0
+    return Peak(float(grid[index]), float(height[index]), float(height[index] - max(left, right)))

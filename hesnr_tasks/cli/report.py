@@ -113,13 +113,13 @@ def report(
     sizes = [uncached_bytes(item) if isinstance(item, Path) else 0 for item in score_folders.values()]
     with Workers(sizes) as workers:
         data = build_report_data(results, named, score_folders, notes=notes, workers=workers, **options)
-        sentences = [paragraphs(data.verdict.sentences)] if data.verdict else []
-        print("\n\n".join(filter(None, [*sentences, leaderboard])))
         figures: Iterable[SavedFigure] = ()
-        if output:
+        if output:  # before the verdict, which they need not wait for
             from hesnr_tasks.report.figures import write_figures
 
             figures = write_figures(data, output / "figures", workers)
+        sentences = [paragraphs(data.verdict.sentences)] if data.verdict else []
+        print("\n\n".join(filter(None, [*sentences, leaderboard])))
         if data.downstream:
             _print_agreements(data, wide=wide)
         if output:

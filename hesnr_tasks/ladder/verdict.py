@@ -439,15 +439,15 @@ class _Compared:
 
     @property
     def _quantile(self) -> float:
-        from scipy.stats import t as student  # here: every sub-command imports this module, and scipy is slow to load
+        from scipy.special import stdtrit  # here: every sub-command imports this module, and scipy is slow to load
 
-        return float(student.ppf(1 - ALPHA / 2, self.n - 3))
+        return float(stdtrit(self.n - 3, 1 - ALPHA / 2))
 
     @property
     def p(self) -> float:
         """Two-sided: the level at which the interval of the difference ends at 0; NaN where there is none."""
         from scipy.optimize import brentq
-        from scipy.stats import t as student
+        from scipy.special import stdtr
 
         value, low, _ = self.interval(2)
         if math.isnan(low):
@@ -460,7 +460,7 @@ class _Compared:
         least, most = (0.0, self._quantile) if nearest_end(self._quantile) <= 0 else (self._quantile, 1e3)
         if nearest_end(least) <= 0:
             return 1.0
-        return float(2 * student.sf(brentq(nearest_end, least, most) if nearest_end(most) < 0 else most, self.n - 3))
+        return float(2 * stdtr(self.n - 3, -(brentq(nearest_end, least, most) if nearest_end(most) < 0 else most)))
 
 
 def _agreement(x: FloatArray, y: FloatArray, family: npt.NDArray[Any]) -> tuple[float, float]:

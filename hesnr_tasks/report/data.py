@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -27,7 +28,7 @@ from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.ladder.downstream import Outcome, outcomes
 from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs
 from hesnr_tasks.ladder.names import NamedLadder, boundaries
-from hesnr_tasks.ladder.schema import Checkpoint, kinds_of
+from hesnr_tasks.ladder.schema import Checkpoint, Ladder, kinds_of
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, TrajectorySums, measure, names_of
 from hesnr_tasks.report.results import TaskResult, group_comparable, stored_run
 from hesnr_tasks.scores import StoreError
@@ -126,8 +127,13 @@ class ReportData:
     context: int | None = None  # that score files were restricted to, tokens
     notes: list[str] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
-    verdict: Verdict | None = None  # None: no score files
+    judged: Callable[[], Verdict | None] = lambda: None  # waits for it; None: no score files
     tables: dict[str, Table] = field(default_factory=dict)  # those that were computed, by name
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """On filtered actions, as soon as it is there; None without score files of them."""
+        return self.judged()
 
     @property
     def filtered(self) -> str:
@@ -253,12 +259,28 @@ def build_report_data(
     all_notes += [f"{s.name}: {s.about}" for s in summaries if not _ALL_SCORED.search(s.about)]
     summaries, reasons = _largest_comparable_group(summaries)
     all_notes += reasons
-    measured = [workers.submit(_measured, summary, resamples, seed) for summary in summaries]
     if summaries:
         filters = list(summaries[0].signature["filters"])
     else:
         filter_sets: list[list[str]] = [result.signature["filters"] for result in ours if result.signature]
         filters = list(max(filter_sets, key=len, default=[]) or ("xml", "format", "comments"))
+    ablation = tuple(ablation_sets(filters))
+    runs = {summary.name: summary.runs[ablation[-1]] for summary in summaries if ablation[-1] in summary.runs}
+    ordered = [(checkpoint, runs[checkpoint.name]) for checkpoint in ladder if checkpoint.name in runs]
+    proxies = tuple(name for name in names_of() if METRICS[name].better and METRICS[name].denominator)
+    settings = VerdictSettings(proxies=proxies, k=k, epsilon=epsilon, resamples=resamples, seed=seed)
+    # begun here and waited for where it is needed: meanwhile figures are drawn
+    judging = workers.submit(_judge, ordered, named.ladder, settings)
+    measured = [workers.submit(_measured, summary, resamples, seed) for summary in summaries]
+
+    @cache
+    def judged() -> Verdict | None:
+        verdict = judging()
+        if isinstance(verdict, str):
+            all_notes.append(verdict)
+            return None
+        return verdict
+
     # results without score files are of other tokens than score files restricted to a context
     plotted = _comparable_results(ours, summaries) if limit is None else []
     all_notes += _notes_on_other_data(ours, summaries)
@@ -266,19 +288,18 @@ def build_report_data(
         ladder=ladder,
         results=tuple(results),
         plotted=tuple(plotted),
-        values={},
+        values=_values(plotted, summaries, [values() for values in measured]),
         summaries=tuple(summaries),
         downstream=_judged(named),
-        ablation=tuple(ablation_sets(filters)),
+        ablation=ablation,
         k=k,
         epsilon=epsilon,
         resamples=resamples,
         seed=seed,
         context=limit,
         notes=all_notes,
+        judged=judged,
     )
-    verdict = _verdict(data, named)
-    data = replace(data, verdict=verdict, values=_values(plotted, summaries, [values() for values in measured]))
     data.missing.extend(_missing(data))
     return data
 
@@ -350,21 +371,13 @@ def _judged(named: NamedLadder) -> dict[str, dict[str, Outcome]]:
     return {task: scores for task, scores in judged.items() if scores}
 
 
-def _verdict(data: ReportData, named: NamedLadder) -> Verdict | None:
-    """The verdict on filtered actions; None without score files of them."""
-    runs = {run.name: run for run in (summary.runs[data.filtered] for summary in data.scored(data.filtered))}
-    ordered = [(checkpoint, runs[checkpoint.name]) for checkpoint in data.ladder if checkpoint.name in runs]
-    if not ordered:
-        return None
-    proxies = tuple(name for name in names_of() if METRICS[name].better and METRICS[name].denominator)
-    settings = VerdictSettings(
-        proxies=proxies, k=data.k, epsilon=data.epsilon, resamples=data.resamples, seed=data.seed
-    )  # fmt: skip
+def _judge(
+    ordered: Sequence[tuple[Checkpoint, Run]], ladder: Ladder, settings: VerdictSettings
+) -> Verdict | str | None:
     try:
-        return judge_runs(ordered, named.ladder, settings)
+        return judge_runs(ordered, ladder, settings) if ordered else None
     except HesnrError as error:
-        data.notes.append(f"there is no verdict: {error}")
-        return None
+        return f"there is no verdict: {error}"
 
 
 # --- what may be compared ---------------------------------------------------------------------------------------------
