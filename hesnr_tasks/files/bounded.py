@@ -78,8 +78,9 @@ def open_regular(path: str | Path) -> IO[bytes]:
     path = os.fspath(path)
     if "\0" in path:
         raise DataError("a file name cannot hold a NUL character")
+    mode = os.stat(path).st_mode  # noqa: PTH116
     for is_kind, name in _SPECIAL:  # before opening: opening a device can already do something
-        if is_kind(os.stat(path).st_mode):  # noqa: PTH116
+        if is_kind(mode):
             raise DataError(f"{path} is {name}, not a plain file; write what it gives into a file and name that")
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):  # exchanged in between

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -375,9 +376,8 @@ def _read(path: Path, names: Sequence[str]) -> tuple[Entry, dict[str, Array]]:
 def _parquet(path: Path) -> Iterator[Any]:
     """The Parquet file; `DataError` for a pipe, a device, and sizes that no scores have."""
     _, pq = arrow()
-    open_regular(path).close()  # a pipe would be waited for
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        check_parquet(file.metadata, path.stat().st_size)
+    with open_regular(path) as handle, pq.ParquetFile(handle, pre_buffer=False) as file:
+        check_parquet(file.metadata, os.fstat(handle.fileno()).st_size)
         yield file
 
 
@@ -392,16 +392,16 @@ def _entry(metadata: Mapping[bytes, bytes] | None) -> tuple[Entry, dict[str, int
 
 def _values(table: Any, name: str, entry: Entry) -> Array:
     kind = _TYPES[name]
-    shape = (entry.scored, entry.k) if name in _PER_CANDIDATE else (entry.scored,)
+    shape = (entry.scored, entry.k) if name in _PER_CANDIDATE else (entry.scored if name in COLUMNS else -1,)
     if name in COLUMNS and not entry.scored:
         return np.zeros(shape, kind)
     column = table.column(name)
     column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if name == "text":
         return np.frombuffer(column[0].as_buffer(), np.uint8)
-    if name in _PER_TEXT:
-        return column.slice(0, 1).flatten().to_numpy(zero_copy_only=False).astype(kind, copy=False)
-    return (column.flatten() if name in _PER_CANDIDATE else column).to_numpy().reshape(shape)
+    cells = column.values if name in _PER_CANDIDATE or name in _PER_TEXT else column
+    # not to_numpy, which imports pandas; DLPack has no bits
+    return (np.array(cells.to_pylist(), kind) if kind is np.bool_ else np.from_dlpack(cells)).reshape(shape)
 
 
 @contextlib.contextmanager
