@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from hesnr_tasks.analysis import breakdowns
 from hesnr_tasks.analysis.breakdowns import density, histogram, mass_near, population, valley
 from hesnr_tasks.metrics.definitions import state_order
 from tests.reference import comparison as slow
@@ -31,6 +32,18 @@ def test_peaks_are_where_the_mass_is_the_highest_first():
     assert curve.mode == pytest.approx(0, abs=0.02)
     assert sorted(p.entropy for p in curve.peaks) == pytest.approx([0, math.log(2), math.log(3), math.log(4)], abs=0.03)
     assert [p.height for p in curve.peaks] == sorted((p.height for p in curve.peaks), reverse=True)
+
+
+def test_peaks_and_prominences_are_scipys(monkeypatch):
+    monkeypatch.setattr(breakdowns, "_PROMINENCE", -math.inf)  # also ripples
+    rng, signal = np.random.default_rng(5), pytest.importorskip("scipy.signal")
+    for trial in range(200):  # plateaus and ties, and rough curves
+        n = int(rng.integers(2, 120))
+        height = rng.integers(0, 4, n).astype(float) if trial % 2 else np.abs(np.cumsum(rng.normal(size=n)))
+        index, theirs = signal.find_peaks(np.pad(height, 1), prominence=0)
+        peaks = sorted(breakdowns._peaks(np.arange(n, dtype=float), height, 1e9))
+        assert [peak.entropy for peak in peaks] == (index - 1).tolist()
+        assert [peak.prominence for peak in peaks] == theirs["prominences"].tolist()
 
 
 def test_ripples_are_no_peaks():
