@@ -15,11 +15,12 @@ import copy
 import logging
 import os
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,41 @@ class _ReplayedBackbone:
 def _replay_lm_head(model: CausalLM, forward: Forward, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:
     assert model.backbone is not None
     replay = _ReplayedBackbone(model.backbone, wanted, size)
-    with replaced_forward(model.backbone, replay.first):
-        logits, cache = forward()
-    if not replay.called:
-        raise RuntimeError(f"{type(model.backbone).__name__} is not what the model runs")
-    if len(wanted):
-        emit(logits[0])
-    with replaced_forward(model.backbone, replay.next):
-        while replay.left:
-            del logits
-            logits, _ = model.forward(wanted.new_zeros((1, min(size, replay.left))))
+    with _one_memory_for_logits(model):
+        with replaced_forward(model.backbone, replay.first):
+            logits, cache = forward()
+        if not replay.called:
+            raise RuntimeError(f"{type(model.backbone).__name__} is not what the model runs")
+        if len(wanted):
             emit(logits[0])
+        with replaced_forward(model.backbone, replay.next):
+            while replay.left:
+                del logits
+                logits, _ = model.forward(wanted.new_zeros((1, min(size, replay.left))))
+                emit(logits[0])
     return cache
+
+
+@contextmanager
+def _one_memory_for_logits(model: CausalLM) -> Iterator[None]:
+    """On a CPU, let the head write each slice of logits over the last.
+
+    The system would clear fresh memory of that size, page by page, for each: a fifth of the head's time.
+    """
+    head: Any = model.head
+    spaces = [torch.empty(0)]
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        flat, weight = hidden.reshape(-1, head.in_features), head.weight.t()
+        if len(spaces[0]) < len(flat):
+            spaces[0] = flat.new_empty((len(flat), head.out_features))
+        out = spaces[0][: len(flat)]
+        torch.mm(flat, weight, out=out) if head.bias is None else torch.addmm(head.bias, flat, weight, out=out)
+        return out.view(*hidden.shape[:-1], -1)
+
+    plain = type(head) is torch.nn.Linear and "forward" not in vars(head) and model.autocast is None
+    with replaced_forward(head, forward) if plain and model.device.type == "cpu" else nullcontext():
+        yield
 
 
 def _logits_to_keep(model: CausalLM, forward: Forward, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:
@@ -158,9 +182,10 @@ def usable_strategies(model: CausalLM) -> list[str]:
 
 # --- from logits to scores --------------------------------------------------------------------------------------------
 
-_TOPK_BLOCK = 64  # vocabulary entries per block of the two-stage top-k
-_REDUCE_BYTES_CPU = 1 << 21  # float32 logits reduced at a time: they stay in the processor's cache through all passes
-_REDUCE_BYTES_GPU = 1 << 28
+_BLOCK = 64  # vocabulary entries of which the greatest is kept, to find the top k
+_ROWS = 256  # of logits reduced at a time
+_TILE_CPU, _TILE_GPU = (1 << 14, 1 << 17), (1 << 20, 1 << 26)
+"""Columns, and logits in all, that are read at a time: on a CPU each core keeps its part through all passes."""
 _SLICE_BYTES_CPU, _SLICE_BYTES_GPU = 1 << 27, 1 << 29  # float32 logits alive at a time
 
 
@@ -180,13 +205,9 @@ class LogitsReducer:
 
     def __call__(self, logits: torch.Tensor) -> None:
         """The logits (rows, vocabulary) of the next targets."""
-        size = _REDUCE_BYTES_CPU if logits.device.type == "cpu" else _REDUCE_BYTES_GPU
-        step = max(1, size // (4 * logits.shape[1]))
         targets = self._targets[self._count : self._count + len(logits)].to(logits.device)
-        for start in range(0, len(logits), step):
-            stop = start + step
-            part = logits[start:stop].float()
-            self._parts.append(reduce_logits(part, targets[start:stop], self._k, full_vocabulary=self._full_vocabulary))
+        for part, ids in zip(torch.split(logits, _ROWS), torch.split(targets, _ROWS), strict=True):
+            self._parts.append(reduce_logits(part, ids, self._k, full_vocabulary=self._full_vocabulary))
         self._count += len(logits)
 
     def scores(self) -> SequenceScores:
@@ -203,58 +224,87 @@ class LogitsReducer:
 def reduce_logits(
     logits: torch.Tensor, targets: torch.Tensor, k: int, *, full_vocabulary: bool = False
 ) -> tuple[torch.Tensor, ...]:
-    """What is kept of float32 `logits` (rows, V), in the order of the fields of `SequenceScores`; nats.
+    """What is kept of `logits` (rows, V), in the order of the fields of `SequenceScores`; float32, nats.
 
     Of `targets` (rows,): ln p, and the rank, 1 + the number of entries strictly greater. Of each row: the top-k ln p
     and ids (rows, k), descending; with `full_vocabulary` also the entropy and the expected rank, which cost several
     times as much as all the rest. A NaN anywhere in a row gives a NaN.
+
+    Logits are read from memory once, tile by tile; sums are over the exponentials of what lies below a tile's greatest
+    entry, so that none overflows, and are put together at the end.
     """
-    target = logits.gather(1, targets[:, None])
-    values, ids = _top_k(logits, k)
-    work = torch.gt(logits, target, out=torch.empty_like(logits))  # 0.0 or 1.0: far faster to sum than bool
-    rank = work.sum(1).to(torch.int32) + 1
-    torch.sub(logits, values[:, :1], out=work)
-    mass = work.exp_().sum(1, keepdim=True)
-    total = mass.log() + values[:, :1]
-    kept = (target - total).squeeze(1), rank, values - total, ids.to(torch.int32)
+    rows, size = logits.shape
+    on_cpu = logits.device.type == "cpu"
+    width, area = _TILE_CPU if on_cpu else _TILE_GPU
+    width = min(width, size)
+    height = min(rows, max(1, area * (torch.get_num_threads() if on_cpu else 1) // width))
+    target = logits.gather(1, targets[:, None]).float()
+    maxima = target.new_empty((rows, -(-size // _BLOCK)))
+    greatest, above, mass, gaps = target.new_empty((4, rows, -(-size // width)))
+    space = target.new_empty(height * width)
+    for row, (number, column) in product(range(0, rows, height), enumerate(range(0, size, width))):
+        tile = logits[row : row + height, column : column + width].float()
+        here, work = slice(row, row + height), space[: tile.numel()].view(tile.shape)
+        whole = tile.shape[1] // _BLOCK * _BLOCK
+        blocks = maxima[here, column // _BLOCK : -(-(column + width) // _BLOCK)]
+        torch.amax(tile[:, :whole].view(len(tile), -1, _BLOCK), 2, out=blocks[:, : whole // _BLOCK])
+        if whole < tile.shape[1]:
+            torch.amax(tile[:, whole:], 1, out=blocks[:, -1])
+        most = blocks.amax(1, keepdim=True).clamp_(min=_LEAST)
+        greatest[here, number] = most[:, 0]
+        torch.gt(tile, target[here], out=work)  # 0.0 or 1.0: far faster to sum than bool
+        torch.sum(work, 1, out=above[here, number])
+        torch.sub(tile, most, out=work)
+        torch.sum(work.exp_(), 1, out=mass[here, number])
+        if full_vocabulary:  # the gap of a masked entry (-inf): no weight, and near enough for 0 * gap
+            torch.sum(torch.sub(most, tile).clamp_(max=_MASKED).mul_(work), 1, out=gaps[here, number])
+    values, ids = _top_k(logits, k, maxima[:, : size // _BLOCK])
+    below = values[:, :1].clamp(min=_LEAST) - greatest
+    weight = below.neg().exp_()
+    sum_of_all = (mass * weight).sum(1, keepdim=True)
+    total = sum_of_all.log() + values[:, :1]
+    kept = (target - total).squeeze(1), above.sum(1).to(torch.int32) + 1, values - total, ids.to(torch.int32)
     if not full_vocabulary:
         return kept
-    # masked entries (-inf): far enough below the greatest to have no weight, near enough for 0 * gap
-    gap = torch.sub(values[:, :1], logits).clamp_(max=_MASKED)
     # sums of positive terms: no digit is lost where the entropy is near 0
-    entropy = mass.log() + gap.mul_(work).sum(1, keepdim=True) / mass
-    return *kept, entropy.squeeze(1), _expected_rank(work.div_(mass))
+    gap = ((gaps + below * mass) * weight).sum(1, keepdim=True)
+    entropy = sum_of_all.log() + gap / sum_of_all
+    return *kept, entropy.squeeze(1), _expected_rank(logits, total)
 
 
+_LEAST = -1e30  # stands for minus infinity where it is subtracted
 _MASKED = 1e4  # nats
-_SORTED_ROWS = 64  # at a time: torch.sort takes several times the memory of its input, with its indices
+_SORTED_ROWS = 32  # at a time: torch.sort takes several times the memory of its input, with its indices
 
 
-def _expected_rank(p: torch.Tensor) -> torch.Tensor:
-    """Sum of rank times probability, shape (rows,), of probabilities (rows, V), which are used up."""
-    if p.device.type == "cpu":
-        p.numpy().sort(axis=1)  # many times as fast as torch.sort
-    else:
-        starts = range(0, len(p), _SORTED_ROWS)
-        p = torch.cat([p[start : start + _SORTED_ROWS].sort(dim=1).values for start in starts])
-    ranks = torch.arange(p.shape[1], 0, -1, device=p.device, dtype=p.dtype)
-    return p.mul_(ranks).sum(1)
+def _expected_rank(logits: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Sum of rank times probability, shape (rows,), of logits (rows, V) and the logarithms of their sums (rows, 1)."""
+    ranks = torch.arange(logits.shape[1], 0, -1, device=logits.device, dtype=torch.float32)
+    parts = []
+    for part, of_part in zip(torch.split(logits, _SORTED_ROWS), torch.split(total, _SORTED_ROWS), strict=True):
+        p = (part.float() - of_part).exp_()
+        if p.device.type == "cpu":  # many times as fast as torch.sort
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                list(pool.map(np.ndarray.sort, p.numpy()))
+        else:
+            p = p.sort(dim=1).values
+        parts.append(p.mul_(ranks).sum(1))
+    return torch.cat(parts)
 
 
-def _top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`logits.topk(k)`, through the k blocks with the greatest maxima: one vectorised pass over memory."""
-    rows, size = logits.shape
-    blocks = size // _TOPK_BLOCK
+def _top_k(logits: torch.Tensor, k: int, maxima: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`logits.float().topk(k)`, through the k blocks with the greatest `maxima` (rows, blocks); a rest is no block."""
+    rows, blocks = maxima.shape
     if blocks < 4 * k:
-        return logits.topk(k, dim=1)
-    maxima = logits[:, : blocks * _TOPK_BLOCK].view(rows, blocks, _TOPK_BLOCK).amax(2)
+        values, index = logits.topk(k, dim=1)
+        return values.float(), index
     block = maxima.topk(k, dim=1).indices
-    offsets = torch.arange(_TOPK_BLOCK, device=logits.device)
-    index = (block[:, :, None] * _TOPK_BLOCK + offsets).view(rows, k * _TOPK_BLOCK)
-    rest = torch.arange(blocks * _TOPK_BLOCK, size, device=logits.device).expand(rows, -1)
+    offsets = torch.arange(_BLOCK, device=logits.device)
+    index = (block[:, :, None] * _BLOCK + offsets).view(rows, k * _BLOCK)
+    rest = torch.arange(blocks * _BLOCK, logits.shape[1], device=logits.device).expand(rows, -1)
     index = torch.cat([index, rest], dim=1)
     values, place = logits.gather(1, index).topk(k, dim=1)
-    return values, index.gather(1, place)
+    return values.float(), index.gather(1, place)
 
 
 # --- texts in chunks --------------------------------------------------------------------------------------------------

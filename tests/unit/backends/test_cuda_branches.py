@@ -92,12 +92,12 @@ def test_the_mask_that_a_gpu_is_given_is_the_causal_one_of_a_chunk(new, seen):
 
 
 def test_logits_of_a_large_vocabulary_are_reduced_in_large_pieces(monkeypatch):
-    """The same numbers whatever the size of a piece: a GPU's is 128 times a CPU's."""
-    logits = torch.randn(64, 3000, generator=torch.Generator().manual_seed(0))
+    """The same numbers whatever the size of a piece: a GPU's has whole rows and is 512 times a CPU's."""
+    logits = torch.randn(64, 40_000, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(64)
     small = LogitsReducer(targets, 5)
     small(logits)
-    monkeypatch.setattr("hesnr_tasks.backends.hf.forward._REDUCE_BYTES_CPU", 1 << 28)
+    monkeypatch.setattr(forward, "_TILE_CPU", forward._TILE_GPU)
     large = LogitsReducer(targets, 5)
     large(logits)
     for column, expected in zip(small.scores().padded(), large.scores().padded(), strict=True):

@@ -1,6 +1,7 @@
 """Parts of the Hugging Face engine that can be checked against something simpler."""
 
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
 
+from hesnr_tasks.backends.hf import forward  # noqa: E402
 from hesnr_tasks.backends.hf.engine import batch_by_length, build_prefix_tree, prefix_hashes  # noqa: E402
 from hesnr_tasks.backends.hf.forward import (  # noqa: E402
     LogitsReducer,
@@ -28,10 +30,17 @@ pytestmark = pytest.mark.numbers
     size=st.integers(10, 3000),
     k=st.integers(1, 10),
     tied=st.booleans(),
+    tile=st.sampled_from([(64, 64), (128, 256), (1024, 2048), forward._TILE_CPU]),
 )
 @settings(max_examples=60)
-def test_reductions_equal_sorting(seed, rows, size, k, tied):
+def test_reductions_equal_sorting(seed, rows, size, k, tied, tile):
     """Also where many logits are equal and the vocabulary is no multiple of anything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "_TILE_CPU", tile)
+        _reductions_equal_sorting(seed, rows, size, k, tied=tied)
+
+
+def _reductions_equal_sorting(seed, rows, size, k, *, tied):
     torch.manual_seed(seed)
     logits = torch.randn(rows, size) * 3
     logits = logits.round() if tied else logits
@@ -205,3 +214,23 @@ def test_the_plan_can_be_cut_to_one_process():
     texts = texts_with([start, start, range(600), start, range(600)])
     group = tree_of(texts)
     assert shape(group.restricted({3: [0]})) == (0, [], [(512, [0], [])])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slices_of_logits_take_turns_in_one_memory_and_are_the_heads(bias, dtype):
+    """To the bit; a head that is anything but a plain linear layer is left alone."""
+    head = torch.nn.Linear(24, 300, bias=bias, dtype=dtype)
+    model = SimpleNamespace(head=head, autocast=None, device=torch.device("cpu"))
+    slices = [torch.randn(1, n, 24).to(dtype) for n in (7, 7, 3)]
+    with torch.inference_mode(), forward._one_memory_for_logits(model):
+        places = set()
+        for part in slices:
+            logits = head(part)
+            places.add(logits.data_ptr())
+            assert torch.equal(logits, torch.nn.functional.linear(part, head.weight, head.bias))
+    assert len(places) == 1
+    assert "forward" not in vars(head)
+    own = head.forward = lambda hidden: hidden  # as accelerate's
+    with forward._one_memory_for_logits(model):
+        assert head.forward is own
