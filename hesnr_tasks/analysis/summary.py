@@ -24,18 +24,6 @@ from hesnr_tasks.metrics import METRICS, Share, TrajectorySums, names_of, share_
 from hesnr_tasks.scores import ScoreStore, StoredRun
 from hesnr_tasks.trajectory import Kind
 
-__all__ = [
-    "BINS",
-    "OBSERVATION",
-    "UNFILTERED",
-    "CheckpointSummary",
-    "EntropyDistribution",
-    "SummaryRequest",
-    "ablation_sets",
-    "summarize",
-    "token_sets",
-]
-
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 BINS = 80  # of the histograms

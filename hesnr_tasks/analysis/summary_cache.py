@@ -33,8 +33,6 @@ from hesnr_tasks.files.bounded import READ_ERRORS, open_regular, parse_json, rea
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores.runs import run_folder
 
-__all__ = ["all_built_in", "cached_summary", "uncached_bytes"]
-
 _BUILT_IN = dict(METRICS)  # what the package registers; a user's metric may be anything
 _PATTERN, _MOST = "summary-*.cache", 8  # settings that a folder keeps
 _PARTS = ("*.parquet", "*.pq", "run.json", "runs/*.json")  # of a folder of score files

@@ -44,8 +44,6 @@ from hesnr_tasks.report.data import read_summaries
 from hesnr_tasks.report.results import find_score_folders, read_results
 from hesnr_tasks.tasks import task_names
 
-__all__ = ["add_arguments", "run", "score_and_report"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr ladder`."""

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from hesnr_tasks.report.data import ReportData
     from hesnr_tasks.report.figures import SavedFigure
 
-__all__ = ["add_arguments", "report", "run", "save_report"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr report`."""

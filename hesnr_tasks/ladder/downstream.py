@@ -24,8 +24,6 @@ from hesnr_tasks.ladder.schema import (
     whole_number,
 )
 
-__all__ = ["Outcome", "add_downstream", "checkpoint_of_run", "match_name", "outcomes", "remembered_name"]
-
 _TUNED_SIGNS = {sign for signs in TUNED_WORDS.values() for sign in signs}
 
 

@@ -40,17 +40,6 @@ from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, names_of
 from hesnr_tasks.scores import ScoreStore, choose_runs, differences
 from hesnr_tasks.stats import RESAMPLES, SEED
 
-__all__ = [
-    "PROXIES",
-    "Verdict",
-    "VerdictSettings",
-    "checkpoints_of",
-    "comparable_groups",
-    "judge",
-    "judge_pack",
-    "judge_runs",
-]
-
 _FEW_TRAJECTORIES = 30
 _CUT = 0.01  # share of tokens beyond the context
 

@@ -21,17 +21,6 @@ from hesnr_tasks.ladder.schema import (
     read_ladder_file,
 )
 
-__all__ = [
-    "Boundary",
-    "NamedLadder",
-    "boundaries",
-    "families",
-    "parse_name",
-    "read_ladder",
-    "sft_pairs",
-    "training_order",
-]
-
 _STEP = re.compile(r"(?<![a-z])(?:[a-z]+_)?(?:steps?|iter(?:ation)?s?|checkpoint|ckpt)[-_=]?(\d+)(k(?![a-z0-9]))?")
 _STEPS = re.compile(r"(?<![a-z0-9.])(\d+)(k)?(?:steps?|[-_]steps)(?![a-z0-9])")
 _CONTEXT = re.compile(

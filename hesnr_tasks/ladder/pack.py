@@ -39,8 +39,6 @@ from hesnr_tasks.files.bounded import READ_ERRORS, Growth, open_regular, parse_j
 from hesnr_tasks.ladder.names import NamedLadder
 from hesnr_tasks.ladder.schema import Ladder, ladder_document, ladder_from
 
-__all__ = ["Pack", "is_pack", "only_pack", "public", "read_pack", "write_pack"]
-
 Array = npt.NDArray[Any]
 _FORMAT, _VERSION = "hesnr-ladder-pack", 1
 _MANIFEST, _SUMS = "manifest.json", "SHA256SUMS"

@@ -34,25 +34,6 @@ from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.formats.sources import source_paths
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder
 
-__all__ = [
-    "SLURM_SETTINGS",
-    "Job",
-    "JobResult",
-    "LocalPool",
-    "Pool",
-    "Progress",
-    "RayPool",
-    "SlurmPool",
-    "free_disk",
-    "jobs",
-    "missing_here",
-    "missing_on_hub",
-    "progress_of",
-    "run_command",
-    "run_job",
-    "run_jobs",
-]
-
 
 class Job(NamedTuple):
     """One checkpoint to be scored: its name, the lm_eval command without --output_path, and where its results go."""

@@ -35,22 +35,6 @@ from typing import Any
 from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
 from hesnr_tasks.files.bounded import read_yaml
 
-__all__ = [
-    "STAGES",
-    "TUNED_WORDS",
-    "Checkpoint",
-    "DownstreamScore",
-    "Ladder",
-    "finite_number",
-    "in_k",
-    "kinds_of",
-    "ladder_document",
-    "ladder_from",
-    "read_ladder_file",
-    "whole_number",
-    "write_ladder_file",
-]
-
 STAGES = ("pretrain", "mid", "long-context", "sft", "rl")
 TUNED_WORDS = {  # words of a name that tell of fine-tuning
     "sft": ("sft", "instruct", "chat", "finetuned"),

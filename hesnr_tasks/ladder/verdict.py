@@ -28,20 +28,6 @@ from hesnr_tasks.ladder.downstream import Outcome
 from hesnr_tasks.ladder.schema import Checkpoint
 from hesnr_tasks.stats import SEED, correlations, holm, paired, trajectories_needed
 
-__all__ = [
-    "Choice",
-    "Claim",
-    "Prediction",
-    "Proxy",
-    "SignalNoise",
-    "choose",
-    "claim",
-    "corrected",
-    "predictions",
-    "signals",
-    "values",
-]
-
 FloatArray = npt.NDArray[np.float64]
 FEWEST = 4  # checkpoints for a coefficient
 FEW = 8  # checkpoints below which a coefficient is believed by nobody

@@ -37,15 +37,6 @@ from hesnr_tasks.stats import RESAMPLES, SEED, Estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Missing",
-    "ReportData",
-    "ReportFigure",
-    "Workers",
-    "build_report_data",
-    "read_summaries",
-]
-
 T = TypeVar("T")
 _FEWEST_FOR_INTERVAL = 4  # trajectories
 _Z = 1.96

@@ -30,8 +30,6 @@ from hesnr_tasks.report.data import ReportData
 from hesnr_tasks.report.figures import SavedFigure
 from hesnr_tasks.stats import CORRELATIONS, Estimate
 
-__all__ = ["render", "write_report"]
-
 _LARGEST = 96_000  # bytes of a CSV or PNG file that the page embeds; larger ones are beside it
 _DIGIT, _WORD = re.compile(r"\d").search, re.compile(r"[^\W\d_e]").search  # e: of an exponent
 _HEROES = ("fig06_downstream", "fig02_steps")  # stands under the verdict: the first that there is

@@ -18,8 +18,6 @@ from hesnr_tasks.scores import StoredRun, StoreError, choose_runs, differences
 from hesnr_tasks.scores.runs import model_of, read_run, short_names, window_of
 from hesnr_tasks.stats import Estimate
 
-__all__ = ["TaskResult", "find_score_folders", "group_comparable", "read_results", "remarks_on", "stored_run"]
-
 _FILE_NAME = re.compile(r"(results_.*|.*_\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d+)\.json")  # lm-eval's two patterns
 _SIGNATURE_FIELDS = {
     "k", "epsilon", "kinds", "filters", "render", "overflow", "max_length", "tokens_cut", "trajectories", "data", "run",

@@ -19,8 +19,6 @@ from hesnr_tasks.report.data import Missing, ReportData, ReportFigure, Workers
 from hesnr_tasks.report.figures import entropy, metrics
 from hesnr_tasks.report.tables import csv_text
 
-__all__ = ["FIGURES", "SavedFigure", "report_figures", "write_figures"]
-
 # in the order of the page; each returns None where the data do not allow the figure
 FIGURES: list[Callable[[ReportData], ReportFigure | None]] = [
     metrics.accuracy,

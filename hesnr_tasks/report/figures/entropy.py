@@ -19,16 +19,6 @@ from hesnr_tasks.report.tables import token_set_title
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "action_densities",
-    "action_histograms",
-    "density_rows",
-    "evenly_spaced",
-    "histogram_rows",
-    "observation_densities",
-    "observation_histograms",
-]
-
 T = TypeVar("T")
 _MOST = 8  # checkpoints in one figure
 _SPIKE = 0.25  # nats; axes are scaled by what is to the right of it

@@ -32,8 +32,6 @@ from hesnr_tasks.stats import Estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy", "downstream", "extension", "sft", "steps", "sweep", "sweep_agreement"]
-
 _TOPS = ("top1_acc", "top2_acc", "top5_acc", "top10_acc")
 _DECISIONS = "ℋ"  # 𝓗, which figures' fonts lack
 _AXES = {"top1_acc": "Top-1 accuracy ↑", "he_tokens": f"|{_DECISIONS}|, tokens", "downstream": "downstream score ↑"}
