@@ -16,7 +16,7 @@ from typing import Any
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.frame import check_resamples, unique_names
-from hesnr_tasks.analysis.tables import Table, interval, show, write_tables
+from hesnr_tasks.analysis.tables import Table, interval, show, text_table, write_tables
 from hesnr_tasks.cli.analyze import add_shared
 from hesnr_tasks.egss import SWEBENCH_CONFIG, calibrate
 from hesnr_tasks.egss.judges import ChatModel, Spent, check_model
@@ -629,20 +629,19 @@ def _checked(args: argparse.Namespace) -> tuple[SelectSettings, dict[str, Any]]:
 
 
 def _summary(why: Mapping[str, Mapping[str, Any]], notes: Mapping[str, int], output: Path, why_path: Path) -> str:
-    lines = [f"{'instance':40} {'runs':>4} {'patches':>7} {'tests':>5}  chosen from (by)"]
+    rows = []
     for instance_id, record in why.items():
-        patches = len({candidate["patch"] for candidate in record["candidates"]})
+        counts = (
+            len(record["candidates"]),
+            len({c["patch"] for c in record["candidates"]}),
+            len(record["suite"]["tests"]),
+        )
         by = record["decided_by"] + (", tie broken at random" if record["tie_broken_at_random"] else "")
-        chosen = f"{', '.join(record['runs'])} ({by})"
-        counts = f"{len(record['candidates']):4} {patches:7} {len(record['suite']['tests']):5}"
-        lines.append(printable(f"{instance_id:40} {counts}  {chosen}"))
+        rows.append([instance_id, *map(str, counts), f"{', '.join(record['runs'])} ({by})"])
     ties = sum(record["tie_broken_at_random"] for record in why.values())
-    decided = Counter(record["decided_by"] for record in why.values())
-    lines.append(
-        f"{len(why)} instances: "
-        + ", ".join(f"{count} by {name}" for name, count in decided.most_common())
-        + f"; {ties} ties broken at random"
-    )
+    decided = Counter(record["decided_by"] for record in why.values()).most_common()
+    by_what = ", ".join(f"{count} by {name}" for name, count in decided)
+    lines = [f"{len(why)} instances: {by_what}; {ties} ties broken at random"]
     lines += [printable(f"  {count} × {note}") for note, count in sorted(notes.items())]
-    lines.append(f"{output}, {why_path}")
-    return "\n".join(lines)
+    table = text_table("", ["instance", "runs", "patches", "tests", "chosen from (by)"], rows, wide=True)
+    return "\n".join([table, *lines, f"{output}, {why_path}"])

@@ -35,7 +35,7 @@ from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.formats import ReadReport
-from hesnr_tasks.integrations.weights import BY, Sampling, Tables, write_weights
+from hesnr_tasks.integrations.weights import BY, Sampling, Tables, score_corpus, write_weights
 from hesnr_tasks.tasks import check_lm_eval, tasks_path
 from hesnr_tasks.tasks.settings import TaskSettings, add_flags
 
@@ -111,7 +111,6 @@ def _checked() -> tuple[Mapping[str, Any], bool, list[Any]]:
     from lm_eval.tasks import TaskManager
 
     from hesnr_tasks.backends import refuse_unscorable
-    from hesnr_tasks.tasks.settings import TaskSettings
 
     if not sys.argv[1:]:
         return {}, False, []
@@ -125,25 +124,21 @@ def _checked() -> tuple[Mapping[str, Any], bool, list[Any]]:
     tasks, arguments = given.get("tasks") or "", given.get("model_args") or {}
     names = ",".join([tasks] if isinstance(tasks, str) else map(str, tasks)).replace(" ", ",").split(",")
     ours = [name for name in names if name.startswith("hesnr") and not name.startswith("hesnr_passk")]
-    metadata = given.get("metadata") or {}
+    metadata, engine = given.get("metadata") or {}, str(given.get("model") or "hf")
+    stated = arguments if isinstance(arguments, dict) else {}
     if ours:
         refuse_unscorable(str(given.get("model")))
         if isinstance(metadata, dict):
             TaskSettings.read(metadata)
-    engine = str(given.get("model") or "hf")
-    if (
-        ours
-        and engine in _LOADING
-        and (not arguments or (isinstance(arguments, dict) and not arguments.get("pretrained")))
-    ):
-        raise HesnrError(
-            f"--model {engine} needs a checkpoint, and --model_args names none.\n"
-            "Add --model_args pretrained=CHECKPOINT: a folder in Hugging Face format, or a model of the hub."
-        )
-    refuse_paths(arguments if isinstance(arguments, dict) else {}, "{}={} in --model_args")
+        if engine in _LOADING and not stated.get("pretrained") and (stated or not arguments):
+            raise HesnrError(
+                f"--model {engine} needs a checkpoint, and --model_args names none.\n"
+                "Add --model_args pretrained=CHECKPOINT: a folder in Hugging Face format, or a model of the hub."
+            )
+    refuse_paths(stated, "{}={} in --model_args")
     if given.get("output_path"):
         _refuse_output(Path(given["output_path"]))
-    loaded = [arguments.get(name) for name in _PATHS] if engine in _LOADING and isinstance(arguments, dict) else []
+    loaded = [stated.get(name) for name in _PATHS] if engine in _LOADING else []
     if not ours or not isinstance(metadata, dict):
         return {}, False, loaded
     paths = list(dict.fromkeys([str(tasks_path()), *filter(None, [given.get("include_path")])]))
@@ -241,8 +236,7 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     add("--metadata", default="{}", help="further settings of our tasks, as JSON")
     add("--pattern", default="*", help="names of checkpoint folders, e.g. 'step*' (default: all)")
     add("--done-marker", metavar="FILE", help="a checkpoint is complete when it holds FILE (glob)")
-    settle = "without a marker: complete when unchanged for so long (default: 60 s)"
-    add("--settle", type=float, default=60, help=settle)
+    add("--settle", type=float, default=60, help="without a marker: complete when unchanged so long (default: 60 s)")
     add("--convert", default="", metavar="COMMAND", help="makes a Hugging Face folder of {checkpoint} at {output}")
     add("--once", action="store_true", help="score what is complete now, then stop")
     add("--lm_eval_args", default="", metavar="WORDS", help="further arguments of lm_eval, e.g. '--batch_size auto'")
@@ -547,8 +541,6 @@ def _quota(text: str) -> tuple[str, float]:
 
 
 def _scored(args: argparse.Namespace, settings: TaskSettings, checkpoint: str, folder: Path) -> Tables:
-    from hesnr_tasks.integrations.weights import score_corpus
-
     report, documents = ReadReport(), 0
     seconds = 0.5 if sys.stderr.isatty() else 30.0
     with tqdm(unit="tok", unit_scale=True, desc=f"scoring with {Path(checkpoint).name}", mininterval=seconds) as bar:
@@ -568,8 +560,6 @@ def _scored(args: argparse.Namespace, settings: TaskSettings, checkpoint: str, f
 
 def _loaded(checkpoint: str, model_args: str, device: str | None) -> Any:
     """lm-eval's model."""
-    from hesnr_tasks.tasks import check_lm_eval
-
     check_lm_eval()
     import torch
     from lm_eval.api.registry import get_model

@@ -23,6 +23,12 @@ from hesnr_tasks.tasks import check_lm_eval, registered_files, tasks_path
 Status = Literal["ok", "missing", "note"]
 
 _LOW_DISK = 5 * 2**30
+_PACKAGES: tuple[tuple[str, Status, str], ...] = (
+    ("torch", "missing", "for --model hf: pip install 'hesnr-tasks[hf]'"),
+    ("transformers", "missing", "for tokenizers and --model hf: pip install 'hesnr-tasks[hf]'"),
+    ("pyarrow", "note", "score files, analyze, compare and report: pip install 'hesnr-tasks[report]'"),
+    ("matplotlib", "note", "figures: pip install 'hesnr-tasks[report]'"),
+)
 
 
 class Check(NamedTuple):
@@ -74,15 +80,13 @@ def checks() -> Iterator[Check]:
     """Everything that is looked at, in order. No model is loaded, nothing is downloaded."""
     yield Check("Versions", "hesnr-tasks", "ok", f"{__version__} ({Path(__file__).parent.parent})")
     yield Check("Versions", "Python", "ok", f"{platform.python_version()} ({platform.system()} {platform.machine()})")
-    yield _lm_eval()
-    yield _package("Versions", "torch", "missing", "for --model hf: pip install 'hesnr-tasks[hf]'")
-    yield _package(
-        "Versions", "transformers", "missing", "for tokenizers and --model hf: pip install 'hesnr-tasks[hf]'"
-    )
-    yield _package(
-        "Versions", "pyarrow", "note", "score files, analyze, compare and report: pip install 'hesnr-tasks[report]'"
-    )
-    yield _package("Versions", "matplotlib", "note", "figures: pip install 'hesnr-tasks[report]'")
+    try:
+        yield Check("Versions", "lm-eval", "ok", check_lm_eval())
+    except HesnrError as error:
+        yield Check("Versions", "lm-eval", "missing", str(error).replace("\n", " "))
+    for name, status, without in _PACKAGES:
+        version = installed_version(name)
+        yield Check("Versions", name, "ok" if version else status, version or f"not installed; {without}")
     yield _registration()
     yield from _engines()
     yield from _devices()
@@ -99,28 +103,14 @@ def installed_version(package: str) -> str | None:
         return "of unknown version"
 
 
-def _package(group: str, name: str, without: Status, purpose: str) -> Check:
-    version = installed_version(name)
-    return Check(group, name, "ok", version) if version else Check(group, name, without, f"not installed; {purpose}")
-
-
-def _lm_eval() -> Check:
-    try:
-        return Check("Versions", "lm-eval", "ok", check_lm_eval())
-    except HesnrError as error:
-        return Check("Versions", "lm-eval", "missing", str(error).replace("\n", " "))
-
-
 def _registration() -> Check:
-    by_hand = f"or --include_path {tasks_path()}, or `hesnr eval`"
     try:
         registered = registered_files()
     except HesnrError:
         return Check("Tasks", "registration", "note", "no lm-eval to register with")
     if registered is None:
-        return Check(
-            "Tasks", "registration", "note", f"plain lm_eval does not know the tasks: hesnr register, {by_hand}"
-        )
+        remedy = f"hesnr register, or --include_path {tasks_path()}, or `hesnr eval`"
+        return Check("Tasks", "registration", "note", f"plain lm_eval does not know the tasks: {remedy}")
     folder, current = registered
     if not current:
         return Check("Tasks", "registration", "missing", f"{folder} is of another version: hesnr register")
@@ -181,9 +171,8 @@ def _disk() -> Iterator[Check]:
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hesnr demo`."""
     parser.set_defaults(execute=run_demo)
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("out/demo"), help="where results go (default: out/demo)"
-    )
+    folder = Path("out/demo")
+    parser.add_argument("-o", "--output", type=Path, default=folder, help=f"where results go (default: {folder})")
     parser.add_argument("--tasks", help="tasks of lm_eval, in place of the ladder's")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hesnr_tasks.analysis.tables import text_table
 from hesnr_tasks.backends import backend_for, describe_run, refuse_non_finite, tokenise
 from hesnr_tasks.backends.base import Backend, TokenSequence
-from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, nearest, printable
+from hesnr_tasks.errors import DataError, HesnrError, ScoringError, SettingsError, nearest
 from hesnr_tasks.files.atomic import open_output, remove_abandoned, replace_file
 from hesnr_tasks.files.bounded import READ_ERRORS, check_parquet
 from hesnr_tasks.filters import FILTERS, labelled
@@ -149,22 +151,18 @@ class Summary(NamedTuple):
     def lines(self, by: str) -> list[str]:
         """For people."""
         names = [name for name in ("tokens", *BY) if name in self.totals]
-        rows = [["source", "documents", *names, "weight"]]
+        rows = []
         for i, source in enumerate(self.sources):
             cells = [f"{self.totals[name][i]:,.{0 if name == 'tokens' else 4}f}" for name in names]
             rows.append([source[:24], f"{self.documents[i]:,}", *cells, f"{self.weight[i]:.4f}"])
-        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-        lines = [
-            f"{row[0]:{first}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))
-            for row in rows
-        ]
+        lines = text_table("", ["source", "documents", *names, "weight"], rows, wide=True).splitlines()
         n = int(self.documents.sum())
         lines.append(f"{n:,} documents; the weights are worth {self.effective:,.0f} equally likely ones")
         if self.undefined:
             lines.append(f"{self.undefined:,} have no {by} (too few tokens that count): only --floor gives them weight")
         if cut := int(self.totals["tokens_cut"].sum()):
             lines.append(f"{cut:,} tokens that count lie beyond the context and are not in these numbers")
-        return [printable(line) for line in lines]
+        return lines
 
 
 def write_weights(output: Path, first: Tables, second: Tables | None, sampling: Sampling) -> Summary:
@@ -412,7 +410,9 @@ def score_corpus(
             fields = [(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()]
             schema, paths = pa.schema(fields, metadata={METADATA: signature.encode()}), []
             for number, window in enumerate(_windows(_documents(sources, settings, report))):
-                path = folder / f"{number:08d}-{_content(signature, window)}.parquet"
+                made_from = [signature, *(f"{d.row}\n{d.source}\n{d.trajectory.id}\n{d.identity}\n" for d in window)]
+                digest = hashlib.sha256("".join(made_from).encode(errors="surrogatepass")).hexdigest()[:16]
+                path = folder / f"{number:08d}-{digest}.parquet"
                 if not path.exists():
                     rows, out = scorer.rows(window, lambda tokens: progress(0, tokens)), io.BytesIO()
                     pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
@@ -432,14 +432,10 @@ def score_corpus(
 
 
 def _documents(sources: Sequence[str], settings: TaskSettings, report: ReadReport) -> Iterator[Document]:
-    read = read_by_source(
-        sources, config=settings.config, split=settings.split, on_error=settings.on_error, report=report
-    )
-    for row, (path, trajectory) in enumerate(read):
-        if settings.limit is not None and row >= settings.limit:
-            return
-        stem = PurePath(uncompressed(path)).stem
-        source = str(trajectory.meta.get("document_source") or stem)
+    options: dict[str, Any] = {"config": settings.config, "split": settings.split, "on_error": settings.on_error}
+    read = read_by_source(sources, **options, report=report)
+    for row, (path, trajectory) in enumerate(itertools.islice(read, settings.limit)):
+        source = str(trajectory.meta.get("document_source") or PurePath(uncompressed(path)).stem)
         yield Document(row, source, trajectory, trajectory_identity(trajectory))
 
 
@@ -454,12 +450,6 @@ def _windows(documents: Iterator[Document]) -> Iterator[list[Document]]:
         size += length
     if window:
         yield window
-
-
-def _content(signature: str, window: Sequence[Document]) -> str:
-    """Hash of what a part is made from."""
-    parts = [signature, *(f"{item.row}\n{item.source}\n{item.trajectory.id}\n{item.identity}\n" for item in window)]
-    return hashlib.sha256("".join(parts).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
