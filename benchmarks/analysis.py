@@ -99,7 +99,7 @@ def coverage(trials):
                 total = np.add.reduceat(tokens, np.concatenate([[0], np.cumsum(size)[:-1]]))
                 sides = [total + size * rng.normal(0, 0.05, n) for _ in range(2)]
                 intervals = estimates(total[:, None], size[:, None].astype(float), resamples=999)
-                hits += intervals.ci_low[0] < 0.3 < intervals.ci_high[0]
+                hits += intervals[0].ci_low < 0.3 < intervals[0].ci_high
                 naive += abs(tokens.mean() - 0.3) < 1.96 * tokens.std() / math.sqrt(len(tokens))
                 alarms += paired((sides[0], size * 1.0), (sides[1], size * 1.0), resamples=999).p <= 0.05
             shares = (100 * count / trials for count in (hits, naive, alarms))

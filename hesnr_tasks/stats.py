@@ -84,19 +84,6 @@ class Estimate(NamedTuple):
         return f"[{self.ci_low:.{digits}f}, {self.ci_high:.{digits}f}]"
 
 
-class Estimates(NamedTuple):
-    """`Estimate` of c ratios at once, each field of shape (c,)."""
-
-    value: FloatArray
-    stderr: FloatArray
-    ci_low: FloatArray
-    ci_high: FloatArray
-
-    def rows(self) -> list[Estimate]:
-        """One `Estimate` a ratio."""
-        return [Estimate(*row) for row in zip(*(column.tolist() for column in self), strict=True)]
-
-
 class Difference(NamedTuple):
     """The paired difference b - a of a metric between two checkpoints scored on the same trajectories."""
 
@@ -190,7 +177,7 @@ def estimates(
     resamples: int = RESAMPLES,
     seed: int = SEED,
     level: float = LEVEL,
-) -> Estimates:
+) -> list[Estimate]:
     """Pooled ratios sum(numerator) / sum(denominator) of T trajectories, c of them at once.
 
     Args:
@@ -200,7 +187,7 @@ def estimates(
         level: of the interval.
 
     Returns:
-        Arrays of shape (c,); NaN where there is no token, no error or no interval.
+        One a ratio; NaN where there is no token, no error or no interval.
     """
     scales = [scale] * numerator.shape[1] if isinstance(scale, Scale) else list(scale)
     exponentiated = np.array([item is Scale.EXP for item in scales], dtype=bool)
@@ -218,7 +205,7 @@ def estimates(
     stderr = np.array([standard_error(column) for column in replicates.T])
     stderr = np.where(effective >= FEWEST_FOR_ERROR, stderr, np.nan)
     low, high = np.array(ends, dtype=np.float64).reshape(-1, 2).T
-    return Estimates(value, stderr, low, high)
+    return [Estimate(*row) for row in zip(*(column.tolist() for column in (value, stderr, low, high)), strict=True)]
 
 
 def why_withheld(weights: FloatArray) -> str:

@@ -717,7 +717,7 @@ def _estimates(
             count = int(denominator.sum())
         estimate = Estimate(math.nan)
         if count >= max(1, question.min_tokens):
-            estimate = estimates(numerator, denominator, METRICS[name].scale, **options).rows()[0]
+            estimate = estimates(numerator, denominator, METRICS[name].scale, **options)[0]
         results.append((name, estimate, count))
         if name == "context_benefit":
             results.append(("context_benefit_median", _median(tokens, cell, multiplicity, count, question), count))

@@ -527,7 +527,7 @@ def states(frame: Frame, question: Question) -> Table:
         shares = estimates(
             np.stack(counts, axis=1), np.repeat(tokens[:, None], len(counts), axis=1), Scale.SHARE,
             resamples=question.resamples, seed=question.seed,
-        ).rows()  # fmt: skip
+        )  # fmt: skip
         for i, n in enumerate(sizes):
             near, inside = i, i + len(sizes)
             rows.append({

@@ -429,7 +429,7 @@ def _breakdown(profile: Profile, name: str, resamples: int, seed: int) -> Table:
     columns = [(ratio, group) for group in groups for ratio in ratios.values()]
     numerator = cells.reindex(columns=columns).fillna(0.0).to_numpy()
     denominator = cells.reindex(columns=[("steps", group) for _, group in columns]).fillna(0.0).to_numpy()
-    numbers = iter(estimates(numerator, denominator, resamples=resamples, seed=seed).rows())
+    numbers = iter(estimates(numerator, denominator, resamples=resamples, seed=seed))
     rows = []
     for group in groups:
         entropies = steps.entropy[steps.group == group]

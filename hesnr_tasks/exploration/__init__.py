@@ -464,8 +464,7 @@ def mean_of(means: Iterable[float], resamples: int, seed: int) -> Estimate:
     values = np.array(sorted(means), dtype=np.float64)[:, None]
     if len(values) < FEWEST_CLUSTERS or np.ptp(values) == 0:
         return Estimate(math.fsum(values[:, 0]) / len(values) if len(values) else math.nan)
-    columns = estimates(values, np.ones_like(values), resamples=resamples, seed=seed)
-    return Estimate(*(float(column[0]) for column in columns))
+    return estimates(values, np.ones_like(values), resamples=resamples, seed=seed)[0]
 
 
 def difference_of(

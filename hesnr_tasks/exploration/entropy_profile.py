@@ -149,17 +149,10 @@ def _levels(counts: FloatArray, sums: FloatArray) -> tuple[FloatArray, FloatArra
 # --- bounds of the entropy over the vocabulary ------------------------------------------------------------------------
 
 
-class Bounds(NamedTuple):
-    """Least and greatest entropy over the vocabulary, in nats, each (n,); `high` is inf where its size is unknown."""
+def entropy_bounds(topk_logprobs: npt.NDArray[np.floating], vocabulary: int | None) -> tuple[FloatArray, FloatArray]:
+    """Least and greatest entropy over the vocabulary, (n,) each, from descending log-probabilities (n, k); all in nats.
 
-    low: FloatArray
-    high: FloatArray
-
-
-def entropy_bounds(topk_logprobs: npt.NDArray[np.floating], vocabulary: int | None) -> Bounds:
-    """Bounds of the entropy over the vocabulary, from descending log-probabilities (n, k), nats; see the module.
-
-    `vocabulary`: its size; None: unknown, and the upper bound is infinite.
+    See the module. `vocabulary`: its size; None: unknown, and the upper bound is infinite.
     """
     logs = np.asarray(topk_logprobs, dtype=np.float64)
     chances = np.exp(logs)
@@ -169,9 +162,9 @@ def entropy_bounds(topk_logprobs: npt.NDArray[np.floating], vocabulary: int | No
     full = np.floor(np.divide(tail, last, out=np.zeros_like(tail), where=last > 0))
     low = stored + full * _entropy_term(last) + _entropy_term(np.clip(tail - full * last, 0.0, None))
     if vocabulary is None:
-        return Bounds(low, np.full(len(low), np.inf))
+        return low, np.full(len(low), np.inf)
     others = max(1, vocabulary - logs.shape[1])
-    return Bounds(low, np.maximum(low, stored + others * _entropy_term(tail / others)))
+    return low, np.maximum(low, stored + others * _entropy_term(tail / others))
 
 
 def _entropy_term(chance: FloatArray) -> FloatArray:
@@ -179,17 +172,17 @@ def _entropy_term(chance: FloatArray) -> FloatArray:
     return -chance * np.log(np.where(chance > 0, chance, 1.0))
 
 
-def frame_bounds(frame: Frame) -> Bounds:
+def frame_bounds(frame: Frame) -> tuple[FloatArray, FloatArray]:
     """Bounds (nats) of every token's entropy over the whole vocabulary, from all candidates that were stored."""
     size = vocabulary_size(frame.store)
     order = {entry.key: i for i, entry in enumerate(frame.entries)}
 
-    def work(entry: Entry, columns: dict[str, npt.NDArray[np.float32]]) -> Bounds:
+    def work(entry: Entry, columns: dict[str, npt.NDArray[np.float32]]) -> tuple[FloatArray, FloatArray]:
         i = order[entry.key]
         return entropy_bounds(columns["topk_logprobs"][frame.row[frame.bounds[i] : frame.bounds[i + 1]]], size)
 
-    parts = list(frame.store.load_columns(["topk_logprobs"], work))
-    return Bounds(np.concatenate([part.low for part in parts]), np.concatenate([part.high for part in parts]))
+    low, high = zip(*frame.store.load_columns(["topk_logprobs"], work), strict=True)
+    return np.concatenate(low), np.concatenate(high)
 
 
 def vocabulary_size(store: ScoreStore) -> int | None:
@@ -508,7 +501,7 @@ def _estimates(
     if not len(numerators):
         return Estimate(math.nan), Estimate(math.nan), math.nan
     bootstrap: dict[str, Any] = {"resamples": question.resamples, "seed": question.seed}
-    values = estimates(numerators, denominators, **bootstrap).rows()
+    values = estimates(numerators, denominators, **bootstrap)
     few = [pair.clusters < FEWEST_CLUSTERS for pair in pairs]
     first, second = (Estimate(value.value) if withheld else value for value, withheld in zip(values, few, strict=True))
     numerator, denominator = numerators[:, 1], denominators[:, 1]

@@ -508,7 +508,7 @@ def measure(
     if columns:
         numerators, denominators = (np.stack(side, axis=1) for side in zip(*columns, strict=True))
         scales = [scale for _, _, scale in distinct]
-        bounds = estimates(numerators, denominators, scales, resamples=resamples, seed=seed).rows()
+        bounds = estimates(numerators, denominators, scales, resamples=resamples, seed=seed)
         for (row, name), i in zip(ratios, index, strict=True):
             lines[row][name] = bounds[i]._replace(value=lines[row][name].value)
     return lines

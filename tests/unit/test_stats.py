@@ -113,26 +113,26 @@ def test_intervals_are_those_of_a_plain_loop():
     result = estimates(*(np.stack(side, axis=1) for side in zip(*pairs)), resamples=1000, seed=5)
     for i, (numerator, denominator) in enumerate(pairs):
         want = slow.robust_t(list(zip(numerator.tolist(), denominator.tolist())))
-        assert (result.value[i], result.ci_low[i], result.ci_high[i]) == pytest.approx(want, rel=1e-9)
+        assert (result[i].value, result[i].ci_low, result[i].ci_high) == pytest.approx(want, rel=1e-9)
         sums = bootstrap_sums(np.stack([numerator, denominator], axis=1), 1000, 5)
-        assert result.stderr[i] == pytest.approx(standard_error(sums[:, 0] / sums[:, 1]), rel=1e-9)
+        assert result[i].stderr == pytest.approx(standard_error(sums[:, 0] / sums[:, 1]), rel=1e-9)
 
 
 def test_trajectories_of_equal_length_have_the_textbook_interval_of_a_mean():
     values = np.random.default_rng(3).normal(5, 2, 9)
     result = estimates(100 * values[:, None], np.full((9, 1), 100.0), resamples=200)
     want = student.interval(0.95, 8, values.mean(), values.std(ddof=1) / 3)
-    assert (result.ci_low[0], result.ci_high[0]) == pytest.approx(want, rel=1e-12)
+    assert (result[0].ci_low, result[0].ci_high) == pytest.approx(want, rel=1e-12)
 
 
 def test_perplexities_are_exponentiated_intervals_of_their_logarithm_and_at_least_one():
     numerator, denominator = (side[:, None] for side in trajectories(np.random.default_rng(1), 15))
     plain = estimates(numerator, denominator, resamples=500)
     powers = estimates(numerator, denominator, Scale.EXP, resamples=500)
-    assert powers.ci_low[0] == pytest.approx(math.exp(plain.ci_low[0]))
-    assert powers.ci_high[0] == pytest.approx(math.exp(plain.ci_high[0]))
+    assert powers[0].ci_low == pytest.approx(math.exp(plain[0].ci_low))
+    assert powers[0].ci_high == pytest.approx(math.exp(plain[0].ci_high))
     sums = bootstrap_sums(np.hstack([numerator, denominator]), 500)
-    assert powers.stderr[0] == pytest.approx(standard_error(np.exp(sums[:, 0] / sums[:, 1])))
+    assert powers[0].stderr == pytest.approx(standard_error(np.exp(sums[:, 0] / sums[:, 1])))
 
 
 @settings(max_examples=200)
@@ -144,8 +144,8 @@ def test_no_interval_leaves_the_range_of_its_metric(rows, scale):
     """However unequal the trajectories; and an interval holds its value, or there is none."""
     size = np.array([[n] for n, _ in rows], dtype=np.float64)
     level = np.array([[x] for _, x in rows]) * (9 if scale is not Scale.SHARE else 1)
-    result = estimates(np.floor(size * level) if scale is Scale.SHARE else size * level, size, scale, resamples=100)
-    value, _, low, high = (float(column[0]) for column in result)
+    numerator = np.floor(size * level) if scale is Scale.SHARE else size * level
+    ((value, _, low, high),) = estimates(numerator, size, scale, resamples=100)
     if math.isnan(low):
         assert math.isnan(high)
         return
@@ -185,7 +185,7 @@ def test_intervals_cover_clustered_tokens_where_naive_ones_fail():
         tokens = np.repeat(level, size) + rng.normal(0, 0.3, size.sum())
         numerator = np.add.reduceat(tokens, np.concatenate([[0], np.cumsum(size)[:-1]]))
         result = estimates(numerator[:, None], size[:, None].astype(float), resamples=400, seed=9)
-        covered += result.ci_low[0] < truth < result.ci_high[0]
+        covered += result[0].ci_low < truth < result[0].ci_high
         naive += abs(tokens.mean() - truth) < 1.96 * tokens.std() / math.sqrt(len(tokens))
     assert 0.93 <= covered / trials <= 0.97
     assert naive / trials < 0.6
@@ -228,14 +228,14 @@ def test_identical_runs_do_not_differ():
 
 def test_a_set_without_tokens_has_no_interval():
     result = estimates(np.zeros((5, 1)), np.zeros((5, 1)), resamples=200)
-    assert all(np.isnan(column[0]) for column in result)
+    assert np.isnan(result).all()
     assert math.isnan(paired((np.zeros(5), np.zeros(5)), (np.ones(5), np.ones(5)), resamples=200).p)
 
 
 def test_one_trajectory_has_a_value_and_no_error():
     result = estimates(np.array([[3.0]]), np.array([[4.0]]), resamples=200)
-    assert result.value[0] == 0.75
-    assert np.isnan([result.stderr[0], result.ci_low[0], result.ci_high[0]]).all()
+    assert result[0].value == 0.75
+    assert np.isnan([result[0].stderr, result[0].ci_low, result[0].ci_high]).all()
     difference, *others = paired((np.array([3.0]), np.array([4.0])), (np.array([1.3]), np.array([4.0])), resamples=200)
     assert difference == pytest.approx(-0.425)
     assert np.isnan(others).all()
@@ -246,8 +246,8 @@ def test_a_set_that_few_trajectories_have_gets_no_interval():
     numerator, denominator = np.zeros((30, 1)), np.zeros((30, 1))
     numerator[0], denominator[0] = 2.0, 5.0
     result = estimates(numerator, denominator, resamples=500)
-    assert result.value[0] == 0.4
-    assert np.isnan([result.stderr[0], result.ci_low[0], result.ci_high[0]]).all()
+    assert result[0].value == 0.4
+    assert np.isnan([result[0].stderr, result[0].ci_low, result[0].ci_high]).all()
 
 
 def test_diagnostics_name_what_makes_errors_doubtful():
@@ -277,9 +277,9 @@ def test_a_few_equal_trajectories_have_an_error_but_no_interval(n, error, has):
     numerator = size * rng.gamma(4, 1 / 4, n)
     result = estimates(numerator[:, None], size[:, None], resamples=2000)
     other = paired((numerator, size), (numerator + rng.normal(0, 1, n), size), resamples=2000)
-    for stderr in (result.stderr[0], other.stderr):
+    for stderr in (result[0].stderr, other.stderr):
         assert np.isfinite(stderr) == error
-    for stderr in (result.ci_low[0], result.ci_high[0], other.ci_low, other.ci_high, other.p):
+    for stderr in (result[0].ci_low, result[0].ci_high, other.ci_low, other.ci_high, other.p):
         assert np.isfinite(stderr) == has
     assert bool(why_withheld(size)) != has
 
@@ -288,6 +288,6 @@ def test_where_one_trajectory_holds_most_tokens_neither_error_nor_interval_is_gi
     size = np.array([2000.0, *[20.0] * 14])
     rng = np.random.default_rng(1)
     result = estimates((size * rng.gamma(4, 1 / 4, 15))[:, None], size[:, None], resamples=500)
-    assert np.isfinite(result.value[0])
-    assert np.isnan([result.stderr[0], result.ci_low[0], result.ci_high[0]]).all()
+    assert np.isfinite(result[0].value)
+    assert np.isnan([result[0].stderr, result[0].ci_low, result[0].ci_high]).all()
     assert why_withheld(size) == "15 trajectories as unequal as these tell as much as 1.3 equal ones"

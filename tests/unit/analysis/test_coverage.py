@@ -8,7 +8,7 @@ of the trajectories have no such token. Of 1 000 data sets, a coverage of 95 % h
 import numpy as np
 import pytest
 
-from hesnr_tasks.stats import Scale, estimates, paired
+from hesnr_tasks.stats import Estimate, Scale, estimates, paired
 
 TRIALS = 1000
 LENGTHS = {
@@ -48,7 +48,7 @@ def test_intervals_hold_the_truth_where_a_few_long_trajectories_dominate(lengths
     truth = numerator.sum() / denominator.sum()
     truth = np.exp(truth) if scale is Scale.EXP else truth
     for n in (10, 15, 30):
-        intervals = estimates(*data(rng, n, TRIALS, lengths, metric), scale, resamples=100)
+        intervals = Estimate(*np.transpose(estimates(*data(rng, n, TRIALS, lengths, metric), scale, resamples=100)))
         defined = np.isfinite(intervals.ci_low)
         held = (intervals.ci_low <= truth) & (truth <= intervals.ci_high)
         assert defined.mean() > (0.15 if lengths in ("very uneven", "pareto", "cut") else 0.65), (n, defined.mean())

@@ -220,7 +220,7 @@ def interval(values, treated, collected, copies):
     """The matched difference of sentences, with its interval."""
     difference = contrast(values, treated, collected.trajectory, copies, collected.cell)
     ends = estimates(difference.numerator[:, None], difference.denominator[:, None], resamples=100, seed=1)
-    return {"low": ends.ci_low[0], "value": ends.value[0], "high": ends.ci_high[0]}
+    return {"low": ends[0].ci_low, "value": ends[0].value, "high": ends[0].ci_high}
 
 
 def test_how_words_split_into_tokens_is_no_effect_of_sentences(tmp_path):
