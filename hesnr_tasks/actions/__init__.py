@@ -159,13 +159,10 @@ def render_call(call: ToolCall) -> str:
     if isinstance(call.arguments, str):
         body = f"{call.arguments}\n" if call.arguments else ""
     else:
-        body = "".join(_parameter(key, value) for key, value in call.arguments.items())
+        texts = {k: v if isinstance(v, str) else argument_json(v) for k, v in call.arguments.items()}
+        lines = {key: f"\n{text}\n" if key in _WRAPPED else text for key, text in texts.items()}
+        body = "".join(f"<parameter={key}>{text}</parameter>\n" for key, text in lines.items())
     return f"<function={call.name}>\n{body}</function>"
-
-
-def _parameter(key: str, value: Any) -> str:
-    text = value if isinstance(value, str) else argument_json(value)
-    return f"<parameter={key}>\n{text}\n</parameter>\n" if key in _WRAPPED else f"<parameter={key}>{text}</parameter>\n"
 
 
 def argument_json(value: Any) -> str:

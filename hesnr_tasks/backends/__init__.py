@@ -92,12 +92,6 @@ def refuse_unscorable(name: str) -> None:
             raise ScoringError(f"--model {name} cannot score given text: {reason}.\nUse {instead}.")
 
 
-def score_requests(lm: Any, requests: Sequence[ScoringRequest], cache: ScoreCache | None = None) -> list[TokenScores]:
-    """`iterate_scores`, all of them, in the order of the requests."""
-    scores = {index: scores for index, scores, _ in iterate_scores(lm, requests, cache)}
-    return [scores[index] for index in range(len(requests))]
-
-
 def iterate_scores(
     lm: Any, requests: Sequence[ScoringRequest], cache: ScoreCache | None = None
 ) -> Iterator[tuple[int, TokenScores, Rendered]]:
@@ -141,7 +135,7 @@ def iterate_scores(
         canary = backend.canary()
         run |= {"canary": canary} if canary else {}
         k = cache.open(run, k, stored.requests[0].overflow, backend.gather, is_first)
-        cache.save_token_bytes(encoder.token_bytes)
+        cache.store.save_token_bytes(encoder.token_bytes)
     return _by_text(backend, stored, list(groups.values()), k, run, cache, is_first)
 
 
@@ -361,8 +355,6 @@ class _StoredTexts(Sequence[TokenSequence]):
         return len(self.owner)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
         number, part = self.owner[index]
         ids, targets, *_ = self.records[number]()[1]
         return self._parts(self.requests[number], ids, targets)[part]

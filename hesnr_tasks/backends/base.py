@@ -186,7 +186,9 @@ def row(target: int, entries: Iterable[tuple[int, float, int | None]], k: int) -
             raise ValueError(f"token {token} is there twice")
         values[token] = value
         if rank is not None:
-            ranks[token] = _rank(rank, token)
+            if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank < 1 << 31:
+                raise ValueError(f"the rank of token {token} is {str(rank)[:40]!r}: ranks begin with 1")
+            ranks[token] = rank
     if target not in values:
         raise ValueError(f"the values are of other tokens than token {target}, which was sent")
     likely, own = sorted(values, key=values.__getitem__, reverse=True), values[target]
@@ -206,12 +208,6 @@ def row(target: int, entries: Iterable[tuple[int, float, int | None]], k: int) -
         advice = f"; the server must give one more (vllm serve: --max-logprobs {k + 1})" if own_too else ""
         raise ValueError(f"{came or f'{len(values)} tokens came back'}, {k} were asked for{advice}")
     return Row([target, *likely[:k]], [own, *(values[token] for token in likely[:k])], rank)
-
-
-def _rank(rank: Any, token: int) -> int:
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank < 1 << 31:
-        raise ValueError(f"the rank of token {token} is {str(rank)[:40]!r}: ranks begin with 1")
-    return rank
 
 
 def _refuse_other_rank(token: int, value: float, rank: int, falling: list[float], *, beyond: bool) -> None:

@@ -107,11 +107,6 @@ metric(
 )(_bits_per_byte)  # fmt: skip
 
 
-def _exact_rank(tokens: TokenColumns) -> Any:
-    """Ranks, NaN where only a bound is known."""
-    return np.where(tokens.rank >= 1, tokens.rank, np.nan)
-
-
 def _loss(tokens: TokenColumns) -> Any:
     """Cross-entropy: -ln p."""
     return -tokens.logprob
@@ -119,12 +114,12 @@ def _loss(tokens: TokenColumns) -> Any:
 
 def _rank(tokens: TokenColumns) -> Any:
     """Rank of the target, 1 = most likely."""
-    return _exact_rank(tokens)
+    return np.where(tokens.rank >= 1, tokens.rank, np.nan)  # where only a bound is known, NaN
 
 
 def _reciprocal_rank(tokens: TokenColumns) -> Any:
     """1 / rank."""
-    return 1 / _exact_rank(tokens)
+    return 1 / _rank(tokens)
 
 
 def _best(tokens: TokenColumns) -> Any:
@@ -161,7 +156,7 @@ def _relative_rank(tokens: TokenColumns) -> Any:
     p = np.exp(tokens.topk_logprobs.astype(np.float64))
     k = p.shape[1]
     expected = p @ np.arange(1, k + 1) + (k + 1) * np.clip(1 - p.sum(axis=1), 0, None)
-    return 2 ** (1 / np.log2(_exact_rank(tokens) + 1) - 1 / np.log2(expected + 1))
+    return 2 ** (1 / np.log2(_rank(tokens) + 1) - 1 / np.log2(expected + 1))
 
 
 # name: (terms, better, title, scale, needs, source)
@@ -259,7 +254,7 @@ def _full_entropy(tokens: TokenColumns) -> Any:
 def _relative_rank_full(tokens: TokenColumns) -> Any:
     """2^(f(r) - f(E)), f(x) = 1 / log2(x + 1), E the expected rank."""
     assert tokens.expected_rank is not None
-    return 2 ** (1 / np.log2(_exact_rank(tokens) + 1) - 1 / np.log2(np.maximum(tokens.expected_rank, 1) + 1))
+    return 2 ** (1 / np.log2(_rank(tokens) + 1) - 1 / np.log2(np.maximum(tokens.expected_rank, 1) + 1))
 
 
 # --- of whole trajectories --------------------------------------------------------------------------------------------
@@ -295,10 +290,6 @@ for _name, _terms, _better, _title, _scale, _definition in (
     )(_over_forking(_terms, _definition))  # fmt: skip
 
 
-def _least_group(confidence: npt.NDArray[np.float64]) -> float:
-    return float(_groups(confidence).min())
-
-
 def _lowest_groups(confidence: npt.NDArray[np.float64]) -> float:
     groups = np.sort(_groups(confidence))
     return float(groups[: max(1, len(groups) // 10)].mean())
@@ -328,7 +319,7 @@ def _of_trajectories(value: _Values, definition: str) -> _TermsFunction:
 
 
 for _name, _value, _title, _definition in (
-    ("confidence_least", _least_group, "least", "the window of 2,048 tokens that is lowest in it"),
+    ("confidence_least", lambda c: float(_groups(c).min()), "least", "the window of 2,048 tokens that is lowest in it"),
     ("confidence_low", _lowest_groups, "lowest tenth", "the tenth of the windows of 2,048 tokens that is lowest in it"),
     ("confidence_tail", lambda c: float(c[-_GROUP:].mean()), "tail", "the last 2,048 tokens"),
 ):
@@ -345,7 +336,6 @@ for _name, _value, _title, _definition in (
 def _exact_action(tokens: TokenColumns) -> Any:
     """Share of turns of which every token that counts is the most likely one."""
     assert tokens.turn is not None
-    assert tokens.trajectory is not None
     begins = np.diff(tokens.turn, prepend=-1) != 0
     begins[_starts(tokens)] = True
     starts = np.flatnonzero(begins)
@@ -530,9 +520,7 @@ def _rbridge(tokens: TokenColumns) -> Any:
     0 and 1. Where all are equal, all weights are 1; a token of which the teacher has no character weighs nothing.
     """
     assert tokens.teacher is not None
-    assert tokens.trajectory is not None
-    weights = np.zeros(len(tokens))
-    starts = np.flatnonzero(np.diff(tokens.trajectory, prepend=-1))
+    weights, starts = np.zeros(len(tokens)), _starts(tokens)
     for part in np.split(np.arange(len(tokens)), starts[1:]) if len(starts) else []:
         weights[part] = _scaled(tokens.teacher[part])
     return -weights * tokens.logprob, weights

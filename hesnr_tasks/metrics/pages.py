@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -109,7 +108,9 @@ def page(name: str) -> str:
     prose = " ".join(prose.split())
     lines += ["", prose] if prose else []
     lines += ["", "| property | |", "| --- | --- |"]
-    lines += [f"| {key} | {_cell(text)} |" for key, text in _properties(entry).items()]
+    for key, text in _properties(entry).items():
+        escaped = text.replace("|", "\\|")
+        lines.append(f"| {key} | {escaped} |")
     return "\n".join([*lines, "", "## Example", "", *_example(entry), "", "## Source", "", _source(entry)]) + "\n"
 
 
@@ -117,10 +118,6 @@ def _entry(name: str) -> Metric:
     if name not in METRICS:
         raise SettingsError(f"there is no metric {name!r}.{nearest(name, METRICS)}")
     return METRICS[name]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -196,13 +193,8 @@ def _truncated(entry: Metric) -> str:
 # --- the example ------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _size() -> int:
-    return int(TRAJECTORY.max()) + 1
-
-
 def _sums(name: str, tokens: TokenColumns, k: int = 10) -> TrajectorySums:
-    return cell_sums(tokens, TRAJECTORY, _size(), [EPSILON], k, [name])[0]
+    return cell_sums(tokens, TRAJECTORY, len(set(TRAJECTORY)), [EPSILON], k, [name])[0]
 
 
 def _value(entry: Metric, sums: TrajectorySums) -> float:

@@ -142,9 +142,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         if content["format"] != FORMAT or not {"k", "run"} <= set(signature):
             raise ValueError("another kind of file")
     except FileNotFoundError:
+        inner = sorted(path.parent.name for path in folder.glob(f"*/{_NAME}"))[:5]
         raise StoreError(
             f"{folder} is no folder of score files (it has no {_NAME}). Name the folder that a scoring run wrote"
-            f"{_inner(folder)}."
+            f"{'; below it there are ' if inner else ''}{', '.join(inner)}."
         ) from None
     except OSError as error:
         raise StoreError(f"cannot read {path} ({error.strerror})") from None
@@ -216,11 +217,6 @@ _DEEPEST = 3  # parts: global_step_100/actor/huggingface
 def _end(parts: Sequence[str]) -> str:
     depth = next((n for n in range(1, _DEEPEST + 1) if n <= len(parts) and _STEP.search(parts[-n])), 1)
     return "/".join(parts[-depth:])
-
-
-def _inner(folder: Path) -> str:
-    folders = sorted(path.parent.name for path in folder.glob(f"*/{_NAME}"))[:5]
-    return f"; below it there are {', '.join(folders)}" if folders else ""
 
 
 # --- which trajectories a run was about -------------------------------------------------------------------------------
@@ -339,17 +335,14 @@ def _whole(folder: Path, numbers: Sequence[int]) -> list[StoredRun]:
         with contextlib.suppress(StoreError):  # a damaged one is asked for by its number only
             earlier = _parts(folder, number, numbers)
             labels = [run.about.get("labels") for run in (*best, *earlier)]
-            if len(best) == len(earlier) == 1 and len(set(map(str, labels))) == 1 and _holds(earlier[0], best[0]):
-                best = earlier
+            if len(best) == len(earlier) == 1 and len(set(map(str, labels))) == 1:
+                larger, smaller = ((run.texts or {}).keys() for run in (earlier[0], best[0]))
+                best = earlier if larger > smaller else best
     if best is newest:
         return newest
     few, many = (sum(map(len, (run.texts or {}).values())) for run in (newest[0], best[0]))
     part = f"run {newest[0].number} had {few} of its {number_of(many, 'trajectory')}"
     return [best[0]._replace(part=part)]
-
-
-def _holds(larger: StoredRun, smaller: StoredRun) -> bool:
-    return (larger.texts or {}).keys() > (smaller.texts or {}).keys()
 
 
 def mixed(folder: Path) -> str:

@@ -317,7 +317,7 @@ def _merged(new: TokenScores, old: TokenScores, mask: np.uint64) -> TokenScores:
 
 
 class ScoreCache:
-    """The score files of one run, as `score_requests` uses them. `render` and `wanted` describe the requests."""
+    """The score files of one run, as `iterate_scores` uses them. `render` and `wanted` describe the requests."""
 
     def __init__(
         self, folder: Path, *, named: bool, render: str, wanted: Sequence[Wanted], filters: Sequence[str], labels: str
@@ -398,10 +398,6 @@ class ScoreCache:
         """Write the scores of a request; afterwards they are there whatever happens. `ids`: all ids of the text."""
         sources = self._sources[request.key]
         self.store.write(scores, text=Text(rendered, ids), mask=request.scored, sources=sources)
-
-    def save_token_bytes(self, token_bytes: Callable[[], Sequence[bytes | None]]) -> None:
-        """Save the bytes of each token id, once."""
-        self.store.save_token_bytes(token_bytes)
 
 
 def keeps_scores(setting: str | None, output_path: Path | None) -> bool:

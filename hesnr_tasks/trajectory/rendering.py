@@ -89,14 +89,9 @@ class Rendered:
 
     def blocks(self) -> Iterator[Block]:
         """The text as maximal runs of spans of one kind and one turn, in order: an action of several spans is one."""
-        first = last = self.spans[0] if self.spans else None
-        for span in self.spans:
-            if first and last and (span.kind is not first.kind or span.turn != first.turn):
-                yield Block(first.start, last.end, first.kind, first.turn)
-                first = span
-            last = span
-        if first and last:
-            yield Block(first.start, last.end, first.kind, first.turn)
+        for (kind, turn), spans in itertools.groupby(self.spans, key=lambda span: (span.kind, span.turn)):
+            first, *rest = spans
+            yield Block(first.start, (rest or [first])[-1].end, kind, turn)
 
 
 class NativeRenderer(Protocol):

@@ -18,7 +18,7 @@ pytest.importorskip("lm_eval.models.huggingface")
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from benchmarks import engines  # noqa: E402
-from hesnr_tasks.backends import BACKENDS, backend_for, score_requests  # noqa: E402
+from hesnr_tasks.backends import BACKENDS, backend_for, iterate_scores  # noqa: E402
 from hesnr_tasks.backends.base import Backend, TokenSequence  # noqa: E402
 from hesnr_tasks.errors import ScoringError  # noqa: E402
 from hesnr_tasks.filters import FILTERS, char_codes  # noqa: E402
@@ -195,7 +195,7 @@ def test_a_trajectory_becomes_scores_of_the_wanted_tokens(lm):
         ScoringRequest("t", lambda: dataclasses.replace(text, codes=codes), mask, K, "right", "key", len(text.text))
         for mask in masks
     ]
-    first, second = score_requests(lm, requests)
+    (_, first, _), (_, second, _) = iterate_scores(lm, requests)
     assert first is second
     assert set(first.position[first.selected(masks[0])]).isdisjoint(first.position[first.selected(masks[1])])
     ids = byte_tokenizer()(text.text)["input_ids"]
@@ -205,7 +205,7 @@ def test_a_trajectory_becomes_scores_of_the_wanted_tokens(lm):
     # where one of two asks for numbers over all logits, both have them if the backend can compute them
     assert first.scores[4:] == (None, None)
     requests_with_one_full = [requests[0], dataclasses.replace(requests[1], full_vocabulary=True)]
-    again, _ = score_requests(lm, requests_with_one_full)
+    (_, again, _), _ = iterate_scores(lm, requests_with_one_full)
     assert all(np.isfinite(column).all() for column in again.scores[4:] if column is not None)
     assert [column is not None for column in again.scores[4:]] == [backend_for(lm).full_vocabulary] * 2
 

@@ -3,7 +3,7 @@
 from lm_eval.models.huggingface import HFLM
 
 from hesnr_tasks import demo
-from hesnr_tasks.backends import score_requests
+from hesnr_tasks.backends import iterate_scores
 from hesnr_tasks.filters import FILTERS
 from hesnr_tasks.formats import load
 from hesnr_tasks.scores import ScoreStore, Source, Text, scoring_signature
@@ -22,7 +22,7 @@ def score_demo(folder, count=3, steps=25):
     trajectories = load([str(demo.trajectories_path())], limit=count)
     corpus = Corpus(trajectories)
     requests = [corpus.request(i, "transcript", mask=MASK, k=10, overflow="right") for i in range(len(corpus))]
-    results = score_requests(model, requests)
+    results = [scores for _, scores, _ in sorted(iterate_scores(model, requests), key=lambda item: item[0])]
     signature = scoring_signature(results[0].run, render="transcript", overflow="right", k=10, filters=list(FILTERS))
     store = ScoreStore.open(folder / "store", signature)
     encoder = Encoder(model.tokenizer)
