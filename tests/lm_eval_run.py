@@ -11,6 +11,7 @@ from unittest import mock
 import lm_eval
 import lm_eval.tasks
 import lm_eval.utils
+import torch.utils.collect_env
 from lm_eval.tasks import TaskManager
 
 from hesnr_tasks.metrics import names_of
@@ -48,13 +49,20 @@ def without_defaults(*args, **kwargs):
 
 @contextlib.contextmanager
 def in_process():
-    """For lm-eval's command: without the index of its own tasks, which takes seconds, and with logging left as it is.
+    """For lm-eval's command in this process: `quick`, and with logging left as it is.
 
     The command takes its logger out of the tree, and pytest then hangs its handlers there, where tasks copy them.
     """
+    with quick(), mock.patch.object(lm_eval.utils, "_LOGGING_CONFIGURED", True):
+        yield
+
+
+@contextlib.contextmanager
+def quick():
+    """For lm-eval's command: without the index of its own tasks and what ten programs say about the machine."""
     with (
         mock.patch.object(lm_eval.tasks, "TaskManager", without_defaults),
-        mock.patch.object(lm_eval.utils, "_LOGGING_CONFIGURED", True),
+        mock.patch.object(torch.utils.collect_env, "get_pretty_env_info", lambda: "not collected"),
     ):
         yield
 

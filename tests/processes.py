@@ -97,6 +97,7 @@ def warm_python(folder, *modules):
     """A `WarmPython` of which every start is a process forked from one that has imported lm-eval and this package.
 
     Arguments, environment, folder, streams and exit status are its own; whoever kills the program kills that process.
+    What lm-eval spends seconds on in each run is left out (`lm_eval_run.quick`).
 
     Args:
         folder: an empty one, for the program.
@@ -164,7 +165,8 @@ def _become(words, folder, environment, streams):
         if "OMP_NUM_THREADS" in environment:  # which PyTorch reads when it is imported
             sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
         sys.argv = words
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        with importlib.import_module("tests.lm_eval_run").quick():
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -11,9 +11,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hesnr_tasks import cli, demo
+from hesnr_tasks import cli, demo, plotting
 from hesnr_tasks.formats import read_trajectories
 from hesnr_tasks.ladder.schema import read_ladder_file
 from hesnr_tasks.metrics import METRICS, unregister
@@ -25,6 +26,17 @@ from tests.unit.passk import test_command as test_passk
 
 REASONS = {"GPU", "hub", "network", "server", "cluster", "containers", "minutes", "training", "installation"}
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.fixture(autouse=True)
+def blank_figures(monkeypatch):
+    """Nobody looks at what is drawn here, which takes half a second a figure."""
+
+    def blank(canvas, stem, save=plotting.save):
+        return save(Figure((1, 1)), stem)
+
+    for place in ("hesnr_tasks.plotting", "hesnr_tasks.report.figures"):
+        monkeypatch.setattr(f"{place}.save", blank)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +53,7 @@ def workplace(tmp_path_factory):
         (folder / name).symlink_to("CKPT")
     for name in ("ladders", "benchmarks", "task_configs"):
         (folder / name).symlink_to(ROOT / name)
-    runs = "".join(demo.trajectories_path().read_text(encoding="utf-8").splitlines(keepends=True)[:8])
+    runs = "".join(demo.trajectories_path().read_text(encoding="utf-8").splitlines(keepends=True)[:5])
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("my_runs/one.jsonl", "runs/two.traj", "own.jsonl", "a.jsonl"):
         write(folder / name, runs)
