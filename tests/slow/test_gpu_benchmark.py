@@ -16,6 +16,7 @@ def test_every_step_runs_and_none_twice(tmp_path, capsys, caplog, monkeypatch, w
     from benchmarks.gpu import STEPS, main
 
     monkeypatch.setenv("PYTHONPATH", warm_python.site, prepend=os.pathsep)
+    monkeypatch.setattr(sys, "executable", warm_python.python)
     caplog.set_level(logging.ERROR, "hesnr_tasks")  # as the benchmark sets it; this way it is put back
     (tmp_path / "paper.json").write_text('{"not_measured": "by hand"}')  # what is there is not run again
     assert main(["--smoke", "--folder", str(tmp_path)]) == 0
