@@ -207,7 +207,7 @@ def by_look(text: str) -> str | None:
 
 
 class Region(NamedTuple):
-    """A piece of the action and the language it is in (a key of `languages.LANGUAGES`)."""
+    """A piece of the action and the language it is in (a key of `LANGUAGES`)."""
 
     view: View
     language: str

@@ -1,8 +1,12 @@
-"""Getters for decoded JSON of unknown origin that never raise on a wrong type.
+"""What all formats share: getters for JSON of unknown origin, what a format is, the builder of trajectories, calls.
 
-A key that is absent, null or of another type gives the empty value of the requested type; text lost that way is counted
-(`left_out`) by the builder that is `READING`. Fields a reader cannot do without are read with `need_*` and
-`messages_of`, which raise `DataError` naming the field.
+The getters never raise on a wrong type. A key that is absent, null or of another type gives the empty value of the
+requested type; text lost that way is counted (`left_out`) by the builder that is `READING`. Fields a reader cannot do
+without are read with `need_*` and `messages_of`, which raise `DataError` naming the field.
+
+A `Format` detects and reads records; it adds their messages to a `TrajectoryBuilder`, which brings them into one form.
+What is skipped or odd goes into a `ReadReport`. A turn that is stored as a structure (tool calls, content blocks, items
+of the Responses API) becomes text in the canonical form.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class TokenColumns:
     kinds: npt.NDArray[np.uint8] | None = None  # (n,) what the token's characters are: bits of `kinds_of`
     turn: npt.NDArray[np.int32] | None = None  # (n,) of the trajectory
     trajectory: IntArray | None = None  # (n,) which one; only where these are all tokens that count, in their order
-    # of other scores of the same texts, see pairs.py
+    # of other scores of the same texts, see analysis/compare.py
     short_logprob: FloatArray | None = None  # (n,) ln p with the context of a short-context pass
     hidden: FloatArray | None = None  # (n,) tokens at the beginning of the text that it hides, over its window
     key: npt.NDArray[np.int8] | None = None  # (n,) of an evaluator: 1: key, 0: not, -1: its window hides nothing
@@ -72,7 +72,7 @@ class TokenColumns:
 
     @classmethod
     def of_scores(cls, scored: Any, counted: npt.NDArray[np.bool_], k: int, text: str) -> TokenColumns:
-        """The tokens of a `backends.base.TokenScores` where `counted` (n,) is true; `text`: what was scored."""
+        """The tokens of a `TokenScores` where `counted` (n,) is true; `text`: what was scored."""
         n_bytes = token_bytes(text, scored.char_start, scored.char_end)[counted]
         logprob, rank, top, _, full_entropy, expected_rank = scored.scores.take(counted)
         return cls.of(
@@ -98,7 +98,7 @@ def column_or_none(column: npt.NDArray[np.floating] | None) -> FloatArray | None
 
 
 def kinds_of(label: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    """Which kinds of characters tokens cover, from their labels: bit `kind_code(kind)` of each (see labels.py)."""
+    """Which kinds of characters tokens cover, from their labels: bit `kind_code(kind)` of each (see rendering.py)."""
     action = np.uint64(kind_code(Kind.ACTION))
     others = label & ((np.uint64(1) << action) - np.uint64(1))
     return (others | ((label >> action != 0).astype(np.uint64) << action)).astype(np.uint8)

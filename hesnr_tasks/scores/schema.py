@@ -34,7 +34,7 @@ class ScoringRequest:
 
     name: str  # trajectory id, for messages
     read: Callable[[], Rendered]  # the labelled text, which need not be in memory: there can be tens of thousands
-    mask: np.uint64  # labels that the task wants (labels.label_mask)
+    mask: np.uint64  # labels that the task wants (rendering.label_mask)
     k: int
     overflow: str  # beyond the context: "right" (score what fits), "error", "skip" (the task leaves the text out)
     key: str  # hash of the labelled text
@@ -107,7 +107,7 @@ class TokenScores:
     __repr__ = __str__
 
     def selected(self, mask: np.uint64) -> npt.NDArray[np.bool_]:
-        """Which tokens `mask` (labels.label_mask) selects; shape (n,)."""
+        """Which tokens `mask` (rendering.label_mask) selects; shape (n,)."""
         return (self.label & mask) != 0
 
     def count_cut(self, mask: np.uint64) -> int:

@@ -1,4 +1,4 @@
-"""Alignment of tokens with labelled characters.
+"""From labelled text to tokens (`Encoder`): which characters each token covers, and so which labels and turn it has.
 
 Tokens are aligned by their *bytes*: the bytes of all tokens, joined, must equal the text's UTF-8 exactly, so the
 alignment proves itself on every text, works alike for fast and slow tokenizers, and does not suffer from offsets that
