@@ -20,7 +20,7 @@ from hesnr_tasks.analysis.frame import Frame, check_epsilons, check_resamples, c
 from hesnr_tasks.analysis.frame import load as load_frame
 from hesnr_tasks.backends import describe_run, iterate_scores
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
-from hesnr_tasks.files.atomic import Record, ScratchFile
+from hesnr_tasks.files.atomic import ScratchFile
 from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.formats import load as load_trajectories
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, measure, metric, names_of, needed_columns
@@ -316,7 +316,7 @@ def score(
     for run in runs:
         sources.append(Source(run.id, run.instance_id, run.resolved))
         wanted = {"mask": mask, "k": k, "overflow": overflow, "full_vocabulary": full_vocabulary, "window": window}
-        requests.append(corpus.request_for(run.id, rendering.render(run, render, template), **wanted))
+        requests.append(corpus.request(run.id, corpus.add(rendering.render(run, render, template)), **wanted))
     if not requests:
         raise DataError("there is no trajectory to score")
     live = LiveModel(model, tokenizer, longest=max_length)
@@ -396,7 +396,7 @@ class _ScratchStore(ScoreStore):
         everything = StoredRun(0, 0, "", (), "", {}, None)
         super().__init__(name, signature, everything)
         self._scratch = ScratchFile()
-        self._texts: dict[str, tuple[Entry, Record, Callable[[], Rendered]]] = {}
+        self._texts: dict[str, tuple[Entry, int, Callable[[], Rendered]]] = {}
         self._ids_of = ids_of
 
     def add(self, scores: TokenScores, request: ScoringRequest, source: Source) -> None:
@@ -419,8 +419,8 @@ class _ScratchStore(ScoreStore):
         return Text(rendered, self._ids_of(rendered))
 
     def columns(self, key: str, names: Sequence[str]) -> tuple[Entry, dict[str, npt.NDArray[Any]]]:
-        entry, record, read = self._texts[key]
-        columns = dict(zip((*_COLUMNS, *SequenceScores._fields), record()[1], strict=True))
+        entry, place, read = self._texts[key]
+        columns = dict(zip((*_COLUMNS, *SequenceScores._fields), self._scratch.get(place)[1], strict=True))
         if not columns.keys() >= {*names}:
             rendered = read()
             columns["text"] = np.frombuffer(rendered.text.encode(), np.uint8)

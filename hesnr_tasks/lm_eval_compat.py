@@ -152,25 +152,25 @@ def attach_request_type(request_type: str, answer: Callable[..., list[Any]]) -> 
 
 
 class OpaqueInstance(Instance):
-    """An `Instance` whose text stays out of the sample log and of cache keys: `args` is what lm-eval writes there."""
+    """An `Instance` whose text stays out of the sample log and of cache keys: `args` is what lm-eval writes there.
 
-    args_logged: tuple[Any, ...] = ()
+    Its arguments are the key of a text, the task, and the number of the document: there can be tens of thousands.
+    """
 
     @property
     def args(self) -> tuple[Any, ...]:
         """What identifies the request, in a few bytes."""
-        return self.args_logged
+        key, task, _ = self.arguments
+        return tuple(task.identify(key))
 
 
 def new_instance(
-    task: str, request_type: str, doc: dict[str, Any], arguments: tuple[Any, ...], logged: tuple[Any, ...], **named: Any
+    task: str, request_type: str, doc: dict[str, Any], arguments: tuple[Any, ...], **named: Any
 ) -> OpaqueInstance:
     """An instance with the `named` arguments of `construct_requests`: 0.4 names it by a tuple, 0.5 by task and id."""
     if "doc_id" in named:
         named["task_name"] = task
-    instance = OpaqueInstance(request_type=request_type, doc=doc, arguments=arguments, idx=0, **named)
-    instance.args_logged = logged
-    return instance
+    return OpaqueInstance(request_type=request_type, doc=doc, arguments=arguments, idx=0, **named)
 
 
 class LoggedValue(float):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from hesnr_tasks.backends.base import Backend, TokenSequence
 from hesnr_tasks.backends.identity import tokenizer_of
 from hesnr_tasks.errors import ScoringError, printable
-from hesnr_tasks.files.atomic import Record, ScratchFile
+from hesnr_tasks.files.atomic import ScratchFile
 from hesnr_tasks.scores import ScoreCache
 from hesnr_tasks.scores.schema import ScoringRequest, SequenceScores, TokenScores, hidden_tokens, window_stride
 from hesnr_tasks.trajectory.alignment import Encoded, Encoder, IntArray, token_labels, token_turns
@@ -119,16 +120,23 @@ def iterate_scores(
     for index, request in enumerate(requests):
         groups.setdefault(request.key, []).append(index)
     losses: list[tuple[ScoringRequest, int, int]] = []
-    lost: dict[str, set[int]] = {}  # by key: masks of which the context leaves nothing
+    fits: dict[int, bool] = {}  # of each task, by its mask: whether the context leaves it anything
     for indices in groups.values():
         own = [requests[index] for index in indices]
         merged = replace(_merged(own), full_vocabulary=full_vocabulary)
         _, encoded, tokens = tokenise(merged, encoder, backend.max_length)
         stored.put(merged, encoded.ids, tokens)
         losses.append((merged, encoded.lost, tokens.count_cut(merged.mask)))
-        lost[merged.key] = {int(request.mask) for request in own if _loses(tokens, request)}
+        for request in own:
+            fits[int(request.mask)] = fits.get(int(request.mask), False) or not _loses(tokens, request)
     check_tokenizer(losses, backend)
-    _check_context(requests, lost, backend.max_length)
+    if not all(fits.values()):  # rather than print an empty table
+        skipped = stored.requests[0].overflow == "skip"
+        raise ScoringError(
+            f"every trajectory is longer than the model's context of {backend.max_length} tokens, and "
+            f"{'overflow=skip leaves such out' if skipped else 'no token that counts fits'}. "
+            "Raise max_length in --model_args, or score shorter trajectories."
+        )
     run = describe_run(backend, encoder) | ({} if window is None else {"window": window})
     k = max((request.k for request in stored.requests), default=0)
     if cache is not None and stored.requests:
@@ -153,8 +161,8 @@ def _by_text(
     `groups`: of each text, the indices of its requests.
     """
     done = set[int]()
-    for number, (request, record) in enumerate(zip(stored.requests, stored.records, strict=True)):
-        scores = cache.get(request, record()[1][0]) if cache is not None else None
+    for number, request in enumerate(stored.requests):
+        scores = cache.get(request, stored.columns(number)[0]) if cache is not None else None
         if scores is not None:
             done.add(number)
             scores, rendered = replace(scores, run=run), request.read()  # the model may have moved
@@ -163,7 +171,7 @@ def _by_text(
         _log.info("%d of %d trajectories were scored before and are not read again", len(done), len(stored.requests))
 
     def finish(number: int, computed: SequenceScores) -> Iterator[tuple[int, TokenScores, Rendered]]:
-        request, (ids, *values) = stored.requests[number], stored.records[number]()[1]
+        request, (ids, *values) = stored.requests[number], stored.columns(number)
         columns: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
         token_id = ids[columns["position"]]
         scores = TokenScores(
@@ -176,7 +184,7 @@ def _by_text(
 
     skip = {index for index, (number, _) in enumerate(stored.owner) if number in done}
     total = sum(sum(lengths) for number, lengths in enumerate(stored.lengths) if number not in done)
-    aside: dict[int, dict[int, Record]] = {}  # of texts whose parts are not all scored yet
+    aside: dict[int, dict[int, int]] = {}  # of texts whose parts are not all scored yet
     with _progress_bar(total, show=is_first) as bar:
         for index, computed in backend.score(stored, k, bar.update, skip):
             number, part = stored.owner[index]
@@ -188,7 +196,7 @@ def _by_text(
                 if len(parts) < n_parts:
                     continue
                 del aside[number]
-                computed = SequenceScores.concat([SequenceScores(*parts[i]()[1]) for i in sorted(parts)])
+                computed = SequenceScores.concat([stored.read_aside(parts[i]) for i in sorted(parts)])
             yield from finish(number, computed)
     for number, lengths in enumerate(stored.lengths):
         if not lengths and number not in done:
@@ -300,18 +308,6 @@ def check_tokenizer(losses: Sequence[tuple[ScoringRequest, int, int]], backend: 
     )  # fmt: skip
 
 
-def _check_context(requests: Sequence[ScoringRequest], lost: Mapping[str, Collection[int]], max_length: int) -> None:
-    """Refuse a task of which the context leaves nothing, rather than print an empty table."""
-    for mask in {int(request.mask) for request in requests}:
-        own = [request for request in requests if request.mask == mask]
-        if all(mask in lost[request.key] for request in own):
-            raise ScoringError(
-                f"every trajectory is longer than the model's context of {max_length} tokens, and "
-                f"{'overflow=skip leaves such out' if own[0].overflow == 'skip' else 'no token that counts fits'}. "
-                "Raise max_length in --model_args, or score shorter trajectories."
-            )
-
-
 # --- texts that wait --------------------------------------------------------------------------------------------------
 
 
@@ -330,7 +326,7 @@ class _StoredTexts(Sequence[TokenSequence]):
 
     def __init__(self, max_length: int, window: int | None, prefix: int) -> None:
         self.requests: list[ScoringRequest] = []  # of all tasks together, one a text
-        self.records: list[Record] = []  # its token ids and `_COLUMNS`, which need no model
+        self._places = array("q")  # of its token ids and `_COLUMNS`, which need no model
         self.lengths: list[tuple[int, ...]] = []  # of its sequences: one, or the chunks of the short-context pass
         self.owner: list[tuple[int, int]] = []  # of each sequence: the text, and which of its sequences it is
         self._scratch = ScratchFile()
@@ -342,7 +338,11 @@ class _StoredTexts(Sequence[TokenSequence]):
         self.owner += [(len(self.requests), part) for part in range(len(lengths))]
         self.lengths.append(lengths)
         self.requests.append(request)
-        self.records.append(self._scratch.put(None, ids, *(getattr(tokens, name) for name in _COLUMNS)))
+        self._places.append(self._scratch.put(None, ids, *(getattr(tokens, name) for name in _COLUMNS)))
+
+    def columns(self, number: int) -> list[Any]:
+        """The token ids of a text, and its `_COLUMNS`."""
+        return self._scratch.get(self._places[number])[1]
 
     def _parts(self, request: ScoringRequest, ids: IntArray, targets: IntArray) -> list[TokenSequence]:
         """The sequences of a text."""
@@ -356,12 +356,16 @@ class _StoredTexts(Sequence[TokenSequence]):
 
     def __getitem__(self, index: Any) -> Any:
         number, part = self.owner[index]
-        ids, targets, *_ = self.records[number]()[1]
+        ids, targets, *_ = self.columns(number)
         return self._parts(self.requests[number], ids, targets)[part]
 
-    def set_aside(self, scores: SequenceScores) -> Record:
-        """Store scores of one part of a text."""
+    def set_aside(self, scores: SequenceScores) -> int:
+        """Store scores of one part of a text; returns their place."""
         return self._scratch.put(None, *(column for column in scores if column is not None))
+
+    def read_aside(self, place: int) -> SequenceScores:
+        """The scores that were set aside at a place."""
+        return SequenceScores(*self._scratch.get(place)[1])
 
 
 def _chunks(sequence: TokenSequence, window: int, prefix: int) -> Iterator[TokenSequence]:

@@ -15,7 +15,6 @@ holds what one process does not want to hold in memory.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -361,9 +360,6 @@ def decode_arrays(data: bytes, parse: Callable[[bytes], Any] = json.loads) -> tu
     return value, arrays
 
 
-Record = Callable[[], tuple[Any, list[npt.NDArray[Any]]]]  # reads a value and (read-only) arrays
-
-
 class ScratchFile:
     """Records that one process writes once and reads again later, each alone: compressed, in a file without a name.
 
@@ -374,42 +370,40 @@ class ScratchFile:
     def __init__(self) -> None:
         self._file: Any = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
         self._guard, self._size = threading.Lock(), 0
-        self._places: dict[bytes, tuple[int, int]] = {}
         weakref.finalize(self, self._file.close)
 
-    def put(self, value: Any, *arrays: npt.NDArray[Any]) -> Record:
-        """Append a record; one that is there already is not written again.
+    def put(self, value: Any, *arrays: npt.NDArray[Any]) -> int:
+        """Append a record.
 
         Args:
             value: what JSON can hold.
             arrays: of numbers, with one or two axes.
 
         Returns:
-            What reads the value and the arrays again.
+            Its place.
 
         Raises:
             HesnrError: the disk takes none.
         """
         data = zlib.compress(encode_arrays(value, *arrays), 1)
-        digest = hashlib.blake2b(data, digest_size=16).digest()
         with self._guard:
-            if digest not in self._places:
-                try:
-                    self._file.seek(self._size)
-                    self._file.write(data)
-                    self._file.flush()
-                except OSError as error:
-                    raise HesnrError(
-                        f"cannot write into the folder for temporary files, {tempfile.gettempdir()} "
-                        f"({error.strerror}), after {self._size >> 20:,} MB.\n"
-                        "Make room there, or name another folder in the environment variable TMPDIR."
-                    ) from error
-                self._places[digest] = self._size, len(data)
-                self._size += len(data)
-            return functools.partial(self._get, *self._places[digest])
+            place = self._size
+            try:
+                self._file.seek(place)
+                self._file.write(len(data).to_bytes(8, "little") + data)
+                self._file.flush()
+            except OSError as error:
+                raise HesnrError(
+                    f"cannot write into the folder for temporary files, {tempfile.gettempdir()} ({error.strerror}), "
+                    f"after {place >> 20:,} MB.\n"
+                    "Make room there, or name another folder in the environment variable TMPDIR."
+                ) from error
+            self._size += 8 + len(data)
+        return place
 
-    def _get(self, start: int, size: int) -> tuple[Any, list[npt.NDArray[Any]]]:
+    def get(self, place: int) -> tuple[Any, list[npt.NDArray[Any]]]:
+        """The value and the (read-only) arrays of the record at a place."""
         with self._guard:
-            self._file.seek(start)
-            data = self._file.read(size)
+            self._file.seek(place)
+            data = self._file.read(int.from_bytes(self._file.read(8), "little"))
         return decode_arrays(zlib.decompress(data))

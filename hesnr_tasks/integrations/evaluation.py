@@ -147,7 +147,8 @@ def prepare(settings: TaskSettings, backend: Backend) -> EvaluationTexts:
     texts: list[tuple[TokenScores, TokenSequence, npt.NDArray[np.float64]]] = []
     losses, passed = [], []
     for index in range(len(corpus)):
-        request = corpus.request(index, settings.render, native, mask=mask, k=settings.k, overflow=settings.overflow)
+        key, name = corpus.text(index, settings.render, native), corpus.documents[index].id
+        request = corpus.request(name, key, mask=mask, k=settings.k, overflow=settings.overflow)
         rendered, encoded, tokens = tokenise(request, encoder, backend.max_length)
         sequence = TokenSequence.of(request, encoded.ids, tokens.position, backend.max_length)
         texts.append((tokens, sequence, token_bytes(rendered.text, tokens.char_start, tokens.char_end)))

@@ -6,15 +6,17 @@ back one by one.
 
 from __future__ import annotations
 
+from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from hesnr_tasks import demo
-from hesnr_tasks.files.atomic import Record, ScratchFile
+from hesnr_tasks.files.atomic import ScratchFile
 from hesnr_tasks.filters import labelled
 from hesnr_tasks.formats import load
 from hesnr_tasks.scores import Source
@@ -27,11 +29,16 @@ _KINDS = tuple(Kind)
 
 
 class Corpus:
-    """Trajectories with something the agent wrote, in file order."""
+    """Trajectories with something the agent wrote, in file order.
+
+    There can be tens of thousands: in memory is what tells them and their texts apart, a few hundred bytes each.
+    """
 
     def __init__(self, trajectories: Iterable[Trajectory] = ()) -> None:
         self._scratch = ScratchFile()
-        self._texts: dict[tuple[int, str], tuple[str, int, Record]] = {}  # hash, length and record of a rendering
+        self._texts: dict[str, int] = {}  # by key: index in the two that follow
+        self._places, self._lengths = array("q"), array("q")
+        self._keys: dict[str, dict[int, str]] = defaultdict(dict)  # of trajectories, by rendering
         self._hold([self._keep(trajectory) for trajectory in trajectories])
 
     @classmethod
@@ -45,65 +52,78 @@ class Corpus:
         return len(self.documents)
 
     def __iter__(self) -> Iterator[Trajectory]:
-        return (Trajectory.from_json(record()[0]) for record in self._records)
+        return (Trajectory.from_json(self._scratch.get(place)[0]) for place in self._trajectories)
 
-    def _keep(self, trajectory: Trajectory) -> tuple[Source, Record]:
+    def _keep(self, trajectory: Trajectory) -> tuple[Source, int]:
         source = Source(trajectory.id, trajectory.instance_id, trajectory.resolved)
         return source, self._scratch.put(trajectory.to_json())
 
-    def _hold(self, kept: list[tuple[Source, Record]]) -> None:
-        self.documents, self._records = [source for source, _ in kept], [record for _, record in kept]
+    def _hold(self, kept: list[tuple[Source, int]]) -> None:
+        self.documents = [source for source, _ in kept]
+        self._trajectories = array("q", (place for _, place in kept))
 
-    def request(
-        self, index: int, rendering: str, template: ChatTemplate | NativeRenderer | None = None, **wanted: Any
-    ) -> ScoringRequest:
-        """A request for trajectory `index`, rendered and labelled once, except by templates, which belong to one model.
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of each trajectory what a sample log says of it: the documents of all tasks."""
+        return [{"index": index, **source._asdict()} for index, source in enumerate(self.documents)]
+
+    def text(self, index: int, rendering: str, template: ChatTemplate | NativeRenderer | None = None) -> str:
+        """The key of a trajectory's text, rendered and labelled once, except by templates, which belong to one model.
 
         Args:
             index: in `documents`.
             rendering: "transcript", "chatml", "template" or "native".
             template: of the model.
-            wanted: the request's other fields, such as `mask` and `k`.
         """
-        text = self._texts.get((index, rendering)) if template is None else None
-        if text is None:
-            rendered = labelled(render(Trajectory.from_json(self._records[index]()[0]), rendering, template))
-            text = rendered.key, len(rendered.text), self._store(rendered)
-            if template is None:
-                self._texts[index, rendering] = text
-        key, characters, record = text
-        name = self.documents[index].id
-        return ScoringRequest(name=name, read=partial(_read, record), key=key, characters=characters, **wanted)
+        keys = self._keys[rendering] if template is None else {}
+        if index not in keys:
+            trajectory = Trajectory.from_json(self._scratch.get(self._trajectories[index])[0])
+            keys[index] = self.add(render(trajectory, rendering, template))
+        return keys[index]
 
-    def request_for(self, name: str, rendered: Rendered, **wanted: Any) -> ScoringRequest:
-        """A request for another text, which is put into the scratch file; arguments as in `request`."""
+    def add(self, rendered: Rendered) -> str:
+        """Hold a text; returns its key. A text that is there already is not held again."""
         text = labelled(rendered)
-        read, characters = partial(_read, self._store(text)), len(text.text)
-        return ScoringRequest(name=name, read=read, key=text.key, characters=characters, **wanted)
-
-    def _store(self, rendered: Rendered) -> Record:
-        sources, spans = (
-            rendered.sources,
-            [(s.start, s.end, _KINDS.index(s.kind), s.turn, s.control) for s in rendered.spans],
-        )
-        return self._scratch.put(
-            (rendered.text, rendered.passed, None if sources is None else [source.action for source in sources]),
+        key, sources = text.key, text.sources
+        if key in self._texts:
+            return key
+        spans = [(s.start, s.end, _KINDS.index(s.kind), s.turn, s.control) for s in text.spans]
+        place = self._scratch.put(
+            (text.text, text.passed, None if sources is None else [source.action for source in sources]),
             np.array(spans, np.int32).reshape(-1, 5),
-            rendered.codes,
+            text.codes,
             *(index for source in sources or () for index in (source.text_index, source.action_index)),
         )
+        self._texts[key] = len(self._places)
+        self._places.append(place)
+        self._lengths.append(len(text.text))
+        return key
 
+    def characters(self, key: str) -> int:
+        """The length of a text."""
+        return self._lengths[self._texts[key]]
 
-def _read(record: Record) -> Rendered:
-    """The labelled text, from the scratch file."""
-    (text, passed, actions), (spans, codes, *indices) = record()
-    return Rendered(
-        text,
-        tuple(Span(a, b, _KINDS[kind], turn, bool(control)) for a, b, kind, turn, control in spans.tolist()),
-        None if actions is None else tuple(map(ActionSource, actions, indices[::2], indices[1::2])),
-        passed and Passed(*passed),
-        codes,
-    )
+    def request(self, name: str, key: str, **wanted: Any) -> ScoringRequest:
+        """A request for a text.
+
+        Args:
+            name: of a trajectory that has it, for messages.
+            key: of the text.
+            wanted: the request's other fields, such as `mask` and `k`.
+        """
+        read = partial(self._read, self._places[self._texts[key]])
+        return ScoringRequest(name=name, read=read, key=key, characters=self.characters(key), **wanted)
+
+    def _read(self, place: int) -> Rendered:
+        """The labelled text, from the scratch file."""
+        (text, passed, actions), (spans, codes, *indices) = self._scratch.get(place)
+        return Rendered(
+            text,
+            tuple(Span(a, b, _KINDS[kind], turn, bool(control)) for a, b, kind, turn, control in spans.tolist()),
+            None if actions is None else tuple(map(ActionSource, actions, indices[::2], indices[1::2])),
+            passed and Passed(*passed),
+            codes,
+        )
 
 
 _open: WeakValueDictionary[tuple[object, ...], Corpus] = WeakValueDictionary()

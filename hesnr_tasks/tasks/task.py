@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from hesnr_tasks.metrics import (
 )
 from hesnr_tasks.scores import StoreError, Wanted
 from hesnr_tasks.scores.runs import checkpoint_name, read_run
-from hesnr_tasks.scores.schema import OPTIONAL, TokenScores
+from hesnr_tasks.scores.schema import OPTIONAL, ScoringRequest, TokenScores
 from hesnr_tasks.scores.store import ScoreCache, keeps_scores, scores_dir
 from hesnr_tasks.stats import FEWEST_FOR_ERROR, Estimate, effective_number
 from hesnr_tasks.tasks.corpus import open_corpus
@@ -68,12 +68,27 @@ def topk_loglikelihood(lm: Any, requests: list[OpaqueInstance], **_: Any) -> lis
     """
     if getattr(getattr(lm, "cache_hook", None), "dbdict", None) is not None:
         _log.warning("--use_cache does not cover %s requests: they are computed again", REQUEST_TYPE)
-    kept, output_path = [request.arguments[2] for request in requests], running_evaluation().output_path
-    cache = ScoreCache.of(kept, output_path, filters=tuple(FILTERS), labels=LABELS_VERSION)
+    documents, output_path = [request.arguments for request in requests], running_evaluation().output_path
+    kept = ((task.settings.scores, task.rendering, task.wanted(key, number)) for key, task, number in documents)
+    cache = ScoreCache.of(list(kept), output_path, filters=tuple(FILTERS), labels=LABELS_VERSION)
     values: dict[int, DocumentValues] = {}
-    for index, scores, rendered in iterate_scores(lm, [request.arguments[1] for request in requests], cache):
-        values[index] = requests[index].arguments[3](scores, rendered)
+    for index, scores, rendered in iterate_scores(lm, _Requests(documents), cache):
+        values[index] = documents[index][1].measure(scores, rendered)
     return [values[index] for index in range(len(requests))]
+
+
+class _Requests(Sequence[ScoringRequest]):
+    """What is asked of the documents of all tasks, each request made when it is asked for."""
+
+    def __init__(self, documents: list[tuple[str, HesnrTask, int]]) -> None:
+        self._documents = documents
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index: Any) -> Any:
+        key, task, number = self._documents[index]
+        return task.request(key, number)
 
 
 attach_request_type(REQUEST_TYPE, topk_loglikelihood)
@@ -89,11 +104,10 @@ class DocumentValues:
     tokens_cut: int  # that count and lie beyond the context
     passed: Passed | None  # to a chat template
     run: Mapping[str, Any]  # `TokenScores.run`
-    text: str  # what lm-eval writes into its sample log
 
     def __str__(self) -> str:
-        """Short."""
-        return self.text
+        """Short: lm-eval writes it into its sample log."""
+        return f"DocumentValues({self.tokens} of {self.tokens + self.tokens_cut} tokens, text {self.key[:12]})"
 
     __repr__ = __str__
 
@@ -123,11 +137,11 @@ class HesnrTask(Task):
         self._mask = label_mask(self.settings.kinds, self.settings.filters, tuple(FILTERS))
         kinds_kept = self.settings.keep if keeps_scores(self.settings.scores, evaluation.output_path) else ()
         self._extra_mask = label_mask(kinds_kept, (), tuple(FILTERS))
-        self._rendering = self.settings.render
-        self._ids: dict[str, str] = {}  # of texts, by hash
+        self.rendering = self.settings.render
         self._data = self.settings.data()
         self._run: Mapping[str, Any] = {}
         self._native: NativeTemplate | None = None
+        self._carried: list[DocumentValues] = []  # see `_documents`
         self._estimated: tuple[TrajectorySums, dict[str, Estimate]] | None = None
         self._headline, self._share = math.nan, ""  # of the closing line
         # what lm-eval's Task.__init__ would set; that wants a data set
@@ -153,10 +167,7 @@ class HesnrTask(Task):
 
     def test_docs(self) -> list[dict[str, Any]]:
         """One small document a trajectory; the text stays in the corpus, out of the sample log."""
-        return [
-            {"index": i, "id": t.id, "instance_id": t.instance_id, "resolved": t.resolved}
-            for i, t in enumerate(self.corpus.documents)
-        ]
+        return self.corpus.rows
 
     def doc_to_text(self, doc: dict[str, Any]) -> str:
         """The trajectory's id: the text itself is too long to be of use where lm-eval shows this."""
@@ -184,6 +195,7 @@ class HesnrTask(Task):
                 raise SettingsError(f"--samples names documents outside 0…{len(self.corpus) - 1}")
         if kwargs.get("system_instruction"):
             _log.warning("--system_instruction is ignored: a trajectory brings its own system prompt")
+        self._carried = []
         self._refuse_idle_ranks(samples, kwargs.get("limit"), kwargs.get("world_size", 1))
         super().build_all_requests(samples=samples, **kwargs)
 
@@ -203,28 +215,34 @@ class HesnrTask(Task):
             template: Any = self._native_template(chat_template)
         else:
             template = self._template(chat_template, wanted)
-        request = self.corpus.request(
-            doc["index"],
-            self._rendering,
-            template,
+        key = self.corpus.text(doc["index"], self.rendering, template)
+        return new_instance(str(self.config.task), REQUEST_TYPE, doc, (key, self, doc["index"]), **kwargs)
+
+    def request(self, key: str, number: int) -> ScoringRequest:
+        """What is asked of the text of document `number`, whose key is `key`."""
+        return self.corpus.request(
+            self.corpus.documents[number].id,
+            key,
             mask=self._mask,
             k=self.settings.k,
             overflow=self.settings.overflow,
             extra_mask=self._extra_mask,
-            full_vocabulary=not {*OPTIONAL}.isdisjoint(needed_columns(self._names())),
+            full_vocabulary=self._full_vocabulary,
             window=self.settings.window,
         )
-        self._ids[request.key] = request.name
-        source, mask = self.corpus.documents[doc["index"]], int(request.scored)
-        wanted = Wanted(str(self.config.task), doc["index"], request.key, mask, source, self._data)
-        return new_instance(
-            str(self.config.task),
-            REQUEST_TYPE,
-            doc,
-            arguments=(request.key, request, (self.settings.scores, self._rendering, wanted), self.measure),
-            logged=(request.key, request.characters, int(self._mask), self.settings.k),
-            **kwargs,
-        )
+
+    @cached_property
+    def _full_vocabulary(self) -> bool:
+        return not {*OPTIONAL}.isdisjoint(needed_columns(self._names()))
+
+    def wanted(self, key: str, number: int) -> Wanted:
+        """What score files say of document `number`, whose text has the key `key`."""
+        mask = int(self._mask | self._extra_mask)
+        return Wanted(str(self.config.task), number, key, mask, self.corpus.documents[number], self._data)
+
+    def identify(self, key: str) -> tuple[Any, ...]:
+        """What lm-eval logs of a request: the text, its length, and which of its tokens are asked for."""
+        return key, self.corpus.characters(key), int(self._mask), self.settings.k
 
     def _template(self, chat_template: Callable[..., Any] | None, wanted: bool) -> Callable[..., Any] | None:
         if not wanted or chat_template is None:
@@ -232,7 +250,7 @@ class HesnrTask(Task):
         if self.settings.render != "transcript":
             raise SettingsError(f"--apply_chat_template and render={self.settings.render} exclude each other")
         lm = getattr(chat_template, "__self__", None)
-        self._rendering = "template"
+        self.rendering = "template"
         # without a generation prompt lm-eval strips the last message's end marker
         template = partial(chat_template, add_generation_prompt=True)
         if (tokenizer := getattr(lm, "tokenizer", None)) is None:
@@ -262,29 +280,34 @@ class HesnrTask(Task):
         """
         counted, cut = scores.selected(self._mask), scores.count_cut(self._mask)
         sums = self._sums(scores, counted, rendered)
-        return DocumentValues(scores.key, sums, int(counted.sum()), cut, rendered.passed, scores.run, str(scores))
+        return DocumentValues(scores.key, sums, int(counted.sum()), cut, rendered.passed, scores.run)
 
     def _sums(self, scores: TokenScores, counted: npt.NDArray[np.bool_], rendered: Rendered) -> Any:
         columns = TokenColumns.of_scores(scores, counted, self.settings.k, rendered.text)
         sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k, self._names())
         return TrajectorySums(sums.values.copy(), sums.names)  # without the array that it is a view of
 
-    def process_results(self, doc: dict[str, Any], results: list[DocumentValues]) -> dict[str, LoggedValue]:
-        """Every metric of one trajectory, with the trajectory, then the same for its standard error."""
+    def process_results(self, doc: dict[str, Any], results: list[DocumentValues]) -> dict[str, float]:
+        """Every metric of one trajectory, then the same for its standard error."""
         document, tokens = results[0], results[0].tokens
         self._run = document.run
         values = {**self._values(document), "scored": tokens / ((tokens + document.tokens_cut) or math.nan)}
         # a metric must precede its error: lm-eval overwrites `<metric>_stderr` when it meets the metric
-        no_error = LoggedValue(math.nan, document)
-        errors = {name: no_error for name in self.aggregation() if name not in values}
-        return {**{name: LoggedValue(value, document) for name, value in values.items()}, **errors}
+        errors = {name: math.nan for name in self.aggregation() if name not in values}
+        first = next(iter(values))  # carries the trajectory for all: there can be tens of thousands
+        return {**values, **errors, first: LoggedValue(values[first], document)}
+
+    def _documents(self, values: Iterable[float]) -> list[DocumentValues]:
+        """Of all trajectories, which come with the values of the first metric and stay for the others."""
+        self._carried = [v.payload for v in values if isinstance(v, LoggedValue)] or self._carried
+        return self._carried
 
     def _values(self, document: DocumentValues) -> dict[str, float]:
         """Of one trajectory alone, by metric."""
         names = self._names()
         return {name: float(evaluate(METRICS[name], *document.sums.parts(name))[0]) for name in names}
 
-    def aggregation(self) -> dict[str, Callable[[Iterable[LoggedValue]], Any]]:
+    def aggregation(self) -> dict[str, Callable[[Iterable[float]], Any]]:
         """Pooled values and cluster-bootstrap errors from the per-trajectory sums; counts and shares have no error."""
         values = {name: partial(self._value, name) for name in self._names()}
         errors = {f"{name}_stderr": partial(self._error, name) for name in values if METRICS[name].denominator}
@@ -304,9 +327,9 @@ class HesnrTask(Task):
         names = names_of(self.settings.metrics)
         return tuple(name for name in names if "frequency" not in METRICS[name].needs)
 
-    def _estimates(self, values: Iterable[LoggedValue]) -> tuple[TrajectorySums, dict[str, Estimate]]:
+    def _estimates(self, values: Iterable[float]) -> tuple[TrajectorySums, dict[str, Estimate]]:
         """The sums of all trajectories and every metric of them: from the same resamples, so made together."""
-        documents = [value.payload for value in values]
+        documents = self._documents(values)
         # by text hash: the resamples must not depend on the order of arrival
         rows = [document.sums.values for document in sorted(self._included(documents), key=lambda d: d.key)]
         nothing = documents[0].sums[:0]
@@ -317,7 +340,7 @@ class HesnrTask(Task):
             self._estimated = sums, measure(sums[None], once, self._names(), min_tokens=floor, **options)[0]
         return self._estimated
 
-    def _value(self, name: str, values: Iterable[LoggedValue]) -> float:
+    def _value(self, name: str, values: Iterable[float]) -> float:
         """A metric; N/A (NaN) over fewer tokens than `min_tokens`, with one warning for 𝓗 and one for the others."""
         sums, estimates = self._estimates(values)
         value, counted = estimates[name].value, int(sums.counted(name).sum())
@@ -338,7 +361,7 @@ class HesnrTask(Task):
             )  # fmt: skip
         return value
 
-    def _error(self, name: str, values: Iterable[LoggedValue]) -> float | str:
+    def _error(self, name: str, values: Iterable[float]) -> float | str:
         """A standard error; "N/A", which lm-eval prints, where the value is withheld or trajectories are too few."""
         error = self._estimates(values)[1][name].stderr
         if name == "he_snr":  # errors come after all values
@@ -349,9 +372,9 @@ class HesnrTask(Task):
         """Without the trajectories that overflow=skip leaves out."""
         return [d for d in documents if not d.tokens_cut] if self.settings.overflow == "skip" else documents
 
-    def _scored(self, values: Iterable[LoggedValue]) -> float:
+    def _scored(self, values: Iterable[float]) -> float:
         """The share of the tokens that would count that was scored. The last of all values: signs and sums up."""
-        documents = [value.payload for value in values]
+        documents = self._documents(values)
         included = self._included(documents)
         scored, wanted = sum(d.tokens for d in included), sum(d.tokens + d.tokens_cut for d in documents)
         self._sign(documents, included)
@@ -360,16 +383,16 @@ class HesnrTask(Task):
 
     def _sign(self, documents: list[DocumentValues], included: list[DocumentValues]) -> None:
         """Put the numbers' signature into the configuration that lm-eval saves with the results."""
-        empty = [document.key for document in included if not document.tokens]
+        empty = {document.key for document in included if not document.tokens}
         if empty:
-            names = [self._ids[key] for key in empty if key in self._ids]  # other ranks know the others
+            names = [i.doc["id"] for i in self.instances if i.arguments[0] in empty]  # other ranks know the others
             _log.warning(
                 "%s: no token counts in %d of %d trajectories (nothing left after filters, or all of it beyond the "
                 "context): %s", self.config.task, len(empty), len(included), ", ".join(names[:5]),
             )  # fmt: skip
         template = self._native.describe(_passed(documents)) if self._native else None
         texts = [(document.key, document.tokens_cut) for document in included]
-        signed = signature(self.settings, self._rendering, texts, self._run, template)
+        signed = signature(self.settings, self.rendering, texts, self._run, template)
         if len(included) < len(documents):
             signed["trajectories_skipped"] = len(documents) - len(included)
         self._config.metadata["signature"] = signed
@@ -481,7 +504,7 @@ class ToolEntropyTask(HesnrTask):
 
     def _steps(self, values: Iterable[Any]) -> list[ToolEntropyItem]:
         """Of the trajectories that are not left out."""
-        return [document.sums for document in self._included([value.payload for value in values])]
+        return [document.sums for document in self._included(self._documents(values))]
 
     def _sign(self, documents: list[DocumentValues], included: list[DocumentValues]) -> None:
         super()._sign(documents, included)

@@ -119,8 +119,8 @@ def test_a_scratch_file_gives_back_what_was_put_in_any_order_and_from_threads(in
         records.append((scratch.put(value, *arrays), value, arrays))
 
     def same(record):
-        read, value, arrays = record
-        again, columns = read()
+        place, value, arrays = record
+        again, columns = scratch.get(place)
         assert again == value
         for column, array in zip(columns, arrays, strict=True):
             assert column.dtype == array.dtype
@@ -137,7 +137,7 @@ def test_a_full_disk_is_said_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(atomic, "_IN_MEMORY", 10)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     scratch = ScratchFile()
-    read = scratch.put("before")
+    place = scratch.put("before")
     limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -146,4 +146,4 @@ def test_a_full_disk_is_said_with_what_to_do(monkeypatch, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, action)
-    assert read() == ("before", [])
+    assert scratch.get(place) == ("before", [])

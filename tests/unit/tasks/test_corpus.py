@@ -12,7 +12,6 @@ torch = pytest.importorskip("torch")
 
 from hesnr_tasks.backends import hf, iterate_scores  # noqa: E402
 from hesnr_tasks.backends.hf import LiveModel  # noqa: E402
-from hesnr_tasks.files.atomic import ScratchFile  # noqa: E402
 from hesnr_tasks.filters import FILTERS, char_codes  # noqa: E402
 from hesnr_tasks.formats import read_trajectories  # noqa: E402
 from hesnr_tasks.tasks.corpus import Corpus  # noqa: E402
@@ -41,15 +40,14 @@ def test_texts_and_labels_come_back_as_they_were(rendering):
     assert len(corpus) == len(trajectories) > 50
     for index, original in enumerate(trajectories):
         rendered = render(original, rendering)
-        codes, stored = char_codes(rendered), corpus.request(index, rendering, **WANTED)
+        codes, stored = char_codes(rendered), corpus.request("t", corpus.text(index, rendering), **WANTED)
         again = stored.read()
         assert again == rendered
         assert np.array_equal(again.codes, codes)
         assert again.codes.dtype == codes.dtype
         assert stored.key == again.key == hashlib.sha256(rendered.text.encode() + codes.tobytes()).hexdigest()
         assert stored.characters == len(rendered.text)
-        again = corpus.request(index, rendering, **WANTED)
-        assert again.read.args[0] is stored.read.args[0]  # rendered once
+        assert corpus.text(index, rendering) is stored.key  # rendered once
 
 
 def test_what_a_chat_template_did_comes_back_too():
@@ -62,7 +60,8 @@ def test_what_a_chat_template_did_comes_back_too():
         def render(self, trajectory):
             return rendered
 
-    again = Corpus([trajectory("t", ("a", "b", "c"))]).request(0, "native", Native(), **WANTED).read()
+    corpus = Corpus([trajectory("t", ("a", "b", "c"))])
+    again = corpus.request("t", corpus.text(0, "native", Native()), **WANTED).read()
     assert again == rendered
     assert again.passed == rendered.passed
     (returned,) = again.sources
@@ -95,7 +94,9 @@ def test_scoring_holds_few_texts_however_many_there_are():
 
             return read
 
-        requests = [corpus.request(i, "transcript", **{**WANTED, "mask": mask}) for i in range(count)]
+        requests = [
+            corpus.request(f"t{i}", corpus.text(i, "transcript"), **{**WANTED, "mask": mask}) for i in range(count)
+        ]
         requests = [dataclasses.replace(request, read=reading(request)) for request in requests]
         gc.collect()
         assert sorted(index for index, _, _ in iterate_scores(backend, requests)) == list(range(count))
@@ -105,7 +106,9 @@ def test_scoring_holds_few_texts_however_many_there_are():
 
 
 def test_what_was_read_twice_is_kept_once():
-    scratch = ScratchFile()
-    first = scratch.put({"text": "a" * 1000}, np.arange(5))
-    assert scratch.put({"text": "a" * 1000}, np.arange(5)).args == first.args
-    assert scratch.put({"text": "a" * 1000}, np.arange(6)).args != first.args
+    same, other = (trajectory("t", ("a", text, "c")) for text in "bd")
+    corpus = Corpus([same, other, same])
+    keys = [corpus.text(index, "chatml") for index in range(3)]
+    assert keys[0] == keys[2] != keys[1]
+    reads = [corpus.request("t", key, **WANTED).read for key in keys]
+    assert reads[0].args == reads[2].args != reads[1].args
