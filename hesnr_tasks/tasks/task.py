@@ -142,6 +142,7 @@ class HesnrTask(Task):
         self._run: Mapping[str, Any] = {}
         self._native: NativeTemplate | None = None
         self._carried: list[DocumentValues] = []  # see `_documents`
+        self._columns: tuple[str, ...] = ()  # of `TrajectorySums`
         self._estimated: tuple[TrajectorySums, dict[str, Estimate]] | None = None
         self._headline, self._share = math.nan, ""  # of the closing line
         # what lm-eval's Task.__init__ would set; that wants a data set
@@ -285,7 +286,9 @@ class HesnrTask(Task):
     def _sums(self, scores: TokenScores, counted: npt.NDArray[np.bool_], rendered: Rendered) -> Any:
         columns = TokenColumns.of_scores(scores, counted, self.settings.k, rendered.text)
         sums = TrajectorySums.of(columns, self.settings.epsilon, self.settings.k, self._names())
-        return TrajectorySums(sums.values.copy(), sums.names)  # without the array that it is a view of
+        if self._columns != sums.names:  # one tuple for all
+            self._columns = sums.names
+        return TrajectorySums(sums.values.copy(), self._columns)  # without the array that it is a view of
 
     def process_results(self, doc: dict[str, Any], results: list[DocumentValues]) -> dict[str, float]:
         """Every metric of one trajectory, then the same for its standard error."""

@@ -257,7 +257,9 @@ def _spans_by(
 
     The bytes of one character may lie in several tokens; each then covers it.
     """
-    parts = [table[i] if i < len(table) else None for i in ids.tolist()]
+    if len(ids) and int(ids.max()) >= len(table):
+        return None
+    parts = list(map(table.__getitem__, ids.tolist()))
     if None in parts:
         return None
     data, joined = scheme.text(text).encode(), b"".join(parts)  # type: ignore[arg-type]
