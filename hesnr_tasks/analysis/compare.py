@@ -402,14 +402,11 @@ _OF_REFERENCE = ("he_snr_fixed", "he_ppl_fixed", "he_snr_shared")
 _GRID = 2001  # values at which a median is looked for in every resample
 
 
-class _Folder(NamedTuple):
-    name: str
-    store: ScoreStore
-    signature: Mapping[str, Any]
-
-    @property
-    def window(self) -> int | None:
-        return window_of(self.signature)
+class _Folder:
+    def __init__(self, name: str, path: Path | ScoreStore) -> None:
+        self.name, self.store = name, path if isinstance(path, ScoreStore) else ScoreStore.open(path)
+        self.signature = self.store.signature
+        self.window = window_of(self.signature)
 
     def changed_from(self, other: _Folder) -> set[str]:
         return {change.name for change in differences(other.signature, self.signature)}
@@ -443,9 +440,9 @@ def pair_table(
     """
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    others = [_folder(name, path) for name, path in against]
+    others = [_Folder(name, path) for name, path in against]
     for name, path in judged:
-        subject = _folder(name, path)
+        subject = _Folder(name, path)
         if subject.window is not None:
             raise SettingsError(
                 f"{name} is a short-context pass (window={subject.window}): it is no checkpoint to judge.\n"
@@ -472,11 +469,6 @@ def named_folders(paths: Sequence[Path]) -> list[tuple[str, Path]]:
         suffix = "" if window is None else f" (window {window})"
         names |= {path: name + suffix for path, name in zip(of_window, run_names(of_window), strict=True)}
     return [(names[path], path) for path in paths]
-
-
-def _folder(name: str, path: Path | ScoreStore) -> _Folder:
-    store = path if isinstance(path, ScoreStore) else ScoreStore.open(path)
-    return _Folder(name, store, store.signature)
 
 
 def _against(
@@ -545,8 +537,9 @@ def _against(
             if lacking := int(np.isnan(columns["teacher"]).sum()):
                 notes.append(f"rbridge is without {lacking} of {len(index)} tokens that {other.name} did not score")
             if len(names) > 1:
-                decisions = [_decisions(text, _Side(beside, j, chosen.mask), k, epsilon) for text, j in sides]
-                columns["reference_decision"] = np.concatenate(decisions)
+                of_reference = np.concatenate([_Side(beside, j, chosen.mask).like(text).index for text, j in sides])
+                rank = beside.rank[of_reference]
+                columns["reference_decision"] = (beside.entropy[k][of_reference] > epsilon) & (rank >= 1) & (rank <= k)
         elif role == "short context":
             shorts = [(text, _Side(beside, j, chosen.mask)) for text, j in sides]
             columns["short_logprob"] = np.concatenate([short.like(text).logprob for text, short in shorts])
@@ -684,13 +677,6 @@ def mean_over_characters(
         return np.asarray(
             np.bincount(owner, of_character[characters], len(start)) / np.bincount(owner, minlength=len(start))
         )
-
-
-def _decisions(text: _Side, reference: _Side, k: int, epsilon: float) -> npt.NDArray[np.bool_]:
-    """Which tokens are in the 𝓗 of the reference."""
-    frame, index = reference.frame, reference.like(text).index
-    rank = frame.rank[index]
-    return np.asarray((frame.entropy[k][index] > epsilon) & (rank >= 1) & (rank <= k))
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ class _Cells(NamedTuple):
     @property
     def widths(self) -> list[int]:
         """Of the columns."""
-        return [max(_width(line[i]) for line in self.lines) for i in range(len(self.names))]
+        return [max(display_width(line[i]) for line in self.lines) for i in range(len(self.names))]
 
     @property
     def width(self) -> int:
@@ -252,7 +252,7 @@ def _text_lines(
     yield from _wrapped(shown.title)
     widths = shown.widths
     for i, line in enumerate(shown.lines):
-        spaces = [" " * (size - _width(cell)) for cell, size in zip(line, widths, strict=True)]
+        spaces = [" " * (size - display_width(cell)) for cell, size in zip(line, widths, strict=True)]
         aligned = zip(line, spaces, shown.left, strict=True)
         yield (" " * _GAP).join(cell + space if left else space + cell for cell, space, left in aligned).rstrip()
         if i == 0:
@@ -346,8 +346,12 @@ def _cell(value: Any) -> str:
     return printable(str(value))
 
 
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+def display_width(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    seen = [c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf")]
+    return len(seen) + sum(unicodedata.east_asian_width(c) in "WF" for c in seen)
 
 
 # --- metrics in every setting -----------------------------------------------------------------------------------------

@@ -25,13 +25,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, NamedTuple, TextIO
+from typing import IO, Any, NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from hesnr_tasks.analysis.frame import run_names
+from hesnr_tasks.analysis.tables import display_width
 from hesnr_tasks.errors import DataError, SettingsError, nearest, number_of, printable
 from hesnr_tasks.files.atomic import open_output, write_output
 from hesnr_tasks.filters import FILTERS
@@ -83,19 +84,10 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
 def run_convert(args: argparse.Namespace) -> int:
     """Convert and print the closing table; 0 when the file was written."""
     report = ReadReport()
-    totals = convert(
-        args.source,
-        args.output,
-        config=args.config,
-        split=args.split,
-        only_resolved=args.only_resolved,
-        outcomes=read_outcomes(args.outcomes) if args.outcomes else None,
-        limit=args.limit,
-        on_error=args.on_error,
-        force=args.force,
-        deduplicate=args.deduplicate,
-        report=report,
-    )
+    names = ("config", "split", "only_resolved", "limit", "on_error", "force", "deduplicate")
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
+    outcomes = read_outcomes(args.outcomes) if args.outcomes else None
+    totals = convert(args.source, args.output, outcomes=outcomes, report=report, **options)
     print("\n".join(totals.lines(report, args.output)))
     return 0
 
@@ -188,7 +180,11 @@ def convert(
     read = read_trajectories(source, config=config, split=split, on_error=on_error, report=report)
     chosen = _with_outcomes(read, outcomes, only_resolved, deduplicate, totals)
     selected = itertools.islice(chosen, limit and min(limit, sys.maxsize))
-    with open_output(output) as raw, _compressed(raw, output) as file:
+    with open_output(output) as raw, contextlib.ExitStack() as stack:
+        file: IO[bytes] = raw
+        if output.endswith(".gz"):
+            packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # no time, no place: deterministic
+            file = stack.enter_context(contextlib.closing(io.BufferedWriter(packed, 1 << 20)))
         for trajectory in tqdm(selected, unit=" trajectories", disable=None):
             record = trajectory.to_json()
             try:
@@ -234,13 +230,6 @@ def _with_outcomes(
                 continue
             contents.add(content)
         yield trajectory
-
-
-def _compressed(raw: IO[bytes], output: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-    if not output.endswith(".gz"):
-        return contextlib.nullcontext(raw)
-    packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # neither time nor place: deterministic
-    return contextlib.closing(io.BufferedWriter(packed, 1 << 20))
 
 
 # --- a trajectory in the terminal -------------------------------------------------------------------------------------
@@ -326,11 +315,8 @@ def _heading(view: TrajectoryView, style: Style) -> Iterator[str]:
 
 def _bold(text: str, style: Style) -> Iterator[str]:
     """A heading in as many lines as it needs on a terminal; in one where it is piped."""
-    folded = (
-        [text]
-        if style.width is None
-        else textwrap.wrap(text, max(20, style.width), subsequent_indent="   ", break_on_hyphens=False)
-    )
+    width = sys.maxsize if style.width is None else max(20, style.width)
+    folded = textwrap.wrap(text, width, subsequent_indent="   ", break_on_hyphens=False)
     yield from (_sgr(line, "1", style) for line in folded)
 
 
@@ -364,13 +350,8 @@ def _folded(text: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) ->
         if i not in skipped:
             yield from _rows(text[start:end], bits[start:end], kind, style)
         elif i == skipped[0]:
-            hidden = bounds[skipped[-1]][1] - start
-            yield _sgr(
-                f"... {number_of(len(skipped), 'line')}, {number_of(hidden, 'character')} not shown (--full "
-                f"shows them) ...",
-                "2",
-                style,
-            )
+            hidden = f"{number_of(len(skipped), 'line')}, {number_of(bounds[skipped[-1]][1] - start, 'character')}"
+            yield _sgr(f"... {hidden} not shown (--full shows them) ...", "2", style)
 
 
 def _rows(line: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) -> Iterator[str]:
@@ -389,7 +370,7 @@ def _rows(line: str, bits: npt.NDArray[np.uint8], kind: Kind, style: Style) -> I
 def _wrapped(cells: list[str], room: int) -> Iterator[tuple[int, int]]:
     start = used = 0
     for i, cell in enumerate(cells):
-        width = _width(cell)
+        width = display_width(cell)
         if used + width > room:
             yield start, i
             start, used = i, 0
@@ -410,7 +391,7 @@ def _painted(cells: list[str], bits: npt.NDArray[np.uint8], kind: Kind, style: S
 def _marks(cells: list[str], bits: npt.NDArray[np.uint8]) -> str:
     """A letter under each dropped character that is not white space."""
     marks = (
-        (_LETTERS[_first(hit)] if hit and cell.strip() else " ") * _width(cell)
+        (_LETTERS[_first(hit)] if hit and cell.strip() else " ") * display_width(cell)
         for cell, hit in zip(cells, bits.tolist(), strict=True)
     )
     return "".join(marks).rstrip()
@@ -439,14 +420,6 @@ def _sign(char: str) -> str:
     if char == "\x7f":
         return "\u2421"
     return "\ufffd" if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Cs") and char != "\u200d" else char
-
-
-def _width(cell: str) -> int:
-    if cell.isascii():
-        return len(cell)
-    if unicodedata.category(cell) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(cell) in "WF" else 1
 
 
 # --- output: the user's pager when there is a terminal, else standard output ------------------------------------------
@@ -527,10 +500,14 @@ def run_inspect(args: argparse.Namespace) -> int:
         raise SettingsError("--scores needs no --tokenizer: score files have the tokens")
     settings = TaskSettings(thoughts=args.thoughts, template_kwargs=args.template_kwargs, calls=args.calls)
     native = native_template(encoder.tokenizer, settings) if encoder and rendering == "native" else None
-    views: Iterator[TrajectoryView] = (view_of(t, rendering, native) for t in trajectories)
     passed: list[Passed] = []
-    if native is not None:
-        views = _noting(views, passed)
+
+    def viewed(trajectory: Trajectory) -> TrajectoryView:
+        view = view_of(trajectory, rendering, native)
+        passed.extend([view.rendered.passed] if view.rendered.passed else [])
+        return view
+
+    views = map(viewed, trajectories)
     if args.html:
         _write_page(args.html, list(views), None if runs else encoder, runs)
     else:
@@ -540,13 +517,6 @@ def run_inspect(args: argparse.Namespace) -> int:
     for line in filter(None, [*report.lines(), *notes]):
         print(f"hesnr inspect: {printable(line)}", file=sys.stderr)
     return 0
-
-
-def _noting(views: Iterator[TrajectoryView], passed: list[Passed]) -> Iterator[TrajectoryView]:
-    """`views`, each with its entry in `passed`."""
-    for view in views:
-        passed += [view.rendered.passed] if view.rendered.passed else []
-        yield view
 
 
 def _within_limit(args: argparse.Namespace, report: ReadReport, notes: list[str]) -> Iterator[Trajectory]:

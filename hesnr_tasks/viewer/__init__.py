@@ -343,7 +343,10 @@ def token_table(
     for name, own in sets.items():
         arrays |= {f"{name}.{column}": values for column, values in _values(own, index, width).items()}
     return TokenTable(
-        {name: _narrow(values) for name, values in arrays.items()},
+        {  # in the fewest bytes that hold them; little-endian
+            name: values.astype(next(t for t in ("<u1", "<u2", "<u4") if values.max(initial=0) <= np.iinfo(t).max))
+            for name, values in arrays.items()
+        },
         list(index),
         sum(t is None for t in matched),
         width,
@@ -384,12 +387,6 @@ def _thousandths(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """1 + thousandths; 0 for what is not finite."""
     finite = np.isfinite(values)
     return np.where(finite, 1 + np.round(1e3 * np.clip(np.where(finite, values, 0.0), 0.0, 4e6)), 0).astype(np.int64)
-
-
-def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Unsigned integers in the fewest bytes that hold them; little-endian."""
-    most = int(values.max(initial=0))
-    return values.astype(next(t for t in ("<u1", "<u2", "<u4") if most <= np.iinfo(t).max))
 
 
 def _differences(
