@@ -153,11 +153,11 @@ def subcommands(parser):
 
 def test_the_picture_of_the_layers_is_the_contract():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    contract = re.findall(r'"([\w :]+)"', project.split("\nlayers = [")[1].split("]")[0])
+    contract = re.findall(r'"([\w :|]+)"', project.split("\nlayers = [")[1].split("]")[0])
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     picture = page.split("```\n")[1]
     layers = [re.match(r"\w+(?: · \w+)*", line)[0].split(" · ") for line in picture.splitlines()]
-    assert [sorted(layer) for layer in layers] == [sorted(layer.split(" : ")) for layer in contract]
+    assert [sorted(layer) for layer in layers] == [sorted(re.split(r" [:|] ", layer)) for layer in contract]
 
 
 # --- command lines ----------------------------------------------------------------------------------------------------
