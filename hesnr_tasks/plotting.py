@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
-_LONGEST = 18  # characters of a label
+_LONGEST = 22  # characters of a label
 _LOOK: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -60,10 +60,20 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 3.6, height: float
 
 
 def label(text: str) -> str:
-    """A name for a figure, whatever is in it: no formula, no line break, at most 18 characters."""
+    """A name for a figure, whatever is in it: no formula, no line break, at most 22 characters.
+
+    Longer ones keep both ends: names of one ladder often begin alike.
+    """
     shown = printable(text)
-    shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+    half = _LONGEST // 2
+    shown = shown if len(shown) <= _LONGEST else f"{shown[: half - 1]}…{shown[-half:]}"
     return shown.replace("$", r"\$")
+
+
+def legend(canvas: Figure, handles: Sequence[Any], names: Sequence[str], **options: Any) -> None:
+    """A legend below all axes, in as many columns as there is room for."""
+    columns = int(canvas.get_figwidth() / (0.6 + 0.08 * max(map(len, names), default=0)))
+    canvas.legend(handles, names, loc="outside lower center", ncols=min(4, max(1, columns)), **options)
 
 
 def hover(line: Any, texts: Iterable[str]) -> None:
@@ -162,7 +172,7 @@ def limit_axis(axes: Any, numbers: Iterable[Estimate], axis: str = "y") -> None:
     span = max(largest - smallest, 0.1 * max(map(abs, values)), 1e-9)
     low, high = max(smallest - span, min([*ends, smallest])), min(largest + span, max([*ends, largest]))
     pad = 0.06 * max(high - low, span / 2)
-    start = max(low - pad, 0.0) if low >= 0 and not log else low - pad  # no room for impossible values
+    start = max(low - pad, 0.0) if low > 0 and not log else low - pad  # no room for impossible values, but for a 0
     getattr(axes, f"set_{axis}lim")(*(math.exp(x) if log else x for x in (start, high + pad)))
 
 

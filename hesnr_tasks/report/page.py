@@ -32,7 +32,7 @@ from hesnr_tasks.stats import CORRELATIONS, Estimate
 
 _LARGEST = 96_000  # bytes of a CSV or PNG file that the page embeds; larger ones are beside it
 _DIGIT, _WORD = re.compile(r"\d").search, re.compile(r"[^\W\d_e]").search  # e: of an exponent
-_HEROES = ("fig06_downstream", "fig02_steps")  # stands under the verdict: the first that there is
+_HEROES = ("fig02_steps", "fig06_downstream")  # stand under the verdict: without and with coefficients
 
 
 def write_report(data: ReportData, folder: Path, figures: Iterable[SavedFigure], sort: str = "step") -> int:
@@ -111,7 +111,7 @@ def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[Sav
         tables=by_name,
         judged={name for scores in data.downstream.values() for name in scores},
         figures=figures,
-        hero=next((f for n in _HEROES for f in figures if f.figure.name == n), None),
+        hero=next((f for f in figures if f.figure.name == _HEROES[bool(by_name["correlations"].rows)]), None),
         signature=json.dumps(signature, indent=1),
         version=__version__,
         style=style,
@@ -206,9 +206,13 @@ def _agreement_cells(row: Mapping[str, Any]) -> list[str | tuple[str, ...]]:
 def _ablation_grid(data: ReportData, table: Table) -> list[list[str]]:
     """Headings, then rows; empty without rows."""
     names = [checkpoint.name for checkpoint in data.ladder if any(checkpoint.name in row for row in table.rows)]
-    keys = ["tokens", "filter", "pearson", "kendall", "paper_pearson", "paper_kendall", *names]
-    headings = ["tokens", "filter", "r", "τ", "paper r", "paper τ", *names]
-    return [headings, *([_cell(row.get(key)) for key in keys] for row in table.rows)] if table.rows else []
+    keys = ["pearson", "kendall", "paper_pearson", "paper_kendall", *names]
+    cells = []
+    for row in table.rows:
+        filters = row["filter"].split(" + ") if row["filter"] != "none" else []
+        title = tables.token_set_title("-".join([row["tokens"], *filters]))
+        cells.append([title, *(_cell(row.get(key)) for key in keys)])
+    return [["tokens", "r", "τ", "paper r", "paper τ", *names], *cells] if cells else []
 
 
 def _neighbour_cells(row: Mapping[str, Any]) -> list[str]:

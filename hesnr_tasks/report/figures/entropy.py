@@ -12,7 +12,7 @@ from hesnr_tasks.analysis.breakdowns import POPULATIONS
 from hesnr_tasks.analysis.summary import OBSERVATION, CheckpointSummary, EntropyDistribution
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import number_of
-from hesnr_tasks.plotting import COLOURS, figure, label, series
+from hesnr_tasks.plotting import COLOURS, figure, label, legend, series
 from hesnr_tasks.report.data import ReportData, ReportFigure
 from hesnr_tasks.report.tables import token_set_title
 
@@ -200,5 +200,5 @@ def _draw_densities(curves: _TableRows, names: Sequence[str], peaks: Sequence[in
         panel.set(xlim=(0, max(x)), ylim=(0, 1.15 * highest or None), xlabel="entropy, nats", ylabel="density, 1/nat")
         panel.set_title(_TITLES[population], pad=14)
     handles, texts = panels[0].get_legend_handles_labels()
-    canvas.legend(handles, texts, loc="outside lower center", ncols=4)
+    legend(canvas, handles, texts)
     return canvas

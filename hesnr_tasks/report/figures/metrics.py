@@ -16,7 +16,8 @@ from hesnr_tasks.errors import number_of
 from hesnr_tasks.ladder.names import Boundary, boundaries, sft_pairs
 from hesnr_tasks.ladder.schema import Checkpoint, kinds_of
 from hesnr_tasks.metrics import MIN_TOKENS, measure
-from hesnr_tasks.plotting import COLOURS, MARKERS, bar_lengths, error_bars, figure, hover, label, limit_axis, series
+from hesnr_tasks.plotting import COLOURS, MARKERS, bar_lengths, error_bars, figure, hover, label, legend, limit_axis
+from hesnr_tasks.plotting import series as style_of
 from hesnr_tasks.report.data import ReportData, ReportFigure
 from hesnr_tasks.report.figures.entropy import evenly_spaced
 from hesnr_tasks.report.tables import (
@@ -68,10 +69,10 @@ def _draw_accuracy(rows: _TableRows, ladder: Sequence[Checkpoint]) -> Figure:
         own = [rows[i] for i in positions]
         for line in _lines([ladder[i] for i in positions]):
             _accuracy_lines(panel, own[line.start : line.stop], crowded=len(rows) > _CROWDED, first=line.start == 0)
-        _accuracy_axes(panel, rows)
+        _accuracy_axes(panel, rows, bars=len(rows) <= _CROWDED)
         panel.set_title(label(family) if len(families) > 1 else "")
     handles, names = panels[0].get_legend_handles_labels()
-    canvas.legend(handles, names, ncols=4, loc="outside lower center")
+    legend(canvas, handles, names)
     return canvas
 
 
@@ -81,7 +82,7 @@ def _accuracy_lines(axes: Any, rows: _TableRows, *, crowded: bool, first: bool) 
         numbers = [row[name] for row in rows]
         bars = bar_lengths(numbers), None if crowded else bar_lengths([row["ppl"] for row in rows])
         y, top = [number.value for number in numbers], f"Top-{name[3:-4]}"
-        container = axes.errorbar(x, y, *bars, label=top if first else "_", elinewidth=0.8, **series(i))
+        container = axes.errorbar(x, y, *bars, label=top if first else "_", elinewidth=0.8, **style_of(i))
         hover(
             container.lines[0],
             [f"{row['checkpoint']}: PPL {with_interval(row['ppl'])}, {top} {with_interval(row[name])}"
@@ -90,8 +91,8 @@ def _accuracy_lines(axes: Any, rows: _TableRows, *, crowded: bool, first: bool) 
         axes.plot(x[-1:], y[-1:], "o", markersize=11, markerfacecolor="none", markeredgecolor="#333333", mew=0.8)
 
 
-def _accuracy_axes(axes: Any, rows: _TableRows) -> None:
-    ppl = [row["ppl"] for row in rows]
+def _accuracy_axes(axes: Any, rows: _TableRows, *, bars: bool) -> None:
+    ppl = [row["ppl"] if bars else Estimate(row["ppl"].value) for row in rows]
     positive = [number.value for number in ppl if number.value > 0]
     log = bool(positive) and max(positive) > 4 * min(positive)
     if log:
@@ -101,6 +102,8 @@ def _accuracy_axes(axes: Any, rows: _TableRows) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.locator_params(axis="x", nbins=6)
     limit_axis(axes, ppl, "x")
     limit_axis(axes, [row[name] for name in _TOPS for row in rows])
     axes.set(xlabel="PPL ↓" + " (log scale)" * log, ylabel="accuracy ↑")
@@ -205,12 +208,14 @@ def _draw_extension(parts: Sequence[tuple[str, int, _TableRows]]) -> Figure:
     canvas, axes = figure(len(parts), 2, width=3.6, height=2.9 if len(parts) == 1 else 2.5)
     every = [row for _, _, rows in parts for row in rows]
     for panels, (zero, first, rows) in zip(axes, parts, strict=True):
-        names = [label(row["checkpoint"]) if row["since"] is None else f"{row['since']:+d}" for row in rows]
+        names = [
+            label(row["checkpoint"]) if row["since"] is None else _signed(row["since"], "d") if row["since"] else "0"
+            for row in rows
+        ]
         for i, (panel, name) in enumerate(zip(panels, ("he_tokens", "he_snr"), strict=True)):
             _line(panel, rows, name, i, range(len(rows)))
             limit_axis(panel, [row[name] for row in every])
-            ticks = ["0" if text == "+0" else text for text in names]
-            _checkpoint_axis(panel, ticks, [Boundary(first, "context", "extension")])
+            _checkpoint_axis(panel, names, [Boundary(first, "context", "extension")])
             panel.set(ylabel=_AXES.get(name, metric_title(name)), xlabel=f"steps since {label(zero)}")
     return canvas
 
@@ -244,7 +249,7 @@ def _draw_sft(rows: _TableRows) -> Figure:
     for panel, name in zip(panels, AGREED, strict=True):
         for row in rows:
             unfiltered = row["select"] == UNFILTERED
-            look = series(colours[row["after"]]) | {"linestyle": "--" if unfiltered else "-"}
+            look = style_of(colours[row["after"]]) | {"linestyle": "--" if unfiltered else "-"}
             numbers = [row[f"{name}_before"], row[f"{name}_after"]]
             text = f"{label(row['after'])}{', unfiltered' * unfiltered}"
             values = [number.value for number in numbers]
@@ -254,7 +259,7 @@ def _draw_sft(rows: _TableRows) -> Figure:
         panel.set(xlim=(-0.4, 1.4), ylabel=metric_title(name))
         panel.grid(axis="x", visible=False)
     handles, names = panels[0].get_legend_handles_labels()
-    canvas.legend(handles, names, loc="outside lower center", ncols=2, handlelength=4)
+    legend(canvas, handles, names, handlelength=4)
     return canvas
 
 
@@ -327,21 +332,23 @@ def _draw_downstream(rows: _TableRows, statistics: _TableRows, names: Sequence[s
         own = [r for r in statistics if (r["select"], r["metric"]) == (select, name)]
         own = [r for r in own if _family_of(r["group"]) == family]
         signs = list(zip("rρτ", ("pearson", "spearman", "kendall"), strict=True))
-        lines = ["   ".join(f"{sign} = {r[key]:+.2f}" for sign, key in signs) for r in own]
+        lines = ["   ".join(f"{sign} = {_signed(r[key], '.2f')}" for sign, key in signs) for r in own]
         if len(own) > 1:
             lines = [f"{r['group'].partition(',')[0]}: {line}" for r, line in zip(own, lines, strict=True)]
         panel.set_title("\n".join(lines), fontsize=8 if len(own) < 2 else 7)
+        panel.locator_params(axis="x", nbins=5)  # more labels run into each other
         panel.set(xlabel=metric_title(name), ylabel=_AXES["downstream"] if name == AGREED[0] else "")
     for panel, (select, family) in zip(axes[:, 0], selects, strict=True):
         lines = [label(family), *(textwrap.wrap(token_set_title(select), 24) if family else [token_set_title(select)])]
         _row_title(panel, "\n".join(filter(None, lines)))
     if numbered:
         numbers = [f"{i} {label(name)}" for i, name in enumerate(names, 1)]
-        canvas.legend(
-            [handles[name] for name in names], numbers, loc="outside lower center", ncols=4, fontsize=7,
-            columnspacing=1.2,
-        )  # fmt: skip
+        legend(canvas, [handles[name] for name in names], numbers, fontsize=7, columnspacing=1.2)
     return canvas
+
+
+def _signed(number: float, form: str) -> str:
+    return "–" if math.isnan(number) else f"{number:+{form}}".replace("-", "−")
 
 
 def _family_of(group: str) -> str:
@@ -397,7 +404,7 @@ def _draw_sweep(rows: _TableRows, names: Sequence[str], epsilon: float) -> Figur
     for i, name in enumerate(names):
         points = [(row["epsilon"], row["he_snr"]) for row in rows if row["checkpoint"] == name]
         x = [point[0] for point in points]
-        look = series(i)
+        look = style_of(i)
         (line,) = axes.plot(x, [number.value for _, number in points], label=label(name), markersize=3.5, **look)
         hover(line, [f"{name}: ε = {e:.3f}, HE-SNR {with_interval(number)}" for e, number in points])
         low, high = [number.ci_low for _, number in points], [number.ci_high for _, number in points]
@@ -405,7 +412,7 @@ def _draw_sweep(rows: _TableRows, names: Sequence[str], epsilon: float) -> Figur
     limit_axis(axes, [row["he_snr"] for row in rows])
     _threshold_axis(axes, epsilon)
     axes.set(ylabel=metric_title("he_snr"))
-    canvas.legend(loc="outside lower center", ncols=4)
+    legend(canvas, *axes.get_legend_handles_labels())
     return canvas
 
 
@@ -431,7 +438,7 @@ def _draw_sweep_agreement(rows: _TableRows, epsilon: float) -> Figure:
     canvas, ((axes,),) = figure(width=5.2, height=3.2)
     x = [row["epsilon"] for row in rows]
     for i, (name, title) in enumerate((("pearson", "Pearson r"), ("kendall", "Kendall τ"))):
-        look = series(i)
+        look = style_of(i)
         axes.plot(x, [row[name] for row in rows], label=title, **look)
         ends = (np.array([row[f"{name}_trajectories_{end}"] for row in rows]) for end in ("low", "high"))
         axes.fill_between(x, *ends, color=look["color"], alpha=0.15, linewidth=0)
@@ -506,4 +513,4 @@ def _threshold_axis(axes: Any, epsilon: float) -> None:
             f"ln {n}", (math.log(n), 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
             ha="center", va="bottom", fontsize=7, color="#444444",
         )  # fmt: skip
-    axes.set(xlabel="threshold ε, nats")
+    axes.set(xlabel="threshold ε, nats", xlim=(math.log(2) - 0.04, math.log(5) + 0.04))

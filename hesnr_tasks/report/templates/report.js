@@ -30,7 +30,7 @@ function chooser(table) {
   if (heads.length < 6) return;
   const box = document.createElement("details"), title = document.createElement("summary");
   box.className = "columns";
-  title.textContent = "columns";
+  title.textContent = "Choose columns";
   box.append(title);
   heads.forEach((head, index) => {
     if (!index) return;
