@@ -294,44 +294,55 @@ class _Lines:
     def __init__(self, todo: Sequence[Job]) -> None:
         self._jobs = {job.name: job for job in todo}
         self._start, self._started = time.monotonic(), time.time()
-        self._states: dict[str, str] = {}
+        self._results: dict[str, JobResult] = {}
         self._shards_left: Mapping[str, int] = {}
+        self._begun: dict[str, float] = {}  # when a checkpoint was first seen to run
+        self._next = 0.0
 
     def report(self, result: JobResult) -> None:
         """A checkpoint ended."""
-        self._states[result.name] = result.state
+        self._results[result.name] = result
         left = self._left() if result.state == "scored" else None
         rest = "" if left is None else f", about {_clock(left)} left"
         text = "" if result.state == "failed" else _headline(self._jobs[result.name])
         value = f", HE-SNR {text}" if text else ""
-        count = f"[{len(self._states)}/{len(self._jobs)}]"
+        count = f"[{len(self._results)}/{len(self._jobs)}]"
         print(f"{count} {result.name}: {result.state} in {result.seconds:.0f} s{value}{rest}", flush=True)
         if result.error:
             print(f"  {result.error}", flush=True)
 
     def watch(self, shards_left: Mapping[str, int]) -> None:
-        """Keep what has ended of each checkpoint; nothing is shown between two that end."""
+        """Look once a second which checkpoints run; nothing is shown between two that end."""
         self._shards_left = dict(shards_left)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 1
+            for name, job in self._jobs.items():
+                if name not in {*self._results, *self._begun} and progress_of(job, self._started).state == "running":
+                    self._begun[name] = time.monotonic()
 
     def _left(self) -> float | None:
         """Seconds left, by what was scored since the start; None: unknown, or nothing is left.
 
         What was scored before or failed took no such time and counts neither as done nor as left. A checkpoint that
-        runs counts by the share that it printed or by its shards that ended; the run that joins them is one more.
+        runs counts by the share that it printed, by its shards that ended (the run that joins them is one more) or,
+        while a model loads and nothing is printed, by how long those that ended took.
         """
-        if len(self._states) == len(self._jobs):
+        if len(self._results) == len(self._jobs):
             return None
-        done, whole = 0.0, 0
+        done, whole, now = 0.0, 0, time.monotonic()
+        took = [result.seconds for result in self._results.values() if result.state == "scored"]
         for name, job in self._jobs.items():
-            state = self._states.get(name)
-            if state in ("scored before", "failed"):
+            result = self._results.get(name)
+            if result and result.state != "scored":
                 continue
             whole += 1
             shards = len(job.shards)
             ended = (shards - self._shards_left.get(name, shards)) / max(shards, 1)
             share = max(ended, progress_of(job, self._started).share or 0.0)
-            done += 1.0 if state else share * (shards / (shards + 1) if shards else 1.0)
-        return (time.monotonic() - self._start) / done * (whole - done) if done else None
+            if took and not shards and sum(took):
+                share = max(share, min((now - self._begun.get(name, now)) * len(took) / sum(took), 1.0))
+            done += 1.0 if result else share * (shards / (shards + 1) if shards else 1.0)
+        return (now - self._start) / done * (whole - done) if done else None
 
     def close(self) -> None:
         """Nothing to put away."""
@@ -342,29 +353,28 @@ class _LiveTable(_Lines):
 
     def __init__(self, todo: Sequence[Job], live: type[Any], table: type[Any]) -> None:
         super().__init__(todo)
-        self._results: dict[str, tuple[JobResult, str]] = {}
-        self._table, self._next = table, 0.0
+        self._headlines: dict[str, str] = {}
+        self._table = table
         self._live = live(self._rows_table(), auto_refresh=False)
         self._live.start()
 
     def report(self, result: JobResult) -> None:
         """A checkpoint ended."""
-        self._states[result.name] = result.state
-        self._results[result.name] = result, _headline(self._jobs[result.name])
+        self._results[result.name] = result
+        self._headlines[result.name] = _headline(self._jobs[result.name])
         self._live.update(self._rows_table(), refresh=True)
 
     def watch(self, shards_left: Mapping[str, int]) -> None:
         """Look at the logs of those that run, once a second."""
-        super().watch(shards_left)
         if time.monotonic() >= self._next:
             self._live.update(self._rows_table(), refresh=True)
-            self._next = time.monotonic() + 1
+        super().watch(shards_left)
 
     def close(self) -> None:
         """The table stays on the terminal; below it why something failed."""
         self._live.update(self._rows_table(), refresh=True)
         self._live.stop()
-        for result, _ in self._results.values():
+        for result in self._results.values():
             if result.error:
                 print(f"{result.name}: {result.error}", flush=True)
 
@@ -381,8 +391,8 @@ class _LiveTable(_Lines):
         table.add_column("HE-SNR", justify="right")
         for name, job in self._jobs.items():
             if name in self._results:
-                result, value = self._results[name]
-                cells = (result.state, "" if result.state == "failed" else "100%", "", value)
+                state = self._results[name].state
+                cells = (state, "" if state == "failed" else "100%", "", self._headlines[name])
             else:
                 progress = progress_of(job, self._started)
                 files = number_of(progress.files, "text") if progress.files else ""

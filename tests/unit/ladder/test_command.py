@@ -294,6 +294,18 @@ def test_time_left_counts_shards_and_only_what_was_scored_now(tmp_path, capsys, 
     plain.report(JobResult("c2", "scored", 10.0))
     assert "about 0:10 left" in capsys.readouterr().out
     plain.report(JobResult("c3", "scored", 10.0))
+    capsys.readouterr()
+    todo = [job._replace(shards=()) for job in todo]
+    two = command._Lines(todo)  # at a time: the second one is as far as the first, though it has printed nothing yet
+    for job in todo[:2]:
+        job.folder.mkdir()
+        job.log.write_text("Loading\n")
+    two.watch({})
+    clock.now += 30.0
+    two.report(JobResult("c0", "scored", 30.0))
+    assert "[1/4] c0: scored in 30 s, about 0:30 left" in capsys.readouterr().out
+    two.report(JobResult("c1", "scored", 30.0))
+    assert "[2/4] c1: scored in 30 s, about 0:30 left" in capsys.readouterr().out
     assert "left" not in capsys.readouterr().out
 
 
