@@ -26,11 +26,11 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hesnr_tasks.errors import DataError, SettingsError, nearest, printable
 from hesnr_tasks.files.bounded import read_yaml
@@ -41,13 +41,8 @@ TUNED_WORDS = {  # words of a name that tell of fine-tuning
     "rl": ("rl", "rlhf", "dpo", "grpo", "ppo", "rlvr"),
 }
 _TUNED = tuple(TUNED_WORDS)
-_TOP = ("trajectories", "tasks", "model", "model_args", "metadata", "lm_eval_args", "checkpoints", "gpus", "slurm")
-_FIELDS = (
-    "name", "model", "revision", "tokenizer", "family", "stage", "step", "tokens", "context", "sft_of", "before",
-    "trained_on", "label", "downstream",
-)  # fmt: skip
-_SCORE_FIELDS = ("value", "n", "stderr", "harness", "after")
 _LARGEST = 1e15
+_Number = TypeVar("_Number", int, float)
 _Z = 1.959963984540054  # of a 95 % interval
 
 
@@ -193,13 +188,12 @@ def ladder_from(document: Any, path: Path) -> Ladder:
     Raises:
         SettingsError: as `read_ladder_file`.
     """
-    document = _listed(document)
     if not isinstance(document, dict) or not isinstance(document.get("checkpoints"), list):
         raise SettingsError(
             f"{path}: a ladder file has a list `checkpoints:`, each with a name. "
             "Write one with: hesnr ladder init RESULTS"
         )
-    _refuse_unknown(document, _TOP, str(path))
+    _refuse_unknown(document, Ladder, str(path))
     _refuse_unprintable(document["checkpoints"], f"{path}: checkpoints")
     checkpoints = tuple(_checkpoint(entry, i, path) for i, entry in enumerate(document["checkpoints"], 1))
     checkpoints, remarks = _linked(checkpoints, path)
@@ -231,48 +225,26 @@ def _refuse_unprintable(value: Any, where: str) -> None:
         _refuse_unprintable(item, f"{where}[{key}]")
 
 
-def _listed(document: Any) -> Any:
-    """The earlier form `name: {step:, stage:, context:, label:, downstream:, n:, before:}` as a list of checkpoints."""
-    entries = document.get("checkpoints", document) if isinstance(document, dict) else None
-    if not isinstance(entries, dict) or not all(isinstance(fields, dict) for fields in entries.values()):
-        return document
-    if entries is document and set(entries) <= set(_TOP):
-        return document
-    checkpoints = []
-    for name, fields in entries.items():
-        new = {"name": name, **{key: value for key, value in fields.items() if key not in ("downstream", "n")}}
-        if fields.get("downstream") is not None:
-            new["downstream"] = {"score": {"value": fields["downstream"], "n": fields.get("n")}}
-        checkpoints.append(new)
-    parents = dict.fromkeys(fields["before"] for fields in entries.values() if fields.get("before") not in (None, ""))
-    checkpoints += [{"name": parent} for parent in parents if parent not in entries]
-    return {**(document if entries is not document else {}), "checkpoints": checkpoints}
-
-
 def _checkpoint(entry: Any, position: int, path: Path) -> Checkpoint:
     if not isinstance(entry, dict) or entry.get("name") in (None, ""):
         raise SettingsError(f"{path}: checkpoint {position} of the list has no name")
+    words: dict[str, str] = {}
     for name in ("name", "model", "revision", "tokenizer", "family", "sft_of", "before", "label"):
         if entry.get(name) is not None and type(entry[name]) not in (str, int):
             raise SettingsError(
                 f"{path}: checkpoint {position} of the list: {name} {entry[name]!s} is no text; put it in quotes"
             )
+        words[name] = str(entry[name]) if entry.get(name) is not None else ""
     where = f"{path}: {entry['name']}"
-    _refuse_unknown(entry, _FIELDS, where)
+    _refuse_unknown(entry, Checkpoint, where)
     stage = str(entry.get("stage") or "")
     if stage and stage not in STAGES:
         raise SettingsError(f"{where}: stage {stage!r} must be one of {', '.join(STAGES)}.{nearest(stage, STAGES)}")
-    words = {
-        name: str(entry[name])
-        for name in ("model", "revision", "tokenizer", "family", "sft_of", "before", "label")
-        if entry.get(name) is not None
-    }
-    words["model"] = _beside(path, words.get("model", ""))
+    words["model"] = _beside(path, words["model"])
     return Checkpoint(
-        name=str(entry["name"]),
         stage=stage or ("sft" if entry.get("sft_of") else ""),
-        step=None if entry.get("step") is None else whole_number(entry["step"], f"{where}: step", least=0),
-        tokens=None if entry.get("tokens") is None else finite_number(entry["tokens"], f"{where}: tokens", least=0),
+        step=_optional(whole_number, entry, "step", where, 0),
+        tokens=_optional(finite_number, entry, "tokens", where, 0),
         context=None if entry.get("context") is None else _context(entry["context"], where),
         trained_on=_texts(entry.get("trained_on"), f"{where}: trained_on"),
         downstream={
@@ -294,7 +266,7 @@ def _beside(path: Path, text: str) -> str:
 def _score(score: Any, where: str) -> DownstreamScore:
     if not isinstance(score, dict):
         return DownstreamScore(finite_number(score, where))
-    _refuse_unknown(score, _SCORE_FIELDS, where)
+    _refuse_unknown(score, DownstreamScore, where)
     if score.get("value") is None:
         raise SettingsError(f"{where} has no value, as in {{value: 31.2, n: 500}}")
     after = str(score.get("after") or "")
@@ -302,8 +274,8 @@ def _score(score: Any, where: str) -> DownstreamScore:
         raise SettingsError(f"{where}: after {after!r} must be sft or rl, or be left out")
     return DownstreamScore(
         finite_number(score["value"], f"{where}: value"),
-        None if score.get("n") is None else whole_number(score["n"], f"{where}: n", least=1),
-        None if score.get("stderr") is None else finite_number(score["stderr"], f"{where}: stderr", least=0),
+        _optional(whole_number, score, "n", where, 1),
+        _optional(finite_number, score, "stderr", where, 0),
         str(score.get("harness") or ""),
         after,
     )
@@ -344,8 +316,15 @@ def _linked(checkpoints: Sequence[Checkpoint], path: Path) -> tuple[tuple[Checkp
             by_name[name] = replace(old, sft_of=next(kept), before=next(kept))
 
 
-def _refuse_unknown(fields: Mapping[Any, Any], allowed: Sequence[str], where: str) -> None:
-    for name in fields:
+def _optional(
+    read: Callable[..., _Number], entry: Mapping[str, Any], name: str, where: str, least: float
+) -> _Number | None:
+    return None if entry.get(name) is None else read(entry[name], f"{where}: {name}", least=least)
+
+
+def _refuse_unknown(entry: Mapping[Any, Any], schema: type[Any], where: str) -> None:
+    allowed = [field.name for field in fields(schema) if field.compare]
+    for name in entry:
         if name not in allowed:
             raise SettingsError(
                 f"{where}: unknown field {str(name)!r}.{nearest(str(name), allowed)} There are: {', '.join(allowed)}"
@@ -419,22 +398,21 @@ def write_ladder_file(ladder: Ladder) -> str:
 
 def ladder_document(ladder: Ladder) -> dict[str, Any]:
     """A ladder as plain values, as JSON and YAML hold them; `ladder_from` gives the same ladder."""
-    document: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-        for name in _TOP
-        if name != "checkpoints" and (value := getattr(ladder, name)) and value != getattr(Ladder(()), name)
-    }
+    document = _filled(ladder, Ladder(()))
     document["checkpoints"] = []
     for checkpoint in ladder.checkpoints:
-        fields = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name in _FIELDS
-            if name != "downstream" and (value := getattr(checkpoint, name)) not in (None, "", ())
-        }
+        entry = _filled(checkpoint, Checkpoint(""))
         if checkpoint.downstream:
-            fields["downstream"] = {
-                task: {name: value for name in _SCORE_FIELDS if (value := getattr(score, name)) not in (None, "")}
-                for task, score in checkpoint.downstream.items()
-            }
-        document["checkpoints"].append(fields)
+            scores = checkpoint.downstream.items()
+            entry["downstream"] = {task: _filled(score, DownstreamScore(math.nan)) for task, score in scores}
+        document["checkpoints"].append(entry)
     return document
+
+
+def _filled(item: Any, blank: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not as in a blank one."""
+    return {
+        field.name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+        for field in fields(item)
+        if field.compare and (value := getattr(item, field.name)) != getattr(blank, field.name)
+    }

@@ -105,11 +105,11 @@ def test_names_outside_ascii_are_names(tmp_path):
 
 def test_shares_and_per_cent_make_no_common_order(tmp_path):
     ladder = tmp_path / "ladder.yaml"
-    ladder.write_text("a: {downstream: 31}\n")
+    ladder.write_text("checkpoints: [{name: a, downstream: {score: 31}}]\n")
     file = table(tmp_path, "checkpoint,score,n\nb,0.4,500\n")
     with pytest.raises(DataError, match=r"shares \(b: 0.4\) and some per cent \(a: 31\)"):
         read_ladder(["a", "b"], ladder, [file])
-    ladder.write_text("a: {downstream: 0.3}\n")
+    ladder.write_text("checkpoints: [{name: a, downstream: {score: 0.3}}]\n")
     assert len(outcomes(read_ladder(["a", "b"], ladder, [file]).ladder, "score")) == 2
     named = read_ladder(["a"], ladder, [table(tmp_path, "checkpoint,score\na,0.4\n")])
     assert not outcomes(named.ladder, "score")

@@ -59,8 +59,8 @@ def test_boundaries_of_context_and_stage():
 def test_a_yaml_file_says_what_names_do_not(tmp_path):
     path = tmp_path / "ladder.yaml"
     path.write_text(
-        "checkpoints:\n  b: {step: 1, context: 32k, label: first, downstream: 0.2, n: 500}\n"
-        "  a: {step: 2, stage: sft, before: b}\n"
+        "checkpoints:\n- {name: b, step: 1, context: 32k, label: first, downstream: {score: {value: 0.2, n: 500}}}\n"
+        "- {name: a, step: 2, stage: sft, before: b}\n"
     )
     ladder = read_ladder(["a", "b"], path)
     assert [entry.name for entry in ladder.checkpoints] == ["b", "a"]
@@ -68,30 +68,29 @@ def test_a_yaml_file_says_what_names_do_not(tmp_path):
     assert (first.step, first.context, first.stage, first.label, first.before) == (1, 32768, "", "first", "")
     assert (second.stage, second.before) == ("sft", "b")
     assert first.downstream == {"score": DownstreamScore(0.2, 500)}
-    path.write_text("a: {step: 9}\n")  # of one alone: the others keep what their names say
+    path.write_text("checkpoints: [{name: a, step: 9}]\n")  # of one alone: the others keep what their names say
     assert [entry.name for entry in read_ladder(["a", "step20", "step3"], path).checkpoints] == ["step3", "a", "step20"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("step10O: {step: 1}", "Did you mean 'step100'"),
-        ("step100: {stpe: 1}", "Did you mean 'step'"),
-        ("step100: {step: many}", "step must be a number"),
-        ("step100: {context: long}", "32768 or 32k"),
-        ("step100: {step: .inf}", "step must be a number"),
-        ("step100: {step: 1.5}", "step must be a whole number"),
-        ("step100: {downstream: .nan}", "downstream: score: value must be a number"),
-        ("step100: {downstream: 0.1, n: many}", "downstream: score: n must be a number"),
-        ("step100: {step: 2024-13-45}", "step must be a number"),
-        ("- step100", "list `checkpoints:`"),
-        ("step100: 5", "list `checkpoints:`"),
-        ("a: [", "cannot read"),
+        ("{name: step10O, step: 1}", "Did you mean 'step100'"),
+        ("{name: step100, stpe: 1}", "Did you mean 'step'"),
+        ("{name: step100, step: many}", "step must be a number"),
+        ("{name: step100, context: long}", "32768 or 32k"),
+        ("{name: step100, step: .inf}", "step must be a number"),
+        ("{name: step100, step: 1.5}", "step must be a whole number"),
+        ("{name: step100, downstream: {score: .nan}}", "downstream: score must be a number"),
+        ("{name: step100, downstream: {score: {value: 0.1, n: many}}}", "downstream: score: n must be a number"),
+        ("{name: step100, step: 2024-13-45}", "step must be a number"),
+        ("{step: 1}", "checkpoint 1 of the list has no name"),
+        ("[", "cannot read"),
     ],
 )
 def test_a_wrong_yaml_file_says_what_is_wrong(tmp_path, content, message):
     path = tmp_path / "ladder.yaml"
-    path.write_text(content)
+    path.write_text(f"checkpoints:\n- {content}\n")
     with pytest.raises(SettingsError, match=message):
         read_ladder(["step100", "step200"], path)
 

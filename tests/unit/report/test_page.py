@@ -111,7 +111,7 @@ def test_shares_and_per_cent_of_two_sources_are_refused(tmp_path):
 
 def test_of_two_downstream_scores_of_one_checkpoint_neither_counts(tmp_path, capsys):
     ladders.result(tmp_path / "runs", "step1")
-    (tmp_path / "ladder.yaml").write_text("step1: {downstream: 0.2}")
+    (tmp_path / "ladder.yaml").write_text("checkpoints: [{name: step1, downstream: {score: 0.2}}]")
     (tmp_path / "down.csv").write_text("checkpoint,score\nstep1,0.3\n")
     report(tmp_path / "runs", "--ladder", tmp_path / "ladder.yaml", "--downstream", tmp_path / "down.csv")
     assert "down.csv:2: a second score of step1: 0.2 and 0.3; neither counts" in capsys.readouterr().err
