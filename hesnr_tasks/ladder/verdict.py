@@ -99,7 +99,7 @@ class Choice:
         """The choice in words."""
         if not self.p:
             return f"{self.best} is the only checkpoint of its group: there is nothing to choose."
-        best = f"{self.best} of {_spanned(self.stages)}" if any(self.stages) else self.best
+        best = f"{self.best} of {spanned(self.stages)}" if any(self.stages) else self.best
         if not self.ties:
             return (
                 f"Choose {best}: best by {self.proxy}, and {self.trajectories} trajectories tell it from every other."
@@ -125,7 +125,9 @@ def stages_of(checkpoints: Iterable[Checkpoint]) -> dict[str, int]:
     return dict(Counter(c.stage or "sft" * c.tuned for c in checkpoints))
 
 
-def _spanned(stages: Mapping[str, int]) -> str:
+def spanned(checkpoints: Iterable[Checkpoint] | Mapping[str, int]) -> str:
+    """How many checkpoints there are, and of which stages, in words."""
+    stages = checkpoints if isinstance(checkpoints, Mapping) else stages_of(checkpoints)
     each = ", ".join(f"{count} {stage or 'of no stage'}" for stage, count in stages.items())
     return number_of(sum(stages.values()), "checkpoint") + (f" ({each})" if any(stages) else "")
 
@@ -241,7 +243,7 @@ class Claim:
             f"{self.where}: this ladder {_VERBS[self.verdict]} that {self.proxy} predicts better than "
             f"{self.baseline}: rank correlation {self.spearman.value:+.2f} against {self.spearman_baseline.value:+.2f} "
             f"(difference {self.spearman_gain.text}), pairs ordered rightly {self.decision.value:.0%} against "
-            f"{self.decision_baseline.value:.0%} ({self.decision_gain.text}), {_spanned(self.stages)}."
+            f"{self.decision_baseline.value:.0%} ({self.decision_gain.text}), {spanned(self.stages)}."
         )
 
     @property

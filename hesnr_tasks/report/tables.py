@@ -20,7 +20,7 @@ from hesnr_tasks.analysis.tables import REPRODUCIBLE, Table, escape_markdown, sh
 from hesnr_tasks.errors import number_of
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.ladder.schema import Checkpoint
-from hesnr_tasks.ladder.verdict import FEW, FEWEST
+from hesnr_tasks.ladder.verdict import FEW, FEWEST, spanned
 from hesnr_tasks.metrics import METRICS, TrajectorySums, evaluate
 from hesnr_tasks.report.results import TaskResult, group_comparable
 from hesnr_tasks.stats import FEWEST_CHECKPOINTS, Estimate, agreement, bootstrap_sums, paired
@@ -293,24 +293,22 @@ def agreements(data: ReportData) -> Table:
     if "correlations" in data.tables:  # terminal, figure and page need it, and it is the slowest of all
         return data.tables["correlations"]
     rows: list[dict[str, Any]] = []
-    warnings: dict[str, None] = {}
+    spans: dict[str, dict[str, None]] = {}  # which stages groups span, and whether those are enough
     for task in data.downstream:
         for select in dict.fromkeys([_UNFILTERED, data.filtered, *data.ablation]):
             for group, checkpoints in data.groups(task, data.values.get(select, {})).items():
                 n = len(checkpoints)
+                span = spanned(checkpoints)
                 if n < FEWEST:
-                    warnings[
-                        f"{task}, {group}: {n} checkpoint{'s' * (n > 1)}; from {FEWEST} on there is a coefficient"
-                    ] = None
+                    span += f"; from {FEWEST} on there is a coefficient"
                 elif n < FEW:
-                    warnings[
-                        f"{task}, {group}: {number_of(n, 'checkpoint')}; of fewer than {FEW}, a coefficient is "
-                        f"weak evidence"
-                    ] = None
+                    span += f"; of fewer than {FEW}, a coefficient is weak evidence"
+                spans.setdefault(span, {})[f"{task}, {group}"] = None
                 for metric in AGREED:
                     if columns := _agreement(data, task, checkpoints, select, metric):
                         rows.append({"task": task, "group": group, "select": select, "metric": metric, **columns})
-    table = Table("correlations", "Agreement with the downstream score", rows, (*warnings, _SIGN, _BOTH))
+    notes = [f"{'; '.join(groups)}: {span}" for span, groups in spans.items()]
+    table = Table("correlations", "Agreement with the downstream score", rows, (*notes, _SIGN, _BOTH))
     return data.tables.setdefault("correlations", table)
 
 
