@@ -454,10 +454,8 @@ def _verdict(args: argparse.Namespace) -> int:
         print(verdict.to_json())
     elif args.format == "latex":
         print(_latex(verdict))
-    elif args.format == "markdown":
-        print(_markdown(verdict))
     else:
-        print(_text(verdict, wide=args.wide))
+        print(_text(verdict, args.format, wide=args.wide))
     return _exit_status(verdict, args.fail_under)
 
 
@@ -515,9 +513,12 @@ def _other_folders(sources: Sequence[str], by_result: Mapping[str, Path]) -> dic
     return {f"{path.name} ({i})" if path.name in by_result else path.name: path for i, path in enumerate(paths, 1)}
 
 
-def _text(verdict: Verdict, *, wide: bool) -> str:
-    parts = [paragraphs(verdict.sentences), show(verdict.tables, "text", {}, wide=wide)]
-    return "\n\n".join([*parts, paragraphs(f"- {note}" for note in verdict.remarks)]).rstrip()
+def _text(verdict: Verdict, format: str, *, wide: bool) -> str:
+    """For people: the sentences, the tables, and the notes."""
+    parts = [paragraphs(verdict.sentences) if format == "text" else "\n\n".join(verdict.sentences)]
+    parts += [show(verdict.tables, format, {}, wide=wide)]
+    notes = [f"- {note}" for note in verdict.remarks]
+    return "\n\n".join([*parts, paragraphs(notes) if format == "text" else "\n".join(notes)]).rstrip()
 
 
 def _latex(verdict: Verdict) -> str:
@@ -528,44 +529,21 @@ def _latex(verdict: Verdict) -> str:
     parts = ["\n".join(f"% {printable(line)}" for line in (*verdict.sentences, *verdict.remarks))]
     for table in verdict.tables:
         notes = "".join(f"% {printable(note)}\n" for note in table.notes)
-        frame = pd.DataFrame(_cells(table, marks, r" $\pm$ ", _escaped))
-        parts.append(notes + str(frame.to_latex(index=False, escape=False, na_rep="--")).rstrip())
+        columns = [name for name in table.columns if name not in (*table.wide, "verdict", "group")]
+        rows = [{_escaped(name): _latex_cell(row[name]) for name in columns} for row in table.rows]
+        for row, cells in zip(table.rows, rows, strict=True):
+            if "checkpoint" in columns:
+                cells["checkpoint"] = marks[row["verdict"]] % cells["checkpoint"]
+        parts.append(notes + str(pd.DataFrame(rows).to_latex(index=False, escape=False, na_rep="--")).rstrip())
     return "\n\n".join(parts)
 
 
-def _markdown(verdict: Verdict) -> str:
-    """The sentences, the tables with the best in bold and ties marked with a dagger, and the notes."""
-    marks = {"best": "**%s**", "tie": "%s †", "": "%s"}
-    parts = list(verdict.sentences)
-    for table in verdict.tables:
-        cells = _cells(table, marks, " ± ", lambda text: text.replace("|", "\\|"))
-        lines = [list(cells[0]), ["---", *["---:"] * (len(cells[0]) - 1)], *(list(row.values()) for row in cells)]
-        rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        parts += [f"**{table.title}**", rows, "\n".join(table.notes)]
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in verdict.remarks)]).rstrip()
-
-
-def _cells(
-    table: Table, marks: Mapping[str, str], plus_minus: str, escape: Callable[[str], str]
-) -> list[dict[str, str]]:
-    """The essential columns of a table as text, the checkpoint's name marked by its verdict."""
-    rows = []
-    for row in table.rows:
-        cells = {}
-        for key, value in row.items():
-            if key in (*table.wide, "verdict", "group"):
-                continue
-            if key == "checkpoint":
-                text = marks[row["verdict"]] % escape(str(value))
-            elif hasattr(value, "stderr"):
-                text = value.text.replace(" ± ", plus_minus)
-            elif isinstance(value, (int, float)):
-                text = escape(f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:g}")
-            else:
-                text = "--" if value is None else escape(str(value))
-            cells[escape(key)] = text
-        rows.append(cells)
-    return rows
+def _latex_cell(value: Any) -> str:
+    if hasattr(value, "stderr"):
+        return str(value.text).replace(" ± ", r" $\pm$ ")
+    if isinstance(value, float) and abs(value) < 1000:
+        return _escaped(f"{value:.4g}")
+    return "--" if value is None else _escaped(f"{value:g}" if isinstance(value, (int, float)) else str(value))
 
 
 def _escaped(text: str) -> str:

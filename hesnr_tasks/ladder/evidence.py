@@ -224,9 +224,10 @@ def judge(
     context, note = context_for(paths, settings.context)
     runs: list[tuple[str, Checkpoint, Run]] = []
     notes += [note] if note else []
+    strange: list[str] = []
     for path, checkpoint in zip(paths, checkpoints_of(paths, ladder), strict=True):
         if checkpoint is None:
-            notes.append(_not_in(ladder, path.name))
+            strange.append(remembered_name(path) or path.name)
             continue
         options = settings.kinds, settings.filters, settings.epsilon, settings.k, context
         run = read_run(path, checkpoint.name, *options, settings.run, settings.names)
@@ -235,7 +236,7 @@ def judge(
             trial = read_run(path, checkpoint.name, *options, part.split()[1], (settings.proxy,))
             notes.append(f"{checkpoint.name}: {part}; the whole one is taken ({_both(run, trial, settings)})")
         runs.append((str(path), checkpoint, run))
-    return _judge_named(runs, ladder, settings, notes)
+    return _judge_named(runs, strange, ladder, settings, notes)
 
 
 def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSettings()) -> Verdict:
@@ -256,6 +257,7 @@ def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSe
     runs: list[tuple[str, Checkpoint, Run]] = []
     notes = [pack.note_on_context] if pack.note_on_context else []
     notes += pack.remarks(ladder)
+    strange: list[str] = []
     for summary in pack.summaries:
         packed = {"k": summary.k, "epsilon": summary.epsilon, "context": summary.context or "own"}
         for option, value in packed.items():
@@ -269,7 +271,7 @@ def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSe
         words = pack.names.get(summary.name, summary.name), summary.name, about.get("model"), about.get("revision")
         checkpoint = checkpoint_of_run(ladder, *(str(word or "") for word in words))
         if checkpoint is None:
-            notes.append(_not_in(ladder, summary.name))
+            strange.append(summary.name)
             continue
         select = only_selection(summary.signature["filters"], settings.kinds, settings.filters).name
         if select not in summary.runs:
@@ -285,7 +287,7 @@ def judge_pack(pack: Pack, ladder: Ladder, settings: VerdictSettings = VerdictSe
                 "it packed again"
             )
         runs.append((summary.name, checkpoint, run))
-    return _judge_named(runs, ladder, settings, notes)
+    return _judge_named(runs, strange, ladder, settings, notes)
 
 
 def _both(kept: Run, other: Run, settings: VerdictSettings) -> str:
@@ -298,14 +300,14 @@ def _both(kept: Run, other: Run, settings: VerdictSettings) -> str:
     return f"{METRICS[settings.proxy].title.rstrip(' ↑↓')} {words[0]} against {words[1]}"
 
 
-def _not_in(ladder: Ladder | None, name: str) -> str:
-    return f"{name} is no checkpoint of the ladder; left out (it has: {_listed(ladder)})"
-
-
 def _judge_named(
-    named: Sequence[tuple[str, Checkpoint, Run]], ladder: Ladder | None, settings: VerdictSettings, notes: list[str]
+    named: Sequence[tuple[str, Checkpoint, Run]],
+    strange: Sequence[str],
+    ladder: Ladder | None,
+    settings: VerdictSettings,
+    notes: list[str],
 ) -> Verdict:
-    """The verdict on runs with their checkpoints and the names of where they are from."""
+    """The verdict on runs with their checkpoints and the names of where they are from; `strange`: of no checkpoint."""
     runs: dict[str, tuple[Checkpoint, Run]] = {}
     ordered_by_size = sorted(named, key=lambda item: -int(item[2].multiplicity.sum()))
     for source, checkpoint, run in ordered_by_size:
@@ -321,7 +323,11 @@ def _judge_named(
     runs = {checkpoint.name: runs[checkpoint.name] for _, checkpoint, _ in named}
     if ladder is not None:
         notes += ladder.remarks
-        missing = [c.name for c in ladder.checkpoints if c.name not in runs]
+        names = [checkpoint.name for checkpoint in ladder.checkpoints]
+        notes += (
+            [f"of no checkpoint of the ladder ({', '.join(names)}), left out: {', '.join(strange)}"] if strange else []
+        )
+        missing = [name for name in names if name not in runs]
         notes += [f"not scored: {', '.join(missing)}"] if missing else []
     if not runs:
         raise DataError(
@@ -461,7 +467,9 @@ def _unjudged(ladder: Ladder, scored: Sequence[Checkpoint]) -> Iterable[str]:
             )
         without = [c.name for c in scored if c.name not in judged and c.tuned in kinds]
         if without:
-            yield f"{task}: no score judges {', '.join(without)}; not counted there"
+            own_only = [name for name in without if task in ladder[name].downstream]
+            why = f" (scores before fine-tuning, of {', '.join(own_only)}, are not mixed with those after)"
+            yield f"{task}: no score judges {', '.join(without)}; not counted there{why * bool(own_only)}"
 
 
 def _stages_by_name(scored: Iterable[Checkpoint]) -> Iterable[str]:
@@ -686,7 +694,3 @@ def _warnings(label: str, kept: Sequence[Checkpoint], runs: Sequence[Run], proxy
     for checkpoint in kept:
         if checkpoint.trained_on:
             yield f"{checkpoint.name} was trained on {', '.join(checkpoint.trained_on)}: its scores on that say little"
-
-
-def _listed(ladder: Ladder | None) -> str:
-    return ", ".join(checkpoint.name for checkpoint in ladder.checkpoints) if ladder else ""

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest
 from hesnr_tasks.files.atomic import write_output
@@ -137,31 +137,6 @@ def _job(ladder: Ladder, checkpoint: Checkpoint, output: Path, extra: Sequence[s
 # --- where jobs run ---------------------------------------------------------------------------------------------------
 
 
-class Handle(Protocol):
-    """A job that was handed over; futures, and jobs of submitit, are such."""
-
-    def done(self) -> bool:
-        """Whether it ended."""
-
-    def result(self) -> Any:
-        """What it returned; raises what it raised."""
-
-    def cancel(self) -> Any:
-        """End it, if it has not begun or can be ended."""
-
-
-class Pool(Protocol):
-    """Processes or machines that run jobs."""
-
-    poll_seconds: float  # between two looks at what has ended
-
-    def submit(self, job: Job, drop_downloads: bool) -> Handle:
-        """Hand a job over."""
-
-    def close(self) -> None:
-        """Nothing more will be submitted, and everything has ended."""
-
-
 class LocalPool:
     """Processes on this machine, some at a time, which share the CPU cores unless OMP_NUM_THREADS says otherwise."""
 
@@ -171,8 +146,8 @@ class LocalPool:
         self._pool = ThreadPoolExecutor(max(1, workers))
         self._threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
 
-    def submit(self, job: Job, drop_downloads: bool) -> Handle:
-        """Hand a job over."""
+    def submit(self, job: Job, drop_downloads: bool) -> Any:
+        """Hand a job over; a future, or what has `done`, `result` and `cancel` as one."""
         return self._pool.submit(run_job, job, drop_downloads, self._threads)
 
     def close(self) -> None:
@@ -208,7 +183,7 @@ class RayPool:
         self._ray = ray
         self._task = ray.remote(max_retries=3, num_cpus=1, num_gpus=gpus)(run_job)
 
-    def submit(self, job: Job, drop_downloads: bool) -> Handle:
+    def submit(self, job: Job, drop_downloads: bool) -> Any:
         """Hand a job over."""
         return _RayHandle(self._ray, self._task.remote(job, drop_downloads))
 
@@ -282,13 +257,15 @@ class SlurmPool:
         given |= {"mem_gb": int(words.pop("mem_gb"))} if "mem_gb" in words else {}
         self._executor.update_parameters(**given, **{f"slurm_{name}": value for name, value in words.items()})
 
-    def submit(self, job: Job, drop_downloads: bool) -> Handle:
+    def submit(self, job: Job, drop_downloads: bool) -> Any:
         """Hand a job over."""
-        handle: Handle = self._executor.submit(run_job, job, drop_downloads)
-        return handle
+        return self._executor.submit(run_job, job, drop_downloads)
 
     def close(self) -> None:
         """Slurm has nothing to close."""
+
+
+Pool = LocalPool | RayPool | SlurmPool
 
 
 def run_jobs(
@@ -313,7 +290,7 @@ def run_jobs(
     """
     pool = pool or LocalPool()
     results: dict[str, JobResult] = {}
-    pending: dict[int, tuple[Job, Handle]] = {}
+    pending: dict[int, tuple[Job, Any]] = {}
     shards_left: dict[str, int] = {}
 
     def finish(result: JobResult) -> None:
@@ -360,7 +337,7 @@ def run_jobs(
     return [results[job.name] for job in todo]
 
 
-def _result_of(job: Job, handle: Handle) -> JobResult:
+def _result_of(job: Job, handle: Any) -> JobResult:
     try:
         result: JobResult = handle.result()
         return result

@@ -128,8 +128,11 @@ def stages_of(checkpoints: Iterable[Checkpoint]) -> dict[str, int]:
 def spanned(checkpoints: Iterable[Checkpoint] | Mapping[str, int]) -> str:
     """How many checkpoints there are, and of which stages, in words."""
     stages = checkpoints if isinstance(checkpoints, Mapping) else stages_of(checkpoints)
+    if len(stages) == 1:
+        ((stage, count),) = stages.items()
+        return number_of(count, f"{stage} checkpoint".strip())
     each = ", ".join(f"{count} {stage or 'of no stage'}" for stage, count in stages.items())
-    return number_of(sum(stages.values()), "checkpoint") + (f" ({each})" if any(stages) else "")
+    return number_of(sum(stages.values()), "checkpoint") + (f" ({each})" if each else "")
 
 
 def choose(proxy: Proxy, checkpoints: Sequence[Checkpoint]) -> Choice:

@@ -70,7 +70,7 @@ def test_the_best_is_chosen_and_its_ties_are_named():
     assert set(choice.p) == set(NAMES[:4]) - {choice.best}
     assert choice.best in choice.sentence
     assert choice.ties[0] in choice.sentence
-    assert "of 4 checkpoints (4 pretrain) by" in choice.sentence
+    assert "of 4 pretrain checkpoints by" in choice.sentence
     clear = proxy("he_snr", [0.1, 0.2, 0.3, 0.9], rng, noise=0.05)
     choice = choose(clear, rungs(4, stages=("",)))
     assert choice.best == "c3"
