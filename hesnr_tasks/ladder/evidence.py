@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -81,8 +80,8 @@ class Verdict:
     """What a ladder shows.
 
     Attributes:
-        choices: of every group of comparable checkpoints (group, choice).
-        by_stage: the choice among those of a stage alone (stage, choice), where a group spans several.
+        choices: of every group of comparable checkpoints.
+        by_stage: the choice among those of a stage alone, where a group spans several.
         claims: of every downstream task and group, each followed by those of its parts: families and stages.
         predictions: leave-one-out errors by downstream task.
         table: checkpoints with their proxies and downstream scores.
@@ -91,8 +90,8 @@ class Verdict:
         signal: how far each metric tells checkpoints apart, beside its noise in a run; None: no run is long enough.
     """
 
-    choices: tuple[tuple[str, Choice], ...]
-    by_stage: tuple[tuple[str, Choice], ...]
+    choices: tuple[Choice, ...]
+    by_stage: tuple[Choice, ...]
     claims: tuple[Claim, ...]
     predictions: Mapping[str, Sequence[Prediction]]
     table: Table
@@ -110,9 +109,9 @@ class Verdict:
     def sentences(self) -> list[str]:
         """The verdict in words, the choice first."""
         many = len(self.choices) > 1
-        lines = [f"{group}: {choice.sentence}" if many else choice.sentence for group, choice in self.choices]
+        lines = [f"{choice.group}: {choice.sentence}" if many else choice.sentence for choice in self.choices]
         if self.by_stage:
-            lines.append(f"By stage: {'; '.join(f'{stage} {choice.brief}' for stage, choice in self.by_stage)}.")
+            lines.append(f"By stage: {'; '.join(choice.brief for choice in self.by_stage)}.")
         for i, statement in enumerate(self.claims):
             if statement.part:
                 continue
@@ -148,37 +147,21 @@ class Verdict:
 
     def to_json(self) -> str:
         """Everything with the table, for scripts; NaN as null."""
-        rows = json.loads(show([self.table, *([self.signal] if self.signal else [])], "json", {}))
-        return json.dumps({"hesnr_tasks": __version__, **self._as_dict(), **rows}, indent=1, ensure_ascii=False)
-
-    def _as_dict(self) -> dict[str, Any]:
-        def choice(group: str, c: Choice) -> dict[str, Any]:
-            return {
-                "group": group, "proxy": c.proxy, "best": c.best, "ties": list(c.ties), "p_holm": _plain(c.p),
-                "trajectories": c.trajectories, "needed": dict(c.needed), "stages": dict(c.stages),
-                "sentence": c.sentence,
-            }  # fmt: skip
-
-        return {
-            "choices": [choice(*item) for item in self.choices],
-            "by_stage": [choice(*item) for item in self.by_stage],
-            "claims": [
-                {name: _plain(getattr(c, name)) for name in (*c.__slots__, "checkpoints", "sentence")}
-                for c in self.claims
-            ],
-            "predictions": {task: [_plain(row._asdict()) for row in rows] for task, rows in self.predictions.items()},
-            "learned": {task: [_plain(row._asdict()) for row in rows] for task, rows in self.learned.items()},
-            "notes": list(self.notes),
-        }
+        names = ("choices", "by_stage", "claims", "predictions", "learned", "notes")
+        about = {"hesnr_tasks": __version__, **{name: _plain(getattr(self, name)) for name in names}}
+        return show([self.table, *([self.signal] if self.signal else [])], "json", about)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else value
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (Choice, Claim)):
+        words = [name for name in (*value.__slots__, "checkpoints", "sentence") if hasattr(value, name)]
+        return {name: _plain(getattr(value, name)) for name in words}
     if hasattr(value, "_asdict"):
         return _plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -357,8 +340,8 @@ def judge_runs(
     """
     _check_proxies(settings)
     notes = [*remarks, *_stages_by_name(checkpoint for checkpoint, _ in ordered)]
-    choices: list[tuple[str, Choice]] = []
-    by_stage: list[tuple[str, Choice]] = []
+    choices: list[Choice] = []
+    by_stage: list[Choice] = []
     claims: list[Claim] = []
     predicted: dict[str, list[Prediction]] = {}
     learned: dict[str, list[LearnedRanker]] = {}
@@ -375,8 +358,8 @@ def judge_runs(
             notes.append(f"{label}: {lacking} (--model hf with --tasks hesnr_proxies adds it); left out")
         if settings.proxy not in defined:
             raise DataError(f"{settings.proxy} cannot be computed from these score files; choose another with --proxy")
-        choice = choose(proxies[settings.proxy], kept)
-        choices.append((label, choice))
+        choice = choose(proxies[settings.proxy], kept, label)
+        choices.append(choice)
         by_stage += _by_stage(proxies[settings.proxy], kept, label)
         among = [proxies[name] for name in defined]
         for task in whole.benchmarks:
@@ -424,7 +407,7 @@ def _signal_table(rows: Sequence[dict[str, Any]]) -> Table | None:
 
 def _across_tokenizers(
     ordered: Sequence[tuple[Checkpoint, Run]], settings: VerdictSettings, notes: list[str]
-) -> Iterable[tuple[str, Choice]]:
+) -> Iterable[Choice]:
     """The choice by bits per byte among checkpoints of several tokenizers, whose tokens cannot be compared."""
     kinds: dict[tuple[str, str], list[tuple[Checkpoint, Run]]] = {}
     kind_of = kinds_of([checkpoint for checkpoint, _ in ordered], settings.stages_apart)
@@ -447,7 +430,7 @@ def _across_tokenizers(
         paired_runs = [run.take([i for i, key in enumerate(run.keys) if key in shared]) for _, run in defined]
         counts = np.where(np.all([run.multiplicity > 0 for run in paired_runs], axis=0), paired_runs[0].multiplicity, 0)
         aligned = [replace(run, multiplicity=counts) for run in paired_runs]
-        yield f"{kind}, across tokenizers", choose(_proxy(_BPB, aligned), [checkpoint for checkpoint, _ in defined])
+        yield choose(_proxy(_BPB, aligned), [checkpoint for checkpoint, _ in defined], f"{kind}, across tokenizers")
 
 
 def _unjudged(ladder: Ladder, scored: Sequence[Checkpoint]) -> Iterable[str]:
@@ -516,24 +499,8 @@ def comparable_groups(
 
 def _aligned(runs: list[Run], notes: list[str]) -> list[Run]:
     """The largest set of runs that may be compared, on the trajectories that all of them have; notes on the others."""
-    groups: list[list[Run]] = []
-    reasons: dict[str, str] = {}
-    for run in runs:
-        for group in groups:
-            reason = _why_not(group[0], run)
-            if not reason:
-                group.append(run)
-                break
-            reasons.setdefault(run.name, reason)
-        else:
-            groups.append([run])
-    kept = max(groups, key=len)
-    notes += [
-        f"{run.name} is left out: {reasons.get(run.name) or _why_not(kept[0], run)}"
-        for group in groups
-        if group is not kept
-        for run in group
-    ]
+    kept, left_out = largest_comparable(runs, _why_not)
+    notes += [f"{run.name} is left out: {reason}" for run, reason in left_out]
     typical = sorted(len(run.keys) for run in kept)[len(kept) // 2]
     whole = [run for run in kept if 2 * len(run.keys) >= typical]
     if len(whole) > 1:
@@ -550,6 +517,30 @@ def _aligned(runs: list[Run], notes: list[str]) -> list[Run]:
     aligned, remarks = matched(kept, common=True)
     notes += remarks
     return aligned
+
+
+_Item = TypeVar("_Item")
+
+
+def largest_comparable(
+    items: Sequence[_Item], why_not: Callable[[_Item, _Item], str]
+) -> tuple[list[_Item], list[tuple[_Item, str]]]:
+    """The largest set of items that may be compared with its first one, and the others with why not."""
+    groups: list[list[_Item]] = []
+    reasons: dict[int, str] = {}
+    for i, item in enumerate(items):
+        for group in groups:
+            reason = why_not(group[0], item)
+            if not reason:
+                group.append(item)
+                break
+            reasons.setdefault(i, reason)
+        else:
+            groups.append([item])
+    largest = max(groups, key=len, default=[])
+    inside = {id(item) for item in largest}
+    others = [(i, item) for i, item in enumerate(items) if id(item) not in inside]
+    return largest, [(item, reasons.get(i) or why_not(largest[0], item)) for i, item in others]
 
 
 def _why_not(first: Run, other: Run) -> str:
@@ -572,7 +563,7 @@ def _proxy(name: str, runs: Sequence[Run]) -> Proxy:
     return Proxy(name, numerator, denominator, entry.exponentiate, bool(entry.higher_is_better), title)
 
 
-def _by_stage(proxy: Proxy, kept: Sequence[Checkpoint], label: str) -> Iterable[tuple[str, Choice]]:
+def _by_stage(proxy: Proxy, kept: Sequence[Checkpoint], label: str) -> Iterable[Choice]:
     """The choice within each stage of a group that spans several."""
     stages = list(stages_of(kept))
     for stage in stages if len(stages) > 1 else ():
@@ -580,7 +571,7 @@ def _by_stage(proxy: Proxy, kept: Sequence[Checkpoint], label: str) -> Iterable[
         own = proxy._replace(numerator=proxy.numerator[inside], denominator=proxy.denominator[inside])
         if np.isfinite(values(own)).any():
             name = stage or "no stage"
-            yield name if label == _BASE else f"{name}, {label}", choose(own, [kept[i] for i in inside])
+            yield choose(own, [kept[i] for i in inside], name if label == _BASE else f"{name}, {label}")
 
 
 def _claims(

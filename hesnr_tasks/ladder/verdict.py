@@ -76,20 +76,22 @@ class Choice:
     """The best of a group of checkpoints by one proxy.
 
     Attributes:
+        group: what these checkpoints are called.
         proxy: name of the metric.
         best: the checkpoint with the best value.
         ties: checkpoints that a paired test (Holm over the group) cannot tell from it.
-        p: the Holm-corrected p-value of every other checkpoint.
+        p_holm: the Holm-corrected p-value of every other checkpoint.
         trajectories: how many were scored.
         needed: how many would tell each tie from the best, if the difference seen is the true one; None: more than
             1000 times as many, or unknown.
         stages: how many checkpoints of each stage there are.
     """
 
+    group: str
     proxy: str
     best: str
     ties: tuple[str, ...]
-    p: Mapping[str, float]
+    p_holm: Mapping[str, float]
     trajectories: int
     needed: Mapping[str, int | None]
     stages: Mapping[str, int]
@@ -97,7 +99,7 @@ class Choice:
     @property
     def sentence(self) -> str:
         """The choice in words."""
-        if not self.p:
+        if not self.p_holm:
             return f"{self.best} is the only checkpoint of its group: there is nothing to choose."
         best = f"{self.best} of {spanned(self.stages)}" if any(self.stages) else self.best
         if not self.ties:
@@ -117,7 +119,7 @@ class Choice:
     def brief(self) -> str:
         """The choice in a few words."""
         ties = f", tied with {', '.join(self.ties)}" if self.ties else ""
-        return f"({number_of(len(self.p) + 1, 'checkpoint')}) {self.best}{ties}"
+        return f"{self.group} ({number_of(sum(self.stages.values()), 'checkpoint')}) {self.best}{ties}"
 
 
 def stages_of(checkpoints: Iterable[Checkpoint]) -> dict[str, int]:
@@ -135,12 +137,13 @@ def spanned(checkpoints: Iterable[Checkpoint] | Mapping[str, int]) -> str:
     return number_of(sum(stages.values()), "checkpoint") + (f" ({each})" if each else "")
 
 
-def choose(proxy: Proxy, checkpoints: Sequence[Checkpoint]) -> Choice:
+def choose(proxy: Proxy, checkpoints: Sequence[Checkpoint], group: str = "") -> Choice:
     """The best checkpoint by a proxy, and which ones a paired test over trajectories cannot tell from it.
 
     Args:
         proxy: sums of all checkpoints; one without a value cannot be the best and ties with none.
         checkpoints: whose sums they are, on the same trajectories in the same order.
+        group: what they are called.
 
     Raises:
         SettingsError: no checkpoint has a value.
@@ -163,9 +166,8 @@ def choose(proxy: Proxy, checkpoints: Sequence[Checkpoint]) -> Choice:
     for rank, name in enumerate(hardest, 1):  # the one with the largest p is tested last, at 5 %
         count = trajectories_needed(pairs[name].value, pairs[name].stderr, n, alpha=ALPHA / rank)
         needed[name] = count if count is not None and count <= 1000 * n else None
-    return Choice(
-        proxy.label, names[best], ties, p_holm, n, {name: needed[name] for name in ties}, stages_of(checkpoints)
-    )
+    needed = {name: needed[name] for name in ties}
+    return Choice(group, proxy.label, names[best], ties, p_holm, n, needed, stages_of(checkpoints))
 
 
 # --- does it predict? -------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from hesnr_tasks.analysis.summary_cache import all_built_in, cached_summary, unc
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import HesnrError
 from hesnr_tasks.ladder.downstream import Outcome, outcomes
-from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs
+from hesnr_tasks.ladder.evidence import Verdict, VerdictSettings, judge_runs, largest_comparable
 from hesnr_tasks.ladder.names import NamedLadder, boundaries
 from hesnr_tasks.ladder.schema import Checkpoint, Ladder, kinds_of
 from hesnr_tasks.metrics import EPSILON, METRICS, MIN_TOKENS, TrajectorySums, measure, names_of
@@ -248,8 +248,8 @@ def build_report_data(
         summaries, limit, reasons = read_summaries(ours, paths, run=run, context=context, workers=workers)
         all_notes += reasons
     all_notes += [f"{s.name}: {s.about}" for s in summaries if not _ALL_SCORED.search(s.about)]
-    summaries, reasons = _largest_comparable_group(summaries)
-    all_notes += reasons
+    summaries, left_out = largest_comparable(summaries, _why_not_comparable)
+    all_notes += [f"{summary.name} is in no figure: {reason}" for summary, reason in left_out]
     if summaries:
         filters = list(summaries[0].signature["filters"])
     else:
@@ -374,28 +374,8 @@ def _judge(
 # --- what may be compared ---------------------------------------------------------------------------------------------
 
 
-def _largest_comparable_group(summaries: Sequence[CheckpointSummary]) -> tuple[list[CheckpointSummary], list[str]]:
-    """The largest set of checkpoints that may be compared, and why each of the others is not in it."""
-    groups: list[list[CheckpointSummary]] = []
-    reasons: dict[str, str] = {}
-    for summary in summaries:
-        for group in groups:
-            reason = _why_not_comparable(group[0], summary)
-            if reason is None:
-                group.append(summary)
-                break
-            reasons.setdefault(summary.name, reason)
-        else:
-            groups.append([summary])
-    largest = max(groups, key=len, default=[])
-    return largest, [
-        f"{s.name} is in no figure: {reasons.get(s.name) or _why_not_comparable(largest[0], s)}"
-        for s in summaries
-        if s not in largest
-    ]
-
-
-def _why_not_comparable(a: CheckpointSummary, b: CheckpointSummary) -> str | None:
+def _why_not_comparable(a: CheckpointSummary, b: CheckpointSummary) -> str:
+    """Empty: they may be compared."""
     shared = [select for select in a.runs if select in b.runs]
     if not shared:
         return f"{a.name} and {b.name} have no set of tokens in common"
@@ -403,7 +383,7 @@ def _why_not_comparable(a: CheckpointSummary, b: CheckpointSummary) -> str | Non
         matched([a.runs[shared[-1]], b.runs[shared[-1]]])
     except HesnrError as error:
         return str(error)
-    return None
+    return ""
 
 
 def _comparable_results(ours: Sequence[TaskResult], summaries: Sequence[CheckpointSummary]) -> list[TaskResult]:

@@ -212,8 +212,8 @@ def test_a_downstream_task_may_be_called_as_a_column_of_the_table(ladder_of_six,
     heading, row = (next(x for x in out.splitlines() if x.startswith(start)) for start in ("| checkpoint", "| c0"))
     assert status == 0
     assert heading.endswith("| verdict (score) | top1 acc (score) | he snr (score) |")
-    assert row.endswith("| 0 | 0 | 9 |")
-    assert row.removesuffix("0 | 0 | 9 |").rstrip() in plain  # the metric is the metric
+    assert row.endswith("| 0.0000 | 0.0000 | 9.0000 |")
+    assert row.removesuffix("0.0000 | 0.0000 | 9.0000 |").rstrip() in plain  # the metric is the metric
 
 
 def test_markdown_is_a_table_of_pipes_with_ties_marked(ladder_of_six, capsys):

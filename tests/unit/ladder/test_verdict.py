@@ -67,7 +67,7 @@ def test_the_best_is_chosen_and_its_ties_are_named():
     p = proxy("he_snr", [0.10, 0.1002, 0.2, 0.2001], rng, noise=0.05)
     choice = choose(p, rungs(4))
     assert {choice.best, *choice.ties} == {"c2", "c3"}
-    assert set(choice.p) == set(NAMES[:4]) - {choice.best}
+    assert set(choice.p_holm) == set(NAMES[:4]) - {choice.best}
     assert choice.best in choice.sentence
     assert choice.ties[0] in choice.sentence
     assert "of 4 pretrain checkpoints by" in choice.sentence
@@ -87,7 +87,7 @@ def test_p_values_are_paired_and_each_tie_needs_what_holm_will_ask_of_it():
         name: paired((p.numerator[best], p.denominator[best]), (p.numerator[i], p.denominator[i]))
         for i, name in enumerate(NAMES[:4]) if i != best
     }  # fmt: skip
-    assert choice.p == pytest.approx(holm({name: pair.p for name, pair in pairs.items()}))
+    assert choice.p_holm == pytest.approx(holm({name: pair.p for name, pair in pairs.items()}))
     # the tie with the largest p is tested last, at 5 %; the next one at half of that
     ties = sorted(choice.ties, key=lambda name: -pairs[name].p)
     assert len(ties) > 1
