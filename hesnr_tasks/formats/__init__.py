@@ -360,15 +360,22 @@ T = TypeVar("T")
 _LOG = logging.getLogger("hesnr_tasks")
 
 
-def read_trajectories(
+def read_trajectories(source: str | Sequence[str], **options: Any) -> Iterator[Trajectory]:
+    """`read_by_source`, with its `options`, without the path or hub id that each is from."""
+    return (trajectory for _, trajectory in read_by_source(source, **options))
+
+
+def read_by_source(
     source: str | Sequence[str],
     *,
     config: str | None = None,
     split: str | None = None,
     on_error: str = "fail",
     report: ReadReport | None = None,
-) -> Iterator[Trajectory]:
+) -> Iterator[tuple[str, Trajectory]]:
     """Every trajectory of `source`, in a fixed order (named order; sorted paths inside globs and folders), streaming.
+
+    Each comes with the path or hub id that it is from.
 
     Args:
         source: a file, glob, folder or hub id (`owner/name`), or a list of those.
@@ -381,19 +388,6 @@ def read_trajectories(
         DataError: with `on_error="fail"`, once everything is read, listing the bad records (20 at most).
         SettingsError: for an unknown `on_error`.
     """
-    read = read_by_source(source, config=config, split=split, on_error=on_error, report=report)
-    return (trajectory for _, trajectory in read)
-
-
-def read_by_source(
-    source: str | Sequence[str],
-    *,
-    config: str | None = None,
-    split: str | None = None,
-    on_error: str = "fail",
-    report: ReadReport | None = None,
-) -> Iterator[tuple[str, Trajectory]]:
-    """`read_trajectories`, each with the path or hub id that it is from."""
     if on_error not in ("fail", "skip"):
         raise SettingsError(f"on_error is {on_error!r}; it must be fail or skip")
     reading = _RecordReader(report if report is not None else ReadReport(), on_error)
@@ -424,7 +418,7 @@ def load(
     """The trajectories of `source` for a task; what was skipped or odd is logged as warnings.
 
     Args:
-        source: as in `read_trajectories`; so are `config`, `split` and `on_error`.
+        source: as in `read_by_source`; so are `config`, `split` and `on_error`.
         only_resolved: keep the runs that solved their task.
         limit: at most so many, the first.
         sample: of these, a `seeded_subset` of so many, without holding more than that in memory.
@@ -433,7 +427,7 @@ def load(
         keep: what is held and returned of each trajectory (default: all of it).
 
     Raises:
-        DataError: nothing is left, or as in `read_trajectories`.
+        DataError: nothing is left, or as in `read_by_source`.
     """
     quiet, report = report is not None, report or ReadReport()
     outcomes: Counter[bool | None] = Counter()

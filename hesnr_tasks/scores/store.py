@@ -56,10 +56,6 @@ _VOCABULARY = "vocabulary.pq"  # not *.parquet: that is one file a trajectory
 T = TypeVar("T")
 
 
-class OtherTokensError(StoreError):
-    """A text that was scored is tokenised otherwise now."""
-
-
 class ScoreStore:
     """The scores of one run. Open it with `open`; several processes may, at once."""
 
@@ -137,7 +133,7 @@ class ScoreStore:
         """The scores of `key` if they are there, cover `mask` and `k`, and are whole; else None, to be scored (again).
 
         `sources` (who has this text) are added to the file if it does not know them yet. `ids`: all token ids of the
-        text as it is tokenised now; raises `StoreError` if the file has others, whatever it covers.
+        text as it is tokenised now; raises `SettingsError` if the file has others, whatever it covers.
         """
         entry = self._entry_or_none(key)
         if entry is None:
@@ -148,8 +144,6 @@ class ScoreStore:
             if entry.k < k or entry.mask | int(mask) != entry.mask:
                 return None
             scores = self.read(key)
-        except OtherTokensError:
-            raise
         except StoreError as error:
             _log.warning("%s", error)
             return None
@@ -219,27 +213,18 @@ class ScoreStore:
             raise write_error(error, path) from error
 
     def _encoded(self, scores: TokenScores, text: Text, mask: int, sources: Sequence[Source]) -> bytes:
-        """The file of `scores`, joined with the one that is there."""
+        """The file of `scores`, joined with the one that is there: with its tokens that `mask` does not want."""
         stored = self._entry_or_none(scores.key)
+        if stored is not None and stored.mask | mask != mask:
+            try:
+                self._refuse_other_ids(scores.key, self.text(scores.key).ids, text.ids)
+                scores = _merged(scores, self.read(scores.key), np.uint64(mask))
+            except StoreError as error:
+                _log.warning("%s", error)
         if stored is not None:
-            scores = self._with_others(scores, stored, mask, text.ids)
-            mask |= stored.mask
-        sources, scored, cut = _joined(stored.sources if stored else (), sources), scores.position, scores.labels_cut
-        entry = Entry(scores.key, self._run, sources, mask, self.k, len(scored), len(cut), scores.tokens_total)
-        return encode(scores, text, entry)
-
-    def _with_others(self, scores: TokenScores, stored: Entry, mask: int, ids: npt.NDArray[np.int32]) -> TokenScores:
-        """`scores` and the tokens of the file that `mask` does not want."""
-        if stored.mask | mask == mask:
-            return scores
-        try:
-            self._refuse_other_ids(scores.key, self.text(scores.key).ids, ids)
-            return _merged(scores, self.read(scores.key), np.uint64(mask))
-        except OtherTokensError:
-            raise
-        except StoreError as error:
-            _log.warning("%s", error)
-            return scores
+            mask, sources = mask | stored.mask, _joined(stored.sources, sources)
+        sizes = len(scores.position), len(scores.labels_cut), scores.tokens_total
+        return encode(scores, text, Entry(scores.key, self._run, _joined((), sources), mask, self.k, *sizes))
 
     def save_token_bytes(self, token_bytes: Callable[[], Sequence[bytes | None]]) -> None:
         """Store the bytes of each token id, once; `token_bytes()` gives those of ids 0, 1, … (None: not known)."""
@@ -271,7 +256,7 @@ class ScoreStore:
             return
         shared = min(len(old), len(new))
         first = next((i for i in range(shared) if old[i] != new[i]), shared)
-        raise OtherTokensError(
+        raise SettingsError(
             f"{self._path(key)} has scores of the same text in other tokens ({len(old)} then, {len(new)} now; the "
             f"first to differ is number {first}): the tokenizer changed, and two tokenisations must not be mixed. Go "
             'back to the tokenizer of then, or name another folder with "scores": "FOLDER" in --metadata.'
@@ -387,7 +372,7 @@ class ScoreCache:
         return self._store
 
     def get(self, request: ScoringRequest, ids: npt.NDArray[np.int32]) -> TokenScores | None:
-        """The scores of a request, if all it wants is there; `StoreError` if its text had other token ids then."""
+        """The scores of a request, if all it wants is there; `SettingsError` if its text had other token ids then."""
         scores = self.store.get(request.key, request.scored, request.k, self._sources[request.key], ids)
         if scores is None or not request.full_vocabulary:
             return scores

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from hesnr_tasks.cli.analyze import analyze, compare
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import names_of
-from hesnr_tasks.scores import StoreError, choose_runs
+from hesnr_tasks.scores import choose_runs
 from tests import tiny
 from tests.lm_eval_run import call, evaluate, run, values, write
 from tests.unit.scores.test_runs import analyzed, arguments
@@ -129,7 +129,7 @@ def test_a_text_in_other_tokens_is_refused(checkpoint, data, tmp_path, monkeypat
     content["model"]["merges"] = content["model"]["merges"][:100]
     (copy / "tokenizer.json").write_text(json.dumps(content))
     for task in ("hesnr_swe", "hesnr_swe_unfiltered"):  # what is there, and what would be added to it
-        with pytest.raises(StoreError, match=r"the same text in other tokens \(\d+ then, \d+ now.*name another folder"):
+        with pytest.raises(SettingsError, match=r"text in other tokens \(\d+ then, \d+ now.*name another folder"):
             evaluate(str(copy), [task], metadata)
     monkeypatch.undo()
     with pytest.raises(SettingsError, match="tokenizer: 600"):
