@@ -11,6 +11,7 @@ interpreter() {
   command -v uv > /dev/null && uv python find "$1" 2> /dev/null
 }
 
+failed=()
 for version in "$@"; do
   if ! python=$(interpreter "$version"); then
     echo "Python $version: not here (uv python install $version)"
@@ -21,5 +22,7 @@ for version in "$@"; do
   "$folder/bin/python" -m pip install --quiet ".[$EXTRAS]" pytest hypothesis
   mkdir -p "$folder/elsewhere"
   (cd "$folder/elsewhere" && ../bin/python -c 'import hesnr_tasks; print(hesnr_tasks.__file__)' && ../bin/hesnr --version)
-  "$folder/bin/python" -m pytest tests/unit
+  echo "Python $("$folder/bin/python" -c 'import platform; print(platform.python_version())'):"
+  "$folder/bin/python" -m pytest tests/unit || failed+=("$version")
 done
+[ ${#failed[@]} = 0 ] || { echo "failed with Python ${failed[*]}"; exit 1; }
