@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 EXTRAS=${EXTRAS:-report}
 
 interpreter() {
-  command -v "python$1" && return
+  "python$1" -c '' 2> /dev/null && command -v "python$1" && return  # pyenv puts names on PATH that run nothing
   compgen -G "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1.*/bin/python" | tail -1 | grep . && return
   command -v uv > /dev/null && uv python find "$1" 2> /dev/null
 }
