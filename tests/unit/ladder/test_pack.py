@@ -19,7 +19,7 @@ from tests.unit.report import ladders
 
 pytest.importorskip("pyarrow")
 NAMES = ("step200-2k", "step800-2k", "step1600-2k", "step1604-8k", "step2000-8k", "step2000-8k-sft")
-QUICK = ["--resamples", "300"]
+QUICK = ["--resamples", "100"]
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,8 @@ def test_the_verdict_is_that_of_the_score_files(packed, capsys, words):
 
 
 def test_the_report_has_every_table(packed, tmp_path):
-    quick = ["--resamples", "200"]
-    ladders.report(packed / "runs", "--ladder", packed / "ladder.yaml", "-o", tmp_path / "direct", *quick)
-    ladders.report(packed / "ladder.hesnr.zip", "-o", tmp_path / "pack", *quick)
+    ladders.report(packed / "runs", "--ladder", packed / "ladder.yaml", "-o", tmp_path / "direct", *QUICK)
+    ladders.report(packed / "ladder.hesnr.zip", "-o", tmp_path / "pack", *QUICK)
     names = {path.relative_to(tmp_path / "direct") for path in (tmp_path / "direct").rglob("*.csv")}
     assert names == {path.relative_to(tmp_path / "pack") for path in (tmp_path / "pack").rglob("*.csv")} | {
         Path("tables/cases.csv")
@@ -176,7 +175,7 @@ def test_another_stage_or_another_version_of_the_package_is_said(packed, tmp_pat
     assert not any(
         "in the pack" in note or "0.0.1" in note for note in verdict(capsys, packed / "ladder.hesnr.zip")["notes"]
     )
-    assert main(["report", str(old), "-o", str(tmp_path / "page")]) == 0
+    assert main(["report", str(old), "-o", str(tmp_path / "page"), *QUICK]) == 0
     assert "hesnr-tasks 0.0.1" in (tmp_path / "page" / "report.html").read_text()
 
 
