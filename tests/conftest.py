@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests import ROOT, SHARED
 
@@ -23,7 +23,10 @@ os.environ.update({name: str(Path(_PLACE.name, name.lower())) for name in _OURS}
 os.environ.update({"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "MSWEA_SILENT_STARTUP": "1"})
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-settings.register_profile("tests", deadline=None)  # a busy machine is no defect
+# a busy machine is no defect, and the same code has the same examples; others with --hypothesis-profile=others
+_ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("others", _ANY_SPEED, max_examples=1000)
+settings.register_profile("tests", _ANY_SPEED, derandomize=True)
 settings.load_profile("tests")
 
 
@@ -42,6 +45,20 @@ def no_environment_report():
         if "torch" in sys.modules:
             patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "not collected")
         yield
+
+
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """For tests that do not look at what is drawn, which takes half a second a figure."""
+    from matplotlib.figure import Figure
+
+    from hesnr_tasks import plotting
+
+    def blank(canvas, stem, save=plotting.save):
+        return save(Figure((1, 1)), stem)
+
+    for place in ("hesnr_tasks.plotting", "hesnr_tasks.report.figures"):
+        monkeypatch.setattr(f"{place}.save", blank)
 
 
 @pytest.fixture(autouse=True)

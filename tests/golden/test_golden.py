@@ -54,8 +54,9 @@ def table(lines):
     return [{key: number(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
 
-def test_the_report_writes_the_numbers_it_wrote(tmp_path):
+def test_the_report_writes_the_numbers_it_wrote(tmp_path, request):
     pytest.importorskip("matplotlib")
+    request.getfixturevalue("blank_figures")
     actual = report(tmp_path / "out")
     for path, lines in stored("report").items():
         assert not list(differences(table(lines), table(actual[path]), path, rel=1e-6))[:20]

@@ -11,10 +11,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hesnr_tasks import cli, demo, plotting
+from hesnr_tasks import cli, demo
 from hesnr_tasks.formats import read_trajectories
 from hesnr_tasks.ladder.schema import read_ladder_file
 from hesnr_tasks.metrics import METRICS, unregister
@@ -25,18 +24,8 @@ from tests.unit.exploration import test_behaviours
 from tests.unit.passk import test_command as test_passk
 
 REASONS = {"GPU", "hub", "network", "server", "cluster", "containers", "minutes", "training", "installation"}
+pytestmark = pytest.mark.usefixtures("blank_figures")
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-
-
-@pytest.fixture(autouse=True)
-def blank_figures(monkeypatch):
-    """Nobody looks at what is drawn here, which takes half a second a figure."""
-
-    def blank(canvas, stem, save=plotting.save):
-        return save(Figure((1, 1)), stem)
-
-    for place in ("hesnr_tasks.plotting", "hesnr_tasks.report.figures"):
-        monkeypatch.setattr(f"{place}.save", blank)
 
 
 @pytest.fixture(scope="module")

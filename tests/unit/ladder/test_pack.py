@@ -18,6 +18,8 @@ from hesnr_tasks.scores import ScoreStore
 from tests.unit.report import ladders
 
 pytest.importorskip("pyarrow")
+pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.usefixtures("blank_figures")
 NAMES = ("step200-2k", "step800-2k", "step1600-2k", "step1604-8k", "step2000-8k", "step2000-8k-sft")
 QUICK = ["--resamples", "100"]
 

@@ -15,6 +15,8 @@ from tests.unit.analysis import made as analysis_made
 from tests.unit.report import ladders
 from tests.unit.report.ladders import report
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def test_cases_mark_the_token_of_the_text():
     row = {
