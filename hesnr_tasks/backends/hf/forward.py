@@ -555,9 +555,10 @@ def _measure(model: CausalLM, mode: ForwardMode, sample: torch.Tensor) -> _Needs
     """
     short, longer = (sample.repeat(1, -(-n // sample.shape[1]))[:, :n] for n in _LENGTHS)
 
-    def run(ids: torch.Tensor, *, return_cache: bool = False) -> Any:
+    def run(ids: torch.Tensor, start: int = 0, cache: Any = None, *, return_cache: bool = False) -> Any:
         last = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        forward = partial(model.forward, ids, return_cache=return_cache)
+        positions = return_cache and mode.explicit_positions
+        forward = partial(model.forward, ids, start, cache, return_cache=return_cache, explicit_positions=positions)
         return STRATEGIES[mode.logits_strategy](model, forward, last, 1, lambda logits: None)
 
     def peak(ids: torch.Tensor) -> int:
@@ -566,8 +567,14 @@ def _measure(model: CausalLM, mode: ForwardMode, sample: torch.Tensor) -> _Needs
         return tracker.peak
 
     slope = (peak(longer) - peak(short)) / (_LENGTHS[1] - _LENGTHS[0])
-    per_pair, per_cached_pair = _bytes_per_pair(model, maskless=mode.maskless_chunks)
-    cache_bytes = _tensor_bytes(run(short, return_cache=True), set()) if mode.use_kv_cache else 0
+    cache_bytes, maskless = 0, False
+    if mode.use_kv_cache:
+        cache = run(short, return_cache=True)
+        cache_bytes = _tensor_bytes(cache, set())
+        with CausalChunks() if mode.maskless_chunks else nullcontext() as chunks:
+            run(short[:, :2], short.shape[1], cache, return_cache=True)
+        maskless = chunks is not None and chunks.replaced
+    per_pair, per_cached_pair = _bytes_per_pair(model, maskless=maskless)
     return _Needs(max(slope, 1.0), per_pair, per_cached_pair, cache_bytes / _LENGTHS[0])
 
 
@@ -581,7 +588,7 @@ def _bytes_per_pair(model: CausalLM, *, maskless: bool) -> tuple[float, float]:
         return scores, scores
     mask = 1.0 + width  # boolean, and as numbers within the attention kernel
     windows = any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return (mask if windows else 0.0), (1.0 if maskless and not windows else mask)
+    return (mask if windows else 0.0), (0.0 if maskless and not windows else mask)
 
 
 def _tensor_bytes(item: Any, seen: set[int]) -> int:
@@ -605,19 +612,25 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
         self._storages: set[int] = set()
+        self._before: set[int] = set()  # weights and inputs, of which operations may return views
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation, then count what it returned."""
+        torch.utils._pytree.tree_map_only(torch.Tensor, self._see, (args, kwargs))
         result = func(*args, **(kwargs or {}))
         torch.utils._pytree.tree_map_only(torch.Tensor, self._count, result)
         return result
 
+    def _see(self, tensor: torch.Tensor) -> None:
+        if (key := tensor.untyped_storage()._cdata) not in self._storages:
+            self._before.add(key)
+
     def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
+        if key in self._storages or key in self._before:
             return
         self._storages.add(key)
         self.alive += size

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.overrides import TorchFunctionMode
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
 from hesnr_tasks.errors import ScoringError
 
@@ -168,61 +169,61 @@ def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> It
 # --- attention of a chunk over a KV cache, without its mask -----------------------------------------------------------
 
 _attention = torch.nn.functional.scaled_dot_product_attention
-_MASK_ROWS = 1024  # compared at a time
 
 
 class CausalChunks(TorchFunctionMode):
-    """While active, `scaled_dot_product_attention` with a causal mask over a cache is computed without the mask.
+    """While active, `scaled_dot_product_attention` over a cache is computed without its causal mask.
 
-    A chunk of n tokens after `past` cached ones needs a causal mask with an offset. PyTorch takes it as a matrix
-    n × (past + n), converts it to numbers of that size in every layer, and computes the half above the diagonal for
-    nothing. Attention over the past and causal attention within the chunk, merged by their log-sum-exps, is the same:
-    on a CPU 2 to 3 times faster for large chunks, which makes reusing a shared prefix worthwhile. Only masks that are
-    exactly causal are replaced; sliding windows, biases and anything else are left alone.
+    A chunk of n tokens after `past` cached ones needs a causal mask with an offset. transformers makes a matrix
+    n × (past + n) of it, PyTorch converts that to numbers of its size in every layer, and computes the half above the
+    diagonal for nothing. Attention over the past and causal attention within the chunk, merged by their log-sum-exps,
+    is the same: on a CPU 2 to 3 times faster for large chunks, which makes reusing a shared prefix worthwhile.
+
+    transformers is given a mask without content, on the meta device, where it wants one that is causal and nothing
+    else (no sliding window, padding, bias): whatever else than attention computes with it fails.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._causal: dict[tuple[Any, ...], tuple[torch.Tensor, bool]] = {}  # the layers of a model share their masks
+        self.replaced = False  # whether there was such a mask
+
+    def __enter__(self) -> CausalChunks:
+        self._make_mask = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+        ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = self._mask
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = self._make_mask
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _mask(self, *args: Any, **settings: Any) -> torch.Tensor | None:
+        """In place of `transformers.masking_utils.sdpa_mask`."""
+        n, start, seen = settings.get("q_length"), settings.get("q_offset"), settings["kv_length"]
+        if (positions := settings.get("cache_position")) is not None:  # before transformers 5
+            n, start = len(positions), int(positions[0])
+        causal = settings.get("mask_function") is causal_mask_function and settings.get("allow_is_causal_skip")
+        causal = causal and settings.get("attention_mask") is None and not settings.get("kv_offset")
+        if causal and n is not None and start is not None and 1 < n < seen == start + n:
+            return torch.empty((), dtype=torch.bool, device="meta").expand(settings["batch_size"], 1, n, seen)
+        made: torch.Tensor | None = self._make_mask(*args, **settings)
+        return made
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Take over attention calls that are understood; leave the rest alone."""
+        """Take over attention with such a mask; leave the rest alone."""
         settings = dict(kwargs or {})
-        if func is _attention and self._understands(args, settings):
-            query, key, value = args
-            return _attend(query, key, value, settings.get("scale"))
-        return func(*args, **settings)
-
-    def _understands(self, args: Sequence[Any], settings: Mapping[str, Any]) -> bool:
-        mask = settings.get("attn_mask")
+        mask = settings.get("attn_mask") if func is _attention else None
+        if mask is None or mask.device.type != "meta":
+            return func(*args, **settings)
+        self.replaced = True
         plain = not (settings.get("is_causal") or settings.get("dropout_p") or settings.get("enable_gqa"))
-        if mask is None or len(args) != 3 or not plain or mask.dtype != torch.bool or mask.dim() != 4:
-            return False
         query, key, value = args
         same = query.dim() == 4 and query.shape[:2] == key.shape[:2] and query.shape[3] == value.shape[3]
-        if not (same and query.shape[2] > 1 and mask.shape[2:] == (query.shape[2], key.shape[2])):
-            return False
-        identity = (mask.data_ptr(), mask.shape, mask.stride())
-        if identity not in self._causal:
-            while len(self._causal) >= 2:  # the layers of one chunk have two kinds of masks, full and windowed
-                self._causal.pop(next(iter(self._causal)))
-            self._causal[identity] = (mask, _is_causal(mask))  # holding the mask keeps its address its own
-        return self._causal[identity][1]
-
-
-def _is_causal(mask: torch.Tensor) -> bool:
-    """Whether row i of every (n, m) matrix allows exactly the first m - n + i + 1 entries."""
-    rows, columns = mask.shape[2:]
-    if any(stride for stride, size in zip(mask.stride()[:2], mask.shape[:2], strict=True) if size > 1):
-        return False  # a separate matrix for each text or head
-    if columns < rows:
-        return False
-    last = torch.arange(columns - rows, columns, device=mask.device)[:, None]
-    column = torch.arange(columns, device=mask.device)
-    blocks = (slice(start, start + _MASK_ROWS) for start in range(0, rows, _MASK_ROWS))
-    return all(torch.equal(mask[0, 0, block], column <= last[block]) for block in blocks)
+        if not (plain and same and mask.shape[2:] == (query.shape[2], key.shape[2])):
+            raise RuntimeError("attention over a cache in a form that needs its mask")
+        return _attend(query, key, value, settings.get("scale"))
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Parts of the Hugging Face engine that can be checked against something simpler."""
 
-import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +10,11 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
+from transformers.masking_utils import (  # noqa: E402
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    causal_mask_function,
+    sliding_window_causal_mask_function,
+)
 
 from hesnr_tasks.backends.hf import forward  # noqa: E402
 from hesnr_tasks.backends.hf.engine import batch_by_length, build_prefix_tree, prefix_hashes  # noqa: E402
@@ -95,49 +99,64 @@ def test_a_missing_position_is_noticed():
         collector.scores()
 
 
+def _mask(new, past, function=causal_mask_function, **settings):
+    """What transformers makes for a chunk."""
+    given = {"batch_size": 2, "q_length": new, "kv_length": past + new, "q_offset": past, "mask_function": function}
+    given |= {"attention_mask": None, "allow_is_causal_skip": True} | settings
+    return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](**given)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("new", "past"), [(50, 0), (2, 1), (70, 333), (300, 40), (1500, 600)])
+@pytest.mark.parametrize(("new", "past"), [(2, 1), (70, 333), (300, 40), (1500, 600)])
 def test_attention_without_the_mask_equals_attention_with_it(new, past, dtype):
     """For one text or several, and the scale of the model."""
     torch.manual_seed(0)
     query = torch.randn(2, 3, new, 16).to(dtype)
     key, value = (torch.randn(2, 3, past + new, 16).to(dtype) for _ in "kv")
-    mask = torch.ones(new, past + new, dtype=torch.bool).tril(past).expand(2, 1, new, past + new)
+    mask = _mask(new, past)
     expected = scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask=mask, scale=0.3)
     with CausalChunks() as mode:
-        results = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
-        assert mode._understands((query, key, value), {"attn_mask": mask})
+        results = scaled_dot_product_attention(query, key, value, attn_mask=_mask(new, past), scale=0.3)
+    assert mode.replaced
     assert results.dtype == dtype
     np.testing.assert_allclose(results.float(), expected, rtol=1e-6, atol=1e-5 if dtype == torch.float32 else 3e-2)
+    assert torch.equal(_mask(new, past), mask)  # outside, transformers makes them as before
 
 
-def test_masks_of_earlier_chunks_are_let_go():
-    """A long text has a mask for every chunk, each larger than the last: together they would be quadratic in memory."""
-    alive = weakref.WeakSet()
-    with CausalChunks():
-        for past in range(0, 200, 10):
-            mask = torch.ones(1, 1, 10, past + 10, dtype=torch.bool).tril(past)
-            alive.add(mask)
-            query, key, value = torch.randn(1, 2, 10, 8), *torch.randn(2, 1, 2, past + 10, 8)
-            scaled_dot_product_attention(query, key, value, attn_mask=mask)
-            del mask
-            assert len(alive) <= 2
-
-
-def test_masks_that_are_not_causal_are_left_alone():
-    """Sliding windows, padding, holes, biases: bit for bit what PyTorch gives."""
-    torch.manual_seed(0)
+def test_a_mask_without_content_cannot_be_taken_for_one():
+    """Attention in other forms, and anything else that reads it, fails."""
     query, (key, value) = torch.randn(2, 2, 40, 8), torch.randn(2, 2, 2, 90, 8)
-    causal = torch.ones(40, 90, dtype=torch.bool).tril(50)[None, None]
-    window = causal & ~torch.ones(40, 90, dtype=torch.bool).tril(20)
-    hole = causal.clone()
-    hole[0, 0, 30, 5] = False
-    padded = causal.repeat(2, 1, 1, 1)
-    padded[1, :, :, :9] = False
-    for mask in (window, hole, padded, torch.randn(1, 1, 40, 90)):
-        with CausalChunks():
-            results = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        assert torch.equal(results, scaled_dot_product_attention(query, key, value, attn_mask=mask))
+    with CausalChunks():
+        mask = _mask(40, 50)
+        for settings in ({"dropout_p": 0.1}, {"is_causal": True}, {"enable_gqa": True}):
+            with pytest.raises(RuntimeError, match="in a form that needs its mask"):
+                scaled_dot_product_attention(query, key, value, attn_mask=mask, **settings)
+        with pytest.raises(RuntimeError, match="in a form that needs its mask"):
+            scaled_dot_product_attention(query, key[:, :, :80], value[:, :, :80], attn_mask=mask)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.zeros(2, 1, 40, 90).masked_fill(mask, 1).sum().item()
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.where(mask, torch.zeros(2, 1, 40, 90), torch.ones(())).sum().item()
+
+
+@pytest.mark.parametrize(
+    ("new", "past", "settings"),
+    [
+        (40, 50, {"function": sliding_window_causal_mask_function(20)}),
+        (40, 50, {"attention_mask": torch.ones(2, 90, dtype=torch.bool).tril(70)}),
+        (40, 50, {"allow_is_causal_skip": False}),
+        (40, 50, {"kv_offset": 3}),
+        (40, 50, {"q_offset": 20}),
+        (40, 0, {}),
+        (1, 50, {}),
+    ],
+)
+def test_masks_that_are_not_causal_are_left_alone(new, past, settings):
+    """Sliding windows, padding, masks that become a part of another, other offsets, whole texts, single tokens."""
+    before = _mask(new, past, **settings)
+    with CausalChunks():
+        inside = _mask(new, past, **settings)
+    assert inside is before is None or torch.equal(inside, before)
 
 
 @given(st.integers(0, 5000), st.integers(1, 9000), st.integers(1, 3000))
