@@ -206,8 +206,8 @@ class CausalChunks(TorchFunctionMode):
         causal = causal and settings.get("attention_mask") is None and not settings.get("kv_offset")
         if causal and n is not None and start is not None and 1 < n < seen == start + n:
             return torch.empty((), dtype=torch.bool, device="meta").expand(settings["batch_size"], 1, n, seen)
-        made: torch.Tensor | None = self._make_mask(*args, **settings)
-        return made
+        mask: torch.Tensor | None = self._make_mask(*args, **settings)
+        return mask
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
