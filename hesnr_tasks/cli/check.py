@@ -21,7 +21,7 @@ from hesnr_tasks import __version__
 from hesnr_tasks.cli.evaluate import refuse_paths
 from hesnr_tasks.cli.setup import installed_version
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, number_of
-from hesnr_tasks.files.hub import cache_if_unreachable
+from hesnr_tasks.files import cache_if_unreachable
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.tasks.corpus import Corpus

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest, printable
+from hesnr_tasks.files import cache_if_unreachable
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.files.bounded import read_json
-from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.integrations.weights import BY, Sampling, Tables, score_corpus, write_weights
 from hesnr_tasks.tasks import check_lm_eval, tasks_path

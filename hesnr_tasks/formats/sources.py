@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hesnr_tasks.errors import DataError, nearest
+from hesnr_tasks.files import cache_if_unreachable
 from hesnr_tasks.files.bounded import (
     COMPRESSED,
     READ_ERRORS,
@@ -38,7 +39,6 @@ from hesnr_tasks.files.bounded import (
     record_limit,
     zstandard_reader,
 )
-from hesnr_tasks.files.hub import cache_if_unreachable
 from hesnr_tasks.formats.base import Problem, ReadReport, Where, uncompressed
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".traj", ".parquet", ".eval")

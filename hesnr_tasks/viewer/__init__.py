@@ -29,7 +29,7 @@ from markupsafe import Markup
 
 from hesnr_tasks import __version__
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError, number_of
-from hesnr_tasks.files.hub import cache_if_unreachable
+from hesnr_tasks.files import cache_if_unreachable
 from hesnr_tasks.filters import FILTERS, labelled
 from hesnr_tasks.metrics import EPSILON, METRICS, TokenColumns, TrajectorySums, evaluate, topk_entropy
 from hesnr_tasks.scores import ScoreStore

@@ -7,7 +7,7 @@ import pytest
 
 from hesnr_tasks import demo
 from hesnr_tasks.cli import main
-from hesnr_tasks.files.hub import cache_if_unreachable
+from hesnr_tasks.files import cache_if_unreachable
 
 
 class UnknownClientError(Exception):
