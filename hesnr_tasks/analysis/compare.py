@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from hesnr_tasks.analysis.frame import Frame, Selection, load, run_names, selections, token_sums
 from hesnr_tasks.analysis.tables import Question, Table
-from hesnr_tasks.errors import DataError, SettingsError, number_of, printable
+from hesnr_tasks.errors import DataError, SettingsError, listed, number_of, printable
 from hesnr_tasks.metrics import (
     METRICS,
     TokenColumns,
@@ -54,7 +54,6 @@ from hesnr_tasks.stats import (
 IntArray = npt.NDArray[np.int64]
 _ACROSS = " Or compare formats with hesnr compare --across-renderings."
 _WINDOWS = " What a short context costs: hesnr analyze FULL --against SHORT."
-_SHOWN = 3  # trajectories named in a message
 # what may differ between checkpoints that are ranked together: which model it is, and with what it was run
 _FREE = {
     "k", "model", "revision", "peft", "delta", "adapter", "architecture", "parameters", "weights", "backend", "engine",
@@ -219,7 +218,7 @@ def _by_ids(run: Run) -> Run:
     twice = [i for i, count in Counter(run.ids).items() if count > 1]
     if twice:
         raise DataError(
-            f"{run.name} has other texts of one id ({_listed(twice)}), so they cannot be paired across renderings. "
+            f"{run.name} has other texts of one id ({listed(twice)}), so they cannot be paired across renderings. "
             "Give each trajectory an id of its own."
         )
     return replace(run, keys=run.ids)
@@ -233,14 +232,10 @@ def _unshared(a: Run, b: Run) -> Iterator[str]:
         only.append({i for key, i in zip(run.keys, run.ids, strict=True) if key not in keys})
     changed = sorted(only[0] & only[1])
     if changed:
-        yield f"the text of {_listed(changed)} differs"
+        yield f"the text of {listed(changed)} differs"
     for run, ids in zip((a, b), only, strict=True):
         if ids.difference(changed):
-            yield f"only {run.name} has {_listed(sorted(ids.difference(changed)))}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+            yield f"only {run.name} has {listed(sorted(ids.difference(changed)))}"
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
@@ -336,7 +331,7 @@ def sentence(table: Table, name: str, reference: str) -> str:
     for row in table.rows:
         if row["run"] != reference:
             groups[row["verdict"]].append(str(row["run"]))
-    parts = [f"{_listed(runs)} {word}" for word, runs in groups.items() if runs]
+    parts = [f"{listed(runs)} {word}" for word, runs in groups.items() if runs]
     title = METRICS[name].title.rstrip(" ↑↓")
     first = table.rows[0]["run"] == reference and METRICS[name].better
     best = f", which is best of {len(table.rows)}" if first else ""

@@ -34,7 +34,7 @@ from hesnr_tasks.egss.runs import (
     savings_table,
 )
 from hesnr_tasks.egss.suite import METHODS, PatchTester, SelectSettings, sandbox_config, select_instance
-from hesnr_tasks.errors import DataError, SettingsError, nearest, number_of, printable
+from hesnr_tasks.errors import DataError, SettingsError, listed, nearest, number_of, printable
 from hesnr_tasks.exploration import (
     FEWEST_CLUSTERS,
     MEASURES,
@@ -51,7 +51,7 @@ from hesnr_tasks.exploration import (
 )
 from hesnr_tasks.files.atomic import Journal, write_output
 from hesnr_tasks.formats.outcomes import read_outcomes
-from hesnr_tasks.passk import Query, aligned, curve, differences, discordant, listed, powers, read
+from hesnr_tasks.passk import Query, aligned, curve, differences, discordant, powers, read
 from hesnr_tasks.stats import RESAMPLES, SEED, Estimate, holm
 from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 

@@ -20,8 +20,7 @@ import numpy as np
 from hesnr_tasks import __version__
 from hesnr_tasks.cli.evaluate import refuse_paths
 from hesnr_tasks.cli.setup import installed_version
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError, number_of
-from hesnr_tasks.files import cache_if_unreachable
+from hesnr_tasks.errors import DataError, SettingsError, number_of
 from hesnr_tasks.filters import FILTERS, char_codes
 from hesnr_tasks.formats import ReadReport
 from hesnr_tasks.tasks.corpus import Corpus
@@ -31,7 +30,7 @@ from hesnr_tasks.trajectory.alignment import Encoder, token_labels
 from hesnr_tasks.trajectory.chat_messages import native_calls, stored_schemas
 from hesnr_tasks.trajectory.chat_rendering import NativeTemplate
 from hesnr_tasks.trajectory.rendering import Passed, Rendered, label_mask, render
-from hesnr_tasks.viewer import load_tokenizer
+from hesnr_tasks.viewer import load_pretrained
 
 _SETTINGS = (
     "config", "split", "only_resolved", "limit", "sample", "sample_seed", "on_error", "render", "thoughts",
@@ -89,9 +88,9 @@ def _checked(settings: TaskSettings, args: argparse.Namespace) -> dict[str, Any]
         limit=settings.limit, sample=settings.sample, sample_seed=settings.sample_seed, on_error=settings.on_error,
         report=report,
     )  # fmt: skip
-    config = _config(args.model) if args.model else None
+    config = load_pretrained("configuration", args.model) if args.model else None
     named = args.tokenizer or args.model
-    encoder = load_tokenizer(named) if named else None
+    encoder = Encoder(load_pretrained("tokenizer", named)) if named else None
     native = _native(settings, encoder)
     max_length = args.max_length or _context(config, encoder)
     problems: list[str] = []
@@ -277,22 +276,6 @@ def _behaviour(native: NativeTemplate) -> dict[str, str]:
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
-
-
-def _config(model: str) -> Any:
-    try:
-        from transformers import AutoConfig
-    except ImportError:
-        raise HesnrError("--model needs transformers. Install it with: pip install 'hesnr-tasks[hf]'") from None
-    try:
-        with cache_if_unreachable(model):
-            return AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # the hub, the network and files raise what they like
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise SettingsError(
-            f"the configuration of {model!r} cannot be read ({reason.rstrip('.')}).\n"
-            "Give the folder of a checkpoint, or a hub id."
-        ) from error
 
 
 def _context(config: Any, encoder: Encoder | None) -> int | None:

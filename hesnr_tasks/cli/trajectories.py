@@ -55,7 +55,7 @@ from hesnr_tasks.viewer import (
     Totals,
     TrajectoryView,
     candidates_kept,
-    load_tokenizer,
+    load_pretrained,
     render_page,
     tokenize,
     totals,
@@ -485,7 +485,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     report = ReadReport()
     notes: list[str] = []
     trajectories = _within_limit(args, report, notes)
-    encoder = load_tokenizer(args.tokenizer) if args.tokenizer else None
+    encoder = Encoder(load_pretrained("tokenizer", args.tokenizer)) if args.tokenizer else None
     runs = [ScoredRun(folder) for folder in (args.scores, args.compare) if folder]
     if args.compare and not args.scores:
         raise SettingsError("--compare needs --scores: the run to compare with")

@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hesnr_tasks.analysis.tables import interval
-from hesnr_tasks.errors import DataError
+from hesnr_tasks.errors import DataError, listed
 from hesnr_tasks.formats import ReadReport, read_trajectories
-from hesnr_tasks.passk import Query, listed, log_files, pass_at_k, read_log
+from hesnr_tasks.passk import Query, log_files, pass_at_k, read_log
 from hesnr_tasks.stats import Estimate, estimates, holm, paired
 from hesnr_tasks.trajectory import Kind
 

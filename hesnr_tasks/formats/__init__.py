@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from hesnr_tasks.errors import DataError, SettingsError
+from hesnr_tasks.errors import DataError, SettingsError, listed
 from hesnr_tasks.formats.agents import MINI_SWE_AGENT, NEBIUS, OPENHANDS, OPENHANDS_SDK, R2E_GYM, SWE_AGENT
 from hesnr_tasks.formats.base import (
     READING,
@@ -491,7 +491,7 @@ def trajectory_identity(trajectory: Trajectory) -> str:
 def source_label(source: str | Sequence[str]) -> str:
     """The name or names the user gave, for a message."""
     names = [source] if isinstance(source, str) else list(source)
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return listed(list(map(repr, names)))
 
 
 def no_trajectory_message(

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hesnr_tasks.errors import DataError, SettingsError, nearest
+from hesnr_tasks.errors import DataError, SettingsError, listed, nearest
 from hesnr_tasks.files.bounded import read_json, read_text
 from hesnr_tasks.formats.base import Where, deep
 from hesnr_tasks.formats.outcomes import reports_in, tried_outcomes
@@ -47,7 +47,6 @@ _FEWEST_PROBLEMS = 4  # for Student's t
 _MOST_ENUMERATED = 16  # differing problems whose 2^16 sign assignments are enumerated
 _RANDOM_ASSIGNMENTS = 20_000
 _ROUNDING = 1e-12  # values closer than that are equal
-_LISTED = 3
 _QUANTILE = (1 + 0.95) / 2  # of 95 % intervals
 
 
@@ -139,12 +138,6 @@ def aligned(runs: Sequence[AnswerCounts], *, common: bool = False) -> tuple[list
         labels = tuple(run.labels[i] for i in order)
         subsets.append(AnswerCounts(run.name, problems, labels, run.n[order], run.c[order], run.notes))
     return subsets, notes
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first three, and how many more."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 # --- intervals and tests for yes-or-no outcomes -----------------------------------------------------------------------

@@ -77,11 +77,11 @@ class PassKSettings:
                     f"passk: pass@{k} cannot be known from {settings.repeats} answers a problem; raise repeats, or "
                     "lower k"
                 )
-        if type(settings.threshold) not in (int, float, type(None)):
-            raise SettingsError(f"passk: threshold must be a number, not {settings.threshold!r}")
-        for name in ("base", "verifier", "answers"):
-            if not isinstance(getattr(settings, name), (str, type(None))):
-                raise SettingsError(f"passk: {name} must be a text, not {getattr(settings, name)!r}")
+        for name in ("base", "verifier", "answers", "threshold"):
+            kinds, noun = ((int, float), "a number") if name == "threshold" else ((str,), "a text")
+            value = getattr(settings, name)
+            if value is not None and type(value) not in kinds:
+                raise SettingsError(f"passk: {name} must be {noun}, not {value!r}")
         return settings
 
     @property

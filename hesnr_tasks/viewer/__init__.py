@@ -158,19 +158,25 @@ class TokenView(NamedTuple):
     top: Sequence[tuple[str, float]] = ()
 
 
-def load_tokenizer(path: str) -> Encoder:
-    """The tokenizer at a folder or hub id; runs no code that comes with it."""
+def load_pretrained(what: str, path: str) -> Any:
+    """The "tokenizer" or the "configuration" at a folder or hub id; runs no code that comes with it.
+
+    Raises:
+        HesnrError: there is no transformers.
+        SettingsError: there is none, or it cannot be read.
+    """
     try:
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
     except ImportError:
-        raise HesnrError("--tokenizer needs transformers. Install it with: pip install 'hesnr-tasks[hf]'") from None
+        raise HesnrError(f"a {what} needs transformers. Install it with: pip install 'hesnr-tasks[hf]'") from None
     try:
         with cache_if_unreachable(path):
-            return Encoder(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
-    except Exception as error:  # the hub, the network and tokenizer files raise what they like
+            loader: Any = AutoTokenizer if what == "tokenizer" else AutoConfig
+            return loader.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # the hub, the network and files raise what they like
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}"
         raise SettingsError(
-            f"the tokenizer {path!r} cannot be loaded ({reason.rstrip('.')}).\n"
+            f"the {what} {path!r} cannot be loaded ({reason.rstrip('.')}).\n"
             "Give the folder of a checkpoint, or a hub id."
         ) from error
 

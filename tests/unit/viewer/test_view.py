@@ -12,7 +12,7 @@ from hesnr_tasks.filters import FILTERS, char_codes, filter_bits
 from hesnr_tasks.trajectory import Kind, Trajectory
 from hesnr_tasks.trajectory.alignment import Encoder, token_labels, token_turns
 from hesnr_tasks.trajectory.rendering import label_mask, render
-from hesnr_tasks.viewer import TokenView, load_tokenizer, token_table, tokenize, totals, view_of
+from hesnr_tasks.viewer import TokenView, load_pretrained, token_table, tokenize, totals, view_of
 from tests import tiny
 from tests.unit.viewer import examples
 
@@ -143,10 +143,10 @@ def test_any_text_is_covered_once(parts):
 
 def test_a_tokenizer_that_is_not_there_is_told_in_words(tmp_path):
     with pytest.raises(SettingsError, match=r"tokenizer .* cannot be loaded"):
-        load_tokenizer(str(tmp_path))
+        load_pretrained("tokenizer", str(tmp_path))
 
 
 def test_a_saved_tokenizer_is_loaded(tmp_path):
     tiny.byte_level().save_pretrained(tmp_path)
-    assert isinstance(load_tokenizer(str(tmp_path)), Encoder)
+    assert load_pretrained("tokenizer", str(tmp_path)).get_vocab() == tiny.byte_level().get_vocab()
     assert issubclass(SettingsError, HesnrError)
