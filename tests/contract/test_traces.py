@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval.models.huggingface")
 import hesnr_tasks as hesnr  # noqa: E402
 from hesnr_tasks.backends import hf, tokenise  # noqa: E402
 from hesnr_tasks.backends.base import TokenSequence  # noqa: E402
-from hesnr_tasks.filters import FILTERS, labelled  # noqa: E402
+from hesnr_tasks.filters import FILTERS  # noqa: E402
 from hesnr_tasks.formats import choose, read_record  # noqa: E402
 from hesnr_tasks.formats.sources import records  # noqa: E402
 from hesnr_tasks.metrics import METRICS, TokenColumns, TrajectorySums, evaluate  # noqa: E402
@@ -56,9 +56,9 @@ def test_the_types_from_a_record_to_a_number(runs):
     backend, mask = hf.make(hf.LiveModel(model, tokenizer)), label_mask([Kind.ACTION], FILTERS, tuple(FILTERS))
     record = next(records(runs))
     run = read_record(choose(record.value), record.value, record.where)
-    text = labelled(render(run))
-    request = Corpus().request_for(run.id, text, mask=mask, k=K, overflow="error")
-    _, encoded, tokens = tokenise(request, Encoder(tokenizer), backend.max_length)
+    corpus = Corpus()
+    request = corpus.request(run.id, corpus.add(render(run)), mask=mask, k=K, overflow="error")
+    text, encoded, tokens = tokenise(request, Encoder(tokenizer), backend.max_length)
     sequence = TokenSequence.of(request, encoded.ids, tokens.position, backend.max_length)
     ((_, scores),) = backend.score([sequence], K, lambda tokens: None)
     tokens = dataclasses.replace(tokens, scores=scores)
