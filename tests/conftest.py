@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import logging
 import os
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -113,6 +114,16 @@ def pytest_collection():
     finally:
         gc.enable()
         gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures
+def pytest_runtest_setup():
+    """Random numbers that a test draws without a seed are the same in any order of tests."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_collection_modifyitems(items):

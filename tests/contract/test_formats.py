@@ -199,7 +199,7 @@ def test_mutated_fixtures_are_read_or_reported(start, tmp_path):
     for seed in range(start, start + 50):
         path = SOURCES[seed % len(SOURCES)]
         outcome = mutations.read(path, mutations.mutant(path, seed), tmp_path)
-        assert outcome.seconds < 1 or seed < 50  # the first ones also import what reads archives
+        assert outcome.seconds < 10, seed  # a moment, on any machine
 
 
 KEYS = (
