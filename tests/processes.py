@@ -19,9 +19,7 @@ from unittest import mock
 __all__ = ["Ended", "WarmPython", "finish", "start", "torchrun", "warm_python"]
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(
-    ["lm_eval.models.huggingface", "hesnr_tasks.tasks.task", "tests.lm_eval_run", "tests.slow.callback_main"]
-)
+_FORKSERVER.set_forkserver_preload(["tests.preloaded"])
 
 
 class Ended(NamedTuple):
