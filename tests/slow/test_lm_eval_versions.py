@@ -15,6 +15,7 @@ from tests.lm_eval_run import SMALL, lm_eval_command, write
 
 NEXT = Path(os.environ.get("HESNR_LM_EVAL_NEXT_PYTHON", ROOT / ".venv-lm-eval-next" / "bin" / "python"))
 COMMAND = """
+import gc; gc.disable()  # a third of the time of imports
 import importlib.metadata, runpy
 from tests.lm_eval_run import quick
 print(importlib.metadata.version("lm_eval"))

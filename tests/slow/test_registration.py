@@ -62,6 +62,7 @@ def test_plain_lm_eval_then_finds_our_tasks_and_ends_with_what_must_not_be_overl
     model, loggers = tiny.llama(str(tmp_path / "model")), lm_eval_copy.parent / "loggers" / "utils.py"
     words = ["--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--tasks", "hesnr_swe", "--limit", 2]
     describe = "from torch.utils.collect_env import get_pretty_env_info"  # runs programs for seconds
+    (lm_eval_copy.parent.parent / "sitecustomize.py").write_text("import gc; gc.disable()")  # a third of imports' time
     loggers.write_text(loggers.read_text().replace(describe, "get_pretty_env_info = str"))
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", *map(str, words)],

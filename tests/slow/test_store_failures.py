@@ -34,9 +34,9 @@ def run_code(code, *words, before=()):
 
 def test_a_writer_killed_at_random_moments_loses_nothing_it_wrote(tmp_path):
     """Every file is whole after each kill, what was acknowledged is there, and the end is as if nothing happened."""
-    results = run_main("kill", tmp_path / "killed", 25, 7)
-    assert results["rounds"] == 25
-    assert results["acknowledged"] >= 25
+    results = run_main("kill", tmp_path / "killed", 12, 7)
+    assert results["rounds"] == 12
+    assert results["acknowledged"] >= 12
     whole = made.filled(tmp_path / "whole", range(12))
     killed = ScoreStore.open(tmp_path / "killed", made.signature())
     assert whole.keys() == killed.keys()
