@@ -21,7 +21,8 @@ def score_demo(folder, count=3, steps=25):
     model = HFLM(pretrained=tiny.llama(str(folder / "model"), steps=steps), dtype="float32", device="cpu")
     trajectories = load([str(demo.trajectories_path())], limit=count)
     corpus = Corpus(trajectories)
-    requests = [corpus.request(i, "transcript", mask=MASK, k=10, overflow="right") for i in range(len(corpus))]
+    keys = [corpus.text(i, "transcript") for i in range(len(corpus))]
+    requests = [corpus.request(t.id, key, mask=MASK, k=10, overflow="right") for t, key in zip(trajectories, keys)]
     results = [scores for _, scores, _ in sorted(iterate_scores(model, requests), key=lambda item: item[0])]
     signature = scoring_signature(results[0].run, render="transcript", overflow="right", k=10, filters=list(FILTERS))
     store = ScoreStore.open(folder / "store", signature)
