@@ -273,24 +273,17 @@ def build_report_data(
         return verdict
 
     # results without score files are of other tokens than score files restricted to a context
-    plotted = _comparable_results(ours, summaries) if limit is None else []
-    all_notes += _notes_on_other_data(ours, summaries)
+    by_name = {summary.name: summary for summary in summaries}
+    plotted = _comparable_results(ours, by_name) if limit is None else []
+    all_notes += _notes_on_other_data(ours, by_name)
+    names = {checkpoint.name for checkpoint in ladder}
+    tasks = ((task, outcomes(named.ladder, task).items()) for task in named.ladder.benchmarks)
+    downstream = {t: kept for t, scores in tasks if (kept := {name: s for name, s in scores if name in names})}
+    values = _values(plotted, summaries, [numbers() for numbers in measured])
     data = ReportData(
-        ladder=ladder,
-        results=tuple(results),
-        plotted=tuple(plotted),
-        values=_values(plotted, summaries, [values() for values in measured]),
-        summaries=tuple(summaries),
-        downstream=_judged(named),
-        ablation=ablation,
-        k=k,
-        epsilon=epsilon,
-        resamples=resamples,
-        seed=seed,
-        context=limit,
-        notes=all_notes,
-        judged=judged,
-    )
+        ladder, tuple(results), tuple(plotted), values, tuple(summaries), downstream, ablation, k, epsilon,
+        resamples, seed, limit, all_notes, judged=judged,
+    )  # fmt: skip
     data.missing.extend(_missing(data))
     return data
 
@@ -352,16 +345,6 @@ def _settings(ours: Sequence[TaskResult]) -> tuple[int, float]:
     return settings.most_common(1)[0][0] if settings else (10, EPSILON)
 
 
-def _judged(named: NamedLadder) -> dict[str, dict[str, Outcome]]:
-    """Of each downstream task the scores that judge checkpoints with results."""
-    names = {checkpoint.name for checkpoint in named.checkpoints}
-    judged = {
-        task: {name: score for name, score in outcomes(named.ladder, task).items() if name in names}
-        for task in named.ladder.benchmarks
-    }
-    return {task: scores for task, scores in judged.items() if scores}
-
-
 def _judge(
     ordered: Sequence[tuple[Checkpoint, Run]], ladder: Ladder, settings: VerdictSettings
 ) -> Verdict | str | None:
@@ -386,40 +369,32 @@ def _why_not_comparable(a: CheckpointSummary, b: CheckpointSummary) -> str:
     return ""
 
 
-def _comparable_results(ours: Sequence[TaskResult], summaries: Sequence[CheckpointSummary]) -> list[TaskResult]:
+def _of_same_data(result: TaskResult, by_name: Mapping[str, CheckpointSummary]) -> bool:
+    summary = by_name.get(result.model)
+    return summary is not None and summary.has_data(result.select, (result.signature or {}).get("data"))
+
+
+def _comparable_results(ours: Sequence[TaskResult], by_name: Mapping[str, CheckpointSummary]) -> list[TaskResult]:
     """For each set of tokens the results that may stand beside the score files, or the largest group of results."""
-    by_name = {summary.name: summary for summary in summaries}
     best: dict[str, tuple[int, int, list[TaskResult]]] = {}
     for group in group_comparable(ours):
-        select = group[0].select
-        same = sum(by_name[r.model].has_data(r.select, _data_of(r)) for r in group if r.model in by_name)
-        if not same and any(select in summary.runs for summary in summaries):
+        select, same = group[0].select, sum(_of_same_data(result, by_name) for result in group)
+        if not same and any(select in summary.runs for summary in by_name.values()):
             continue
         if select not in best or (same, len(group)) > best[select][:2]:
             best[select] = (same, len(group), group)
     return [result for _, _, group in best.values() for result in group]
 
 
-def _data_of(result: TaskResult) -> str | None:
-    return (result.signature or {}).get("data")
-
-
-def _notes_on_other_data(ours: Sequence[TaskResult], summaries: Sequence[CheckpointSummary]) -> list[str]:
-    by_name = {summary.name: summary for summary in summaries}
-    agreeing = {
-        (result.model, result.task)
-        for result in ours
-        if result.model in by_name and by_name[result.model].has_data(result.select, _data_of(result))
-    }
+def _notes_on_other_data(ours: Sequence[TaskResult], by_name: Mapping[str, CheckpointSummary]) -> list[str]:
+    # a trial beside the whole run: both are shown, and said
+    agreeing = {(result.model, result.task) for result in ours if _of_same_data(result, by_name)}
     return [
         f"{result.model}: the leaderboard's {result.task} is of {(result.signature or {})['trajectories']} "
         f"trajectories, the figures are of the {summary.n_trajectories(result.select)} in {summary.folder}"
         for result in ours
         for summary in [by_name.get(result.model)]
-        if summary is not None
-        and (result.model, result.task) not in agreeing  # a trial beside the whole run: both are shown, and said
-        and result.select in summary.runs
-        and not summary.has_data(result.select, _data_of(result))
+        if summary and result.select in summary.runs and (result.model, result.task) not in agreeing
     ]
 
 

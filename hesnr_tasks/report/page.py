@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 
 from hesnr_tasks import __version__
 from hesnr_tasks.analysis.summary import UNFILTERED
-from hesnr_tasks.analysis.tables import Table
+from hesnr_tasks.analysis.tables import Table, escape_markdown
 from hesnr_tasks.errors import HesnrError, printable
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.ladder.evidence import Verdict
@@ -61,9 +61,7 @@ def write_report(data: ReportData, folder: Path, figures: Iterable[SavedFigure],
             if table.rows:
                 write_output(folder / "tables" / f"{table.name}.csv", tables.csv_text(table))
         saved = list(figures)
-        captions = [
-            f"**{f.name}** – {f.title} (paper: {f.paper}). {tables.escape_markdown(f.caption)}\n" for f, *_ in saved
-        ]
+        captions = [f"**{f.name}** – {f.title} (paper: {f.paper}). {escape_markdown(f.caption)}\n" for f, *_ in saved]
         write_output(folder / "figures" / "captions.md", "\n".join(captions))
         if data.verdict is not None:
             write_output(folder / "verdict.json", data.verdict.to_json() + "\n")

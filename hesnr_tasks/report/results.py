@@ -79,17 +79,12 @@ class TaskResult(NamedTuple):
                 str(name): Estimate(*(math.nan if x is None else float(x) for x in numbers))
                 for name, numbers in document["values"].items()
             }
+            better = {str(name): bool(value) for name, value in document["higher_is_better"].items()}
             return cls(
-                model=str(document["model"]),
-                task=str(document["task"]),
-                values=values,
-                comparable=str(document["comparable"]),
-                date=float(document["date"]),
-                signature=signature,
-                higher_is_better={str(name): bool(value) for name, value in document["higher_is_better"].items()},
-                path=Path(str(document["path"])),
+                str(document["model"]), str(document["task"]), values, str(document["comparable"]),
+                float(document["date"]), signature, better, Path(str(document["path"])),
                 in_group=bool(document["in_group"]),
-            )
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"this is no result of a task ({type(error).__name__}: {error})") from None
 
@@ -214,18 +209,12 @@ def _read_file(path: Path) -> Iterator[TaskResult]:
             if numbers:
                 name = task.rsplit("::", 1)[-1]  # lm-eval 0.5 writes `group::task`
                 directions = (content.get("higher_is_better") or {}).get(task) or {}
+                comparable = _our_settings(name, signature) if signature else _benchmark_settings(task, content)
                 yield TaskResult(
-                    model=_model_name(content),
-                    task=name,
-                    values=numbers,
-                    comparable=_our_settings(name, signature) if signature else _benchmark_settings(task, content),
-                    date=float(content.get("date") or 0),
-                    signature=signature,
-                    higher_is_better={key: bool(value) for key, value in directions.items() if value is not None},
-                    path=path,
-                    scores=metadata.get("scores"),
-                    in_group=task in members,
-                )
+                    _model_name(content), name, numbers, comparable, float(content.get("date") or 0), signature,
+                    {key: bool(value) for key, value in directions.items() if value is not None}, path,
+                    metadata.get("scores"), task in members,
+                )  # fmt: skip
     except DataError as error:
         raise DataError(f"{path} is not an lm-eval result file: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -28,26 +28,6 @@ from hesnr_tasks.stats import FEWEST_CHECKPOINTS, Estimate, agreement, bootstrap
 if TYPE_CHECKING:
     from hesnr_tasks.report.data import ReportData
 
-__all__ = [
-    "AGREED",
-    "ablation",
-    "agreements",
-    "boards",
-    "context_boards",
-    "csv_text",
-    "entropy_peaks",
-    "escape_markdown",
-    "leaderboard_csv",
-    "leaderboard_markdown",
-    "leaderboard_text",
-    "metric_title",
-    "neighbours",
-    "orient_higher_is_better",
-    "sweep_agreements",
-    "token_set_title",
-    "with_interval",
-    "write_leaderboard",
-]
 
 FloatArray = npt.NDArray[np.float64]
 AGREED = ("ppl", "he_ppl", "he_snr")
@@ -135,12 +115,9 @@ def context_boards(data: ReportData) -> list[Board]:
 
 
 def write_leaderboard(
-    results: Sequence[TaskResult],
-    ladder: Sequence[Checkpoint],
-    folder: Path,
-    sort: str = "step",
+    results: Sequence[TaskResult], ladder: Sequence[Checkpoint], folder: Path, sort: str = "step",
     extra: Sequence[Board] = (),
-) -> None:
+) -> None:  # fmt: skip
     """Write leaderboard.md, with `extra` boards after the others, and leaderboard.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     write_output(folder / "leaderboard.md", leaderboard_markdown([*boards(results, ladder, sort), *extra]) + "\n")
@@ -167,12 +144,8 @@ def leaderboard_text(tables: Sequence[Board], *, wide: bool = False) -> str:
 
 def leaderboard_csv(results: Sequence[TaskResult], ladder: Sequence[Checkpoint]) -> str:
     """One line a checkpoint and task: every metric with its standard error, and the settings."""
-    names = dict.fromkeys(
-        [
-            *_board_metrics(r.values for r in results if r.signature),
-            *(name for result in results for name in result.values),
-        ]
-    )
+    names = dict.fromkeys(_board_metrics(result.values for result in results if result.signature))
+    names |= dict.fromkeys(name for result in results for name in result.values)
     checkpoints = {checkpoint.name: checkpoint for checkpoint in ladder}
     lines: list[dict[str, Any]] = []
     for result in _sorted(results, ladder, "step"):
@@ -180,9 +153,8 @@ def leaderboard_csv(results: Sequence[TaskResult], ladder: Sequence[Checkpoint])
         cells = {f"{name}{end}": x for name, n in numbers.items() for end, x in (("", n.value), ("_stderr", n.stderr))}
         checkpoint = checkpoints[result.model]
         place = {"step": checkpoint.step, "context": checkpoint.context, "stage": checkpoint.stage}
-        lines.append(
-            {"checkpoint": result.model, "task": result.task, **cells, **place, "signature": result.comparable}
-        )
+        about = {"checkpoint": result.model, "task": result.task}
+        lines.append({**about, **cells, **place, "signature": result.comparable})
     return csv_text(Table("leaderboard", "", lines))
 
 
@@ -254,9 +226,8 @@ def _board_metrics(rows: Iterable[Mapping[str, Estimate]]) -> list[str]:
 def _metric_board(title: str, about: str, rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> Board:
     names = _board_metrics(values for _, values in rows)
     lines = tuple((model, *(_cell(name, values.get(name, _UNDEFINED)) for name in names)) for model, values in rows)
-    return Board(
-        title, about, ("checkpoint", *(_BOARD_TITLES.get(name) or metric_title(name) for name in names)), lines
-    )
+    headings = (_BOARD_TITLES.get(name) or metric_title(name) for name in names)
+    return Board(title, about, ("checkpoint", *headings), lines)
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:
@@ -409,29 +380,20 @@ def _neighbour_rows(data: ReportData, select: str) -> Iterator[dict[str, Any]]:
             parts = [run.sums.repeat(run.multiplicity).parts(metric) for run in (a, b)]
             d = paired(parts[0], parts[1], entry.exponentiate, resamples=data.resamples, bootstrap=False)
             gain = d.value if entry.higher_is_better else -d.value
+            difference = Estimate(d.value, d.stderr, d.ci_low, d.ci_high)
             yield {
-                "select": select,
-                "metric": metric,
-                "from": a.name,
-                "to": b.name,
-                "difference": Estimate(d.value, d.stderr, d.ci_low, d.ci_high),
-                "p": d.p,
+                "select": select, "metric": metric, "from": a.name, "to": b.name, "difference": difference, "p": d.p,
                 "steps": gain / d.stderr if d.stderr > 0 else math.nan,
-            }
+            }  # fmt: skip
 
 
 def entropy_peaks(data: ReportData) -> Table:
     """Where entropies gather: the mode, the peaks, and the share of tokens near ln 1 … ln 5."""
     rows = [
-        {
-            "checkpoint": summary.name,
-            "select": d.select,
-            "population": d.population,
-            "tokens": d.tokens,
-            "mode": d.peaks[0].entropy if d.peaks else math.nan,
-            "peaks": " ".join(f"{peak.entropy:.3f}" for peak in sorted(d.peaks)),
-            **{f"ln{n}": share for n, share in d.near.items()},
-        }
+        {"checkpoint": summary.name, "select": d.select, "population": d.population, "tokens": d.tokens}
+        | {"mode": d.peaks[0].entropy if d.peaks else math.nan}
+        | {"peaks": " ".join(f"{peak.entropy:.3f}" for peak in sorted(d.peaks))}
+        | {f"ln{n}": share for n, share in d.near.items()}
         for summary in data.summaries
         for d in summary.distributions
     ]

@@ -49,14 +49,8 @@ def observation_densities(data: ReportData) -> ReportFigure | None:
 def histogram_rows(summaries: Sequence[CheckpointSummary], select: str) -> list[dict[str, Any]]:
     """A row a bin: number of tokens with an entropy from `low` to `high` (nats), and their density per nat."""
     return [
-        {
-            "checkpoint": name,
-            "population": d.population,
-            "low": round(low, 6),
-            "high": round(high, 6),
-            "tokens": count,
-            "density": round(count / d.tokens / (high - low), 6) if d.tokens else 0.0,
-        }
+        {"checkpoint": name, "population": d.population, "low": round(low, 6), "high": round(high, 6), "tokens": count}
+        | {"density": round(count / d.tokens / (high - low), 6) if d.tokens else 0.0}
         for name, d in _distributions(summaries, select)
         for (low, high), count in zip(itertools.pairwise(d.edges.tolist()), d.counts.tolist(), strict=True)
     ]
@@ -65,13 +59,8 @@ def histogram_rows(summaries: Sequence[CheckpointSummary], select: str) -> list[
 def density_rows(summaries: Sequence[CheckpointSummary], select: str) -> list[dict[str, Any]]:
     """A row a grid point of every kernel density, per nat; `peak`: "mode", "peak" or empty."""
     return [
-        {
-            "checkpoint": name,
-            "population": d.population,
-            "entropy": round(entropy, 5),
-            "density": round(height, 5),
-            "peak": kind,
-        }
+        {"checkpoint": name, "population": d.population, "entropy": round(entropy, 5)}
+        | {"density": round(height, 5), "peak": kind}
         for name, d in _distributions(summaries, select)
         for entropy, height, kind in [
             *zip(d.grid.tolist(), d.height.tolist(), itertools.repeat("")),

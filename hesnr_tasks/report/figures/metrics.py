@@ -20,14 +20,7 @@ from hesnr_tasks.plotting import COLOURS, MARKERS, bar_lengths, error_bars, figu
 from hesnr_tasks.plotting import series as style_of
 from hesnr_tasks.report.data import ReportData, ReportFigure
 from hesnr_tasks.report.figures.entropy import evenly_spaced
-from hesnr_tasks.report.tables import (
-    AGREED,
-    agreements,
-    metric_title,
-    sweep_agreements,
-    token_set_title,
-    with_interval,
-)
+from hesnr_tasks.report.tables import AGREED, agreements, metric_title, sweep_agreements, token_set_title, with_interval
 from hesnr_tasks.stats import Estimate
 
 if TYPE_CHECKING:
@@ -267,14 +260,9 @@ def downstream(data: ReportData) -> ReportFigure | None:
     """Figure 6: PPL, HE-PPL and HE-SNR against the score on the first downstream task."""
     task = next(iter(data.downstream), "")
     rows: list[dict[str, Any]] = [
-        {
-            "checkpoint": checkpoint.name,
-            "task": task,
-            "group": group,
-            "select": select,
-            **{name: data.values[select][checkpoint.name][name] for name in AGREED},
-            "downstream": _downstream_number(data, checkpoint.name),
-        }
+        {"checkpoint": checkpoint.name, "task": task, "group": group, "select": select}
+        | {name: data.values[select][checkpoint.name][name] for name in AGREED}
+        | {"downstream": _downstream_number(data, checkpoint.name)}
         for select in dict.fromkeys((UNFILTERED, data.filtered))
         for group, checkpoints in (data.groups(task, data.values.get(select, {})) if task else {}).items()
         for checkpoint in checkpoints
