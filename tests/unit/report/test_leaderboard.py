@@ -92,8 +92,8 @@ def test_a_trial_beside_the_whole_run_is_no_contradiction_of_the_figures():
         SimpleNamespace(model="a", task="hesnr_swe", select="all", signature={"data": data, "trajectories": n})
         for data, n in (("d", 100), ("t", 3))
     )
-    assert _notes_on_other_data([whole, trial], [summary]) == []
-    (note,) = _notes_on_other_data([trial], [summary])
+    assert _notes_on_other_data([whole, trial], {summary.name: summary}) == []
+    (note,) = _notes_on_other_data([trial], {summary.name: summary})
     assert note.startswith("a: the leaderboard's hesnr_swe is of 3 trajectories, the figures are of the 100 in")
 
 
