@@ -1,7 +1,8 @@
 """The default benchmarks, in ten minutes: `python -m benchmarks` (or `--minutes N`).
 
 What is short comes first; `scoring` gets what is left and leaves out what does not fit. A benchmark that does not end
-in time is stopped and named. Each says how long it took and how much of the machine other programs had meanwhile.
+in time is stopped and named. Each says how long it took, its processor seconds, which others hardly change, and how
+much of the machine other programs had meanwhile.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def run(name: str, arguments: tuple[str, ...], seconds: float) -> str:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     took = time.perf_counter() - start
-    others = max(0.0, busy() - before - (own_time() - own)) / took / (os.cpu_count() or 1)
-    return f"{end} after {took:.0f} s; other programs took {others:.0%} of the machine"
+    processor = own_time() - own
+    others = max(0.0, busy() - before - processor) / took / (os.cpu_count() or 1)
+    return f"{end} after {took:.0f} s ({processor:.0f} of a processor); other programs took {others:.0%} of the machine"
 
 
 def main() -> None:

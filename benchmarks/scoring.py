@@ -313,18 +313,19 @@ def row(*cells) -> str:
 
 def table_of_ways(names, repeats):
     """The ways on the same trajectory."""
-    yield row("model", "way", "seconds", "of bare", "peak memory over the model, MB", "others")
-    yield row("---", "---", "---:", "---:", "---:", "---:")
+    yield row("model", "way", "seconds", "of bare", "of its processor time", "peak memory over the model, MB", "others")
+    yield row("---", "---", "---:", "---:", "---:", "---:", "---:")
     for name in names:
         results = interleaved([(variant, name, TOKENS) for variant in WAYS], repeats)
         limit = results["bare", name, TOKENS]
         for (variant, _, _), run in results.items():
             if "failed" in run:
-                yield row(name, variant, "–", "–", run["failed"], "")
+                yield row(name, variant, "–", "–", "–", run["failed"], "")
             else:
-                ratio = f"{run['seconds'] / limit['seconds']:.2f}"
+                ratio, processor = (f"{run[key] / limit[key]:.2f}" for key in ("seconds", "processor_seconds"))
+                processor = "–" if variant == "vllm" else processor  # its engine is another process
                 others = f"{run['others']:.0%}"
-                yield row(name, variant, f"{run['seconds']:.2f}", ratio, f"{run['megabytes']:.0f}", others)
+                yield row(name, variant, f"{run['seconds']:.2f}", ratio, processor, f"{run['megabytes']:.0f}", others)
 
 
 def table_of_lengths(name, repeats):
