@@ -32,6 +32,7 @@ from hesnr_tasks.ladder.verdict import (
     corrected,
     predictions,
     signals,
+    spanned,
     stages_of,
     values,
 )
@@ -128,7 +129,7 @@ class Verdict:
                 lines.append(
                     f"{task}: of {tried} metrics, {label} predicts a checkpoint left out best: error {best.error:.3g}, "
                     f"{against} {best.error_of_mean:.3g} of guessing the mean "
-                    f"({number_of(best.checkpoints, 'checkpoint')})."
+                    f"({spanned(best.stages)})."
                 )
         return lines
 

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from hesnr_tasks.errors import SettingsError, number_of
 from hesnr_tasks.ladder.downstream import Outcome
 from hesnr_tasks.ladder.schema import Checkpoint
-from hesnr_tasks.stats import SEED, correlations, holm, paired, trajectories_needed
+from hesnr_tasks.stats import SEED, bootstrap_sums, correlations, holm, paired, trajectories_needed
 
 FloatArray = npt.NDArray[np.float64]
 FEWEST = 4  # checkpoints for a coefficient
@@ -51,21 +51,18 @@ class Proxy(NamedTuple):
         return self.title or self.name
 
 
-def values(proxy: Proxy, counts: npt.NDArray[Any] | None = None) -> FloatArray:
-    """The pooled metric of each checkpoint, oriented so that higher is better (perplexities as minus the mean loss).
+def values(proxy: Proxy) -> FloatArray:
+    """The pooled metric of each checkpoint, shape (C,), oriented so that higher is better; NaN where nothing counts.
 
-    Args:
-        proxy: its sums.
-        counts: how often each trajectory counts, shape (R, T); None: once.
-
-    Returns:
-        Shape (R, C), or (C,) without counts; NaN where nothing counts.
+    Perplexities are minus the mean loss.
     """
-    weights = np.ones((1, proxy.numerator.shape[1])) if counts is None else counts.astype(np.float64)
+    return _oriented(proxy, proxy.numerator.sum(axis=1), proxy.denominator.sum(axis=1))
+
+
+def _oriented(proxy: Proxy, numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (weights @ proxy.numerator.T) / (weights @ proxy.denominator.T)
-    ratio = np.where(np.isfinite(ratio), ratio, np.nan) * (1 if proxy.higher_is_better else -1)
-    return ratio[0] if counts is None else ratio
+        ratio = numerator / denominator
+    return np.where(np.isfinite(ratio), ratio, np.nan) * (1 if proxy.higher_is_better else -1)
 
 
 # --- which checkpoint -------------------------------------------------------------------------------------------------
@@ -239,6 +236,8 @@ class Claim:
     def sentence(self) -> str:
         """The claim in words."""
         n = number_of(self.checkpoints, "checkpoint")
+        if self.checkpoints >= FEWEST and math.isnan(self.spearman_gain.value):
+            return f"{self.where}: the scores or values of {spanned(self.stages)} are all alike: there is no order."
         if self.checkpoints < FEWEST:
             return (
                 f"{self.where}: {n} {'has' if self.checkpoints == 1 else 'have'} a downstream score; from {FEWEST} on "
@@ -254,8 +253,9 @@ class Claim:
     @property
     def brief(self) -> str:
         """A part in a few words."""
-        few = self.checkpoints < FEWEST
-        rest = "too few" if few else f"{self.spearman_gain.text}, {self.verdict}"
+        rest = f"{self.spearman_gain.text}, {self.verdict}"
+        if math.isnan(self.spearman_gain.value):
+            rest = "too few" if self.checkpoints < FEWEST else "no order"
         return f"{self.group} ({number_of(self.checkpoints, 'checkpoint')}) {rest}"
 
 
@@ -375,21 +375,18 @@ def _resampled_gains(
     seed: int,
 ) -> FloatArray:
     """Differences of rank correlations over resamples of trajectories, of checkpoints of a family, and of scores."""
-    rng = np.random.default_rng(seed)
-    n = pair[0].numerator.shape[1]
+    rng = np.random.default_rng([seed, 1])  # independent of the resamples of trajectories
     picks = np.empty((resamples, len(chosen)), dtype=int)
     for label in np.unique(family):
         (members,) = np.nonzero(family == label)
         picks[:, members] = rng.choice(members, (resamples, len(members)))
-    counts = rng.multinomial(n, np.full(n, 1 / n), resamples)
     scores = y[picks] + np.nan_to_num(errors)[picks] * rng.normal(size=picks.shape)
-    sides = [
-        correlations(
-            _centred(np.take_along_axis(values(proxy, counts)[:, chosen], picks, axis=1), family),
-            _centred(scores, family),
-        )["spearman"]
-        for proxy in pair
-    ]  # fmt: skip
+    sides = []
+    for proxy in pair:
+        sums = np.concatenate([proxy.numerator[chosen], proxy.denominator[chosen]])
+        level = _oriented(proxy, *np.split(bootstrap_sums(sums.T, resamples, seed), 2, axis=1))
+        x = _centred(np.take_along_axis(level, picks, axis=1), family)
+        sides.append(correlations(x, _centred(scores, family))["spearman"])
     gains = sides[0] - sides[1]
     return gains[np.isfinite(gains)]
 
@@ -519,13 +516,15 @@ def signals(proxies: Sequence[Proxy], runs: Sequence[Sequence[int]]) -> list[Sig
 class Prediction(NamedTuple):
     """How well one proxy predicts the downstream score of a checkpoint it was not fitted on.
 
-    `error`: root mean squared leave-one-out error of a straight line per family; `error_of_mean`: that of the mean.
+    `error`: root mean squared leave-one-out error of a straight line per family; `error_of_mean`: that of the mean;
+    `stages`: how many checkpoints of each stage there are.
     """
 
     proxy: str
     checkpoints: int
     error: float
     error_of_mean: float
+    stages: Mapping[str, int]
 
 
 def predictions(
@@ -540,11 +539,12 @@ def predictions(
     chosen = [i for i in chosen if sizes[checkpoints[i].family] > 1]
     y = np.array([scores[checkpoints[i].name].value for i in chosen])
     family = np.array([checkpoints[i].family for i in chosen])
+    stages = stages_of(checkpoints[i] for i in chosen)
     results = []
     for proxy in proxies:
         x = values(proxy)[chosen] if chosen else np.array([])
         if len(chosen) < FEWEST or not np.isfinite(x).all():
-            results.append(Prediction(proxy.name, len(chosen), math.nan, math.nan))
+            results.append(Prediction(proxy.name, len(chosen), math.nan, math.nan, stages))
             continue
         errors, plain = [], []
         for i in range(len(chosen)):
@@ -555,6 +555,6 @@ def predictions(
             errors.append(y[i] - (y[own].mean() + slope * (x[i] - x[own].mean())))
             plain.append(y[i] - y[own].mean())
         rmse, rmse_mean = (float(np.sqrt(np.mean(np.square(side)))) for side in (errors, plain))
-        results.append(Prediction(proxy.name, len(chosen), rmse, rmse_mean))
+        results.append(Prediction(proxy.name, len(chosen), rmse, rmse_mean, stages))
     # twelve digits: proxies that order checkpoints alike stay in their order, however sums were rounded
     return sorted(results, key=lambda row: (math.isnan(row.error), float(f"{row.error:.12g}")))

@@ -53,12 +53,9 @@ def needed(difference, stderr, n, alpha):
 def test_values_are_pooled_ratios_turned_so_that_more_is_better():
     rng = np.random.default_rng(0)
     down = proxy("ppl", [3.0, 2.0], rng, better=False)
-    counts = rng.integers(0, 3, (5, 40))
-    actual = values(down, counts)
-    for r, c in itertools.product(range(5), range(2)):
-        top = sum(counts[r, t] * down.numerator[c, t] for t in range(40))
-        bottom = sum(counts[r, t] * down.denominator[c, t] for t in range(40))
-        assert actual[r, c] == pytest.approx(-top / bottom, rel=1e-12)
+    for c, actual in enumerate(values(down)):
+        top, bottom = (sum(side[c, t] for t in range(40)) for side in (down.numerator, down.denominator))
+        assert actual == pytest.approx(-top / bottom, rel=1e-12)
     assert values(down)[1] > values(down)[0]
 
 
@@ -340,3 +337,12 @@ def test_the_bootstrap_is_over_checkpoints_trajectories_and_instances():
     assert actual[1:] == pytest.approx(np.nanquantile(gains, (0.025, 0.975)).tolist(), abs=0.12)
     noisy = claim(good, other, rungs(10), scores(y, 5.0), "swe", resamples=4000).bootstrap
     assert noisy.high - noisy.low > actual.high - actual.low
+
+
+def test_scores_that_are_all_alike_have_no_order():
+    rng = np.random.default_rng(16)
+    p, q = proxy("he_snr", rng.normal(size=6), rng), proxy("ppl", rng.normal(size=6), rng)
+    actual = claim(p, q, rungs(6), scores([3.0] * 6, 0.1), "swe")
+    assert actual.verdict == "undecided"
+    assert actual.sentence == "swe: the scores or values of 6 pretrain checkpoints are all alike: there is no order."
+    assert actual.brief == "pooled (6 checkpoints) no order"
