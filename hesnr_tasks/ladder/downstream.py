@@ -366,16 +366,13 @@ def _swe_bench_row(
 def _name_within(text: str, names: Sequence[str]) -> str:
     """The longest name within a text, with "-sft" if words of fine-tuning stand beside it; empty: none, or several."""
     words = _words(text)
-    fits = {name: own for name in names if (own := _words(name)) and _contains(words, own)}
+    spaced = f" {' '.join(words)} "
+    fits = {name: own for name in names if (own := _words(name)) and f" {' '.join(own)} " in spaced}
     longest = [name for name, own in fits.items() if len(own) == max(map(len, fits.values()))]
     if len(longest) != 1:
         return ""
     beside = (Counter(words) - Counter(fits[longest[0]])).keys() & _TUNED_SIGNS
     return f"{longest[0]}-sft" if beside else longest[0]
-
-
-def _contains(words: Sequence[str], part: Sequence[str]) -> bool:
-    return any(words[i : i + len(part)] == list(part) for i in range(len(words) - len(part) + 1))
 
 
 def _lm_eval_rows(document: Mapping[str, Any], path: Path, ladder: Ladder, remarks: dict[str, None]) -> _Rows:

@@ -415,8 +415,11 @@ def run_job(job: Job, drop_downloads: bool, threads: int | None = None) -> JobRe
     except HesnrError as error:
         return JobResult(job.name, "failed", time.monotonic() - start, str(error))
     finally:
-        if drop_downloads:
-            _drop(_in_cache(job.model, job.revision) - cached)  # of a neighbour's revision nothing
+        commits = _in_cache(job.model, job.revision) - cached if drop_downloads else set()
+        if commits:  # of a neighbour's revision nothing
+            from huggingface_hub import scan_cache_dir
+
+            scan_cache_dir().delete_revisions(*commits).execute()
     seconds = round(time.monotonic() - start, 1)
     if job.shard is not None:  # its score files are what it was for; its numbers are of a part
         for results in job.folder.glob(f"shard-{job.shard + 1}_*.json"):
@@ -475,13 +478,6 @@ def _in_cache(model: str, revision: str) -> set[str]:
         return set()
     name = revision or "main"
     return {version.commit_hash for version in cached if name in version.refs or version.commit_hash.startswith(name)}
-
-
-def _drop(commits: set[str]) -> None:
-    if commits:
-        from huggingface_hub import scan_cache_dir
-
-        scan_cache_dir().delete_revisions(*commits).execute()
 
 
 _LOADING = ("hf", "hf-auto", "huggingface", "vllm", "sglang")  # engines that load a checkpoint into their process
