@@ -10,19 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hesnr_tasks.api import (
-        Difference,
-        Estimate,
-        LabelledText,
-        Scores,
-        Trajectory,
-        compare,
-        label,
-        load,
-        metric,
-        open_scores,
-        score,
-    )
+    from hesnr_tasks.api import LabelledText, Scores, compare, label, load, open_scores, score
+    from hesnr_tasks.metrics import metric
+    from hesnr_tasks.stats import Difference, Estimate
+    from hesnr_tasks.trajectory import Trajectory
 
 __version__ = "0.1.0"
 __all__ = [

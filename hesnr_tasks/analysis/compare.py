@@ -181,7 +181,13 @@ def matched(
                 + {"render": _ACROSS, "window": _WINDOWS}.get("+".join(d.name for d in changed), "")
             )
     if across_renderings:
-        runs = [_by_ids(run) for run in runs]
+        for run in runs:
+            if twice := [i for i, count in Counter(run.ids).items() if count > 1]:
+                raise DataError(
+                    f"{run.name} has other texts of one id ({listed(twice)}), so they cannot be paired across "
+                    "renderings. Give each trajectory an id of its own."
+                )
+        runs = [replace(run, keys=run.ids) for run in runs]  # ids do not depend on how texts were rendered
         first = runs[0]
     shared = set(first.keys).intersection(*(run.keys for run in runs[1:]))
     unlike = [other for other in runs[1:] if set(other.keys) != set(first.keys)]
@@ -211,17 +217,6 @@ def matched(
         renderings = ", ".join(f"{run.name}: {run.signature.get('render')}" for run in runs)
         notes.append(f"renderings ({renderings}): other texts and tokens, so a difference is of format as well")
     return aligned, notes
-
-
-def _by_ids(run: Run) -> Run:
-    """The run with trajectories known by their ids, which do not depend on how they were rendered."""
-    twice = [i for i, count in Counter(run.ids).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"{run.name} has other texts of one id ({listed(twice)}), so they cannot be paired across renderings. "
-            "Give each trajectory an id of its own."
-        )
-    return replace(run, keys=run.ids)
 
 
 def _unshared(a: Run, b: Run) -> Iterator[str]:

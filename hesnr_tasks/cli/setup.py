@@ -87,7 +87,19 @@ def checks() -> Iterator[Check]:
     for name, status, without in _PACKAGES:
         version = installed_version(name)
         yield Check("Versions", name, "ok" if version else status, version or f"not installed; {without}")
-    yield _registration()
+    try:
+        registered = registered_files()
+        folder, current = registered or (None, True)
+    except HesnrError:
+        yield Check("Tasks", "registration", "note", "no lm-eval to register with")
+    else:
+        if folder is None:
+            remedy = f"hesnr register, or --include_path {tasks_path()}, or `hesnr eval`"
+            yield Check("Tasks", "registration", "note", f"plain lm_eval does not know the tasks: {remedy}")
+        elif current:
+            yield Check("Tasks", "registration", "ok", f"lm_eval finds the tasks ({folder})")
+        else:
+            yield Check("Tasks", "registration", "missing", f"{folder} is of another version: hesnr register")
     yield from _engines()
     yield from _devices()
     yield from _disk()
@@ -101,20 +113,6 @@ def installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "of unknown version"
-
-
-def _registration() -> Check:
-    try:
-        registered = registered_files()
-    except HesnrError:
-        return Check("Tasks", "registration", "note", "no lm-eval to register with")
-    if registered is None:
-        remedy = f"hesnr register, or --include_path {tasks_path()}, or `hesnr eval`"
-        return Check("Tasks", "registration", "note", f"plain lm_eval does not know the tasks: {remedy}")
-    folder, current = registered
-    if not current:
-        return Check("Tasks", "registration", "missing", f"{folder} is of another version: hesnr register")
-    return Check("Tasks", "registration", "ok", f"lm_eval finds the tasks ({folder})")
 
 
 def _engines() -> Iterator[Check]:
