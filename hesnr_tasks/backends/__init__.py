@@ -310,15 +310,7 @@ def check_tokenizer(losses: Sequence[tuple[ScoringRequest, int, int]], backend: 
 
 # --- texts that wait --------------------------------------------------------------------------------------------------
 
-
-_COLUMNS = (
-    "position",
-    "label",
-    "turn",
-    "char_start",
-    "char_end",
-    "labels_cut",
-)  # of `TokenScores`, from the text alone
+_COLUMNS = ("position", "label", "turn", "char_start", "char_end", "labels_cut")  # of `TokenScores`
 
 
 class _StoredTexts(Sequence[TokenSequence]):
