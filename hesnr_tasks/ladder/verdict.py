@@ -9,7 +9,7 @@ recovers it from both intervals and the correlation of the two coefficients. Stu
 stands for the normal quantile; n is less by one for each family beyond the first, whose level is fitted. The errors of
 proxies and scores, because trajectories and instances are finitely many, are in the values that are observed, so they
 are in these intervals already. The bootstrap over checkpoints, trajectories and instances is given beside and decides
-nothing: of six checkpoints it covers too little, of more it tells fewer true differences (scripts/simulate_claims.py).
+nothing: it covers too little of six checkpoints, and of opposite metrics of any number (scripts/simulate_claims.py).
 """
 
 from __future__ import annotations
