@@ -193,7 +193,7 @@ def test_correlations_are_those_of_the_numbers_in_the_scatter(data):
     assert {(row["group"], row["checkpoints"]) for row in tables.agreements(data).rows} == {("base", 5)}
     notes = tables.agreements(data).notes
     assert any("swe, base: 5 checkpoints; of fewer than 8" in note for note in notes)
-    assert any("swe, fine-tuned: 1 checkpoint; from 4 on" in note for note in notes)
+    assert any("swe, fine-tuned: 1 sft checkpoint; from 4 on" in note for note in notes)
 
 
 @pytest.mark.parametrize(("checkpoints", "numbered"), [(12, True), (13, False)])
