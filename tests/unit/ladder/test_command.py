@@ -1,5 +1,6 @@
 """`hesnr ladder` as people call it, on real score files and on made-up ones with downstream scores."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -70,7 +71,7 @@ def test_check_says_what_a_run_would_miss_and_fits_the_terminal(tmp_path, capsys
     assert len(err.splitlines()) == 3
     code, _, again = run(capsys, "run", path, "-o", tmp_path / "out")
     assert code == 2
-    assert again.count("\n") == 3  # before anything is scored
+    assert again.count("\n") == (3 if importlib.util.find_spec("lm_eval") else 1)  # before anything is scored
     assert not (tmp_path / "out").exists()
     path.write_text(path.read_text().replace("tasks: [", "model: local-completions\ntasks: ["))
     assert "no folder" not in run(capsys, "check", path)[2]  # a server has folders of its own
