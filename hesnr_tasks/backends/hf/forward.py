@@ -572,7 +572,7 @@ def _measure(model: CausalLM, mode: ForwardMode, sample: torch.Tensor) -> _Needs
         cache = run(short, return_cache=True)
         cache_bytes = _tensor_bytes(cache, set())
         with CausalChunks() if mode.maskless_chunks else nullcontext() as chunks:
-            run(short[:, :2], short.shape[1], cache, return_cache=True)
+            run(short, short.shape[1], cache, return_cache=True)
         maskless = chunks is not None and chunks.replaced
     per_pair, per_cached_pair = _bytes_per_pair(model, maskless=maskless)
     return _Needs(max(slope, 1.0), per_pair, per_cached_pair, cache_bytes / _LENGTHS[0])
