@@ -26,9 +26,9 @@ K = 10
 
 
 def sequences(tokenizer, longest: int, most: int) -> list[TokenSequence]:
-    """The demo's trajectories, the last three quarters of each wanted, until there are `most` wanted tokens."""
+    """The miniature's trajectories, the last three quarters of each wanted, until there are `most` wanted tokens."""
     texts: list[TokenSequence] = []
-    for trajectory in load([str(demo.trajectories_path())]):
+    for trajectory in load([str(demo.HERE / "miniature" / "trajectories.jsonl")]):
         ids = tokenizer(render(trajectory, "transcript").text, add_special_tokens=False)["input_ids"][:longest]
         targets = np.arange(max(1, len(ids) // 4), len(ids), dtype=np.int32)
         texts.append(TokenSequence(trajectory.id, np.array(ids, np.int32), targets))

@@ -150,8 +150,10 @@ def char_codes(rendered: Rendered) -> npt.NDArray[np.uint8]:
     ends = list(itertools.accumulate(len(source.action) for source in rendered.sources))
     starts = [0, *ends][:-1]
     every = _bits("".join(source.action for source in rendered.sources), list(zip(starts, ends, strict=True)))
-    for source, start in zip(rendered.sources, starts, strict=True):
-        codes[source.text_index] = action_code(every[start + source.action_index])
+    if rendered.sources:
+        _, in_text, in_action = zip(*rendered.sources, strict=True)
+        shift = np.repeat(starts, [len(index) for index in in_text])
+        codes[np.concatenate(in_text)] = action_code(every[np.concatenate(in_action) + shift])
     return codes
 
 

@@ -211,8 +211,14 @@ class Conversation:
 
     def _text(self, segments: Sequence[Segment], chat: _ChatMessage, where: str, *, strip: bool) -> list[Any]:
         """Text as leaves, with the tags of reasoning between them as literals: templates look for those."""
-        text = "".join(s.text for s in segments)
+        text = "".join([s.text for s in segments])
         end = len(text.rstrip()) if strip else len(text)
+        if len(segments) == 1 and "think>" not in text and not text.isspace():  # most are so
+            action = -1
+            if segments[0].kind is Kind.ACTION:
+                action = len(self.actions)
+                self.actions.append(text)
+            return [self._leaf(text[:end], chat, where, LeafPart(end, segments[0].kind, action))] if end else []
         runs: list[tuple[int, int, Kind, int]] = []
         tags: list[tuple[int, int]] = []
         start = position = 0
@@ -225,8 +231,6 @@ class Conversation:
                 tags += [m.span() for m in _THINK_TAG.finditer(text, start, min(stop, end))]
             runs.append((start, stop, segment.kind, action))
             start = stop
-        if len(runs) == 1 and not tags and not text.isspace():  # most are so
-            return [self._leaf(text[:end], chat, where, LeafPart(end, *runs[0][2:]))] if end else []
         result: list[Any] = []
         for start, stop in [*tags, (end, end)]:
             piece = text[position:start]

@@ -25,6 +25,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from hesnr_tasks.actions import ToolCall, argument_json, render_call
 from hesnr_tasks.errors import DataError, SettingsError
@@ -591,7 +592,8 @@ class _Labels:
     def __init__(self, borders: _Borders, n_actions: int) -> None:
         self.spans: list[Span] = []
         self.position = 0
-        self.places: list[list[tuple[Any, Any]]] = [[] for _ in range(n_actions)]  # in the text, in the action
+        # of each action: where its pieces stand in the text, and in the action
+        self.places: list[list[tuple[_Indices, _Indices]]] = [[] for _ in range(n_actions)]
         self._borders = borders
         self._split: dict[tuple[Any, ...], tuple[int, int]] = {}
 
@@ -605,11 +607,8 @@ class _Labels:
             part, start = leaf.parts[0], self.position
             self.span(len(form.text), part.kind, leaf.turn, control=False)
             if part.action >= 0:
-                if isinstance(origin := part.origin, int):
-                    places = np.arange(origin + form.start, origin + form.end)
-                else:
-                    places = origin[form.start : form.end]
-                self.places[part.action].append((np.arange(start, self.position), places))
+                run = range(part.origin, part.origin + form.end) if isinstance(part.origin, int) else part.origin
+                self.places[part.action].append((range(start, self.position), run[form.start : form.end]))
             return
         ends = None if form.escape is None else np.cumsum(widths(leaf.value[form.start : form.end], form.escape))
         last = 0
@@ -624,7 +623,7 @@ class _Labels:
                 if ends is not None:
                     index = np.repeat(index, np.diff(ends[low:high], prepend=borders[0]))
                 origin = part.origin + index if isinstance(part.origin, int) else part.origin[index]
-                self.places[part.action].append((self.position + np.arange(len(index)), origin))
+                self.places[part.action].append((range(self.position, self.position + len(index)), origin))
             self.span(borders[1] - borders[0], part.kind, leaf.turn, control=False)
 
     def gap(self, gap: str, before: Leaf | None, call: Leaf | None, turn: int, next_turn: int) -> None:
@@ -688,20 +687,26 @@ def _rendered(
         every = [(start, start + len(form.text)) for start, form in places]
         for box in conversation.containers:
             _punctuation(labels, text, box, [extents[id(leaf)] for leaf in box.leaves], every)
-    sources = (
-        ActionSource(action, *_joined(pairs)) for action, pairs in zip(conversation.actions, labels.places, strict=True)
-    )
+    in_text, in_action = (_flat([pair[i] for pairs in labels.places for pair in pairs]) for i in range(2))
+    ends = itertools.accumulate(sum(len(places) for places, _ in pairs) for pairs in labels.places)
+    slices = itertools.starmap(slice, itertools.pairwise([0, *ends]))
+    sources = (ActionSource(a, in_text[s], in_action[s]) for a, s in zip(conversation.actions, slices, strict=True))
     return Rendered(text, tuple(labels.spans), tuple(sources))
 
 
-def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-    if len(pairs) == 1:
-        return pairs[0]
-    places, origins = zip(*pairs, strict=True) if pairs else ([_NOWHERE], [_NOWHERE])
-    return np.concatenate(places), np.concatenate(origins)
+_Indices = range | npt.NDArray[np.int64]
 
 
-_NOWHERE = np.zeros(0, np.int64)
+def _flat(pieces: list[_Indices]) -> npt.NDArray[np.int64]:
+    """The numbers of all pieces, in order."""
+    lengths = np.array([len(piece) for piece in pieces], np.int64)
+    starts = np.array([piece.start if isinstance(piece, range) else 0 for piece in pieces], np.int64)
+    ends = np.cumsum(lengths)
+    result = np.arange(lengths.sum()) + np.repeat(starts - ends + lengths, lengths)
+    for piece, end in zip(pieces, ends.tolist(), strict=True):
+        if not isinstance(piece, range):
+            result[end - len(piece) : end] = piece
+    return result
 
 
 def _punctuation(
@@ -732,9 +737,7 @@ def _punctuation(
             labels.places[box.action].append((np.array(native, np.int64), origin[signs]))
             continue
         places_of_keys = _keys(piece, text, places, number, every)
-        labels.places[box.action] += [
-            (np.arange(n, n + len(k[1])), origin[slice(*k.span(1))]) for k, n in places_of_keys
-        ]
+        labels.places[box.action] += [(range(n, n + len(k[1])), origin[slice(*k.span(1))]) for k, n in places_of_keys]
 
 
 _KEY = re.compile(r'"((?:[^"\\]|\\.)+)": ?')

@@ -20,7 +20,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context, LoopContext
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -168,7 +168,30 @@ def has_power(source: str) -> bool:
 
 
 class _BoundedCode(CodeGenerator):
-    """Jinja's compiler, with the operator `~` and what makes lists as methods of the sandbox."""
+    """Jinja's compiler, with the operator `~` and what makes lists as methods of the sandbox.
+
+    Keys of mappings, which templates read most, are read without a call, exactly where the sandbox would read them.
+    """
+
+    def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:
+        is_key = isinstance(node.node, nodes.Name) and node.attr not in _OF_DICT
+        self._read_key(node.node, node.attr if is_key else None, frame)
+        super().visit_Getattr(node, frame)
+        self.write(")")
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        key = node.arg.value if isinstance(node.node, nodes.Name) and isinstance(node.arg, nodes.Const) else None
+        self._read_key(node.node, key, frame)
+        super().visit_Getitem(node, frame)
+        self.write(")")
+
+    def _read_key(self, mapping: nodes.Expr, key: Any, frame: Frame) -> None:
+        """Begin an expression that reads `key` where it is a text and is there; what is written next does it else."""
+        self.write("(")
+        if type(key) is str:
+            for code in (f"[{key!r}] if type(", f") is dict and {key!r} in ", " else "):
+                self.visit(mapping, frame)
+                self.write(code)
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:
         self.write("environment.bounded(")
@@ -256,6 +279,11 @@ class _TemplateSandbox(ImmutableSandboxedEnvironment):
                 for name in ("_loop_vars", "_block_vars"):  # Jinja's own, of every call
                     kwargs.pop(name, None)
                 return __obj(*args, **kwargs)
+        if type(__obj) is Macro or __obj is _Namespace:
+            for name in ("_loop_vars", "_block_vars"):
+                kwargs.pop(name, None)
+            first = () if __obj is _Namespace else (__context.eval_ctx,)
+            return __obj(*first, *args, **kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -323,7 +351,11 @@ def _size(value: Any, indent: int = 1) -> int:
         if isinstance(item, str):
             size += len(item)
         elif isinstance(item, dict):
-            rest.extend((part, depth + 1) for pair in item.items() for part in pair)
+            for part in (*item, *item.values()):
+                if type(part) is str:  # most often
+                    size += len(part) + 4 + indent * (depth + 1)
+                else:
+                    rest.append((part, depth + 1))
         elif isinstance(item, _CONTAINERS):
             rest.extend((part, depth + 1) for part in item)
         elif isinstance(item, Namespace):
@@ -390,9 +422,12 @@ def _refuse_size(size: int, largest: int = _LARGEST) -> None:
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The filter `name`, which refuses to write a giant text."""
     extra = hasattr(function, "jinja_pass_arg")  # the first argument is Jinja's
+    is_printing = name in _PRINTING - {"sum"}
 
     @functools.wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
+        if is_printing and type(args[extra]) is str:  # most often; no longer than the text is
+            return function(*args, **kwargs)
         if name == "join" and "attribute" not in kwargs and len(args) <= extra + 2:
             separator = args[extra + 1] if len(args) > extra + 1 else kwargs.get("d", "")
             args = (*args[:extra], _listed(args[extra], separator), *args[extra + 1 :])

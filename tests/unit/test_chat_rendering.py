@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -13,6 +14,7 @@ import pytest
 import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from benchmarks import chat_templates
 from benchmarks.chat_templates import SIGNS
@@ -26,7 +28,7 @@ from hesnr_tasks.trajectory import Fidelity, Kind, Message, Segment, Trajectory
 from hesnr_tasks.trajectory import chat_templates as chat_templates_module
 from hesnr_tasks.trajectory.chat_messages import conversations, native_calls
 from hesnr_tasks.trajectory.chat_rendering import NativeTemplate, steady
-from hesnr_tasks.trajectory.chat_templates import TemplateLimitError, _peak_memory, has_power, run_template
+from hesnr_tasks.trajectory.chat_templates import TemplateLimitError, _peak_memory, compiled, has_power, run_template
 from hesnr_tasks.trajectory.rendering import action_code, kind_code, label_mask, render
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
@@ -619,3 +621,21 @@ def test_no_exception_comes_after_the_end(monkeypatch):
 def test_powers_are_seen_in_the_source(source, power):
     assert has_power(source) is power
     assert not any(has_power(path.read_text()) for path in TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ m.a }}", "{{ m['a'] }}", "{{ m.b }}", "{{ m['b'] }}", "{{ m['items'] }}", "{{ m.items() | list }}",
+     "{{ m.a.b.c is defined }}", "{{ n.a }}", "{{ n['a'] }}", "{{ t.upper() }}", "{{ t[0] }}", "{{ t['upper'] }}",
+     "{{ x.a is defined }}", "{{ l[0].a }}", "{{ l[1:] }}", "{{ m.__class__ is defined }}", "{{ m['__class__'] }}",
+     "{% for k in l %}{{ k.a }}{{ loop.index }}{% endfor %}", "{% set ns = namespace(a=1) %}{{ ns.a }}{{ ns['a'] }}"],
+)  # fmt: skip
+def test_keys_are_read_as_jinja_reads_them(source):
+    values = {"m": {"a": "1", "items": "2"}, "n": OrderedDict(a="3"), "t": "text", "l": [{"a": 5}, 6]}
+    texts = []
+    for template in (compiled(source), ImmutableSandboxedEnvironment().from_string(source)):
+        try:
+            texts.append(template.render(**values))
+        except Exception as error:
+            texts.append(type(error).__name__)
+    assert texts[0] == texts[1]
