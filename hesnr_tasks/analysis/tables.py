@@ -608,21 +608,22 @@ class TokenTexts:
 
     def __init__(self, frame: Frame) -> None:
         self._frame, self._vocabulary = frame, frame.store.token_bytes()
-        self._occurrences: dict[int, str] | None = None
+        self._occurrences: dict[int, str] = {}
+        self._unread = [entry.key for entry in frame.entries]
 
     def __call__(self, token: int) -> str:
         """The text of a token id; `#` and the id where it is unknown."""
         if self._vocabulary is not None:
             data = self._vocabulary[token] if token < len(self._vocabulary) else None
             return data.decode(errors="replace") if data is not None else f"#{token}"
-        if self._occurrences is None:
-            self._occurrences, store = {}, self._frame.store
-            for entry in self._frame.entries:
-                _, columns = store.columns(entry.key, ("token_id", "char_start", "char_end"))
-                text = store.text(entry.key).rendered.text
-                tokens, first = np.unique(columns["token_id"], return_index=True)
-                spans = zip(columns["char_start"][first].tolist(), columns["char_end"][first].tolist(), strict=True)
-                self._occurrences |= {i: text[a:b] for i, (a, b) in zip(tokens.tolist(), spans, strict=True)}
+        while token not in self._occurrences and self._unread:
+            key, store = self._unread.pop(), self._frame.store
+            _, columns = store.columns(key, ("token_id", "char_start", "char_end"))
+            text = store.text(key).rendered.text
+            tokens, first = np.unique(columns["token_id"], return_index=True)
+            spans = zip(columns["char_start"][first].tolist(), columns["char_end"][first].tolist(), strict=True)
+            own = {i: text[a:b] for i, (a, b) in zip(tokens.tolist(), spans, strict=True)}
+            self._occurrences = own | self._occurrences
         return self._occurrences.get(token, f"#{token}")
 
 
