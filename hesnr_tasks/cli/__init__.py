@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from hesnr_tasks import __version__
 from hesnr_tasks.errors import HesnrError
@@ -46,11 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of this command and, by inheritance, of all below it."""
+
+    def error(self, message: str) -> NoReturn:
+        """What is wrong and where help is, in two lines: a page of usage above it hides it."""
+        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists the arguments.\n")
+
+
 def command_parser() -> argparse.ArgumentParser:
     """All sub-commands. `execute` of a parsed command line does the work and returns text or an exit status."""
     from hesnr_tasks.cli import analyze, answers, check, evaluate, ladder, report, setup, trajectories
 
-    parser = argparse.ArgumentParser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
+    parser = _Parser(prog="hesnr", description="HE-SNR, HE-PPL and PPL over agent trajectories.")
     parser.add_argument("--version", action="version", version=f"hesnr-tasks {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("eval", help="lm_eval with our tasks on its path; takes lm_eval's own arguments")

@@ -169,7 +169,7 @@ def _listed_changes(old: TaskResult, new: TaskResult) -> str:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 

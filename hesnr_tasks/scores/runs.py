@@ -205,17 +205,20 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
 def checkpoint_name(run: Mapping[str, Any]) -> str:
     """What a model is called where no other is known: the end of its path, from the part with its step on.
 
-    Conversions end in a part that is the same for all: `out/step1000/hf` is called `step1000/hf`.
+    Conversions end in a part that is the same for all: `out/step1000/hf` is called `step1000/hf`, `out/a/hf` `a/hf`.
     """
     return _end(re.split(r"[/\\]", model_of(run)))
 
 
 _STEP = re.compile(r"(?i)(?:step|iter(?:ation)?|checkpoint|ckpt|epoch)s?[-_=]?\d|\d[-_]?steps?")
+_FORM = re.compile(r"(?i)(?:hf|huggingface|safetensors|actor|model|weights)(?:[-_](?:hf|format|model|weights))?")
 _DEEPEST = 3  # parts: global_step_100/actor/huggingface
 
 
 def _end(parts: Sequence[str]) -> str:
-    depth = next((n for n in range(1, _DEEPEST + 1) if n <= len(parts) and _STEP.search(parts[-n])), 1)
+    last = range(1, min(_DEEPEST, len(parts)) + 1)
+    says_which = (n for n in last if parts[-n] and not _FORM.fullmatch(parts[-n]))
+    depth = next((n for n in last if _STEP.search(parts[-n])), next(says_which, 1))
     return "/".join(parts[-depth:])
 
 

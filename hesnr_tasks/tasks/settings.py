@@ -326,7 +326,7 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
             except SettingsError as error:
                 raise argparse.ArgumentTypeError(str(error)) from None
 
-        suffix = "" if default is None else f" (default: {default})"
+        suffix = "" if default is None else f" (default: {_default_text(default)})"
         parser.add_argument(flag, type=parse, default=default, metavar=name.upper(), help=text + suffix)
 
 
@@ -335,12 +335,16 @@ def describe_settings() -> str:
     defaults = ToolEntropySettings()
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
     for name, declared in _FIELDS.items():
-        value = getattr(defaults, name)
-        if isinstance(value, tuple):
-            value = "+".join(str(getattr(word, "value", word)) for word in value)
-        text = f"`{value:.4f}`" if isinstance(value, float) else f"`{str(value).lower()}`" if value != "" else ""
-        lines.append(f"| `{name}` | {'' if value is None else text} | {declared['help']} |")
+        text = _default_text(getattr(defaults, name))
+        lines.append(f"| `{name}` | {text and f'`{text}`'} | {declared['help']} |")
     return "\n".join(lines) + "\n"
+
+
+def _default_text(value: Any) -> str:
+    """A default as a user would write it: action, xml+format+comments, 1.2425; nothing for none."""
+    if isinstance(value, tuple):
+        return "+".join(str(getattr(word, "value", word)) for word in value)
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value).lower()
 
 
 def native_template(tokenizer: Any, settings: TaskSettings) -> NativeTemplate:

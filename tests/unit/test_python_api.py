@@ -11,7 +11,7 @@ import pytest
 
 import hesnr_tasks as hesnr
 from hesnr_tasks import api, demo
-from hesnr_tasks.cli import command_parser
+from hesnr_tasks.cli import command_parser, main
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores import StoreError
@@ -153,3 +153,15 @@ def test_what_cannot_be_asked_says_why(folder):
             call()
         assert "--" not in str(caught.value)
     assert np.isnan(scores.evaluate("ppl", min_tokens=10**9)["ppl"].value)
+
+
+@pytest.mark.parametrize(
+    "words", [["check", "runs/", "--kinds", "actoin"], ["ladder", "run"], ["nothing"], ["compare", "--k", "x"]]
+)
+def test_a_wrong_command_line_is_told_in_two_lines(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    error = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert error[0].startswith("hesnr")
+    assert error[1:] == [f"{error[0].split(':')[0]} --help lists the arguments."]

@@ -237,7 +237,7 @@ def test_revisions_and_folders_of_one_name_are_told_apart(tmp_path):
         )
     ):
         result(tmp_path, f"f{index}", model_args=args)
-    assert {row.model for row in read_results([tmp_path])} == {"me/pythia@step1", "me/pythia@step2", "s1/hf", "s2/hf"}
+    assert {row.model for row in read_results([tmp_path])} == {"pythia@step1", "pythia@step2", "s1/hf", "s2/hf"}
 
 
 def test_an_output_path_that_ends_in_json_is_found_too(tmp_path):

@@ -150,6 +150,10 @@ def test_a_servers_canary_may_move_by_noise_alone(tmp_path, caplog):
         ({"model": "org/Model-8B", "revision": "main"}, "Model-8B"),
         ({"model": "/data1/x/y/z/final"}, "final"),
         ({"model": "C:\\runs\\step7\\hf"}, "step7/hf"),
+        ({"model": "out/exp7/hf"}, "exp7/hf"),
+        ({"model": "out/lr-3e4/actor/HF_model"}, "lr-3e4/actor/HF_model"),
+        ({"model": "/hf"}, "hf"),
+        ({"model": "hf"}, "hf"),
         ({}, "model"),
     ],
 )

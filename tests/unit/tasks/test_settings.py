@@ -144,6 +144,9 @@ def test_flags_are_settings_with_their_defaults_checks_and_help(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--limit", "0"])
     assert "limit must be a number of at least 1" in capsys.readouterr().err
+    shown = " ".join(parser.format_help().split())
+    assert "context (default: action)" in shown
+    assert "(ln3+ln4)/2 (default: 1.2425)" in shown
 
 
 def test_the_documentation_lists_every_setting():
