@@ -624,8 +624,10 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _see(self, tensor: torch.Tensor) -> None:
-        if (key := tensor.untyped_storage()._cdata) not in self._storages:
+        storage = tensor.untyped_storage()
+        if (key := storage._cdata) not in self._storages and key not in self._before:
             self._before.add(key)
+            weakref.finalize(storage, self._before.discard, key)  # the next storage may have its address
 
     def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -169,6 +169,9 @@ def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> It
 # --- attention of a chunk over a KV cache, without its mask -----------------------------------------------------------
 
 _attention = torch.nn.functional.scaled_dot_product_attention
+_FORM = ("shape", "ndim", "dtype", "device", "layout", "is_cuda")
+_READS_FORM = {getattr(torch.Tensor, name) for name in ("size", "stride", "dim", "numel", "expand", "__getitem__")}
+_READS_FORM |= {getattr(torch.Tensor, name).__get__ for name in _FORM}
 
 
 class CausalChunks(TorchFunctionMode):
@@ -180,7 +183,8 @@ class CausalChunks(TorchFunctionMode):
     is the same: on a CPU 2 to 3 times faster for large chunks, which makes reusing a shared prefix worthwhile.
 
     transformers is given a mask without content, on the meta device, where it wants one that is causal and nothing
-    else (no sliding window, padding, bias): whatever else than attention computes with it fails.
+    else (no sliding window, padding, bias). Its form may be asked for and a part of it taken; whatever else than
+    attention uses it fails, as a mask made of it (a window cut out of it) would be without content too.
     """
 
     def __init__(self) -> None:
@@ -216,6 +220,8 @@ class CausalChunks(TorchFunctionMode):
         settings = dict(kwargs or {})
         mask = settings.get("attn_mask") if func is _attention else None
         if mask is None or mask.device.type != "meta":
+            if func not in _READS_FORM and any(map(_without_content, (*args, *settings.values()))):
+                raise RuntimeError("something else than attention over a cache uses its mask")
             return func(*args, **settings)
         self.replaced = True
         plain = not (settings.get("is_causal") or settings.get("dropout_p") or settings.get("enable_gqa"))
@@ -224,6 +230,10 @@ class CausalChunks(TorchFunctionMode):
         if not (plain and same and mask.shape[2:] == (query.shape[2], key.shape[2])):
             raise RuntimeError("attention over a cache in a form that needs its mask")
         return _attend(query, key, value, settings.get("scale"))
+
+
+def _without_content(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) and item.is_meta
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:

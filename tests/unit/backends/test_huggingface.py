@@ -131,6 +131,41 @@ def test_logits_are_never_held_for_the_whole_text():
     assert tracker.peak < 150e6
 
 
+@pytest.mark.numbers
+def test_a_model_that_cuts_its_own_window_out_of_the_mask_is_read_with_masks(monkeypatch):
+    """A window longer than the self-check's text would be lost in chunks, as code of a checkpoint may cut one."""
+    import transformers.models.llama.modeling_llama as llama_code
+
+    window, of_transformers = 300, llama_code.create_causal_mask
+
+    def windowed(*args, **settings):
+        mask = of_transformers(*args, **settings)
+        n = settings["inputs_embeds"].shape[1]
+        mask = torch.ones(1, 1, n, n, dtype=torch.bool).tril() if mask is None else mask
+        new, seen = mask.shape[2:]
+        return torch.where(torch.ones_like(mask).tril(seen - new - window), False, mask)
+
+    monkeypatch.setattr(llama_code, "create_causal_mask", windowed)
+    model, text = llama(), passage(900, 300)
+    engine = engine_for(model)
+    engine.limits.longest = 128
+    monkeypatch.setattr(engine.limits, "chunk", lambda start, stop: 128)
+    (scores,) = scores_of(engine, [text])
+    assert_right(model, text, scores)
+    assert not engine.mode.maskless_chunks
+
+
+def test_memory_at_the_address_of_an_input_that_is_gone_is_counted():
+    """Storages take each other's places."""
+    with AllocationTracker() as tracker:
+        alive = []
+        for _ in range(50):
+            _ = torch.from_numpy(np.zeros(5)) + 1
+            del _
+            alive.append(torch.empty(1000))
+    assert tracker.alive >= sum(tensor.nbytes for tensor in alive)
+
+
 @pytest.mark.parametrize("vocabulary", [VOCABULARY, 40_000])
 def test_the_estimate_of_memory_is_what_a_pass_needs(vocabulary):
     """Two short passes tell what a longer one allocates, the weights of a large head left out."""

@@ -137,6 +137,12 @@ def test_a_mask_without_content_cannot_be_taken_for_one():
             torch.zeros(2, 1, 40, 90).masked_fill(mask, 1).sum().item()
         with pytest.raises((RuntimeError, NotImplementedError)):
             torch.where(mask, torch.zeros(2, 1, 40, 90), torch.ones(())).sum().item()
+        assert mask[:, :, :, :90].shape == mask.shape
+        for use in (torch.clone, torch.tril, torch.ones_like, torch.Tensor.contiguous, lambda mask: mask & True):
+            with pytest.raises(RuntimeError, match="something else than attention"):
+                use(mask)
+        with pytest.raises(RuntimeError, match="something else than attention"):
+            scaled_dot_product_attention(query, key, value, mask)
 
 
 @pytest.mark.parametrize(
