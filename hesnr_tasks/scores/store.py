@@ -215,14 +215,14 @@ class ScoreStore:
     def _encoded(self, scores: TokenScores, text: Text, mask: int, sources: Sequence[Source]) -> bytes:
         """The file of `scores`, joined with the one that is there: with its tokens that `mask` does not want."""
         stored = self._entry_or_none(scores.key)
+        if stored is not None:
+            sources = _joined(stored.sources, sources)
         if stored is not None and stored.mask | mask != mask:
             try:
                 self._refuse_other_ids(scores.key, self.text(scores.key).ids, text.ids)
-                scores = _merged(scores, self.read(scores.key), np.uint64(mask))
-            except StoreError as error:
+                scores, mask = _merged(scores, self.read(scores.key), np.uint64(mask)), mask | stored.mask
+            except StoreError as error:  # what it had is lost, and must not be promised: it is scored again when wanted
                 _log.warning("%s", error)
-        if stored is not None:
-            mask, sources = mask | stored.mask, _joined(stored.sources, sources)
         sizes = len(scores.position), len(scores.labels_cut), scores.tokens_total
         return encode(scores, text, Entry(scores.key, self._run, _joined((), sources), mask, self.k, *sizes))
 

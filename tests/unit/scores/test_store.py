@@ -210,6 +210,19 @@ def test_a_file_serves_the_masks_it_was_scored_for_and_no_others(tmp_path):
     assert not store.get(f"{2:064x}", made.ACTION, 10)
 
 
+def test_what_another_task_wanted_is_not_promised_where_its_file_was_damaged(tmp_path):
+    """Its footer is whole, a column is not: the first task's tokens are lost, and are scored again."""
+    store, key = made.filled(tmp_path, [1], made.ACTION), f"{1:064x}"
+    path = tmp_path / f"{key}.parquet"
+    data = bytearray(path.read_bytes())
+    data[pyarrow.parquet.read_metadata(path).row_group(0).column(0).data_page_offset + 30] ^= 255
+    path.write_bytes(data)
+    assert store.get(key, made.THOUGHT, 10) is None
+    store.write(made.scores_of(1, made.THOUGHT), text=made.text_of(1), mask=made.THOUGHT, sources=[])
+    assert store.get(key, made.ACTION, 10) is None
+    assert made.same(store.get(key, made.THOUGHT, 10), made.scores_of(1, made.THOUGHT))
+
+
 def test_what_another_task_wanted_stays(tmp_path):
     """Action first, thoughts later: the file then has both, as if they had been scored together."""
     store = made.filled(tmp_path, [1], made.ACTION)
