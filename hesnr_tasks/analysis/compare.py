@@ -446,8 +446,9 @@ def pair_table(
     if any(row["metric"] in _OF_KEYS for row in rows):
         about.append(f"key tokens: all context lowers their loss by more than {ALPHA:g} nats, to less than {BETA:g}")
     return Table(
-        "pairs", "Against other scores of the same texts", rows, (*about, *dict.fromkeys(notes)), wide=("window",)
-    )
+        "pairs", "Against other scores of the same texts", rows, (*about, *dict.fromkeys(notes)), wide=("window",),
+        essential=("metric", "value"),
+    )  # fmt: skip
 
 
 def named_folders(paths: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -51,6 +51,7 @@ class Table(NamedTuple):
         notes: for people.
         wide: columns that people see only if they ask for all.
         below: long ones, which text shows under the row.
+        essential: columns that text shows however narrow the terminal is, beside the first two.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
     wide: Sequence[str] = ()
     below: Sequence[str] = ()
+    essential: Sequence[str] = ("verdict", "scored")
 
     @property
     def columns(self) -> list[str]:
@@ -154,7 +156,6 @@ def _csv_cell(value: Any, digits: int) -> str:
 
 _GAP, _NARROW = 2, 16  # columns between cells; a name is not shortened below the latter
 _NAMED = 6  # columns that are not shown
-_ESSENTIAL = ("verdict", "scored")  # columns that text shows whatever the width, beside the first and its value
 _NUMBER = re.compile(r"[–+−-]?(\d.*)?")
 
 
@@ -166,6 +167,7 @@ class _Cells(NamedTuple):
     lines: list[list[str]]  # the headings first
     left: list[bool]
     hidden: list[str]  # headings of columns that are not shown
+    essential: Sequence[str] = ()  # of `names`
 
     def take(self, columns: Sequence[int]) -> _Cells:
         """Only some of the columns."""
@@ -176,6 +178,7 @@ class _Cells(NamedTuple):
             [[line[i] for i in columns] for line in self.lines],
             [self.left[i] for i in columns],
             [*gone, *self.hidden],
+            self.essential,
         )
 
     @property
@@ -201,7 +204,7 @@ def _cells(table: Table, *, wide: bool) -> _Cells:
     lines = [[_heading(name) for name in names]]
     lines += [[_cell(row.get(name)) for name in names] for row in table.rows]
     left = [not all(_NUMBER.fullmatch(line[i]) for line in lines[1:]) for i in range(len(names))]
-    cells = _Cells(title, names, lines, left, [])
+    cells = _Cells(title, names, lines, left, [], table.essential)
     if wide:
         return cells
     filled = [i for i in range(len(names)) if any(line[i] not in ("", "–") for line in lines[1:])]
@@ -212,7 +215,7 @@ def _cells(table: Table, *, wide: bool) -> _Cells:
 def _fitted(cells: _Cells, width: int) -> _Cells:
     """Without the last columns, and with shortened names, as far as `width` demands it."""
     while cells.width > width:
-        removable = [i for i, name in enumerate(cells.names) if i > 1 and name not in _ESSENTIAL]
+        removable = [i for i, name in enumerate(cells.names) if i > 1 and name not in cells.essential]
         if not removable:
             break
         cells = cells.take([i for i in range(len(cells.names)) if i != removable[-1]])

@@ -659,7 +659,7 @@ def _table(rows: Sequence[dict[str, Any]], settings: VerdictSettings) -> Table:
     shown = [{key: value for key, value in row.items() if key not in (*empty, *one_group)} for row in rows]
     wide = tuple(name for name in settings.names if name not in ("he_snr", "he_ppl", "ppl", "bpb", settings.proxy))
     note = "best: by the proxy; tie: a paired test cannot tell it from the best (Holm, 5 %)"
-    return Table("ladder", "The ladder", shown, (note,), wide=wide)
+    return Table("ladder", "The ladder", shown, (note,), wide=wide, essential=("verdict", "group", settings.proxy))
 
 
 def _warnings(label: str, kept: Sequence[Checkpoint], runs: Sequence[Run], proxy: str) -> Iterable[str]:

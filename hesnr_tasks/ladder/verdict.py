@@ -310,10 +310,15 @@ def claim(
         notes.append("each checkpoint was fine-tuned once; how far another fine-tuning would move scores is unknown")
     if family.max() > 0:
         notes.append(f"{int(family.max()) + 1} families, centred by family")
+    elif not counted[0].family:
+        notes.append(
+            "no checkpoint has a family, so all are compared as one; if they are of several, whose levels differ, name "
+            "them in the ladder file (family)"
+        )
     freedom = len(chosen) - int(family.max())
     spread = math.sqrt(float((_centred(y, family) ** 2).sum()) / (freedom - 1))
     error = float(np.sqrt(np.mean(errors**2)))  # NaN where some are unknown
-    if error > spread / math.sqrt(2):  # then less than half of the variance is between checkpoints
+    if np.ptp(y) > 0 and error > spread / math.sqrt(2):  # then less than half of the variance is between checkpoints
         notes.append(
             f"the scores scatter by {spread:.3g} and their own standard error is {error:.3g}: most of "
             "their order is chance, which no metric can predict; measure more instances"
@@ -543,7 +548,7 @@ def predictions(
     results = []
     for proxy in proxies:
         x = values(proxy)[chosen] if chosen else np.array([])
-        if len(chosen) < FEWEST or not np.isfinite(x).all():
+        if len(chosen) < FEWEST or not np.isfinite(x).all() or np.ptp(y) == 0:  # without an order there is no error
             results.append(Prediction(proxy.name, len(chosen), math.nan, math.nan, stages))
             continue
         errors, plain = [], []

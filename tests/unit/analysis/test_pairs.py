@@ -166,7 +166,7 @@ def test_another_rendering_is_refused_in_two_lines(tmp_path):
     assert two_lines(error)
 
 
-def test_the_command_prints_values_and_what_they_are_over(tmp_path):
+def test_the_command_prints_values_and_what_they_are_over(tmp_path, monkeypatch):
     made.run_of(tmp_path / "a", 8)
     made.run_of(tmp_path / "b", 8, seed=2, model="made/two", quality=0.5)
     parser = argparse.ArgumentParser()
@@ -185,3 +185,8 @@ def test_the_command_prints_values_and_what_they_are_over(tmp_path):
     assert "Against other scores of the same texts" in ask(*words)
     with pytest.raises(HesnrError, match="--common is for --against"):
         ask(tmp_path / "a", "--common")
+    monkeypatch.setenv("COLUMNS", "60")  # narrower than the table: its numbers are the last to go
+    made.run_of(tmp_path / "c", 8, seed=2, model="made/a-teacher-with-quite-a-long-name", quality=0.5)
+    table = ask(tmp_path / "a", "--against", tmp_path / "c", "--resamples", "200").split("Against other", 1)[1]
+    (heading,) = (line.split() for line in table.splitlines() if line.startswith("run "))
+    assert heading == ["run", "against", "metric", "value"]

@@ -139,6 +139,16 @@ def test_base_and_fine_tuned_and_families_are_told_apart(ladder_of_six, capsys):
     assert measured["c0"] == "c5"
 
 
+def test_the_proxy_and_the_group_stay_where_the_terminal_is_narrow(ladder_of_six, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "ladder.yaml"
+    entries = [f"- {{name: c{i}, family: a-family-with-quite-a-long-name, stage: long-context}}" for i in range(5)]
+    path.write_text("\n".join(["checkpoints:", *entries, "- {name: c5, sft_of: c4}"]))
+    monkeypatch.setenv("COLUMNS", "60")
+    _, out, _ = run(capsys, "verdict", ladder_of_six, "--ladder", path, "--proxy", "top1_acc", *QUICK)
+    heading = out.split("The ladder\n")[1].splitlines()[0]
+    assert heading.split() == ["checkpoint", "verdict", "group", "Top-1", "↑"]
+
+
 def test_sft_and_rl_are_never_in_one_order(ladder_of_six, tmp_path, capsys):
     stages = ("mid", "mid", "sft", "sft", "rl", "rl")
     rows = [f"- {{name: c{i}, stage: {s}, downstream: {{swe: {10 + i}}}}}\n" for i, s in enumerate(stages)]

@@ -160,6 +160,19 @@ def test_families_are_centred_and_only_pairs_within_them_count():
     assert actual.spearman_gain.low <= 0.0 <= actual.spearman_gain.high
 
 
+def test_checkpoints_without_a_family_are_not_pooled_unsaid():
+    rng = np.random.default_rng(13)
+    p = proxy("he_snr", np.arange(6.0), rng)
+
+    def notes(*families):
+        actual = claim(p, p, rungs(6, families), scores(np.arange(6.0)), "swe")
+        return [note for note in actual.notes if "famil" in note]
+
+    assert [note[:26] for note in notes("")] == ["no checkpoint has a family"]
+    assert notes("m") == []
+    assert notes("m", "") == ["2 families, centred by family"]
+
+
 def test_few_checkpoints_give_no_coefficient_and_say_so():
     rng = np.random.default_rng(4)
     p = proxy("he_snr", [1.0, 2, 3], rng)
@@ -346,3 +359,5 @@ def test_scores_that_are_all_alike_have_no_order():
     assert actual.verdict == "undecided"
     assert actual.sentence == "swe: the scores or values of 6 pretrain checkpoints are all alike: there is no order."
     assert actual.brief == "pooled (6 checkpoints) no order"
+    assert not any("chance" in note for note in actual.notes)
+    assert all(math.isnan(row.error) for row in predictions([p, q], rungs(6), scores([0.3] * 6, 0.1)))
