@@ -422,7 +422,10 @@ def _numbers(values: Any) -> dict[str, float]:
 
 
 _KEYS = ("checkpoint", "checkpoints", "model", "name")
-_FALLING = {"ppl", "perplexity", "loss", "nll", "bpb", "bits"}  # words of what is better when lower
+_FALLING = {  # words of what is better when lower
+    "ppl", "perplexity", "loss", "nll", "bpb", "bits", "rank", "error", "errors", "wer", "mae", "mse", "rmse", "cost",
+    "price", "latency", "unresolved", "failed",
+}  # fmt: skip
 _ABSENT = ("", "-", "\u2013", "\u2014", "na", "n/a", "none", "null")
 
 

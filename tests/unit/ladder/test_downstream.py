@@ -229,10 +229,10 @@ def test_of_two_scores_after_fine_tuning_neither_counts_in_any_order(order):
 
 def test_a_column_that_is_better_when_lower_is_no_score(tmp_path):
     table = tmp_path / "wide.csv"
-    table.write_text("checkpoint,params,ppl_wiki,eval-loss,swe\na,1,20.5,2.2,10\nb,1,18.5,2.1,20\n")
+    table.write_text("checkpoint,params,ppl_wiki,eval-loss,Rank,swe\na,1,20.5,2.2,2,10\nb,1,18.5,2.1,1,20\n")
     ladder, remarks = add_downstream(Ladder((Checkpoint("a"), Checkpoint("b"))), [table])
     assert ladder.benchmarks == ["swe"]
-    for column in ("ppl_wiki", "eval-loss"):
+    for column in ("ppl_wiki", "eval-loss", "Rank"):
         assert any(f"the column {column!r} is better when lower" in remark for remark in remarks)
     by_hand = Ladder((Checkpoint("a", downstream={"loss": DownstreamScore(2.0)}),))
     notes: list[str] = []
