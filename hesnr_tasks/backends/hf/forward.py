@@ -88,7 +88,7 @@ class _ReplayedBackbone:
 def _replay_lm_head(model: CausalLM, forward: Forward, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:
     assert model.backbone is not None
     replay = _ReplayedBackbone(model.backbone, wanted, size)
-    with _one_memory_for_logits(model):
+    with _one_memory_for_logits(model) as release:
         with replaced_forward(model.backbone, replay.first):
             logits, cache = forward()
         if not replay.called:
@@ -98,31 +98,41 @@ def _replay_lm_head(model: CausalLM, forward: Forward, wanted: torch.Tensor, siz
         with replaced_forward(model.backbone, replay.next):
             while replay.left:
                 del logits
+                release()
                 logits, _ = model.forward(wanted.new_zeros((1, min(size, replay.left))))
                 emit(logits[0])
     return cache
 
 
 @contextmanager
-def _one_memory_for_logits(model: CausalLM) -> Iterator[None]:
-    """On a CPU, let the head write each slice of logits over the last.
+def _one_memory_for_logits(model: CausalLM) -> Iterator[Callable[[], None]]:
+    """On a CPU, let the head write each slice of logits over the last, once that is released by calling what is given.
 
-    The system would clear fresh memory of that size, page by page, for each: a fifth of the head's time.
+    The system would clear fresh memory of that size, page by page, for each: a fifth of the head's time. A model that
+    calls its head several times in one pass, and joins the pieces, gets the others in memory of their own.
     """
     head: Any = model.head
-    spaces = [torch.empty(0)]
+    space, in_use = torch.empty(0), False
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
+        nonlocal space, in_use
+        if in_use:
+            return torch.nn.functional.linear(hidden, head.weight, head.bias)
+        in_use = True
         flat, weight = hidden.reshape(-1, head.in_features), head.weight.t()
-        if len(spaces[0]) < len(flat):
-            spaces[0] = flat.new_empty((len(flat), head.out_features))
-        out = spaces[0][: len(flat)]
+        if len(space) < len(flat):
+            space = flat.new_empty((len(flat), head.out_features))
+        out = space[: len(flat)]
         torch.mm(flat, weight, out=out) if head.bias is None else torch.addmm(head.bias, flat, weight, out=out)
         return out.view(*hidden.shape[:-1], -1)
 
+    def release() -> None:
+        nonlocal in_use
+        in_use = False
+
     plain = type(head) is torch.nn.Linear and "forward" not in vars(head) and model.autocast is None
     with replaced_forward(head, forward) if plain and model.device.type == "cpu" else nullcontext():
-        yield
+        yield release
 
 
 def _logits_to_keep(model: CausalLM, forward: Forward, wanted: torch.Tensor, size: int, emit: LogitsConsumer) -> Any:

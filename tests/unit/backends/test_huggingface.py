@@ -155,6 +155,20 @@ def test_a_model_that_cuts_its_own_window_out_of_the_mask_is_read_with_masks(mon
     assert not engine.mode.maskless_chunks
 
 
+@pytest.mark.numbers
+def test_a_head_that_a_model_calls_piece_by_piece_keeps_all_pieces():
+    """Pieces longer than the slices of the self-check, shorter than those of a text."""
+
+    class Pieces(Llama):
+        def forward(self, input_ids=None, **given):
+            hidden = self.model(input_ids, **given)[0]
+            return SimpleNamespace(logits=torch.cat([self.lm_head(piece) for piece in hidden.split(64, 1)], 1))
+
+    model, text = llama(Pieces), passage(400, 300)
+    (scores,) = scores_of(engine_for(model), [text])
+    assert_right(model, text, scores)
+
+
 def test_memory_at_the_address_of_an_input_that_is_gone_is_counted():
     """Storages take each other's places."""
     with AllocationTracker() as tracker:

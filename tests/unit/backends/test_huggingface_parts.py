@@ -248,12 +248,14 @@ def test_slices_of_logits_take_turns_in_one_memory_and_are_the_heads(bias, dtype
     head = torch.nn.Linear(24, 300, bias=bias, dtype=dtype)
     model = SimpleNamespace(head=head, autocast=None, device=torch.device("cpu"))
     slices = [torch.randn(1, n, 24).to(dtype) for n in (7, 7, 3)]
-    with torch.inference_mode(), forward._one_memory_for_logits(model):
+    with torch.inference_mode(), forward._one_memory_for_logits(model) as release:
         places = set()
         for part in slices:
             logits = head(part)
             places.add(logits.data_ptr())
             assert torch.equal(logits, torch.nn.functional.linear(part, head.weight, head.bias))
+            assert head(part).data_ptr() != logits.data_ptr()  # the model may join the two
+            release()
     assert len(places) == 1
     assert "forward" not in vars(head)
     own = head.forward = lambda hidden: hidden  # as accelerate's
