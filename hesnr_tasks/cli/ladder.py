@@ -530,7 +530,7 @@ def _latex(verdict: Verdict) -> str:
     for table in verdict.tables:
         notes = "".join(f"% {printable(note)}\n" for note in table.notes)
         columns = [name for name in table.columns if name not in (*table.wide, "verdict", "group")]
-        rows = [{_escaped(name): _latex_cell(row[name]) for name in columns} for row in table.rows]
+        rows = [{_escaped(name): _latex_cell(row.get(name)) for name in columns} for row in table.rows]
         for row, cells in zip(table.rows, rows, strict=True):
             if "checkpoint" in columns:
                 cells["checkpoint"] = marks[row["verdict"]] % cells["checkpoint"]

@@ -128,8 +128,8 @@ class Verdict:
                 tried = sum(not math.isnan(row.error) for row in rows)
                 lines.append(
                     f"{task}: of {tried} metrics, {label} predicts a checkpoint left out best: error {best.error:.3g}, "
-                    f"{against} {best.error_of_mean:.3g} of guessing the mean "
-                    f"({spanned(best.stages)})."
+                    f"{against} {best.error_of_mean:.3g} of guessing the mean, "
+                    f"over {spanned(best.stages)}."
                 )
         return lines
 

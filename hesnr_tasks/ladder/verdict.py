@@ -81,7 +81,7 @@ class Choice:
         trajectories: how many were scored.
         needed: how many would tell each tie from the best, if the difference seen is the true one; None: more than
             1000 times as many, or unknown.
-        stages: how many checkpoints of each stage there are.
+        stages: how many checkpoints with a value each stage has.
     """
 
     group: str
@@ -164,7 +164,8 @@ def choose(proxy: Proxy, checkpoints: Sequence[Checkpoint], group: str = "") -> 
         count = trajectories_needed(pairs[name].value, pairs[name].stderr, n, alpha=ALPHA / rank)
         needed[name] = count if count is not None and count <= 1000 * n else None
     needed = {name: needed[name] for name in ties}
-    return Choice(group, proxy.label, names[best], ties, p_holm, n, needed, stages_of(checkpoints))
+    valued = [checkpoint for checkpoint, value in zip(checkpoints, level, strict=True) if np.isfinite(value)]
+    return Choice(group, proxy.label, names[best], ties, p_holm, n, needed, stages_of(valued))
 
 
 # --- does it predict? -------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.cli import ladder as command
 from hesnr_tasks.cli import main
-from hesnr_tasks.ladder.evidence import comparable_groups
+from hesnr_tasks.ladder.evidence import Verdict, comparable_groups
 from hesnr_tasks.ladder.run import Job, JobResult
 from hesnr_tasks.ladder.schema import Checkpoint
 from hesnr_tasks.stats import Estimate
@@ -211,6 +212,14 @@ def test_latex_marks_ties(ladder_of_six, capsys):
     _, out, _ = run(capsys, "verdict", ladder_of_six, "--format", "latex", *QUICK)
     assert r"\textbf{c0}" in out
     assert r"c2$^\dagger$" in out  # the same scores
+
+
+def test_latex_of_groups_with_other_metrics_leaves_cells_empty():
+    common = {"verdict": "best"}
+    rows = [{"checkpoint": "a", **common, "ppl": 2.0}, {"checkpoint": "b", **common, "bpb": 1.5}]
+    text = command._latex(Verdict((), (), (), {}, Table("ladder", "The ladder", rows), ()))
+    assert r"\textbf{a} & 2 & -- \\" in text
+    assert r"\textbf{b} & -- & 1.5 \\" in text
 
 
 def test_a_downstream_task_may_be_called_as_a_column_of_the_table(ladder_of_six, tmp_path, capsys):

@@ -127,6 +127,14 @@ def test_a_proxy_without_values_chooses_nothing():
         choose(empty, rungs(2))
 
 
+def test_a_choice_counts_the_checkpoints_that_have_a_value():
+    p = proxy("he_snr", [0.1, 0.2, 0.3, 0.4], np.random.default_rng(3))
+    p.denominator[:2] = 0  # no token that counts
+    choice = choose(p, rungs(4))
+    assert choice.stages == {"pretrain": 2}
+    assert choice.sentence.startswith("Choose c3 of 2 pretrain checkpoints")
+
+
 def test_points_of_a_claim_equal_scipy_and_a_plain_count_of_pairs():
     rng = np.random.default_rng(2)
     y = rng.normal(size=10)
