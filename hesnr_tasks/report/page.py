@@ -32,7 +32,7 @@ from hesnr_tasks.stats import CORRELATIONS, Estimate
 
 _LARGEST = 96_000  # bytes of a CSV or PNG file that the page embeds; larger ones are beside it
 _DIGIT, _WORD = re.compile(r"\d").search, re.compile(r"[^\W\d_e]").search  # e: of an exponent
-_HEROES = ("fig02_steps", "fig06_downstream")  # stand under the verdict: without and with coefficients
+_HEROES = ("fig02_steps", "fig06_downstream")  # the first there is stands under the verdict; with coefficients the last
 
 
 def write_report(data: ReportData, folder: Path, figures: Iterable[SavedFigure], sort: str = "step") -> int:
@@ -94,6 +94,7 @@ def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[Sav
             for r in data.results
         ],
     }
+    heroes = reversed(_HEROES) if by_name["correlations"].rows else _HEROES
     return _environment().get_template("page.html.j2").render(
         data=data,
         boards=[*tables.boards(data.results, data.ladder, sort), *tables.context_boards(data)],
@@ -109,7 +110,7 @@ def render(data: ReportData, by_name: Mapping[str, Table], figures: Sequence[Sav
         tables=by_name,
         judged={name for scores in data.downstream.values() for name in scores},
         figures=figures,
-        hero=next((f for f in figures if f.figure.name == _HEROES[bool(by_name["correlations"].rows)]), None),
+        hero=next((f for name in heroes for f in figures if f.figure.name == name), None),
         signature=json.dumps(signature, indent=1),
         version=__version__,
         style=style,

@@ -5,11 +5,16 @@ import html
 import importlib.util
 import json
 
+import matplotlib.figure
 import pytest
+from markupsafe import Markup
 
 from hesnr_tasks import cli
 from hesnr_tasks.analysis.tables import Table
 from hesnr_tasks.errors import DataError, HesnrError, SettingsError
+from hesnr_tasks.report import page as page_module
+from hesnr_tasks.report.data import ReportFigure
+from hesnr_tasks.report.figures import SavedFigure
 from hesnr_tasks.report.page import render
 from tests.unit.analysis import made as analysis_made
 from tests.unit.report import ladders
@@ -31,6 +36,20 @@ def test_cases_mark_the_token_of_the_text():
     assert text.count("class=chosen") == 1
     assert "<small>&lt;b&gt;: H = 0.700 nats" in text
     assert "<i>" not in text
+
+
+@pytest.mark.parametrize("coefficients", [[], [{"task": "swe"}]])
+@pytest.mark.parametrize("name", ["fig02_steps", "fig06_downstream"])
+def test_the_only_figure_stands_under_the_verdict(name, coefficients, monkeypatch):
+    tables = {table: Table(table, "", []) for table in ("ablation", "neighbours", "entropy_peaks", "cases")}
+    tables["correlations"] = Table("correlations", "", coefficients)
+    monkeypatch.setattr(page_module, "_agreements", lambda data, table: [])
+    figure = ReportFigure(name, "Fig. 1", "Title", "", "Caption.", (), matplotlib.figure.Figure)
+    saved = SavedFigure(figure, Markup("<svg></svg>"), b"", {})
+    text = render(ladders.report_data({}, downstream=False, names=["step1"]), tables, [saved])
+    assert text.count(f'<figure id="{name}">') == 1
+    assert '<section id="verdict">' in text
+    assert '<section id="figures">' not in text
 
 
 def test_without_score_files_there_is_what_json_gives_and_the_rest_is_named(tmp_path, capsys):
