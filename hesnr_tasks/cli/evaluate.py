@@ -35,6 +35,7 @@ from hesnr_tasks.files import cache_if_unreachable
 from hesnr_tasks.files.atomic import write_output
 from hesnr_tasks.files.bounded import read_json
 from hesnr_tasks.formats import ReadReport
+from hesnr_tasks.formats.sources import source_paths
 from hesnr_tasks.integrations.weights import BY, Sampling, Tables, score_corpus, write_weights
 from hesnr_tasks.tasks import check_lm_eval, tasks_path
 from hesnr_tasks.tasks.settings import TaskSettings, add_flags
@@ -88,10 +89,16 @@ def _metadata_as_json(words: Sequence[str]) -> list[str]:
         return list(words)
     start = words.index("--metadata") + 1
     end = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
-    pairs = [word.partition("=") for word in words[start:end]]
+    settings = _pairs(words[start:end])
+    return list(words) if settings is None else [*words[:start], json.dumps(settings), *words[end:]]
+
+
+def _pairs(words: Sequence[str]) -> dict[str, Any] | None:
+    """The settings that `key=value …` gives; None: the words are something else."""
+    pairs = [word.partition("=") for word in words]
     if not pairs or any(key[:1] in ("", "{") or not equals for key, equals, _ in pairs):
-        return list(words)
-    return [*words[:start], json.dumps({key: _literal(value) for key, _, value in pairs}), *words[end:]]
+        return None
+    return {key: _literal(value) for key, _, value in pairs}
 
 
 def _literal(text: str) -> Any:
@@ -233,7 +240,7 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tasks", default="hesnr_swe", help="tasks of lm_eval, ours and others (default: hesnr_swe)")
     add("--model", default="hf", help="lm_eval's --model (default: hf)")
     add("--model_args", default="", help="lm_eval's, without pretrained=, e.g. dtype=bfloat16,max_length=131072")
-    add("--metadata", default="{}", help="further settings of our tasks, as JSON")
+    add("--metadata", nargs="+", default=["{}"], metavar="KEY=VALUE", help="further settings of our tasks, or JSON")
     add("--pattern", default="*", help="names of checkpoint folders, e.g. 'step*' (default: all)")
     add("--done-marker", metavar="FILE", help="a checkpoint is complete when it holds FILE (glob)")
     add("--settle", type=float, default=60, help="without a marker: complete when unchanged so long (default: 60 s)")
@@ -259,14 +266,18 @@ def run_watch(args: argparse.Namespace) -> int:
             "--convert must have {checkpoint} and {output} in it, e.g. 'convert.sh {checkpoint} {output}'"
         )
     try:
-        metadata = json.loads(args.metadata)
+        metadata = _pairs(args.metadata) or json.loads(" ".join(args.metadata))
         if not isinstance(metadata, dict):
             raise TypeError(f"it is a {type(metadata).__name__}")
     except (ValueError, TypeError) as error:
-        raise SettingsError(f"--metadata must be a JSON object: {error}") from None
+        raise SettingsError(f"--metadata must be key=value … or a JSON object: {error}") from None
     metadata["trajectories"] = [
         str(Path(name).resolve()) if Path(name).exists() else name for name in args.trajectories
     ]
+    if "hesnr" in args.tasks:  # tasks of others have settings of their own
+        TaskSettings.read(metadata)
+    for name in args.trajectories:  # what is not there is known now, not after hours of training
+        next(iter(source_paths(name, ReadReport())), None)
     command = [sys.executable, "-m", "lm_eval", "run", "--model", args.model, "--tasks", args.tasks]
     command += ["--include_path", str(tasks_path()), "--metadata", json.dumps(metadata)]
     command += shlex.split(args.lm_eval_args)

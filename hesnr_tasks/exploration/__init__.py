@@ -367,7 +367,7 @@ def read_corpus(name: str, paths: Sequence[Path], query: Query) -> AnswerSet:
             answers.append(Answer(problem, text, trajectory.resolved, turns=len(messages)))
         notes += [f"{name}: {line}" for line in report.lines()]
     if not answers:
-        raise DataError(f"{name}: there is no answer in {', '.join(map(str, paths))}")
+        raise DataError(f"{name}: there is no answer in it. Name a log of lm_eval --log_samples, or trajectories.")
     if unknown := sum(answer.right is None for answer in answers):
         notes.append(
             f"{name}: of {unknown} of {len(answers)} answers it is not known whether they are right; they count "

@@ -101,6 +101,8 @@ class Tables(NamedTuple):
         """Raises `DataError` for what `hesnr weights` has not written."""
         import pyarrow.parquet as pq
 
+        if not paths[0].is_file():
+            raise DataError(f"{paths[0]}: no such file. Name a table of hesnr weights, or a corpus and --model CKPT.")
         try:
             with pq.ParquetFile(paths[0]) as file:
                 check_parquet(file.metadata, paths[0].stat().st_size)

@@ -189,7 +189,7 @@ def test_a_killed_watcher_goes_on_and_leaves_no_lm_eval_behind(training, tmp_pat
     [
         (["--model_args", "pretrained=x"], "names a model"),
         (["--convert", "convert.sh"], "{checkpoint} and {output}"),
-        (["--metadata", "[]"], "must be a JSON object"),
+        (["--metadata", "[]"], "must be key=value … or a JSON object"),
         (["--settle", "-1"], "--settle must be at least 0"),
     ],
 )

@@ -1,13 +1,17 @@
 """What users can set, and what they are told when it cannot be."""
 
 import argparse
+import importlib.metadata
 import math
+import re
+import runpy
 from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hesnr_tasks.cli import main
 from hesnr_tasks.errors import SettingsError
 from hesnr_tasks.metrics import EPSILON
 from hesnr_tasks.tasks.settings import TaskSettings, ToolEntropySettings, add_flags, describe_settings
@@ -167,3 +171,45 @@ def test_epsilon_is_a_number_or_a_logarithm(text, wanted):
 def test_what_is_no_threshold_is_refused(text):
     with pytest.raises(SettingsError, match="epsilon"):
         TaskSettings.read({"epsilon": text})
+
+
+def test_an_lm_eval_that_is_too_old_is_named_by_every_task_file(monkeypatch):
+    """lm-eval 0.4.11 runs FOLDER/a.b.py for `!function a.b.C` in FOLDER/task.yaml."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.4.11")
+    named = {
+        path.parent / f"{module}.py"
+        for path in (ROOT / "task_configs").rglob("*yaml")
+        for module in re.findall(r"!function (\S+)\.\w+", path.read_text("utf-8"))
+    }
+    assert len(named) == 2
+    for file in named:
+        with pytest.raises(SystemExit, match=r"lm-eval 0\.4\.11 cannot load these tasks"):
+            runpy.run_path(str(file))
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "metadata", "message"),
+    [
+        ("data.jsonl", ["epsilon=three"], "epsilon must be a number of nats"),
+        ("data.jsonl", ["limit=3", "kinds=actoin"], "Did you mean 'action'"),
+        ("data.jsonl", ["{'epsilon': 1}"], "must be key=value … or a JSON object"),
+        ("data.jsonl", ["[]"], "must be key=value … or a JSON object"),
+        ("nowhere/", ['{"limit": 3}'], "no file or folder 'nowhere/'"),
+    ],
+)
+def test_a_watcher_knows_wrong_settings_and_paths_before_there_is_a_checkpoint(
+    trajectories, metadata, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text("{}")
+    watch = ["watch", ".", "-o", "out", "--once", "--trajectories", trajectories]
+    assert main([*watch, "--metadata", *metadata]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_watcher_takes_settings_as_pairs(tmp_path):
+    (tmp_path / "data.jsonl").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    words = ["watch", tmp_path / "checkpoints", "-o", tmp_path / "out", "--trajectories", tmp_path / "data.jsonl"]
+    assert main([*map(str, words), "--once", "--metadata", "limit=3", "epsilon=ln3"]) == 0
