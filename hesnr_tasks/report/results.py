@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from hesnr_tasks.analysis.frame import folders
 from hesnr_tasks.errors import DataError, SettingsError
 from hesnr_tasks.files.bounded import read_json
+from hesnr_tasks.ladder.downstream import remembered_name
 from hesnr_tasks.metrics import METRICS, names_of
 from hesnr_tasks.scores import StoredRun, StoreError, choose_runs, differences
 from hesnr_tasks.scores.runs import model_of, read_run, short_names, window_of
@@ -28,7 +29,7 @@ _VARIANTS = ("revision", "peft", "delta", "adapter")  # model arguments that mak
 class TaskResult(NamedTuple):
     """One task of one result file."""
 
-    model: str  # the shortest end of its path or hub name that is unique
+    model: str  # its name in the ladder that was run, else the shortest end of its path or hub name that is unique
     task: str
     values: Mapping[str, Estimate]  # metric -> value and standard error
     comparable: str  # results with the same text may be ranked together
@@ -104,7 +105,9 @@ def read_results(sources: Iterable[str | Path], *, optional: bool = False) -> li
     candidates: dict[tuple[str, str], list[TaskResult]] = {}
     short_context: list[str] = []
     for path in paths:
+        name = remembered_name(path)  # of the ladder, which verdict and live table use too
         for result in _read_file(path):
+            result = result._replace(model=name or result.model)
             if window := (result.signature or {}).get("window"):  # never beside numbers of whole contexts
                 short_context.append(f"{result.task} in {path.name} (window={window})")
             else:
@@ -365,7 +368,8 @@ def find_score_folders(
         if window_of(signature) is not None:
             continue
         models = [result.model for result in results if result.signature and _same_run(result.signature, signature)]
-        for model in models:
+        name = remembered_name(folder)
+        for model in [name] if name in models else models:  # two of a ladder may be runs of one model
             by_model.setdefault(model, folder)
         if not models:
             without_result.append((model_of(signature["run"]), folder))

@@ -39,6 +39,20 @@ def test_the_newest_result_of_a_checkpoint_counts(tmp_path):
     assert [row.values["he_snr"][0] for row in read_results([str(tmp_path)])] == [0.9]
 
 
+def test_a_checkpoint_of_a_ladder_has_the_name_under_which_it_was_scored(tmp_path, capsys):
+    """Models may be called otherwise, as another checkpoint is called, or be the same with other settings."""
+    for name, model, snr in (("a", "b", 0.1), ("b", "a", 0.2), ("c", "a", 0.3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ladder.json").write_text(json.dumps({"name": name}))
+        result(tmp_path / name / model, model, snr, others={})
+    ladder = tmp_path / "ladder.yaml"
+    ladder.write_text("checkpoints: [{name: a, model: b}, {name: b, model: a}, {name: c, model: a}]")
+    for words in ([], ["--ladder", str(ladder)]):
+        assert cli.main(["report", str(tmp_path), *words]) == 0
+        lines = capsys.readouterr().out.splitlines()[4:]
+        assert [line[:15] for line in lines] == ["| a | 0.100 ± 0", "| b | 0.200 ± 0", "| c | 0.300 ± 0"]
+
+
 def test_a_short_context_pass_is_on_no_leaderboard(tmp_path, capsys):
     result(tmp_path, "a", 0.9, date=3.0, others={}, window=512)
     assert cli.main(["report", str(tmp_path)]) == 2
