@@ -47,7 +47,7 @@ from hesnr_tasks.analysis.tables import (
     show,
     sweep,
 )
-from hesnr_tasks.errors import SettingsError, nearest
+from hesnr_tasks.errors import SettingsError, listed, nearest
 from hesnr_tasks.metrics import METRICS, MIN_TOKENS, names_of
 from hesnr_tasks.scores import ScoreStore, choose_runs
 from hesnr_tasks.stats import RESAMPLES, SEED
@@ -268,7 +268,7 @@ def compare(args: argparse.Namespace) -> str:
         if name in METRICS and METRICS[name].suite == "pairs":
             raise SettingsError(f"--metrics {name} needs other scores of the same texts: hesnr analyze A --against B")
         if name not in ranked:
-            raise SettingsError(f"--metrics {name!r} must be one of {', '.join(ranked)}.{nearest(name, ranked)}")
+            raise SettingsError(f"--metrics {name!r} must be one of {listed(ranked, 10)}.{nearest(name, ranked)}")
     k = 10 if args.k is None else args.k
     epsilon = check_epsilons([args.epsilon] if args.epsilon is not None else None, [k])[0]
     paths = folders(args.scores)

@@ -159,10 +159,9 @@ def _init(args: argparse.Namespace) -> int:
         raise SettingsError(f"{args.output} exists; name another file, or overwrite it with --force")
     else:
         write_output(args.output, text)
-        print(
-            f"wrote {args.output}: {number_of(len(checkpoints), 'checkpoint')}. Add families, stages, sft_of "
-            f"and downstream scores."
-        )
+        scores = "" if any(c.downstream for c in ladder.checkpoints) else ", downstream scores"
+        listed = number_of(len(checkpoints), "checkpoint")
+        print(f"wrote {args.output}: {listed}. Add trajectories, families, stages and sft_of{scores}.")
     _say(remarks)
     return 0
 

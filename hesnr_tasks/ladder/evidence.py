@@ -16,7 +16,7 @@ from hesnr_tasks.analysis.compare import Run, matched, only_selection, read_run
 from hesnr_tasks.analysis.frame import context_for, folders, run_names, whole_contexts
 from hesnr_tasks.analysis.learned import LearnedRanker, learned_rankers, learned_table
 from hesnr_tasks.analysis.tables import Table, show
-from hesnr_tasks.errors import DataError, HesnrError, SettingsError, nearest, number_of
+from hesnr_tasks.errors import DataError, HesnrError, SettingsError, listed, nearest, number_of
 from hesnr_tasks.ladder.downstream import Outcome, checkpoint_of_run, outcomes, remembered_name
 from hesnr_tasks.ladder.names import parse_name
 from hesnr_tasks.ladder.pack import Pack
@@ -471,7 +471,7 @@ def _check_proxies(settings: VerdictSettings) -> None:
     for name in settings.names:
         allowed = [key for key in names_of("all") if METRICS[key].better]
         if name not in allowed:
-            raise SettingsError(f"proxy {name!r} must be one of {', '.join(allowed)}.{nearest(name, allowed)}")
+            raise SettingsError(f"proxy {name!r} must be one of {listed(allowed, 10)}.{nearest(name, allowed)}")
 
 
 _BPB = "bpb"

@@ -161,7 +161,7 @@ def test_the_same_text_with_other_tokens_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--metrics", "ppls"], r"Did you mean 'ppl'\?"),
+        (["--metrics", "ppls"], r"must be one of he_snr, .{60,160} and \d+ more\. Did you mean 'ppl'\?"),
         (["--power", "1.5"], "--power must be"),
         (["--filters", "every"], "one set of tokens"),
         (["--epsilon", "3"], "no entropy exceeds"),
