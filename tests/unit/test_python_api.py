@@ -141,8 +141,6 @@ def test_what_cannot_be_asked_says_why(folder):
         scores.evaluate(filters="every")
     with pytest.raises(SettingsError, match="no better direction"):
         hesnr.compare(scores, scores, "tokens")
-    with pytest.raises(DataError, match="no trajectory to score"):
-        hesnr.score(None, None, [])
     for call in (
         lambda: scores.evaluate(epsilon=9.0),
         lambda: scores.evaluate(k=1),
@@ -165,3 +163,9 @@ def test_a_wrong_command_line_is_told_in_two_lines(words, capsys):
     assert stopped.value.code == 2
     assert error[0].startswith("hesnr")
     assert error[1:] == [f"{error[0].split(':')[0]} --help lists the arguments."]
+
+
+def test_no_trajectory_to_score_is_said():
+    pytest.importorskip("torch")
+    with pytest.raises(DataError, match="no trajectory to score"):
+        hesnr.score(None, None, [])

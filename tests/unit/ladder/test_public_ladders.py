@@ -33,6 +33,7 @@ def test_a_public_ladder_reads_and_says_what_was_not_checked(path, capsys):
 @pytest.fixture
 def online(monkeypatch):
     """Tests ask no hub, but one of their own."""
+    pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
