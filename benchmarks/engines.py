@@ -26,11 +26,11 @@ K = 10
 
 
 def sequences(tokenizer, longest: int, most: int) -> list[TokenSequence]:
-    """The miniature's trajectories, the last three quarters of each wanted, until there are `most` wanted tokens."""
+    """The miniature's trajectories, the last nine tenths of each wanted, until there are `most` wanted tokens."""
     texts: list[TokenSequence] = []
     for trajectory in load([str(demo.HERE / "miniature" / "trajectories.jsonl")]):
         ids = tokenizer(render(trajectory, "transcript").text, add_special_tokens=False)["input_ids"][:longest]
-        targets = np.arange(max(1, len(ids) // 4), len(ids), dtype=np.int32)
+        targets = np.arange(max(1, len(ids) // 10), len(ids), dtype=np.int32)
         texts.append(TokenSequence(trajectory.id, np.array(ids, np.int32), targets))
         if sum(len(text.targets) for text in texts) > most:
             break
