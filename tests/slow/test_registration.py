@@ -73,7 +73,7 @@ def test_plain_lm_eval_then_finds_our_tasks_and_ends_with_what_must_not_be_overl
     assert "|hesnr_swe|" in done.stdout
     assert "NUMBERS ARE OF 2 SHIPPED DEMO TRAJECTORIES, NOT OF YOURS" in done.stdout.splitlines()[-1]  # after the table
     closing = done.stdout.splitlines()[-2]
-    assert closing.startswith("hesnr-tasks: hesnr_swe of model: he_snr ")
+    assert closing.startswith(f"hesnr-tasks: hesnr_swe of {tmp_path.name}/model: he_snr ")
     assert closing.endswith(
         "2 trajectories of the demo. Next: the same with --output_path results/, then hesnr report results/"
     )
